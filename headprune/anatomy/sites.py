@@ -1,0 +1,170 @@
+"""What an anatomy is made of: sites, and which rows of which parameter belong to which head. Plain frozen values."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from headprune.heads import HeadId, SiteId
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """``length`` neighbouring indices of a dimension that belong to the same heads; no owners: to all of them."""
+
+    owners: tuple[int, ...]
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One dimension of one parameter, cut into runs, in the order and size of the *unpruned* model.
+
+    Args:
+        parameter: The parameter's path from the model's root.
+        dim: The dimension that is cut.
+        runs: Who owns what along it. An index goes when it has owners and all of them are gone; this one rule covers
+            per-head rows, rows that a GQA group shares, and fused projections.
+    """
+
+    parameter: str
+    dim: int
+    runs: tuple[Run, ...]
+
+    def size(self, heads: Collection[int]) -> int:
+        """Return the length of the dimension while ``heads`` are there."""
+        return sum(run.length for run in self.runs if _is_there(run, heads))
+
+    def kept_indices(self, *, present: Collection[int], kept: Collection[int]) -> list[int]:
+        """Return which of the indices that exist while ``present`` are there stay when only ``kept`` remain.
+
+        >>> Slice("q.weight", 0, (Run((0,), 2), Run((1,), 2), Run((2,), 2))).kept_indices(
+        ...     present=[0, 2], kept=[2]
+        ... )
+        [2, 3]
+        """
+        indices: list[int] = []
+        position = 0
+        for run in self.runs:
+            if not _is_there(run, present):
+                continue
+            if _is_there(run, kept):
+                indices.extend(range(position, position + run.length))
+            position += run.length
+        return indices
+
+
+def _is_there(run: Run, heads: Collection[int]) -> bool:
+    return not run.owners or any(owner in heads for owner in run.owners)
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """An integer attribute of a module that depends on the number of heads; ``kind`` says how."""
+
+    module: str
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One attention of the model.
+
+    Args:
+        id: Its name.
+        path: Path of the attention module from the model's root.
+        output: Path of the output projection. Its input is the concatenation of the heads' outputs ``z``.
+        num_heads: Number of query heads of the unpruned model.
+        num_key_value_heads: Number of key/value heads of the unpruned model.
+        head_dim: Width of one head's ``z``.
+        heads: Original indices of the heads that are still there.
+        slices: The dimensions to cut, the output projection's among them.
+        attributes: The integers to update.
+        min_heads: How many heads must stay for the model's own forward to run (0 or 1; proven by trying).
+    """
+
+    id: SiteId
+    path: str
+    output: str
+    num_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    heads: tuple[int, ...]
+    slices: tuple[Slice, ...]
+    attributes: tuple[Attribute, ...]
+    min_heads: int = 1
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share one key/value head in the unpruned model (1: multi-head attention)."""
+        return self.num_heads // self.num_key_value_heads
+
+    def group_of(self, head: int) -> int:
+        """Return the key/value head that query head ``head`` reads."""
+        return head // self.group_size
+
+    def groups(self, heads: Iterable[int]) -> dict[int, tuple[int, ...]]:
+        """Return ``heads`` by the key/value head they read."""
+        found: dict[int, list[int]] = {}
+        for head in sorted(heads):
+            found.setdefault(self.group_of(head), []).append(head)
+        return {group: tuple(members) for group, members in found.items()}
+
+    def is_lawful(self, kept: Collection[int]) -> bool:
+        """Whether stock attention can run with ``kept``: every key/value head left serves equally many query heads."""
+        sizes = {len(members) for members in self.groups(kept).values()}
+        return len(sizes) <= 1 and len(kept) >= self.min_heads
+
+    def attribute_value(self, kind: str, kept: Collection[int]) -> int:
+        """Return what an attribute of ``kind`` is when ``kept`` remain."""
+        heads = len(kept)
+        key_value_heads = len(self.groups(kept)) if self.num_key_value_heads > 1 else 1
+        match kind:
+            case "heads":
+                return heads
+            case "key_value_heads":
+                return key_value_heads
+            case "group_size":
+                return max(1, heads // max(1, key_value_heads))
+            case "width":
+                return heads * self.head_dim
+            case _:
+                return key_value_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Where the heads of a model are.
+
+    Args:
+        model_type: As in the model's config.
+        sites: The attentions whose heads can be pruned.
+        refused: Path of each attention that can't be, with the reason.
+    """
+
+    model_type: str
+    sites: tuple[Site, ...]
+    refused: Mapping[str, str]
+
+    @cached_property
+    def heads(self) -> tuple[HeadId, ...]:
+        """All heads that are still there, in the model's order. Columns of every mask follow this order."""
+        return tuple(HeadId(site.id, head) for site in self.sites for head in site.heads)
+
+    @cached_property
+    def columns(self) -> dict[SiteId, slice]:
+        """Which of the columns of a mask over :attr:`heads` belong to each site."""
+        found: dict[SiteId, slice] = {}
+        start = 0
+        for site in self.sites:
+            found[site.id] = slice(start, start + len(site.heads))
+            start += len(site.heads)
+        return found
+
+    def kept_per_site(self, removed: Collection[HeadId]) -> dict[SiteId, tuple[int, ...]]:
+        """Return the heads of each site that remain when ``removed`` go."""
+        gone = set(removed)
+        return {
+            site.id: tuple(head for head in site.heads if HeadId(site.id, head) not in gone)
+            for site in self.sites
+        }

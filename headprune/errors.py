@@ -1,0 +1,73 @@
+"""One family of errors. Each says what is wrong, where it came from, and what to do next.
+
+The command line prints an error as three lines and leaves with its ``exit_code``; a traceback is shown only when
+``HEADPRUNE_DEBUG=1``. Exit code 1 is kept for a proof or a gate that says no, 2 is anything else that stopped us.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class HeadpruneError(Exception):
+    """Something the user can act on.
+
+    Args:
+        what: What is wrong, with the offending value in it.
+        where: The file, option or module it came from.
+        hint: What to do; a command where there is one.
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, where: str, hint: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"error: {self.what}\n  in:   {self.where}\n  try:  {self.hint}"
+
+
+class ConfigError(HeadpruneError):
+    """A setting that can't be used: an unknown key, a value out of range, two that contradict."""
+
+
+class DataError(HeadpruneError):
+    """Data that can't be read, or doesn't hold what the task needs."""
+
+
+class ModelError(HeadpruneError):
+    """A model that can't be loaded or run."""
+
+
+class UnsupportedError(HeadpruneError):
+    """An architecture, or a part of one, that is not proven to be prunable."""
+
+
+class PlanError(HeadpruneError):
+    """A plan that the architecture, the constraints or the scores don't allow."""
+
+
+class CheckpointError(HeadpruneError):
+    """A directory or file that can't be written, or that is not what it should be."""
+
+
+class ProofError(HeadpruneError):
+    """A proof said no: the result is wrong and nothing was kept of it."""
+
+    exit_code = 1
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``known``, the likeliest first, as the end of a sentence.
+
+    >>> did_you_mean("scor", ["score", "prune"])
+    "did you mean 'score'? known: score, prune"
+    >>> did_you_mean("xyz", ["score", "prune"])
+    'known: score, prune'
+    """
+    names = list(known)
+    close = get_close_matches(word, names, n=1)
+    listed = f"known: {', '.join(names)}"
+    return f"did you mean {close[0]!r}? {listed}" if close else listed

@@ -1,0 +1,249 @@
+"""Heads, masks, scores and plans as values: index arithmetic and JSON. Knows no model, imports no torch.
+
+A *site* is one attention of the model; a *head* is named by its site and its **original** index, which it keeps for ever,
+however often the model is pruned again. Where a model has one stack, the stack is left out: ``L3``, ``L3.H7``;
+else ``encoder.L3.H7``, and cross-attention is ``decoder.L2.cross.H7``.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeAlias, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
+
+from headprune.errors import CheckpointError, PlanError
+
+_SITE = re.compile(
+    r"(?:(?P<stack>[a-z][a-z0-9_]*)\.)?L(?P<layer>\d+)(?:\.(?P<kind>[a-z][a-z0-9_]*))?"
+)
+_HEAD = re.compile(rf"(?P<site>{_SITE.pattern})\.H(?P<head>\d+)")
+
+
+class SiteId(NamedTuple):
+    """One attention: ``SiteId("", 3, "self")`` prints as ``L3``."""
+
+    stack: str
+    layer: int
+    kind: str = "self"
+
+    def __str__(self) -> str:
+        stack = f"{self.stack}." if self.stack else ""
+        return f"{stack}L{self.layer}" + ("" if self.kind == "self" else f".{self.kind}")
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """Read a name such as ``L3`` or ``decoder.L2.cross``.
+
+        >>> SiteId.parse("decoder.L2.cross")
+        SiteId(stack='decoder', layer=2, kind='cross')
+        """
+        found = _SITE.fullmatch(name)
+        if not found:
+            raise PlanError(
+                f"{name!r} is not the name of an attention",
+                where="site name",
+                hint="write it like L3, encoder.L3 or decoder.L2.cross (layers count from 0)",
+            )
+        return cls(found["stack"] or "", int(found["layer"]), found["kind"] or "self")
+
+
+class HeadId(NamedTuple):
+    """One head, by its original 0-based index: prints as ``L3.H7``."""
+
+    site: SiteId
+    head: int
+
+    def __str__(self) -> str:
+        return f"{self.site}.H{self.head}"
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """Read a name such as ``L3.H7``.
+
+        >>> str(HeadId.parse("encoder.L3.H7"))
+        'encoder.L3.H7'
+        """
+        found = _HEAD.fullmatch(name)
+        if not found:
+            raise PlanError(
+                f"{name!r} is not the name of a head",
+                where="head name",
+                hint="write it like L3.H7 (layer and head count from 0)",
+            )
+        return cls(SiteId.parse(found["site"]), int(found["head"]))
+
+
+HeadSelection: TypeAlias = Iterable[str | HeadId] | Mapping[str, Iterable[int]]
+"""Heads as a user writes them: ``["L0.H1"]``, HeadIds, or ``{"L0": [1, 3]}``."""
+
+
+def select_heads(selection: HeadSelection, known: Sequence[HeadId]) -> tuple[HeadId, ...]:
+    """Turn a user's selection into the heads it names, in the order of ``known``.
+
+    Raises:
+        PlanError: A head is named that is not in ``known``.
+    """
+    named: set[HeadId]
+    if isinstance(selection, Mapping):
+        named = {
+            HeadId(SiteId.parse(site), index)
+            for site, heads in selection.items()
+            for index in heads
+        }
+    else:
+        named = {head if isinstance(head, HeadId) else HeadId.parse(head) for head in selection}
+    unknown = named - set(known)
+    if unknown:
+        layers = sorted({str(head.site) for head in known}, key=lambda name: SiteId.parse(name))
+        raise PlanError(
+            f"the model has no head {', '.join(str(head) for head in sorted(unknown))}",
+            where="selection of heads",
+            hint=f"it has {len(known)} heads in {layers[0]} to {layers[-1]}, such as {known[0]}"
+            if known
+            else "it has no head that can be pruned",
+        )
+    return tuple(head for head in known if head in named)
+
+
+def _head_from_json(value: object) -> object:
+    return HeadId.parse(value) if isinstance(value, str) else value
+
+
+HeadName: TypeAlias = Annotated[HeadId, BeforeValidator(_head_from_json), PlainSerializer(str)]
+
+
+class Artefact(BaseModel):
+    """A value that lies on disk as one JSON document with a ``format`` number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    format: Literal[1] = 1
+
+    def to_json(self) -> str:
+        """Return the document: sorted keys, two-space indent, a newline at the end."""
+        return dump_json(self.model_dump(mode="json"))
+
+
+A = TypeVar("A", bound=Artefact)
+
+
+def dump_json(document: object) -> str:
+    """Return ``document`` as JSON that diffs well: sorted keys, indented, newline at the end."""
+    return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def read_artefact(kind: type[A], path: Path) -> A:
+    """Read a JSON file written by :meth:`Artefact.to_json`.
+
+    Raises:
+        CheckpointError: The file is missing, is not JSON, or is not a ``kind``.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(
+            f"{path.name} can't be read: {error.strerror or error}",
+            where=str(path),
+            hint="check the path",
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(
+            f"{path.name} is not a {kind.__name__} file: {place + ': ' if place else ''}{first['msg']}",
+            where=str(path),
+            hint=f"write it again; it is made by `headprune {kind.written_by()}`"
+            if hasattr(kind, "written_by")
+            else "write it again",
+        ) from error
+
+
+class HeadMask(NamedTuple):
+    """Which heads speak: one number per head, 1 keeps it and 0 silences it (the old ``head_mask``)."""
+
+    heads: tuple[HeadId, ...]
+    values: tuple[float, ...]
+
+    @classmethod
+    def without(cls, removed: Iterable[HeadId], heads: Sequence[HeadId]) -> Self:
+        """Return the mask over ``heads`` that silences ``removed``."""
+        gone = set(removed)
+        return cls(tuple(heads), tuple(float(head not in gone) for head in heads))
+
+    @property
+    def removed(self) -> tuple[HeadId, ...]:
+        """The heads with value 0."""
+        return tuple(head for head, value in zip(self.heads, self.values, strict=True) if not value)
+
+
+class HeadScores(Artefact):
+    """The importance of every head (higher matters more), with what it was measured on.
+
+    ``values``, ``standard_errors`` and ``heads`` are parallel; ``standard_errors`` is None for methods that don't sample.
+    """
+
+    method: str
+    normalize: Literal["none", "layer"] = "none"
+    objective: str = "loss"
+    heads: tuple[HeadName, ...]
+    values: tuple[float, ...]
+    standard_errors: tuple[float, ...] | None = None
+    n: int
+    seed: int
+    data: dict[str, Any] = {}
+    model: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _lists_are_parallel(self) -> Self:
+        lengths = {len(self.heads), len(self.values)}
+        if self.standard_errors is not None:
+            lengths.add(len(self.standard_errors))
+        if len(lengths) > 1:
+            raise ValueError("heads, values and standard_errors must have the same length")
+        if len(set(self.heads)) != len(self.heads):
+            raise ValueError("a head is listed twice")
+        return self
+
+    @classmethod
+    def written_by(cls) -> str:
+        """The command that writes this file."""
+        return "score"
+
+    def by_head(self) -> dict[HeadId, float]:
+        """The score of each head."""
+        return dict(zip(self.heads, self.values, strict=True))
+
+    def ranked(self) -> tuple[HeadId, ...]:
+        """Heads from least to most important; ties keep the model's order."""
+        order = sorted(range(len(self.heads)), key=lambda i: (self.values[i], i))
+        return tuple(self.heads[i] for i in order)
+
+
+class PruningPlan(Artefact):
+    """Which heads go, and why. Pure: it can be read, edited, reviewed and applied later.
+
+    ``budget`` is what was asked and what it came to; ``constraints`` are the settings that shaped the plan;
+    ``reasons`` has a sentence for each head whose fate was not decided by its score alone.
+    """
+
+    remove: tuple[HeadName, ...]
+    kept_per_site: dict[str, int]
+    budget: dict[str, Any] = {}
+    constraints: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+    model: dict[str, Any] = {}
+
+    @classmethod
+    def written_by(cls) -> str:
+        """The command that writes this file."""
+        return "prune"
