@@ -1,0 +1,207 @@
+"""The public functions, on objects already in memory. Nothing here reads or writes files but :func:`save` and :func:`load`."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from headprune import checkpoint, selection
+from headprune.anatomy import Anatomy
+from headprune.checkpoint import load
+from headprune.errors import PlanError, did_you_mean
+from headprune.heads import HeadMask, HeadScores, HeadSelection, PruningPlan, select_heads
+from headprune.inspection import inspect
+from headprune.masking import gated
+from headprune.models import fingerprint, versions
+from headprune.replay import Batch, as_batches
+from headprune.scoring import METHODS
+from headprune.scoring import score as score_heads
+from headprune.surgery import cut
+
+__all__ = ["inspect", "load", "masked", "plan", "prune", "save", "score"]
+
+
+@contextmanager
+def masked(
+    model: PreTrainedModel,
+    heads: HeadSelection | HeadMask | Mapping[str, Tensor],
+    *,
+    anatomy: Anatomy | None = None,
+) -> Iterator[None]:
+    """Silence heads of ``model`` while the block lasts; exact, with any attention kernel.
+
+    >>> with hp.masked(model, ["L0.H1", "L0.H3"]):  # doctest: +SKIP
+    ...     model(**inputs)
+
+    Args:
+        model: The model.
+        heads: The heads to silence: names, HeadIds, ``{"L0": [1, 3]}``, or a :class:`HeadMask`; or for each site a tensor
+            [rows, heads] that multiplies its heads row by row, ``{"L0": gates}``, others untouched.
+        anatomy: The model's anatomy, if it is known already.
+
+    Raises:
+        PlanError: A head or site is named that the model doesn't have.
+        UnsupportedError: The model's heads can't be found.
+        ModelError: A forward ran, and a site was not masked in it.
+    """
+    anatomy = anatomy or inspect(model)
+    gates = _gates(anatomy, heads).to(next(model.parameters()).device)
+    with gated(model, anatomy, gates=gates):
+        yield
+
+
+def _gates(
+    anatomy: Anatomy, heads: HeadSelection | HeadMask | Mapping[str, Tensor]
+) -> Float[Tensor, "rows heads"] | Float[Tensor, " heads"]:
+    if isinstance(heads, HeadMask):
+        values = dict(zip(heads.heads, heads.values, strict=True))
+        select_heads(values, anatomy.heads)
+        return torch.tensor([values.get(head, 1.0) for head in anatomy.heads])
+    if isinstance(heads, Mapping) and any(isinstance(value, Tensor) for value in heads.values()):
+        return _gates_from_tensors(anatomy, heads)
+    removed = select_heads(heads, anatomy.heads)
+    return torch.tensor(HeadMask.without(removed, anatomy.heads).values)
+
+
+def _gates_from_tensors(anatomy: Anatomy, tensors: Mapping[str, Any]) -> Float[Tensor, "rows heads"]:
+    columns = {str(site): where for site, where in anatomy.columns.items()}
+    rows = next(iter(tensors.values())).shape[0]
+    parts = [torch.ones(rows, where.stop - where.start) for where in columns.values()]
+    names = list(columns)
+    for name, tensor in tensors.items():
+        if name not in columns:
+            raise PlanError(
+                f"the model has no attention {name!r}", where="masked", hint=did_you_mean(name, names)
+            )
+        place = names.index(name)
+        if tuple(tensor.shape) != tuple(parts[place].shape):
+            raise PlanError(
+                f"the gates of {name} have shape {tuple(tensor.shape)}, wanted {tuple(parts[place].shape)}",
+                where="masked",
+                hint="give [rows, heads], the same number of rows for every site",
+            )
+        parts[place] = tensor
+    return torch.cat(parts, dim=1)
+
+
+def score(
+    model: PreTrainedModel,
+    batches: Iterable[Batch | Mapping[str, Tensor]],
+    *,
+    loss: Callable[[Any, Batch], Tensor],
+    method: str = "gradient",
+    normalize: Literal["none", "layer"] = "none",
+    seed: int = 0,
+    anatomy: Anatomy | None = None,
+) -> HeadScores:
+    """Score every head of ``model``.
+
+    Args:
+        model: The model; run in eval mode and left as it was.
+        batches: Calibration data: mappings of tensors as a DataLoader gives them (``labels`` become ``batch.targets``), or
+            :class:`~headprune.replay.Batch` values.
+        loss: ``loss(outputs, batch) -> [examples]``, one number per example, smaller is better.
+        method: ``gradient`` (Michel et al. 2019, eq. 2), ``ablation``, ``magnitude`` or ``random``.
+        normalize: ``layer`` divides by the l2 norm of each layer's scores.
+        seed: For methods that draw random numbers.
+        anatomy: The model's anatomy, if it is known already.
+
+    Raises:
+        PlanError: There is no such method.
+        UnsupportedError: The model's heads can't be found.
+    """
+    if method not in METHODS:
+        raise PlanError(
+            f"there is no method {method!r}", where="method", hint=did_you_mean(method, METHODS)
+        )
+    found = score_heads(
+        model,
+        anatomy or inspect(model),
+        batches=as_batches(batches),
+        loss=loss,
+        method=method,
+        normalize=normalize,
+        seed=seed,
+    )
+    note = {"model_type": model.config.model_type, "fingerprint": fingerprint(model)}
+    return found.model_copy(update={"model": note, "versions": versions()})
+
+
+def plan(
+    scores: HeadScores,
+    *,
+    keep: float,
+    anatomy: Anatomy,
+    min_heads: int = 1,
+    protect: Sequence[str] = (),
+    uniform: bool = False,
+    gqa: Literal["group", "even"] = "group",
+) -> PruningPlan:
+    """Choose the heads to remove: the least important ones that the architecture and the constraints allow.
+
+    Raises:
+        PlanError: The constraints contradict each other, the architecture or the scores.
+    """
+    constraints = selection.Constraints(keep, min_heads, tuple(protect), uniform, gqa)
+    return selection.make_plan(scores, anatomy, constraints=constraints)
+
+
+def prune(
+    model: PreTrainedModel,
+    heads: PruningPlan | HeadSelection | HeadMask,
+    *,
+    anatomy: Anatomy | None = None,
+) -> PreTrainedModel:
+    """Cut heads out of ``model``, in place, and return it.
+
+    Args:
+        model: The model; may have been pruned before. Heads keep their original names.
+        heads: A plan, or heads to remove in the forms that :func:`masked` takes.
+        anatomy: The model's anatomy, if it is known already.
+
+    Raises:
+        PlanError: A head isn't there, or what would be left can't run; the plan is of another model. Nothing was changed then.
+        UnsupportedError: The model's heads can't be found.
+    """
+    anatomy = anatomy or inspect(model)
+    if isinstance(heads, PruningPlan):
+        made_for = heads.model.get("fingerprint")
+        if made_for is not None and made_for != fingerprint(model):
+            raise PlanError(
+                f"the plan was made for another model ({heads.model.get('name', made_for)})",
+                where="plan",
+                hint="make it from scores of this model, or prune by names: prune(model, plan.remove)",
+            )
+        remove = select_heads(heads.remove, anatomy.heads)
+    elif isinstance(heads, HeadMask):
+        remove = select_heads(heads.removed, anatomy.heads)
+    else:
+        remove = select_heads(heads, anatomy.heads)
+    cut(model, anatomy, remove=remove)
+    return model
+
+
+def save(
+    model: PreTrainedModel,
+    directory: str | Path,
+    *,
+    tokenizer: Any = None,
+    overwrite: bool = False,
+) -> checkpoint.Route:
+    """Save a pruned model so that it loads again: atomically, as safetensors, with a manifest.
+
+    Returns:
+        ``stock`` where plain ``from_pretrained`` loads it, ``remote-code`` where ``trust_remote_code=True`` or
+        :func:`load` is needed.
+
+    Raises:
+        CheckpointError: The directory isn't empty, or a write failed; nothing is left half-written.
+    """
+    return checkpoint.save(
+        model, directory, anatomy=inspect(model), tokenizer=tokenizer, overwrite=overwrite
+    )

@@ -1,0 +1,37 @@
+"""Load a saved directory as a stranger would: a new process, plain transformers, headprune not importable.
+
+Run by path with one argument, a JSON file: directory, auto_class, trust_remote_code, inputs, outputs, threads, device. Writes the
+first output of the model to ``outputs`` and prints what loading complained of as JSON.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Do the job named on the command line."""
+    sys.modules["headprune"] = None  # type: ignore[assignment]  # any import of it fails from here on
+    import torch
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    torch.set_num_threads(job["threads"])
+    model, info = getattr(transformers, job["auto_class"]).from_pretrained(
+        job["directory"],
+        trust_remote_code=job["trust_remote_code"],
+        output_loading_info=True,
+        local_files_only=True,
+        attn_implementation=job["attn_implementation"],
+    )
+    model = model.to(job["device"]).eval()
+    inputs = {name: value.to(job["device"]) for name, value in load_file(job["inputs"]).items()}
+    with torch.no_grad():
+        output = model(**inputs)[0]
+    save_file({"output": output.cpu().contiguous()}, job["outputs"])
+    print(json.dumps({name: sorted(map(str, found)) for name, found in info.items() if found}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Load a model, pruned or not, without running any file of its directory."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from headprune.checkpoint import modeling_headprune
+from headprune.checkpoint.manifest import check_manifest
+from headprune.checkpoint.save import auto_classes
+from headprune.errors import CheckpointError, ModelError
+from headprune.models import ModelSource, choose_device, choose_dtype, find
+
+
+def load(
+    directory: str | Path,
+    *,
+    auto_class: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> PreTrainedModel:
+    """Load a model that headprune (or transformers) saved; no ``trust_remote_code`` is needed.
+
+    Args:
+        directory: Where it lies.
+        auto_class: Which ``AutoModel...`` to load it as; by default the class it was saved as.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+        dtype: ``auto`` is the dtype it was saved in.
+
+    Raises:
+        CheckpointError: A file is missing or damaged.
+        ModelError: It can't be loaded as what was asked for.
+    """
+    source = find(str(directory))
+    return load_model(source, auto_class=auto_class, device=device, dtype=dtype)
+
+
+def load_model(
+    source: ModelSource, *, auto_class: str | None, device: str = "auto", dtype: str = "auto"
+) -> PreTrainedModel:
+    """Load the model that was found, in eval mode; every weight must be there and used.
+
+    Raises:
+        CheckpointError: A file is missing or damaged.
+        ModelError: It can't be loaded as ``auto_class``.
+    """
+    check_manifest(source.directory)
+    kind = _model_class(source, auto_class)
+    # A pooler that wasn't saved is drawn at random: no task of ours reads one, but drawing must not move the caller's state.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            model, info = kind.from_pretrained(
+                source.directory,
+                dtype=choose_dtype(dtype),
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+            raise ModelError(
+                f"the model can't be loaded: {str(error).strip().splitlines()[0]}",
+                where=str(source.directory),
+                hint="check that config.json and the weights belong together",
+            ) from error
+    missing = [name for name in sorted(info["missing_keys"]) if "pooler" not in name]
+    if missing:
+        raise ModelError(
+            f"the weights have no {missing[0]}"
+            + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+            + f", which a {kind.__name__} needs",
+            where=str(source.directory),
+            hint="choose the --task that the model was trained for",
+        )
+    loaded: PreTrainedModel = model.to(choose_device(device)).eval()
+    return loaded
+
+
+def _model_class(source: ModelSource, auto_class: str | None) -> Any:
+    config = source.config
+    stock: Any
+    if auto_class is None:
+        name = (config.architectures or ["AutoModel"])[0].removeprefix("HeadPruned")
+        stock = getattr(transformers, name, None)
+    else:
+        stock = auto_classes(type(config)).get(auto_class)
+    if stock is None:
+        raise ModelError(
+            f"a {config.model_type} model can't be loaded as {auto_class or config.architectures}",
+            where=str(source.directory),
+            hint="choose the --task that the model was trained for",
+        )
+    if "sites" not in (getattr(config, "headprune", None) or {}):
+        return stock
+    if config.headprune.get("format") != 1:
+        raise CheckpointError(
+            f"the model was saved by a newer headprune (format {config.headprune.get('format')})",
+            where=str(source.directory / "config.json"),
+            hint="pip install --upgrade headprune",
+        )
+    return getattr(modeling_headprune, f"HeadPruned{stock.__name__}")

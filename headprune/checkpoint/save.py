@@ -1,0 +1,233 @@
+"""Write a pruned model so that it loads: as a stock model where a stock config can say its shape, else with one small file.
+
+The two routes:
+
+* ``stock``: every layer has the same number of heads and the family's config can express it. Plain
+  ``AutoModel....from_pretrained(directory)`` loads it; no extra file.
+* ``remote-code``: ``modeling_headprune.py`` lies beside the weights. ``from_pretrained(directory, trust_remote_code=True)``
+  loads it, and so does ``headprune.load(directory)`` without running a file of the directory.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from headprune.anatomy import Anatomy
+from headprune.anatomy.clone import pruning_record, quiet, stock_class
+from headprune.atomic import staged_directory
+from headprune.checkpoint import modeling_headprune
+from headprune.checkpoint.manifest import seal
+from headprune.heads import SiteId
+
+Route = Literal["stock", "remote-code"]
+
+# Families whose config refuses head counts that don't divide the hidden size, and the stock family that computes the same and
+# doesn't. Reloading proves that it is so.
+_SAME_MATHEMATICS = {"llama": "mistral"}
+# What makes a directory a sentence-embedding model.
+_SIDE_FILES = (
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "1_Pooling",
+)
+
+
+def save(
+    model: PreTrainedModel,
+    directory: str | Path,
+    *,
+    anatomy: Anatomy,
+    tokenizer: Any = None,
+    overwrite: bool = False,
+) -> Route:
+    """Save a pruned model, atomically, with a manifest of hashes.
+
+    Args:
+        model: The model, pruned or not.
+        directory: Where to; must not exist or be empty unless ``overwrite``.
+        anatomy: The model's anatomy as it is now.
+        tokenizer: Saved beside it.
+        overwrite: Replace what is there.
+
+    Returns:
+        How it can be loaded.
+
+    Raises:
+        CheckpointError: The directory isn't empty, or a write failed; nothing is left half-written.
+    """
+    with staged_directory(Path(directory), overwrite=overwrite) as staging:
+        route = write_model(model, staging, anatomy=anatomy, tokenizer=tokenizer)
+        seal(staging)
+    return route
+
+
+def write_model(
+    model: PreTrainedModel,
+    directory: Path,
+    *,
+    anatomy: Anatomy,
+    tokenizer: Any = None,
+    source: Path | None = None,
+) -> Route:
+    """Write weights, config, tokenizer and what else a load needs into an existing directory."""
+    with quiet():
+        stock = _stock_config(model, anatomy)
+        model.save_pretrained(directory)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(directory)
+        config = stock or _remote_config(model, anatomy)
+        config.save_pretrained(directory)
+    code = directory / "modeling_headprune.py"
+    if stock is None:
+        shutil.copyfile(str(modeling_headprune.__file__), code)
+    else:
+        code.unlink(missing_ok=True)
+    for name in _SIDE_FILES if source else ():
+        side = source / name  # type: ignore[operator]
+        if side.is_dir():
+            shutil.copytree(side, directory / name)
+        elif side.is_file():
+            shutil.copyfile(side, directory / name)
+    return "remote-code" if stock is None else "stock"
+
+
+def _stock_config(model: PreTrainedModel, anatomy: Anatomy) -> PreTrainedConfig | None:
+    """Return a stock config that builds exactly the tensors of ``model``, or None.
+
+    Found by trying: the candidate's model is built without memory, and names and shapes are compared.
+    """
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for config, kind in _candidates(model, anatomy):
+        try:
+            with torch.device("meta"):
+                built = kind(config)
+        except (ValueError, TypeError, RuntimeError, AttributeError):
+            continue
+        if {name: tensor.shape for name, tensor in built.state_dict().items()} == wanted:
+            config.architectures = [kind.__name__]
+            return config
+    return None
+
+
+def _candidates(
+    model: PreTrainedModel, anatomy: Anatomy
+) -> Iterator[tuple[PreTrainedConfig, type[PreTrainedModel]]]:
+    kind = stock_class(model)
+    record = pruning_record(model.config)
+    plain = _plain_config(model.config, kind)
+    if not record.get("removed"):
+        yield plain, kind
+        return
+    sizes = {(len(site.heads), len(site.groups(site.heads))) for site in anatomy.sites}
+    if len(sizes) != 1 or anatomy.refused or not next(iter(sizes))[0]:
+        return
+    ((heads, groups),) = sizes
+    first = anatomy.sites[0]
+    changes = {"num_attention_heads": heads, "head_dim": first.head_dim}
+    if hasattr(plain, "num_key_value_heads"):
+        changes["num_key_value_heads"] = groups if first.num_key_value_heads > 1 else 1
+    note = {"format": 1, "original": record["original"], "removed": record["removed"]}
+    yield from _changed(plain, changes, note, kind)
+    other = _SAME_MATHEMATICS.get(plain.model_type)
+    if other is not None:
+        name = kind.__name__.replace(_camel(plain.model_type), _camel(other))
+        other_kind = getattr(transformers, name, None)
+        if other_kind is not None:
+            changes["sliding_window"] = None
+            yield from _changed(plain, changes, note, other_kind)
+
+
+def _changed(
+    config: PreTrainedConfig,
+    changes: dict[str, Any],
+    note: dict[str, Any],
+    kind: type[PreTrainedModel],
+) -> Iterator[tuple[PreTrainedConfig, type[PreTrainedModel]]]:
+    settings = {**config.to_dict(), **changes, "headprune": note}
+    settings.pop("model_type", None)
+    renamed = getattr(type(config), "attribute_map", {})
+    settings.update({renamed[name]: settings.pop(name) for name in changes if name in renamed})
+    assert kind.config_class is not None  # every stock model class names its config class
+    try:
+        yield kind.config_class(**settings), kind
+    except Exception:  # noqa: BLE001 - config classes refuse with exceptions of their own; the next candidate is tried
+        return
+
+
+def _remote_config(model: PreTrainedModel, anatomy: Anatomy) -> PreTrainedConfig:
+    """Return the config that makes transformers use ``modeling_headprune.py`` with the sizes of ``model``."""
+    kind = stock_class(model)
+    config = _plain_config(model.config, kind)
+    config.headprune = {**pruning_record(model.config), "sites": _sizes(model, anatomy)}
+    assert kind.config_class is not None
+    classes = {
+        "AutoConfig": kind.config_class.__name__,
+        **{
+            name: made.__name__
+            for name, made in auto_classes(kind.config_class).items()
+        },
+    }
+    config.auto_map = {
+        name: f"modeling_headprune.HeadPruned{made}" for name, made in classes.items()
+    }
+    config.architectures = [kind.__name__]
+    return config
+
+
+def _sizes(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Any]:
+    """Return shapes and integers of every pruned site, by paths below the base model."""
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    removed = {
+        SiteId.parse(name.rpartition(".")[0])
+        for name in pruning_record(model.config).get("removed", ())
+    }
+    return {
+        site.path.removeprefix(prefix): {
+            "shapes": {
+                item.parameter.removeprefix(prefix): list(model.get_parameter(item.parameter).shape)
+                for item in site.slices
+            },
+            "attributes": {
+                item.name: getattr(model.get_submodule(item.module), item.name)
+                for item in site.attributes
+            },
+        }
+        for site in anatomy.sites
+        if site.id in removed
+    }
+
+
+def _plain_config(
+    config: PreTrainedConfig, kind: type[PreTrainedModel]
+) -> PreTrainedConfig:
+    """Return a copy of a config as its stock class, without what an earlier save added."""
+    settings = config.to_dict()
+    settings.pop("auto_map", None)
+    assert kind.config_class is not None
+    plain = kind.config_class.from_dict(settings)
+    plain.architectures = [kind.__name__]
+    return plain
+
+
+def auto_classes(config_class: type[PreTrainedConfig]) -> dict[str, type[PreTrainedModel]]:
+    """Return every ``AutoModel...`` that knows a config class, with the model class it picks."""
+    found: dict[str, type[PreTrainedModel]] = {}
+    for name in dir(transformers):
+        mapping = getattr(getattr(transformers, name), "_model_mapping", None) if (
+            name.startswith("AutoModel")
+        ) else None
+        if mapping is None or config_class not in mapping:
+            continue
+        made = mapping[config_class]
+        found[name] = made[0] if isinstance(made, (tuple, list)) else made
+    return found
+
+
+def _camel(model_type: str) -> str:
+    return model_type.capitalize()

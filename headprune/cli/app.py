@@ -1,0 +1,75 @@
+"""The application: commands, version, and what becomes of errors."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from headprune.cli import check, evaluate, inspect, prune, run, score
+from headprune.cli.options import add_command
+from headprune.errors import HeadpruneError
+
+app = typer.Typer(
+    name="headprune",
+    help="Score every attention head of a transformer, prune the ones that don't matter, prove it, guard it in CI.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for name, module in {
+    "score": score,
+    "prune": prune,
+    "eval": evaluate,
+    "check": check,
+    "inspect": inspect,
+    "run": run,
+}.items():
+    add_command(app, name, module.command, options=module.OPTIONS)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"headprune {version('headprune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    del version  # its callback has done the work
+
+
+def main() -> None:
+    """Run the command line; exit 0 fine, 1 a gate or proof said no, 2 anything else, 130 Ctrl-C."""
+    try:
+        app()
+    except HeadpruneError as error:
+        if os.environ.get("HEADPRUNE_DEBUG") == "1":
+            raise
+        typer.echo(str(error), err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("\nstopped; nothing was left half-written", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output went away (`headprune ... | head`): nothing to tell, nobody to tell it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(2)
+    except Exception as error:
+        # Not a mistake of the user's that we know: say so without burying them in a traceback. Exit 1 stays the gate's.
+        if os.environ.get("HEADPRUNE_DEBUG") == "1":
+            raise
+        typer.echo(
+            f"error: something unexpected went wrong: {type(error).__name__}: {error}\n"
+            "  in:   headprune itself\n"
+            "  try:  HEADPRUNE_DEBUG=1 shows where; please report it",
+            err=True,
+        )
+        sys.exit(2)

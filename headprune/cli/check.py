@@ -1,0 +1,88 @@
+"""``headprune check``: the regression check for CI."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headprune.cli.options import Call
+from headprune.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from headprune.config import Recipe
+    from headprune.evaluation import EvalResult
+    from headprune.gate import Limits
+
+OPTIONS: dict[str, Any] = {
+    "model": Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL|RESULTS.json",
+            help="A model, which is evaluated, or results of `prune` or `eval --json`.",
+        ),
+    ],
+    "baseline": Annotated[str | None, typer.Option(metavar="FILE", help="The committed baseline.")],
+    "max_drop": Annotated[
+        float | None, typer.Option(help="How much worse the metric may be, in its own units.")
+    ],
+    "min_recovery": Annotated[
+        float | None, typer.Option(help="Least share of the baseline's metric.")
+    ],
+    "max_parameters": Annotated[int | None, typer.Option(help="Most parameters.")],
+    "max_latency_increase": Annotated[
+        float | None, typer.Option(help="How much slower, as a share: 0.1 is 10 %.")
+    ],
+    "format": Annotated[
+        str | None,
+        typer.Option(metavar="text|json|markdown|github|junit", help="Of stdout (default: text)."),
+    ],
+    "update_baseline": Annotated[
+        bool | None, typer.Option("--update-baseline", help="Make this result the baseline.")
+    ],
+}
+
+
+def command(call: Call) -> None:
+    """Compare a model with a committed baseline; exit 0 it holds, 1 it regressed, 2 it can't be told."""
+    from headprune import gate
+    from headprune.report.ci import FORMATS
+
+    chosen = call.own.get("format") or ("json" if call.json else "text")
+    if chosen not in FORMATS:
+        raise ConfigError(
+            f"there is no format {chosen!r}", where="--format", hint=did_you_mean(chosen, FORMATS)
+        )
+    if call.recipe.baseline is None:
+        raise ConfigError(
+            "no baseline is named",
+            where="--baseline",
+            hint="headprune check MODEL --baseline baseline.json (--update-baseline makes it)",
+        )
+    path = Path(call.recipe.baseline)
+    if call.own.get("update_baseline"):
+        call.write(gate.write_baseline(path, _result(call)).to_json())
+        call.talk.say(f"written: {path}")
+        return
+    baseline = gate.read_baseline(path)
+    verdict = gate.compare(_result(call), baseline, limits=limits_of(call.recipe))
+    call.write(FORMATS[chosen](verdict))
+    if not verdict.passed:
+        raise typer.Exit(1)
+
+
+def limits_of(recipe: "Recipe") -> "Limits":
+    """Return the limits that a recipe names."""
+    from headprune.gate import Limits
+
+    return Limits(**{name: getattr(recipe, name) for name in Limits.model_fields})
+
+
+def _result(call: Call) -> "EvalResult":
+    """Return the result to judge: read from a file, or measured."""
+    from headprune import pipeline
+    from headprune.results import read_result
+
+    target = call.recipe.model or ""
+    if target.endswith(".json"):
+        return read_result(Path(target))
+    return pipeline.evaluate(call.recipe, voice=call.talk)

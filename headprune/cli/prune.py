@@ -1,0 +1,106 @@
+"""``headprune prune``."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headprune.cli.options import (
+    Call,
+    Gqa,
+    Keep,
+    Method,
+    MinHeads,
+    Model,
+    Normalize,
+    NumSamples,
+    Protect,
+    Uniform,
+)
+from headprune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from headprune.config import Recipe
+    from headprune.heads import HeadScores, PruningPlan
+
+OPTIONS: dict[str, Any] = {
+    "model": Model,
+    "keep": Keep,
+    "scores": Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="scores.json to use (default: the latest run's, or score now)."
+        ),
+    ],
+    "out": Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where the model goes (default: headprune-models/NAME-keep-KEEP).",
+        ),
+    ],
+    "overwrite": Annotated[bool | None, typer.Option("--overwrite", help="Replace what is in --out.")],
+    "min_heads": MinHeads,
+    "protect": Protect,
+    "uniform": Uniform,
+    "gqa": Gqa,
+    "method": Method,
+    "normalize": Normalize,
+    "num_samples": NumSamples,
+    "dry_run": Annotated[
+        bool | None, typer.Option("--dry-run", help="Show the plan; write no model.")
+    ],
+}
+
+
+def command(call: Call) -> None:
+    """Remove the least important heads, prove it, and save the smaller model."""
+    from headprune import pipeline
+    from headprune.report.terminal import plan_table, prune_table
+
+    if call.own.get("dry_run"):
+        plan = pipeline.plan(with_keep(call.recipe), voice=call.talk, show=shower(call))
+        call.write(plan.to_json()) if call.json else call.show(plan_table(plan))
+        call.talk.say("dry run: no model was written")
+        return
+    recipe = with_output(call.recipe)
+    results = pipeline.prune(recipe, voice=call.talk, show=shower(call))
+    if call.json:
+        call.write(results.to_json())
+    else:
+        call.show(prune_table(results, directory=str(recipe.out)))
+
+
+def with_keep(recipe: "Recipe") -> "Recipe":
+    """Return the recipe, which must say how many heads to keep.
+
+    Raises:
+        ConfigError: It doesn't.
+    """
+    if recipe.keep is None:
+        raise ConfigError(
+            "it isn't said how many heads to keep", where="--keep", hint="headprune prune --keep 0.7"
+        )
+    return recipe
+
+
+def with_output(recipe: "Recipe") -> "Recipe":
+    """Return the recipe with the output directory settled."""
+    recipe = with_keep(recipe)
+    if recipe.out is not None:
+        return recipe
+    name = Path((recipe.model or "").replace(":", "-")).absolute().name
+    out = Path("headprune-models") / f"{name}-keep-{recipe.keep:g}"
+    return recipe.model_copy(update={"out": str(out)})
+
+
+def shower(call: Call) -> "Callable[[HeadScores, PruningPlan], None]":
+    """Return what shows scores and plan as a heatmap while the work goes on."""
+    from headprune.report.terminal import heatmap
+
+    def show(scores: "HeadScores", plan: "PruningPlan") -> None:
+        if not call.talk.quiet and not call.json:
+            call.talk.console.print(heatmap(scores, plan))
+
+    return show

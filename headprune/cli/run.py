@@ -1,0 +1,36 @@
+"""``headprune run``: all stages of a recipe."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from headprune.cli.check import limits_of
+from headprune.cli.options import Call
+from headprune.cli.prune import OPTIONS as PRUNE_OPTIONS
+from headprune.cli.prune import shower, with_output
+
+OPTIONS: dict[str, Any] = {
+    "recipe": Annotated[
+        Path | None,
+        typer.Argument(metavar="RECIPE.yaml", help="All settings; options override it."),
+    ],
+    **{name: PRUNE_OPTIONS[name] for name in ("keep", "out", "overwrite")},
+}
+
+
+def command(call: Call) -> None:
+    """Score, prune, save, prove, evaluate and (where the recipe names a baseline) check."""
+    from headprune import gate, pipeline
+    from headprune.report.terminal import prune_table
+
+    recipe = with_output(call.recipe)
+    baseline = gate.read_baseline(Path(recipe.baseline)) if recipe.baseline else None
+    results = pipeline.prune(recipe, voice=call.talk, show=shower(call))
+    verdict = gate.compare(results.after, baseline, limits=limits_of(recipe)) if baseline else None
+    if call.json:
+        call.write(results.to_json())
+    else:
+        call.show(prune_table(results, directory=str(recipe.out), verdict=verdict))
+    if verdict and not verdict.passed:
+        raise typer.Exit(1)

@@ -1,0 +1,37 @@
+"""``headprune score``."""
+
+from typing import Annotated, Any
+
+import typer
+
+from headprune.cli.options import Call, Method, Model, Normalize, NumSamples
+
+OPTIONS: dict[str, Any] = {
+    "model": Model,
+    "method": Method,
+    "normalize": Normalize,
+    "num_samples": NumSamples,
+    "run": Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Where scores.json goes (default: headprune-runs/NNN-METHOD)."
+        ),
+    ],
+}
+
+
+def command(call: Call) -> None:
+    """Score every attention head on your data, and show a heatmap."""
+    from headprune import pipeline
+    from headprune.report.terminal import heatmap, score_table
+    from headprune.runs import write_scores
+
+    scores = pipeline.score(call.recipe, voice=call.talk)
+    path = write_scores(scores, call.recipe.run)
+    if call.json:
+        call.write(scores.to_json())
+    else:
+        call.show(heatmap(scores))
+        call.show("")
+        call.show(score_table(scores))
+    call.talk.say(f"written: {path}")

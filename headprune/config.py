@@ -1,0 +1,164 @@
+"""The recipe: every setting of a run, from the command line, a YAML file, or the defaults, in this order."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from headprune.errors import ConfigError, did_you_mean
+
+RECIPE_FILE = "headprune.yaml"
+
+
+class Recipe(BaseModel):
+    """All settings. Names are the long options' names with underscores; a YAML recipe uses the same."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str | None = None
+    revision: str | None = None
+    task: str | None = None
+    data: str | None = None
+    split: str | None = None
+    eval_data: str | None = None
+    eval_split: str | None = None
+    text: tuple[str, ...] = ()
+    label: str | None = None
+    max_length: int = Field(128, ge=2)
+    metric: str | None = None
+    higher_is_better: bool | None = None
+
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    batch_size: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0)
+    limit: int | None = Field(None, ge=2)
+
+    method: Literal["gradient", "ablation", "magnitude", "random"] | None = None
+    normalize: Literal["none", "layer"] = "none"
+    num_samples: int = Field(1024, ge=1)
+
+    keep: float | None = Field(None, gt=0, le=1)
+    min_heads: int = Field(1, ge=0)
+    protect: tuple[str, ...] = ()
+    uniform: bool = False
+    gqa: Literal["group", "even"] = "group"
+
+    run: str | None = None
+    scores: str | None = None
+    out: str | None = None
+    overwrite: bool = False
+
+    baseline: str | None = None
+    max_drop: float | None = Field(None, ge=0)
+    min_recovery: float | None = Field(None, gt=0)
+    max_parameters: int | None = Field(None, ge=0)
+    max_latency_increase: float | None = Field(None, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_lists(cls, values: Any) -> Any:
+        """Take ``text: a,b`` for ``text: [a, b]``, and ``batch_size: auto`` for none."""
+        if not isinstance(values, dict):
+            return values
+        for name in ("text", "protect"):
+            if isinstance(values.get(name), str):
+                values = {**values, name: [part.strip() for part in values[name].split(",")]}
+        if values.get("batch_size") == "auto":
+            values = {**values, "batch_size": None}
+        return values
+
+    def to_yaml(self) -> str:
+        """Return the settings that differ from the defaults, as a YAML recipe."""
+        return yaml.safe_dump(
+            self.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True
+        )
+
+
+DEMO = Recipe(
+    model="demo:minilm",
+    task="similarity",
+    data="demo:stsb",
+    split="train",
+    eval_data="demo:stsb",
+    eval_split="test",
+)
+"""The built-in demo: all-MiniLM-L6-v2, scored on STS-B train, reported on STS-B test."""
+
+
+def load_recipe(
+    settings: Mapping[str, Any], *, file: Path | None = None, folder: Path | None = None
+) -> tuple[Recipe, str]:
+    """Put a recipe together.
+
+    Args:
+        settings: What the command line said; None means it said nothing.
+        file: A YAML recipe. Without one, ``headprune.yaml`` of ``folder`` is used where there is one; without that, and
+            where neither a model nor data were named, the built-in demo.
+        folder: Where to look for ``headprune.yaml``; the working directory by default.
+
+    Returns:
+        The recipe, and a sentence that says where its settings come from.
+
+    Raises:
+        ConfigError: The file can't be read, a key is unknown, or a value is out of range.
+    """
+    said = {name: value for name, value in settings.items() if value is not None}
+    found = (folder or Path()) / RECIPE_FILE
+    if file is None and found.is_file():
+        file = found
+    if file is not None:
+        return _validated({**_read_yaml(file), **said}, str(file)), f"settings from {file}"
+    if "model" not in said and "data" not in said:
+        defaults = DEMO.model_dump(exclude_defaults=True)
+        return _validated({**defaults, **said}, "command line"), (
+            f"no MODEL, no {RECIPE_FILE}: the built-in demo (all-MiniLM-L6-v2 on STS-B)"
+        )
+    return _validated(said, "command line"), "settings from the command line"
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the recipe can't be read: {error}", where=f"--config {file}", hint="check the path"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"the recipe is not YAML: {str(error).splitlines()[0]}",
+            where=f"--config {file}",
+            hint="check the indentation; a recipe is a list of `name: value` lines",
+        ) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"the recipe is a {type(content).__name__}, not a mapping",
+            where=f"--config {file}",
+            hint="write `name: value` lines",
+        )
+    for name in content:
+        if name not in Recipe.model_fields:
+            raise ConfigError(
+                f"unknown setting {name!r}",
+                where=f"--config {file}",
+                hint=did_you_mean(str(name), Recipe.model_fields),
+            )
+    return {str(name): value for name, value in content.items()}
+
+
+def _validated(values: Mapping[str, Any], where: str) -> Recipe:
+    try:
+        return Recipe.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        option = f"--{name.replace('_', '-')}"
+        raise ConfigError(
+            f"{option} can't be {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}",
+            where=where,
+            hint=f"headprune prune --help tells what {option} takes",
+        ) from error

@@ -1,0 +1,149 @@
+"""Measure a model: the task's metric with its interval, and latency."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from headprune.errors import DataError
+from headprune.heads import Artefact
+from headprune.replay import Batch, forward
+from headprune.tasks import Task
+
+_LATENCY_BATCHES = (1, 32)
+
+
+class EvalResult(Artefact):
+    """A metric with everything that is needed to believe it, or to compare it with another."""
+
+    metric: str
+    value: float
+    interval: tuple[float, float]
+    n: int
+    higher_is_better: bool
+    parameters: int
+    heads: int
+    latency_ms: dict[str, float] = {}
+    limit: int | None = None
+    seed: int
+    data: dict[str, Any] = {}
+    model: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+
+    @classmethod
+    def written_by(cls) -> str:
+        """The command that writes this file."""
+        return "eval --json"
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What the metric compares, in the order of the data."""
+
+    predictions: NDArray[np.float64]
+    references: NDArray[np.float64]
+
+
+@torch.no_grad()
+def predict(
+    model: PreTrainedModel,
+    task: Task,
+    *,
+    batches: Sequence[Batch],
+    track: Callable[[Sequence[Batch], str], Iterable[Batch]] | None = None,
+) -> Predictions:
+    """Run the model over the data once."""
+    n = sum(batch.num_examples for batch in batches)
+    device = next(model.parameters()).device
+    predictions, references = torch.empty(n).double(), torch.empty(n).double()
+    for batch in track(batches, "evaluating") if track else batches:
+        moved = batch.to(device)
+        predicted, true = task.predict(forward(model, moved.inputs), moved)
+        predictions[batch.indices] = predicted.double().cpu()
+        references[batch.indices] = true.double().cpu()
+    return Predictions(predictions.numpy(), references.numpy())
+
+
+def judge(
+    found: Predictions,
+    metric: str,
+    *,
+    seed: int,
+    higher_is_better: bool | None = None,
+    other: Predictions | None = None,
+) -> tuple[float, tuple[float, float], bool]:
+    """Return a metric's value, its 95 % bootstrap interval, and whether higher is better.
+
+    With ``other`` (the same examples, predicted by another model) it is the difference ``found - other`` and the interval
+    of the paired difference.
+
+    Raises:
+        DataError: The metric isn't defined on these examples.
+    """
+    from headprune.tasks import metrics
+
+    statistic = metrics.load_metric(metric, higher_is_better=higher_is_better)
+    predictions = [found.predictions] + ([other.predictions] if other else [])
+    value = metrics.difference(statistic, predictions, found.references)
+    if not math.isfinite(value):
+        raise DataError(
+            f"{metric} is not defined on these {len(found.references)} examples (a constant, or a number that overflowed)",
+            where="evaluation data",
+            hint="give more rows, or another --metric",
+        )
+    interval = metrics.interval(statistic, predictions, found.references, seed=seed)
+    return value, interval, statistic.higher_is_better
+
+
+@torch.no_grad()
+def latency_ms(
+    model: PreTrainedModel, *, batches: Sequence[Batch], seconds: float = 1.0
+) -> dict[str, float]:
+    """Return the median time of a forward in milliseconds, for 1 row and for 32 rows of real data of median length.
+
+    Each size is warmed up twice and then repeated for about ``seconds``, at least 5 times.
+    """
+    device = next(model.parameters()).device
+    batch = sorted(batches, key=lambda b: next(iter(b.inputs.values())).shape[1])[len(batches) // 2]
+    found: dict[str, float] = {}
+    for rows in _LATENCY_BATCHES:
+        wanted = torch.arange(rows) % batch.num_rows
+        inputs = {name: value[wanted].to(device) for name, value in batch.inputs.items()}
+        for _ in range(2):
+            forward(model, inputs)
+        times: list[float] = []
+        while len(times) < 5 or sum(times) < seconds:
+            _synchronize(device)
+            start = time.perf_counter()
+            forward(model, inputs)
+            _synchronize(device)
+            times.append(time.perf_counter() - start)
+        found[f"batch_{rows}"] = round(median(times) * 1000, 3)
+    return found
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def first_examples(batch: Batch, count: int) -> Batch:
+    """Return a batch of the first examples of ``batch``."""
+    examples = torch.arange(min(count, batch.num_examples))
+    rows = torch.nonzero(torch.isin(batch.example_of_row, examples)).flatten()
+    return replace(
+        batch,
+        inputs={name: value[rows] for name, value in batch.inputs.items()},
+        targets=batch.targets[examples],
+        example_of_row=batch.example_of_row[rows],
+        indices=examples,
+    )

@@ -1,0 +1,244 @@
+"""The regression check for CI: results against a baseline that lies in the repository -> verdict."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from headprune.atomic import write_text
+from headprune.errors import ConfigError
+from headprune.evaluation import EvalResult
+from headprune.heads import Artefact, read_artefact
+
+
+class Baseline(Artefact):
+    """What a model must be compared with; written by ``headprune check --update-baseline``, rounded so that it diffs well."""
+
+    metric: str
+    value: float
+    interval: tuple[float, float]
+    n: int
+    higher_is_better: bool
+    parameters: int
+    heads: int
+    latency_ms: dict[str, float] = {}
+    limit: int | None = None
+    data: dict[str, Any]
+    model: dict[str, Any]
+    versions: dict[str, str] = {}
+
+    @classmethod
+    def written_by(cls) -> str:
+        """The command that writes this file."""
+        return "check --update-baseline"
+
+    @classmethod
+    def of(cls, result: EvalResult) -> "Baseline":
+        """Return the baseline that a result makes."""
+        fields = result.model_dump(exclude={"format", "seed"})
+        fields["value"] = round(result.value, 6)
+        fields["interval"] = tuple(round(end, 6) for end in result.interval)
+        fields["latency_ms"] = {name: round(ms, 1) for name, ms in result.latency_ms.items()}
+        fields["data"] = {name: result.data.get(name) for name in ("name", "split", "fingerprint")}
+        fields["model"] = {name: result.model.get(name) for name in ("name", "revision")}
+        return cls(**fields)
+
+
+class Limits(BaseModel):
+    """What is tolerated. With none given, the metric may not be worse than the baseline beyond noise.
+
+    Args:
+        max_drop: How much worse the metric may be, in its own units.
+        min_recovery: The least share of the baseline's metric that must be reached.
+        max_parameters: The most parameters.
+        max_latency_increase: How much slower, as a share (0.1 is 10 %), at any batch size of the baseline.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_drop: float | None = None
+    min_recovery: float | None = None
+    max_parameters: int | None = None
+    max_latency_increase: float | None = None
+
+
+class Finding(BaseModel):
+    """One limit, held or broken."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    passed: bool
+    message: str
+
+
+class Verdict(Artefact):
+    """All findings, with the two results they come from."""
+
+    passed: bool
+    within_noise: bool
+    drop: float
+    noise: float
+    findings: tuple[Finding, ...]
+    baseline: Baseline
+    result: EvalResult
+
+
+def read_baseline(path: Path) -> Baseline:
+    """Read a baseline file.
+
+    Raises:
+        ConfigError: There is none yet.
+        CheckpointError: It is not a baseline.
+    """
+    if not path.is_file():
+        raise ConfigError(
+            f"there is no baseline at {path}",
+            where="--baseline",
+            hint=f"make one from a model you trust: headprune check MODEL --baseline {path} --update-baseline",
+        )
+    return read_artefact(Baseline, path)
+
+
+def write_baseline(path: Path, result: EvalResult) -> Baseline:
+    """Make ``result`` the baseline, atomically."""
+    baseline = Baseline.of(result)
+    write_text(path, baseline.to_json())
+    return baseline
+
+
+def compare(result: EvalResult, baseline: Baseline, *, limits: Limits) -> Verdict:
+    """Judge a result.
+
+    The drop is one-sided: an improvement never fails. ``noise`` is the half-width of the 95 % interval of the difference,
+    taken as if the two were independent (on the same rows they are not, so it errs on the wide side).
+
+    Raises:
+        ConfigError: The two can't be compared: other data, metric, limit or model revision.
+    """
+    _refuse_incomparable(result, baseline)
+    sign = 1.0 if baseline.higher_is_better else -1.0
+    drop = sign * (baseline.value - result.value)
+    noise = (_half_width(result.interval) ** 2 + _half_width(baseline.interval) ** 2) ** 0.5
+    within_noise = abs(drop) <= noise
+    findings = [
+        *_metric_findings(result, baseline, limits=limits, drop=drop, noise=noise),
+        *_size_findings(result, baseline, limits=limits),
+    ]
+    return Verdict(
+        passed=all(finding.passed for finding in findings),
+        within_noise=within_noise,
+        drop=drop,
+        noise=noise,
+        findings=tuple(findings),
+        baseline=baseline,
+        result=result,
+    )
+
+
+def _half_width(interval: tuple[float, float]) -> float:
+    return (interval[1] - interval[0]) / 2
+
+
+def _refuse_incomparable(result: EvalResult, baseline: Baseline) -> None:
+    mine, theirs = result.model.get("source", result.model), baseline.model
+    same_name = mine.get("name") == theirs.get("name")
+    revisions = (mine.get("revision"), theirs.get("revision"))
+    pairs = {
+        "metric": (result.metric, baseline.metric),
+        "direction": (result.higher_is_better, baseline.higher_is_better),
+        "limit": (result.limit, baseline.limit),
+        "data": (result.data.get("fingerprint"), baseline.data.get("fingerprint")),
+        "model revision": revisions if same_name and None not in revisions else (None, None),
+    }
+    for name, (new, old) in pairs.items():
+        if new != old:
+            raise ConfigError(
+                f"the results can't be compared: {name} is {new!r} here and {old!r} in the baseline",
+                where="--baseline",
+                hint="evaluate as the baseline was made, or make a new one with --update-baseline",
+            )
+
+
+def _metric_findings(
+    result: EvalResult, baseline: Baseline, *, limits: Limits, drop: float, noise: float
+) -> list[Finding]:
+    low, high = result.interval
+    shown = (
+        f"{result.metric} {baseline.value:.4f} -> {result.value:.4f} [{low:.4f}, {high:.4f}], "
+        f"{'drop' if drop > 0 else 'gain'} {abs(drop):.4f}"
+        f"{', within noise' if abs(drop) <= noise else ''} (n = {result.n:,})"
+    )
+    findings: list[Finding] = []
+    if limits.max_drop is not None:
+        passed = drop <= limits.max_drop
+        unsure = abs(drop - limits.max_drop) <= noise
+        doubt = "; the distance to the limit is within noise: more rows would tell" if unsure else ""
+        findings.append(
+            Finding(
+                name="max-drop",
+                passed=passed,
+                message=f"{shown}; allowed drop {limits.max_drop:g}{doubt}",
+            )
+        )
+    if limits.min_recovery is not None:
+        recovery = _recovery(result, baseline)
+        findings.append(
+            Finding(
+                name="min-recovery",
+                passed=recovery is not None and recovery >= limits.min_recovery,
+                message=f"{shown}; recovery {recovery:.4f}, wanted {limits.min_recovery:g}"
+                if recovery is not None
+                else f"{shown}; recovery is not defined, since a value is not above zero",
+            )
+        )
+    if not findings:
+        findings.append(
+            Finding(
+                name="metric",
+                passed=drop <= noise,
+                message=f"{shown}; no limit was given, so a drop beyond noise ({noise:.4f}) fails",
+            )
+        )
+    return findings
+
+
+def _recovery(result: EvalResult, baseline: Baseline) -> float | None:
+    """Return the share of the baseline's metric that is reached, or None where a share makes no sense."""
+    if baseline.value <= 0 or result.value <= 0:
+        return None
+    ratio = result.value / baseline.value
+    return ratio if baseline.higher_is_better else 1 / ratio
+
+
+def _size_findings(result: EvalResult, baseline: Baseline, *, limits: Limits) -> list[Finding]:
+    findings: list[Finding] = []
+    if limits.max_parameters is not None:
+        findings.append(
+            Finding(
+                name="max-parameters",
+                passed=result.parameters <= limits.max_parameters,
+                message=f"{result.parameters:,} parameters, allowed {limits.max_parameters:,}",
+            )
+        )
+    if limits.max_latency_increase is not None:
+        shared = sorted(result.latency_ms.keys() & baseline.latency_ms.keys())
+        if not shared:
+            raise ConfigError(
+                "there is no latency to compare",
+                where="--max-latency-increase",
+                hint="make the baseline again with --update-baseline, on the machine that checks",
+            )
+        increases = {
+            name: result.latency_ms[name] / baseline.latency_ms[name] - 1 for name in shared
+        }
+        worst = max(increases, key=lambda name: increases[name])
+        findings.append(
+            Finding(
+                name="max-latency-increase",
+                passed=increases[worst] <= limits.max_latency_increase,
+                message=f"{worst.replace('_', ' ')}: {baseline.latency_ms[worst]:g} -> {result.latency_ms[worst]:g} ms "
+                f"({increases[worst]:+.1%}), allowed {limits.max_latency_increase:+.1%}",
+            )
+        )
+    return findings

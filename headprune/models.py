@@ -1,0 +1,232 @@
+"""Find and load models and tokenizers: hub ids, directories, demo models; device, dtype, revision. Never a pickle."""
+
+import hashlib
+import json
+import platform
+import struct
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+
+from headprune import demo
+from headprune.errors import ConfigError, ModelError, did_you_mean
+
+_WANTED_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "1_Pooling/*"]
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that was found, not loaded yet.
+
+    Args:
+        name: As the user wrote it.
+        directory: Where its files lie.
+        revision: The commit of a hub model; None for a directory.
+        config: Its config.
+    """
+
+    name: str
+    directory: Path
+    revision: str | None
+    config: PreTrainedConfig
+
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """Its safetensors files."""
+        return tuple(sorted(self.directory.glob("*.safetensors")))
+
+
+def find(name: str, *, revision: str | None = None) -> ModelSource:
+    """Find a model by directory, ``demo:NAME`` or hub id, and check its files before anything is loaded.
+
+    Raises:
+        ModelError: There is no such model, its config or weights are damaged or missing, or its type isn't known.
+    """
+    if name.startswith(demo.PREFIX):
+        directory, commit = demo.locate_model(name), None
+    elif Path(name).exists():
+        directory, commit = Path(name), None
+    else:
+        directory = _download(name, revision)
+        commit = directory.name
+    if not (directory / "config.json").is_file():
+        raise ModelError(
+            f"{name} holds no model: config.json is missing",
+            where=f"MODEL {name}",
+            hint="name the directory that holds config.json and model.safetensors",
+        )
+    config = _config(name, directory)
+    source = ModelSource(name, directory, commit, config)
+    _check_weights(source)
+    return source
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(
+            f"there is no directory {name}", where=f"MODEL {name}", hint="check the path"
+        )
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED_FILES))
+    except HFValidationError as error:
+        raise ModelError(
+            f"{name!r} is neither a directory nor a hub id", where=f"MODEL {name}", hint="check the name"
+        ) from error
+    except (LocalEntryNotFoundError, OSError) as error:  # hub and connection errors are OSErrors
+        raise ModelError(
+            f"the model {name} is not a directory here, and it could not be had from the hub",
+            where=f"MODEL {name}" + (f" --revision {revision}" if revision else ""),
+            hint="check the name and the network; HF_HUB_OFFLINE=1 allows only what is in the cache",
+        ) from error
+
+
+def _config(name: str, directory: Path) -> PreTrainedConfig:
+    path = directory / "config.json"
+    try:
+        settings = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ModelError(
+            f"config.json is damaged: {error}", where=str(path), hint="fetch the model again"
+        ) from error
+    model_type = settings.get("model_type") if isinstance(settings, dict) else None
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if model_type not in CONFIG_MAPPING_NAMES:
+        raise ModelError(
+            f"unknown model type {model_type!r}",
+            where=f"{path} (model_type)",
+            hint="pip install --upgrade transformers, or "
+            + did_you_mean(str(model_type), _closest(str(model_type), CONFIG_MAPPING_NAMES)),
+        )
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    except Exception as error:  # config classes validate with exceptions of many kinds
+        raise ModelError(
+            f"the config of {name} is not valid: {str(error).strip().splitlines()[-1]}",
+            where=str(path),
+            hint="repair config.json",
+        ) from error
+    return config
+
+
+def _closest(word: str, known: Any) -> list[str]:
+    from difflib import get_close_matches
+
+    return get_close_matches(word, list(known), n=3, cutoff=0.4) or ["bert", "gpt2", "llama"]
+
+
+def _check_weights(source: ModelSource) -> None:
+    """Refuse missing, truncated and pickled weights.
+
+    Raises:
+        ModelError: See above.
+    """
+    if not source.weight_files:
+        pickled = sorted(source.directory.glob("*.bin"))
+        raise ModelError(
+            f"{source.name} has only pickled weights ({pickled[0].name}), which can run code when loaded"
+            if pickled
+            else f"{source.name} has no weights (*.safetensors)",
+            where=str(source.directory),
+            hint="convert them to safetensors first"
+            if pickled
+            else "name the directory that holds config.json and model.safetensors",
+        )
+    for path in source.weight_files:
+        problem = damage(path)
+        if problem:
+            raise ModelError(
+                f"{path.name} is damaged: {problem}", where=str(path), hint="fetch the file again"
+            )
+
+
+def damage(path: Path) -> str | None:
+    """Return what is wrong with a safetensors file, judged by its header and size, or None."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        if len(start) < 8:
+            return f"it has {size} bytes"
+        (length,) = struct.unpack("<Q", start)
+        if length > min(size - 8, 100_000_000):
+            return "its header is longer than the file"
+        try:
+            header = json.loads(file.read(length))
+            end = max(
+                (entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"),
+                default=0,
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return "its header can't be read"
+    expected = 8 + length + end
+    return None if size == expected else f"it has {size} bytes and should have {expected}"
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device a name stands for; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"the device {name!r} can't be used: {str(error).splitlines()[0]}",
+            where="--device",
+            hint="use auto, cpu, cuda, cuda:0 or mps",
+        ) from error
+    return device
+
+
+def choose_dtype(name: str) -> torch.dtype | str:
+    """Return the dtype a name stands for; ``auto`` is the checkpoint's own."""
+    return _DTYPES.get(name, "auto")
+
+
+def load_tokenizer(source: ModelSource) -> Any:
+    """Load the model's tokenizer.
+
+    Raises:
+        ModelError: It is missing or damaged.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(source.directory, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise ModelError(
+            f"the tokenizer of {source.name} can't be loaded: {str(error).strip().splitlines()[0]}",
+            where=str(source.directory),
+            hint="put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the weights",
+        ) from error
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Return a hash of the model's parameters: names, shapes, dtypes and a spread of values of each."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        flat = parameter.detach().flatten()
+        if flat.numel():
+            spread = torch.linspace(0, flat.numel() - 1, min(64, flat.numel())).long()
+            values = flat[spread.to(flat.device)].float().cpu()
+            digest.update(values.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computed a number."""
+    names = ("headprune", "torch", "transformers")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}

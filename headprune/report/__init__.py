@@ -1,0 +1,1 @@
+"""What a person or a CI system reads: writers over the same values."""

@@ -1,0 +1,40 @@
+"""The model card (README.md) of a pruned model."""
+
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from headprune.heads import PruningPlan
+from headprune.models import ModelSource
+from headprune.results import Results
+
+_TEMPLATE = Path(__file__).with_name("card.md.jinja")
+
+
+def model_card(results: Results, plan: PruningPlan, *, source: ModelSource) -> str:
+    """Return the card: what was removed, before and after with intervals, the proofs, and how to load it."""
+    base = source.directory / "README.md"
+    inherited = {}
+    if base.is_file():
+        old = ModelCard(base.read_text(encoding="utf-8", errors="replace"), ignore_metadata_errors=True)
+        inherited = {
+            name: value
+            for name in ("license", "language", "pipeline_tag")
+            if (value := getattr(old.data, name, None))
+        }
+    is_hub_id = source.revision is not None
+    data = ModelCardData(
+        library_name="transformers",
+        tags=["headprune", "attention-head-pruning"],
+        base_model=source.name if is_hub_id else None,
+        **inherited,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(_TEMPLATE),
+        results=results,
+        plan=plan,
+        base=source.name,
+        layers=plan.kept_per_site.items(),
+    )
+    return str(card)

@@ -1,0 +1,94 @@
+"""A verdict for machines: JSON, Markdown, GitHub annotations, JUnit."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+from headprune.gate import Finding, Verdict
+
+# GitHub shows 10 annotations of a kind per step and drops the rest without a word.
+_ANNOTATIONS = 10
+
+
+def to_json(verdict: Verdict) -> str:
+    """The whole verdict, one document."""
+    return verdict.to_json()
+
+
+def to_markdown(verdict: Verdict) -> str:
+    """A table for a pull request."""
+    mark = {True: "✅", False: "❌"}
+    rows = "\n".join(
+        f"| {mark[finding.passed]} | {finding.name} | {_cell(finding.message)} |"
+        for finding in verdict.findings
+    )
+    return f"### headprune check: {headline(verdict)}\n\n| | limit | measured |\n|---|---|---|\n{rows}\n"
+
+
+def to_github(verdict: Verdict) -> str:
+    """Workflow commands, failures first; the Markdown table goes to the step summary where there is one."""
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary:
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(to_markdown(verdict))
+    ordered = sorted(verdict.findings, key=lambda finding: finding.passed)
+    lines = [_annotation(finding) for finding in ordered[:_ANNOTATIONS]]
+    return "\n".join(lines) + "\n"
+
+
+def to_junit(verdict: Verdict) -> str:
+    """One test case per limit."""
+    failed = sum(not finding.passed for finding in verdict.findings)
+    suite = ElementTree.Element(
+        "testsuite",
+        name="headprune check",
+        tests=str(len(verdict.findings)),
+        failures=str(failed),
+        errors="0",
+    )
+    for finding in verdict.findings:
+        case = ElementTree.SubElement(
+            suite, "testcase", classname="headprune.check", name=finding.name
+        )
+        if finding.passed:
+            ElementTree.SubElement(case, "system-out").text = finding.message
+        else:
+            ElementTree.SubElement(case, "failure", message=finding.message)
+    ElementTree.indent(suite)
+    text = ElementTree.tostring(suite, encoding="unicode", xml_declaration=False)
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'
+
+
+def to_text(verdict: Verdict) -> str:
+    """A line per limit."""
+    lines = [
+        f"{'ok  ' if finding.passed else 'FAIL'}  {finding.name}: {finding.message}"
+        for finding in verdict.findings
+    ]
+    return "\n".join([f"headprune check: {headline(verdict)}", *lines]) + "\n"
+
+
+def headline(verdict: Verdict) -> str:
+    """Say it in a few words."""
+    noise = " (the difference is within noise)" if verdict.within_noise else ""
+    return ("passed" if verdict.passed else "failed") + noise
+
+
+FORMATS: dict[str, Callable[[Verdict], str]] = {
+    "text": to_text,
+    "json": to_json,
+    "markdown": to_markdown,
+    "github": to_github,
+    "junit": to_junit,
+}
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _annotation(finding: Finding) -> str:
+    level = "notice" if finding.passed else "error"
+    message = finding.message.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return f"::{level} title=headprune check%3A {finding.name}::{message}"

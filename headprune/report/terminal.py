@@ -1,0 +1,225 @@
+"""What a person reads in the terminal: a heatmap of scores, and tables. Data goes to stdout, talk to stderr."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from rich.console import Console, Group, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from headprune.evaluation import EvalResult
+from headprune.gate import Verdict
+from headprune.heads import HeadId, HeadScores, PruningPlan, SiteId
+from headprune.report.ci import headline
+from headprune.results import Results
+
+T = TypeVar("T")
+
+# Cividis-like steps from unimportant to important: readable for the colour-blind, in light and in dark terminals.
+_COLOURS = ("#2c3e6b", "#45506f", "#646770", "#848075", "#a59a6c", "#c9b65c", "#f1d53f")
+
+
+class Talk:
+    """Progress and remarks on stderr; silent when asked, plain lines where nobody watches."""
+
+    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.quiet = quiet
+        self.verbose = verbose
+
+    def say(self, text: str) -> None:
+        """Tell the user what is going on."""
+        if not self.quiet:
+            self.console.print(text, style="dim", markup=False)
+
+    def track(self, items: Sequence[T], description: str) -> Iterator[T]:
+        """Yield ``items`` under a progress bar with an estimate of the time left; without a terminal, a line per tenth."""
+        if self.quiet or not items:
+            yield from items
+        elif self.console.is_terminal:
+            yield from self._bar(items, description)
+        else:
+            step = max(1, len(items) // 10)
+            for index, item in enumerate(items):
+                yield item
+                if (index + 1) % step == 0 or index + 1 == len(items):
+                    self.say(f"{description}: {index + 1}/{len(items)} batches")
+
+    def _bar(self, items: Sequence[T], description: str) -> Iterable[T]:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left:"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=not self.verbose) as progress:
+            yield from progress.track(items, description=description)
+
+
+def heatmap(scores: HeadScores, plan: PruningPlan | None = None) -> RenderableType:
+    """Show the scores as a grid, layers down and heads across, a warmer cell mattering more; removed heads are struck out.
+
+    Colours follow the rank of a score, so that a few large ones don't hide the order of the rest.
+    """
+    values = scores.by_head()
+    rank = {head: place for place, head in enumerate(scores.ranked())}
+    removed = set(plan.remove) if plan else set()
+    sites: dict[SiteId, list[HeadId]] = {}
+    for head in scores.heads:
+        sites.setdefault(head.site, []).append(head)
+    width = max(head.head for head in scores.heads) + 1
+    grid = Table.grid(padding=(0, 0))
+    grid.add_column(justify="right", style="dim")
+    for _ in range(width):
+        grid.add_column(justify="center", min_width=4)
+    grid.add_row("", *(Text(f"H{index}", style="dim") for index in range(width)))
+    for site, heads in sites.items():
+        there = {head.head: head for head in heads}
+        cells = [
+            _cell(there[index], rank, removed) if index in there else Text("")
+            for index in range(width)
+        ]
+        grid.add_row(f"{site} ", *cells)
+    low, high = min(values.values()), max(values.values())
+    legend = Text.assemble(
+        ("\nleast important ", "dim"),
+        *((f"{shade}{shade}", f"{colour}") for shade, colour in zip("▁▂▃▄▅▆▇", _COLOURS, strict=True)),
+        (" most important", "dim"),
+        (f"   {scores.method} scores from {low:.3g} to {high:.3g}", "dim"),
+        (f", n = {scores.n:,}" if scores.n else "", "dim"),
+        (f"   ×: removed ({len(removed)} of {len(values)})" if plan else "", "dim"),
+    )
+    return Group(grid, legend)
+
+
+def _cell(head: HeadId, rank: dict[HeadId, int], removed: set[HeadId]) -> Text:
+    share = rank[head] / max(1, len(rank) - 1)
+    step = min(len(_COLOURS) - 1, int(share * len(_COLOURS)))
+    bar = "▁▂▃▄▅▆▇"[step]
+    if head in removed:
+        return Text(" ×  ", style="dim")
+    return Text(f" {bar}{bar} ", style=_COLOURS[step])
+
+
+def score_table(scores: HeadScores, *, count: int = 5) -> RenderableType:
+    """Show the least and the most important heads with their standard errors."""
+    errors = dict(zip(scores.heads, scores.standard_errors or (), strict=False))
+    values = scores.by_head()
+    ranked = scores.ranked()
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("least important", "score", "most important", "score"):
+        table.add_column(title, style=None)
+
+    def shown(head: HeadId) -> str:
+        return f"{values[head]:.3g}" + (f" ± {errors[head]:.1g}" if head in errors else "")
+
+    count = min(count, len(ranked))
+    for low, high in zip(ranked[:count], ranked[::-1][:count], strict=True):
+        table.add_row(str(low), shown(low), str(high), shown(high))
+    return table
+
+
+def eval_table(result: EvalResult) -> RenderableType:
+    """Show one evaluation."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_row(result.metric, _metric(result))
+    table.add_row("examples", f"{result.n:,} of {result.data.get('name')}{_split(result)}")
+    table.add_row("heads", f"{result.heads:,}")
+    table.add_row("parameters", f"{result.parameters:,}")
+    for name, value in result.latency_ms.items():
+        table.add_row(f"latency, {name.replace('_', ' ')}", f"{value:.1f} ms")
+    return table
+
+
+def prune_table(results: Results, *, directory: str, verdict: Verdict | None = None) -> RenderableType:
+    """Show before and after, the proofs, where the model lies and how to load it."""
+    before, after = results.before, results.after
+    table = Table(box=None, padding=(0, 3, 0, 0))
+    for title in ("", "before", "after", "change"):
+        table.add_column(title, justify="left" if not title else "right")
+    low, high = results.difference_interval
+    arrow = "higher" if before.higher_is_better else "lower"
+    table.add_row(
+        f"{before.metric} ({arrow} is better)",
+        _metric(before),
+        _metric(after),
+        f"{results.difference:+.4f} [{low:+.4f}, {high:+.4f}]",
+    )
+    table.add_row("heads", f"{before.heads:,}", f"{after.heads:,}", _change(before.heads, after.heads))
+    table.add_row(
+        "parameters",
+        f"{before.parameters:,}",
+        f"{after.parameters:,}",
+        _change(before.parameters, after.parameters),
+    )
+    old, new = results.weights_bytes
+    table.add_row("weights on disk", f"{old / 1e6:.1f} MB", f"{new / 1e6:.1f} MB", _change(old, new, unit="MB"))
+    for name in after.latency_ms:
+        table.add_row(
+            f"latency, {name.replace('_', ' ')}",
+            f"{before.latency_ms[name]:.1f} ms",
+            f"{after.latency_ms[name]:.1f} ms",
+            f"{after.latency_ms[name] / before.latency_ms[name] - 1:+.0%}",
+        )
+    notes = Text(f"\nn = {after.n:,} of {after.data.get('name')}{_split(after)}, rows that had no part in choosing; [] are 95 % intervals\n", style="dim")
+    for proof in results.proofs:
+        notes.append(f"✓ {proof.name}", style="green")
+        notes.append(f"  {proof.detail} ({proof.measured:.2g})\n", style="dim")
+    if verdict:
+        notes.append(f"{'✓' if verdict.passed else '✗'} check {headline(verdict)}", style="green" if verdict.passed else "red")
+        notes.append(f"  {verdict.findings[0].message}\n", style="dim")
+    trust = ", trust_remote_code=True" if results.loads_with == "remote-code" else ""
+    load = Text.assemble(
+        ("the model: ", "dim"), directory, "\n",
+        ("load it:   ", "dim"), f'{results.auto_class}.from_pretrained("{directory}"{trust})\n',
+        ("or:        ", "dim"), f'headprune.load("{directory}")',
+    )
+    return Group(table, notes, load)
+
+
+def plan_table(plan: PruningPlan) -> RenderableType:
+    """Show how many heads of each layer stay."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("layer")
+    table.add_column("heads kept", justify="right")
+    table.add_column("removed")
+    gone: dict[str, list[str]] = {}
+    for head in plan.remove:
+        gone.setdefault(str(head.site), []).append(f"H{head.head}")
+    for site, kept in plan.kept_per_site.items():
+        table.add_row(site, str(kept), " ".join(gone.get(site, [])))
+    return table
+
+
+def key_value_table(rows: dict[str, Any]) -> RenderableType:
+    """Show names and values."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    return table
+
+
+def _metric(result: EvalResult) -> str:
+    return f"{result.value:.4f} [{result.interval[0]:.4f}, {result.interval[1]:.4f}]"
+
+
+def _split(result: EvalResult) -> str:
+    split = result.data.get("split")
+    return f" ({split})" if split else ""
+
+
+def _change(before: int, after: int, *, unit: str = "") -> str:
+    share = f"{after / before - 1:+.1%}" if before else ""
+    if unit == "MB":
+        return f"{(after - before) / 1e6:+.1f} MB ({share})"
+    return f"{after - before:+,} ({share})"

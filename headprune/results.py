@@ -1,0 +1,57 @@
+"""What ``prune`` found out, as one value: ``results.json``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from headprune.evaluation import EvalResult
+from headprune.heads import Artefact, read_artefact
+from headprune.verify import Proof
+
+
+class Results(Artefact):
+    """Before and after, with the proofs.
+
+    Args:
+        before: The model as it was.
+        after: The pruned model, on the same rows.
+        difference: ``after - before`` of the metric.
+        difference_interval: 95 % bootstrap interval of the paired difference.
+        proofs: What was proven, with the numbers.
+        weights_bytes: Size of the weights on disk, before and after.
+        removed: Names of the heads that went in this run.
+        loads_with: ``stock`` or ``remote-code``.
+        auto_class: The ``AutoModel...`` class that loads it.
+        calibration: What the scores were computed on.
+    """
+
+    before: EvalResult
+    after: EvalResult
+    difference: float
+    difference_interval: tuple[float, float]
+    proofs: tuple[Proof, ...]
+    weights_bytes: tuple[int, int]
+    removed: tuple[str, ...]
+    loads_with: str
+    auto_class: str
+    calibration: dict[str, Any] = {}
+
+    @classmethod
+    def written_by(cls) -> str:
+        """The command that writes this file."""
+        return "prune"
+
+
+def read_result(path: Path) -> EvalResult:
+    """Read the result of ``eval --json``, or what ``prune`` measured after pruning, from a file.
+
+    Raises:
+        CheckpointError: It is neither.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        content = {}
+    if isinstance(content, dict) and "after" in content:
+        return read_artefact(Results, path).after
+    return read_artefact(EvalResult, path)

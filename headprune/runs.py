@@ -1,0 +1,43 @@
+"""Where scores lie between commands: numbered run directories, the latest last, nothing overwritten."""
+
+from pathlib import Path
+
+from headprune.atomic import write_text
+from headprune.errors import CheckpointError
+from headprune.heads import HeadScores, read_artefact
+
+FOLDER = Path("headprune-runs")
+SCORES = "scores.json"
+
+
+def write_scores(scores: HeadScores, run: str | None) -> Path:
+    """Write scores to ``run``, or to the next numbered directory; returns the file.
+
+    Raises:
+        CheckpointError: ``run`` holds scores already, or can't be written.
+    """
+    if run is not None:
+        path = Path(run) / SCORES
+        if path.exists():
+            raise CheckpointError(
+                f"{run} holds scores already", where=f"--run {run}", hint="choose another --run"
+            )
+    else:
+        last = max((number for number, _path in _numbered()), default=0)
+        path = FOLDER / f"{last + 1:03d}-{scores.method}" / SCORES
+    write_text(path, scores.to_json())
+    return path
+
+
+def latest_scores() -> tuple[HeadScores, Path] | None:
+    """Return the scores of the run with the highest number, if there is one."""
+    found = sorted(_numbered())
+    return (read_artefact(HeadScores, found[-1][1]), found[-1][1]) if found else None
+
+
+def _numbered() -> list[tuple[int, Path]]:
+    return [
+        (int(path.parent.name.partition("-")[0]), path)
+        for path in FOLDER.glob(f"*-*/{SCORES}")
+        if path.parent.name.partition("-")[0].isdecimal()
+    ]

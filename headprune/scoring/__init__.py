@@ -1,0 +1,83 @@
+"""How much each head matters: one file per method, one signature.
+
+``method(model, anatomy, *, batches, loss, seed, track) -> Estimate``
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from headprune.anatomy import Anatomy
+from headprune.heads import HeadScores
+from headprune.replay import Batch, Loss
+from headprune.scoring.ablation import ablation
+from headprune.scoring.estimate import Estimate, Method, Track
+from headprune.scoring.gradient import gradient
+from headprune.scoring.magnitude import magnitude
+from headprune.scoring.random import random
+
+__all__ = ["METHODS", "Estimate", "score"]
+
+METHODS: dict[str, Method] = {
+    "gradient": gradient,
+    "ablation": ablation,
+    "magnitude": magnitude,
+    "random": random,
+}
+
+
+def score(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    *,
+    batches: Sequence[Batch],
+    loss: Loss,
+    method: str = "gradient",
+    normalize: Literal["none", "layer"] = "none",
+    seed: int = 0,
+    track: Track | None = None,
+) -> HeadScores:
+    """Score every head of ``anatomy``.
+
+    Args:
+        model: The model. It is run in eval mode and left as it was.
+        anatomy: Where its heads are.
+        batches: Calibration data.
+        loss: Maps outputs and a batch to one loss per example.
+        method: A name of :data:`METHODS`.
+        normalize: ``layer`` divides the scores of each layer by their l2 norm (Michel et al. 2019, section 4.1, after
+            Molchanov et al. 2017); standard errors are divided alike.
+        seed: For methods that draw random numbers.
+        track: Wraps the iteration over batches, for a progress bar.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        found = METHODS[method](
+            model, anatomy, batches=batches, loss=loss, seed=seed, track=track
+        )
+    finally:
+        model.train(was_training)
+    if normalize == "layer":
+        found = _per_layer(found, anatomy)
+    errors = found.standard_errors
+    return HeadScores(
+        method=method,
+        normalize=normalize,
+        heads=anatomy.heads,
+        values=tuple(found.values.tolist()),
+        standard_errors=None if errors is None else tuple(errors.tolist()),
+        n=found.n,
+        seed=seed,
+    )
+
+
+def _per_layer(found: Estimate, anatomy: Anatomy) -> Estimate:
+    norms = torch.ones_like(found.values)
+    for columns in anatomy.columns.values():
+        norm = found.values[columns].norm()
+        norms[columns] = norm if norm > 0 else 1.0
+    errors = found.standard_errors
+    return Estimate(found.values / norms, None if errors is None else errors / norms, found.n)

@@ -1,0 +1,59 @@
+"""What a scoring method returns, and the signature they share."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from jaxtyping import Float64
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from headprune.anatomy import Anatomy
+from headprune.replay import Batch, Loss
+
+
+class Track(Protocol):
+    """Wraps the iteration over batches, for a progress bar."""
+
+    def __call__(self, batches: Sequence[Batch], description: str, /) -> Iterable[Batch]:
+        """Yield the batches, reporting progress."""
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """One number per head, in the order of ``anatomy.heads``.
+
+    Args:
+        values: The scores; higher matters more.
+        standard_errors: Of the scores, where they are means over examples.
+        n: Number of examples they come from.
+    """
+
+    values: Float64[Tensor, " heads"]
+    standard_errors: Float64[Tensor, " heads"] | None
+    n: int
+
+
+class Method(Protocol):
+    """The one signature of all methods."""
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        anatomy: Anatomy,
+        *,
+        batches: Sequence[Batch],
+        loss: Loss,
+        seed: int,
+        track: Track | None,
+    ) -> Estimate:
+        """Score every head."""
+
+
+def mean_and_error(
+    total: Float64[Tensor, " heads"], squares: Float64[Tensor, " heads"], *, n: int
+) -> Estimate:
+    """Return means and their standard errors from sums and sums of squares over ``n`` examples."""
+    mean = total / n
+    variance = (squares / n - mean**2).clamp_min(0) * n / max(1, n - 1)
+    return Estimate(mean, (variance / n).sqrt(), n)

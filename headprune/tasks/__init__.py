@@ -1,0 +1,6 @@
+"""What "better" means: one file per kind of task, each a :class:`Task`."""
+
+from headprune.tasks.kinds import TASKS, detect_task, get_task
+from headprune.tasks.task import Task
+
+__all__ = ["TASKS", "Task", "detect_task", "get_task"]

@@ -1,0 +1,92 @@
+"""Causal language modelling: the text as one stream of tokens, cut into windows, judged by perplexity."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from headprune.errors import DataError
+from headprune.replay import Batch
+from headprune.tasks.collate import make_batches
+from headprune.tasks.data import Columns, Example, Table
+from headprune.tasks.task import Task
+
+
+def to_examples(
+    table: Table, columns: Columns, tokenizer: Any, config: Any, max_length: int
+) -> tuple[Example, ...]:
+    """Join all rows with newlines, tokenise once, cut into windows of ``max_length`` tokens (a tail of one is dropped).
+
+    Raises:
+        DataError: The text has fewer than two tokens.
+    """
+    del config
+    text = "\n".join(str(row[columns.texts[0]] or "") for row in table.rows)
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    windows = [tuple(ids[start : start + max_length]) for start in range(0, len(ids), max_length)]
+    examples = tuple(Example(tokens=window) for window in windows if len(window) > 1)
+    if not examples:
+        raise DataError(
+            f"the text has {len(ids)} tokens, and a prediction needs two",
+            where=f"--data {table.name}",
+            hint="give more text",
+        )
+    return examples
+
+
+def to_batches(
+    examples: Sequence[Example],
+    tokenizer: Any,
+    max_length: int,
+    batch_size: int | None,
+    accepts: Callable[[str], bool],
+) -> tuple[Batch, ...]:
+    """Give each window one row."""
+    del max_length
+    rows = [
+        ({"input_ids": example.tokens, "attention_mask": [1] * len(example.tokens)},)
+        for example in examples
+    ]
+    return make_batches(
+        rows,
+        [len(example.tokens) - 1 for example in examples],
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+        target_dtype=torch.long,
+        accepts=accepts,
+    )
+
+
+def summed_loss(outputs: Any, batch: Batch) -> Float[Tensor, " examples"]:
+    """Summed negative log-likelihood of each window's tokens but its first."""
+    logits = outputs.logits[:, :-1].float()
+    labels = batch.inputs["input_ids"][:, 1:]
+    per_token = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    mask = batch.inputs["attention_mask"][:, 1:]
+    return (per_token.view(labels.shape) * mask).sum(1)
+
+
+def loss(outputs: Any, batch: Batch) -> Float[Tensor, " examples"]:
+    """Mean negative log-likelihood per token: each window counts once, whatever its length."""
+    return summed_loss(outputs, batch) / batch.targets
+
+
+def predict(outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The summed negative log-likelihood, and the number of predicted tokens: what perplexity is made of."""
+    return summed_loss(outputs, batch), batch.targets
+
+
+TASK = Task(
+    name="causal-lm",
+    auto_class="AutoModelForCausalLM",
+    metric="perplexity",
+    num_texts=(1,),
+    needs_label=False,
+    to_examples=to_examples,
+    to_batches=to_batches,
+    loss=loss,
+    predict=predict,
+)

@@ -1,0 +1,107 @@
+"""Text classification, of single texts and of pairs."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from headprune.errors import DataError, did_you_mean
+from headprune.replay import Batch
+from headprune.tasks.collate import make_batches
+from headprune.tasks.data import Columns, Example, Table, text_of
+from headprune.tasks.task import Task
+
+
+def to_examples(
+    table: Table, columns: Columns, tokenizer: Any, config: Any, max_length: int
+) -> tuple[Example, ...]:
+    """Read texts, and their labels as the model's class indices."""
+    del tokenizer, max_length
+    return tuple(
+        Example(
+            tuple(text_of(table, row, name) for name in columns.texts),
+            class_index(values[columns.label], row, table=table, config=config),
+        )
+        for row, values in enumerate(table.rows)
+    )
+
+
+def class_index(label: Any, row: int, *, table: Table, config: Any) -> int:
+    """Return the model's index of a label, given by name or by index.
+
+    Names win: where the data names its classes, index 0 of the data may be index 1 of the model.
+
+    Raises:
+        DataError: The model doesn't know the label.
+    """
+    names = {str(name): int(index) for name, index in config.label2id.items()}
+    folded = {name.casefold(): index for name, index in names.items()}
+    number = int(label) if _is_whole(label) else None
+    if number is not None and table.class_names and 0 <= number < len(table.class_names):
+        named = folded.get(table.class_names[number].casefold())
+        if named is not None:
+            return named
+    if str(label).casefold() in folded:
+        return folded[str(label).casefold()]
+    if number is not None and 0 <= number < config.num_labels:
+        return number
+    raise DataError(
+        f"row {row} has the label {label!r}, which the model doesn't know",
+        where=f"--data {table.name}",
+        hint=did_you_mean(str(label), list(names)[:12]),
+    )
+
+
+def _is_whole(label: Any) -> bool:
+    if isinstance(label, bool | int):
+        return True
+    return (isinstance(label, float) and label.is_integer()) or (
+        isinstance(label, str) and label.strip().isdecimal()
+    )
+
+
+def to_batches(
+    examples: Sequence[Example],
+    tokenizer: Any,
+    max_length: int,
+    batch_size: int | None,
+    accepts: Callable[[str], bool],
+) -> tuple[Batch, ...]:
+    """Give each text, or pair of texts, one row."""
+    columns = [list(column) for column in zip(*(e.texts for e in examples), strict=True)]
+    encoded = tokenizer(*columns, truncation=True, max_length=max_length)
+    rows = [({name: encoded[name][row] for name in encoded},) for row in range(len(examples))]
+    return make_batches(
+        rows,
+        [int(example.target or 0) for example in examples],
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+        target_dtype=torch.long,
+        accepts=accepts,
+    )
+
+
+def loss(outputs: Any, batch: Batch) -> Float[Tensor, " examples"]:
+    """Cross-entropy of the label."""
+    return cross_entropy(outputs.logits.float(), batch.targets, reduction="none")
+
+
+def predict(outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The most probable class, and the label."""
+    return outputs.logits.argmax(-1), batch.targets
+
+
+TASK = Task(
+    name="classification",
+    auto_class="AutoModelForSequenceClassification",
+    metric="accuracy",
+    num_texts=(1, 2),
+    needs_label=True,
+    to_examples=to_examples,
+    to_batches=to_batches,
+    loss=loss,
+    predict=predict,
+)

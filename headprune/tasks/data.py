@@ -1,0 +1,302 @@
+"""Rows from local files, the hub or the demo packages; which columns mean what; which rows choose and which report."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headprune import demo
+from headprune.errors import DataError, did_you_mean
+
+_BUILDERS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
+_PAIRS = (
+    ("sentence1", "sentence2"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("s1", "s2"),
+)
+_TEXTS = ("text", "sentence", "content", "review", "document", "question", "title")
+_LABELS = ("label", "labels", "score", "similarity", "similarity_score", "target", "class", "intent")
+# Some rows end in two more fields, where the sentences come from.
+_STSB_COLUMNS = [
+    "genre", "file", "year", "id", "score", "sentence1", "sentence2", "source1", "source2"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One thing to be judged: a text, a pair of texts, or a window of tokens.
+
+    ``target`` is a class index, a similarity from 0 to 1, or None.
+    """
+
+    texts: tuple[str, ...] = ()
+    target: float | int | None = None
+    tokens: tuple[int, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """A hash of the content, the same wherever the row stands."""
+        content = repr((self.texts, self.target, self.tokens))
+        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+
+    @property
+    def input_digest(self) -> str:
+        """A hash of what the model sees, whatever the label says."""
+        content = repr((self.texts, self.tokens))
+        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows as they were read, with where they came from."""
+
+    name: str
+    split: str | None
+    columns: tuple[str, ...]
+    rows: Sequence[dict[str, Any]]
+    class_names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which columns are read, and why these. ``label`` is empty where the task reads none."""
+
+    texts: tuple[str, ...]
+    label: str
+    why: str
+
+
+def read_table(source: str, *, split: str | None = None, label: str | None = None) -> Table:
+    """Read ``FILE``, ``HUB_ID[:CONFIG]`` or ``demo:NAME``.
+
+    Args:
+        source: What to read. The suffix tells the format of a file: csv, tsv, json, jsonl, parquet, txt.
+        split: The split of a hub or demo data set (``train`` where none is given). A local file has none.
+        label: The label column, if known; its class names are taken from the data set where it has them.
+
+    Raises:
+        DataError: The file is missing, empty, of an unknown format or malformed; or the data set can't be had.
+    """
+    path = Path(source)
+    if source.startswith(demo.PREFIX):
+        split = split or "train"
+        table = _load(
+            "csv",
+            source,
+            data_files=str(demo.locate_data(source, split)),
+            sep="\t",
+            quoting=3,
+            column_names=_STSB_COLUMNS,
+        )
+    elif path.suffix.lower() in _BUILDERS:
+        table, split = _read_file(path), None
+    elif path.exists():
+        raise DataError(
+            f"{path.name} has a format that isn't known",
+            where=f"--data {source}",
+            hint=f"give a file that ends in {', '.join(_BUILDERS)}",
+        )
+    else:
+        name, _, config = source.partition(":")
+        split = split or "train"
+        table = _load(name, source, *([config] if config else []), split=split)
+    if not len(table):
+        raise DataError("the data has no rows", where=f"--data {source}", hint="check the file")
+    names = getattr(table.features.get(label or "label"), "names", None)
+    return Table(
+        source,
+        split,
+        tuple(table.column_names),
+        list(table),
+        tuple(names) if names else None,
+    )
+
+
+def _read_file(path: Path) -> Any:
+    if not path.is_file():
+        folder = path.parent
+        beside = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        raise DataError(
+            f"{path} doesn't exist",
+            where="--data",
+            hint=did_you_mean(path.name, sorted(beside)[:8]) if beside else "check the path",
+        )
+    builder = _BUILDERS[path.suffix.lower()]
+    options: dict[str, Any] = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
+    return _load(builder, str(path), data_files=str(path), **options)
+
+
+def _load(builder: str, source: str, *args: str, split: str = "train", **options: Any) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(builder, *args, split=split, **options)
+    except Exception as error:
+        # The builders raise whatever their parsers raise (pandas, pyarrow, UnicodeDecodeError, hub errors), with the
+        # parser's own words at the end of the chain of causes.
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        local = "data_files" in options
+        raise DataError(
+            f"the data can't be read: {str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__}",
+            where=f"--data {source}" + ("" if local else f" --split {split}"),
+            hint="check that the content fits the file's ending"
+            if local
+            else "check the name (HUB_ID[:CONFIG]), the split and the network; a local file needs one of the endings "
+            + ", ".join(_BUILDERS),
+        ) from error
+
+
+def choose_columns(
+    table: Table,
+    *,
+    texts: Sequence[str] = (),
+    label: str | None = None,
+    num_texts: tuple[int, ...] = (1, 2),
+    needs_label: bool = True,
+) -> Columns:
+    """Decide which columns hold the texts and the label.
+
+    In this order: what the user said, names everybody uses, the only column of strings. What was chosen, and why, is in
+    the result.
+
+    Raises:
+        DataError: A named column isn't there, or nothing fits.
+    """
+    for name in (*texts, *([label] if label else [])):
+        if name not in table.columns:
+            raise DataError(
+                f"the data has no column {name!r}",
+                where=f"--data {table.name}",
+                hint=did_you_mean(name, table.columns),
+            )
+    why = "as told"
+    if not texts:
+        texts, why = _guess_texts(table, num_texts, label)
+    if len(texts) not in num_texts:
+        raise DataError(
+            f"the task reads {' or '.join(map(str, num_texts))} text columns, and {len(texts)} were named",
+            where="--text",
+            hint="name them like --text sentence1,sentence2",
+        )
+    if needs_label and label is None:
+        known = [name for name in _LABELS if name in table.columns and name not in texts]
+        if not known:
+            raise DataError(
+                "no column of the data looks like the label",
+                where=f"--data {table.name}",
+                hint=f"say --label NAME; the columns are {', '.join(table.columns)}",
+            )
+        label, why = known[0], f"{why}, label by its name"
+    return Columns(tuple(texts), (label or "") if needs_label else "", why)
+
+
+def _guess_texts(
+    table: Table, num_texts: tuple[int, ...], label: str | None
+) -> tuple[tuple[str, ...], str]:
+    if 2 in num_texts:
+        for pair in _PAIRS:
+            if set(pair) <= set(table.columns):
+                return pair, "texts by their names"
+    if 1 in num_texts:
+        for name in _TEXTS:
+            if name in table.columns:
+                return (name,), "text by its name"
+    strings = [
+        name
+        for name in table.columns
+        if name != label and name not in _LABELS and isinstance(table.rows[0][name], str)
+    ]
+    if len(strings) in num_texts:
+        return tuple(strings), "the only text there is"
+    raise DataError(
+        "no column of the data looks like the text" if not strings else "several columns could be the text",
+        where=f"--data {table.name}",
+        hint=f"say --text NAME, or --text NAME,NAME; the columns are {', '.join(table.columns)}",
+    )
+
+
+def text_of(table: Table, row: int, column: str) -> str:
+    """Return a text cell.
+
+    Raises:
+        DataError: The cell is empty or not a text.
+    """
+    value = table.rows[row][column]
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(
+            f"row {row} has no text in column {column!r} (it holds {value!r})",
+            where=f"--data {table.name}",
+            hint="remove the row, or name another column with --text",
+        )
+    return value
+
+
+def number_of(table: Table, row: int, column: str) -> float:
+    """Return a numeric cell.
+
+    Raises:
+        DataError: The cell is not a number.
+    """
+    value = table.rows[row][column]
+    if isinstance(value, str) and re.fullmatch(r"\s*-?\d+(\.\d+)?\s*", value):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        raise DataError(
+            f"row {row} has {value!r} in column {column!r}, which is not a number",
+            where=f"--data {table.name}",
+            hint="name the column of scores with --label",
+        )
+    return float(value)
+
+
+def draw(examples: Sequence[Example], count: int | None, *, seed: int) -> tuple[Example, ...]:
+    """Return ``count`` of the examples, chosen by the seed and their content: the order of the rows doesn't matter."""
+    if count is None or count >= len(examples):
+        return tuple(examples)
+    return tuple(_shuffled(examples, seed)[:count])
+
+
+def hold_out(
+    examples: Sequence[Example], *, count: int, seed: int
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Split into rows that choose (``count`` of them, at most half) and rows that report."""
+    shuffled = _shuffled(examples, seed)
+    middle = min(count, len(shuffled) // 2)
+    chosen = shuffled[:middle]
+    return tuple(chosen), without_overlap(shuffled[middle:], chosen)
+
+
+def without_overlap(
+    examples: Iterable[Example], others: Iterable[Example]
+) -> tuple[Example, ...]:
+    """Return the examples whose inputs don't occur among ``others``."""
+    taken = {example.input_digest for example in others}
+    return tuple(example for example in examples if example.input_digest not in taken)
+
+
+def fingerprint(examples: Iterable[Example]) -> str:
+    """Return a hash of the examples' content that doesn't depend on their order."""
+    digests = sorted(example.digest for example in examples)
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
+
+
+def _shuffled(examples: Sequence[Example], seed: int) -> list[Example]:
+    return sorted(
+        examples,
+        key=lambda example: hashlib.sha256(f"{seed}:{example.digest}".encode()).digest(),
+    )

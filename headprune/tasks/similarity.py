@@ -1,0 +1,100 @@
+"""Sentence similarity: the cosine of two embeddings against a human score (STS; Cer et al. 2017)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from headprune.replay import Batch
+from headprune.tasks.collate import make_batches
+from headprune.tasks.data import Columns, Example, Table, number_of, text_of
+from headprune.tasks.task import Task
+
+
+def to_examples(
+    table: Table, columns: Columns, tokenizer: Any, config: Any, max_length: int
+) -> tuple[Example, ...]:
+    """Read pairs and their scores; scores on another scale than 0 to 1 are mapped from their range to 0 to 1."""
+    del tokenizer, config, max_length
+    scores = [number_of(table, row, columns.label) for row in range(len(table.rows))]
+    low, high = min(0.0, *scores), max(1.0, *scores)
+    return tuple(
+        Example(
+            tuple(text_of(table, row, name) for name in columns.texts),
+            (score - low) / (high - low),
+        )
+        for row, score in enumerate(scores)
+    )
+
+
+def to_batches(
+    examples: Sequence[Example],
+    tokenizer: Any,
+    max_length: int,
+    batch_size: int | None,
+    accepts: Callable[[str], bool],
+) -> tuple[Batch, ...]:
+    """Give each sentence a row of its own."""
+    texts = [text for example in examples for text in example.texts]
+    encoded = tokenizer(texts, truncation=True, max_length=max_length)
+    rows = [{name: encoded[name][row] for name in encoded} for row in range(len(texts))]
+    return make_batches(
+        list(zip(rows[::2], rows[1::2], strict=True)),
+        [float(example.target or 0.0) for example in examples],
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+        target_dtype=torch.float32,
+        accepts=accepts,
+    )
+
+
+def embed(
+    outputs: Any, attention_mask: Tensor, *, pooling: str
+) -> Float[Tensor, "rows hidden"]:
+    """Return unit-length sentence embeddings: the mean over real tokens, or the first token."""
+    hidden = outputs.last_hidden_state.float()
+    if pooling == "cls":
+        return normalize(hidden[:, 0], dim=-1)
+    mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+    return normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+
+
+def cosine(outputs: Any, batch: Batch, *, pooling: str) -> Float[Tensor, " examples"]:
+    """Return the cosine of each pair's embeddings."""
+    first, second = embed(outputs, batch.inputs["attention_mask"], pooling=pooling).chunk(2)
+    return (first * second).sum(-1)
+
+
+def loss(outputs: Any, batch: Batch, *, pooling: str) -> Float[Tensor, " examples"]:
+    """Squared difference of the cosine and the score."""
+    return (cosine(outputs, batch, pooling=pooling) - batch.targets) ** 2
+
+
+def predict(outputs: Any, batch: Batch, *, pooling: str) -> tuple[Tensor, Tensor]:
+    """The cosine, and the score."""
+    return cosine(outputs, batch, pooling=pooling), batch.targets
+
+
+TASK = Task(
+    name="similarity",
+    auto_class="AutoModel",
+    metric="spearman",
+    num_texts=(2,),
+    needs_label=True,
+    to_examples=to_examples,
+    to_batches=to_batches,
+    loss=partial(loss, pooling="mean"),
+    predict=partial(predict, pooling="mean"),
+)
+
+
+def with_pooling(pooling: str) -> Task:
+    """Return the task for a model that pools in this way: ``mean`` or ``cls``."""
+    return replace(
+        TASK, loss=partial(loss, pooling=pooling), predict=partial(predict, pooling=pooling)
+    )

@@ -1,0 +1,39 @@
+"""A kind of task as a value: how rows become examples, examples become batches, and outputs become losses."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from headprune.replay import Batch
+from headprune.tasks.data import Columns, Example, Table
+
+
+@dataclass(frozen=True)
+class Task:
+    """What must be known of a task.
+
+    Args:
+        name: Its name on the command line.
+        auto_class: The ``AutoModel...`` class that loads its models.
+        metric: The default metric.
+        num_texts: How many text columns it reads.
+        needs_label: Whether it reads a label.
+        to_examples: ``(table, columns, tokenizer, config, max_length) -> examples``.
+        to_batches: ``(examples, tokenizer, max_length, batch_size, accepts) -> batches``.
+        loss: ``(outputs, batch) -> [examples]``, smaller is better; one example's loss never depends on another's.
+        predict: ``(outputs, batch) -> (predictions, references)``, what the metric compares, [examples] each.
+    """
+
+    name: str
+    auto_class: str
+    metric: str
+    num_texts: tuple[int, ...]
+    needs_label: bool
+    to_examples: Callable[[Table, Columns, Any, Any, int], tuple[Example, ...]]
+    to_batches: Callable[
+        [Sequence[Example], Any, int, int | None, Callable[[str], bool]], tuple[Batch, ...]
+    ]
+    loss: Callable[[Any, Batch], Tensor]
+    predict: Callable[[Any, Batch], tuple[Tensor, Tensor]]
