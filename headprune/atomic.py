@@ -74,8 +74,11 @@ def staged_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]
     try:
         with _naming(target):
             yield staging
-            staging.chmod(0o777 & ~_umask())
+            # Some writers make their files private, as temporary files are.
+            umask = _umask()
+            staging.chmod(0o777 & ~umask)
             for path in sorted(staging.rglob("*")):
+                path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
                 _fsync(path)
             _fsync(staging)
             _swap(staging, target)

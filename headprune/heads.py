@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -40,7 +40,7 @@ class SiteId(NamedTuple):
         return f"{stack}L{self.layer}" + ("" if self.kind == "self" else f".{self.kind}")
 
     @classmethod
-    def parse(cls, name: str) -> Self:
+    def parse(cls, name: str) -> "SiteId":
         """Read a name such as ``L3`` or ``decoder.L2.cross``.
 
         >>> SiteId.parse("decoder.L2.cross")
@@ -66,7 +66,7 @@ class HeadId(NamedTuple):
         return f"{self.site}.H{self.head}"
 
     @classmethod
-    def parse(cls, name: str) -> Self:
+    def parse(cls, name: str) -> "HeadId":
         """Read a name such as ``L3.H7``.
 
         >>> str(HeadId.parse("encoder.L3.H7"))
@@ -174,7 +174,7 @@ class HeadMask(NamedTuple):
     values: tuple[float, ...]
 
     @classmethod
-    def without(cls, removed: Iterable[HeadId], heads: Sequence[HeadId]) -> Self:
+    def without(cls, removed: Iterable[HeadId], heads: Sequence[HeadId]) -> "HeadMask":
         """Return the mask over ``heads`` that silences ``removed``."""
         gone = set(removed)
         return cls(tuple(heads), tuple(float(head not in gone) for head in heads))
@@ -204,7 +204,7 @@ class HeadScores(Artefact):
     versions: dict[str, str] = {}
 
     @model_validator(mode="after")
-    def _lists_are_parallel(self) -> Self:
+    def _lists_are_parallel(self) -> "HeadScores":
         lengths = {len(self.heads), len(self.values)}
         if self.standard_errors is not None:
             lengths.add(len(self.standard_errors))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from transformers import PreTrainedModel
@@ -43,6 +43,7 @@ from headprune.verify import Proof, main_output, masked_equals_pruned, parameter
 _PROOF_ROWS = 16
 
 
+@runtime_checkable
 class Voice(Protocol):
     """How a stage talks while it works."""
 

@@ -1,5 +1,6 @@
 """Where the heads of a model are: asked of a tiny random clone of its class, then found in the model itself."""
 
+import torch
 from transformers import PreTrainedModel
 
 from headprune.anatomy.clone import tiny_clone, tiny_inputs
@@ -27,14 +28,15 @@ def probe(
     clone = tiny_clone(model)
     model_type = model.config.model_type
     try:
-        events = record(clone, tiny_inputs(clone))
+        with torch.enable_grad():
+            events = record(clone, tiny_inputs(clone))
+            patterns, refused = find_patterns(clone, events)
     except (ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError) as error:
         raise UnsupportedError(
             f"model type {model_type!r} is not supported: a small copy of it doesn't run on token ids ({error})",
             where=f"{type(model).__name__} (config.json: model_type)",
             hint="models that read tokens in one stack (encoders and decoders) are supported",
         ) from error
-    patterns, refused = find_patterns(clone, events)
     if not patterns:
         reason = REASONS.get(model_type) or next(
             iter(refused.values()), "no attention of it goes through transformers' interface"

@@ -38,7 +38,7 @@ class Talk:
     def say(self, text: str) -> None:
         """Tell the user what is going on."""
         if not self.quiet:
-            self.console.print(text, style="dim", markup=False)
+            self.console.print(text, style="dim", markup=False, soft_wrap=True)
 
     def track(self, items: Sequence[T], description: str) -> Iterator[T]:
         """Yield ``items`` under a progress bar with an estimate of the time left; without a terminal, a line per tenth."""
@@ -146,14 +146,19 @@ def prune_table(results: Results, *, directory: str, verdict: Verdict | None = N
     before, after = results.before, results.after
     table = Table(box=None, padding=(0, 3, 0, 0))
     for title in ("", "before", "after", "change"):
-        table.add_column(title, justify="left" if not title else "right")
-    low, high = results.difference_interval
-    arrow = "higher" if before.higher_is_better else "lower"
+        table.add_column(title, justify="right" if title else "left", no_wrap=True)
     table.add_row(
-        f"{before.metric} ({arrow} is better)",
-        _metric(before),
-        _metric(after),
-        f"{results.difference:+.4f} [{low:+.4f}, {high:+.4f}]",
+        before.metric,
+        _number(before.value),
+        _number(after.value),
+        _number(results.difference, sign="+"),
+        style="bold",
+    )
+    table.add_row(
+        "  95 % interval",
+        _interval(before.interval),
+        _interval(after.interval),
+        _interval(results.difference_interval, sign="+"),
     )
     table.add_row("heads", f"{before.heads:,}", f"{after.heads:,}", _change(before.heads, after.heads))
     table.add_row(
@@ -163,7 +168,9 @@ def prune_table(results: Results, *, directory: str, verdict: Verdict | None = N
         _change(before.parameters, after.parameters),
     )
     old, new = results.weights_bytes
-    table.add_row("weights on disk", f"{old / 1e6:.1f} MB", f"{new / 1e6:.1f} MB", _change(old, new, unit="MB"))
+    table.add_row(
+        "weights on disk", f"{old / 1e6:.1f} MB", f"{new / 1e6:.1f} MB", f"{new / old - 1:+.1%}"
+    )
     for name in after.latency_ms:
         table.add_row(
             f"latency, {name.replace('_', ' ')}",
@@ -171,13 +178,19 @@ def prune_table(results: Results, *, directory: str, verdict: Verdict | None = N
             f"{after.latency_ms[name]:.1f} ms",
             f"{after.latency_ms[name] / before.latency_ms[name] - 1:+.0%}",
         )
-    notes = Text(f"\nn = {after.n:,} of {after.data.get('name')}{_split(after)}, rows that had no part in choosing; [] are 95 % intervals\n", style="dim")
+    better = "higher" if before.higher_is_better else "lower"
+    notes = Text(
+        f"\n{after.metric}: {better} is better; n = {after.n:,} of {after.data.get('name')}{_split(after)}, "
+        "rows that chose no head\n\n",
+        style="dim",
+    )
     for proof in results.proofs:
         notes.append(f"✓ {proof.name}", style="green")
-        notes.append(f"  {proof.detail} ({proof.measured:.2g})\n", style="dim")
+        notes.append(f": {proof.detail} ({proof.measured:.2g})\n", style="dim")
     if verdict:
-        notes.append(f"{'✓' if verdict.passed else '✗'} check {headline(verdict)}", style="green" if verdict.passed else "red")
-        notes.append(f"  {verdict.findings[0].message}\n", style="dim")
+        mark, colour = ("✓", "green") if verdict.passed else ("✗", "red")
+        notes.append(f"{mark} check {headline(verdict)}", style=colour)
+        notes.append(f": {verdict.findings[0].message}\n", style="dim")
     trust = ", trust_remote_code=True" if results.loads_with == "remote-code" else ""
     load = Text.assemble(
         ("the model: ", "dim"), directory, "\n",
@@ -210,7 +223,15 @@ def key_value_table(rows: dict[str, Any]) -> RenderableType:
 
 
 def _metric(result: EvalResult) -> str:
-    return f"{result.value:.4f} [{result.interval[0]:.4f}, {result.interval[1]:.4f}]"
+    return f"{_number(result.value)} {_interval(result.interval)}"
+
+
+def _interval(interval: tuple[float, float], *, sign: str = "-") -> str:
+    return f"[{_number(interval[0], sign=sign)}, {_number(interval[1], sign=sign)}]"
+
+
+def _number(value: float, *, sign: str = "-") -> str:
+    return f"{value:{sign}.4f}" if abs(value) < 10 else f"{value:{sign}.2f}"
 
 
 def _split(result: EvalResult) -> str:
@@ -218,8 +239,6 @@ def _split(result: EvalResult) -> str:
     return f" ({split})" if split else ""
 
 
-def _change(before: int, after: int, *, unit: str = "") -> str:
-    share = f"{after / before - 1:+.1%}" if before else ""
-    if unit == "MB":
-        return f"{(after - before) / 1e6:+.1f} MB ({share})"
-    return f"{after - before:+,} ({share})"
+def _change(before: int, after: int) -> str:
+    share = f" ({after / before - 1:+.1%})" if before else ""
+    return f"{after - before:+,}{share}"

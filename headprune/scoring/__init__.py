@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
+from headprune.errors import ModelError
 from headprune.heads import HeadScores
 from headprune.replay import Batch, Loss
 from headprune.scoring.ablation import ablation
@@ -51,6 +52,9 @@ def score(
             Molchanov et al. 2017); standard errors are divided alike.
         seed: For methods that draw random numbers.
         track: Wraps the iteration over batches, for a progress bar.
+
+    Raises:
+        ModelError: A loss was infinite or not a number.
     """
     was_training = model.training
     model.eval()
@@ -60,6 +64,12 @@ def score(
         )
     finally:
         model.train(was_training)
+    if not bool(found.values.isfinite().all()):
+        raise ModelError(
+            f"the {method} scores are not finite: the loss of an example overflowed or is not a number",
+            where="calibration data",
+            hint="look for empty or damaged rows; with --dtype float16, try bfloat16 or float32",
+        )
     if normalize == "layer":
         found = _per_layer(found, anatomy)
     errors = found.standard_errors

@@ -1,8 +1,8 @@
 """What a scoring method returns, and the signature they share."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from jaxtyping import Float64
 from torch import Tensor
@@ -12,11 +12,8 @@ from headprune.anatomy import Anatomy
 from headprune.replay import Batch, Loss
 
 
-class Track(Protocol):
-    """Wraps the iteration over batches, for a progress bar."""
-
-    def __call__(self, batches: Sequence[Batch], description: str, /) -> Iterable[Batch]:
-        """Yield the batches, reporting progress."""
+Track: TypeAlias = Callable[[Sequence[Batch], str], Iterable[Batch]]
+"""Wraps the iteration over batches, with a description, for a progress bar."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +31,7 @@ class Estimate:
     n: int
 
 
+@runtime_checkable
 class Method(Protocol):
     """The one signature of all methods."""
 

@@ -65,7 +65,7 @@ def summed_loss(outputs: Any, batch: Batch) -> Float[Tensor, " examples"]:
     logits = outputs.logits[:, :-1].float()
     labels = batch.inputs["input_ids"][:, 1:]
     per_token = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-    mask = batch.inputs["attention_mask"][:, 1:]
+    mask = batch.inputs["attention_mask"][:, 1:] * batch.inputs["attention_mask"][:, :-1]
     return (per_token.view(labels.shape) * mask).sum(1)
 
 

@@ -1,0 +1,120 @@
+"""Tiny random models: 3 layers, initializer_range 0.4, because the default hides bugs."""
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+WORDS = [f"w{number}" for number in range(80)]
+_PLAIN = {
+    "vocab_size": 96,
+    "num_hidden_layers": 3,
+    "hidden_size": 48,
+    "num_attention_heads": 6,
+    "intermediate_size": 40,
+    "initializer_range": 0.4,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GROUPED = {**_PLAIN, "hidden_size": 32, "num_attention_heads": 8, "num_key_value_heads": 4}
+
+# name: (config class, settings, class of the contract)
+FAMILIES = {
+    "bert": ("BertConfig", _PLAIN, "BertForSequenceClassification"),
+    "roberta": ("RobertaConfig", _PLAIN, "RobertaForSequenceClassification"),
+    "distilbert": (
+        "DistilBertConfig",
+        {
+            "vocab_size": 96,
+            "n_layers": 3,
+            "dim": 48,
+            "n_heads": 6,
+            "hidden_dim": 40,
+            "initializer_range": 0.4,
+            "pad_token_id": 0,
+        },
+        "DistilBertForSequenceClassification",
+    ),
+    "gpt2": (
+        "GPT2Config",
+        {
+            "vocab_size": 96,
+            "n_layer": 3,
+            "n_embd": 48,
+            "n_head": 6,
+            "initializer_range": 0.4,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        "GPT2LMHeadModel",
+    ),
+    "llama": ("LlamaConfig", _GROUPED, "LlamaForCausalLM"),
+    "mistral": ("MistralConfig", _GROUPED, "MistralForCausalLM"),
+    "qwen2": ("Qwen2Config", _GROUPED, "Qwen2ForCausalLM"),
+    "qwen3": ("Qwen3Config", {**_GROUPED, "head_dim": 16}, "Qwen3ForCausalLM"),
+}
+GROUPED = ("llama", "mistral", "qwen2", "qwen3")
+DECODERS = ("gpt2", *GROUPED)
+
+
+def build(family, *, attention="sdpa", cls=None, seed=0, **settings):
+    """Return a tiny random model of a family, in eval mode."""
+    config_name, plain, class_name = FAMILIES[family]
+    config = getattr(transformers, config_name)(**{**plain, **settings})
+    torch.manual_seed(seed)
+    model = getattr(transformers, cls or class_name)._from_config(
+        config, attn_implementation=attention
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):  # they start at zero, and cutting them would not be seen
+                parameter.normal_(0, 0.3)
+    return model.eval()
+
+
+def token_inputs(*, rows=4, length=12, seed=0, left=False):
+    """Return token ids with padding, on the right or on the left, of different lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(7, 90, (rows, length), generator=generator)
+    mask = torch.ones_like(ids)
+    for row in range(1, rows):
+        pad = row % (length - 3)
+        hidden = slice(0, pad) if left else slice(length - pad, length)
+        mask[row, hidden] = 0
+        ids[row, hidden] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def real_outputs(outputs, inputs):
+    """Return the logits (or hidden states), those of padding removed: what a pad sees is nobody's business."""
+    tensor = outputs[0]
+    if tensor.dim() == 3:
+        return tensor[inputs["attention_mask"].bool()]
+    return tensor
+
+
+def toy_tokenizer():
+    """Return a word-level tokenizer of 96 tokens."""
+    special = ["[PAD]", "<s>", "</s>", "[UNK]", "[MASK]", "[CLS]", "[SEP]"]
+    vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        mask_token="[MASK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    )
+
+
+def sentences(count, *, seed=0, low=3, high=12):
+    """Return sentences of toy words, of different lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(low, high, (count,), generator=generator).tolist()
+    return [
+        " ".join(WORDS[i] for i in torch.randint(0, 80, (n,), generator=generator).tolist())
+        for n in lengths
+    ]

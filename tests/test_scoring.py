@@ -1,0 +1,223 @@
+"""Scores against brute force, and the laws they keep."""
+
+import pytest
+import torch
+from families import DECODERS, build, sentences, token_inputs
+from torch.nn.functional import cross_entropy
+
+import headprune as hp
+from headprune.errors import ModelError
+from headprune.replay import as_batches, losses
+from headprune.scoring import METHODS
+from headprune.tasks import TASKS
+from headprune.tasks.data import Example
+
+
+def classifier_loss(outputs, batch):
+    return cross_entropy(outputs.logits, batch.targets, reduction="none")
+
+
+def lm_loss(outputs, batch):
+    """The task's loss; in double where the model is, so that differences of it mean something."""
+    if outputs.logits.dtype != torch.float64:
+        return TASKS["causal-lm"].loss(outputs, batch)
+    mask = batch.inputs["attention_mask"][:, 1:]
+    chosen = batch.inputs["input_ids"][:, 1:, None]
+    found = outputs.logits[:, :-1].log_softmax(-1).gather(-1, chosen)[..., 0]
+    return -(found * mask).sum(1) / mask.sum(1)
+
+
+def lm_batch(**settings):
+    inputs = token_inputs(**settings)
+    return {**inputs, "labels": inputs["attention_mask"].sum(1) - 1}
+
+
+def setting(family, **settings):
+    """Return a model, a batch and a loss that fits both."""
+    if family in DECODERS:
+        return build(family), lm_batch(**settings), lm_loss
+    inputs = token_inputs(**settings)
+    labels = torch.arange(len(inputs["input_ids"])) % 2
+    return build(family), {**inputs, "labels": labels}, classifier_loss
+
+
+def one_row_at_a_time(batch):
+    return [{name: value[row : row + 1] for name, value in batch.items()} for row in range(len(batch["labels"]))]
+
+
+def brute_force_losses(model, batch, loss, removed):
+    """Loss of every example with heads silenced, one row per forward, no padding shared."""
+    found = []
+    for row in one_row_at_a_time(batch):
+        inputs = {name: value for name, value in row.items() if name != "labels"}
+        with torch.no_grad(), hp.masked(model, removed):
+            found.append(loss(model(**inputs), as_batches([row])[0]).item())
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def test_gradient_is_the_mean_absolute_derivative_per_example(family):
+    model, batch, loss = setting(family)
+    scores = hp.score(model, [batch], loss=loss, method="gradient")
+    anatomy = hp.inspect(model)
+    model = model.double()
+    step = 1e-3
+    for place, head in list(enumerate(scores.heads))[::5]:
+        moved = []
+        for sign in (1, -1):
+            rows = len(batch["labels"])
+            columns = anatomy.columns[head.site]
+            gates = torch.ones(rows, columns.stop - columns.start, dtype=torch.float64)
+            gates[:, head.head] += sign * step
+            inputs = {name: value for name, value in batch.items() if name != "labels"}
+            with torch.no_grad(), hp.masked(model, {str(head.site): gates}):
+                moved.append(loss(model(**inputs), as_batches([batch])[0]).double())
+        derivative = (moved[0] - moved[1]) / (2 * step)
+        expected = derivative.abs()
+        assert scores.values[place] == pytest.approx(expected.mean().item(), rel=2e-2, abs=1e-4)
+        error = expected.std() / len(expected) ** 0.5
+        assert scores.standard_errors[place] == pytest.approx(error.item(), rel=2e-2, abs=1e-4)
+
+
+def test_ablation_is_the_naive_loop(family):
+    model, batch, loss = setting(family)
+    scores = hp.score(model, [batch], loss=loss, method="ablation")
+    base = brute_force_losses(model, batch, loss, [])
+    for place, head in enumerate(scores.heads):
+        difference = brute_force_losses(model, batch, loss, [head]) - base
+        assert scores.values[place] == pytest.approx(difference.mean().item(), abs=2e-5)
+        error = difference.std() / len(difference) ** 0.5
+        assert scores.standard_errors[place] == pytest.approx(error.item(), abs=2e-5)
+
+
+def test_losses_takes_any_list_of_masks(family):
+    model, batch, loss = setting(family)
+    anatomy = hp.inspect(model)
+    generator = torch.Generator().manual_seed(0)
+    masks = (torch.rand(7, len(anatomy.heads), generator=generator) > 0.4).float()
+    masks[3] = 1
+    masks[4, : len(anatomy.heads) // 3] = 1
+    found = losses(
+        model, anatomy, batches=as_batches([batch]), loss=loss, masks=masks, rows_per_forward=9
+    )
+    for mask, row in zip(masks, found, strict=True):
+        removed = [head for head, value in zip(anatomy.heads, mask, strict=True) if not value]
+        expected = brute_force_losses(model, batch, loss, removed)
+        assert row.double() == pytest.approx(expected, abs=5e-5)
+
+
+@pytest.mark.parametrize("method", ["gradient", "ablation"])
+def test_scores_do_not_depend_on_batch_size(family, method):
+    model, batch, loss = setting(family, rows=16)
+    every = []
+    for size in (1, 3, 16):
+        parts = [
+            {name: value[start : start + size] for name, value in batch.items()}
+            for start in range(0, 16, size)
+        ]
+        scores = hp.score(model, parts, loss=loss, method=method)
+        assert scores.n == 16
+        every.append(torch.tensor(scores.values))
+    for other in every[1:]:
+        assert torch.allclose(every[0], other, rtol=1e-5, atol=1e-5 * every[0].abs().max().item())
+
+
+def left_padded(batch):
+    """Return the batch padded on the left, with the positions that models count from the left."""
+    width = batch["input_ids"].shape[1]
+    moved = {name: value.clone() for name, value in batch.items()}
+    for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+        for name in ("input_ids", "attention_mask"):
+            moved[name][row] = torch.roll(batch[name][row], width - length)
+    moved["position_ids"] = (moved["attention_mask"].cumsum(1) - 1).clamp_min(0)
+    return moved
+
+
+@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("method", ["gradient", "ablation"])
+def test_scores_do_not_depend_on_the_side_of_padding(family, method):
+    model, batch, loss = setting(family)
+    right = hp.score(model, [batch], loss=loss, method=method)
+    left = hp.score(model, [left_padded(batch)], loss=loss, method=method)
+    a, b = torch.tensor(right.values), torch.tensor(left.values)
+    assert torch.allclose(a, b, rtol=1e-5, atol=1e-5 * a.abs().max().item())
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
+def test_batches_are_the_same_whatever_side_the_tokenizer_pads(family, tokenizer):
+    task = TASKS["classification"]
+    examples = [Example((text,), index % 2) for index, text in enumerate(sentences(10))]
+    found = []
+    for side in ("left", "right"):
+        tokenizer.padding_side = side
+        batches = task.to_batches(examples, tokenizer, 16, 3, lambda name: name != "token_type_ids")
+        scores = hp.score(build(family), batches, loss=task.loss)
+        found.append(scores.values)
+    assert found[0] == found[1]
+
+
+def test_scoring_leaves_the_model_as_it_was(bert):
+    batch = {**token_inputs(), "labels": torch.tensor([0, 1, 0, 1])}
+    before = {name: (p.clone(), p.requires_grad) for name, p in bert.named_parameters()}
+    bert.train()
+    for method in METHODS:
+        hp.score(bert, [batch], loss=classifier_loss, method=method)
+    assert bert.training
+    for name, parameter in bert.named_parameters():
+        assert torch.equal(parameter, before[name][0])
+        assert parameter.requires_grad == before[name][1]
+        assert parameter.grad is None
+    assert not any(module._forward_pre_hooks for module in bert.modules())
+
+
+def test_magnitude_is_the_norm_of_the_output_columns():
+    model, gpt = build("bert"), build("gpt2")
+    batch = {**token_inputs(), "labels": torch.zeros(4, dtype=torch.long)}
+    scores = hp.score(model, [batch], loss=classifier_loss, method="magnitude")
+    weight = model.bert.encoder.layer[1].attention.output.dense.weight
+    assert scores.values[6 + 2] == pytest.approx(weight[:, 16:24].norm().item())
+    scores = hp.score(gpt, [batch], loss=lm_loss, method="magnitude")
+    weight = gpt.transformer.h[1].attn.c_proj.weight
+    assert scores.values[6 + 2] == pytest.approx(weight[16:24].norm().item())
+
+
+def test_random_scores_are_the_seed_s():
+    model, batch, loss = setting("bert")
+    first, again, other = (
+        hp.score(model, [batch], loss=loss, method="random", seed=seed).values for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_normalised_scores_have_unit_norm_in_every_layer():
+    model, batch, loss = setting("bert")
+    scores = hp.score(model, [batch], loss=loss, normalize="layer")
+    plain = hp.score(model, [batch], loss=loss)
+    for layer in range(3):
+        values = torch.tensor(scores.values[6 * layer : 6 * layer + 6])
+        assert values.norm().item() == pytest.approx(1.0)
+        raw = torch.tensor(plain.values[6 * layer : 6 * layer + 6])
+        assert torch.allclose(values, raw / raw.norm())
+        errors = torch.tensor(scores.standard_errors[6 * layer : 6 * layer + 6])
+        raw_errors = torch.tensor(plain.standard_errors[6 * layer : 6 * layer + 6])
+        assert torch.allclose(errors, raw_errors / raw.norm())
+
+
+def test_scores_of_a_pruned_model_are_those_of_the_masked_one():
+    model, batch, loss = setting("bert")
+    gone = ["L0.H1", "L1.H0", "L1.H3"]
+    masks = torch.ones(1, 18)
+    masks[0, [1, 6, 9]] = 0
+    base = brute_force_losses(model, batch, loss, gone)
+    hp.prune(model, gone)
+    scores = hp.score(model, [batch], loss=loss, method="ablation")
+    fresh = build("bert")
+    assert len(scores.heads) == 15
+    for head, value in list(scores.by_head().items())[::4]:
+        difference = brute_force_losses(fresh, batch, loss, [*gone, head]) - base
+        assert value == pytest.approx(difference.mean().item(), abs=2e-5)
+
+
+def test_a_loss_that_is_not_a_number_is_an_error_of_ours(bert):
+    batch = {**token_inputs(), "labels": torch.zeros(4, dtype=torch.long)}
+    with pytest.raises(ModelError, match="not finite"):
+        hp.score(bert, [batch], loss=lambda outputs, _batch: outputs.logits[:, 0] / 0)
