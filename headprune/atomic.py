@@ -82,6 +82,8 @@ def staged_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]
                 _fsync(path)
             _fsync(staging)
             _swap(staging, target)
+        # The target is whole by now. Should the disk fail here, the rename may be lost with the power, but nothing is half.
+        with suppress(OSError):
             _fsync(target.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -106,6 +108,7 @@ def write_text(path: Path, text: str) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+    with suppress(OSError):  # as above
         _fsync(path.parent)
 
 

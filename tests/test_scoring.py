@@ -48,9 +48,10 @@ def one_row_at_a_time(batch):
 def brute_force_losses(model, batch, loss, removed):
     """Loss of every example with heads silenced, one row per forward, no padding shared."""
     found = []
+    anatomy = hp.inspect(model)
     for row in one_row_at_a_time(batch):
         inputs = {name: value for name, value in row.items() if name != "labels"}
-        with torch.no_grad(), hp.masked(model, removed):
+        with torch.no_grad(), hp.masked(model, removed, anatomy=anatomy):
             found.append(loss(model(**inputs), as_batches([row])[0]).item())
     return torch.tensor(found, dtype=torch.float64)
 
@@ -69,7 +70,7 @@ def test_gradient_is_the_mean_absolute_derivative_per_example(family):
             gates = torch.ones(rows, columns.stop - columns.start, dtype=torch.float64)
             gates[:, head.head] += sign * step
             inputs = {name: value for name, value in batch.items() if name != "labels"}
-            with torch.no_grad(), hp.masked(model, {str(head.site): gates}):
+            with torch.no_grad(), hp.masked(model, {str(head.site): gates}, anatomy=anatomy):
                 moved.append(loss(model(**inputs), as_batches([batch])[0]).double())
         derivative = (moved[0] - moved[1]) / (2 * step)
         expected = derivative.abs()
