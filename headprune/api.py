@@ -12,13 +12,13 @@ from transformers import PreTrainedModel
 
 from headprune import checkpoint, selection
 from headprune.anatomy import Anatomy
+from headprune.batch import Batch, as_batches
 from headprune.checkpoint import load
 from headprune.errors import PlanError, did_you_mean
 from headprune.heads import HeadMask, HeadScores, HeadSelection, PruningPlan, select_heads
 from headprune.inspection import inspect
 from headprune.masking import gated
 from headprune.models import fingerprint, versions
-from headprune.replay import Batch, as_batches
 from headprune.scoring import METHODS
 from headprune.scoring import score as score_heads
 from headprune.surgery import cut
@@ -68,7 +68,9 @@ def _gates(
     return torch.tensor(HeadMask.without(removed, anatomy.heads).values)
 
 
-def _gates_from_tensors(anatomy: Anatomy, tensors: Mapping[str, Any]) -> Float[Tensor, "rows heads"]:
+def _gates_from_tensors(
+    anatomy: Anatomy, tensors: Mapping[str, Any]
+) -> Float[Tensor, "rows heads"]:
     columns = {str(site): where for site, where in anatomy.columns.items()}
     rows = next(iter(tensors.values())).shape[0]
     parts = [torch.ones(rows, where.stop - where.start) for where in columns.values()]
@@ -76,7 +78,9 @@ def _gates_from_tensors(anatomy: Anatomy, tensors: Mapping[str, Any]) -> Float[T
     for name, tensor in tensors.items():
         if name not in columns:
             raise PlanError(
-                f"the model has no attention {name!r}", where="masked", hint=did_you_mean(name, names)
+                f"the model has no attention {name!r}",
+                where="masked",
+                hint=did_you_mean(name, names),
             )
         place = names.index(name)
         if tuple(tensor.shape) != tuple(parts[place].shape):

@@ -97,7 +97,9 @@ def write_text(path: Path, text: str) -> None:
     """
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{_MARK}{os.getpid()}-")
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}{_MARK}{os.getpid()}-"
+        )
         temporary = Path(name)
         try:
             with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from headprune.batch import Batch, forward
 from headprune.errors import DataError
 from headprune.heads import Artefact
-from headprune.replay import Batch, forward
 from headprune.tasks import Task
 
 _LATENCY_BATCHES = (1, 32)
@@ -21,6 +21,8 @@ _LATENCY_BATCHES = (1, 32)
 
 class EvalResult(Artefact):
     """A metric with everything that is needed to believe it, or to compare it with another."""
+
+    written_by = "eval --json"
 
     metric: str
     value: float
@@ -35,11 +37,6 @@ class EvalResult(Artefact):
     data: dict[str, Any] = {}
     model: dict[str, Any] = {}
     versions: dict[str, str] = {}
-
-    @classmethod
-    def written_by(cls) -> str:
-        """The command that writes this file."""
-        return "eval --json"
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,8 @@ from headprune.heads import Artefact, read_artefact
 class Baseline(Artefact):
     """What a model must be compared with; written by ``headprune check --update-baseline``, rounded so that it diffs well."""
 
+    written_by = "check --update-baseline"
+
     metric: str
     value: float
     interval: tuple[float, float]
@@ -26,11 +28,6 @@ class Baseline(Artefact):
     data: dict[str, Any]
     model: dict[str, Any]
     versions: dict[str, str] = {}
-
-    @classmethod
-    def written_by(cls) -> str:
-        """The command that writes this file."""
-        return "check --update-baseline"
 
     @classmethod
     def of(cls, result: EvalResult) -> "Baseline":
@@ -173,7 +170,9 @@ def _metric_findings(
     if limits.max_drop is not None:
         passed = drop <= limits.max_drop
         unsure = abs(drop - limits.max_drop) <= noise
-        doubt = "; the distance to the limit is within noise: more rows would tell" if unsure else ""
+        doubt = (
+            "; the distance to the limit is within noise: more rows would tell" if unsure else ""
+        )
         findings.append(
             Finding(
                 name="max-drop",

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -126,6 +126,9 @@ class Artefact(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    written_by: ClassVar[str]
+    """The command that writes it."""
+
     format: Literal[1] = 1
 
     def to_json(self) -> str:
@@ -161,9 +164,7 @@ def read_artefact(kind: type[A], path: Path) -> A:
         raise CheckpointError(
             f"{path.name} is not a {kind.__name__} file: {place + ': ' if place else ''}{first['msg']}",
             where=str(path),
-            hint=f"write it again; it is made by `headprune {kind.written_by()}`"
-            if hasattr(kind, "written_by")
-            else "write it again",
+            hint=f"write it again: headprune {kind.written_by}",
         ) from error
 
 
@@ -191,6 +192,8 @@ class HeadScores(Artefact):
     ``values``, ``standard_errors`` and ``heads`` are parallel; ``standard_errors`` is None for methods that don't sample.
     """
 
+    written_by = "score"
+
     method: str
     normalize: Literal["none", "layer"] = "none"
     objective: str = "loss"
@@ -214,11 +217,6 @@ class HeadScores(Artefact):
             raise ValueError("a head is listed twice")
         return self
 
-    @classmethod
-    def written_by(cls) -> str:
-        """The command that writes this file."""
-        return "score"
-
     def by_head(self) -> dict[HeadId, float]:
         """The score of each head."""
         return dict(zip(self.heads, self.values, strict=True))
@@ -236,14 +234,11 @@ class PruningPlan(Artefact):
     ``reasons`` has a sentence for each head whose fate was not decided by its score alone.
     """
 
+    written_by = "prune"
+
     remove: tuple[HeadName, ...]
     kept_per_site: dict[str, int]
     budget: dict[str, Any] = {}
     constraints: dict[str, Any] = {}
     reasons: dict[str, str] = {}
     model: dict[str, Any] = {}
-
-    @classmethod
-    def written_by(cls) -> str:
-        """The command that writes this file."""
-        return "prune"

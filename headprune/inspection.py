@@ -7,10 +7,10 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy, Pattern, locate, probe
 from headprune.anatomy.clone import quiet, tiny_inputs
 from headprune.anatomy.exceptions import REASONS
+from headprune.batch import forward
 from headprune.errors import UnsupportedError
 from headprune.heads import HeadId
 from headprune.masking import gated
-from headprune.replay import forward
 from headprune.surgery import cut
 
 # fp32 rounding of a two-layer model whose outputs are of order one; heads of the clone move them by 0.1 and more.
@@ -35,7 +35,10 @@ def inspect(model: PreTrainedModel) -> Anatomy:
             known = REASONS.get(model_type)
             raise UnsupportedError(
                 f"model type {model_type!r} is not supported: "
-                + (known or f"cutting heads of a small copy is not the same as masking them ({difference:.1e})"),
+                + (
+                    known
+                    or f"cutting heads of a small copy is not the same as masking them ({difference:.1e})"
+                ),
                 where=f"{type(model).__name__} (config.json: model_type)",
                 hint="BERT-like encoders, GPT-2 and Llama-like decoders are supported",
             )

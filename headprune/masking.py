@@ -69,7 +69,11 @@ def _gate_hook(site: Site, gates: Tensor, fired: Counter[str]) -> Any:
             by_row = _fit_rows(gates, z.shape[0], site)
             by_row = by_row.reshape(z.shape[0], *[1] * (z.dim() - 2), len(site.heads))
         heads = z.unflatten(-1, (len(site.heads), site.head_dim)) if site.heads else z
-        return ((heads * by_row.to(z.dtype).unsqueeze(-1)).flatten(-2), *args[1:]) if site.heads else args
+        return (
+            ((heads * by_row.to(z.dtype).unsqueeze(-1)).flatten(-2), *args[1:])
+            if site.heads
+            else args
+        )
 
     return multiply
 

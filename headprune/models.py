@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from headprune import demo
 from headprune.errors import ConfigError, ModelError, did_you_mean
@@ -78,7 +84,9 @@ def _download(name: str, revision: str | None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED_FILES))
     except HFValidationError as error:
         raise ModelError(
-            f"{name!r} is neither a directory nor a hub id", where=f"MODEL {name}", hint="check the name"
+            f"{name!r} is neither a directory nor a hub id",
+            where=f"MODEL {name}",
+            hint="check the name",
         ) from error
     except (LocalEntryNotFoundError, OSError) as error:  # hub and connection errors are OSErrors
         raise ModelError(
@@ -97,14 +105,12 @@ def _config(name: str, directory: Path) -> PreTrainedConfig:
             f"config.json is damaged: {error}", where=str(path), hint="fetch the model again"
         ) from error
     model_type = settings.get("model_type") if isinstance(settings, dict) else None
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    if model_type not in CONFIG_MAPPING_NAMES:
+    if model_type not in CONFIG_MAPPING:
         raise ModelError(
             f"unknown model type {model_type!r}",
             where=f"{path} (model_type)",
             hint="pip install --upgrade transformers, or "
-            + did_you_mean(str(model_type), _closest(str(model_type), CONFIG_MAPPING_NAMES)),
+            + did_you_mean(str(model_type), _closest(str(model_type), CONFIG_MAPPING)),
         )
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=False)
@@ -161,7 +167,11 @@ def damage(path: Path) -> str | None:
         try:
             header = json.loads(file.read(length))
             end = max(
-                (entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"),
+                (
+                    entry["data_offsets"][1]
+                    for key, entry in header.items()
+                    if key != "__metadata__"
+                ),
                 default=0,
             )
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
@@ -222,6 +232,11 @@ def fingerprint(model: PreTrainedModel) -> str:
         step = max(1, flat.numel() // 64)
         digest.update(flat[::step].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def weights_bytes(directory: Path) -> int:
+    """Return the size of the weights in a directory."""
+    return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
 
 
 def versions() -> dict[str, str]:

@@ -5,95 +5,19 @@ that first differs from all-ones in block ``l`` re-runs only the blocks from ``l
 and the model's own forward does the rest. Masks that start at the same block are stacked on the batch axis.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
-from headprune.anatomy.trace import takes_cache
-from headprune.errors import DataError
+from headprune.batch import Batch, Loss, forward
 from headprune.masking import gated
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Some examples, ready for the model.
-
-    Args:
-        inputs: What the model's forward takes; dimension 0 of every tensor is the rows.
-        targets: What the loss compares with, one per example.
-        example_of_row: Which example of this batch each row belongs to (a pair of sentences has two rows).
-        indices: The examples' places in the data, so that results come back in its order.
-    """
-
-    inputs: Mapping[str, Tensor]
-    targets: Tensor
-    example_of_row: Int[Tensor, " rows"]
-    indices: Int[Tensor, " examples"]
-
-    @property
-    def num_examples(self) -> int:
-        """How many examples the batch holds."""
-        return int(self.indices.shape[0])
-
-    @property
-    def num_rows(self) -> int:
-        """How many rows the model sees."""
-        return int(self.example_of_row.shape[0])
-
-    def to(self, device: torch.device) -> "Batch":
-        """Return the batch with its tensors on ``device`` (the indices stay where they are)."""
-        return replace(
-            self,
-            inputs={name: value.to(device, non_blocking=True) for name, value in self.inputs.items()},
-            targets=self.targets.to(device, non_blocking=True),
-            example_of_row=self.example_of_row.to(device, non_blocking=True),
-        )
-
-
-Loss = Callable[[Any, Batch], Tensor]
-"""``loss(outputs, batch) -> [examples]``: the model's outputs to one number per example, smaller is better."""
-
-
-def as_batches(batches: Iterable[Batch | Mapping[str, Tensor]]) -> tuple[Batch, ...]:
-    """Take plain mappings of tensors, as a DataLoader gives them, beside :class:`Batch` values.
-
-    Of a mapping, ``labels`` becomes the targets (and is not given to the model); each row is one example.
-
-    Raises:
-        DataError: There is no batch, or one has no tensor.
-    """
-    found: list[Batch] = []
-    start = 0
-    for batch in batches:
-        if isinstance(batch, Batch):
-            found.append(batch)
-            continue
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
-        if not inputs:
-            raise DataError(
-                "a batch holds no inputs",
-                where="batches",
-                hint="give mappings of tensors, such as {'input_ids': ..., 'attention_mask': ..., 'labels': ...}",
-            )
-        rows = next(iter(inputs.values())).shape[0]
-        indices = torch.arange(start, start + rows)
-        start += rows
-        found.append(Batch(inputs, batch.get("labels", indices), torch.arange(rows), indices))
-    if not found:
-        raise DataError("there is no data", where="batches", hint="give at least one batch")
-    return tuple(found)
-
-
-def forward(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Any:
-    """Run the model on a batch's inputs, without filling a key/value cache."""
-    return model(**inputs, use_cache=False) if takes_cache(model) else model(**inputs)
 
 
 @torch.no_grad()
@@ -246,20 +170,18 @@ def _run_masks(
             outputs = forward(model, inputs)
     else:
         running = _sites_in(anatomy, model, recording.blocks[skip:])
-        columns = torch.cat([torch.arange(masks.shape[1])[anatomy.columns[s.id]] for s in running.sites])
+        columns = torch.cat(
+            [torch.arange(masks.shape[1])[anatomy.columns[s.id]] for s in running.sites]
+        )
         with (
             _skipping(recording, until=skip, copies=copies, rows=rows),
             gated(model, running, gates=gates[:, columns.to(gates.device)]),
         ):
             outputs = forward(model, inputs)
-    return torch.stack(
-        [loss(_part(outputs, copy, copies, rows), batch) for copy in range(copies)]
-    )
+    return torch.stack([loss(_part(outputs, copy, copies, rows), batch) for copy in range(copies)])
 
 
-def _sites_in(
-    anatomy: Anatomy, model: PreTrainedModel, blocks: Sequence[nn.Module]
-) -> Anatomy:
+def _sites_in(anatomy: Anatomy, model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Anatomy:
     """Return the anatomy of only those sites that lie in ``blocks``."""
     return Anatomy(
         anatomy.model_type,

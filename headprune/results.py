@@ -25,6 +25,8 @@ class Results(Artefact):
         calibration: What the scores were computed on.
     """
 
+    written_by = "prune"
+
     before: EvalResult
     after: EvalResult
     difference: float
@@ -35,11 +37,6 @@ class Results(Artefact):
     loads_with: str
     auto_class: str
     calibration: dict[str, Any] = {}
-
-    @classmethod
-    def written_by(cls) -> str:
-        """The command that writes this file."""
-        return "prune"
 
 
 def read_result(path: Path) -> EvalResult:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from headprune.atomic import write_text
-from headprune.errors import CheckpointError
+from headprune.errors import CheckpointError, PlanError
 from headprune.heads import HeadScores, read_artefact
 
 FOLDER = Path("headprune-runs")
@@ -33,6 +33,27 @@ def latest_scores() -> tuple[HeadScores, Path] | None:
     """Return the scores of the run with the highest number, if there is one."""
     found = sorted(_numbered())
     return (read_artefact(HeadScores, found[-1][1]), found[-1][1]) if found else None
+
+
+def named_scores(path: Path, *, fingerprint: str) -> HeadScores:
+    """Read scores that a user names.
+
+    Args:
+        path: The file.
+        fingerprint: Of the model that they must be of.
+
+    Raises:
+        CheckpointError: It is no scores file.
+        PlanError: The scores are of another model.
+    """
+    scores = read_artefact(HeadScores, path)
+    if scores.model.get("fingerprint", fingerprint) != fingerprint:
+        raise PlanError(
+            f"the scores are of another model ({scores.model.get('name')})",
+            where=f"--scores {path}",
+            hint="score this one: headprune score MODEL",
+        )
+    return scores
 
 
 def _numbered() -> list[tuple[int, Path]]:

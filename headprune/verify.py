@@ -1,11 +1,12 @@
 """The proofs that ``prune`` gives before it says done."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from headprune.batch import forward
 from headprune.checkpoint import Route, fresh_process
-from headprune.replay import forward
+from headprune.errors import ProofError
 
 # Largest difference allowed between masked and pruned outputs, relative to their largest value (or 1, if that is larger).
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
@@ -48,19 +50,25 @@ def main_output(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
 def masked_equals_pruned(masked: Tensor, pruned: Tensor, *, rows: int) -> Proof:
     """Compare the outputs of the full model, heads masked, with those of the pruned model."""
     scale = max(1.0, float(masked.abs().max()))
-    same_shape = masked.shape == pruned.shape
-    difference = float((masked.float() - pruned.float()).abs().max()) if same_shape else float("inf")
-    limit = _TOLERANCE.get(masked.dtype, 1e-5) * scale
+    comparable = (
+        masked.shape == pruned.shape
+        and bool(masked.isfinite().all())
+        and bool(pruned.isfinite().all())
+    )
+    difference = float((masked.float() - pruned.float()).abs().max()) if comparable else math.inf
+    limit = _TOLERANCE.get(masked.dtype, 1e-5) * (scale if math.isfinite(scale) else 1.0)
     return Proof(
         name="masked == pruned",
-        passed=difference <= limit,  # False for nan as well
-        measured=difference if difference == difference else float("inf"),
+        passed=difference <= limit,
+        measured=difference,
         limit=limit,
         detail=f"largest difference of outputs on {rows} real rows",
     )
 
 
-def parameters_add_up(*, before: int, removed: int, directory: Path, model: PreTrainedModel) -> Proof:
+def parameters_add_up(
+    *, before: int, removed: int, directory: Path, model: PreTrainedModel
+) -> Proof:
     """Check that the plan's arithmetic, the model in memory and the file on disk agree."""
     after = sum(parameter.numel() for parameter in model.parameters())
     on_disk = _numbers_on_disk(directory)
@@ -109,7 +117,9 @@ def reload_is_identical(
     expected = main_output(model, inputs)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        save_file({name: value.cpu().contiguous() for name, value in inputs.items()}, place / "inputs")
+        save_file(
+            {name: value.cpu().contiguous() for name, value in inputs.items()}, place / "inputs"
+        )
         job = {
             "directory": str(directory.absolute()),
             "auto_class": auto_class,
@@ -122,19 +132,33 @@ def reload_is_identical(
         }
         (place / "job.json").write_text(json.dumps(job), encoding="utf-8")
         complaint, output = _run_fresh(place)
-    if output is None:
-        measured = float("inf")
-    else:
-        same = output.dtype == expected.dtype and output.shape == expected.shape
-        measured = float((output.float() - expected.float()).abs().max()) if same else float("inf")
+    measured = math.inf
+    if output is not None and output.dtype == expected.dtype and output.shape == expected.shape:
+        largest = float((output.float() - expected.float()).abs().max())
+        measured = math.inf if math.isnan(largest) else largest
     how = "trust_remote_code=True" if route == "remote-code" else "no extra file"
     return Proof(
         name="reload is identical",
         passed=measured == 0 and not complaint,
-        measured=measured if measured == measured else float("inf"),
+        measured=measured,
         limit=0.0,
         detail=complaint or f"{auto_class}.from_pretrained in a fresh process, {how}",
     )
+
+
+def insist(proofs: Sequence[Proof]) -> None:
+    """Stop where a proof says no.
+
+    Raises:
+        ProofError: See above.
+    """
+    for proof in proofs:
+        if not proof.passed:
+            raise ProofError(
+                f"the proof '{proof.name}' failed: {proof.measured:.3g} where {proof.limit:.3g} is allowed",
+                where=proof.detail,
+                hint="nothing was saved; please report the model type and the plan",
+            )
 
 
 def _run_fresh(place: Path) -> tuple[str, Tensor | None]:
@@ -166,4 +190,6 @@ def _run_fresh(place: Path) -> tuple[str, Tensor | None]:
         output = load_file(place / "outputs")["output"]
     except (OSError, SafetensorError, KeyError) as error:
         return f"no output came back: {error}", None
-    return "; ".join(f"{name}: {', '.join(found[:3])}" for name, found in complaints.items()), output
+    return "; ".join(
+        f"{name}: {', '.join(found[:3])}" for name, found in complaints.items()
+    ), output

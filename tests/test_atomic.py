@@ -25,7 +25,11 @@ def write(target, content="new", overwrite=True):
 
 
 def state(target):
-    return {str(p.relative_to(target)): p.read_text() for p in target.rglob("*") if p.is_file()} if target.exists() else None
+    return (
+        {str(p.relative_to(target)): p.read_text() for p in target.rglob("*") if p.is_file()}
+        if target.exists()
+        else None
+    )
 
 
 OLD = {"a.txt": "old", "sub/b.txt": "old"}
@@ -93,7 +97,9 @@ def test_killed_at_any_moment_the_target_is_old_or_new(tmp_path):
         "        for name in ('a.txt', 'c.txt'): (staging / name).write_text('x' * 100000)\n"
     )
     for attempt in range(12):
-        child = subprocess.Popen([sys.executable, "-c", script, str(target)], stdout=subprocess.PIPE)
+        child = subprocess.Popen(
+            [sys.executable, "-c", script, str(target)], stdout=subprocess.PIPE
+        )
         child.stdout.readline()
         time.sleep(0.003 * attempt)
         child.send_signal(signal.SIGKILL)

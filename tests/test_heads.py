@@ -23,8 +23,12 @@ heads = st.builds(HeadId, sites, st.integers(0, 200))
 finite = st.floats(allow_nan=False, allow_infinity=False)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | finite | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["heads", "values", "format", "method", "n", "seed", "remove"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["heads", "values", "format", "method", "n", "seed", "remove"]), inner
+        )
+    ),
     max_leaves=12,
 )
 
@@ -85,7 +89,14 @@ def test_malformed_artefacts_are_refused_by_an_error_of_ours(tmp_path_factory, v
     ],
 )
 def test_scores_that_contradict_themselves_are_refused(tmp_path, changes):
-    good = {"format": 1, "method": "gradient", "heads": ["L0.H0", "L0.H1"], "values": [1.0, 2.0], "n": 1, "seed": 0}
+    good = {
+        "format": 1,
+        "method": "gradient",
+        "heads": ["L0.H0", "L0.H1"],
+        "values": [1.0, 2.0],
+        "n": 1,
+        "seed": 0,
+    }
     path = tmp_path / "scores.json"
     path.write_text(json.dumps(good), encoding="utf-8")
     assert read_artefact(HeadScores, path).n == 1

@@ -6,6 +6,7 @@ from families import build, token_inputs
 
 import headprune as hp
 from headprune import replay
+from headprune.batch import Batch, as_batches
 from headprune.errors import DataError, ModelError
 from headprune.masking import gated
 
@@ -21,9 +22,7 @@ def test_blocks_before_the_first_difference_are_not_run(bert):
         layer.attention.register_forward_hook(lambda *_args, index=index: ran.append(index))
     mask = torch.ones(1, 18)
     mask[0, 13] = 0
-    replay.losses(
-        bert, anatomy, batches=replay.as_batches([token_inputs()]), loss=loss, masks=mask
-    )
+    replay.losses(bert, anatomy, batches=as_batches([token_inputs()]), loss=loss, masks=mask)
     # The recording, the check that replay is exact (last block), and the suffix of the one mask.
     assert ran == [0, 1, 2, 2, 2]
 
@@ -42,12 +41,14 @@ def test_a_model_that_replay_would_get_wrong_runs_in_full(bert):
 
     layers[0].attention.forward = note
     layers[2].register_forward_hook(
-        lambda _m, _a, out: (out[0] + seen["value"].mean(), *out[1:])
-        if isinstance(out, tuple)
-        else out + seen["value"].mean()
+        lambda _m, _a, out: (
+            (out[0] + seen["value"].mean(), *out[1:])
+            if isinstance(out, tuple)
+            else out + seen["value"].mean()
+        )
     )
     masks = 1 - torch.eye(18)
-    batches = replay.as_batches([token_inputs()])
+    batches = as_batches([token_inputs()])
     found = replay.losses(bert, anatomy, batches=batches, loss=loss, masks=masks)
     for mask, row in zip(masks, found, strict=True):
         with torch.no_grad(), gated(bert, anatomy, gates=mask):
@@ -61,7 +62,10 @@ def test_a_site_that_is_never_called_is_an_error(bert):
     layer.forward = lambda hidden, residual: layer.LayerNorm(
         torch.nn.functional.linear(hidden, dense.weight, dense.bias) + residual
     )
-    with pytest.raises(ModelError, match="were not masked"), gated(bert, anatomy, gates=torch.ones(18)):
+    with (
+        pytest.raises(ModelError, match="were not masked"),
+        gated(bert, anatomy, gates=torch.ones(18)),
+    ):
         bert(**token_inputs())
 
 
@@ -89,17 +93,17 @@ def test_gates_that_fit_no_row_are_refused(bert):
 
 def test_no_data_is_an_error():
     with pytest.raises(DataError, match="no data"):
-        replay.as_batches([])
+        as_batches([])
     with pytest.raises(DataError, match="no inputs"):
-        replay.as_batches([{"labels": torch.zeros(2)}])
+        as_batches([{"labels": torch.zeros(2)}])
 
 
 def test_losses_come_back_in_the_order_of_the_data():
     model = build("bert")
     anatomy = hp.inspect(model)
-    whole = replay.as_batches([token_inputs(rows=6)])[0]
+    whole = as_batches([token_inputs(rows=6)])[0]
     parts = [
-        replay.Batch(
+        Batch(
             {name: value[rows] for name, value in whole.inputs.items()},
             whole.targets[rows],
             torch.arange(len(rows)),

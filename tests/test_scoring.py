@@ -6,8 +6,9 @@ from families import DECODERS, build, sentences, token_inputs
 from torch.nn.functional import cross_entropy
 
 import headprune as hp
+from headprune.batch import as_batches
 from headprune.errors import ModelError
-from headprune.replay import as_batches, losses
+from headprune.replay import losses
 from headprune.scoring import METHODS
 from headprune.tasks import TASKS
 from headprune.tasks.data import Example
@@ -42,7 +43,10 @@ def setting(family, **settings):
 
 
 def one_row_at_a_time(batch):
-    return [{name: value[row : row + 1] for name, value in batch.items()} for row in range(len(batch["labels"]))]
+    return [
+        {name: value[row : row + 1] for name, value in batch.items()}
+        for row in range(len(batch["labels"]))
+    ]
 
 
 def brute_force_losses(model, batch, loss, removed):

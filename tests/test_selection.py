@@ -14,7 +14,18 @@ from headprune.selection import Constraints, check_constraints, make_plan
 
 def anatomy_of(*, layers=3, heads=4, groups=4, min_heads=0):
     sites = tuple(
-        Site(SiteId("", layer), f"layers.{layer}", f"layers.{layer}.o", heads, groups, 8, tuple(range(heads)), (), (), min_heads)
+        Site(
+            SiteId("", layer),
+            f"layers.{layer}",
+            f"layers.{layer}.o",
+            heads,
+            groups,
+            8,
+            tuple(range(heads)),
+            (),
+            (),
+            min_heads,
+        )
         for layer in range(layers)
     )
     return Anatomy("toy", sites, {})
@@ -83,7 +94,12 @@ def test_what_the_check_allows_the_plan_can_do(problem):
     assert make_plan(scores, anatomy, constraints=constraints).budget["heads_wanted"] == target
 
 
-@given(st.lists(st.integers(0, 9).map(float), min_size=8, max_size=8), st.sampled_from([0.25, 0.5, 0.75]), st.sampled_from(["group", "even"]), st.sampled_from([(4, 4), (4, 2)]))
+@given(
+    st.lists(st.integers(0, 9).map(float), min_size=8, max_size=8),
+    st.sampled_from([0.25, 0.5, 0.75]),
+    st.sampled_from(["group", "even"]),
+    st.sampled_from([(4, 4), (4, 2)]),
+)
 @settings(max_examples=100, deadline=None)
 def test_no_lawful_plan_of_the_same_size_loses_less(values, keep, gqa, shape):
     anatomy = anatomy_of(layers=2, heads=shape[0], groups=shape[1])
@@ -128,7 +144,11 @@ def test_keep_all_and_keep_least():
     least = make_plan(scores, anatomy, constraints=Constraints(keep=0.25, min_heads=1))
     assert least.kept_per_site == {"L0": 1, "L1": 1, "L2": 1}
     # The best head of a layer stays, not the first one.
-    assert {str(head) for head in anatomy.heads} - {str(h) for h in least.remove} == {"L0.H3", "L1.H3", "L2.H3"}
+    assert {str(head) for head in anatomy.heads} - {str(h) for h in least.remove} == {
+        "L0.H3",
+        "L1.H3",
+        "L2.H3",
+    }
     with pytest.raises(PlanError, match="at least 3 must stay"):
         make_plan(scores, anatomy, constraints=Constraints(keep=0.1, min_heads=1))
 
@@ -140,7 +160,12 @@ def test_the_demo_s_budget_is_22_of_72_heads():
 
 
 def test_uniform_plans_keep_the_same_number_everywhere():
-    for shape, gqa, left in (((6, 6), "group", 4), ((6, 3), "group", 4), ((6, 3), "even", 3), ((6, 1), "group", 4)):
+    for shape, gqa, left in (
+        ((6, 6), "group", 4),
+        ((6, 3), "group", 4),
+        ((6, 3), "even", 3),
+        ((6, 1), "group", 4),
+    ):
         anatomy = anatomy_of(heads=shape[0], groups=shape[1])
         scores = scores_of(anatomy, [float(i * 7 % 18) for i in range(18)])
         plan = make_plan(scores, anatomy, constraints=Constraints(keep=0.6, uniform=True, gqa=gqa))
@@ -160,7 +185,11 @@ def test_multi_query_attention_is_never_a_silent_no_op():
 
 def test_scores_of_other_heads_are_refused():
     with pytest.raises(PlanError, match="8 heads and the model has 12"):
-        make_plan(scores_of(anatomy_of(layers=2), [0.0] * 8), anatomy_of(), constraints=Constraints(keep=0.5))
+        make_plan(
+            scores_of(anatomy_of(layers=2), [0.0] * 8),
+            anatomy_of(),
+            constraints=Constraints(keep=0.5),
+        )
 
 
 def test_reasons_are_given_where_the_score_alone_did_not_decide():

@@ -86,7 +86,8 @@ def tiny_clone(model: PreTrainedModel) -> PreTrainedModel:
                 hint="headprune inspect MODEL tells what is supported; a small copy is needed to prove the pruning",
             ) from error
         _draw_weights(clone)
-    return clone.eval()
+    made: PreTrainedModel = clone.eval()
+    return made
 
 
 def tiny_inputs(clone: PreTrainedModel, *, rows: int = 3, length: int = 9) -> dict[str, Tensor]:
@@ -126,7 +127,14 @@ def refuse_unknown_kinds(model: PreTrainedModel) -> None:
 
 def _tiny_config(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedConfig:
     settings = config.to_dict()
-    for name in ("headprune", "auto_map", "architectures", "dtype", "model_type", "per_layer_config"):
+    for name in (
+        "headprune",
+        "auto_map",
+        "architectures",
+        "dtype",
+        "model_type",
+        "per_layer_config",
+    ):
         settings.pop(name, None)
     layers = config.num_hidden_layers
     for name, value in settings.items():

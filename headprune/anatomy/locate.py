@@ -6,12 +6,11 @@ from fractions import Fraction
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from headprune.anatomy.clone import pruning_record
 from headprune.anatomy.ownership import Pattern
 from headprune.anatomy.sites import Anatomy, Run, Site, Slice
-from headprune.anatomy.trace import looks_like_attention
+from headprune.anatomy.trace import in_features, looks_like_attention
 from headprune.heads import HeadId, SiteId
 
 
@@ -73,8 +72,7 @@ def _site(
             return f"{name} has size {parameters[name].shape[item.dim]}, which doesn't fit {len(heads)} heads"
         slices.append(scaled)
     output = _at(pattern.output, path)
-    linear = model.get_submodule(output)
-    width = linear.weight.shape[0 if isinstance(linear, Conv1D) else 1]
+    width = in_features(model.get_submodule(output))
     return Site(
         id=SiteId("", _layer(path)),
         path=path,

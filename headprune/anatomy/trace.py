@@ -100,8 +100,8 @@ def _recorded_attention(events: list[AttentionCall | LinearCall]) -> Iterator[No
 
         return attention
 
-    AttentionInterface.get_interface = get_interface
+    AttentionInterface.get_interface = get_interface  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
-        AttentionInterface.get_interface = original
+        AttentionInterface.get_interface = original  # type: ignore[method-assign]

@@ -23,12 +23,9 @@ class _File(BaseModel):
 class Manifest(Artefact):
     """The files of a directory."""
 
-    files: dict[str, _File]
+    written_by = "prune"
 
-    @classmethod
-    def written_by(cls) -> str:
-        """The command that writes this file."""
-        return "prune"
+    files: dict[str, _File]
 
 
 def seal(directory: Path) -> None:

@@ -129,7 +129,7 @@ def _candidates(
         return
     ((heads, groups),) = sizes
     first = anatomy.sites[0]
-    changes = {"num_attention_heads": heads, "head_dim": first.head_dim}
+    changes: dict[str, int | None] = {"num_attention_heads": heads, "head_dim": first.head_dim}
     if hasattr(plain, "num_key_value_heads"):
         changes["num_key_value_heads"] = groups if first.num_key_value_heads > 1 else 1
     note = {"format": 1, "original": record["original"], "removed": record["removed"]}
@@ -168,10 +168,7 @@ def _remote_config(model: PreTrainedModel, anatomy: Anatomy) -> PreTrainedConfig
     assert kind.config_class is not None
     classes = {
         "AutoConfig": kind.config_class.__name__,
-        **{
-            name: made.__name__
-            for name, made in auto_classes(kind.config_class).items()
-        },
+        **{name: made.__name__ for name, made in auto_classes(kind.config_class).items()},
     }
     config.auto_map = {
         name: f"modeling_headprune.HeadPruned{made}" for name, made in classes.items()
@@ -203,9 +200,7 @@ def _sizes(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Any]:
     }
 
 
-def _plain_config(
-    config: PreTrainedConfig, kind: type[PreTrainedModel]
-) -> PreTrainedConfig:
+def _plain_config(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedConfig:
     """Return a copy of a config as its stock class, without what an earlier save added."""
     settings = config.to_dict()
     settings.pop("auto_map", None)
@@ -219,9 +214,11 @@ def auto_classes(config_class: type[PreTrainedConfig]) -> dict[str, type[PreTrai
     """Return every ``AutoModel...`` that knows a config class, with the model class it picks."""
     found: dict[str, type[PreTrainedModel]] = {}
     for name in dir(transformers):
-        mapping = getattr(getattr(transformers, name), "_model_mapping", None) if (
-            name.startswith("AutoModel")
-        ) else None
+        mapping = (
+            getattr(getattr(transformers, name), "_model_mapping", None)
+            if (name.startswith("AutoModel"))
+            else None
+        )
         if mapping is None or config_class not in mapping:
             continue
         made = mapping[config_class]

@@ -28,7 +28,7 @@ for name, module in {
     add_command(app, name, module.command, options=module.OPTIONS)
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool | None) -> None:
     if wanted:
         from importlib.metadata import version
 
@@ -39,9 +39,9 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool,
+        bool | None,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
-    ] = False,
+    ] = None,
 ) -> None:
     del version  # its callback has done the work
 

@@ -14,7 +14,7 @@ def command(call: Call) -> None:
     from headprune.report.terminal import key_value_table
 
     anatomy = pipeline.look(call.recipe, voice=call.talk)
-    sites = [
+    sites: list[dict[str, Any]] = [
         {
             "name": str(site.id),
             "path": site.path,
@@ -35,7 +35,7 @@ def command(call: Call) -> None:
         }
         call.write(dump_json(document))
         return
-    rows = {
+    rows: dict[str, Any] = {
         site["name"]: f"{len(site['heads'])} heads, {site['key_value_heads']} key/value heads, "
         f"width {site['head_dim']}   {site['path']}"
         for site in sites

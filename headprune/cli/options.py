@@ -26,7 +26,8 @@ Keep = Annotated[
     typer.Option("--keep", help="Share of the heads that stay, such as 0.7.", show_default=False),
 ]
 MinHeads = Annotated[
-    int | None, typer.Option(help="Heads that stay in every layer. (default: 1)", show_default=False)
+    int | None,
+    typer.Option(help="Heads that stay in every layer. (default: 1)", show_default=False),
 ]
 Protect = Annotated[
     list[str] | None,
@@ -54,10 +55,15 @@ Method = Annotated[
 ]
 Normalize = Annotated[
     str | None,
-    typer.Option(metavar="none|layer", help="Divide scores by their layer's l2 norm. (default: none)", show_default=False),
+    typer.Option(
+        metavar="none|layer",
+        help="Divide scores by their layer's l2 norm. (default: none)",
+        show_default=False,
+    ),
 ]
 NumSamples = Annotated[
-    int | None, typer.Option(help="Calibration rows to score on. (default: 1024)", show_default=False)
+    int | None,
+    typer.Option(help="Calibration rows to score on. (default: 1024)", show_default=False),
 ]
 
 _DATA = "Data"
@@ -67,7 +73,9 @@ _RUN = "Run"
 SHARED: dict[str, Any] = {
     "config": Annotated[
         Path | None,
-        typer.Option("--config", "-c", help="YAML recipe. (default: ./headprune.yaml)", show_default=False),
+        typer.Option(
+            "--config", "-c", help="YAML recipe. (default: ./headprune.yaml)", show_default=False
+        ),
     ],
     "revision": Annotated[
         str | None, typer.Option(help="Branch, tag or commit of a hub model.", show_default=False)
@@ -91,18 +99,26 @@ SHARED: dict[str, Any] = {
         ),
     ],
     "split": Annotated[
-        str | None, typer.Option(help="Split of a data set. (default: train)", rich_help_panel=_DATA, show_default=False)
+        str | None,
+        typer.Option(
+            help="Split of a data set. (default: train)", rich_help_panel=_DATA, show_default=False
+        ),
     ],
     "text": Annotated[
         str | None,
-        typer.Option(metavar="A[,B]", help="Text column, or two.", rich_help_panel=_DATA, show_default=False),
+        typer.Option(
+            metavar="A[,B]", help="Text column, or two.", rich_help_panel=_DATA, show_default=False
+        ),
     ],
     "label": Annotated[
-        str | None, typer.Option(metavar="L", help="Label column.", rich_help_panel=_DATA, show_default=False)
+        str | None,
+        typer.Option(metavar="L", help="Label column.", rich_help_panel=_DATA, show_default=False),
     ],
     "max_length": Annotated[
         int | None,
-        typer.Option(help="Tokens per input. (default: 128)", rich_help_panel=_DATA, show_default=False),
+        typer.Option(
+            help="Tokens per input. (default: 128)", rich_help_panel=_DATA, show_default=False
+        ),
     ],
     "metric": Annotated[
         str | None,
@@ -131,15 +147,24 @@ SHARED: dict[str, Any] = {
         ),
     ],
     "eval_split": Annotated[
-        str | None, typer.Option(help="Split that reports.", rich_help_panel=_DATA, show_default=False)
+        str | None,
+        typer.Option(help="Split that reports.", rich_help_panel=_DATA, show_default=False),
     ],
     "limit": Annotated[
         int | None,
-        typer.Option(help="Use at most this many rows, for a quick try.", rich_help_panel=_DATA, show_default=False),
+        typer.Option(
+            help="Use at most this many rows, for a quick try.",
+            rich_help_panel=_DATA,
+            show_default=False,
+        ),
     ],
     "device": Annotated[
         str | None,
-        typer.Option(help="auto, cpu, cuda, cuda:1, mps. (default: auto)", rich_help_panel=_RUN, show_default=False),
+        typer.Option(
+            help="auto, cpu, cuda, cuda:1, mps. (default: auto)",
+            rich_help_panel=_RUN,
+            show_default=False,
+        ),
     ],
     "dtype": Annotated[
         str | None,
@@ -163,13 +188,17 @@ SHARED: dict[str, Any] = {
         int | None, typer.Option(help="(default: 0)", rich_help_panel=_RUN, show_default=False)
     ],
     "json": Annotated[
-        bool | None, typer.Option("--json", help="One JSON document on stdout.", rich_help_panel=_RUN)
+        bool | None,
+        typer.Option("--json", help="One JSON document on stdout.", rich_help_panel=_RUN),
     ],
     "quiet": Annotated[
         bool | None, typer.Option("--quiet", "-q", help="No talk on stderr.", rich_help_panel=_RUN)
     ],
     "verbose": Annotated[
-        bool | None, typer.Option("--verbose", "-v", help="Keep progress bars; full warnings.", rich_help_panel=_RUN)
+        bool | None,
+        typer.Option(
+            "--verbose", "-v", help="Keep progress bars; full warnings.", rich_help_panel=_RUN
+        ),
     ],
 }
 

@@ -40,7 +40,9 @@ OPTIONS: dict[str, Any] = {
             help="Where the model goes (default: headprune-models/NAME-keep-KEEP).",
         ),
     ],
-    "overwrite": Annotated[bool | None, typer.Option("--overwrite", help="Replace what is in --out.")],
+    "overwrite": Annotated[
+        bool | None, typer.Option("--overwrite", help="Replace what is in --out.")
+    ],
     "min_heads": MinHeads,
     "protect": Protect,
     "uniform": Uniform,
@@ -80,7 +82,9 @@ def with_keep(recipe: "Recipe") -> "Recipe":
     """
     if recipe.keep is None:
         raise ConfigError(
-            "it isn't said how many heads to keep", where="--keep", hint="headprune prune --keep 0.7"
+            "it isn't said how many heads to keep",
+            where="--keep",
+            hint="headprune prune --keep 0.7",
         )
     return recipe
 

@@ -16,7 +16,9 @@ def model_card(results: Results, plan: PruningPlan, *, source: ModelSource) -> s
     base = source.directory / "README.md"
     inherited = {}
     if base.is_file():
-        old = ModelCard(base.read_text(encoding="utf-8", errors="replace"), ignore_metadata_errors=True)
+        old = ModelCard(
+            base.read_text(encoding="utf-8", errors="replace"), ignore_metadata_errors=True
+        )
         inherited = {
             name: value
             for name in ("license", "language", "pipeline_tag")

@@ -93,7 +93,10 @@ def heatmap(scores: HeadScores, plan: PruningPlan | None = None) -> RenderableTy
     low, high = min(values.values()), max(values.values())
     legend = Text.assemble(
         ("\nleast important ", "dim"),
-        *((f"{shade}{shade}", f"{colour}") for shade, colour in zip("▁▂▃▄▅▆▇", _COLOURS, strict=True)),
+        *(
+            (f"{shade}{shade}", f"{colour}")
+            for shade, colour in zip("▁▂▃▄▅▆▇", _COLOURS, strict=True)
+        ),
         (" most important", "dim"),
         (f"   {scores.method} scores from {low:.3g} to {high:.3g}", "dim"),
         (f", n = {scores.n:,}" if scores.n else "", "dim"),
@@ -141,7 +144,9 @@ def eval_table(result: EvalResult) -> RenderableType:
     return table
 
 
-def prune_table(results: Results, *, directory: str, verdict: Verdict | None = None) -> RenderableType:
+def prune_table(
+    results: Results, *, directory: str, verdict: Verdict | None = None
+) -> RenderableType:
     """Show before and after, the proofs, where the model lies and how to load it."""
     before, after = results.before, results.after
     table = Table(box=None, padding=(0, 3, 0, 0))
@@ -160,7 +165,9 @@ def prune_table(results: Results, *, directory: str, verdict: Verdict | None = N
         _interval(after.interval),
         _interval(results.difference_interval, sign="+"),
     )
-    table.add_row("heads", f"{before.heads:,}", f"{after.heads:,}", _change(before.heads, after.heads))
+    table.add_row(
+        "heads", f"{before.heads:,}", f"{after.heads:,}", _change(before.heads, after.heads)
+    )
     table.add_row(
         "parameters",
         f"{before.parameters:,}",
@@ -193,9 +200,13 @@ def prune_table(results: Results, *, directory: str, verdict: Verdict | None = N
         notes.append(f": {verdict.findings[0].message}\n", style="dim")
     trust = ", trust_remote_code=True" if results.loads_with == "remote-code" else ""
     load = Text.assemble(
-        ("the model: ", "dim"), directory, "\n",
-        ("load it:   ", "dim"), f'{results.auto_class}.from_pretrained("{directory}"{trust})\n',
-        ("or:        ", "dim"), f'headprune.load("{directory}")',
+        ("the model: ", "dim"),
+        directory,
+        "\n",
+        ("load it:   ", "dim"),
+        f'{results.auto_class}.from_pretrained("{directory}"{trust})\n',
+        ("or:        ", "dim"),
+        f'headprune.load("{directory}")',
     )
     return Group(table, notes, load)
 

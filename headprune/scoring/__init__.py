@@ -10,9 +10,9 @@ import torch
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
+from headprune.batch import Batch, Loss
 from headprune.errors import ModelError
 from headprune.heads import HeadScores
-from headprune.replay import Batch, Loss
 from headprune.scoring.ablation import ablation
 from headprune.scoring.estimate import Estimate, Method, Track
 from headprune.scoring.gradient import gradient
@@ -59,9 +59,7 @@ def score(
     was_training = model.training
     model.eval()
     try:
-        found = METHODS[method](
-            model, anatomy, batches=batches, loss=loss, seed=seed, track=track
-        )
+        found = METHODS[method](model, anatomy, batches=batches, loss=loss, seed=seed, track=track)
     finally:
         model.train(was_training)
     if not bool(found.values.isfinite().all()):

@@ -6,7 +6,8 @@ import torch
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.replay import Batch, Loss, losses
+from headprune.batch import Batch, Loss
+from headprune.replay import losses
 from headprune.scoring.estimate import Estimate, Track, mean_and_error
 
 
@@ -27,10 +28,6 @@ def ablation(
     del seed
     heads = len(anatomy.heads)
     masks = torch.cat([torch.ones(1, heads), 1 - torch.eye(heads)])
-    found = losses(
-        model, anatomy, batches=batches, loss=loss, masks=masks, track=track
-    ).double()
+    found = losses(model, anatomy, batches=batches, loss=loss, masks=masks, track=track).double()
     differences = found[1:] - found[0]
-    return mean_and_error(
-        differences.sum(1), differences.square().sum(1), n=differences.shape[1]
-    )
+    return mean_and_error(differences.sum(1), differences.square().sum(1), n=differences.shape[1])

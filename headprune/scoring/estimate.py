@@ -9,8 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.replay import Batch, Loss
-
+from headprune.batch import Batch, Loss
 
 Track: TypeAlias = Callable[[Sequence[Batch], str], Iterable[Batch]]
 """Wraps the iteration over batches, with a description, for a progress bar."""

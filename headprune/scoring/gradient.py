@@ -8,8 +8,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
+from headprune.batch import Batch, Loss, forward
 from headprune.masking import gated
-from headprune.replay import Batch, Loss, forward
 from headprune.scoring.estimate import Estimate, Track, mean_and_error
 
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from headprune.anatomy import Anatomy
-from headprune.replay import Batch, Loss
+from headprune.batch import Batch, Loss
 from headprune.scoring.estimate import Estimate, Track
 
 

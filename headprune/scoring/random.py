@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.replay import Batch, Loss
+from headprune.batch import Batch, Loss
 from headprune.scoring.estimate import Estimate, Track
 
 

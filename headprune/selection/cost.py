@@ -8,9 +8,7 @@ from headprune.anatomy import Anatomy
 from headprune.heads import HeadId
 
 
-def parameters_removed(
-    model: nn.Module, anatomy: Anatomy, *, remove: Collection[HeadId]
-) -> int:
+def parameters_removed(model: nn.Module, anatomy: Anatomy, *, remove: Collection[HeadId]) -> int:
     """Return how many parameters go when ``remove`` goes, from the shapes alone."""
     kept = anatomy.kept_per_site(remove)
     total = 0

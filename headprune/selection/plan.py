@@ -71,9 +71,7 @@ def check_constraints(anatomy: Anatomy, constraints: Constraints) -> int:
     return target
 
 
-def make_plan(
-    scores: HeadScores, anatomy: Anatomy, *, constraints: Constraints
-) -> PruningPlan:
+def make_plan(scores: HeadScores, anatomy: Anatomy, *, constraints: Constraints) -> PruningPlan:
     """Return the plan that removes the least important heads within the constraints.
 
     Units are taken from the cheapest on until the budget is used up. Where all units have one size, as in a model that
@@ -98,11 +96,11 @@ def make_plan(
         for site in anatomy.sites
         for unit in _units(site, values, protected=protected, constraints=constraints)
     ]
-    if constraints.uniform:
-        remove = _take_uniformly(units, anatomy, constraints)
-    else:
-        remove = _take(units, len(anatomy.heads) - target)
-    gone = set(remove)
+    take_evenly = constraints.uniform
+    budget = len(anatomy.heads) - target
+    gone = set(
+        _take_uniformly(units, anatomy, constraints) if take_evenly else _take(units, budget)
+    )
     kept = anatomy.kept_per_site(gone)
     return PruningPlan(
         remove=tuple(head for head in anatomy.heads if head in gone),
@@ -229,9 +227,7 @@ def _protected(anatomy: Anatomy, names: Iterable[str]) -> set[HeadId]:
     return protected
 
 
-def _reasons(
-    scores: HeadScores, gone: set[HeadId], protected: set[HeadId]
-) -> dict[str, str]:
+def _reasons(scores: HeadScores, gone: set[HeadId], protected: set[HeadId]) -> dict[str, str]:
     """Say why, for every head that stays although its score alone would have it go, and the other way round."""
     by_score = set(scores.ranked()[: len(gone)])
     reasons: dict[str, str] = {}

@@ -109,8 +109,6 @@ def _note(model: PreTrainedModel, remove: Collection[HeadId]) -> None:
     }
 
 
-
-
 def _reason(site: Site, kept: Collection[int]) -> str:
     if len(kept) < site.min_heads:
         return f"it needs at least {site.min_heads}"

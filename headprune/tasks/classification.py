@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from headprune.batch import Batch
 from headprune.errors import DataError, did_you_mean
-from headprune.replay import Batch
 from headprune.tasks.collate import make_batches
 from headprune.tasks.data import Columns, Example, Table, text_of
 from headprune.tasks.task import Task

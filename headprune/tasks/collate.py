@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headprune.replay import Batch
+from headprune.batch import Batch
 
 # Tokens per forward when --batch-size is auto: enough to fill the matrix units, little enough for a laptop.
 TOKEN_BUDGET = 4096
@@ -76,9 +76,7 @@ def make_batches(
     lengths = [max(len(row["input_ids"]) for row in rows) for rows in rows_of_example]
     pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     batches: list[Batch] = []
-    for members in pack(
-        [length * num_rows for length in lengths], batch_size=batch_size
-    ):
+    for members in pack([length * num_rows for length in lengths], batch_size=batch_size):
         # First texts of all examples, then second texts: a pair's rows lie one stride apart.
         rows = [rows_of_example[index][place] for place in range(num_rows) for index in members]
         inputs = pad(rows, pad_token_id=pad_token_id)

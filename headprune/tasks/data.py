@@ -28,10 +28,27 @@ _PAIRS = (
     ("s1", "s2"),
 )
 _TEXTS = ("text", "sentence", "content", "review", "document", "question", "title")
-_LABELS = ("label", "labels", "score", "similarity", "similarity_score", "target", "class", "intent")
+_LABELS = (
+    "label",
+    "labels",
+    "score",
+    "similarity",
+    "similarity_score",
+    "target",
+    "class",
+    "intent",
+)
 # Some rows end in two more fields, where the sentences come from.
 _STSB_COLUMNS = [
-    "genre", "file", "year", "id", "score", "sentence1", "sentence2", "source1", "source2"
+    "genre",
+    "file",
+    "year",
+    "id",
+    "score",
+    "sentence1",
+    "sentence2",
+    "source1",
+    "source2",
 ]
 
 
@@ -224,7 +241,9 @@ def _guess_texts(
     if len(strings) in num_texts:
         return tuple(strings), "the only text there is"
     raise DataError(
-        "no column of the data looks like the text" if not strings else "several columns could be the text",
+        "no column of the data looks like the text"
+        if not strings
+        else "several columns could be the text",
         where=f"--data {table.name}",
         hint=f"say --text NAME, or --text NAME,NAME; the columns are {', '.join(table.columns)}",
     )
@@ -281,9 +300,7 @@ def hold_out(
     return tuple(chosen), without_overlap(shuffled[middle:], chosen)
 
 
-def without_overlap(
-    examples: Iterable[Example], others: Iterable[Example]
-) -> tuple[Example, ...]:
+def without_overlap(examples: Iterable[Example], others: Iterable[Example]) -> tuple[Example, ...]:
     """Return the examples whose inputs don't occur among ``others``."""
     taken = {example.input_digest for example in others}
     return tuple(example for example in examples if example.input_digest not in taken)

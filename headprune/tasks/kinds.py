@@ -21,7 +21,9 @@ def get_task(name: str, *, model_directory: Path | None = None) -> Task:
         ModelError: The model pools in a way that isn't known.
     """
     if name not in TASKS:
-        raise ConfigError(f"there is no task {name!r}", where="--task", hint=did_you_mean(name, TASKS))
+        raise ConfigError(
+            f"there is no task {name!r}", where="--task", hint=did_you_mean(name, TASKS)
+        )
     if name == similarity.TASK.name and model_directory is not None:
         return similarity.with_pooling(_pooling(model_directory))
     return TASKS[name]
@@ -57,7 +59,9 @@ def _pooling(directory: Path) -> str:
         raise ModelError(
             f"the pooling's settings are not JSON: {error}", where=str(path), hint="repair the file"
         ) from error
-    modes = [name for name, on in settings.items() if name.startswith("pooling_mode_") and on is True]
+    modes = [
+        name for name, on in settings.items() if name.startswith("pooling_mode_") and on is True
+    ]
     if isinstance(settings.get("pooling_mode"), str):  # newer sentence-transformers
         modes = [f"pooling_mode_{settings['pooling_mode']}"]
     known = {

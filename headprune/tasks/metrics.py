@@ -126,7 +126,9 @@ def load_metric(name: str, *, higher_is_better: bool | None = None) -> Statistic
             )
         try:
             metric = evaluate.load(name)
-        except Exception as error:  # evaluate raises FileNotFoundError, ConnectionError, ImportError and more
+        except (
+            Exception
+        ) as error:  # evaluate raises FileNotFoundError, ConnectionError, ImportError and more
             raise ConfigError(
                 f"the metric {name!r} can't be loaded: {str(error).splitlines()[0]}",
                 where="--metric",
@@ -141,9 +143,7 @@ def load_metric(name: str, *, higher_is_better: bool | None = None) -> Statistic
     return Statistic(name, compute, higher_is_better)
 
 
-def difference(
-    statistic: Statistic, predictions: Sequence[Numbers], references: Numbers
-) -> float:
+def difference(statistic: Statistic, predictions: Sequence[Numbers], references: Numbers) -> float:
     """Return the metric of the first predictions, less that of the second where there are two."""
     values = [statistic.compute(one, references) for one in predictions]
     return values[0] - sum(values[1:])

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from headprune.replay import Batch
+from headprune.batch import Batch
 from headprune.tasks.collate import make_batches
 from headprune.tasks.data import Columns, Example, Table, number_of, text_of
 from headprune.tasks.task import Task
@@ -53,9 +53,7 @@ def to_batches(
     )
 
 
-def embed(
-    outputs: Any, attention_mask: Tensor, *, pooling: str
-) -> Float[Tensor, "rows hidden"]:
+def embed(outputs: Any, attention_mask: Tensor, *, pooling: str) -> Float[Tensor, "rows hidden"]:
     """Return unit-length sentence embeddings: the mean over real tokens, or the first token."""
     hidden = outputs.last_hidden_state.float()
     if pooling == "cls":

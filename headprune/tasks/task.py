@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from headprune.replay import Batch
+from headprune.batch import Batch
 from headprune.tasks.data import Columns, Example, Table
 
 

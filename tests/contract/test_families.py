@@ -25,7 +25,9 @@ def random_plan(anatomy, seed):
             per_group = rng.randrange(site.group_size)
             gone = {head for group in groups for head in rng.sample(group, per_group)}
         elif site.group_size > 1:
-            gone = {head for group in rng.sample(groups, rng.randrange(len(groups))) for head in group}
+            gone = {
+                head for group in rng.sample(groups, rng.randrange(len(groups))) for head in group
+            }
         else:
             gone = set(rng.sample(site.heads, rng.randrange(len(site.heads))))
         removed += [f"{site.id}.H{head}" for head in sorted(gone)]
@@ -64,7 +66,9 @@ def test_pruning_twice_equals_pruning_once(family):
     anatomy = hp.inspect(build(family))
     step = anatomy.sites[0].group_size
     first = [f"L0.H{head}" for head in range(step)]
-    second = [f"L0.H{head}" for head in range(2 * step, 3 * step)] + [f"L2.H{h}" for h in range(step)]
+    second = [f"L0.H{head}" for head in range(2 * step, 3 * step)] + [
+        f"L2.H{h}" for h in range(step)
+    ]
     twice, once = build(family), build(family)
     hp.prune(hp.prune(twice, first), second)
     hp.prune(once, first + second)

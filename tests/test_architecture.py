@@ -1,0 +1,142 @@
+"""Imports run down the list of the house only; heavy libraries are imported late; dangerous ones never; files stay small."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "headprune"
+ORDER = [
+    "errors",
+    "atomic",
+    "heads",
+    "demo",
+    "config",
+    "models",
+    "anatomy",
+    "batch",
+    "masking",
+    "replay",
+    "tasks",
+    "evaluation",
+    "scoring",
+    "selection",
+    "surgery",
+    "inspection",
+    "checkpoint",
+    "verify",
+    "results",
+    "runs",
+    "gate",
+    "report",
+    "subject",
+    "pipeline",
+    "api",
+    "cli",
+]
+FILES = sorted(PACKAGE.rglob("*.py"))
+ENTRANCES = ("__init__", "__main__")
+STANDALONE = ("modeling_headprune.py", "fresh_process.py")
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path):
+    """Yield (module, line) of everything a file imports of headprune, late imports too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = (
+                [f"headprune.{alias.name}" for alias in node.names]
+                if node.module == "headprune"
+                else [node.module]
+            )
+        for name in names:
+            if name.split(".")[0] == "headprune":
+                yield name, node.lineno
+
+
+def test_every_room_has_its_place():
+    assert {room(path) for path in FILES} == {*ORDER, *ENTRANCES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_down_the_list_only(path):
+    here = room(path)
+    if here in ENTRANCES:
+        return
+    for name, line in imports(path):
+        target = name.split(".")[1]
+        assert target in ORDER, f"{path}:{line} imports {name}"
+        assert ORDER.index(target) <= ORDER.index(here), f"{path}:{line}: {here} imports {target}"
+
+
+@pytest.mark.parametrize("name", STANDALONE)
+def test_the_files_that_travel_import_nothing_of_ours(name):
+    assert not list(imports(PACKAGE / "checkpoint" / name))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_stay_small(path):
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 320
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno + 1 <= 70, f"{path}:{node.lineno} {node.name}"
+
+
+def test_nothing_dangerous_is_used():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                used = f"{node.value.id}.{node.attr}"
+                assert used not in (
+                    "torch.load",
+                    "torch.save",
+                    "yaml.load",
+                    "pickle.load",
+                    "os.system",
+                )
+            if isinstance(node, ast.keyword):
+                assert node.arg != "ignore_mismatched_sizes"
+
+
+COMMANDS = ["score", "prune", "eval", "check", "inspect", "run"]
+HEAVY = ("torch", "transformers", "datasets", "evaluate", "numpy", "scipy")
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_imports_nothing_heavy(command):
+    script = (
+        "import sys\nfrom headprune.cli import main\n"
+        f"sys.argv = ['headprune', *{[command] if command else []!r}, '--help']\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_help_is_there_at_once():
+    """0.4 s on a quiet machine; in units of starting Python itself, so that a busy one doesn't matter."""
+
+    def seconds(*words):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - start
+
+    bare = min(seconds("-c", "import typer, rich") for _ in range(5))
+    shown = min(seconds("-m", "headprune", "prune", "--help") for _ in range(5))
+    assert shown < 4 * bare + 0.1
+
+
+def test_importing_headprune_imports_no_torch():
+    script = "import sys, headprune; assert 'torch' not in sys.modules; headprune.prune; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)

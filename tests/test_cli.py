@@ -1,0 +1,525 @@
+"""The command line as a user meets it: exit codes, streams, and messages that say what, where and what to do."""
+
+import json
+import shutil
+import sys
+
+import pytest
+from families import build, sentences
+
+from headprune.cli import main
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory, tokenizer):
+    directory = tmp_path_factory.mktemp("models") / "classifier"
+    names = {0: "no", 1: "yes"}
+    model = build("bert", id2label=names, label2id={"no": 0, "yes": 1})
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory, tokenizer):
+    directory = tmp_path_factory.mktemp("models") / "decoder"
+    build("llama").save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def place(run_here, classifier, decoder, monkeypatch):
+    """Return an empty directory with two models and some data in it."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(run_here / ".cache"))
+    shutil.copytree(classifier, run_here / "classifier")
+    shutil.copytree(decoder, run_here / "decoder")
+    rows = [(text, ("no", "yes")[index % 2]) for index, text in enumerate(sentences(40))]
+    (run_here / "data.csv").write_text("text,label\n" + "".join(f"{t},{n}\n" for t, n in rows))
+    (run_here / "prose.txt").write_text("\n".join(sentences(60, seed=1)))
+    return run_here
+
+
+@pytest.fixture
+def headprune(place, capsys, monkeypatch):
+    """Return a function that runs the command line: (exit code, stdout, stderr)."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["headprune", *map(str, words)])
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run
+
+
+def test_the_whole_journey(headprune, place):
+    data = ("--data", "data.csv", "--batch-size", "7")
+    code, out, err = headprune("score", "classifier", *data)
+    assert code == 0, err
+    assert "L2" in out
+    assert "least important" in out
+    assert "label 'label'" in err
+    assert (place / "headprune-runs" / "001-gradient" / "scores.json").is_file()
+
+    code, out, err = headprune("prune", "classifier", *data, "--keep", "0.5", "--json")
+    assert code == 0, err
+    results = json.loads(out)
+    assert "headprune-runs/001-gradient" in err, "the latest run's scores are used"
+    assert [proof["passed"] for proof in results["proofs"]] == [True, True, True]
+    assert results["after"]["heads"] == 9
+    assert results["after"]["n"] == results["before"]["n"] == 20
+    assert results["calibration"]["fingerprint"] != results["after"]["data"]["fingerprint"]
+    model = place / "headprune-models" / "classifier-keep-0.5"
+    for name in (
+        "plan.json",
+        "scores.json",
+        "results.json",
+        "README.md",
+        "manifest.json",
+        "headprune.yaml",
+    ):
+        assert (model / name).is_file()
+    card = (model / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert "trust_remote_code=True" in card
+    assert "9 attention heads fewer" in card
+
+    code, out, err = headprune("eval", model, "--data", "data.csv", "--json")
+    assert code == 0, err
+    assert json.loads(out)["heads"] == 9
+    (place / "eval.json").write_text(out)
+
+    check = ("check", "classifier", "--data", "data.csv", "--baseline", "baseline.json")
+    assert headprune(*check, "--update-baseline")[0] == 0
+    code, out, err = headprune(*check, "--max-drop", "0")
+    assert code == 0, err
+    assert "passed" in out
+    code, out, err = headprune(
+        "check", "eval.json", "--baseline", "baseline.json", "--max-parameters", "10"
+    )
+    assert code == 1
+    assert "FAIL  max-parameters" in out
+    code, out, err = headprune("check", model / "results.json", "--baseline", "baseline.json")
+    assert code == 2, "the held-out half is other data than the whole file"
+    assert "can't be compared" in err
+
+    # Prune the pruned model again: names stay, and the card says what it came from.
+    code, out, err = headprune("prune", model, *data, "--keep", "0.5", "--out", "twice", "--json")
+    assert code == 0, err
+    again = json.loads(out)
+    assert again["after"]["heads"] in (4, 5)
+    assert not set(again["removed"]) & set(results["removed"])
+    assert again["after"]["model"]["source"]["name"] == "classifier"
+
+
+@pytest.mark.parametrize("mode", ["group", "even"])
+def test_a_decoder_goes_the_whole_way_too(headprune, place, mode):
+    code, out, err = headprune(
+        "prune",
+        "decoder",
+        "--data",
+        "prose.txt",
+        "--max-length",
+        "16",
+        "--keep",
+        "0.5",
+        "--gqa",
+        mode,
+        "--out",
+        mode,
+        "--json",
+    )
+    assert code == 0, err
+    results = json.loads(out)
+    assert results["after"]["heads"] == 12
+    assert results["before"]["metric"] == "perplexity"
+    plan = json.loads((place / mode / "plan.json").read_text())
+    assert all(kept % (4 if mode == "even" else 2) == 0 for kept in plan["kept_per_site"].values())
+
+
+def test_a_uniform_plan_needs_no_extra_file(headprune, place):
+    code, out, err = headprune(
+        "prune",
+        "decoder",
+        "--data",
+        "prose.txt",
+        "--max-length",
+        "16",
+        "--keep",
+        "0.75",
+        "--uniform",
+        "--out",
+        "u",
+        "--json",
+    )
+    assert code == 0, err
+    assert json.loads(out)["loads_with"] == "stock"
+    assert not list((place / "u").glob("*.py"))
+
+
+def test_a_dry_run_writes_no_model(headprune, place):
+    code, out, err = headprune(
+        "prune", "classifier", "--data", "data.csv", "--keep", "0.5", "--dry-run", "--json"
+    )
+    assert code == 0, err
+    assert len(json.loads(out)["remove"]) == 9
+    assert not (place / "headprune-models").exists()
+
+
+def test_a_recipe_runs_all_stages_and_checks(headprune, place):
+    (place / "r.yaml").write_text(
+        "model: classifier\ndata: data.csv\neval_data: data2.csv\nkeep: 0.9\nout: made\nbaseline: base.json\nmax_drop: 1\n"
+    )
+    rows = [(text, ("no", "yes")[index % 2]) for index, text in enumerate(sentences(30, seed=5))]
+    (place / "data2.csv").write_text("text,label\n" + "".join(f"{t},{n}\n" for t, n in rows))
+    update = ("check", "classifier", "--config", "r.yaml", "--update-baseline")
+    assert headprune(*update)[0] == 0
+    code, out, err = headprune("run", "r.yaml")
+    assert code == 0, err
+    assert "check passed" in out
+    assert "made" in out
+
+
+def test_the_same_command_gives_the_same_bytes(headprune, place):
+    words = ("score", "classifier", "--data", "data.csv")
+    assert headprune(*words, "--run", "one")[0] == headprune(*words, "--run", "two")[0] == 0
+    assert (place / "one" / "scores.json").read_bytes() == (
+        place / "two" / "scores.json"
+    ).read_bytes()
+
+
+def test_json_leaves_stdout_clean(headprune):
+    for words in (
+        ("score", "classifier", "--data", "data.csv"),
+        ("inspect", "decoder"),
+        ("eval", "classifier", "--data", "data.csv"),
+    ):
+        code, out, err = headprune(*words, "--json")
+        assert code == 0, err
+        assert json.loads(out)["format"] == 1
+        assert "\x1b" not in out + err
+
+
+def test_quiet_is_quiet(headprune):
+    code, _out, err = headprune("inspect", "decoder", "--quiet")
+    assert (code, err) == (0, "")
+
+
+def test_the_version_is_told(headprune):
+    code, out, _err = headprune("--version")
+    assert code == 0
+    assert out.startswith("headprune 0.")
+
+
+def wrong_model_type(place):
+    config = json.loads((place / "classifier" / "config.json").read_text())
+    (place / "classifier" / "config.json").write_text(json.dumps({**config, "model_type": "bret"}))
+
+
+def truncated(place):
+    path = place / "classifier" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def wrong_label(place):
+    (place / "data.csv").write_text("text,label\n" + "w1 w2,yess\n" * 9)
+
+
+def full(place):
+    (place / "out").mkdir()
+    (place / "out" / "x").write_text("x")
+
+
+def other_scores(place):
+    heads = [f"L{layer}.H{head}" for layer in range(3) for head in range(6)]
+    scores = {"format": 1, "method": "x", "heads": heads, "values": [0.0] * 18, "n": 1, "seed": 0}
+    (place / "s.json").write_text(
+        json.dumps({**scores, "model": {"fingerprint": "zzz", "name": "other"}})
+    )
+
+
+def garbage(place):
+    (place / "data.jsonl").write_text('{"text": "a", "label": 1}\nnonsense\n')
+
+
+def half_config(place):
+    path = place / "classifier" / "config.json"
+    path.write_text(path.read_text()[:50])
+
+
+PRUNE = ("prune", "classifier", "--data", "data.csv", "--keep", "0.5")
+MISTAKES = {
+    "missing data file": (
+        ("score", "classifier", "--data", "dta.csv"),
+        None,
+        "dta.csv doesn't exist",
+        "did you mean 'data.csv'",
+    ),
+    "missing model": (
+        ("score", "./nowhere", "--data", "data.csv"),
+        None,
+        "no directory ./nowhere",
+        "check the path",
+    ),
+    "model not on the hub": (
+        ("score", "no/such", "--data", "data.csv"),
+        None,
+        "could not be had from the hub",
+        "HF_HUB_OFFLINE",
+    ),
+    "a directory without a model": (
+        ("score", ".", "--data", "data.csv"),
+        None,
+        "config.json is missing",
+        "config.json",
+    ),
+    "unknown format": (
+        ("score", "classifier", "--data", "classifier/model.safetensors"),
+        None,
+        "format that isn't known",
+        ".csv",
+    ),
+    "data set not on the hub": (
+        ("score", "classifier", "--data", "no/such"),
+        None,
+        "can't be read",
+        "HUB_ID",
+    ),
+    "malformed data": (
+        ("score", "classifier", "--data", "data.jsonl"),
+        garbage,
+        "can't be read",
+        "content",
+    ),
+    "wrong text column": (
+        ("score", "classifier", "--data", "data.csv", "--text", "txt"),
+        None,
+        "no column 'txt'",
+        "'text'",
+    ),
+    "wrong label column": (
+        ("score", "classifier", "--data", "data.csv", "--label", "labl"),
+        None,
+        "no column 'labl'",
+        "'label'",
+    ),
+    "too many text columns": (
+        ("score", "classifier", "--data", "data.csv", "--text", "text,text,text"),
+        None,
+        "text columns",
+        "--text",
+    ),
+    "unknown label": (
+        ("score", "classifier", "--data", "data.csv"),
+        wrong_label,
+        "label 'yess'",
+        "did you mean 'yes'",
+    ),
+    "unknown model type": (
+        ("score", "classifier", "--data", "data.csv"),
+        wrong_model_type,
+        "unknown model type 'bret'",
+        "bert",
+    ),
+    "damaged config": (
+        ("score", "classifier", "--data", "data.csv"),
+        half_config,
+        "config.json is damaged",
+        "fetch",
+    ),
+    "truncated weights": (
+        ("score", "classifier", "--data", "data.csv"),
+        truncated,
+        "model.safetensors is damaged",
+        "fetch",
+    ),
+    "keep 0": ((*PRUNE[:-1], "0"), None, "--keep can't be 0", "--keep"),
+    "keep 1.5": ((*PRUNE[:-1], "1.5"), None, "--keep can't be 1.5", "--keep"),
+    "no keep": (PRUNE[:-2], None, "how many heads to keep", "--keep 0.7"),
+    "keep too small": ((*PRUNE[:-1], "0.05"), None, "at least 3 must stay", "use --keep"),
+    "output not empty": ((*PRUNE, "--out", "out"), full, "out is not empty", "--overwrite"),
+    "output is a file": ((*PRUNE, "--out", "data.csv"), None, "is a file", "--out"),
+    "scores of another model": (
+        (*PRUNE, "--scores", "s.json"),
+        other_scores,
+        "of another model (other)",
+        "headprune score",
+    ),
+    "missing scores": (
+        (*PRUNE, "--scores", "nothing.json"),
+        None,
+        "can't be read",
+        "check the path",
+    ),
+    "scores that are none": (
+        (*PRUNE, "--scores", "classifier/config.json"),
+        None,
+        "not a HeadScores file",
+        "headprune score",
+    ),
+    "unknown head": ((*PRUNE, "--protect", "L9.H1"), None, "no head L9.H1", "L0 to L2"),
+    "not a head": (
+        (*PRUNE, "--protect", "nine"),
+        None,
+        "'nine' is not the name of a head",
+        "L3.H7",
+    ),
+    "unknown method": (
+        (*PRUNE, "--method", "gradiant"),
+        None,
+        "--method can't be 'gradiant'",
+        "--method",
+    ),
+    "unknown task": (
+        ("score", "classifier", "--data", "data.csv", "--task", "clasify"),
+        None,
+        "no task 'clasify'",
+        "classification",
+    ),
+    "task the model can't do": (
+        ("score", "classifier", "--data", "prose.txt", "--task", "causal-lm"),
+        None,
+        "cls.predictions",
+        "--task",
+    ),
+    "unknown metric": (
+        ("eval", "classifier", "--data", "data.csv", "--metric", "acuracy"),
+        None,
+        "'acuracy' is no built-in",
+        "'accuracy'",
+    ),
+    "unknown device": (
+        ("score", "classifier", "--data", "data.csv", "--device", "gpu"),
+        None,
+        "device 'gpu'",
+        "cuda",
+    ),
+    "no data": (("score", "classifier"), None, "no data is named", "--data FILE"),
+    "no baseline": (
+        ("check", "classifier", "--data", "data.csv", "--baseline", "b.json"),
+        None,
+        "no baseline at b.json",
+        "--update-baseline",
+    ),
+    "unknown format of a verdict": (
+        ("check", "x.json", "--baseline", "b.json", "--format", "xml"),
+        None,
+        "no format 'xml'",
+        "junit",
+    ),
+    "recipe that isn't there": (
+        ("run", "nothing.yaml"),
+        None,
+        "recipe can't be read",
+        "check the path",
+    ),
+    "batch size 0": (
+        ("score", "classifier", "--data", "data.csv", "--batch-size", "0"),
+        None,
+        "--batch-size can't be '0'",
+        "--batch-size",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_ends_with_exit_2_and_three_parts(headprune, place, name):
+    words, prepare, what, hint = MISTAKES[name]
+    if prepare:
+        prepare(place)
+    code, out, err = headprune(*words)
+    assert code == 2, err
+    assert out == ""
+    message = err[err.index("error: ") :].rstrip()
+    first, where, advice = message.split("\n")
+    assert what in first
+    assert where.startswith("  in:   ")
+    assert len(where) > 12
+    assert advice.startswith("  try:  ")
+    assert hint in advice
+    assert "Traceback" not in err
+
+
+def test_a_disk_that_is_full_is_told_before_the_work(headprune, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: type("Usage", (), {"free": 1000})())
+    code, _out, err = headprune(*PRUNE)
+    assert code == 2
+    assert "the disk has 0.00 GB left" in err
+    assert "evaluating" not in err
+
+
+def test_a_disk_that_fills_up_while_saving_leaves_nothing(headprune, place, monkeypatch):
+    import errno
+    import os
+
+    real = os.fsync
+
+    def fsync(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    code, _out, err = headprune(
+        *PRUNE, "--scores", made_scores(headprune, place, monkeypatch, real)
+    )
+    assert code == 2
+    assert "No space left on device" in err
+    assert "free some space" in err
+    assert not list((place / "headprune-models").iterdir())
+
+
+def made_scores(headprune, place, monkeypatch, real):
+    import os
+
+    broken = os.fsync
+    monkeypatch.setattr(os, "fsync", real)
+    assert headprune("score", "classifier", "--data", "data.csv", "--run", "run")[0] == 0
+    monkeypatch.setattr(os, "fsync", broken)
+    return "run/scores.json"
+
+
+def test_an_unknown_option_or_command_is_a_usage_error(headprune):
+    assert headprune("prune", "--kepe", "1")[0] == 2
+    assert headprune("scor")[0] == 2
+
+
+def test_an_unexpected_failure_is_never_the_gate_s_no(headprune, monkeypatch):
+    def broken(*_args, **_kwargs):
+        raise ZeroDivisionError("surprise")
+
+    monkeypatch.setattr("headprune.pipeline.score", broken)
+    code, _out, err = headprune("score", "classifier", "--data", "data.csv")
+    assert code == 2
+    assert "HEADPRUNE_DEBUG=1" in err
+    assert "Traceback" not in err
+
+
+def test_ctrl_c_is_130_and_leaves_nothing(headprune, place, monkeypatch):
+    def stop(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("headprune.pipeline.write_model", stop)
+    code, _out, err = headprune(*PRUNE)
+    assert code == 130, err
+    assert not list((place / "headprune-models").iterdir())
+
+
+def test_a_proof_that_fails_is_exit_1_and_nothing_is_saved(headprune, place, monkeypatch):
+    from headprune import pipeline
+
+    real = pipeline.cut
+
+    def wrong(model, anatomy, *, remove):
+        made = real(model, anatomy, remove=remove)
+        model.bert.encoder.layer[0].attention.self.query.weight.data.mul_(1.5)
+        return made
+
+    monkeypatch.setattr(pipeline, "cut", wrong)
+    code, _out, err = headprune(*PRUNE)
+    assert code == 1
+    assert "'masked == pruned' failed" in err
+    assert not (place / "headprune-models").exists()

@@ -1,0 +1,108 @@
+"""Command line over file over default; an unknown key is an error with a suggestion; every shipped recipe is valid."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headprune.config import DEMO, Recipe, load_recipe
+from headprune.errors import ConfigError, HeadpruneError
+
+ROOT = Path(__file__).parent.parent
+
+
+def recipe_file(folder, text):
+    path = folder / "headprune.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path):
+    recipe_file(tmp_path, "model: m\nkeep: 0.5\nseed: 3\nuniform: true\n")
+    recipe, where = load_recipe(
+        {"keep": 0.9, "seed": 0, "uniform": False, "limit": None}, folder=tmp_path
+    )
+    assert (recipe.model, recipe.keep, recipe.seed, recipe.uniform) == ("m", 0.9, 0, False)
+    assert recipe.min_heads == 1
+    assert "headprune.yaml" in where
+
+
+def test_without_anything_it_is_the_demo_and_says_so(tmp_path):
+    recipe, where = load_recipe({"keep": 0.7}, folder=tmp_path)
+    assert recipe == DEMO.model_copy(update={"keep": 0.7})
+    assert "demo" in where
+    assert load_recipe({"model": "x"}, folder=tmp_path)[0].data is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("kepe: 0.7", "unknown setting 'kepe'", "did you mean 'keep'"),
+        ("keep: 0", "--keep can't be 0", "--keep"),
+        ("keep: 1.5", "--keep can't be 1.5", "--keep"),
+        ("keep: lots", "--keep can't be 'lots'", "--keep"),
+        ("method: gradiant", "--method can't be 'gradiant'", "--method"),
+        ("limit: 0", "--limit can't be 0", "--limit"),
+        ("- a\n- b", "is a list", "name: value"),
+        ("a: b: c", "not YAML", "indentation"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_with_what_where_and_how(tmp_path, text, message, hint):
+    path = recipe_file(tmp_path, text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_recipe({}, folder=tmp_path)
+    assert str(path) in caught.value.where
+    assert hint in caught.value.hint
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(Recipe.model_fields)),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.text(max_size=5)
+        | st.floats()
+        | st.lists(st.text(max_size=3), max_size=2),
+    )
+)
+def test_any_settings_are_a_recipe_or_an_error_of_ours(settings):
+    try:
+        recipe, _where = load_recipe(settings, folder=ROOT / "tests")
+    except HeadpruneError:
+        return
+    again = yaml.safe_load(recipe.to_yaml()) or {}
+    assert Recipe.model_validate(again) == recipe
+
+
+def test_python_in_a_recipe_is_not_run(tmp_path):
+    recipe_file(tmp_path, "model: !!python/object/apply:os.getcwd []")
+    with pytest.raises(ConfigError, match="not YAML"):
+        load_recipe({}, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name
+)
+def test_every_shipped_recipe_is_valid(path):
+    recipe, _where = load_recipe({}, file=path)
+    assert recipe.model
+    assert path.read_text().startswith("#"), "a recipe says on top what it gave"
+
+
+def test_the_demo_recipe_is_the_built_in_one():
+    recipe, _where = load_recipe({}, file=ROOT / "configs" / "demo.yaml")
+    same = (
+        "model",
+        "task",
+        "data",
+        "split",
+        "eval_data",
+        "eval_split",
+        "num_samples",
+        "seed",
+        "method",
+    )
+    assert [getattr(recipe, name) for name in same] == [getattr(DEMO, name) for name in same]

@@ -1,0 +1,261 @@
+"""Data is read as it is, columns are chosen out loud, metrics are the known ones."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from families import build, sentences
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from headprune.errors import ConfigError, DataError
+from headprune.tasks import TASKS, detect_task, get_task, metrics
+from headprune.tasks.collate import pack
+from headprune.tasks.data import (
+    Example,
+    choose_columns,
+    draw,
+    fingerprint,
+    hold_out,
+    read_table,
+    without_overlap,
+)
+
+ROWS = [{"sentence": text, "label": index % 2} for index, text in enumerate(sentences(9))]
+
+
+def written(folder, suffix):
+    path = folder / f"data{suffix}"
+    match suffix:
+        case ".csv" | ".tsv":
+            mark = "," if suffix == ".csv" else "\t"
+            lines = [
+                mark.join(["sentence", "label"]),
+                *(f"{r['sentence']}{mark}{r['label']}" for r in ROWS),
+            ]
+            path.write_text("\n".join(lines) + "\n")
+        case ".json":
+            path.write_text(json.dumps(ROWS))
+        case ".jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+        case ".parquet":
+            import pyarrow
+            import pyarrow.parquet
+
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
+def test_every_format_gives_the_same_rows(tmp_path, suffix):
+    table = read_table(str(written(tmp_path, suffix)))
+    assert [dict(row) for row in table.rows] == ROWS
+    columns = choose_columns(table)
+    assert (columns.texts, columns.label) == (("sentence",), "label")
+
+
+def test_text_files_are_lines(tmp_path):
+    path = tmp_path / "prose.txt"
+    path.write_text("one two\n\nthree\n")
+    table = read_table(str(path))
+    assert [row["text"] for row in table.rows] == ["one two", "", "three"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "texts", "label"),
+    [
+        (("sentence1", "sentence2", "score"), ("sentence1", "sentence2"), "score"),
+        (("idx", "premise", "hypothesis", "label"), ("premise", "hypothesis"), "label"),
+        (("id", "text", "target"), ("text",), "target"),
+        (("words", "label"), ("words",), "label"),
+    ],
+)
+def test_columns_are_found_by_the_names_everybody_uses(tmp_path, columns, texts, label):
+    path = tmp_path / "x.jsonl"
+    path.write_text(
+        json.dumps(
+            {
+                name: 1 if name in ("score", "label", "idx", "id", "target") else "a b"
+                for name in columns
+            }
+        )
+        + "\n"
+    )
+    found = choose_columns(read_table(str(path)))
+    assert (found.texts, found.label) == (texts, label)
+    assert found.why
+
+
+@pytest.mark.parametrize(
+    ("settings", "message", "hint"),
+    [
+        ({"texts": ("sentense",)}, "no column 'sentense'", "did you mean 'sentence'"),
+        ({"label": "lable"}, "no column 'lable'", "did you mean 'label'"),
+        ({"texts": ("sentence", "label"), "num_texts": (1,)}, "reads 1 text columns", "--text"),
+    ],
+)
+def test_wrong_columns_are_refused_with_a_suggestion(tmp_path, settings, message, hint):
+    table = read_table(str(written(tmp_path, ".csv")))
+    with pytest.raises(DataError, match=message) as caught:
+        choose_columns(table, **settings)
+    assert hint in caught.value.hint
+
+
+def test_a_known_label_is_found_by_name_or_index_and_others_are_refused(tokenizer):
+    config = build(
+        "bert", id2label={0: "negative", 1: "positive"}, label2id={"negative": 0, "positive": 1}
+    ).config
+    from headprune.tasks.classification import class_index
+    from headprune.tasks.data import Table
+
+    table = Table("x", None, ("text", "label"), [{"text": "a", "label": 0}])
+    named = Table("x", None, ("text", "label"), [], ("Positive", "Negative"))
+    assert class_index("positive", 0, table=table, config=config) == 1
+    assert class_index("NEGATIVE", 0, table=table, config=config) == 0
+    assert class_index(1, 0, table=table, config=config) == 1
+    assert class_index("0", 0, table=table, config=config) == 0
+    assert class_index(0, 0, table=named, config=config) == 1, "the data's own order of classes"
+    for wrong in ("positiv", 2, 0.5, None):
+        with pytest.raises(DataError, match="doesn't know"):
+            class_index(wrong, 3, table=table, config=config)
+
+
+def test_drawing_does_not_depend_on_the_order_of_rows():
+    examples = [Example((text,), 0) for text in sentences(40)]
+    shuffled = [examples[i] for i in np.random.default_rng(0).permutation(40)]
+    assert set(draw(examples, 10, seed=1)) == set(draw(shuffled, 10, seed=1))
+    assert set(draw(examples, 10, seed=1)) != set(draw(examples, 10, seed=2))
+    assert fingerprint(examples) == fingerprint(shuffled)
+    assert fingerprint(examples) != fingerprint(examples[1:])
+
+
+def test_rows_that_choose_are_never_rows_that_report():
+    texts = sentences(30) * 2  # every text twice, under two labels
+    examples = [Example((text,), index % 3) for index, text in enumerate(texts)]
+    choosing, reporting = hold_out(examples, count=20, seed=0)
+    assert len(choosing) == 20
+    assert reporting
+    assert not {e.texts for e in choosing} & {e.texts for e in reporting}
+    assert not without_overlap(choosing, choosing)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.none() | st.integers(1, 9))
+def test_packing_loses_nothing_and_keeps_to_its_bound(lengths, size):
+    groups = pack(lengths, batch_size=size, budget=100)
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    for group in groups:
+        assert (
+            len(group) <= size
+            if size
+            else len(group) == 1 or len(group) * max(lengths[i] for i in group) <= 100
+        )
+
+
+numbers = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=3, max_size=40)
+
+
+@given(numbers)
+@settings(deadline=None)
+def test_metrics_are_the_reference_ones(pairs):
+    x, y = np.array(pairs, dtype=np.float64).T
+    if len(set(x)) > 1 and len(set(y)) > 1:
+        assert metrics.spearman(x, y) == pytest.approx(stats.spearmanr(x, y)[0], abs=1e-9)
+        assert metrics.pearson(x, y) == pytest.approx(stats.pearsonr(x, y)[0], abs=1e-9)
+    else:
+        assert math.isnan(metrics.pearson(x, y))
+    if len(set(x) | set(y)) < 2:
+        return  # scikit-learn warns, and there is nothing to compare
+    from sklearn import metrics as sk
+
+    assert metrics.accuracy(x, y) == pytest.approx(sk.accuracy_score(y, x))
+    binary = set(x) | set(y) <= {0.0, 1.0}
+    average = {"average": "binary", "pos_label": 1} if binary else {"average": "macro"}
+    assert metrics.f1(x, y) == pytest.approx(sk.f1_score(y, x, **average, zero_division=0))
+    assert metrics.matthews_correlation(x, y) == pytest.approx(sk.matthews_corrcoef(y, x), abs=1e-9)
+
+
+def test_perplexity_is_that_of_the_model_s_own_loss(tokenizer):
+    model, task = build("llama"), TASKS["causal-lm"]
+    ids = torch.randint(7, 90, (1, 20))
+    batches = task.to_batches(
+        [Example(tokens=tuple(ids[0].tolist()))], tokenizer, 32, None, lambda _name: True
+    )
+    with torch.no_grad():
+        expected = model(input_ids=ids, labels=ids).loss.exp().item()
+        found = task.predict(model(**batches[0].inputs), batches[0])
+    values = [tensor.double().numpy() for tensor in found]
+    assert metrics.perplexity(*values) == pytest.approx(expected, rel=1e-5)
+
+
+def test_built_in_metrics_are_evaluate_metrics_and_others_must_say_their_direction():
+    metric = metrics.BuiltInMetric(metrics.BUILT_IN["accuracy"])
+    assert metric.compute(predictions=[1, 0, 1], references=[1, 1, 1]) == {
+        "accuracy": pytest.approx(2 / 3)
+    }
+    with pytest.raises(ConfigError, match="which way"):
+        metrics.load_metric("bleu")
+    with pytest.raises(ConfigError, match="can't be loaded"):
+        metrics.load_metric("no-such-metric", higher_is_better=True)
+
+
+def test_the_bootstrap_interval_has_the_width_of_theory():
+    rng = np.random.default_rng(0)
+    references = np.ones(2000)
+    predictions = (rng.random(2000) < 0.8).astype(float)
+    low, high = metrics.interval(metrics.BUILT_IN["accuracy"], [predictions], references, seed=0)
+    share = predictions.mean()
+    half = 1.96 * math.sqrt(share * (1 - share) / 2000)
+    assert low == pytest.approx(share - half, abs=0.004)
+    assert high == pytest.approx(share + half, abs=0.004)
+    again = metrics.interval(metrics.BUILT_IN["accuracy"], [predictions], references, seed=0)
+    assert (low, high) == again
+    # A model compared with itself: the paired difference has no width, however wide each interval is.
+    assert metrics.interval(
+        metrics.BUILT_IN["accuracy"], [predictions] * 2, references, seed=0
+    ) == (0, 0)
+
+
+def test_the_task_is_told_by_the_model(tmp_path):
+    assert (
+        detect_task(build("llama").config.__class__(architectures=["LlamaForCausalLM"]))
+        == "causal-lm"
+    )
+    assert (
+        detect_task(build("bert").config.__class__(architectures=["BertForSequenceClassification"]))
+        == "classification"
+    )
+    (tmp_path / "modules.json").write_text("[]")
+    bare = build("bert").config.__class__(architectures=["BertModel"])
+    assert detect_task(bare, model_directory=tmp_path) == "similarity"
+    with pytest.raises(ConfigError, match="--task|what the model is for"):
+        detect_task(bare)
+    with pytest.raises(ConfigError, match="no task"):
+        get_task("clasification")
+
+
+def test_pooling_is_the_model_s_own(tmp_path, tokenizer):
+    task = get_task("similarity", model_directory=tmp_path)
+    model = build("bert", cls="BertModel")
+    pairs = [Example((a, b), 0.5) for a, b in zip(sentences(4), sentences(4, seed=1), strict=True)]
+    (batch,) = task.to_batches(pairs, tokenizer, 32, None, lambda name: name != "token_type_ids")
+    with torch.no_grad():
+        outputs = model(**batch.inputs)
+        mean, _ = task.predict(outputs, batch)
+        (tmp_path / "1_Pooling").mkdir()
+        (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+        first, _ = get_task("similarity", model_directory=tmp_path).predict(outputs, batch)
+        one = tokenizer(pairs[2].texts[0], return_tensors="pt", return_token_type_ids=False)
+        two = tokenizer(pairs[2].texts[1], return_tensors="pt", return_token_type_ids=False)
+        a, b = (model(**x).last_hidden_state[0] for x in (one, two))
+    cosine = torch.nn.functional.cosine_similarity
+    place = batch.indices.tolist().index(2)
+    assert mean[place].item() == pytest.approx(cosine(a.mean(0), b.mean(0), dim=0).item(), abs=1e-5)
+    assert first[place].item() == pytest.approx(cosine(a[0], b[0], dim=0).item(), abs=1e-5)

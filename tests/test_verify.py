@@ -1,0 +1,143 @@
+"""The proofs bite: surgery that is broken on purpose is never let through."""
+
+import pytest
+import torch
+from families import GROUPED, build, token_inputs
+
+import headprune as hp
+from headprune.anatomy import Run, Slice
+from headprune.errors import UnsupportedError
+from headprune.verify import main_output, masked_equals_pruned, parameters_add_up
+
+REMOVE = {
+    "bert": ["L0.H1", "L0.H4", "L2.H0"],
+    "gpt2": ["L0.H1", "L0.H4", "L2.H0"],
+    "llama": ["L0.H2", "L0.H3", "L2.H0", "L2.H1"],
+}
+
+
+def first_slice(site, ending):
+    return next(item for item in site.slices if item.parameter.endswith(ending))
+
+
+def shifted(item, places):
+    runs = item.runs[-places:] + item.runs[:-places]
+    return Slice(item.parameter, item.dim, runs)
+
+
+def broken(anatomy, change):
+    """Return the anatomy with one slice of every site changed."""
+    from dataclasses import replace
+
+    sites = tuple(
+        replace(site, slices=tuple(change(site, item) for item in site.slices))
+        for site in anatomy.sites
+    )
+    return type(anatomy)(anatomy.model_type, sites, anatomy.refused)
+
+
+MUTANTS = [
+    (family, ending, places)
+    for family, endings in {
+        "bert": ("query.weight", "key.weight", "value.weight", "value.bias", "output.dense.weight"),
+        "gpt2": ("c_attn.weight", "c_proj.weight"),
+        "llama": ("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight"),
+    }.items()
+    for ending in endings
+    for places in (1, 2)
+]
+
+
+@pytest.mark.parametrize(("family", "ending", "places"), MUTANTS)
+def test_wrong_rows_never_pass(family, ending, places):
+    model, inputs = build(family), token_inputs()
+    anatomy = hp.inspect(model)
+
+    def change(site, item):
+        return shifted(item, places) if item.parameter.endswith(ending) else item
+
+    with hp.masked(model, REMOVE[family], anatomy=anatomy):
+        masked = main_output(model, inputs)
+    hp.prune(model, REMOVE[family], anatomy=broken(anatomy, change))
+    assert not masked_equals_pruned(masked, main_output(model, inputs), rows=4).passed
+
+
+def test_right_rows_pass():
+    for family, removed in REMOVE.items():
+        model, inputs = build(family), token_inputs()
+        with hp.masked(model, removed):
+            masked = main_output(model, inputs)
+        hp.prune(model, removed)
+        proof = masked_equals_pruned(masked, main_output(model, inputs), rows=4)
+        assert proof.passed, proof
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_nothing_that_is_not_a_number_passes(poison):
+    good = torch.ones(2, 3)
+    bad = good.clone()
+    bad[0, 0] = poison
+    assert not masked_equals_pruned(good, bad, rows=2).passed
+    assert not masked_equals_pruned(bad, good, rows=2).passed
+    assert not masked_equals_pruned(good, torch.ones(3, 2), rows=2).passed
+
+
+def test_arithmetic_that_does_not_add_up_is_noticed(tmp_path):
+    from headprune.selection import parameters_removed
+
+    model = build("bert")
+    anatomy = hp.inspect(model)
+    before = sum(p.numel() for p in model.parameters())
+    removed = parameters_removed(model, anatomy, remove=[anatomy.heads[0]])
+    assert removed == 8 * 48 * 4 + 3 * 8
+    hp.prune(model, ["L0.H0"], anatomy=anatomy)
+    hp.save(model, tmp_path / "out")
+    assert parameters_add_up(
+        before=before, removed=removed, directory=tmp_path / "out", model=model
+    ).passed
+    assert not parameters_add_up(
+        before=before, removed=removed + 1, directory=tmp_path / "out", model=model
+    ).passed
+    other = build("bert")
+    assert not parameters_add_up(
+        before=before, removed=0, directory=tmp_path / "out", model=other
+    ).passed
+
+
+@pytest.mark.parametrize(
+    ("config", "cls", "reason"),
+    [
+        ("AlbertConfig", "AlbertModel", "several depths"),
+        ("T5Config", "T5ForConditionalGeneration", "encoder and a decoder"),
+        ("BloomConfig", "BloomForCausalLM", "ALiBi"),
+        ("ViTConfig", "ViTModel", "pixel_values"),
+        ("MambaConfig", "MambaForCausalLM", "not supported"),
+        ("Olmo2Config", "Olmo2ForCausalLM", "norms run over all heads"),
+        ("CLIPConfig", "CLIPModel", "several models"),
+    ],
+)
+def test_what_is_not_proven_is_refused_by_name_and_reason(config, cls, reason):
+    import transformers
+
+    with torch.device("meta"):
+        model = getattr(transformers, cls)(getattr(transformers, config)())
+    with pytest.raises(UnsupportedError, match=reason) as caught:
+        hp.inspect(model)
+    assert model.config.model_type in caught.value.what
+
+
+def test_inspecting_moves_no_random_state_and_touches_no_weight(bert):
+    before = {name: p.clone() for name, p in bert.named_parameters()}
+    state = torch.random.get_rng_state()
+    hp.inspect(bert)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(p, before[name]) for name, p in bert.named_parameters())
+
+
+@pytest.mark.parametrize("family", GROUPED)
+def test_groups_are_told_from_the_model(family):
+    site = hp.inspect(build(family)).sites[1]
+    assert (site.num_heads, site.num_key_value_heads, site.group_size) == (8, 4, 2)
+    assert site.head_dim == (16 if family == "qwen3" else 4)
+    key = first_slice(site, "k_proj.weight")
+    assert key.runs[0] == Run((0, 1), site.head_dim)
