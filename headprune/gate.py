@@ -169,7 +169,7 @@ def _metric_findings(
     findings: list[Finding] = []
     if limits.max_drop is not None:
         passed = drop <= limits.max_drop
-        unsure = abs(drop - limits.max_drop) <= noise
+        unsure = drop > 0 and abs(drop - limits.max_drop) <= noise
         doubt = (
             "; the distance to the limit is within noise: more rows would tell" if unsure else ""
         )

@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 # Cividis-like steps from unimportant to important: readable for the colour-blind, in light and in dark terminals.
 _COLOURS = ("#2c3e6b", "#45506f", "#646770", "#848075", "#a59a6c", "#c9b65c", "#f1d53f")
+_BARS = "▁▂▃▄▅▆▇"
 
 
 class Talk:
@@ -93,14 +94,11 @@ def heatmap(scores: HeadScores, plan: PruningPlan | None = None) -> RenderableTy
     low, high = min(values.values()), max(values.values())
     legend = Text.assemble(
         ("\nleast important ", "dim"),
-        *(
-            (f"{shade}{shade}", f"{colour}")
-            for shade, colour in zip("▁▂▃▄▅▆▇", _COLOURS, strict=True)
-        ),
+        *((bar * 2, colour) for bar, colour in zip(_BARS, _COLOURS, strict=True)),
         (" most important", "dim"),
-        (f"   {scores.method} scores from {low:.3g} to {high:.3g}", "dim"),
-        (f", n = {scores.n:,}" if scores.n else "", "dim"),
         (f"   ×: removed ({len(removed)} of {len(values)})" if plan else "", "dim"),
+        (f"\n{scores.method} scores from {low:.3g} to {high:.3g}", "dim"),
+        (f", n = {scores.n:,}" if scores.n else "", "dim"),
     )
     return Group(grid, legend)
 
@@ -108,7 +106,7 @@ def heatmap(scores: HeadScores, plan: PruningPlan | None = None) -> RenderableTy
 def _cell(head: HeadId, rank: dict[HeadId, int], removed: set[HeadId]) -> Text:
     share = rank[head] / max(1, len(rank) - 1)
     step = min(len(_COLOURS) - 1, int(share * len(_COLOURS)))
-    bar = "▁▂▃▄▅▆▇"[step]
+    bar = _BARS[step]
     if head in removed:
         return Text(" ×  ", style="dim")
     return Text(f" {bar}{bar} ", style=_COLOURS[step])
