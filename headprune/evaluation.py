@@ -19,10 +19,8 @@ from headprune.tasks import Task
 _LATENCY_BATCHES = (1, 32)
 
 
-class EvalResult(Artefact):
+class Measurement(Artefact):
     """A metric with everything that is needed to believe it, or to compare it with another."""
-
-    written_by = "eval --json"
 
     metric: str
     value: float
@@ -33,10 +31,17 @@ class EvalResult(Artefact):
     heads: int
     latency_ms: dict[str, float] = {}
     limit: int | None = None
-    seed: int
     data: dict[str, Any] = {}
     model: dict[str, Any] = {}
     versions: dict[str, str] = {}
+
+
+class EvalResult(Measurement):
+    """What ``eval`` measured; ``seed`` is that of the bootstrap and of the rows drawn."""
+
+    written_by = "eval --json"
+
+    seed: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,33 +1,19 @@
 """The regression check for CI: results against a baseline that lies in the repository -> verdict."""
 
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from headprune.atomic import write_text
 from headprune.errors import ConfigError
-from headprune.evaluation import EvalResult
+from headprune.evaluation import EvalResult, Measurement
 from headprune.heads import Artefact, read_artefact
 
 
-class Baseline(Artefact):
+class Baseline(Measurement):
     """What a model must be compared with; written by ``headprune check --update-baseline``, rounded so that it diffs well."""
 
     written_by = "check --update-baseline"
-
-    metric: str
-    value: float
-    interval: tuple[float, float]
-    n: int
-    higher_is_better: bool
-    parameters: int
-    heads: int
-    latency_ms: dict[str, float] = {}
-    limit: int | None = None
-    data: dict[str, Any]
-    model: dict[str, Any]
-    versions: dict[str, str] = {}
 
     @classmethod
     def of(cls, result: EvalResult) -> "Baseline":
