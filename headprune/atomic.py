@@ -15,6 +15,8 @@ from pathlib import Path
 from headprune.errors import CheckpointError
 
 _MARK = ".headprune-tmp-"
+MANIFEST = "manifest.json"
+"""Lies in every directory that we saved; only such a one is ever replaced."""
 
 
 def refuse_unusable_target(directory: Path, *, overwrite: bool, needed_bytes: int = 0) -> None:
@@ -30,12 +32,25 @@ def refuse_unusable_target(directory: Path, *, overwrite: bool, needed_bytes: in
             where="output directory",
             hint="choose another --out",
         )
-    if directory.is_dir() and any(directory.iterdir()) and not overwrite:
+    if Path.cwd().is_relative_to(directory.absolute()):
         raise CheckpointError(
-            f"the output directory {directory} is not empty",
+            f"{directory} is the working directory, or holds it, and can't be replaced as a whole",
             where="output directory",
-            hint="choose another --out, or say --overwrite to replace it",
+            hint="choose another --out, such as a new directory in it",
         )
+    if directory.is_dir() and any(directory.iterdir()):
+        if not overwrite:
+            raise CheckpointError(
+                f"the output directory {directory} is not empty",
+                where="output directory",
+                hint="choose another --out, or say --overwrite to replace it",
+            )
+        if not (directory / MANIFEST).is_file():
+            raise CheckpointError(
+                f"{directory} holds something that headprune did not write, and is not replaced",
+                where="output directory",
+                hint=f"choose another --out, or remove it yourself (--overwrite replaces what has a {MANIFEST})",
+            )
     parent = _nearest_existing(directory)
     if not os.access(parent, os.W_OK | os.X_OK):
         raise CheckpointError(

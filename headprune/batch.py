@@ -39,6 +39,12 @@ class Batch:
         """How many rows the model sees."""
         return int(self.example_of_row.shape[0])
 
+    @property
+    def num_tokens(self) -> int:
+        """How many positions the model sees, padding included."""
+        first = next(iter(self.inputs.values()))
+        return int(first.shape[0] * (first.shape[1] if first.dim() > 1 else 1))
+
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with its tensors on ``device`` (the indices stay where they are)."""
         return replace(
@@ -82,7 +88,36 @@ def as_batches(batches: Iterable[Batch | Mapping[str, Tensor]]) -> tuple[Batch, 
         found.append(Batch(inputs, batch.get("labels", indices), torch.arange(rows), indices))
     if not found:
         raise DataError("there is no data", where="batches", hint="give at least one batch")
+    indices = torch.cat([batch.indices for batch in found])
+    if not torch.equal(indices.sort().values, torch.arange(len(indices))):
+        raise DataError(
+            "the examples' indices don't count from 0, each once",
+            where="batches",
+            hint="give either Batch values with such indices, or plain mappings, not both",
+        )
     return tuple(found)
+
+
+def per_example(loss: Loss, outputs: Any, batch: Batch) -> Tensor:
+    """Return the loss of every example, checked: a mean over the batch would make scores depend on its size.
+
+    Raises:
+        DataError: The loss isn't one number per example.
+    """
+    values = loss(outputs, batch)
+    if tuple(values.shape) != (batch.num_examples,):
+        raise DataError(
+            f"the loss has shape {tuple(values.shape)}, and the batch has {batch.num_examples} examples",
+            where="loss",
+            hint="return one number per example, [examples]: reduction='none', no mean over the batch",
+        )
+    return values
+
+
+def main_output(outputs: Any) -> Tensor:
+    """Return the first tensor of a model's outputs: the logits, or the last hidden state."""
+    first: Tensor = outputs[0]
+    return first
 
 
 def forward(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Any:

@@ -64,8 +64,11 @@ class Recipe(BaseModel):
         if not isinstance(values, dict):
             return values
         for name in ("text", "protect"):
-            if isinstance(values.get(name), str):
-                values = {**values, name: [part.strip() for part in values[name].split(",")]}
+            said = values.get(name)
+            items = [said] if isinstance(said, str) else said
+            if isinstance(items, (list, tuple)) and all(isinstance(item, str) for item in items):
+                parts = [part.strip() for item in items for part in item.split(",")]
+                values = {**values, name: [part for part in parts if part]}
         if values.get("batch_size") == "auto":
             values = {**values, "batch_size": None}
         return values

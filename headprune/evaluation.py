@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from headprune.batch import Batch, forward
-from headprune.errors import DataError
+from headprune.errors import DataError, ModelError
 from headprune.heads import Artefact
 from headprune.tasks import Task
 
@@ -28,7 +28,7 @@ class Measurement(Artefact):
     n: int
     higher_is_better: bool
     parameters: int
-    heads: int
+    heads: int | None
     latency_ms: dict[str, float] = {}
     limit: int | None = None
     data: dict[str, Any] = {}
@@ -60,7 +60,11 @@ def predict(
     batches: Sequence[Batch],
     track: Callable[[Sequence[Batch], str], Iterable[Batch]] | None = None,
 ) -> Predictions:
-    """Run the model over the data once."""
+    """Run the model over the data once.
+
+    Raises:
+        ModelError: A prediction is infinite or not a number.
+    """
     n = sum(batch.num_examples for batch in batches)
     device = next(model.parameters()).device
     predictions, references = torch.empty(n).double(), torch.empty(n).double()
@@ -69,6 +73,12 @@ def predict(
         predicted, true = task.predict(forward(model, moved.inputs), moved)
         predictions[batch.indices] = predicted.double().cpu()
         references[batch.indices] = true.double().cpu()
+    if not bool(predictions.isfinite().all()):
+        raise ModelError(
+            f"{int((~predictions.isfinite()).sum())} of {n} predictions are not finite",
+            where="evaluation",
+            hint="look for damaged weights or rows; with --dtype float16, try bfloat16 or float32",
+        )
     return Predictions(predictions.numpy(), references.numpy())
 
 

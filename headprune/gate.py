@@ -1,6 +1,7 @@
 """The regression check for CI: results against a baseline that lies in the repository -> verdict."""
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -21,8 +22,9 @@ class Baseline(Measurement):
         fields = result.model_dump(exclude={"format", "seed"})
         fields["value"] = round(result.value, 6)
         fields["interval"] = tuple(round(end, 6) for end in result.interval)
-        fields["latency_ms"] = {name: round(ms, 1) for name, ms in result.latency_ms.items()}
-        fields["data"] = {name: result.data.get(name) for name in ("name", "split", "fingerprint")}
+        fields["latency_ms"] = {name: float(f"{ms:.3g}") for name, ms in result.latency_ms.items()}
+        kept = ("name", "split", "fingerprint", "max_length")
+        fields["data"] = {name: result.data.get(name) for name in kept}
         fields["model"] = {name: result.model.get(name) for name in ("name", "revision")}
         return cls(**fields)
 
@@ -99,9 +101,11 @@ def compare(result: EvalResult, baseline: Baseline, *, limits: Limits) -> Verdic
     Raises:
         ConfigError: The two can't be compared: other data, metric, limit or model revision.
     """
-    _refuse_incomparable(result, baseline)
+    refuse_incomparable(result, baseline)
     sign = 1.0 if baseline.higher_is_better else -1.0
-    drop = sign * (baseline.value - result.value)
+    # Rounded as the baseline is: a model never differs from its own.
+    value = Baseline.of(result).value
+    drop = sign * (baseline.value - value)
     noise = (_half_width(result.interval) ** 2 + _half_width(baseline.interval) ** 2) ** 0.5
     within_noise = abs(drop) <= noise
     findings = [
@@ -123,23 +127,49 @@ def _half_width(interval: tuple[float, float]) -> float:
     return (interval[1] - interval[0]) / 2
 
 
-def _refuse_incomparable(result: EvalResult, baseline: Baseline) -> None:
+def refuse_incomparable(result: Measurement, baseline: Baseline) -> None:
+    """Refuse to compare what was measured in different ways.
+
+    Raises:
+        ConfigError: Other data, metric, limit or model revision.
+    """
     mine, theirs = result.model.get("source", result.model), baseline.model
     same_name = mine.get("name") == theirs.get("name")
     revisions = (mine.get("revision"), theirs.get("revision"))
-    pairs = {
-        "metric": (result.metric, baseline.metric),
-        "direction": (result.higher_is_better, baseline.higher_is_better),
-        "limit": (result.limit, baseline.limit),
-        "data": (result.data.get("fingerprint"), baseline.data.get("fingerprint")),
-        "model revision": revisions if same_name and None not in revisions else (None, None),
-    }
+    _refuse_differences(
+        {
+            "direction": (result.higher_is_better, baseline.higher_is_better),
+            "model revision": revisions if same_name and None not in revisions else (None, None),
+        }
+    )
+    refuse_other_rows(baseline, metric=result.metric, limit=result.limit, data=result.data)
+
+
+def refuse_other_rows(
+    baseline: Baseline, *, metric: str, limit: int | None, data: dict[str, Any]
+) -> None:
+    """Refuse to compare what is, or would be, measured on other rows or by another metric.
+
+    Raises:
+        ConfigError: See above.
+    """
+    _refuse_differences(
+        {
+            "metric": (metric, baseline.metric),
+            "limit": (limit, baseline.limit),
+            "data": (data.get("fingerprint"), baseline.data.get("fingerprint")),
+            "max_length": (data.get("max_length"), baseline.data.get("max_length")),
+        }
+    )
+
+
+def _refuse_differences(pairs: dict[str, tuple[object, object]]) -> None:
     for name, (new, old) in pairs.items():
         if new != old:
             raise ConfigError(
                 f"the results can't be compared: {name} is {new!r} here and {old!r} in the baseline",
                 where="--baseline",
-                hint="evaluate as the baseline was made, or make a new one with --update-baseline",
+                hint="evaluate as the baseline was made (the same --eval-data, say), or make a new one with --update-baseline",
             )
 
 
@@ -190,9 +220,10 @@ def _metric_findings(
 
 def _recovery(result: EvalResult, baseline: Baseline) -> float | None:
     """Return the share of the baseline's metric that is reached, or None where a share makes no sense."""
-    if baseline.value <= 0 or result.value <= 0:
+    value = Baseline.of(result).value
+    if baseline.value <= 0 or value <= 0:
         return None
-    ratio = result.value / baseline.value
+    ratio = value / baseline.value
     return ratio if baseline.higher_is_better else 1 / ratio
 
 
@@ -207,7 +238,7 @@ def _size_findings(result: EvalResult, baseline: Baseline, *, limits: Limits) ->
             )
         )
     if limits.max_latency_increase is not None:
-        shared = sorted(result.latency_ms.keys() & baseline.latency_ms.keys())
+        shared = sorted(name for name in result.latency_ms if baseline.latency_ms.get(name))
         if not shared:
             raise ConfigError(
                 "there is no latency to compare",

@@ -115,7 +115,10 @@ def select_heads(selection: HeadSelection, known: Sequence[HeadId]) -> tuple[Hea
 
 
 def _head_from_json(value: object) -> object:
-    return HeadId.parse(value) if isinstance(value, str) else value
+    try:
+        return HeadId.parse(value) if isinstance(value, str) else value
+    except PlanError as error:  # so that the file it stands in is named
+        raise ValueError(error.what) from error
 
 
 HeadName: TypeAlias = Annotated[HeadId, BeforeValidator(_head_from_json), PlainSerializer(str)]
@@ -190,6 +193,7 @@ class HeadScores(Artefact):
     """The importance of every head (higher matters more), with what it was measured on.
 
     ``values``, ``standard_errors`` and ``heads`` are parallel; ``standard_errors`` is None for methods that don't sample.
+    ``rows`` are short hashes of the inputs that were scored, so that they can be kept out of any report.
     """
 
     written_by = "score"
@@ -202,6 +206,7 @@ class HeadScores(Artefact):
     standard_errors: tuple[float, ...] | None = None
     n: int
     seed: int
+    rows: tuple[str, ...] = ()
     data: dict[str, Any] = {}
     model: dict[str, Any] = {}
     versions: dict[str, str] = {}

@@ -1,13 +1,12 @@
 """What of a model can be pruned, proven: its tiny clone is masked and cut, and both must say the same."""
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Pattern, locate, probe
 from headprune.anatomy.clone import quiet, tiny_inputs
 from headprune.anatomy.exceptions import REASONS
-from headprune.batch import forward
+from headprune.batch import forward, main_output
 from headprune.errors import UnsupportedError
 from headprune.heads import HeadId
 from headprune.masking import gated
@@ -74,18 +73,12 @@ def _difference(
     mask = torch.tensor([float(head not in remove) for head in anatomy.heads])
     with torch.no_grad():
         with gated(clone, anatomy, gates=mask):
-            masked = _main_output(forward(clone, inputs))
+            masked = main_output(forward(clone, inputs))
         cut(clone, anatomy, remove=remove)
         try:
-            pruned = _main_output(forward(clone, inputs))
+            pruned = main_output(forward(clone, inputs))
         except (ValueError, TypeError, RuntimeError, IndexError, ZeroDivisionError):
             return float("inf")
     if pruned.shape != masked.shape:
         return float("inf")
     return float((pruned - masked).abs().max())
-
-
-def _main_output(outputs: object) -> Tensor:
-    """Return the first tensor of a model's outputs: the logits, or the last hidden state."""
-    first: Tensor = outputs[0]  # type: ignore[index]
-    return first

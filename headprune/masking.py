@@ -66,8 +66,13 @@ def _gate_hook(site: Site, gates: Tensor, fired: Counter[str]) -> Any:
         z = args[0]
         by_row = gates
         if gates.dim() == 2:
-            by_row = _fit_rows(gates, z.shape[0], site)
-            by_row = by_row.reshape(z.shape[0], *[1] * (z.dim() - 2), len(site.heads))
+            if gates.shape[0] != z.shape[0]:
+                raise ModelError(
+                    f"{site.output} got {z.shape[0]} rows, and there are gates for {gates.shape[0]}",
+                    where="masking",
+                    hint="give one row of gates for every row of the batch",
+                )
+            by_row = gates.reshape(z.shape[0], *[1] * (z.dim() - 2), len(site.heads))
         heads = z.unflatten(-1, (len(site.heads), site.head_dim)) if site.heads else z
         return (
             ((heads * by_row.to(z.dtype).unsqueeze(-1)).flatten(-2), *args[1:])
@@ -76,16 +81,3 @@ def _gate_hook(site: Site, gates: Tensor, fired: Counter[str]) -> Any:
         )
 
     return multiply
-
-
-def _fit_rows(gates: Tensor, rows: int, site: Site) -> Tensor:
-    """Repeat the gates where the model folds windows or frames into the batch, batch-major."""
-    if rows == gates.shape[0]:
-        return gates
-    if rows % gates.shape[0]:
-        raise ModelError(
-            f"{site.output} got {rows} rows, and there are gates for {gates.shape[0]}",
-            where="masking",
-            hint="give one row of gates for every row of the batch",
-        )
-    return gates.repeat_interleave(rows // gates.shape[0], dim=0)

@@ -21,7 +21,11 @@ from transformers import (
 from headprune import demo
 from headprune.errors import ConfigError, ModelError, did_you_mean
 
-_WANTED_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "1_Pooling/*"]
+# What a load, a card and a manifest need. The code beside the weights is fetched, not run.
+_WANTED_FILES = [
+    *("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"),
+    *("*.py", "*.yaml", "README.md", "1_Pooling/*"),
+]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -229,8 +233,10 @@ def fingerprint(model: PreTrainedModel) -> str:
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
         flat = parameter.detach().flatten()
-        step = max(1, flat.numel() // 64)
-        digest.update(flat[::step].float().cpu().numpy().tobytes())
+        if flat.numel():
+            # Places spread by a multiplicative hash: an even stride would fall into one column of a matrix.
+            places = torch.arange(min(4096, flat.numel())) * 2_654_435_761 % flat.numel()
+            digest.update(flat[places.to(flat.device)].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

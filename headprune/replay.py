@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
-from headprune.batch import Batch, Loss, forward
+from headprune.batch import Batch, Loss, forward, per_example
 from headprune.masking import gated
 
 
@@ -28,7 +28,7 @@ def losses(
     batches: Sequence[Batch],
     loss: Loss,
     masks: Float[Tensor, "masks heads"],
-    rows_per_forward: int = 256,
+    tokens_per_forward: int = 4096,
     track: Callable[[Sequence[Batch], str], Iterable[Batch]] | None = None,
 ) -> Float[Tensor, "masks examples"]:
     """Return the loss of every example under every mask.
@@ -39,7 +39,7 @@ def losses(
         batches: The data. Column ``i`` of the result is the example whose index is ``i``.
         loss: Maps the model's outputs for a batch to one loss per example.
         masks: The masks, in any order.
-        rows_per_forward: Masks are stacked until a forward has about this many rows.
+        tokens_per_forward: Masks are stacked until a forward has about this many tokens.
         track: Wraps the iteration over batches, for a progress bar.
 
     Returns:
@@ -52,13 +52,13 @@ def losses(
     for batch in track(batches, "losses") if track else batches:
         moved = batch.to(device)
         recording = _record(model, blocks, moved)
-        base = loss(recording.outputs, moved).float().cpu()
+        base = per_example(loss, recording.outputs, moved).float().cpu()
         exact = _replays_exactly(model, recording, moved, loss, base)
         for start, members in starts.items():
             if start is None:
                 result[members[:, None], batch.indices] = base
                 continue
-            per_forward = max(1, rows_per_forward // moved.num_rows)
+            per_forward = max(1, tokens_per_forward // moved.num_tokens)
             for chunk in members.split(per_forward):
                 values = _run_masks(
                     model,
@@ -194,14 +194,17 @@ def _sites_in(anatomy: Anatomy, model: PreTrainedModel, blocks: Sequence[nn.Modu
 def _skipping(recording: _Recording, *, until: int, copies: int, rows: int) -> Iterator[None]:
     """Make the blocks before ``until`` return their recorded output, repeated, for the length of this block."""
     skipped = recording.calls[:until]
+    before = {module: vars(module).get("forward") for module, _output in skipped}
     try:
         for module, output in skipped:
             repeated = _repeat(output, copies, rows)
             module.forward = lambda *_args, _repeated=repeated, **_kwargs: _repeated
         yield
     finally:
-        for module, _output in skipped:
-            module.__dict__.pop("forward", None)
+        for module, forward_before in before.items():
+            del module.forward
+            if forward_before is not None:  # some libraries give a module a forward of its own
+                module.forward = forward_before
 
 
 def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -10,6 +10,18 @@ FOLDER = Path("headprune-runs")
 SCORES = "scores.json"
 
 
+def refuse_used_run(run: str) -> None:
+    """Refuse, before any work, a run directory that holds scores already.
+
+    Raises:
+        CheckpointError: It does.
+    """
+    if (Path(run) / SCORES).exists():
+        raise CheckpointError(
+            f"{run} holds scores already", where=f"--run {run}", hint="choose another --run"
+        )
+
+
 def write_scores(scores: HeadScores, run: str | None) -> Path:
     """Write scores to ``run``, or to the next numbered directory; returns the file.
 
@@ -18,10 +30,7 @@ def write_scores(scores: HeadScores, run: str | None) -> Path:
     """
     if run is not None:
         path = Path(run) / SCORES
-        if path.exists():
-            raise CheckpointError(
-                f"{run} holds scores already", where=f"--run {run}", hint="choose another --run"
-            )
+        refuse_used_run(run)
     else:
         last = max((number for number, _path in _numbered()), default=0)
         path = FOLDER / f"{last + 1:03d}-{scores.method}" / SCORES

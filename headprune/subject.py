@@ -1,7 +1,7 @@
 """A loaded model with its task and its rows: which rows choose heads, and which report."""
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,19 +11,13 @@ from headprune.anatomy.clone import pruning_record
 from headprune.batch import Batch
 from headprune.checkpoint import load_model
 from headprune.config import Recipe
-from headprune.errors import ConfigError, DataError
+from headprune.errors import ConfigError, DataError, ModelError
+from headprune.heads import HeadScores, read_artefact
 from headprune.models import ModelSource, find, fingerprint, load_tokenizer
 from headprune.tasks import Task, detect_task, get_task
-from headprune.tasks.data import (
-    Columns,
-    Example,
-    choose_columns,
-    draw,
-    hold_out,
-    read_table,
-    without_overlap,
-)
-from headprune.tasks.data import fingerprint as data_fingerprint
+from headprune.tasks.data import Columns, Table, choose_columns, read_table, without_rows_of
+from headprune.tasks.rows import Example, draw, hold_out, without_inputs
+from headprune.tasks.rows import fingerprint as fingerprint_of_rows
 
 
 @runtime_checkable
@@ -86,9 +80,21 @@ def open_subject(recipe: Recipe, *, voice: Voice) -> Subject:
     name = recipe.task or detect_task(source.config, model_directory=source.directory)
     task = get_task(name, model_directory=source.directory)
     model = load_model(source, auto_class=task.auto_class, device=recipe.device, dtype=recipe.dtype)
+    tokenizer = load_tokenizer(source)
+    if (
+        task.name == "classification"
+        and model.config.pad_token_id is None
+        and tokenizer.pad_token_id is None
+        and recipe.batch_size != 1
+    ):
+        raise ModelError(
+            "the model has no padding token, so it can't tell where a padded text ends",
+            where="config.json (pad_token_id)",
+            hint="use --batch-size 1, or give the config and the tokenizer a padding token",
+        )
     device = next(model.parameters()).device
     voice.say(f"model {recipe.model} ({model.config.model_type}), task {name}, on {device}")
-    return Subject(recipe, source, model, load_tokenizer(source), task)
+    return Subject(recipe, source, model, tokenizer, task)
 
 
 def model_name(recipe: Recipe) -> str:
@@ -113,45 +119,84 @@ def calibration_rows(subject: Subject, *, voice: Voice) -> Rows:
 
 def evaluation_rows(subject: Subject, *, voice: Voice) -> Rows:
     """Return the rows of ``eval`` and ``check``: all of the evaluation data, or of the data where there is no other."""
-    recipe = subject.recipe
-    source, split = recipe.eval_data or recipe.data, recipe.eval_split or recipe.split
-    examples, note = _read(subject, source, split, voice=voice)
-    return _noted(draw(examples, recipe.limit, seed=recipe.seed), note)
+    table, columns = _read(subject, *_evaluation_source(subject.recipe), voice=voice)
+    examples = draw(
+        _examples(subject, table, columns), subject.recipe.limit, seed=subject.recipe.seed
+    )
+    chose = rows_that_chose(subject)
+    seen = len(examples) - len(without_inputs(examples, chose))
+    if seen:
+        voice.say(f"careful: {seen} of these {len(examples)} rows chose the heads of this model")
+    return _noted(subject, examples, table)
 
 
-def separate_rows(subject: Subject, *, voice: Voice) -> tuple[Rows, Rows]:
-    """Return rows that choose and rows that report: no input is in both."""
+def rows_that_chose(subject: Subject) -> tuple[str, ...]:
+    """Return the hashes of the inputs that chose the heads of a model pruned before."""
+    path = subject.source.directory / "scores.json"
+    if not pruning_record(subject.model.config) or not path.is_file():
+        return ()
+    return read_artefact(HeadScores, path).rows
+
+
+def separate_rows(
+    subject: Subject, *, voice: Voice, chose: Collection[str] = ()
+) -> tuple[Rows, Rows]:
+    """Return rows that choose and rows that report: no input is in both.
+
+    Args:
+        subject: The model, with its recipe.
+        voice: How to talk meanwhile.
+        chose: Hashes of inputs that chose heads before; they don't report.
+
+    Raises:
+        DataError: Too few rows are left on a side.
+    """
     recipe = subject.recipe
-    examples, note = _read(subject, recipe.data, recipe.split, voice=voice)
+    table, columns = _read(subject, recipe.data, recipe.split, voice=voice)
     count = min(recipe.num_samples, recipe.limit or recipe.num_samples)
     if recipe.eval_data or recipe.eval_split:
-        reporting, other = _read(
-            subject, recipe.eval_data or recipe.data, recipe.eval_split, voice=voice
-        )
-        free = without_overlap(examples, reporting)
-        if len(free) < len(examples):
+        other, other_columns = _read(subject, *_evaluation_source(recipe), voice=voice)
+        reporting = _examples(subject, other, other_columns)
+        free = table
+        if columns.texts == other_columns.texts:
+            free = without_rows_of(table, other, columns=columns.texts)
+        if len(free.rows) < len(table.rows):
             voice.say(
-                f"{len(examples) - len(free)} calibration rows are evaluation rows too; left out"
+                f"{len(table.rows) - len(free.rows)} calibration rows are evaluation rows too; left out"
             )
-        choosing = draw(free, count, seed=recipe.seed)
+        choosing = draw(_examples(subject, free, columns), count, seed=recipe.seed)
+        reporting = without_inputs(reporting, [example.input_digest for example in choosing])
     else:
-        choosing, reporting = hold_out(examples, count=count, seed=recipe.seed)
-        other = {**note, "held_out": True}
+        other = table
+        choosing, reporting = hold_out(
+            _examples(subject, table, columns), count=count, seed=recipe.seed
+        )
         voice.say(
             f"no --eval-data: {len(choosing):,} rows choose the heads, the other {len(reporting):,} report"
         )
-    if not choosing or len(reporting) < 2:
+    left = without_inputs(reporting, chose)
+    if len(left) < len(reporting):
+        voice.say(f"{len(reporting) - len(left)} evaluation rows chose heads before; left out")
+    if not choosing or len(left) < 2:
         raise DataError(
-            f"{len(choosing)} rows are left to choose heads and {len(reporting)} to report on",
+            f"{len(choosing)} rows are left to choose heads and {len(left)} to report on",
             where=f"--data {recipe.data}",
             hint="give more rows, or --eval-data with other rows than --data",
         )
-    return _noted(choosing, note), _noted(draw(reporting, recipe.limit, seed=recipe.seed), other)
+    report = draw(left, recipe.limit, seed=recipe.seed)
+    return _noted(subject, choosing, table), _noted(subject, report, other)
+
+
+def _evaluation_source(recipe: Recipe) -> tuple[str | None, str | None]:
+    """Return where the rows that report come from: data and split."""
+    if recipe.eval_data:
+        return recipe.eval_data, recipe.eval_split
+    return recipe.data, recipe.eval_split or recipe.split
 
 
 def _read(
     subject: Subject, source: str | None, split: str | None, *, voice: Voice
-) -> tuple[tuple[Example, ...], dict[str, Any]]:
+) -> tuple[Table, Columns]:
     if source is None:
         raise DataError(
             "no data is named",
@@ -159,8 +204,8 @@ def _read(
             hint="say --data FILE (csv, tsv, json, jsonl, parquet, txt) or --data HUB_ID",
         )
     recipe, task = subject.recipe, subject.task
-    table = read_table(source, split=split, label=recipe.label)
-    columns: Columns = choose_columns(
+    table = read_table(source, split=split)
+    columns = choose_columns(
         table,
         texts=recipe.text,
         label=recipe.label,
@@ -170,14 +215,25 @@ def _read(
     label = f", label {columns.label!r}" if columns.label else ""
     shown = f"{source} {table.split}" if table.split else source
     voice.say(f"{shown}: text {', '.join(map(repr, columns.texts))}{label} ({columns.why})")
-    examples = task.to_examples(
+    return table, columns
+
+
+def _examples(subject: Subject, table: Table, columns: Columns) -> tuple[Example, ...]:
+    return subject.task.to_examples(
         table, columns, subject.tokenizer, subject.model.config, subject.max_length
     )
-    return examples, {"name": source, "split": table.split, "task": task.name}
 
 
-def _noted(examples: tuple[Example, ...], note: dict[str, Any]) -> Rows:
-    return Rows(examples, {**note, "fingerprint": data_fingerprint(examples), "n": len(examples)})
+def _noted(subject: Subject, examples: tuple[Example, ...], table: Table) -> Rows:
+    note = {
+        "name": table.name,
+        "split": table.split,
+        "task": subject.task.name,
+        "max_length": subject.max_length,
+        "fingerprint": fingerprint_of_rows(examples),
+        "n": len(examples),
+    }
+    return Rows(examples, note)
 
 
 def model_note(subject: Subject) -> dict[str, Any]:
@@ -187,6 +243,7 @@ def model_note(subject: Subject) -> dict[str, Any]:
         "revision": subject.source.revision,
         "model_type": subject.model.config.model_type,
         "fingerprint": fingerprint(subject.model),
+        "dtype": str(subject.model.dtype).removeprefix("torch."),
     }
     origin = pruning_record(subject.model.config).get("source")
     return {**note, "source": origin} if origin else note

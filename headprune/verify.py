@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from headprune.batch import forward
+from headprune.batch import forward, main_output
 from headprune.checkpoint import Route, fresh_process
 from headprune.errors import ProofError
 
@@ -39,12 +39,11 @@ class Proof(BaseModel):
 
 
 @torch.no_grad()
-def main_output(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
+def run(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
     """Return the first output of the model (logits, or hidden states) on the CPU."""
     device = next(model.parameters()).device
     moved = {name: value.to(device) for name, value in inputs.items()}
-    output: Tensor = forward(model, moved)[0].cpu()
-    return output
+    return main_output(forward(model, moved)).cpu()
 
 
 def masked_equals_pruned(masked: Tensor, pruned: Tensor, *, rows: int) -> Proof:
@@ -114,7 +113,7 @@ def reload_is_identical(
     route: Route,
 ) -> Proof:
     """Load ``directory`` in a fresh process without headprune, run it, and compare bit for bit with the model in memory."""
-    expected = main_output(model, inputs)
+    expected = run(model, inputs)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         save_file(
@@ -171,7 +170,7 @@ def _run_fresh(place: Path) -> tuple[str, Tensor | None]:
     }
     try:
         child = subprocess.run(
-            [sys.executable, "-I", str(fresh_process.__file__), str(place / "job.json")],
+            [sys.executable, "-P", str(fresh_process.__file__), str(place / "job.json")],
             capture_output=True,
             text=True,
             env=environment,

@@ -20,6 +20,7 @@ CALLS = ("fsync", "rename", "replace", "mkdir", "chmod", "open")
 def write(target, content="new", overwrite=True):
     with staged_directory(target, overwrite=overwrite) as staging:
         (staging / "a.txt").write_text(content)
+        (staging / "manifest.json").write_text("{}")
         (staging / "sub").mkdir()
         (staging / "sub" / "b.txt").write_text(content)
 
@@ -32,8 +33,8 @@ def state(target):
     )
 
 
-OLD = {"a.txt": "old", "sub/b.txt": "old"}
-NEW = {"a.txt": "new", "sub/b.txt": "new"}
+OLD = {"manifest.json": "{}", "a.txt": "old", "sub/b.txt": "old"}
+NEW = {"manifest.json": "{}", "a.txt": "new", "sub/b.txt": "new"}
 
 
 def test_a_directory_appears_whole(tmp_path):
@@ -94,7 +95,7 @@ def test_killed_at_any_moment_the_target_is_old_or_new(tmp_path):
         "print('go', flush=True)\n"
         "while True:\n"
         "    with staged_directory(Path(sys.argv[1]), overwrite=True) as staging:\n"
-        "        for name in ('a.txt', 'c.txt'): (staging / name).write_text('x' * 100000)\n"
+        "        for name in ('a.txt', 'manifest.json'): (staging / name).write_text('x' * 100000)\n"
     )
     for attempt in range(12):
         child = subprocess.Popen(
@@ -112,7 +113,7 @@ def test_killed_at_any_moment_the_target_is_old_or_new(tmp_path):
             assert beside
             beside[0].rename(target)
             found = state(target)
-        assert found in (OLD, {"a.txt": "x" * 100000, "c.txt": "x" * 100000})
+        assert found in (OLD, {"a.txt": "x" * 100000, "manifest.json": "x" * 100000})
     write(target)
     assert state(target) == NEW
     assert [p.name for p in tmp_path.iterdir()] == ["out"], "leftovers of killed runs"

@@ -212,3 +212,38 @@ def test_tied_weights_stay_tied(tmp_path):
     hp.save(model, tmp_path / "out")
     again = hp.load(tmp_path / "out", device="cpu")
     assert again.lm_head.weight is again.model.embed_tokens.weight
+
+
+def test_a_copy_with_only_what_the_hub_download_fetches_loads(saved, tmp_path):
+    from huggingface_hub.utils import filter_repo_objects
+
+    from headprune.models import _WANTED_FILES
+
+    names = [path.name for path in saved[0].iterdir()]
+    (tmp_path / "copy").mkdir()
+    for name in filter_repo_objects(names, allow_patterns=_WANTED_FILES):
+        shutil.copy(saved[0] / name, tmp_path / "copy" / name)
+    assert hp.load(tmp_path / "copy", device="cpu").config.headprune["removed"]
+
+
+def test_records_may_be_absent_but_not_damaged(copy):
+    from headprune.checkpoint import seal
+
+    (copy / "scores.json").write_text("{}")
+    seal(copy)
+    (copy / "scores.json").write_text("{ }")
+    with pytest.raises(CheckpointError, match=r"scores\.json"):
+        check_manifest(copy)
+    (copy / "scores.json").unlink()
+    check_manifest(copy)
+
+
+def test_the_fingerprint_sees_a_change_anywhere():
+    from headprune.models import fingerprint
+
+    model = build("bert")
+    before = fingerprint(model)
+    assert before == fingerprint(build("bert"))
+    with torch.no_grad():
+        model.bert.encoder.layer[1].attention.output.dense.weight[:, 8:16] *= 3
+    assert fingerprint(model) != before

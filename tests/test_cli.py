@@ -205,6 +205,124 @@ def test_json_leaves_stdout_clean(headprune):
         assert "\x1b" not in out + err
 
 
+def test_rows_behind_named_scores_never_report(headprune, place):
+    data = ("--data", "data.csv")
+    assert headprune("score", "classifier", *data, "--num-samples", "20", "--run", "r")[0] == 0
+    chose = set(json.loads((place / "r" / "scores.json").read_text())["rows"])
+    assert len(chose) == 20
+    code, out, err = headprune(
+        "prune",
+        "classifier",
+        *data,
+        "--num-samples",
+        "4",
+        "--scores",
+        "r/scores.json",
+        "--keep",
+        "0.5",
+        "--json",
+    )
+    assert code == 0, err
+    assert "16 evaluation rows chose heads before; left out" in err
+    assert json.loads(out)["after"]["n"] == 20
+
+
+def test_lines_in_both_files_do_not_choose(headprune, place):
+    lines = (place / "prose.txt").read_text().splitlines()
+    (place / "part.txt").write_text("\n".join(lines[3:20]))
+    code, _out, err = headprune(
+        "prune",
+        "decoder",
+        "--data",
+        "prose.txt",
+        "--eval-data",
+        "part.txt",
+        "--max-length",
+        "16",
+        "--keep",
+        "0.5",
+        "--dry-run",
+    )
+    assert code == 0, err
+    assert "17 calibration rows are evaluation rows too; left out" in err
+
+
+def test_eval_and_prune_read_the_same_rows(headprune, place):
+    shutil.copy(place / "data.csv", place / "other.csv")
+    (place / "r.yaml").write_text(
+        "model: classifier\ndata: prose.txt\neval_data: data.csv\nsplit: train\n"
+    )
+    code, out, err = headprune("eval", "--config", "r.yaml", "--json")
+    assert code == 0, err
+    assert json.loads(out)["data"]["name"] == "data.csv"
+
+
+def test_methods_without_data_need_none(headprune, place):
+    code, out, err = headprune(
+        "score", "classifier", "--method", "magnitude", "--task", "classification", "--json"
+    )
+    assert code == 0, err
+    scores = json.loads(out)
+    assert (scores["n"], scores["data"], scores["rows"]) == (0, {}, [])
+
+
+def test_a_run_that_can_not_be_compared_is_refused_before_the_work(headprune, place):
+    check = (
+        "check",
+        "classifier",
+        "--data",
+        "data.csv",
+        "--baseline",
+        "b.json",
+        "--update-baseline",
+    )
+    assert headprune(*check)[0] == 0
+    (place / "r.yaml").write_text(
+        "model: classifier\ndata: data.csv\nkeep: 0.5\nbaseline: b.json\n"
+    )
+    code, _out, err = headprune("run", "r.yaml")
+    assert code == 2
+    assert "can't be compared: data" in err
+    assert "scoring" not in err
+    assert not (place / "headprune-models").exists()
+
+
+def test_a_run_s_json_holds_results_and_verdict(headprune, place):
+    rows = [(text, ("no", "yes")[index % 2]) for index, text in enumerate(sentences(30, seed=5))]
+    (place / "test.csv").write_text("text,label\n" + "".join(f"{t},{n}\n" for t, n in rows))
+    (place / "r.yaml").write_text(
+        "model: classifier\ndata: data.csv\neval_data: test.csv\nkeep: 0.5\nbaseline: b.json\nmax_parameters: 1\n"
+    )
+    assert headprune("check", "--config", "r.yaml", "--update-baseline")[0] == 0
+    code, out, _err = headprune("run", "r.yaml", "--json")
+    assert code == 1
+    document = json.loads(out)
+    assert document["verdict"]["passed"] is False
+    assert document["results"]["after"]["heads"] == 9
+
+
+def test_what_headprune_did_not_write_is_never_replaced(headprune, place):
+    (place / "thesis").mkdir()
+    (place / "thesis" / "thesis.tex").write_text("years of work")
+    for out in ("thesis", ".", ".."):
+        code, _stdout, err = headprune(*PRUNE, "--out", out, "--overwrite")
+        assert code == 2, err
+    assert (place / "thesis" / "thesis.tex").read_text() == "years of work"
+    # What it did write may be replaced, but not by pruning itself.
+    assert headprune(*PRUNE, "--out", "out")[0] == 0
+    assert headprune(*PRUNE, "--out", "out", "--overwrite")[0] == 0
+    code, _stdout, err = headprune(
+        "prune", "out", "--data", "data.csv", "--keep", "0.5", "--out", "out", "--overwrite"
+    )
+    assert code == 2
+    assert "lies in out" in err
+
+
+def test_a_broken_card_of_the_base_model_is_no_reason_to_lose_the_work(headprune, place):
+    (place / "classifier" / "README.md").write_text("---\nlicense: [\n---\ntext")
+    assert headprune(*PRUNE)[0] == 0
+
+
 def test_quiet_is_quiet(headprune):
     code, _out, err = headprune("inspect", "decoder", "--quiet")
     assert (code, err) == (0, "")
@@ -250,6 +368,16 @@ def garbage(place):
 def half_config(place):
     path = place / "classifier" / "config.json"
     path.write_text(path.read_text()[:50])
+
+
+def used_run(place):
+    (place / "r").mkdir()
+    (place / "r" / "scores.json").write_text("{}")
+
+
+def one_output(place):
+    path = place / "classifier" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "problem_type": "regression"}))
 
 
 PRUNE = ("prune", "classifier", "--data", "data.csv", "--keep", "0.5")
@@ -301,6 +429,20 @@ MISTAKES = {
         None,
         "no column 'txt'",
         "'text'",
+    ),
+    "run with scores": (
+        ("score", "classifier", "--data", "data.csv", "--run", "r"),
+        used_run,
+        "r holds scores already",
+        "--run",
+    ),
+    "unknown layer": ((*PRUNE, "--protect", "L9"), None, "no layer L9", "L0, L1, L2"),
+    "removes nothing": ((*PRUNE[:-1], "0.99"), None, "removes no head", "--keep"),
+    "a regression model": (
+        ("score", "classifier", "--data", "data.csv"),
+        one_output,
+        "doesn't choose one of several classes",
+        "two classes",
     ),
     "wrong label column": (
         ("score", "classifier", "--data", "data.csv", "--label", "labl"),
@@ -502,23 +644,23 @@ def test_ctrl_c_is_130_and_leaves_nothing(headprune, place, monkeypatch):
     def stop(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("headprune.pipeline.write_model", stop)
+    monkeypatch.setattr("headprune.pipeline.delivery.write_model", stop)
     code, _out, err = headprune(*PRUNE)
     assert code == 130, err
     assert not list((place / "headprune-models").iterdir())
 
 
 def test_a_proof_that_fails_is_exit_1_and_nothing_is_saved(headprune, place, monkeypatch):
-    from headprune import pipeline
+    from headprune.pipeline import delivery
 
-    real = pipeline.cut
+    real = delivery.cut
 
     def wrong(model, anatomy, *, remove):
         made = real(model, anatomy, remove=remove)
         model.bert.encoder.layer[0].attention.self.query.weight.data.mul_(1.5)
         return made
 
-    monkeypatch.setattr(pipeline, "cut", wrong)
+    monkeypatch.setattr(delivery, "cut", wrong)
     code, _out, err = headprune(*PRUNE)
     assert code == 1
     assert "'masked == pruned' failed" in err

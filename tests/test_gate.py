@@ -37,7 +37,7 @@ BASE = Baseline.of(result_of())
 def test_it_fails_exactly_beyond_the_allowed_drop(old, new, allowed, higher):
     baseline = Baseline.of(result_of(old, higher=higher))
     verdict = compare(result_of(new, higher=higher), baseline, limits=Limits(max_drop=allowed))
-    drop = (baseline.value - new) * (1 if higher else -1)
+    drop = (baseline.value - round(new, 6)) * (1 if higher else -1)
     assert verdict.passed == (drop <= allowed)
     assert verdict.drop == drop
 
@@ -158,3 +158,10 @@ def test_markdown_and_text_say_the_verdict():
     text = FORMATS["text"](FAILED)
     assert "FAIL  max-drop: spearman 0.8000 -> 0.5000 [0.4800, 0.5200], drop 0.3000" in text
     assert "ok    max-parameters: 1,000 parameters, allowed 2,000" in text
+
+
+@given(st.floats(0.001, 0.999), st.floats(1e-4, 1e4))
+def test_a_model_never_fails_against_its_own_baseline(value, latency):
+    result = result_of(value, latency_ms={"batch_1": latency})
+    limits = Limits(max_drop=0, min_recovery=1.0, max_latency_increase=0.01)
+    assert compare(result, Baseline.of(result), limits=limits).passed

@@ -7,11 +7,11 @@ from torch.nn.functional import cross_entropy
 
 import headprune as hp
 from headprune.batch import as_batches
-from headprune.errors import ModelError
+from headprune.errors import DataError, ModelError
 from headprune.replay import losses
 from headprune.scoring import METHODS
 from headprune.tasks import TASKS
-from headprune.tasks.data import Example
+from headprune.tasks.rows import Example
 
 
 def classifier_loss(outputs, batch):
@@ -102,7 +102,7 @@ def test_losses_takes_any_list_of_masks(family):
     masks[3] = 1
     masks[4, : len(anatomy.heads) // 3] = 1
     found = losses(
-        model, anatomy, batches=as_batches([batch]), loss=loss, masks=masks, rows_per_forward=9
+        model, anatomy, batches=as_batches([batch]), loss=loss, masks=masks, tokens_per_forward=100
     )
     for mask, row in zip(masks, found, strict=True):
         removed = [head for head, value in zip(anatomy.heads, mask, strict=True) if not value]
@@ -226,3 +226,30 @@ def test_a_loss_that_is_not_a_number_is_an_error_of_ours(bert):
     batch = {**token_inputs(), "labels": torch.zeros(4, dtype=torch.long)}
     with pytest.raises(ModelError, match="not finite"):
         hp.score(bert, [batch], loss=lambda outputs, _batch: outputs.logits[:, 0] / 0)
+
+
+@pytest.mark.parametrize("method", ["gradient", "ablation"])
+def test_a_mean_over_the_batch_is_refused(bert, method):
+    batch = {**token_inputs(), "labels": torch.zeros(4, dtype=torch.long)}
+    with pytest.raises(DataError, match="one number per example|shape"):
+        hp.score(
+            bert,
+            [batch],
+            loss=lambda outputs, b: cross_entropy(outputs.logits, b.targets),
+            method=method,
+        )
+
+
+def test_one_example_has_no_standard_error(bert):
+    batch = {**token_inputs(rows=1), "labels": torch.zeros(1, dtype=torch.long)}
+    assert hp.score(bert, [batch], loss=classifier_loss).standard_errors is None
+
+
+def test_a_forward_of_a_module_s_own_survives(bert):
+    layer = bert.bert.encoder.layer[0]
+    plain = layer.forward
+    layer.forward = lambda *args, **kwargs: plain(*args, **kwargs)
+    own = layer.forward
+    batch = {**token_inputs(), "labels": torch.zeros(4, dtype=torch.long)}
+    hp.score(bert, [batch], loss=classifier_loss, method="ablation")
+    assert layer.forward is own

@@ -14,15 +14,8 @@ from scipy import stats
 from headprune.errors import ConfigError, DataError
 from headprune.tasks import TASKS, detect_task, get_task, metrics
 from headprune.tasks.collate import pack
-from headprune.tasks.data import (
-    Example,
-    choose_columns,
-    draw,
-    fingerprint,
-    hold_out,
-    read_table,
-    without_overlap,
-)
+from headprune.tasks.data import choose_columns, read_table
+from headprune.tasks.rows import Example, draw, fingerprint, hold_out, without_inputs
 
 ROWS = [{"sentence": text, "label": index % 2} for index, text in enumerate(sentences(9))]
 
@@ -117,15 +110,17 @@ def test_a_known_label_is_found_by_name_or_index_and_others_are_refused(tokenize
     from headprune.tasks.data import Table
 
     table = Table("x", None, ("text", "label"), [{"text": "a", "label": 0}])
-    named = Table("x", None, ("text", "label"), [], ("Positive", "Negative"))
-    assert class_index("positive", 0, table=table, config=config) == 1
-    assert class_index("NEGATIVE", 0, table=table, config=config) == 0
-    assert class_index(1, 0, table=table, config=config) == 1
-    assert class_index("0", 0, table=table, config=config) == 0
-    assert class_index(0, 0, table=named, config=config) == 1, "the data's own order of classes"
+    named = Table("x", None, ("text", "labels"), [], {"labels": ("Positive", "Negative")})
+    assert class_index("positive", 0, table=table, column="label", config=config) == 1
+    assert class_index("NEGATIVE", 0, table=table, column="label", config=config) == 0
+    assert class_index(1, 0, table=table, column="label", config=config) == 1
+    assert class_index("0", 0, table=table, column="label", config=config) == 0
+    assert class_index(0, 0, table=named, column="labels", config=config) == 1, (
+        "the data's own order of classes"
+    )
     for wrong in ("positiv", 2, 0.5, None):
         with pytest.raises(DataError, match="doesn't know"):
-            class_index(wrong, 3, table=table, config=config)
+            class_index(wrong, 3, table=table, column="label", config=config)
 
 
 def test_drawing_does_not_depend_on_the_order_of_rows():
@@ -144,7 +139,7 @@ def test_rows_that_choose_are_never_rows_that_report():
     assert len(choosing) == 20
     assert reporting
     assert not {e.texts for e in choosing} & {e.texts for e in reporting}
-    assert not without_overlap(choosing, choosing)
+    assert not without_inputs(choosing, [e.input_digest for e in choosing])
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.none() | st.integers(1, 9))

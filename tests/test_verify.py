@@ -7,7 +7,7 @@ from families import GROUPED, build, token_inputs
 import headprune as hp
 from headprune.anatomy import Run, Slice
 from headprune.errors import UnsupportedError
-from headprune.verify import main_output, masked_equals_pruned, parameters_add_up
+from headprune.verify import masked_equals_pruned, parameters_add_up, run
 
 REMOVE = {
     "bert": ["L0.H1", "L0.H4", "L2.H0"],
@@ -57,18 +57,18 @@ def test_wrong_rows_never_pass(family, ending, places):
         return shifted(item, places) if item.parameter.endswith(ending) else item
 
     with hp.masked(model, REMOVE[family], anatomy=anatomy):
-        masked = main_output(model, inputs)
+        masked = run(model, inputs)
     hp.prune(model, REMOVE[family], anatomy=broken(anatomy, change))
-    assert not masked_equals_pruned(masked, main_output(model, inputs), rows=4).passed
+    assert not masked_equals_pruned(masked, run(model, inputs), rows=4).passed
 
 
 def test_right_rows_pass():
     for family, removed in REMOVE.items():
         model, inputs = build(family), token_inputs()
         with hp.masked(model, removed):
-            masked = main_output(model, inputs)
+            masked = run(model, inputs)
         hp.prune(model, removed)
-        proof = masked_equals_pruned(masked, main_output(model, inputs), rows=4)
+        proof = masked_equals_pruned(masked, run(model, inputs), rows=4)
         assert proof.passed, proof
 
 

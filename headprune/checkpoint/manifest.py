@@ -1,16 +1,18 @@
-"""``manifest.json``: size and sha256 of every file that a load depends on, so that damage is noticed."""
+"""``manifest.json``: size and sha256 of what was saved, so that damage is noticed."""
 
 import hashlib
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from headprune.atomic import MANIFEST
 from headprune.errors import CheckpointError
 from headprune.heads import Artefact, read_artefact
 
-NAME = "manifest.json"
 # A README may be edited freely; whatever is loaded may not.
 _SEALED = (".safetensors", ".json", ".py", ".txt", ".model", ".jinja", ".yaml")
+# May be absent, in a copy that has only what a load needs; but not damaged.
+_RECORDS = ("scores.json", "plan.json", "results.json", "headprune.yaml")
 
 
 class _File(BaseModel):
@@ -35,9 +37,9 @@ def seal(directory: Path) -> None:
             sha256=_sha256(path), size=path.stat().st_size
         )
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != NAME and path.suffix in _SEALED
+        if path.is_file() and path.name != MANIFEST and path.suffix in _SEALED
     }
-    (directory / NAME).write_text(Manifest(files=files).to_json(), encoding="utf-8")
+    (directory / MANIFEST).write_text(Manifest(files=files).to_json(), encoding="utf-8")
 
 
 def check_manifest(directory: Path) -> None:
@@ -46,20 +48,22 @@ def check_manifest(directory: Path) -> None:
     Raises:
         CheckpointError: A file is missing, or isn't what was saved.
     """
-    path = directory / NAME
+    path = directory / MANIFEST
     if not path.is_file():
         return
     for name, expected in read_artefact(Manifest, path).files.items():
         file = directory / name
+        if not file.is_file() and name in _RECORDS:
+            continue
         if not file.is_file():
             raise CheckpointError(
                 f"{name} is missing", where=str(directory), hint="fetch or make the directory again"
             )
         if file.stat().st_size != expected.size or _sha256(file) != expected.sha256:
             raise CheckpointError(
-                f"{name} is not the file that was saved (its size or sha256 differs from {NAME})",
+                f"{name} is not the file that was saved (its size or sha256 differs from {MANIFEST})",
                 where=str(file),
-                hint=f"fetch or make the directory again; if you changed it on purpose, remove {NAME}",
+                hint=f"fetch or make the directory again; if you changed it on purpose, remove {MANIFEST}",
             )
 
 

@@ -58,10 +58,6 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("\nstopped; nothing was left half-written", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our output went away (`headprune ... | head`): nothing to tell, nobody to tell it to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(2)
     except Exception as error:
         # Not a mistake of the user's that we know: say so without burying them in a traceback. Exit 1 stays the gate's.
         if os.environ.get("HEADPRUNE_DEBUG") == "1":

@@ -6,7 +6,10 @@ there at once.
 
 import functools
 import inspect
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -223,11 +226,24 @@ class Call:
         """Print a table, or text, to stdout."""
         from rich.console import Console
 
-        Console(highlight=False).print(value)
+        with _open_pipe():
+            Console(highlight=False).print(value)
 
     def write(self, text: str) -> None:
         """Write a document to stdout as it is."""
-        typer.echo(text, nl=False)
+        with _open_pipe():
+            typer.echo(text, nl=False)
+
+
+@contextmanager
+def _open_pipe() -> Iterator[None]:
+    """Leave with 2 where the reader of stdout went away (`headprune ... | head`): 1 is the gate's."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(2) from None
 
 
 def add_command(

@@ -22,14 +22,17 @@ OPTIONS: dict[str, Any] = {
 def command(call: Call) -> None:
     """Score, prune, save, prove, evaluate and (where the recipe names a baseline) check."""
     from headprune import gate, pipeline
+    from headprune.heads import dump_json
     from headprune.report.terminal import prune_table
 
     recipe = with_output(call.recipe)
     baseline = gate.read_baseline(Path(recipe.baseline)) if recipe.baseline else None
-    results = pipeline.prune(recipe, voice=call.talk, show=shower(call))
+    results = pipeline.prune(recipe, voice=call.talk, show=shower(call), baseline=baseline)
     verdict = gate.compare(results.after, baseline, limits=limits_of(recipe)) if baseline else None
     if call.json:
-        call.write(results.to_json())
+        judged = verdict.model_dump(mode="json") if verdict else None
+        document = {"format": 1, "results": results.model_dump(mode="json"), "verdict": judged}
+        call.write(dump_json(document))
     else:
         call.show(prune_table(results, directory=str(recipe.out), verdict=verdict))
     if verdict and not verdict.passed:

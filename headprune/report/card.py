@@ -1,7 +1,9 @@
 """The model card (README.md) of a pruned model."""
 
+from contextlib import suppress
 from pathlib import Path
 
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from headprune.heads import PruningPlan
@@ -16,14 +18,15 @@ def model_card(results: Results, plan: PruningPlan, *, source: ModelSource) -> s
     base = source.directory / "README.md"
     inherited = {}
     if base.is_file():
-        old = ModelCard(
-            base.read_text(encoding="utf-8", errors="replace"), ignore_metadata_errors=True
-        )
-        inherited = {
-            name: value
-            for name in ("license", "language", "pipeline_tag")
-            if (value := getattr(old.data, name, None))
-        }
+        text = base.read_text(encoding="utf-8", errors="replace")
+        # A card that can't be read is no reason to lose the work: nothing is inherited from it.
+        with suppress(yaml.YAMLError, ValueError):
+            old = ModelCard(text, ignore_metadata_errors=True)
+            inherited = {
+                name: value
+                for name in ("license", "language", "pipeline_tag")
+                if (value := getattr(old.data, name, None))
+            }
     is_hub_id = source.revision is not None
     data = ModelCardData(
         library_name="transformers",

@@ -135,7 +135,7 @@ def eval_table(result: EvalResult) -> RenderableType:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_row(result.metric, _metric(result))
     table.add_row("examples", f"{result.n:,} of {result.data.get('name')}{_split(result)}")
-    table.add_row("heads", f"{result.heads:,}")
+    table.add_row("heads", "unknown" if result.heads is None else f"{result.heads:,}")
     table.add_row("parameters", f"{result.parameters:,}")
     for name, value in result.latency_ms.items():
         table.add_row(f"latency, {name.replace('_', ' ')}", f"{value:.1f} ms")
@@ -164,7 +164,10 @@ def prune_table(
         _interval(results.difference_interval, sign="+"),
     )
     table.add_row(
-        "heads", f"{before.heads:,}", f"{after.heads:,}", _change(before.heads, after.heads)
+        "heads",
+        f"{before.heads or 0:,}",
+        f"{after.heads or 0:,}",
+        _change(before.heads or 0, after.heads or 0),
     )
     table.add_row(
         "parameters",

@@ -19,7 +19,7 @@ from headprune.scoring.gradient import gradient
 from headprune.scoring.magnitude import magnitude
 from headprune.scoring.random import random
 
-__all__ = ["METHODS", "Estimate", "score"]
+__all__ = ["METHODS", "NEED_ROWS", "Estimate", "score"]
 
 METHODS: dict[str, Method] = {
     "gradient": gradient,
@@ -27,6 +27,10 @@ METHODS: dict[str, Method] = {
     "magnitude": magnitude,
     "random": random,
 }
+
+
+NEED_ROWS = ("gradient", "ablation")
+"""Methods that run the model; the others need no data."""
 
 
 def score(
@@ -56,12 +60,13 @@ def score(
     Raises:
         ModelError: A loss was infinite or not a number.
     """
-    was_training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         found = METHODS[method](model, anatomy, batches=batches, loss=loss, seed=seed, track=track)
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
     if not bool(found.values.isfinite().all()):
         raise ModelError(
             f"the {method} scores are not finite: the loss of an example overflowed or is not a number",

@@ -50,7 +50,9 @@ class Method(Protocol):
 def mean_and_error(
     total: Float64[Tensor, " heads"], squares: Float64[Tensor, " heads"], *, n: int
 ) -> Estimate:
-    """Return means and their standard errors from sums and sums of squares over ``n`` examples."""
+    """Return means and their standard errors from sums and sums of squares over ``n`` examples (no errors for one)."""
     mean = total / n
-    variance = (squares / n - mean**2).clamp_min(0) * n / max(1, n - 1)
+    if n < 2:
+        return Estimate(mean, None, n)
+    variance = (squares / n - mean**2).clamp_min(0) * n / (n - 1)
     return Estimate(mean, (variance / n).sqrt(), n)

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.batch import Batch, Loss, forward
+from headprune.batch import Batch, Loss, forward, per_example
 from headprune.masking import gated
 from headprune.scoring.estimate import Estimate, Track, mean_and_error
 
@@ -41,8 +41,8 @@ def gradient(
             moved = batch.to(device)
             xi = torch.ones(batch.num_examples, heads, device=device, requires_grad=True)
             with torch.enable_grad(), gated(model, anatomy, gates=xi[moved.example_of_row]):
-                per_example = loss(forward(model, moved.inputs), moved)
-                (moves,) = torch.autograd.grad(per_example.float().sum(), xi)
+                found = per_example(loss, forward(model, moved.inputs), moved)
+                (moves,) = torch.autograd.grad(found.float().sum(), xi)
             sizes = moves.abs().double().cpu()
             total += sizes.sum(0)
             squares += sizes.square().sum(0)

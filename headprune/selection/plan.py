@@ -5,6 +5,7 @@ Heads go in *units*. With multi-head attention a unit is a head. With grouped-qu
 a layer has a single key/value head (multi-query attention), a unit is one query head, whatever was said.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import floor
@@ -101,6 +102,12 @@ def make_plan(scores: HeadScores, anatomy: Anatomy, *, constraints: Constraints)
     gone = set(
         _take_uniformly(units, anatomy, constraints) if take_evenly else _take(units, budget)
     )
+    if constraints.keep < 1 and not gone:
+        raise PlanError(
+            f"--keep {constraints.keep:g} removes no head: the smallest step is larger than that",
+            where="--keep, --gqa, --uniform",
+            hint="use a smaller --keep, or other units (--gqa group, --gqa even)",
+        )
     kept = anatomy.kept_per_site(gone)
     return PruningPlan(
         remove=tuple(head for head in anatomy.heads if head in gone),
@@ -220,6 +227,12 @@ def _protected(anatomy: Anatomy, names: Iterable[str]) -> set[HeadId]:
     protected: set[HeadId] = set()
     sites = {str(site.id): site for site in anatomy.sites}
     for name in names:
+        if name not in sites and re.fullmatch(r"(\w+\.)?L\d+(\.[a-z]+)?", name):
+            raise PlanError(
+                f"the model has no layer {name}",
+                where="--protect",
+                hint=f"it has {', '.join(sites)}",
+            )
         if name in sites:
             protected |= {HeadId(sites[name].id, head) for head in sites[name].heads}
         else:

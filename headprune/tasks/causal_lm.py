@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 from headprune.batch import Batch
 from headprune.errors import DataError
 from headprune.tasks.collate import make_batches
-from headprune.tasks.data import Columns, Example, Table
+from headprune.tasks.data import Columns, Table
+from headprune.tasks.rows import Example
 from headprune.tasks.task import Task
 
 

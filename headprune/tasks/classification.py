@@ -9,27 +9,41 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from headprune.batch import Batch
-from headprune.errors import DataError, did_you_mean
+from headprune.errors import DataError, ModelError, did_you_mean
 from headprune.tasks.collate import make_batches
-from headprune.tasks.data import Columns, Example, Table, text_of
+from headprune.tasks.data import Columns, Table, text_of
+from headprune.tasks.rows import Example
 from headprune.tasks.task import Task
 
 
 def to_examples(
     table: Table, columns: Columns, tokenizer: Any, config: Any, max_length: int
 ) -> tuple[Example, ...]:
-    """Read texts, and their labels as the model's class indices."""
+    """Read texts, and their labels as the model's class indices.
+
+    Raises:
+        ModelError: The model doesn't choose one of several classes.
+    """
     del tokenizer, max_length
+    if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):
+        raise ModelError(
+            f"the model has {config.num_labels} output and problem type {config.problem_type!r}: "
+            "it doesn't choose one of several classes",
+            where="config.json",
+            hint="only single-label classification with two classes or more is supported",
+        )
     return tuple(
         Example(
             tuple(text_of(table, row, name) for name in columns.texts),
-            class_index(values[columns.label], row, table=table, config=config),
+            class_index(
+                values[columns.label], row, table=table, column=columns.label, config=config
+            ),
         )
         for row, values in enumerate(table.rows)
     )
 
 
-def class_index(label: Any, row: int, *, table: Table, config: Any) -> int:
+def class_index(label: Any, row: int, *, table: Table, column: str, config: Any) -> int:
     """Return the model's index of a label, given by name or by index.
 
     Names win: where the data names its classes, index 0 of the data may be index 1 of the model.
@@ -40,8 +54,9 @@ def class_index(label: Any, row: int, *, table: Table, config: Any) -> int:
     names = {str(name): int(index) for name, index in config.label2id.items()}
     folded = {name.casefold(): index for name, index in names.items()}
     number = int(label) if _is_whole(label) else None
-    if number is not None and table.class_names and 0 <= number < len(table.class_names):
-        named = folded.get(table.class_names[number].casefold())
+    own = table.class_names.get(column, ())
+    if number is not None and 0 <= number < len(own):
+        named = folded.get(own[number].casefold())
         if named is not None:
             return named
     if str(label).casefold() in folded:

@@ -1,9 +1,8 @@
 """Rows from local files, the hub or the demo packages; which columns mean what; which rows choose and which report."""
 
-import hashlib
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,30 +52,6 @@ _STSB_COLUMNS = [
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """One thing to be judged: a text, a pair of texts, or a window of tokens.
-
-    ``target`` is a class index, a similarity from 0 to 1, or None.
-    """
-
-    texts: tuple[str, ...] = ()
-    target: float | int | None = None
-    tokens: tuple[int, ...] = ()
-
-    @property
-    def digest(self) -> str:
-        """A hash of the content, the same wherever the row stands."""
-        content = repr((self.texts, self.target, self.tokens))
-        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
-
-    @property
-    def input_digest(self) -> str:
-        """A hash of what the model sees, whatever the label says."""
-        content = repr((self.texts, self.tokens))
-        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
 class Table:
     """Rows as they were read, with where they came from."""
 
@@ -84,7 +59,7 @@ class Table:
     split: str | None
     columns: tuple[str, ...]
     rows: Sequence[dict[str, Any]]
-    class_names: tuple[str, ...] | None = None
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +71,12 @@ class Columns:
     why: str
 
 
-def read_table(source: str, *, split: str | None = None, label: str | None = None) -> Table:
+def read_table(source: str, *, split: str | None = None) -> Table:
     """Read ``FILE``, ``HUB_ID[:CONFIG]`` or ``demo:NAME``.
 
     Args:
         source: What to read. The suffix tells the format of a file: csv, tsv, json, jsonl, parquet, txt.
         split: The split of a hub or demo data set (``train`` where none is given). A local file has none.
-        label: The label column, if known; its class names are taken from the data set where it has them.
 
     Raises:
         DataError: The file is missing, empty, of an unknown format or malformed; or the data set can't be had.
@@ -116,6 +90,8 @@ def read_table(source: str, *, split: str | None = None, label: str | None = Non
             data_files=str(demo.locate_data(source, split)),
             sep="\t",
             quoting=3,
+            keep_default_na=False,
+            na_values=[""],
             column_names=_STSB_COLUMNS,
         )
     elif path.suffix.lower() in _BUILDERS:
@@ -132,13 +108,17 @@ def read_table(source: str, *, split: str | None = None, label: str | None = Non
         table = _load(name, source, *([config] if config else []), split=split)
     if not len(table):
         raise DataError("the data has no rows", where=f"--data {source}", hint="check the file")
-    names = getattr(table.features.get(label or "label"), "names", None)
+    names = {
+        column: tuple(feature.names)
+        for column, feature in table.features.items()
+        if getattr(feature, "names", None)
+    }
     return Table(
         source,
         split,
         tuple(table.column_names),
         list(table),
-        tuple(names) if names else None,
+        names,
     )
 
 
@@ -152,7 +132,11 @@ def _read_file(path: Path) -> Any:
             hint=did_you_mean(path.name, sorted(beside)[:8]) if beside else "check the path",
         )
     builder = _BUILDERS[path.suffix.lower()]
-    options: dict[str, Any] = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
+    options: dict[str, Any] = {}
+    if builder == "csv":
+        # "None", "NA" and "null" are words; only an empty cell is missing.
+        options = {"keep_default_na": False, "na_values": [""]}
+        options["sep"] = "\t" if path.suffix.lower() == ".tsv" else ","
     return _load(builder, str(path), data_files=str(path), **options)
 
 
@@ -236,14 +220,15 @@ def _guess_texts(
     strings = [
         name
         for name in table.columns
-        if name != label and name not in _LABELS and isinstance(table.rows[0][name], str)
+        if name != label
+        and name not in _LABELS
+        and any(isinstance(row[name], str) for row in table.rows[:100])
     ]
     if len(strings) in num_texts:
         return tuple(strings), "the only text there is"
     raise DataError(
-        "no column of the data looks like the text"
-        if not strings
-        else "several columns could be the text",
+        f"the task reads {' or '.join(map(str, num_texts))} text columns, and of the data's columns "
+        f"{', '.join(strings) or 'none'} could be one",
         where=f"--data {table.name}",
         hint=f"say --text NAME, or --text NAME,NAME; the columns are {', '.join(table.columns)}",
     )
@@ -283,37 +268,8 @@ def number_of(table: Table, row: int, column: str) -> float:
     return float(value)
 
 
-def draw(examples: Sequence[Example], count: int | None, *, seed: int) -> tuple[Example, ...]:
-    """Return ``count`` of the examples, chosen by the seed and their content: the order of the rows doesn't matter."""
-    if count is None or count >= len(examples):
-        return tuple(examples)
-    return tuple(_shuffled(examples, seed)[:count])
-
-
-def hold_out(
-    examples: Sequence[Example], *, count: int, seed: int
-) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Split into rows that choose (``count`` of them, at most half) and rows that report."""
-    shuffled = _shuffled(examples, seed)
-    middle = min(count, len(shuffled) // 2)
-    chosen = shuffled[:middle]
-    return tuple(chosen), without_overlap(shuffled[middle:], chosen)
-
-
-def without_overlap(examples: Iterable[Example], others: Iterable[Example]) -> tuple[Example, ...]:
-    """Return the examples whose inputs don't occur among ``others``."""
-    taken = {example.input_digest for example in others}
-    return tuple(example for example in examples if example.input_digest not in taken)
-
-
-def fingerprint(examples: Iterable[Example]) -> str:
-    """Return a hash of the examples' content that doesn't depend on their order."""
-    digests = sorted(example.digest for example in examples)
-    return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
-
-
-def _shuffled(examples: Sequence[Example], seed: int) -> list[Example]:
-    return sorted(
-        examples,
-        key=lambda example: hashlib.sha256(f"{seed}:{example.digest}".encode()).digest(),
-    )
+def without_rows_of(table: Table, other: Table, *, columns: Sequence[str]) -> Table:
+    """Return the table without the rows whose texts stand in ``other`` too, whatever their labels."""
+    taken = {tuple(row[name] for name in columns) for row in other.rows}
+    rows = [row for row in table.rows if tuple(row[name] for name in columns) not in taken]
+    return replace(table, rows=rows)

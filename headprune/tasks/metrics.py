@@ -65,7 +65,8 @@ def perplexity(predictions: Numbers, references: Numbers) -> float:
         predictions: Summed negative log-likelihood of each window.
         references: Number of predicted tokens of each window.
     """
-    return float(np.exp(min(700.0, predictions.sum() / references.sum())))
+    mean = float(predictions.sum() / references.sum())
+    return math.exp(mean) if mean < 700 else math.inf
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from torch.nn.functional import normalize
 
 from headprune.batch import Batch
 from headprune.tasks.collate import make_batches
-from headprune.tasks.data import Columns, Example, Table, number_of, text_of
+from headprune.tasks.data import Columns, Table, number_of, text_of
+from headprune.tasks.rows import Example
 from headprune.tasks.task import Task
 
 

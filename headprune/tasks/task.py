@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from headprune.batch import Batch
-from headprune.tasks.data import Columns, Example, Table
+from headprune.tasks.data import Columns, Table
+from headprune.tasks.rows import Example
 
 
 @dataclass(frozen=True)

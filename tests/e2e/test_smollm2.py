@@ -14,7 +14,7 @@ import headprune as hp
 from headprune.checkpoint import load_model
 from headprune.models import find
 from headprune.tasks import TASKS
-from headprune.tasks.data import Example
+from headprune.tasks.rows import Example
 
 pytestmark = pytest.mark.real_model
 # Real prose that every Python brings.

@@ -1,0 +1,176 @@
+"""One function per command: settings in, values out."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from headprune.anatomy import Anatomy
+from headprune.atomic import refuse_unusable_target
+from headprune.checkpoint import load_model
+from headprune.config import Recipe
+from headprune.errors import CheckpointError, HeadpruneError, PlanError
+from headprune.evaluation import EvalResult
+from headprune.gate import Baseline, refuse_other_rows
+from headprune.heads import HeadScores, PruningPlan
+from headprune.inspection import inspect
+from headprune.models import find, fingerprint, weights_bytes
+from headprune.pipeline.delivery import cut_and_save, measure
+from headprune.pipeline.scores import compute_scores, find_scores
+from headprune.results import Results
+from headprune.runs import named_scores, refuse_used_run
+from headprune.scoring import NEED_ROWS
+from headprune.selection import Constraints, check_constraints, make_plan
+from headprune.subject import (
+    Rows,
+    Subject,
+    Voice,
+    calibration_rows,
+    evaluation_rows,
+    model_name,
+    open_subject,
+    rows_that_chose,
+    separate_rows,
+)
+
+
+def score(recipe: Recipe, *, voice: Voice) -> HeadScores:
+    """Score every head on the calibration rows (methods that need no data read none)."""
+    if recipe.run is not None:
+        refuse_used_run(recipe.run)
+    subject = open_subject(recipe, voice=voice)
+    anatomy = inspect_for_pruning(subject, voice=voice)
+    needs_rows = (recipe.method or "gradient") in NEED_ROWS
+    rows = calibration_rows(subject, voice=voice) if needs_rows else None
+    return compute_scores(subject, anatomy, rows, voice=voice)
+
+
+def inspect_for_pruning(subject: Subject, *, voice: Voice) -> Anatomy:
+    """Return the proven anatomy, and say what is left out of it."""
+    anatomy = inspect(subject.model)
+    for path, reason in anatomy.refused.items():
+        voice.say(f"left whole: {path}: {reason}")
+    if not anatomy.heads:
+        raise PlanError(
+            "the model has no head that can be pruned", where=subject.source.name, hint="see above"
+        )
+    return anatomy
+
+
+def evaluate(recipe: Recipe, *, voice: Voice) -> EvalResult:
+    """Evaluate a model, pruned or not."""
+    _check_metric(recipe)
+    subject = open_subject(recipe, voice=voice)
+    rows = evaluation_rows(subject, voice=voice)
+    return measure(subject, rows, heads=_count_heads(subject.model), voice=voice)[0]
+
+
+def _check_metric(recipe: Recipe) -> None:
+    """Refuse an unknown metric before any work is done."""
+    if recipe.metric is not None:
+        from headprune.tasks.metrics import load_metric
+
+        load_metric(recipe.metric, higher_is_better=recipe.higher_is_better)
+
+
+def _count_heads(model: PreTrainedModel) -> int | None:
+    """Return the number of heads, None where they can't be found: such a model is evaluated all the same."""
+    try:
+        return len(inspect(model).heads)
+    except HeadpruneError:
+        return None
+
+
+def look(recipe: Recipe, *, voice: Voice) -> Anatomy:
+    """Return the proven anatomy of the model; no data is needed."""
+    source = find(model_name(recipe), revision=recipe.revision)
+    model = load_model(source, auto_class=None, device=recipe.device, dtype=recipe.dtype)
+    voice.say(f"model {recipe.model} ({model.config.model_type})")
+    return inspect(model)
+
+
+def plan(
+    recipe: Recipe, *, voice: Voice, show: Callable[[HeadScores, PruningPlan], None]
+) -> PruningPlan:
+    """Choose the heads that would go, and write nothing."""
+    subject = open_subject(recipe, voice=voice)
+    anatomy = inspect_for_pruning(subject, voice=voice)
+    return _plan(subject, anatomy, calibration_rows(subject, voice=voice), voice=voice, show=show)[
+        1
+    ]
+
+
+def prune(
+    recipe: Recipe,
+    *,
+    voice: Voice,
+    show: Callable[[HeadScores, PruningPlan], None],
+    baseline: Baseline | None = None,
+) -> Results:
+    """Score, plan, cut, prove and save.
+
+    Args:
+        recipe: The settings; ``keep`` and ``out`` must be there.
+        voice: How to talk meanwhile.
+        show: Called with scores and plan before anything is cut.
+        baseline: What the results will be compared with; refused now if they can't be.
+
+    Raises:
+        ProofError: A proof said no; nothing was saved.
+    """
+    out = Path(recipe.out or "")
+    refuse_unusable_target(out, overwrite=recipe.overwrite)
+    _check_metric(recipe)
+    subject = open_subject(recipe, voice=voice)
+    source = subject.source.directory
+    if source.absolute().is_relative_to(out.absolute()):
+        raise CheckpointError(
+            f"the model to prune lies in {out}, which would be replaced",
+            where="--out",
+            hint="choose another --out",
+        )
+    refuse_unusable_target(out, overwrite=recipe.overwrite, needed_bytes=weights_bytes(source))
+    anatomy = inspect_for_pruning(subject, voice=voice)
+    check_constraints(anatomy, _constraints(recipe))
+    chose = set(rows_that_chose(subject))
+    if recipe.scores is not None:
+        chose |= set(named_scores(Path(recipe.scores), fingerprint=fingerprint(subject.model)).rows)
+    choosing, reporting = separate_rows(subject, voice=voice, chose=chose)
+    if baseline is not None:
+        refuse_other_rows(
+            baseline,
+            metric=recipe.metric or subject.task.metric,
+            limit=recipe.limit,
+            data=reporting.note,
+        )
+    scores, chosen = _plan(subject, anatomy, choosing, voice=voice, show=show)
+    return cut_and_save(subject, anatomy, chosen, scores, reporting, out=out, voice=voice)
+
+
+def _constraints(recipe: Recipe) -> Constraints:
+    return Constraints(
+        keep=1.0 if recipe.keep is None else recipe.keep,
+        min_heads=recipe.min_heads,
+        protect=recipe.protect,
+        uniform=recipe.uniform,
+        gqa=recipe.gqa,
+    )
+
+
+def _plan(
+    subject: Subject,
+    anatomy: Anatomy,
+    rows: Rows,
+    *,
+    voice: Voice,
+    show: Callable[[HeadScores, PruningPlan], None],
+) -> tuple[HeadScores, PruningPlan]:
+    constraints = _constraints(subject.recipe)
+    check_constraints(anatomy, constraints)
+    scores = find_scores(subject, anatomy, rows, voice=voice)
+    chosen = make_plan(scores, anatomy, constraints=constraints)
+    wanted, left = chosen.budget["heads_wanted"], chosen.budget["heads_after"]
+    if wanted != left:
+        voice.say(f"{left} heads stay instead of {wanted}: heads go in whole units here")
+    show(scores, chosen)
+    return scores, chosen

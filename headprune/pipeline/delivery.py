@@ -1,0 +1,161 @@
+"""Measure, cut, prove, save: the second half of ``prune``."""
+
+from pathlib import Path
+
+import torch
+
+from headprune.anatomy import Anatomy
+from headprune.anatomy.clone import pruning_record
+from headprune.atomic import staged_directory
+from headprune.batch import Batch
+from headprune.checkpoint import Route, seal, write_model
+from headprune.evaluation import EvalResult, Predictions, first_examples, judge, latency_ms, predict
+from headprune.heads import Artefact, HeadMask, HeadScores, PruningPlan
+from headprune.masking import gated
+from headprune.models import versions, weights_bytes
+from headprune.report.card import model_card
+from headprune.results import Results
+from headprune.selection import parameters_removed
+from headprune.subject import (
+    Rows,
+    Subject,
+    Voice,
+    model_note,
+)
+from headprune.surgery import cut
+from headprune.verify import (
+    Proof,
+    insist,
+    masked_equals_pruned,
+    parameters_add_up,
+    reload_is_identical,
+    run,
+)
+
+# Rows on which masked == pruned and reload == memory are proven.
+_PROOF_ROWS = 16
+
+
+def measure(
+    subject: Subject, rows: Rows, *, heads: int | None, voice: Voice
+) -> tuple[EvalResult, Predictions]:
+    """Measure the subject's metric on ``rows``, and its latency."""
+    recipe, model = subject.recipe, subject.model
+    batches = subject.batches(rows.examples)
+    found = predict(model, subject.task, batches=batches, track=voice.track)
+    metric = recipe.metric or subject.task.metric
+    value, interval, higher_is_better = judge(
+        found, metric, seed=recipe.seed, higher_is_better=recipe.higher_is_better
+    )
+    result = EvalResult(
+        metric=metric,
+        value=value,
+        interval=interval,
+        n=len(rows.examples),
+        higher_is_better=higher_is_better,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        heads=heads,
+        latency_ms=latency_ms(model, batches=batches),
+        limit=recipe.limit,
+        seed=recipe.seed,
+        data=rows.note,
+        model=model_note(subject),
+        versions=versions(),
+    )
+    return result, found
+
+
+def cut_and_save(
+    subject: Subject,
+    anatomy: Anatomy,
+    plan: PruningPlan,
+    scores: HeadScores,
+    rows: Rows,
+    *,
+    out: Path,
+    voice: Voice,
+) -> Results:
+    """Measure, cut in place, measure again, save, and prove each step.
+
+    Raises:
+        ProofError: A proof said no; nothing was saved.
+    """
+    model = subject.model
+    before, old = measure(subject, rows, heads=len(anatomy.heads), voice=voice)
+    sample = first_examples(subject.batches(rows.examples)[-1], _PROOF_ROWS)
+    mask = HeadMask.without(plan.remove, anatomy.heads)
+    gates = torch.tensor(mask.values, device=next(model.parameters()).device)
+    with gated(model, anatomy, gates=gates):
+        masked = run(model, sample.inputs)
+    expected = parameters_removed(model, anatomy, remove=plan.remove)
+    origin = before.model.get("source") or {
+        name: before.model[name] for name in ("name", "revision", "fingerprint")
+    }
+
+    anatomy = cut(model, anatomy, remove=plan.remove)
+    model.config.headprune = {**pruning_record(model.config), "source": origin}
+    same = masked_equals_pruned(masked, run(model, sample.inputs), rows=sample.num_rows)
+    insist([same])
+    after, new = measure(subject, rows, heads=len(anatomy.heads), voice=voice)
+    difference, interval, _direction = judge(
+        new,
+        before.metric,
+        seed=subject.recipe.seed,
+        higher_is_better=subject.recipe.higher_is_better,
+        other=old,
+    )
+    with staged_directory(out, overwrite=subject.recipe.overwrite) as staging:
+        route = write_model(
+            model,
+            staging,
+            anatomy=anatomy,
+            tokenizer=subject.tokenizer,
+            source=subject.source.directory,
+        )
+        voice.say("loading it again in a fresh process")
+        saved = _prove_saved(
+            subject, staging, sample, route=route, before=before.parameters, removed=expected
+        )
+        results = Results(
+            before=before,
+            after=after,
+            difference=difference,
+            difference_interval=interval,
+            proofs=(same, *saved),
+            weights_bytes=(weights_bytes(subject.source.directory), weights_bytes(staging)),
+            removed=tuple(str(head) for head in plan.remove),
+            loads_with=route,
+            auto_class=subject.task.auto_class,
+            calibration={**scores.data, "method": scores.method, "n": scores.n},
+        )
+        _write_documents(subject, staging, scores=scores, plan=plan, results=results)
+        seal(staging)
+    return results
+
+
+def _prove_saved(
+    subject: Subject, staging: Path, sample: Batch, *, route: Route, before: int, removed: int
+) -> tuple[Proof, Proof]:
+    proofs = (
+        reload_is_identical(
+            subject.model,
+            staging,
+            inputs=sample.inputs,
+            auto_class=subject.task.auto_class,
+            route=route,
+        ),
+        parameters_add_up(before=before, removed=removed, directory=staging, model=subject.model),
+    )
+    insist(proofs)
+    return proofs
+
+
+def _write_documents(
+    subject: Subject, staging: Path, *, scores: HeadScores, plan: PruningPlan, results: Results
+) -> None:
+    documents: dict[str, Artefact] = {"scores": scores, "plan": plan, "results": results}
+    for name, document in documents.items():
+        (staging / f"{name}.json").write_text(document.to_json(), encoding="utf-8")
+    (staging / "headprune.yaml").write_text(subject.recipe.to_yaml(), encoding="utf-8")
+    card = model_card(results, plan, source=subject.source)
+    (staging / "README.md").write_text(card, encoding="utf-8")

@@ -1,0 +1,67 @@
+"""Examples, and which of them choose or report: drawn by content and seed, never by position."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One thing to be judged: a text, a pair of texts, or a window of tokens.
+
+    ``target`` is a class index, a similarity from 0 to 1, or None.
+    """
+
+    texts: tuple[str, ...] = ()
+    target: float | int | None = None
+    tokens: tuple[int, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """A hash of the content, the same wherever the row stands."""
+        content = repr((self.texts, self.target, self.tokens))
+        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+
+    @property
+    def input_digest(self) -> str:
+        """A hash of what the model sees, whatever the label says."""
+        content = repr((self.texts, self.tokens))
+        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def draw(examples: Sequence[Example], count: int | None, *, seed: int) -> tuple[Example, ...]:
+    """Return ``count`` of the examples, chosen by the seed and their content: the order of the rows doesn't matter."""
+    if count is None or count >= len(examples):
+        return tuple(examples)
+    return tuple(_shuffled(examples, seed)[:count])
+
+
+def hold_out(
+    examples: Sequence[Example], *, count: int, seed: int
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Split into rows that choose (``count`` of them, at most half) and rows that report."""
+    shuffled = _shuffled(examples, seed)
+    middle = min(count, len(shuffled) // 2)
+    chosen = shuffled[:middle]
+    return tuple(chosen), without_inputs(
+        shuffled[middle:], [example.input_digest for example in chosen]
+    )
+
+
+def without_inputs(examples: Iterable[Example], digests: Iterable[str]) -> tuple[Example, ...]:
+    """Return the examples whose inputs are not among those with these digests."""
+    taken = set(digests)
+    return tuple(example for example in examples if example.input_digest not in taken)
+
+
+def fingerprint(examples: Iterable[Example]) -> str:
+    """Return a hash of the examples' content that doesn't depend on their order."""
+    digests = sorted(example.digest for example in examples)
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
+
+
+def _shuffled(examples: Sequence[Example], seed: int) -> list[Example]:
+    return sorted(
+        examples,
+        key=lambda example: hashlib.sha256(f"{seed}:{example.digest}".encode()).digest(),
+    )
