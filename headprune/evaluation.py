@@ -2,13 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.batch import Batch, forward
@@ -115,29 +116,38 @@ def judge(
 
 @torch.no_grad()
 def latency_ms(
-    model: PreTrainedModel, *, batches: Sequence[Batch], seconds: float = 1.0
-) -> dict[str, float]:
-    """Return the fastest time of a forward in milliseconds, for 1 row and for 32 rows of real data of median length.
+    models: Sequence[PreTrainedModel], *, batches: Sequence[Batch], seconds: float = 1.0
+) -> list[dict[str, float]]:
+    """Return for each model the fastest forward in milliseconds, for 1 row and for 32 rows of real data of median length.
 
-    Each size is warmed up once and then repeated for about ``seconds``, at least 3 times. The fastest, because what else runs
-    on a machine only ever adds time: it is what repeats best from run to run.
+    The models take turns, so that whatever else the machine does meets them alike; after a warm-up each size is repeated for
+    about ``seconds`` a model, at least 3 times. The fastest, because other work only ever adds time.
     """
-    device = next(model.parameters()).device
-    batch = sorted(batches, key=lambda b: next(iter(b.inputs.values())).shape[1])[len(batches) // 2]
-    found: dict[str, float] = {}
+    batch = sorted(batches, key=lambda b: b.num_tokens // b.num_rows)[len(batches) // 2]
+    found: list[dict[str, float]] = [{} for _ in models]
     for rows in _LATENCY_BATCHES:
         wanted = torch.arange(rows) % batch.num_rows
-        inputs = {name: value[wanted].to(device) for name, value in batch.inputs.items()}
-        forward(model, inputs)
-        times: list[float] = []
-        while len(times) < 3 or sum(times) < seconds:
-            _synchronize(device)
-            start = time.perf_counter()
-            forward(model, inputs)
-            _synchronize(device)
-            times.append(time.perf_counter() - start)
-        found[f"batch_{rows}"] = round(min(times) * 1000, 3)
+        inputs = [
+            {name: value[wanted].to(model.device) for name, value in batch.inputs.items()}
+            for model in models
+        ]
+        for model, own in zip(models, inputs, strict=True):
+            forward(model, own)
+        times: list[list[float]] = [[] for _ in models]
+        while len(times[0]) < 3 or sum(map(sum, times)) < seconds * len(models):
+            for model, own, taken in zip(models, inputs, times, strict=True):
+                taken.append(_seconds(model, own))
+        for result, taken in zip(found, times, strict=True):
+            result[f"batch_{rows}"] = round(min(taken) * 1000, 3)
     return found
+
+
+def _seconds(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> float:
+    _synchronize(model.device)
+    start = time.perf_counter()
+    forward(model, inputs)
+    _synchronize(model.device)
+    return time.perf_counter() - start
 
 
 def _synchronize(device: torch.device) -> None:

@@ -1,8 +1,11 @@
 """Measure, cut, prove, save: the second half of ``prune``."""
 
+import copy
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record
@@ -34,12 +37,17 @@ from headprune.verify import (
 
 # Rows on which masked == pruned and reload == memory are proven.
 _PROOF_ROWS = 16
+_TWIN_BYTES = 2_000_000_000
+
+
+def _bytes(model: PreTrainedModel) -> int:
+    return sum(parameter.nbytes for parameter in model.parameters())
 
 
 def measure(
-    subject: Subject, rows: Rows, *, heads: int | None, voice: Voice
+    subject: Subject, rows: Rows, *, heads: int | None, voice: Voice, timed: bool = True
 ) -> tuple[EvalResult, Predictions]:
-    """Measure the subject's metric on ``rows``, and its latency."""
+    """Measure the subject's metric on ``rows`` and, where ``timed``, its latency."""
     recipe, model = subject.recipe, subject.model
     batches = subject.batches(rows.examples)
     found = predict(model, subject.task, batches=batches, track=voice.track)
@@ -55,7 +63,7 @@ def measure(
         higher_is_better=higher_is_better,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         heads=heads,
-        latency_ms=latency_ms(model, batches=batches),
+        latency_ms=latency_ms([model], batches=batches)[0] if timed else {},
         limit=recipe.limit,
         seed=recipe.seed,
         data=rows.note,
@@ -81,12 +89,13 @@ def cut_and_save(
         ProofError: A proof said no; nothing was saved.
     """
     model = subject.model
-    before, old = measure(subject, rows, heads=len(anatomy.heads), voice=voice)
-    sample = first_examples(subject.batches(rows.examples)[-1], _PROOF_ROWS)
-    mask = HeadMask.without(plan.remove, anatomy.heads)
-    gates = torch.tensor(mask.values, device=next(model.parameters()).device)
-    with gated(model, anatomy, gates=gates):
-        masked = run(model, sample.inputs)
+    batches = subject.batches(rows.examples)
+    # Before and after are timed in turns where both fit in memory with ease.
+    twin = copy.deepcopy(model) if _bytes(model) <= _TWIN_BYTES else None
+    timed = twin is None
+    before, old = measure(subject, rows, heads=len(anatomy.heads), voice=voice, timed=timed)
+    sample = first_examples(batches[-1], _PROOF_ROWS)
+    masked = _masked_output(model, anatomy, plan, sample)
     expected = parameters_removed(model, anatomy, remove=plan.remove)
     origin = before.model.get("source") or {
         name: before.model[name] for name in ("name", "revision", "fingerprint")
@@ -96,7 +105,14 @@ def cut_and_save(
     model.config.headprune = {**pruning_record(model.config), "source": origin}
     same = masked_equals_pruned(masked, run(model, sample.inputs), rows=sample.num_rows)
     insist([same])
-    after, new = measure(subject, rows, heads=len(anatomy.heads), voice=voice)
+    after, new = measure(subject, rows, heads=len(anatomy.heads), voice=voice, timed=timed)
+    if twin is not None:
+        times = latency_ms([twin, model], batches=batches)
+        before, after = (
+            result.model_copy(update={"latency_ms": own})
+            for result, own in zip((before, after), times, strict=True)
+        )
+        del twin
     difference, interval, _direction = judge(
         new,
         before.metric,
@@ -131,6 +147,14 @@ def cut_and_save(
         _write_documents(subject, staging, scores=scores, plan=plan, results=results)
         seal(staging)
     return results
+
+
+def _masked_output(
+    model: PreTrainedModel, anatomy: Anatomy, plan: PruningPlan, sample: Batch
+) -> Tensor:
+    mask = HeadMask.without(plan.remove, anatomy.heads)
+    with gated(model, anatomy, gates=torch.tensor(mask.values, device=model.device)):
+        return run(model, sample.inputs)
 
 
 def _prove_saved(
