@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,21 +98,14 @@ def cut_and_save(
     sample = first_examples(batches[-1], _PROOF_ROWS)
     masked = _masked_output(model, anatomy, plan, sample)
     expected = parameters_removed(model, anatomy, remove=plan.remove)
-    origin = before.model.get("source") or {
-        name: before.model[name] for name in ("name", "revision", "fingerprint")
-    }
-
     anatomy = cut(model, anatomy, remove=plan.remove)
-    model.config.headprune = {**pruning_record(model.config), "source": origin}
+    model.config.headprune = {**pruning_record(model.config), "source": _origin(before)}
     same = masked_equals_pruned(masked, run(model, sample.inputs), rows=sample.num_rows)
     insist([same])
     after, new = measure(subject, rows, heads=len(anatomy.heads), voice=voice, timed=timed)
     if twin is not None:
-        times = latency_ms([twin, model], batches=batches)
-        before, after = (
-            result.model_copy(update={"latency_ms": own})
-            for result, own in zip((before, after), times, strict=True)
-        )
+        slow, fast = latency_ms([twin, model], batches=batches)
+        before, after = _with_latency(before, slow), _with_latency(after, fast)
         del twin
     difference, interval, _direction = judge(
         new,
@@ -147,6 +141,16 @@ def cut_and_save(
         _write_documents(subject, staging, scores=scores, plan=plan, results=results)
         seal(staging)
     return results
+
+
+def _origin(before: EvalResult) -> dict[str, Any]:
+    """Return what the model was before it was ever pruned."""
+    names = ("name", "revision", "fingerprint")
+    return before.model.get("source") or {name: before.model[name] for name in names}
+
+
+def _with_latency(result: EvalResult, latency: dict[str, float]) -> EvalResult:
+    return result.model_copy(update={"latency_ms": latency})
 
 
 def _masked_output(
