@@ -665,3 +665,20 @@ def test_a_proof_that_fails_is_exit_1_and_nothing_is_saved(headprune, place, mon
     assert code == 1
     assert "'masked == pruned' failed" in err
     assert not (place / "headprune-models").exists()
+
+
+@pytest.mark.parametrize("words", [("inspect", "classifier"), ("inspect", "classifier", "--json")])
+def test_a_reader_that_goes_away_is_not_the_gate_s_no(place, words):
+    import subprocess
+
+    child = subprocess.Popen(
+        [sys.executable, "-m", "headprune", *words, "--quiet"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    child.stdout.close()
+    err = child.stderr.read()
+    child.stderr.close()
+    assert child.wait() == 2, err
+    assert err == ""

@@ -254,3 +254,16 @@ def test_pooling_is_the_model_s_own(tmp_path, tokenizer):
     place = batch.indices.tolist().index(2)
     assert mean[place].item() == pytest.approx(cosine(a.mean(0), b.mean(0), dim=0).item(), abs=1e-5)
     assert first[place].item() == pytest.approx(cosine(a[0], b[0], dim=0).item(), abs=1e-5)
+
+
+def test_reading_a_file_talks_to_nobody(tmp_path, monkeypatch):
+    """Not even where the hub isn't switched off."""
+    import socket
+
+    asked = []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *words, **_more: asked.append(words) or [])
+    for suffix in (".csv", ".json", ".parquet"):
+        read_table(str(written(tmp_path, suffix)))
+    assert asked == []

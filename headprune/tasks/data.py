@@ -143,7 +143,16 @@ def _read_file(path: Path) -> Any:
 def _load(builder: str, source: str, *args: str, split: str = "train", **options: Any) -> Any:
     import datasets
 
+    # A file is read by Dataset.from_...: load_dataset would tell a server on the internet that it did.
+    readers = {
+        "csv": datasets.Dataset.from_csv,
+        "json": datasets.Dataset.from_json,
+        "parquet": datasets.Dataset.from_parquet,
+        "text": datasets.Dataset.from_text,
+    }
     try:
+        if "data_files" in options:
+            return readers[builder](options.pop("data_files"), **options)
         return datasets.load_dataset(builder, *args, split=split, **options)
     except Exception as error:
         # The builders raise whatever their parsers raise (pandas, pyarrow, UnicodeDecodeError, hub errors), with the
@@ -151,7 +160,7 @@ def _load(builder: str, source: str, *args: str, split: str = "train", **options
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        local = "data_files" in options
+        local = builder in readers
         raise DataError(
             f"the data can't be read: {str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__}",
             where=f"--data {source}" + ("" if local else f" --split {split}"),
