@@ -682,3 +682,16 @@ def test_a_reader_that_goes_away_is_not_the_gate_s_no(place, words):
     child.stderr.close()
     assert child.wait() == 2, err
     assert err == ""
+
+
+def test_a_terminal_without_unicode_is_no_reason_to_crash(place):
+    import os
+    import subprocess
+
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    words = ("score", "classifier", "--method", "random", "--task", "classification")
+    done = subprocess.run(
+        [sys.executable, "-m", "headprune", *words], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert "random scores" in done.stdout

@@ -1,5 +1,6 @@
 """The application: commands, version, and what becomes of errors."""
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -48,6 +49,10 @@ def _options(
 
 def main() -> None:
     """Run the command line; exit 0 fine, 1 a gate or proof said no, 2 anything else, 130 Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that can't show a heatmap's bars gets question marks, not a crash after the work.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app()
     except HeadpruneError as error:

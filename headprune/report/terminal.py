@@ -146,7 +146,22 @@ def prune_table(
     results: Results, *, directory: str, verdict: Verdict | None = None
 ) -> RenderableType:
     """Show before and after, the proofs, where the model lies and how to load it."""
+    trust = ", trust_remote_code=True" if results.loads_with == "remote-code" else ""
+    load = Text.assemble(
+        ("the model: ", "dim"),
+        directory,
+        "\n",
+        ("load it:   ", "dim"),
+        f'{results.auto_class}.from_pretrained("{directory}"{trust})\n',
+        ("or:        ", "dim"),
+        f'headprune.load("{directory}")',
+    )
+    return Group(_before_and_after(results), _proofs(results, verdict), load)
+
+
+def _before_and_after(results: Results) -> Table:
     before, after = results.before, results.after
+    old, new = results.weights_bytes
     table = Table(box=None, padding=(0, 3, 0, 0))
     for title in ("", "before", "after", "change"):
         table.add_column(title, justify="right" if title else "left", no_wrap=True)
@@ -163,30 +178,25 @@ def prune_table(
         _interval(after.interval),
         _interval(results.difference_interval, sign="+"),
     )
-    table.add_row(
-        "heads",
-        f"{before.heads or 0:,}",
-        f"{after.heads or 0:,}",
-        _change(before.heads or 0, after.heads or 0),
-    )
-    table.add_row(
-        "parameters",
-        f"{before.parameters:,}",
-        f"{after.parameters:,}",
-        _change(before.parameters, after.parameters),
-    )
-    old, new = results.weights_bytes
+    for name in ("heads", "parameters"):
+        counts = getattr(before, name) or 0, getattr(after, name) or 0
+        table.add_row(name, f"{counts[0]:,}", f"{counts[1]:,}", _change(*counts))
     table.add_row(
         "weights on disk", f"{old / 1e6:.1f} MB", f"{new / 1e6:.1f} MB", f"{new / old - 1:+.1%}"
     )
-    for name in after.latency_ms:
+    for name, value in after.latency_ms.items():
         table.add_row(
             f"latency, {name.replace('_', ' ')}",
             f"{before.latency_ms[name]:.1f} ms",
-            f"{after.latency_ms[name]:.1f} ms",
-            f"{after.latency_ms[name] / before.latency_ms[name] - 1:+.0%}",
+            f"{value:.1f} ms",
+            f"{value / before.latency_ms[name] - 1:+.0%}",
         )
-    better = "higher" if before.higher_is_better else "lower"
+    return table
+
+
+def _proofs(results: Results, verdict: Verdict | None) -> Text:
+    after = results.after
+    better = "higher" if after.higher_is_better else "lower"
     notes = Text(
         f"\n{after.metric}: {better} is better; n = {after.n:,} of {after.data.get('name')}{_split(after)}, "
         "rows that chose no head\n\n",
@@ -198,18 +208,9 @@ def prune_table(
     if verdict:
         mark, colour = ("✓", "green") if verdict.passed else ("✗", "red")
         notes.append(f"{mark} check {headline(verdict)}", style=colour)
-        notes.append(f": {verdict.findings[0].message}\n", style="dim")
-    trust = ", trust_remote_code=True" if results.loads_with == "remote-code" else ""
-    load = Text.assemble(
-        ("the model: ", "dim"),
-        directory,
-        "\n",
-        ("load it:   ", "dim"),
-        f'{results.auto_class}.from_pretrained("{directory}"{trust})\n',
-        ("or:        ", "dim"),
-        f'headprune.load("{directory}")',
-    )
-    return Group(table, notes, load)
+        for finding in verdict.findings:
+            notes.append(f": {finding.message}\n", style="dim" if finding.passed else colour)
+    return notes
 
 
 def plan_table(plan: PruningPlan) -> RenderableType:
