@@ -253,3 +253,22 @@ def test_a_forward_of_a_module_s_own_survives(bert):
     batch = {**token_inputs(), "labels": torch.zeros(4, dtype=torch.long)}
     hp.score(bert, [batch], loss=classifier_loss, method="ablation")
     assert layer.forward is own
+
+
+@pytest.mark.parametrize(
+    ("family", "cls"),
+    [("bert", "BertModel"), ("distilbert", "DistilBertModel"), ("roberta", "RobertaModel")],
+)
+def test_embeddings_do_not_depend_on_the_side_of_padding(family, cls):
+    """Of encoders, those that read every token; a classifier reads the first one, which must not be padding."""
+
+    def loss(outputs, batch):
+        mask = batch.inputs["attention_mask"].unsqueeze(-1)
+        return ((outputs.last_hidden_state * mask).sum(1) / mask.sum(1)).square().mean(1)
+
+    model, batch = build(family, cls=cls), {**token_inputs(), "labels": torch.zeros(4)}
+    left = left_padded(batch)
+    if family == "roberta":
+        del left["position_ids"]  # it counts them from the padding itself
+    a, b = (torch.tensor(hp.score(model, [one], loss=loss).values) for one in (batch, left))
+    assert torch.allclose(a, b, rtol=1e-5, atol=1e-5 * a.abs().max().item())
