@@ -1,84 +1,192 @@
-"""What of a model can be pruned, proven: its tiny clone is masked and cut, and both must say the same."""
+"""What of a model can be pruned, and how, proven: its tiny clone is masked and cut, and both must say the same."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from headprune.anatomy import Anatomy, Pattern, locate, probe
-from headprune.anatomy.clone import quiet, tiny_inputs
-from headprune.anatomy.exceptions import REASONS
-from headprune.batch import forward, main_output
+from headprune.anatomy import (
+    Anatomy,
+    Attribute,
+    Execution,
+    Pattern,
+    Probe,
+    Site,
+    locate,
+    probe,
+    run_tower,
+)
+from headprune.anatomy.clone import quiet
+from headprune.anatomy.exceptions import OFTEN_SOMETHING_ELSE, REASONS
 from headprune.errors import UnsupportedError
 from headprune.heads import HeadId
 from headprune.masking import gated
 from headprune.surgery import cut
 
-# fp32 rounding of a two-layer model whose outputs are of order one; heads of the clone move them by 0.1 and more.
-_TOLERANCE = 1e-4
+# fp32 rounding of a small model, relative to its largest output (or 1); heads of the clone move them by 0.1 and more.
+_TOLERANCE = 5e-5
+_LEAST_EFFECT = 1e-3
+
+Way = Callable[[Pattern], Pattern]
 
 
 def inspect(model: PreTrainedModel) -> Anatomy:
     """Return the anatomy of ``model``, after proving on its tiny clone that it can be pruned.
 
-    The proof: an uneven plan is masked and cut on the clone, and the outputs agree. Whether a layer may lose all its heads
-    is tried in the same way. The model itself is not run, and the caller's random state is left alone.
+    The proof: an uneven plan is masked and cut on the clone, and all outputs agree. The way that saves most is taken of those
+    that pass; an attention that passes in no way is refused by name. Whether a layer may lose all its heads is tried in the
+    same way. The model itself is not run, and the caller's random state is left alone.
 
     Raises:
-        UnsupportedError: The heads can't be found, or cutting them is not the same as masking them.
+        UnsupportedError: No heads can be found, or cutting them is not the same as masking them.
     """
     with quiet():
-        clone, patterns, refused = probe(model)
-        uneven, empty = _plans(locate(clone, patterns, refused))
-        difference = _difference(model, patterns, uneven, min_heads=1)
-        if difference > _TOLERANCE:
-            model_type = model.config.model_type
-            known = REASONS.get(model_type)
-            raise UnsupportedError(
-                f"model type {model_type!r} is not supported: "
-                + (
-                    known
-                    or f"cutting heads of a small copy is not the same as masking them ({difference:.1e})"
-                ),
-                where=f"{type(model).__name__} (config.json: model_type)",
-                hint="BERT-like encoders, GPT-2 and Llama-like decoders are supported",
-            )
-        may_empty = _difference(model, patterns, empty, min_heads=0) <= _TOLERANCE
-    return locate(model, patterns, refused, min_heads=0 if may_empty else 1)
+        found = probe(model)
+        patterns, refused = _proven(found)
+    if not patterns:
+        model_type = model.config.model_type
+        raise UnsupportedError(
+            f"model type {model_type!r} is not supported: "
+            + (REASONS.get(model_type) or next(iter(refused.values()))),
+            where=f"{type(model).__name__} (config.json: model_type)",
+            hint="docs/support.md lists what is supported",
+        )
+    return locate(model, patterns, refused)
 
 
-def _plans(anatomy: Anatomy) -> tuple[set[HeadId], set[HeadId]]:
-    """Return two plans for the clone: a different number of heads in each layer, and a layer with none.
+def _proven(found: Probe) -> tuple[tuple[Pattern, ...], dict[str, str]]:
+    """Return the patterns with the way in which each can be cut, and the reasons for those that can't be."""
+    refused = dict(found.refused)
+    for way in _ways():
+        patterns = tuple(way(pattern) for pattern in found.patterns)
+        if _difference(found, patterns, _uneven) <= _TOLERANCE:
+            break
+    else:
+        patterns = tuple(_one_by_one(found, refused))
+        if patterns and _difference(found, patterns, _uneven) > _TOLERANCE:
+            reason = "cutting its attentions together is not the same as masking them"
+            return (), {**refused, **{pattern.path: reason for pattern in patterns}}
+    return _emptied(found, patterns), refused
 
-    Lawful for any number of key/value heads: from each group the same number of heads goes, then whole groups.
+
+def _ways() -> Iterator[Way]:
+    """Yield the ways to cut, from the one that saves most to the one that always works."""
+
+    def native(allowed: Callable[[Attribute], bool]) -> Way:
+        return lambda pattern: replace(
+            pattern,
+            execution="native",
+            attributes=tuple(item for item in pattern.attributes if allowed(item)),
+        )
+
+    def plain(item: Attribute) -> bool:
+        return not item.name.startswith("config.") and item.name not in OFTEN_SOMETHING_ELSE
+
+    yield native(plain)
+    yield native(lambda item: not item.name.startswith("config."))
+    yield native(lambda item: item.name not in OFTEN_SOMETHING_ELSE)
+    yield native(lambda item: True)
+    yield lambda pattern: replace(pattern, execution="expanded", attributes=())
+
+
+def _one_by_one(found: Probe, refused: dict[str, str]) -> Iterator[Pattern]:
+    """Find for each class of attentions a way of its own."""
+    for members in _by_class(found.patterns):
+        best = float("inf")
+        for way in _ways():
+            patterns = tuple(way(pattern) for pattern in members)
+            best = min(best, _difference(found, patterns, _uneven))
+            if best <= _TOLERANCE:
+                yield from patterns
+                break
+        else:
+            reason = f"cutting heads of a small copy is not the same as masking them ({best:.1e})"
+            refused |= {pattern.path: reason for pattern in members}
+
+
+def _by_class(patterns: Sequence[Pattern]) -> list[list[Pattern]]:
+    found: dict[tuple[str, str], list[Pattern]] = {}
+    for pattern in patterns:
+        stack = pattern.path.partition(".0.")[0]
+        found.setdefault((stack, pattern.path.rpartition(".")[2]), []).append(pattern)
+    return list(found.values())
+
+
+def _emptied(found: Probe, patterns: tuple[Pattern, ...]) -> tuple[Pattern, ...]:
+    """Try whether a layer may lose all its heads, and how it runs then."""
+
+    def trial(execution: Execution, members: Sequence[Pattern]) -> bool:
+        empty = tuple(replace(pattern, when_empty=execution) for pattern in members)
+        return _difference(found, empty, _first_of_all) <= _TOLERANCE
+
+    executions: tuple[Execution, ...] = ("native", "expanded")
+    for execution in executions:
+        if trial(execution, patterns):
+            return tuple(replace(pattern, when_empty=execution) for pattern in patterns)
+    result: list[Pattern] = []
+    for members in _by_class(patterns):
+        passed = next((e for e in executions if trial(e, members)), None)
+        result += [replace(pattern, when_empty=passed) for pattern in members]
+    return tuple(result)
+
+
+def _uneven(anatomy: Anatomy) -> set[HeadId]:
+    """Return a plan that leaves different numbers of heads: one head of each group, or one whole group.
+
+    Lawful for any number of key/value heads.
     """
-    first, *rest = anatomy.sites
-    uneven: set[HeadId] = set()
-    if first.group_size > 1:
-        uneven |= {HeadId(first.id, group[-1]) for group in first.groups(first.heads).values()}
-    elif len(first.heads) > 1:
-        uneven |= {HeadId(first.id, first.heads[0])}
-    for site in rest:
-        groups = site.groups(site.heads)
-        going = [groups[0]] if len(groups) > 1 else []
-        uneven |= {HeadId(site.id, head) for group in going for head in group}
-    return uneven, {HeadId(first.id, head) for head in first.heads}
+    removed: set[HeadId] = set()
+    for index, site in enumerate(anatomy.sites):
+        groups = list(site.groups(site.heads).values())
+        if len(groups[0]) > 1 and (index % 2 == 0 or len(groups) == 1):
+            gone = [group[-1] for group in groups]
+        else:
+            gone = list(groups[index % len(groups)]) if len(groups) > 1 else []
+        removed |= {HeadId(site.id, head) for head in gone}
+    return removed
+
+
+def _first_of_all(anatomy: Anatomy) -> set[HeadId]:
+    """Return a plan that takes every head of the first attention of each class."""
+    first: dict[tuple[str, str], Site] = {}
+    for site in anatomy.sites:
+        first.setdefault((site.id.stack, site.id.kind), site)
+    return {HeadId(site.id, head) for site in first.values() for head in site.heads}
 
 
 def _difference(
-    model: PreTrainedModel, patterns: tuple[Pattern, ...], remove: set[HeadId], *, min_heads: int
+    found: Probe, patterns: Sequence[Pattern], plan: Callable[[Anatomy], set[HeadId]]
 ) -> float:
-    """Return the largest difference between a masked and a cut clone (infinite where the cut one doesn't run)."""
-    clone, _patterns, refused = probe(model)
-    anatomy = locate(clone, patterns, refused, min_heads=min_heads)
-    inputs = tiny_inputs(clone)
+    """Return the largest difference between a masked and a cut clone; infinite where that says nothing or doesn't run."""
+    clone = copy.deepcopy(found.clone)
+    anatomy = locate(clone, patterns, {})
+    remove = plan(anatomy)
     mask = torch.tensor([float(head not in remove) for head in anatomy.heads])
-    with torch.no_grad():
+    plain = [tensor for tower in found.towers for tensor in run_tower(clone, tower)]
+    try:
         with gated(clone, anatomy, gates=mask):
-            masked = main_output(forward(clone, inputs))
+            masked = [tensor for tower in found.towers for tensor in run_tower(clone, tower)]
         cut(clone, anatomy, remove=remove)
-        try:
-            pruned = main_output(forward(clone, inputs))
-        except (ValueError, TypeError, RuntimeError, IndexError, ZeroDivisionError):
-            return float("inf")
-    if pruned.shape != masked.shape:
+        pruned = [tensor for tower in found.towers for tensor in run_tower(clone, tower)]
+    except Exception:  # a forward that doesn't fit its weights raises whatever it likes
         return float("inf")
-    return float((pruned - masked).abs().max())
+    if remove and _distance(plain, masked) < _LEAST_EFFECT:
+        return float("inf")
+    return _distance(masked, pruned)
+
+
+def _distance(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    if [one.shape for one in ones] != [other.shape for other in others]:
+        return float("inf")
+    worst = 0.0
+    for one, other in zip(ones, others, strict=True):
+        finite = one.isfinite()
+        if not torch.equal(finite, other.isfinite()):
+            return float("inf")
+        if bool(finite.any()):
+            scale = max(1.0, float(one[finite].abs().max()))
+            worst = max(worst, float((one - other)[finite].abs().max()) / scale)
+    return worst

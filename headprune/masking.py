@@ -1,5 +1,7 @@
 """Silence heads by one multiplication: the output projection's input is the concatenation of the heads' outputs ``z``.
 
+(Where a norm over all heads stands before the output projection, ``z`` is the norm's input.)
+
 Any attention kernel, no ``output_attentions``, no change of the model's forward; and since every row of a batch may carry
 its own mask, one forward evaluates as many masks as it has rows.
 """
@@ -9,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -35,49 +38,71 @@ def gated(
         gates: One row for every row of the batch, or a single row for all.
 
     Raises:
-        ModelError: A forward ran and a site's output projection was not called in it, so that nothing was masked there;
-            or the batch has a number of rows that the gates don't fit.
+        ModelError: An attention ran and its output projection was not called, so that nothing was masked there; or the batch
+            has a number of rows that the gates don't fit.
     """
     fired: Counter[str] = Counter()
-    forwards: Counter[str] = Counter()
+    ran: Counter[str] = Counter()
     with ExitStack() as hooks:
 
         def add(handle: Any) -> None:
             hooks.callback(handle.remove)
 
-        add(model.register_forward_pre_hook(lambda _module, _args: forwards.update(["all"])))
+        add(model.register_forward_pre_hook(lambda _module, _args: ran.update([""])))
         for site in anatomy.sites:
             columns = gates[..., anatomy.columns[site.id]]
-            module = model.get_submodule(site.output)
-            add(module.register_forward_pre_hook(_gate_hook(site, columns, fired)))
+            gate = model.get_submodule(site.gate)
+            add(gate.register_forward_pre_hook(_gate_hook(site, columns, fired)))
+            attention = model.get_submodule(site.path)
+            add(attention.register_forward_pre_hook(_note(site.path, ran)))
         yield
-    silent = [site.output for site in anatomy.sites if site.heads and not fired[site.output]]
-    if forwards["all"] and silent:
+    silent = [site for site in anatomy.sites if ran[site.path] and not fired[site.gate]]
+    if ran[""] and anatomy.sites and not fired:
+        silent = list(anatomy.sites)
+    if silent:
         raise ModelError(
-            f"the heads of {silent[0]} were not masked: its forward was never called as a module",
+            f"the heads of {silent[0].output} were not masked: its forward was never called as a module",
             where=f"{type(model).__name__} ({anatomy.model_type})",
             hint="a fused kernel may have replaced the attention; load the model with attn_implementation='sdpa'",
         )
 
 
+def _note(name: str, ran: Counter[str]) -> Any:
+    return lambda _module, _args: ran.update([name])
+
+
 def _gate_hook(site: Site, gates: Tensor, fired: Counter[str]) -> Any:
     def multiply(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        fired[site.output] += 1
-        z = args[0]
-        by_row = gates
+        fired[site.gate] += 1
+        z, *rest = args
+        width = z.shape[-1] // site.head_dim
+        if not width or not site.heads:
+            return args
+        by_row = _at_slots(site, gates, width).to(z.dtype)
         if gates.dim() == 2:
-            if gates.shape[0] != z.shape[0]:
-                raise ModelError(
-                    f"{site.output} got {z.shape[0]} rows, and there are gates for {gates.shape[0]}",
-                    where="masking",
-                    hint="give one row of gates for every row of the batch",
-                )
-            by_row = gates.reshape(z.shape[0], *[1] * (z.dim() - 2), len(site.heads))
-        heads = z.unflatten(-1, (len(site.heads), site.head_dim)) if site.heads else z
-        return (
-            ((heads * by_row.to(z.dtype).unsqueeze(-1)).flatten(-2), *args[1:])
-            if site.heads
-            else args
-        )
+            by_row = _by_row(site, by_row, z)
+        heads = z.unflatten(-1, (width, site.head_dim))
+        return ((heads * by_row.unsqueeze(-1)).flatten(-2), *rest)
 
     return multiply
+
+
+def _at_slots(site: Site, gates: Tensor, width: int) -> Tensor:
+    """Return a gate for each of the ``width`` places of ``z``: dead ones, whose outputs go nowhere, are let through."""
+    if width == len(site.heads):
+        return gates
+    present = site.slots if width == len(site.slots) else tuple(range(site.num_heads))
+    columns = torch.tensor([present.index(head) for head in site.heads], device=gates.device)
+    return gates.new_ones(*gates.shape[:-1], width).index_copy(-1, columns, gates)
+
+
+def _by_row(site: Site, gates: Tensor, z: Tensor) -> Tensor:
+    """Return gates shaped like ``z``: each row of the batch may have become several rows (windows, tokens)."""
+    if z.shape[0] % gates.shape[0]:
+        raise ModelError(
+            f"{site.gate} got {z.shape[0]} rows, and there are gates for {gates.shape[0]}",
+            where="masking",
+            hint="give one row of gates for every row of the batch",
+        )
+    rows = gates.repeat_interleave(z.shape[0] // gates.shape[0], dim=0)
+    return rows.reshape(z.shape[0], *[1] * (z.dim() - 2), gates.shape[-1])

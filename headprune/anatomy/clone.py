@@ -4,30 +4,35 @@ Asking the clone takes seconds whatever the size of the model, and its weights a
 models have layers that start at zero, and the usual initialisation is so small that heads hardly matter.
 """
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from headprune.anatomy.exceptions import SMALL_CONFIGS
+from headprune.anatomy.shrink import shrunk
 from headprune.errors import UnsupportedError
 
-HEAD_DIM = 8
-_LAYERS = 2
-_VOCABULARY = 64
-_FEED_FORWARD = 32
-_SIZES = {
-    "head_dim": HEAD_DIM,
-    "vocab_size": _VOCABULARY,
-    "intermediate_size": _FEED_FORWARD,
-    "ffn_dim": _FEED_FORWARD,
-    "hidden_dim": _FEED_FORWARD,
-}
+# A clone larger than this would take more than the second and the memory that looking is worth.
+_MOST_PARAMETERS = 60_000_000
 _HEADS = ("num_attention_heads", "num_key_value_heads")
+
+
+class Size(NamedTuple):
+    """How far a config is shrunk: layers left (None: all), and whether widths are."""
+
+    layers: int | None
+    widths: bool
+
+
+# The first that shows all attentions of the real model is taken: layers may differ (sparse, linear, shared ones).
+SIZES = (Size(2, True), Size(6, True), Size(2, False), Size(None, True), Size(None, False))
 
 
 @contextmanager
@@ -62,26 +67,28 @@ def original_head_counts(config: PreTrainedConfig) -> dict[str, int]:
     return {name: value for name, value in counts.items() if isinstance(value, int)}
 
 
-def tiny_clone(model: PreTrainedModel) -> PreTrainedModel:
-    """Build a tiny random model of ``model``'s class with the head counts it had before any pruning.
+def tiny_clone(model: PreTrainedModel, *, size: Size) -> PreTrainedModel:
+    """Build a small random model of ``model``'s class with the head counts it had before any pruning.
 
     The caller's random state is left alone.
 
     Raises:
-        UnsupportedError: The config is of a kind that isn't understood yet, or no model can be built from its shrunk copy.
+        UnsupportedError: No model can be built from the shrunk config, or it would be too large.
     """
-    config = model.config
-    refuse_unknown_kinds(model)
     kind = stock_class(model)
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            clone = kind._from_config(
-                _tiny_config(config, kind), dtype=torch.float32, attn_implementation="eager"
-            )
-        except (ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError) as error:
+            config = _small_config(model.config, kind, size)
+            with torch.device("meta"):
+                numbers = sum(p.numel() for p in kind(copy.deepcopy(config)).parameters())
+            if numbers > _MOST_PARAMETERS:
+                raise ValueError(f"it would have {numbers:,} parameters")
+            with torch.device("cpu"):
+                clone = kind._from_config(config, dtype=torch.float32, attn_implementation="eager")
+        except Exception as error:  # config and model classes raise whatever they like
             raise UnsupportedError(
-                f"model type {config.model_type!r} is not supported: no small copy of it could be built ({error})",
+                f"model type {model.config.model_type!r} is not supported: no small copy of it could be built ({error})",
                 where=f"{kind.__name__} (config.json: model_type)",
                 hint="headprune inspect MODEL tells what is supported; a small copy is needed to prove the pruning",
             ) from error
@@ -90,43 +97,29 @@ def tiny_clone(model: PreTrainedModel) -> PreTrainedModel:
     return made
 
 
-def tiny_inputs(clone: PreTrainedModel, *, rows: int = 3, length: int = 9) -> dict[str, Tensor]:
-    """Return token ids for the clone, the last row padded on the right."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, _VOCABULARY, (rows, length), generator=generator)
-    mask = torch.ones_like(ids)
-    mask[-1, length // 2 :] = 0
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def refuse_unknown_kinds(model: PreTrainedModel) -> None:
-    """Refuse, by name and reason, models that the probe doesn't speak to yet.
+def refuse_quantised(model: PreTrainedModel) -> None:
+    """Refuse packed weights.
 
     Raises:
-        UnsupportedError: The model is quantised, has an encoder and a decoder, several towers, or doesn't read tokens.
+        UnsupportedError: The model is quantised.
     """
     config = model.config
-    reason = None
-    hint = "models that read tokens in one stack (encoders and decoders) are supported"
     if getattr(config, "quantization_config", None) is not None:
-        reason = "its weights are quantised, and packed rows can't be cut"
-        hint = "load it dequantised, prune, and quantise the pruned model again"
-    elif getattr(config, "is_encoder_decoder", False):
-        reason = "it has an encoder and a decoder, which are not supported yet"
-    elif getattr(config, "sub_configs", None):
-        reason = f"it is made of several models ({', '.join(config.sub_configs)}), which are not supported yet"
-    elif model.main_input_name != "input_ids":
-        reason = f"it reads {model.main_input_name}, not tokens, which is not supported yet"
-    if reason:
         raise UnsupportedError(
-            f"model type {config.model_type!r} is not supported: {reason}",
-            where=f"{type(model).__name__} (config.json: model_type)",
-            hint=hint,
+            f"model type {config.model_type!r} is not supported: its weights are quantised, and packed rows can't be cut",
+            where=f"{type(model).__name__} (config.json: quantization_config)",
+            hint="load it dequantised, prune, and quantise the pruned model again",
         )
 
 
-def _tiny_config(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedConfig:
-    settings = config.to_dict()
+def _small_config(
+    config: PreTrainedConfig, kind: type[PreTrainedModel], size: Size
+) -> PreTrainedConfig:
+    settings = {**config.to_dict(), **original_head_counts(config)}
+    attribute_map = getattr(type(config), "attribute_map", {})
+    for name in original_head_counts(config):
+        if name in attribute_map:
+            settings[attribute_map[name]] = settings.pop(name)
     for name in (
         "headprune",
         "auto_map",
@@ -136,39 +129,20 @@ def _tiny_config(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreTr
         "per_layer_config",
     ):
         settings.pop(name, None)
-    layers = config.num_hidden_layers
-    for name, value in settings.items():
-        if isinstance(value, list) and len(value) == layers:  # one entry per layer (layer_types)
-            settings[name] = value[:_LAYERS]
-        elif name.endswith("_token_id") and isinstance(value, int) and value >= _VOCABULARY:
-            settings[name] = 0
-    renamed = {old: new for new, old in getattr(type(config), "attribute_map", {}).items()}
-    known = {renamed.get(name, name) for name in settings} | set(settings)
-    counts = original_head_counts(config)
-    wanted = {
-        "num_hidden_layers": _LAYERS,
-        "hidden_size": counts["num_attention_heads"] * HEAD_DIM,
-        **{name: value for name, value in counts.items() if name in known},
-        **{
-            name: size
-            for name, size in _SIZES.items()
-            if name in known and _value(config, name) is not None
-        },
-    }
-    attribute_map = getattr(type(config), "attribute_map", {})
-    settings.update({attribute_map.get(name, name): value for name, value in wanted.items()})
+    small = shrunk(settings, layers=size.layers, widths=size.widths)
+    if size.layers is not None:
+        small.update(SMALL_CONFIGS.get(config.model_type, {}))
     config_class = kind.config_class or type(config)
-    return config_class(**settings)
-
-
-def _value(config: PreTrainedConfig, name: str) -> object:
-    return getattr(config, name, None)
+    made: PreTrainedConfig = config_class(**small)
+    return made
 
 
 def _draw_weights(clone: nn.Module) -> None:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in clone.named_parameters():
+            if not parameter.is_floating_point():
+                continue
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() >= 2:
                 parameter.copy_(noise * 0.6 / math.sqrt(max(1, parameter.shape[-1])))

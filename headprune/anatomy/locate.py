@@ -8,116 +8,175 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from headprune.anatomy.clone import pruning_record
+from headprune.anatomy.naming import name_sites
 from headprune.anatomy.ownership import Pattern
-from headprune.anatomy.sites import Anatomy, Run, Site, Slice
-from headprune.anatomy.trace import in_features, looks_like_attention
+from headprune.anatomy.sites import Anatomy, Attribute, Run, Site, Slice
+from headprune.anatomy.trace import in_features, is_linear, looks_like_attention
 from headprune.heads import HeadId, SiteId
+
+UNSEEN = "a small copy of the model doesn't run it"
 
 
 def locate(
-    model: PreTrainedModel,
-    patterns: Sequence[Pattern],
-    refused: Mapping[str, str],
-    *,
-    min_heads: int = 1,
+    model: PreTrainedModel, patterns: Sequence[Pattern], refused: Mapping[str, str]
 ) -> Anatomy:
     """Return the anatomy of ``model``.
 
-    A site is found where path (but for the layer number), class and sizes agree with the clone's; whatever else looks
-    like an attention is refused by name.
+    A site is found where path (but for numbers), class, integers and sizes agree with one of the clone's; whatever else
+    looks like an attention is refused by name.
     """
-    by_template = {_template(pattern.path): pattern for pattern in patterns}
+    by_template: dict[str, list[Pattern]] = {}
+    for pattern in patterns:
+        by_template.setdefault(_template(pattern.path), []).append(pattern)
     reasons = {_template(path): reason for path, reason in refused.items()}
-    removed = [HeadId.parse(name) for name in pruning_record(model.config).get("removed", ())]
-    sites: list[Site] = []
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    matched: dict[str, Pattern] = {}
     problems: dict[str, str] = {}
     for path, module in model.named_modules():
         template = _template(path)
         if template in by_template:
-            pattern = by_template[template]
-            gone = {head.head for head in removed if head.site.layer == _layer(path)}
-            found = _site(model, path, module, pattern, gone=gone, min_heads=min_heads)
-            if isinstance(found, Site):
-                sites.append(found)
+            found = _matching(model, path, module, by_template[template])
+            if isinstance(found, Pattern):
+                matched[path] = found
             else:
                 problems[path] = found
         elif template in reasons:
             problems[path] = reasons[template]
         elif looks_like_attention(module) and not _is_near(template, by_template):
-            problems[path] = "it doesn't call the attention interface of transformers"
+            problems[path] = UNSEEN
+    names = name_sites(list(matched))
+    gone = [HeadId.parse(name) for name in pruning_record(model.config).get("removed", ())]
+    padded = [HeadId.parse(name) for name in pruning_record(model.config).get("padding", ())]
+    sites: list[Site] = []
+    for path, pattern in matched.items():
+        site = _site(model, path, pattern, parameters, id=names[path], gone=gone, padded=padded)
+        if isinstance(site, Site):
+            sites.append(site)
+        else:
+            problems[path] = site
     return Anatomy(model.config.model_type, tuple(sites), problems)
+
+
+def _matching(
+    model: nn.Module, path: str, module: nn.Module, patterns: Sequence[Pattern]
+) -> Pattern | str:
+    """Return the clone's attention that this module is like, the one of the same path first, or why there is none."""
+    reason = UNSEEN
+    for pattern in sorted(patterns, key=lambda pattern: pattern.path != path):
+        if type(module).__name__ != pattern.class_name:
+            reason = f"it is a {type(module).__name__}, and a small copy has a {pattern.class_name} there"
+        elif missing := _missing(model, path, pattern):
+            reason = f"it has no parameter {missing}"
+        elif _head_count(model, path, pattern) not in (None, pattern.num_heads):
+            reason = f"it has another number of heads than {pattern.num_heads}"
+        else:
+            return pattern
+    return reason
+
+
+def _missing(model: nn.Module, path: str, pattern: Pattern) -> str | None:
+    for item in pattern.slices:
+        name = _at(item.parameter, pattern.path, path)
+        owner, _, leaf = name.rpartition(".")
+        try:
+            model.get_submodule(owner).get_parameter(leaf)
+        except AttributeError:
+            return name
+    return None
+
+
+def _head_count(model: nn.Module, path: str, pattern: Pattern) -> int | None:
+    """Return the number of heads that the real module names, if it was never pruned there."""
+    for item in pattern.attributes:
+        if item.kind == "heads" and not item.name.startswith("config."):
+            module = model.get_submodule(_at(item.module, pattern.path, path))
+            value = vars(module).get(item.name)
+            return value if isinstance(value, int) and value >= pattern.num_heads else None
+    return None
 
 
 def _site(
     model: PreTrainedModel,
     path: str,
-    module: nn.Module,
     pattern: Pattern,
+    parameters: Mapping[str, nn.Parameter],
     *,
-    gone: set[int],
-    min_heads: int,
+    id: SiteId,
+    gone: Sequence[HeadId],
+    padded: Sequence[HeadId],
 ) -> Site | str:
-    """Return the site, or why this module is not what the clone's was."""
-    if type(module).__name__ != pattern.class_name:
-        return f"it is a {type(module).__name__}, and a small copy of the model has a {pattern.class_name} there"
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    heads = tuple(head for head in range(pattern.num_heads) if head not in gone)
+    """Return the site, or why its sizes are not what the clone's were."""
+
+    def there(name: str) -> str:
+        return _at(name, pattern.path, path)
+
+    every = range(pattern.num_heads)
+    removed = {head.head for head in gone if head.site == id}
+    padding = tuple(head.head for head in padded if head.site == id)
+    heads = tuple(head for head in every if head not in removed)
+    slots = tuple(sorted({*heads, *padding}))
+    expanded = (pattern.execution if slots else pattern.when_empty) == "expanded"
     slices: list[Slice] = []
     for item in pattern.slices:
-        name = _at(item.parameter, path)
-        if name not in parameters:
-            return f"it has no parameter {name}"
-        scaled = _scaled(item, name, parameters[name].shape[item.dim], heads)
+        name = there(item.parameter)
+        size = parameters[name].shape[item.dim]
+        linear = is_linear(model.get_submodule(name.rpartition(".")[0]))
+        # With expanded execution only linear layers are cut.
+        scaled = _scaled(item, name, size, slots if linear or not expanded else every)
         if scaled is None:
-            return f"{name} has size {parameters[name].shape[item.dim]}, which doesn't fit {len(heads)} heads"
+            return f"{name} has size {size}, which doesn't fit {len(slots)} heads"
         slices.append(scaled)
-    output = _at(pattern.output, path)
+    output = there(pattern.output)
     width = in_features(model.get_submodule(output))
     return Site(
-        id=SiteId("", _layer(path)),
+        id=id,
         path=path,
         output=output,
+        gate=there(pattern.gate),
         num_heads=pattern.num_heads,
         num_key_value_heads=pattern.num_key_value_heads,
-        head_dim=width // len(heads) if heads else pattern.head_dim,
+        head_dim=width // len(slots) if slots else pattern.head_dim,
         heads=heads,
         slices=tuple(slices),
         attributes=tuple(
-            type(item)(_at(item.module, path), item.name, item.kind) for item in pattern.attributes
+            Attribute(there(item.module), item.name, item.kind) for item in pattern.attributes
         ),
-        min_heads=min_heads,
+        execution=pattern.execution,
+        when_empty=pattern.when_empty,
+        padding=padding,
     )
 
 
-def _scaled(item: Slice, name: str, size: int, heads: tuple[int, ...]) -> Slice | None:
+def _scaled(item: Slice, name: str, size: int, heads: Sequence[int]) -> Slice | None:
     """Return the clone's slice in the real model's size, or None where it doesn't come out even."""
     small = item.size(heads)
-    if not small:
-        return Slice(name, item.dim, item.runs) if not size else None
+    if not small or not heads:
+        return Slice(name, item.dim, item.runs)
     ratio = Fraction(size, small)
-    runs = tuple(
-        Run(run.owners, int(run.length * ratio))
-        for run in item.runs
-        if (run.length * ratio).denominator == 1
+    if any((run.length * ratio).denominator != 1 for run in item.runs):
+        return None
+    return Slice(
+        name, item.dim, tuple(Run(run.owners, int(run.length * ratio)) for run in item.runs)
     )
-    return Slice(name, item.dim, runs) if len(runs) == len(item.runs) else None
 
 
 def _template(path: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path)
 
 
-def _layer(path: str) -> int:
-    found = re.search(r"(?<=\.)\d+(?=\.|$)", path)
-    return int(found[0]) if found else 0
+def _at(name: str, path_in_clone: str, path: str) -> str:
+    """Return a name of the clone as it is in the real model, where ``path_in_clone`` is ``path``."""
+    parts = name.split(".")
+    for index, (part, old, new) in enumerate(
+        zip(parts, path_in_clone.split("."), path.split("."), strict=False)
+    ):
+        if part != old:
+            break
+        parts[index] = new
+    return ".".join(parts)
 
 
-def _at(path_in_clone: str, path: str) -> str:
-    """Return a path of the clone with the layer number of the real module."""
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", str(_layer(path)), path_in_clone, count=1)
-
-
-def _is_near(template: str, known: Mapping[str, Pattern]) -> bool:
+def _is_near(template: str, known: Mapping[str, object]) -> bool:
     """Whether a module holds a known attention, or lies in one (BertAttention holds BertSelfAttention)."""
     return any(
         other.startswith(f"{template}.") or template.startswith(f"{other}.") for other in known

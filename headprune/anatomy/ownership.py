@@ -12,102 +12,97 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
+from headprune.anatomy.candidates import Candidate, candidates
 from headprune.anatomy.exceptions import ATTRIBUTES
-from headprune.anatomy.sites import Attribute, Run, Slice
-from headprune.anatomy.trace import AttentionCall, LinearCall, in_features
+from headprune.anatomy.sites import Attribute, Execution, Run, Slice
+from headprune.anatomy.trace import Recording, input_dimension, is_linear
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """An attention of the tiny clone, in full: what :mod:`headprune.anatomy.locate` looks for in the real model."""
+    """An attention of the tiny clone, in full: what :mod:`headprune.anatomy.locate` looks for in the real model.
+
+    ``attributes`` are all integers that could be meant; which of them must change is found by trying.
+    """
 
     path: str
     output: str
+    gate: str
     class_name: str
     num_heads: int
     num_key_value_heads: int
     head_dim: int
     slices: tuple[Slice, ...]
     attributes: tuple[Attribute, ...]
+    execution: Execution = "native"
+    when_empty: Execution | None = None
 
 
 def find_patterns(
-    clone: PreTrainedModel, events: Sequence[AttentionCall | LinearCall]
+    clone: PreTrainedModel, recording: Recording
 ) -> tuple[tuple[Pattern, ...], dict[str, str]]:
     """Return the attentions of a recorded forward, and the reason for each that is not understood."""
     names = {module: name for name, module in clone.named_modules()}
-    patterns: list[Pattern] = []
+    patterns: dict[str, Pattern] = {}
     refused: dict[str, str] = {}
-    seen: set[nn.Module] = set()
-    for index, event in enumerate(events):
-        if not isinstance(event, AttentionCall):
-            continue
-        path = names[event.module]
-        if event.module in seen:
-            refused[path] = "the same module is called at several depths"
-            continue
-        seen.add(event.module)
-        output = _output_projection(event, events[index + 1 :])
-        if output is None:
-            refused[path] = (
-                "no linear layer reads the concatenated outputs of its heads and nothing else"
-            )
-            continue
-        owned = _owned_slices(clone, path, names[output.module], event, output)
-        problem = _contradiction(event, owned)
-        if problem:
-            refused[path] = problem
-            continue
-        patterns.append(
-            Pattern(
-                path=path,
-                output=names[output.module],
-                class_name=type(event.module).__name__,
-                num_heads=event.num_heads,
-                num_key_value_heads=event.num_key_value_heads,
-                head_dim=event.head_dim,
-                slices=owned,
-                attributes=_attributes(event, path),
-            )
-        )
-    repeated = {pattern.path for pattern in patterns if pattern.path in refused}
-    return tuple(pattern for pattern in patterns if pattern.path not in repeated), refused
+    for module, found in candidates(recording, names):
+        path = names[module]
+        if path in patterns:
+            continue  # called at several depths: one site, cut for all of them
+        reason = "no linear layer reads the concatenated outputs of its heads and nothing else"
+        for candidate in found:
+            pattern = _pattern(clone, path, names, candidate)
+            if isinstance(pattern, Pattern):
+                patterns[path] = pattern
+                break
+            reason = pattern
+        else:
+            refused[path] = reason
+    return tuple(patterns.values()), {
+        path: reason for path, reason in refused.items() if path not in patterns
+    }
 
 
-def _output_projection(
-    attention: AttentionCall, following: Sequence[AttentionCall | LinearCall]
-) -> LinearCall | None:
-    """Return the first linear layer after an attention whose input depends on it, if it reads exactly ``z``."""
-    for event in following:
-        if isinstance(event, AttentionCall):
-            return None
-        if _depends(event.input, attention.output):
-            width = attention.num_heads * attention.head_dim
-            return event if in_features(event.module) == width else None
-    return None
-
-
-def _depends(tensor: Tensor, source: Tensor) -> bool:
-    if not tensor.requires_grad or not source.requires_grad:
-        return False
-    (gradient,) = torch.autograd.grad(tensor.sum(), source, retain_graph=True, allow_unused=True)
-    return gradient is not None
+def _pattern(
+    clone: nn.Module, path: str, names: Mapping[nn.Module, str], candidate: Candidate
+) -> Pattern | str:
+    """Return the attention that a candidate is, or why it is none."""
+    output = names[candidate.output]
+    slices = _owned_slices(clone, path, output, candidate)
+    if len(slices) < 2:
+        return "its heads can't be told apart at the input of its output projection"
+    groups = _number_of_groups(slices, candidate)
+    if groups is None:
+        slices = tuple(_without_shared(item) for item in slices)
+        groups = candidate.num_heads
+    return Pattern(
+        path=path,
+        output=output,
+        gate=names[candidate.gate],
+        class_name=type(candidate.module).__name__,
+        num_heads=candidate.num_heads,
+        num_key_value_heads=groups,
+        head_dim=candidate.head_dim,
+        slices=slices,
+        attributes=_attributes(clone, _common_parent(path, output), candidate, groups),
+    )
 
 
 def _owned_slices(
-    clone: nn.Module, path: str, output_path: str, attention: AttentionCall, output: LinearCall
+    clone: nn.Module, path: str, output_path: str, candidate: Candidate
 ) -> tuple[Slice, ...]:
     """Return the head dimensions of every parameter around one attention, the output projection's first."""
     scope = _common_parent(path, output_path)
+    inside = f"{scope}." if scope else ""
     parameters = {
         name: parameter
         for name, parameter in clone.named_parameters()
-        if name.startswith(f"{scope}.") and not name.startswith(f"{output_path}.")
+        if name.startswith(inside) and not name.startswith(f"{output_path}.")
+        if parameter.is_floating_point()
     }
-    gradients = _gradients_by_head(output.input, attention, list(parameters.values()))
-    slices = [_output_slice(output, output_path, attention)]
+    gradients = _gradients_by_head(candidate, list(parameters.values()))
+    slices = [_output_slice(candidate, output_path)]
     for column, (name, parameter) in enumerate(parameters.items()):
         found = _head_dimension([row[column] for row in gradients], parameter)
         if found is not None:
@@ -116,19 +111,19 @@ def _owned_slices(
 
 
 def _gradients_by_head(
-    z: Tensor, attention: AttentionCall, parameters: list[Tensor]
+    candidate: Candidate, parameters: list[Tensor]
 ) -> list[tuple[Tensor | None, ...]]:
     generator = torch.Generator().manual_seed(3)
-    weights = torch.randn(z.shape, generator=generator)
-    width = attention.head_dim
+    weights = torch.randn(candidate.z.shape, generator=generator)
+    width = candidate.head_dim
     return [
         torch.autograd.grad(
-            (z * weights)[..., head * width : (head + 1) * width].sum(),
+            (candidate.z * weights)[..., head * width : (head + 1) * width].sum(),
             parameters,
             retain_graph=True,
             allow_unused=True,
         )
-        for head in range(attention.num_heads)
+        for head in range(candidate.num_heads)
     ]
 
 
@@ -136,6 +131,8 @@ def _head_dimension(
     gradients: Sequence[Tensor | None], parameter: Tensor
 ) -> tuple[int, tuple[Run, ...]] | None:
     """Return the dimension along which heads own different indices, and the runs along it."""
+    if all(gradient is None for gradient in gradients):
+        return None
     for dim in range(parameter.dim()):
         others = [other for other in range(parameter.dim()) if other != dim]
         touched = [
@@ -157,10 +154,9 @@ def _runs(table: Tensor) -> tuple[Run, ...]:
     return tuple(Run(owner, len(list(same))) for owner, same in groupby(named))
 
 
-def _output_slice(output: LinearCall, path: str, attention: AttentionCall) -> Slice:
-    dim = 0 if isinstance(output.module, Conv1D) else 1
-    runs = tuple(Run((head,), attention.head_dim) for head in range(attention.num_heads))
-    return Slice(f"{path}.weight", dim, runs)
+def _output_slice(candidate: Candidate, path: str) -> Slice:
+    runs = tuple(Run((head,), candidate.head_dim) for head in range(candidate.num_heads))
+    return Slice(f"{path}.weight", input_dimension(candidate.output), runs)
 
 
 def _with_biases(slices: Sequence[Slice], parameters: Mapping[str, Tensor]) -> list[Slice]:
@@ -179,39 +175,48 @@ def _with_biases(slices: Sequence[Slice], parameters: Mapping[str, Tensor]) -> l
     return list(by_name.values())
 
 
-def _contradiction(attention: AttentionCall, slices: Sequence[Slice]) -> str | None:
-    """Return why ownership and the attention call disagree, or None."""
-    heads, groups = attention.num_heads, attention.num_key_value_heads
-    if heads % groups:
-        return f"{heads} query heads don't divide into {groups} key/value heads"
-    size = heads // groups
+def _number_of_groups(slices: Sequence[Slice], candidate: Candidate) -> int | None:
+    """Return the number of key/value heads that ownership shows; None where heads share rows in no lawful way."""
+    heads = candidate.num_heads
+    shared = {run.owners for item in slices for run in item.runs if len(run.owners) > 1}
+    if not shared:
+        return 1 if candidate.num_key_value_heads == 1 else heads
+    size = len(min(shared, key=len))
     lawful = {tuple(range(first, first + size)) for first in range(0, heads, size)}
-    lawful |= {(head,) for head in range(heads)} | {()}
-    for item in slices:
-        for run in item.runs:
-            if run.owners not in lawful:
-                return f"rows of {item.parameter} are shared by heads {list(run.owners)}, which is no key/value group"
-    return None
+    return heads // size if heads % size == 0 and shared <= lawful else None
 
 
-def _attributes(attention: AttentionCall, path: str) -> tuple[Attribute, ...]:
-    heads, groups, width = (
-        attention.num_heads,
-        attention.num_key_value_heads,
-        attention.num_heads * attention.head_dim,
-    )
+def _without_shared(item: Slice) -> Slice:
+    """Leave alone whatever several heads share."""
+    runs = tuple(Run(run.owners if len(run.owners) == 1 else (), run.length) for run in item.runs)
+    return Slice(item.parameter, item.dim, runs)
+
+
+def _attributes(
+    clone: nn.Module, scope: str, candidate: Candidate, groups: int
+) -> tuple[Attribute, ...]:
+    heads, width = candidate.num_heads, candidate.num_heads * candidate.head_dim
     meaning = {
         "heads": heads,
         "key_value_heads": groups,
         "group_size": heads // groups,
         "width": width,
     }
-    values = {name: value for name, value in vars(attention.module).items() if type(value) is int}
-    return tuple(
-        Attribute(path, name, kind)
-        for name, kind in ATTRIBUTES.items()
-        if values.get(name) == meaning[kind]
-    )
+    found: list[Attribute] = []
+    for name, module in clone.get_submodule(scope).named_modules(prefix=scope):
+        if is_linear(module):
+            continue
+        values: dict[str, object] = dict(vars(module))
+        config = values.get("config")
+        if config is not None:
+            read = [key.removeprefix("config.") for key in ATTRIBUTES if key.startswith("config.")]
+            values |= {f"config.{key}": getattr(config, key, None) for key in read}
+        found += [
+            Attribute(name, key, kind)
+            for key, kind in ATTRIBUTES.items()
+            if type(values.get(key)) is int and values[key] == meaning[kind]
+        ]
+    return tuple(found)
 
 
 def _common_parent(path: str, other: str) -> str:

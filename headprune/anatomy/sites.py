@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from headprune.heads import HeadId, SiteId
 
@@ -59,11 +60,24 @@ def _is_there(run: Run, heads: Collection[int]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """An integer attribute of a module that depends on the number of heads; ``kind`` says how."""
+    """An integer of a module that depends on the number of heads; ``kind`` says how.
+
+    A name such as ``config.num_attention_heads`` is read by the module from its config; that module then gets a view of
+    the config in which the number differs.
+    """
 
     module: str
     name: str
     kind: str
+
+
+Execution = Literal["native", "expanded"]
+"""How an attention runs once heads are cut.
+
+``native``: its own forward, with fewer heads. ``expanded``: its projections are cut, and their outputs are spread back to
+the width of all heads, zeros where a head is gone; the output projection reads what is left. Exact for any attention whose
+projections are linear layers, whatever its forward assumes about its width, its biases or its norms.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,26 +87,43 @@ class Site:
     Args:
         id: Its name.
         path: Path of the attention module from the model's root.
-        output: Path of the output projection. Its input is the concatenation of the heads' outputs ``z``.
+        output: Path of the output projection.
+        gate: Path of the module whose input is the concatenation of the heads' outputs ``z``: the output projection, or a
+            norm before it that mixes heads.
         num_heads: Number of query heads of the unpruned model.
         num_key_value_heads: Number of key/value heads of the unpruned model.
         head_dim: Width of one head's ``z``.
         heads: Original indices of the heads that are still there.
         slices: The dimensions to cut, the output projection's among them.
         attributes: The integers to update.
-        min_heads: How many heads must stay for the model's own forward to run (0 or 1; proven by trying).
+        execution: How it runs with fewer heads.
+        when_empty: How it runs without any (None: it can't).
+        padding: Heads that are silenced for good and still take room, so that groups stay even.
     """
 
     id: SiteId
     path: str
     output: str
+    gate: str
     num_heads: int
     num_key_value_heads: int
     head_dim: int
     heads: tuple[int, ...]
     slices: tuple[Slice, ...]
     attributes: tuple[Attribute, ...]
-    min_heads: int = 1
+    execution: Execution = "native"
+    when_empty: Execution | None = None
+    padding: tuple[int, ...] = ()
+
+    @property
+    def min_heads(self) -> int:
+        """How many heads must stay (0 or 1; proven by trying)."""
+        return 1 if self.when_empty is None else 0
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """Heads that take room in the weights, in the order in which they lie there."""
+        return tuple(sorted({*self.heads, *self.padding}))
 
     @property
     def group_size(self) -> int:
@@ -111,14 +142,35 @@ class Site:
         return {group: tuple(members) for group, members in found.items()}
 
     def is_lawful(self, kept: Collection[int]) -> bool:
-        """Whether stock attention can run with ``kept``: every key/value head left serves equally many query heads."""
+        """Whether the attention can run with ``kept``: every key/value head left serves equally many query heads."""
         sizes = {len(members) for members in self.groups(kept).values()}
-        return len(sizes) <= 1 and len(kept) >= self.min_heads
+        even = len(sizes) <= 1 or self.execution == "expanded"
+        return even and len(kept) >= self.min_heads
 
-    def attribute_value(self, kind: str, kept: Collection[int]) -> int:
-        """Return what an attribute of ``kind`` is when ``kept`` remain."""
-        heads = len(kept)
-        key_value_heads = len(self.groups(kept)) if self.num_key_value_heads > 1 else 1
+    def padded(self, kept: Collection[int]) -> tuple[int, ...]:
+        """Return ``kept`` and the heads that must stay as dead weight so that all groups have the size of the largest.
+
+        A group without any head left goes as a whole. Heads are only ever taken from those that still have their slot.
+        """
+        if self.execution == "expanded":
+            return tuple(sorted(kept))
+        groups = self.groups(kept)
+        room = self.groups(self.slots)
+        size = max((len(members) for members in groups.values()), default=0)
+        filled: list[int] = []
+        for group, members in groups.items():
+            spare = [head for head in room[group] if head not in members]
+            filled += [*members, *spare[: size - len(members)]]
+        return tuple(sorted(filled))
+
+    def execution_with(self, kept: Collection[int]) -> Execution:
+        """Return how the attention runs when ``kept`` remain."""
+        return self.execution if kept or self.when_empty is None else self.when_empty
+
+    def attribute_value(self, kind: str, slots: Collection[int]) -> int:
+        """Return what an attribute of ``kind`` is when ``slots`` remain."""
+        heads = len(slots)
+        key_value_heads = len(self.groups(slots)) if self.num_key_value_heads > 1 else 1
         match kind:
             case "heads":
                 return heads

@@ -1,9 +1,9 @@
-"""Record one forward: which attentions ran, with how many heads, and which linear layers were called after them."""
+"""Record one forward: which attentions ran, with how many heads, and which layers were called after them."""
 
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-_ATTENTION_CLASS = re.compile(r"Attention|Attn")
+_ATTENTION_CLASS = re.compile(r"Attention|Attn|AttLayer")
+_NORM_CLASS = re.compile(r"Norm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,17 +27,39 @@ class AttentionCall:
 
 
 @dataclass(frozen=True, eq=False)
-class LinearCall:
-    """One call of a linear layer, with its input."""
+class LayerCall:
+    """One call of a linear layer or a norm, with its input."""
 
-    module: nn.Linear | Conv1D
+    module: nn.Module
     input: Tensor
 
 
+@dataclass(eq=False)
+class Span:
+    """One call of a module that looks like an attention: which layer calls happened inside it, and its output."""
+
+    module: nn.Module
+    start: int
+    stop: int = -1
+    output: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """What happened in one forward, in order."""
+
+    calls: list[AttentionCall | LayerCall] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+
+
+def input_dimension(linear: nn.Module) -> int:
+    """Return which dimension of a linear layer's weight is its input (transformers' Conv1D keeps it as [in, out])."""
+    return 0 if isinstance(linear, Conv1D) else 1
+
+
 def in_features(linear: nn.Module) -> int:
-    """Return the input width of a linear layer (transformers' Conv1D keeps its weight as [in, out])."""
-    weight = linear.get_parameter("weight")
-    return weight.shape[0] if isinstance(linear, Conv1D) else weight.shape[1]
+    """Return the input width of a linear layer."""
+    return linear.get_parameter("weight").shape[input_dimension(linear)]
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -51,34 +74,51 @@ def looks_like_attention(module: nn.Module) -> bool:
     )
 
 
-def record(
-    model: PreTrainedModel, inputs: Mapping[str, Tensor]
-) -> list[AttentionCall | LinearCall]:
-    """Run ``model`` once and return its attention and linear calls in order. The outputs keep their graph."""
-    events: list[AttentionCall | LinearCall] = []
-    handles = [
-        module.register_forward_pre_hook(
-            lambda module, args: events.append(LinearCall(module, args[0]))
-        )
-        for module in model.modules()
-        if is_linear(module)
-    ]
+def record(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Recording:
+    """Run ``model`` once and return its attention and layer calls in order. Their tensors keep their graph."""
+    recording = Recording()
+    handles = [handle for module in model.modules() for handle in _hooks(module, recording)]
     try:
-        with torch.enable_grad(), _recorded_attention(events):
+        with torch.enable_grad(), _recorded_attention(recording.calls):
             model(**inputs, use_cache=False) if takes_cache(model) else model(**inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return events
+    return recording
 
 
-def takes_cache(model: PreTrainedModel) -> bool:
+def takes_cache(model: nn.Module) -> bool:
     """Whether the model would fill a key/value cache that nobody reads."""
-    return bool(getattr(model.config, "use_cache", False))
+    return bool(getattr(getattr(model, "config", None), "use_cache", False))
+
+
+def _hooks(module: nn.Module, recording: Recording) -> Iterator[Any]:
+    calls, spans = recording.calls, recording.spans
+    is_norm = _NORM_CLASS.search(type(module).__name__) and not any(module.children())
+    if is_linear(module) or is_norm:
+
+        def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and isinstance(args[0], Tensor):
+                calls.append(LayerCall(module, args[0]))
+
+        yield module.register_forward_pre_hook(note)
+    if looks_like_attention(module):
+
+        def enter(module: nn.Module, _args: Any) -> None:
+            spans.append(Span(module, len(calls)))
+
+        def leave(module: nn.Module, _args: Any, output: Any) -> None:
+            open_ = next(span for span in reversed(spans) if span.module is module)
+            first = output[0] if isinstance(output, (tuple, list)) and output else output
+            open_.stop = len(calls)
+            open_.output = first if isinstance(first, Tensor) else None
+
+        yield module.register_forward_pre_hook(enter)
+        yield module.register_forward_hook(leave)
 
 
 @contextmanager
-def _recorded_attention(events: list[AttentionCall | LinearCall]) -> Iterator[None]:
+def _recorded_attention(calls: list[AttentionCall | LayerCall]) -> Iterator[None]:
     """Note every call that goes through transformers' attention interface.
 
     Registering an attention function of our own would need ``_supports_attention_backend``, which many models that do go
@@ -93,7 +133,7 @@ def _recorded_attention(events: list[AttentionCall | LinearCall]) -> Iterator[No
             result = function(module, query, key, *args, **kw)
             if query.dim() == 4:
                 output = result[0]
-                events.append(
+                calls.append(
                     AttentionCall(module, query.shape[1], key.shape[1], output.shape[-1], output)
                 )
             return result

@@ -7,11 +7,11 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from headprune.checkpoint import modeling_headprune
 from headprune.checkpoint.manifest import check_manifest
 from headprune.checkpoint.save import auto_classes
 from headprune.errors import CheckpointError, ModelError
 from headprune.models import ModelSource, choose_device, choose_dtype, find
+from headprune.surgery import modeling_headprune
 
 
 def load(

@@ -10,6 +10,7 @@ The two routes:
 
 import shutil
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +18,13 @@ import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from headprune.anatomy import Anatomy
+from headprune.anatomy import Anatomy, Site
 from headprune.anatomy.clone import pruning_record, quiet, stock_class
 from headprune.atomic import staged_directory
-from headprune.checkpoint import modeling_headprune
 from headprune.checkpoint.manifest import seal
 from headprune.heads import SiteId
+from headprune.surgery import modeling_headprune
+from headprune.surgery.modeling_headprune import width_kept
 
 Route = Literal["stock", "remote-code"]
 
@@ -124,15 +126,16 @@ def _candidates(
     if not record.get("removed"):
         yield plain, kind
         return
-    sizes = {(len(site.heads), len(site.groups(site.heads))) for site in anatomy.sites}
-    if len(sizes) != 1 or anatomy.refused or not next(iter(sizes))[0]:
+    sizes = {(len(site.slots), len(site.groups(site.slots))) for site in anatomy.sites}
+    native = all(site.execution_with(site.heads) == "native" for site in anatomy.sites)
+    if len(sizes) != 1 or anatomy.refused or not native or not next(iter(sizes))[0]:
         return
     ((heads, groups),) = sizes
     first = anatomy.sites[0]
     changes: dict[str, int | None] = {"num_attention_heads": heads, "head_dim": first.head_dim}
     if hasattr(plain, "num_key_value_heads"):
         changes["num_key_value_heads"] = groups if first.num_key_value_heads > 1 else 1
-    note = {"format": 1, "original": record["original"], "removed": record["removed"]}
+    note = {name: value for name, value in record.items() if name != "sites"}
     yield from _changed(plain, changes, note, kind)
     other = _SAME_MATHEMATICS.get(plain.model_type)
     if other is not None:
@@ -185,19 +188,32 @@ def _sizes(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Any]:
         for name in pruning_record(model.config).get("removed", ())
     }
     return {
-        site.path.removeprefix(prefix): {
-            "shapes": {
-                item.parameter.removeprefix(prefix): list(model.get_parameter(item.parameter).shape)
-                for item in site.slices
-            },
-            "attributes": {
-                item.name: getattr(model.get_submodule(item.module), item.name)
-                for item in site.attributes
-            },
-        }
+        _below(prefix, site.path): _size(model, site, prefix)
         for site in anatomy.sites
         if site.id in removed
     }
+
+
+def _size(model: PreTrainedModel, site: Site, prefix: str) -> dict[str, Any]:
+    attributes: dict[str, dict[str, int]] = {}
+    for item in site.attributes:
+        value = attrgetter(item.name)(model.get_submodule(item.module))
+        attributes.setdefault(_below(prefix, item.module), {})[item.name] = value
+    linears = sorted({item.parameter.rpartition(".")[0] for item in site.slices})
+    spread = {_below(prefix, path): width_kept(model.get_submodule(path)) for path in linears}
+    return {
+        "shapes": {
+            _below(prefix, item.parameter): list(model.get_parameter(item.parameter).shape)
+            for item in site.slices
+        },
+        "attributes": attributes,
+        "spread": {path: kept for path, kept in spread.items() if kept},
+    }
+
+
+def _below(prefix: str, path: str) -> str:
+    """Return a path below the base model; one that lies outside of it starts with a slash."""
+    return path.removeprefix(prefix) if path.startswith(prefix) else f"/{path}"
 
 
 def _plain_config(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedConfig:

@@ -1,20 +1,24 @@
 """Slice the Q/K/V/O weights in place. Exact: what stays is bit for bit what it was."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from headprune.anatomy import Anatomy, Site, Slice
 from headprune.anatomy.clone import original_head_counts, pruning_record
+from headprune.anatomy.trace import input_dimension, is_linear
 from headprune.errors import PlanError
 from headprune.heads import HeadId
+from headprune.surgery.modeling_headprune import keep_width, replace_parameter, set_attribute
 
 
-def cut(model: PreTrainedModel, anatomy: Anatomy, *, remove: Collection[HeadId]) -> Anatomy:
+def cut(
+    model: PreTrainedModel, anatomy: Anatomy, *, remove: Collection[HeadId], pad: bool = False
+) -> Anatomy:
     """Remove heads from ``model`` in place.
 
     dtype, device, ``requires_grad``, the random state and every other tensor stay as they were. What was removed is noted in
@@ -24,6 +28,8 @@ def cut(model: PreTrainedModel, anatomy: Anatomy, *, remove: Collection[HeadId])
         model: The model; changed in place.
         anatomy: Its anatomy.
         remove: Heads that are still there.
+        pad: Where key/value groups would be left uneven, keep the rows of some removed heads as dead weight: zero rows in Q,
+            zero columns in W_O. Exact, and stock attention can run it.
 
     Returns:
         The anatomy of the pruned model.
@@ -41,46 +47,129 @@ def cut(model: PreTrainedModel, anatomy: Anatomy, *, remove: Collection[HeadId])
         )
     kept = anatomy.kept_per_site(remove)
     changed = [site for site in anatomy.sites if kept[site.id] != site.heads]
-    for site in changed:
-        if not site.is_lawful(kept[site.id]):
-            raise PlanError(
-                f"{site.id} can't run with heads {list(kept[site.id])} alone: {_reason(site, kept[site.id])}",
-                where="plan",
-                hint="remove whole key/value groups, or as many query heads from each (--gqa group, --gqa even)",
-            )
+    after = {
+        site.id: replace(
+            site,
+            heads=kept[site.id],
+            padding=tuple(sorted(set(_slots(site, kept[site.id], pad=pad)) - set(kept[site.id]))),
+        )
+        for site in changed
+    }
     _refuse_shared_parameters(model, changed)
     for site in changed:
-        for item in site.slices:
-            _cut_parameter(model, item, present=site.heads, kept=kept[site.id])
-        for attribute in site.attributes:
-            value = site.attribute_value(attribute.kind, kept[site.id])
-            setattr(model.get_submodule(attribute.module), attribute.name, value)
-    _note(model, remove)
+        _cut_site(model, site, after[site.id])
+    _note(model, remove, [after.get(site.id, site) for site in anatomy.sites])
     return Anatomy(
         anatomy.model_type,
-        tuple(replace(site, heads=kept[site.id]) for site in anatomy.sites),
+        tuple(after.get(site.id, site) for site in anatomy.sites),
         anatomy.refused,
     )
 
 
-def _cut_parameter(
-    model: nn.Module, item: Slice, *, present: Collection[int], kept: Collection[int]
-) -> None:
-    indices = item.kept_indices(present=present, kept=kept)
-    path, _, name = item.parameter.rpartition(".")
-    module = model.get_submodule(path)
-    old: Tensor = module.get_parameter(name)
-    if len(indices) == old.shape[item.dim]:
-        return
-    chosen = torch.tensor(indices, dtype=torch.long, device=old.device)
-    new = nn.Parameter(
-        old.detach().index_select(item.dim, chosen).contiguous(), requires_grad=old.requires_grad
-    )
-    setattr(module, name, new)
-    if name == "weight" and isinstance(module, nn.Linear):
-        module.out_features, module.in_features = new.shape
-    elif name == "weight" and isinstance(module, Conv1D):
-        module.nx, module.nf = new.shape
+def _slots(site: Site, kept: Collection[int], *, pad: bool) -> tuple[int, ...]:
+    if not pad and not site.is_lawful(kept):
+        raise PlanError(
+            f"{site.id} can't run with heads {list(kept)} alone: {_reason(site, kept)}",
+            where="plan",
+            hint="remove whole key/value groups, or as many query heads from each, or pad (--gqa group, even, pad)",
+        )
+    slots = site.padded(kept) if pad else tuple(kept)
+    if len(slots) < site.min_heads:
+        raise PlanError(
+            f"{site.id} can't run with heads {list(kept)} alone: {_reason(site, kept)}",
+            where="plan",
+            hint=f"keep a head of it (--min-heads {site.min_heads})",
+        )
+    return slots
+
+
+def _cut_site(model: PreTrainedModel, before: Site, after: Site) -> None:
+    for name, value in cut_tensors(model, before, after).items():
+        path, _, leaf = name.rpartition(".")
+        replace_parameter(model.get_submodule(path), leaf, value)
+    if after.execution_with(after.heads) == "native":
+        for attribute in after.attributes:
+            number = after.attribute_value(attribute.kind, after.slots)
+            set_attribute(model.get_submodule(attribute.module), attribute.name, number)
+    for path, spread in spreads(model, before, after).items():
+        keep_width(model.get_submodule(path), **spread)
+
+
+def cut_tensors(model: nn.Module, before: Site, after: Site) -> dict[str, Tensor]:
+    """Return the new value of every parameter of a site that changes."""
+    parameters = {item.parameter: model.get_parameter(item.parameter) for item in before.slices}
+    return cut_values(parameters, before, after, dimensions=slices_of(model, after))
+
+
+def cut_values(
+    parameters: Mapping[str, Tensor], before: Site, after: Site, *, dimensions: Collection[Slice]
+) -> dict[str, Tensor]:
+    """Return what is left of ``parameters``, by name; those that keep their shape and values are left out."""
+    found: dict[str, Tensor] = {}
+    for item in dimensions:
+        old = parameters[item.parameter].detach()
+        indices = item.kept_indices(present=before.slots, kept=after.slots)
+        new = old
+        if len(indices) != old.shape[item.dim]:
+            chosen = torch.tensor(indices, dtype=torch.long, device=old.device)
+            new = old.index_select(item.dim, chosen).contiguous()
+        dead = _dead(item, after)
+        if dead and dead != _dead(item, before):
+            new = new.clone() if new is old else new
+            new.index_fill_(item.dim, torch.tensor(dead, device=old.device), 0)
+        if new is not old:
+            found[item.parameter] = new
+    return found
+
+
+def _dead(item: Slice, site: Site) -> list[int]:
+    """Return the indices, among those of the slots, that belong to padding alone."""
+    if not site.padding:
+        return []
+    everyone = item.kept_indices(present=site.slots, kept=site.slots)
+    alive = set(item.kept_indices(present=site.slots, kept=site.heads))
+    return [index for index in everyone if index not in alive]
+
+
+def slices_of(model: nn.Module, site: Site) -> tuple[Slice, ...]:
+    """Return the dimensions that are cut: with expanded execution only those of linear layers."""
+    if site.execution_with(site.heads) == "native":
+        return site.slices
+    return tuple(item for item in site.slices if is_linear(_owner(model, item)))
+
+
+def spreads(model: nn.Module, before: Site, after: Site) -> dict[str, dict[str, Any]]:
+    """Return, by linear layer, how it deals with activations wider than itself (see ``keep_width``)."""
+    if after.execution_with(after.heads) == "native":
+        return {}
+    # A site that runs natively and loses its last head keeps the width it had just before.
+    width = range(before.num_heads) if after.execution == "expanded" else before.slots
+    found: dict[str, dict[str, Any]] = {}
+    for item in slices_of(model, after):
+        path, _, leaf = item.parameter.rpartition(".")
+        if leaf == "weight":
+            is_input = item.dim == input_dimension(_owner(model, item))
+            found[path] = {
+                "side": "input" if is_input else "output",
+                "size": item.size(width),
+                "kept": _ranges(item.kept_indices(present=width, kept=after.slots)),
+            }
+    return found
+
+
+def _ranges(indices: Sequence[int]) -> list[list[int]]:
+    """Return sorted indices as [start, stop] pairs."""
+    found: list[list[int]] = []
+    for index in indices:
+        if found and found[-1][1] == index:
+            found[-1][1] = index + 1
+        else:
+            found.append([index, index + 1])
+    return found
+
+
+def _owner(model: nn.Module, item: Slice) -> nn.Module:
+    return model.get_submodule(item.parameter.rpartition(".")[0])
 
 
 def _refuse_shared_parameters(model: nn.Module, sites: Collection[Site]) -> None:
@@ -98,14 +187,16 @@ def _refuse_shared_parameters(model: nn.Module, sites: Collection[Site]) -> None
                 )
 
 
-def _note(model: PreTrainedModel, remove: Collection[HeadId]) -> None:
+def _note(model: PreTrainedModel, remove: Collection[HeadId], sites: Collection[Site]) -> None:
     record = pruning_record(model.config)
     removed = {HeadId.parse(name) for name in record.get("removed", ())} | set(remove)
+    padding = sorted(HeadId(site.id, head) for site in sites for head in site.padding)
     model.config.headprune = {
         "format": 1,
-        **record,
+        **{name: value for name, value in record.items() if name != "padding"},
         "original": original_head_counts(model.config),
         "removed": [str(head) for head in sorted(removed)],
+        **({"padding": [str(head) for head in padding]} if padding else {}),
     }
 
 

@@ -1,0 +1,140 @@
+"""Run a small copy of a model, tower by tower, and collect the attentions that it shows."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from headprune.anatomy.clone import SIZES, refuse_quantised, tiny_clone
+from headprune.anatomy.exceptions import REASONS
+from headprune.anatomy.inputs import example_inputs
+from headprune.anatomy.locate import UNSEEN, locate
+from headprune.anatomy.ownership import Pattern, find_patterns
+from headprune.anatomy.trace import AttentionCall, looks_like_attention, record, takes_cache
+from headprune.errors import UnsupportedError
+
+
+@dataclass(frozen=True, eq=False)
+class Tower:
+    """A part of the clone that runs by itself: the whole model, or one of the models it is made of."""
+
+    path: str
+    inputs: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """What the clone showed."""
+
+    clone: PreTrainedModel
+    towers: tuple[Tower, ...]
+    patterns: tuple[Pattern, ...]
+    refused: Mapping[str, str]
+
+
+def probe(model: PreTrainedModel) -> Probe:
+    """Build a small copy of ``model`` and ask it where its heads are.
+
+    Raises:
+        UnsupportedError: The model is quantised; no copy can be built or run; or it has no attention that was understood.
+    """
+    refuse_quantised(model)
+    best: Probe | None = None
+    fewest = 0
+    problem: UnsupportedError | None = None
+    for size in SIZES:
+        try:
+            found = _probe(tiny_clone(model, size=size))
+        except UnsupportedError as error:
+            problem = problem or error
+            continue
+        anatomy = locate(model, found.patterns, found.refused)
+        unseen = sum(reason == UNSEEN for reason in anatomy.refused.values())
+        if anatomy.sites and (best is None or unseen < fewest):
+            best, fewest = found, unseen
+        if best is not None and not fewest:
+            break
+    if best is None:
+        raise problem or _nothing_found(model, found)
+    return best
+
+
+def run_tower(clone: nn.Module, tower: Tower) -> list[Tensor]:
+    """Return every tensor of floats that a tower puts out. Models that draw random numbers draw the same each time."""
+    module = clone.get_submodule(tower.path)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        cache = {"use_cache": False} if takes_cache(module) else {}
+        return list(_tensors(module(**tower.inputs, **cache)))
+
+
+def _probe(clone: PreTrainedModel) -> Probe:
+    towers: list[Tower] = []
+    patterns: dict[str, Pattern] = {}
+    refused: dict[str, str] = {}
+    reached: set[nn.Module] = set()
+    problem: Exception | None = None
+    for path, module in _parts(clone):
+        mine = {child for child in module.modules() if looks_like_attention(child)}
+        if path and mine <= reached:
+            continue
+        try:
+            tower = Tower(path, example_inputs(module))
+            with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                recording = record(module, tower.inputs)
+                found, no = find_patterns(clone, recording)
+        except (
+            Exception
+        ) as error:  # a forward raises whatever it likes when inputs are not to its taste
+            problem = problem or error
+            continue
+        called = {span.module for span in recording.spans} | {
+            call.module for call in recording.calls if isinstance(call, AttentionCall)
+        }
+        if called - reached:
+            towers.append(tower)
+            reached |= called
+        patterns |= {pattern.path: pattern for pattern in found if pattern.path not in patterns}
+        refused |= no
+    if problem is not None and not towers:
+        raise UnsupportedError(
+            f"model type {clone.config.model_type!r} is not supported: a small copy of it doesn't run on made-up inputs ({problem})",
+            where=f"{type(clone).__name__} (config.json: model_type)",
+            hint="please report the model type",
+        ) from problem
+    return Probe(clone, tuple(towers), tuple(patterns.values()), refused)
+
+
+def _parts(clone: PreTrainedModel) -> Iterator[tuple[str, PreTrainedModel]]:
+    """Yield the model, then the models it is made of, the outer ones first."""
+    for path, module in clone.named_modules():
+        if isinstance(module, PreTrainedModel):
+            yield path, module
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _nothing_found(model: PreTrainedModel, found: Probe) -> UnsupportedError:
+    model_type = model.config.model_type
+    reason = REASONS.get(model_type) or next(
+        iter(found.refused.values()), "it has no attention heads"
+    )
+    return UnsupportedError(
+        f"model type {model_type!r} is not supported: {reason}",
+        where=f"{type(model).__name__} (config.json: model_type)",
+        hint="docs/support.md lists what is supported",
+    )

@@ -1,0 +1,166 @@
+"""Make a config small without breaking what its numbers have to do with each other.
+
+Head counts stay. All widths are divided by one number, in every part of a composite config, so that sums, products and equalities
+between them go on holding; layers, experts, vocabulary and images are counted down.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+_HEAD_DIM = 8
+_VOCABULARY = 64
+_EXPERTS = 16
+_PATCHES = 4
+
+_WIDTH = re.compile(
+    r"hidden_size|hidden_dim|_dim$|^dim$|_dims$|^dim_|d_model|d_ff|d_kv|n_embd|n_inner|n_embed|intermediate|ffn|embed|width"
+    r"|_rank$|inner|head_size|d_embed|d_head|d_inner|proj_size|kv_channels|attention_size"
+)
+_NO_WIDTH = re.compile(
+    r"vocab|patch|image|kernel|window|chunk|num_|dropout|drop|prob|bias|position|layer|scal|factor|ratio|heads|act|type|max_"
+)
+_HEAD_WIDTH = re.compile(
+    r"^(v_|qk_|global_)?head_dim$|^d_kv$|^d_head$|attention_head_size|^kv_channels$|qk_\w+_dim$"
+)
+_HEADS = re.compile(
+    r"^(num_)?(encoder_|decoder_)?(attention_heads|num_attention_heads|heads)$|^n_heads?$"
+)
+_LAYERS = re.compile(
+    r"^(num_|n_)?((hidden|encoder|decoder|block|text|vision)_)*(num_)?(hidden_)?(layers?|blocks)$|^depth$"
+)
+_EXPERT_COUNT = re.compile(r"^(num_|n_|moe_num_)(local_|routed_)?experts$")
+
+
+def shrunk(settings: dict[str, Any], *, layers: int | None, widths: bool) -> dict[str, Any]:
+    """Return a copy of a config's settings with fewer layers (None: as many) and, if asked, smaller widths."""
+    scale = common_scale(settings) if widths else 1
+    return _shrink(settings, layers=layers, scale=scale)
+
+
+def common_scale(settings: dict[str, Any]) -> int:
+    """Return what all widths are divided by: as much as the narrowest head bears, and only what divides all of them."""
+    head_dims = list(_head_dims(settings))
+    if not head_dims:
+        return 1
+    common = math.gcd(*head_dims, *_widths(settings, least=min(head_dims)))
+    lawful = [
+        divisor
+        for divisor in range(1, common + 1)
+        if common % divisor == 0
+        and all(width // divisor >= _HEAD_DIM and width // divisor % 2 == 0 for width in head_dims)
+    ]
+    return max(lawful, default=1)
+
+
+def _head_dims(settings: dict[str, Any]) -> Iterator[int]:
+    for part in _parts(settings):
+        for name, value in part.items():
+            if type(value) is int and _HEAD_WIDTH.search(name):
+                yield value
+        hidden = next(
+            (
+                part[name]
+                for name in ("hidden_size", "d_model", "n_embd", "dim", "embed_dim")
+                if type(part.get(name)) is int
+            ),
+            None,
+        )
+        for name, heads in part.items():
+            if (
+                hidden
+                and _HEADS.search(name)
+                and type(heads) is int
+                and heads
+                and hidden % heads == 0
+            ):
+                yield hidden // heads
+
+
+def _widths(settings: dict[str, Any], *, least: int) -> Iterator[int]:
+    for part in _parts(settings):
+        for name, value in part.items():
+            if _is_width(name):
+                numbers = value if isinstance(value, list) else [value]
+                yield from (number for number in numbers if type(number) is int and number >= least)
+
+
+def _parts(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the settings and those of the configs inside."""
+    yield settings
+    for value in settings.values():
+        if isinstance(value, dict) and "model_type" in value:
+            yield from _parts(value)
+
+
+def _is_width(name: str) -> bool:
+    return bool(_WIDTH.search(name)) and not _NO_WIDTH.search(name)
+
+
+def _shrink(settings: dict[str, Any], *, layers: int | None, scale: int) -> dict[str, Any]:
+    counts = {
+        value for name, value in settings.items() if _LAYERS.search(name) and type(value) is int
+    }
+    return {
+        name: _shrink_one(name, value, settings, layers=layers, counts=counts, scale=scale)
+        for name, value in settings.items()
+    }
+
+
+def _shrink_one(
+    name: str,
+    value: Any,
+    settings: dict[str, Any],
+    *,
+    layers: int | None,
+    counts: set[int],
+    scale: int,
+) -> Any:
+    if isinstance(value, dict):
+        if "model_type" in value:
+            return _shrink(value, layers=layers, scale=scale)
+        return {key: _shrink_section(str(key), item, scale) for key, item in value.items()}
+    if isinstance(value, list):
+        return _shrink_list(name, value, layers=layers, counts=counts, scale=scale)
+    if type(value) is not int:
+        return value
+    if _LAYERS.search(name):
+        return value if layers is None else min(value, layers)
+    if _EXPERT_COUNT.search(name):
+        return min(value, _EXPERTS)
+    if name.endswith("vocab_size"):
+        return min(value, _VOCABULARY)
+    if name.endswith(("_token_id", "_token_index")) and value >= _VOCABULARY:
+        return _special_id(name, settings)
+    if name == "max_source_positions":
+        return min(value, 64)
+    if name == "image_size" and type(settings.get("patch_size")) is int and scale > 1:
+        return min(value, settings["patch_size"] * _PATCHES)
+    if _is_width(name) or name == "rotary_dim":
+        return value // scale if value % scale == 0 else value
+    return value
+
+
+def _shrink_list(
+    name: str, value: list[Any], *, layers: int | None, counts: set[int], scale: int
+) -> list[Any]:
+    if name == "depths" and layers is not None:
+        return [min(depth, layers) for depth in value]
+    if layers is not None and len(value) in counts:  # one entry per layer, such as layer_types
+        value = value[:layers]
+    if _is_width(name) and all(type(item) is int and item % scale == 0 for item in value):
+        return [item // scale for item in value]
+    return value
+
+
+def _shrink_section(name: str, value: Any, scale: int) -> Any:
+    if name == "mrope_section" and isinstance(value, list):
+        return [item // scale for item in value]
+    return value
+
+
+def _special_id(name: str, settings: dict[str, Any]) -> int:
+    """Return an id of its own for each special token that no longer fits the vocabulary."""
+    names = sorted(key for key in settings if key.endswith(("_token_id", "_token_index")))
+    return names.index(name) % 16

@@ -1,0 +1,182 @@
+"""Loads a model whose attention heads were pruned. Lies beside the weights; needs only torch and transformers.
+
+``AutoModel....from_pretrained(directory, trust_remote_code=True)`` builds the stock model, cuts the attention to the sizes noted
+in ``config.json`` under ``headprune``, and then fills in the weights. Written by headprune (Apache-2.0).
+"""
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedConfig
+
+
+def shrink(model, record):
+    """Give the parameters and integers of ``model`` the sizes in ``record["sites"]``; values are filled in afterwards."""
+    for site in record["sites"].values():
+        for name, shape in site["shapes"].items():
+            owner, _, leaf = name.rpartition(".")
+            module = find_module(model, owner)
+            if module is not None:
+                part = getattr(module, leaf).detach()[tuple(slice(0, size) for size in shape)]
+                replace_parameter(module, leaf, part.clone())
+        for path, values in site["attributes"].items():
+            module = find_module(model, path)
+            for name, value in values.items() if module is not None else ():
+                set_attribute(module, name, value)
+        for path, spread in site["spread"].items():
+            module = find_module(model, path)
+            if module is not None:
+                keep_width(module, **spread)
+
+
+def find_module(model, path):
+    """Return the module at a path below the base model; a path outside of it starts with "/", and None means it isn't there."""
+    if path.startswith("/"):
+        try:
+            return model.get_submodule(path[1:])
+        except AttributeError:
+            return None
+    prefix = "" if model.base_model is model else model.base_model_prefix + "."
+    return model.get_submodule(prefix + path)
+
+
+def replace_parameter(module: nn.Module, name: str, value: torch.Tensor) -> None:
+    """Put ``value`` in the place of a parameter, and tell a linear layer of its new size."""
+    old = getattr(module, name)
+    setattr(module, name, nn.Parameter(value, requires_grad=old.requires_grad))
+    if name == "weight" and isinstance(module, nn.Linear):
+        module.out_features, module.in_features = value.shape
+    elif name == "weight" and hasattr(
+        module, "nf"
+    ):  # transformers' Conv1D keeps its weight as [in, out]
+        module.nx, module.nf = value.shape
+
+
+def set_attribute(module: nn.Module, name: str, value: int) -> None:
+    """Set an integer of a module; ``config.x`` is what it reads from its config, which other modules share."""
+    if not name.startswith("config."):
+        setattr(module, name, value)
+        return
+    view = module.config if "_values" in vars(module.config) else ConfigView(module.config)
+    view.__dict__["_values"][name.removeprefix("config.")] = value
+    module.config = view
+
+
+class ConfigView:
+    """A config in which some numbers differ for one module; all else is read from, and written to, the shared one."""
+
+    def __init__(self, config):
+        self.__dict__.update(_config=config, _values={})
+
+    def __getattr__(self, name):
+        if name.startswith(
+            "__"
+        ):  # copying and pickling ask before there is anything to answer with
+            raise AttributeError(name)
+        values = self.__dict__["_values"]
+        return values[name] if name in values else getattr(self.__dict__["_config"], name)
+
+    def __setattr__(self, name, value):
+        setattr(self.__dict__["_config"], name, value)
+
+
+def keep_width(module: nn.Module, *, side: str, size: int, kept: list) -> None:
+    """Let a cut linear layer deal with activations as wide as they were before.
+
+    Its output (``side`` is "output") is spread to ``size`` with zeros where indices are gone; of its input ("input") only the
+    kept indices are read. ``kept`` lists [start, stop] in the dimension before the cut.
+    """
+    for hooks in (module._forward_hooks, module._forward_pre_hooks):
+        for key in [key for key, hook in hooks.items() if hasattr(hook, "kept")]:
+            del hooks[key]
+    if side == "output":
+        module.register_forward_hook(Spread(size, kept))
+    else:
+        module.register_forward_pre_hook(Gather(size, kept), prepend=True)
+
+
+def width_kept(module: nn.Module) -> dict | None:
+    """Return what ``keep_width`` was told about a linear layer, or None."""
+    for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+        if hasattr(
+            hook, "kept"
+        ):  # not by class: a model loaded as remote code has classes of its own
+            return {"side": hook.side, "size": hook.size, "kept": hook.kept}
+    return None
+
+
+class _Indices:
+    def __init__(self, size, kept):
+        self.size, self.kept = size, kept
+
+    def index(self, device):
+        # Made when it is needed: a buffer that isn't saved would be garbage after a load without memory.
+        places = [place for start, stop in self.kept for place in range(start, stop)]
+        return torch.tensor(places, dtype=torch.long, device=device)
+
+
+class Spread(_Indices):
+    """A forward hook: zeros where the output's indices are gone."""
+
+    side = "output"
+
+    def __call__(self, _module, _args, output):
+        full = output.new_zeros(*output.shape[:-1], self.size)
+        return full.index_copy(-1, self.index(output.device), output)
+
+
+class Gather(_Indices):
+    """A forward pre-hook: only the kept indices of the input."""
+
+    side = "input"
+
+    def __call__(self, _module, args):
+        return (args[0].index_select(-1, self.index(args[0].device)), *args[1:])
+
+
+class HeadPrunedMixin:
+    """Cuts a freshly built stock model to its pruned sizes."""
+
+    def __init__(self, config, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        # A model that wraps others builds them through their stock classes, so this runs once, at the root.
+        if "sites" in (getattr(config, "headprune", None) or {}):
+            shrink(self, config.headprune)
+
+
+def __getattr__(name):
+    """Make ``HeadPruned<Class>`` for any class of transformers, when it is first asked for."""
+    base = getattr(transformers, name.removeprefix("HeadPruned"), None)
+    if not name.startswith("HeadPruned") or base is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if issubclass(base, PreTrainedConfig):
+        # A config class of its own, with the stock model_type: tokenizers and pipelines know what it is.
+        made = type(name, (base,), {"__module__": __name__})
+    else:
+        config_class = globals().get("HeadPruned" + base.config_class.__name__) or __getattr__(
+            "HeadPruned" + base.config_class.__name__
+        )
+        made = type(
+            name,
+            (HeadPrunedMixin, base),
+            {"__module__": __name__, "config_class": config_class},
+        )
+        _keep_weight_conversions(name, base)
+    globals()[name] = made
+    return made
+
+
+def _keep_weight_conversions(name, base):
+    """Rename and fuse weights at loading as the stock class does: transformers skips that for classes it doesn't know."""
+    try:
+        from transformers.conversion_mapping import (
+            get_checkpoint_conversion_mapping,
+            register_checkpoint_conversion_mapping,
+        )
+    except ImportError:  # older transformers have no conversions
+        return
+    mapping = get_checkpoint_conversion_mapping(base.__name__) or get_checkpoint_conversion_mapping(
+        base.config_class.model_type
+    )
+    if mapping is not None:
+        register_checkpoint_conversion_mapping(name, mapping, overwrite=True)
