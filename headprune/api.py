@@ -144,14 +144,15 @@ def plan(
     min_heads: int = 1,
     protect: Sequence[str] = (),
     uniform: bool = False,
-    gqa: Literal["group", "even"] = "group",
+    gqa: Literal["group", "even", "pad"] = "group",
+    sites: Sequence[str] = (),
 ) -> PruningPlan:
     """Choose the heads to remove: the least important ones that the architecture and the constraints allow.
 
     Raises:
         PlanError: The constraints contradict each other, the architecture or the scores.
     """
-    constraints = selection.Constraints(keep, min_heads, tuple(protect), uniform, gqa)
+    constraints = selection.Constraints(keep, min_heads, tuple(protect), uniform, gqa, tuple(sites))
     return selection.make_plan(scores, anatomy, constraints=constraints)
 
 
@@ -160,6 +161,7 @@ def prune(
     heads: PruningPlan | HeadSelection | HeadMask,
     *,
     anatomy: Anatomy | None = None,
+    pad: bool = False,
 ) -> PreTrainedModel:
     """Cut heads out of ``model``, in place, and return it.
 
@@ -167,6 +169,8 @@ def prune(
         model: The model; may have been pruned before. Heads keep their original names.
         heads: A plan, or heads to remove in the forms that :func:`masked` takes.
         anatomy: The model's anatomy, if it is known already.
+        pad: Where key/value groups would be left uneven, even them out with dead weight (a plan made with ``gqa="pad"``
+            says so itself).
 
     Raises:
         PlanError: A head isn't there, or what would be left can't run; the plan is of another model. Nothing was changed then.
@@ -182,11 +186,12 @@ def prune(
                 hint="make it from scores of this model, or prune by names: prune(model, plan.remove)",
             )
         remove = select_heads(heads.remove, anatomy.heads)
+        pad = pad or selection.is_padded(heads)
     elif isinstance(heads, HeadMask):
         remove = select_heads(heads.removed, anatomy.heads)
     else:
         remove = select_heads(heads, anatomy.heads)
-    cut(model, anatomy, remove=remove)
+    cut(model, anatomy, remove=remove, pad=pad)
     return model
 
 

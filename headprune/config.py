@@ -44,7 +44,8 @@ class Recipe(BaseModel):
     min_heads: int = Field(1, ge=0)
     protect: tuple[str, ...] = ()
     uniform: bool = False
-    gqa: Literal["group", "even"] = "group"
+    gqa: Literal["group", "even", "pad"] = "group"
+    sites: tuple[str, ...] = ()
 
     run: str | None = None
     scores: str | None = None
@@ -63,7 +64,7 @@ class Recipe(BaseModel):
         """Take ``text: a,b`` for ``text: [a, b]``, and ``batch_size: auto`` for none."""
         if not isinstance(values, dict):
             return values
-        for name in ("text", "protect"):
+        for name in ("text", "protect", "sites"):
             said = values.get(name)
             items = [said] if isinstance(said, str) else said
             if isinstance(items, (list, tuple)) and all(isinstance(item, str) for item in items):

@@ -171,7 +171,7 @@ def _difference(
             masked = [tensor for tower in found.towers for tensor in run_tower(clone, tower)]
         cut(clone, anatomy, remove=remove)
         pruned = [tensor for tower in found.towers for tensor in run_tower(clone, tower)]
-    except Exception:  # a forward that doesn't fit its weights raises whatever it likes
+    except Exception:  # noqa: BLE001 - a forward that doesn't fit its weights raises what it likes
         return float("inf")
     if remove and _distance(plain, masked) < _LEAST_EFFECT:
         return float("inf")

@@ -12,20 +12,22 @@ from headprune.heads import HeadId, HeadScores, SiteId
 from headprune.selection import Constraints, check_constraints, make_plan
 
 
-def anatomy_of(*, layers=3, heads=4, groups=4, min_heads=0):
+def anatomy_of(*, layers=3, heads=4, groups=4, min_heads=0, stacks=(("", "self"),)):
     sites = tuple(
         Site(
-            SiteId("", layer),
-            f"layers.{layer}",
-            f"layers.{layer}.o",
-            heads,
-            groups,
-            8,
-            tuple(range(heads)),
-            (),
-            (),
-            min_heads,
+            id=SiteId(stack, layer, kind),
+            path=f"{stack}.layers.{layer}.{kind}",
+            output=f"{stack}.layers.{layer}.{kind}.o",
+            gate=f"{stack}.layers.{layer}.{kind}.o",
+            num_heads=heads,
+            num_key_value_heads=groups,
+            head_dim=8,
+            heads=tuple(range(heads)),
+            slices=(),
+            attributes=(),
+            when_empty=None if min_heads else "native",
         )
+        for stack, kind in stacks
         for layer in range(layers)
     )
     return Anatomy("toy", sites, {})
@@ -52,7 +54,7 @@ def problems(draw):
             "keep": draw(st.sampled_from([0.01, 0.25, 0.3, 0.5, 0.7, 0.99, 1.0])),
             "min_heads": draw(st.integers(0, 2)),
             "protect": tuple(draw(st.lists(st.sampled_from(names), max_size=2))),
-            "gqa": draw(st.sampled_from(["group", "even"])),
+            "gqa": draw(st.sampled_from(["group", "even", "pad"])),
         },
     )
 
@@ -73,7 +75,9 @@ def test_a_plan_is_lawful_and_within_its_constraints_or_refused(problem):
         return
     kept = anatomy.kept_per_site(set(plan.remove))
     for site in anatomy.sites:
-        assert site.is_lawful(kept[site.id])
+        slots = site.padded(kept[site.id]) if constraints.gqa == "pad" else kept[site.id]
+        assert site.is_lawful(slots)
+        assert set(kept[site.id]) <= set(slots) <= set(site.heads)
         assert len(kept[site.id]) >= min(constraints.min_heads, len(site.heads))
         assert plan.kept_per_site[str(site.id)] == len(kept[site.id])
     assert not {str(head) for head in plan.remove} & set(constraints.protect)
@@ -102,7 +106,7 @@ def test_what_the_check_allows_the_plan_can_do(problem):
 @given(
     st.lists(st.integers(0, 9).map(float), min_size=8, max_size=8),
     st.sampled_from([0.25, 0.5, 0.75]),
-    st.sampled_from(["group", "even"]),
+    st.sampled_from(["group", "even", "pad"]),
     st.sampled_from([(4, 4), (4, 2)]),
 )
 @settings(max_examples=100, deadline=None)

@@ -80,10 +80,7 @@ def tiny_clone(model: PreTrainedModel, *, size: Size) -> PreTrainedModel:
         torch.manual_seed(0)
         try:
             config = _small_config(model.config, kind, size)
-            with torch.device("meta"):
-                numbers = sum(p.numel() for p in kind(copy.deepcopy(config)).parameters())
-            if numbers > _MOST_PARAMETERS:
-                raise ValueError(f"it would have {numbers:,} parameters")
+            _refuse_large(kind, config)
             with torch.device("cpu"):
                 clone = kind._from_config(config, dtype=torch.float32, attn_implementation="eager")
         except Exception as error:  # config and model classes raise whatever they like
@@ -95,6 +92,13 @@ def tiny_clone(model: PreTrainedModel, *, size: Size) -> PreTrainedModel:
         _draw_weights(clone)
     made: PreTrainedModel = clone.eval()
     return made
+
+
+def _refuse_large(kind: type[PreTrainedModel], config: PreTrainedConfig) -> None:
+    with torch.device("meta"):
+        numbers = sum(p.numel() for p in kind(copy.deepcopy(config)).parameters())
+    if numbers > _MOST_PARAMETERS:
+        raise ValueError(f"it would have {numbers:,} parameters")
 
 
 def refuse_quantised(model: PreTrainedModel) -> None:

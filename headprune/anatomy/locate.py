@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 from torch import nn
@@ -11,7 +12,7 @@ from headprune.anatomy.clone import pruning_record
 from headprune.anatomy.naming import name_sites
 from headprune.anatomy.ownership import Pattern
 from headprune.anatomy.sites import Anatomy, Attribute, Run, Site, Slice
-from headprune.anatomy.trace import in_features, is_linear, looks_like_attention
+from headprune.anatomy.trace import in_features, looks_like_attention
 from headprune.heads import HeadId, SiteId
 
 UNSEEN = "a small copy of the model doesn't run it"
@@ -120,9 +121,8 @@ def _site(
     for item in pattern.slices:
         name = there(item.parameter)
         size = parameters[name].shape[item.dim]
-        linear = is_linear(model.get_submodule(name.rpartition(".")[0]))
         # With expanded execution only linear layers are cut.
-        scaled = _scaled(item, name, size, slots if linear or not expanded else every)
+        scaled = _scaled(item, name, size, every if expanded and item.side is None else slots)
         if scaled is None:
             return f"{name} has size {size}, which doesn't fit {len(slots)} heads"
         slices.append(scaled)
@@ -151,13 +151,12 @@ def _scaled(item: Slice, name: str, size: int, heads: Sequence[int]) -> Slice | 
     """Return the clone's slice in the real model's size, or None where it doesn't come out even."""
     small = item.size(heads)
     if not small or not heads:
-        return Slice(name, item.dim, item.runs)
+        return replace(item, parameter=name)
     ratio = Fraction(size, small)
     if any((run.length * ratio).denominator != 1 for run in item.runs):
         return None
-    return Slice(
-        name, item.dim, tuple(Run(run.owners, int(run.length * ratio)) for run in item.runs)
-    )
+    runs = tuple(Run(run.owners, int(run.length * ratio)) for run in item.runs)
+    return replace(item, parameter=name, runs=runs)
 
 
 def _template(path: str) -> str:

@@ -39,8 +39,8 @@ def _stack(path: str) -> tuple[str, ...]:
 def _stack_names(stacks: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
     """Return the shortest telling name of each stack; the empty one where there is only one."""
     distinct = list(dict.fromkeys(stacks))
-    if len(distinct) == 1:
-        return {distinct[0]: ""}
+    if len(distinct) < 2:
+        return dict.fromkeys(distinct, "")
     shared = 0
     while len({stack[: shared + 1] for stack in distinct}) == 1:
         shared += 1

@@ -6,8 +6,9 @@ values of GQA; a set common to all heads is not a head dimension. So fused layou
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -106,8 +107,15 @@ def _owned_slices(
     for column, (name, parameter) in enumerate(parameters.items()):
         found = _head_dimension([row[column] for row in gradients], parameter)
         if found is not None:
-            slices.append(Slice(name, *found))
+            owner = clone.get_submodule(name.rpartition(".")[0])
+            slices.append(Slice(name, *found, side=_side(owner, found[0])))
     return tuple(_with_biases(slices, parameters))
+
+
+def _side(module: nn.Module, dim: int) -> Literal["input", "output"] | None:
+    if not is_linear(module):
+        return None
+    return "input" if dim == input_dimension(module) else "output"
 
 
 def _gradients_by_head(
@@ -156,7 +164,7 @@ def _runs(table: Tensor) -> tuple[Run, ...]:
 
 def _output_slice(candidate: Candidate, path: str) -> Slice:
     runs = tuple(Run((head,), candidate.head_dim) for head in range(candidate.num_heads))
-    return Slice(f"{path}.weight", input_dimension(candidate.output), runs)
+    return Slice(f"{path}.weight", input_dimension(candidate.output), runs, "input")
 
 
 def _with_biases(slices: Sequence[Slice], parameters: Mapping[str, Tensor]) -> list[Slice]:
@@ -171,7 +179,7 @@ def _with_biases(slices: Sequence[Slice], parameters: Mapping[str, Tensor]) -> l
         if name.endswith(".bias") and weight is not None and parameter.dim() == 1:
             size = sum(run.length for run in weight.runs)
             if parameter.shape[0] == size:
-                by_name[name] = Slice(name, 0, weight.runs)
+                by_name[name] = Slice(name, 0, weight.runs, weight.side)
     return list(by_name.values())
 
 
@@ -189,7 +197,7 @@ def _number_of_groups(slices: Sequence[Slice], candidate: Candidate) -> int | No
 def _without_shared(item: Slice) -> Slice:
     """Leave alone whatever several heads share."""
     runs = tuple(Run(run.owners if len(run.owners) == 1 else (), run.length) for run in item.runs)
-    return Slice(item.parameter, item.dim, runs)
+    return replace(item, runs=runs)
 
 
 def _attributes(

@@ -87,9 +87,7 @@ def _probe(clone: PreTrainedModel) -> Probe:
                 torch.manual_seed(0)
                 recording = record(module, tower.inputs)
                 found, no = find_patterns(clone, recording)
-        except (
-            Exception
-        ) as error:  # a forward raises whatever it likes when inputs are not to its taste
+        except Exception as error:  # noqa: BLE001 - a forward that dislikes its inputs raises what it likes
             problem = problem or error
             continue
         called = {span.module for span in recording.spans} | {
@@ -102,7 +100,8 @@ def _probe(clone: PreTrainedModel) -> Probe:
         refused |= no
     if problem is not None and not towers:
         raise UnsupportedError(
-            f"model type {clone.config.model_type!r} is not supported: a small copy of it doesn't run on made-up inputs ({problem})",
+            f"model type {clone.config.model_type!r} is not supported: "
+            f"a small copy of it doesn't run on made-up inputs ({problem})",
             where=f"{type(clone).__name__} (config.json: model_type)",
             hint="please report the model type",
         ) from problem

@@ -30,6 +30,7 @@ _HEADS = re.compile(
 _LAYERS = re.compile(
     r"^(num_|n_)?((hidden|encoder|decoder|block|text|vision)_)*(num_)?(hidden_)?(layers?|blocks)$|^depth$"
 )
+_HIDDEN = ("hidden_size", "d_model", "n_embd", "dim", "embed_dim")
 _EXPERT_COUNT = re.compile(r"^(num_|n_|moe_num_)(local_|routed_)?experts$")
 
 
@@ -59,14 +60,7 @@ def _head_dims(settings: dict[str, Any]) -> Iterator[int]:
         for name, value in part.items():
             if type(value) is int and _HEAD_WIDTH.search(name):
                 yield value
-        hidden = next(
-            (
-                part[name]
-                for name in ("hidden_size", "d_model", "n_embd", "dim", "embed_dim")
-                if type(part.get(name)) is int
-            ),
-            None,
-        )
+        hidden = next((part[name] for name in _HIDDEN if type(part.get(name)) is int), None)
         for name, heads in part.items():
             if (
                 hidden
@@ -123,23 +117,32 @@ def _shrink_one(
         return {key: _shrink_section(str(key), item, scale) for key, item in value.items()}
     if isinstance(value, list):
         return _shrink_list(name, value, layers=layers, counts=counts, scale=scale)
-    if type(value) is not int:
-        return value
-    if _LAYERS.search(name):
-        return value if layers is None else min(value, layers)
-    if _EXPERT_COUNT.search(name):
-        return min(value, _EXPERTS)
-    if name.endswith("vocab_size"):
-        return min(value, _VOCABULARY)
-    if name.endswith(("_token_id", "_token_index")) and value >= _VOCABULARY:
-        return _special_id(name, settings)
-    if name == "max_source_positions":
-        return min(value, 64)
-    if name == "image_size" and type(settings.get("patch_size")) is int and scale > 1:
-        return min(value, settings["patch_size"] * _PATCHES)
-    if _is_width(name) or name == "rotary_dim":
-        return value // scale if value % scale == 0 else value
-    return value
+    return (
+        _shrink_int(name, value, settings, layers=layers, scale=scale)
+        if type(value) is int
+        else value
+    )
+
+
+def _shrink_int(
+    name: str, value: int, settings: dict[str, Any], *, layers: int | None, scale: int
+) -> int:
+    limits = [
+        (_LAYERS, layers),
+        (_EXPERT_COUNT, _EXPERTS),
+        (re.compile(r"vocab_size$"), _VOCABULARY),
+        (re.compile(r"^max_source_positions$"), 64),
+    ]
+    for pattern, limit in limits:
+        if pattern.search(name):
+            return value if limit is None else min(value, limit)
+    if name.endswith(("_token_id", "_token_index")):
+        return value if value < _VOCABULARY else _special_id(name, settings)
+    patch = settings.get("patch_size")
+    if name == "image_size" and type(patch) is int and scale > 1:
+        return min(value, patch * _PATCHES)
+    narrower = (_is_width(name) or name == "rotary_dim") and value % scale == 0
+    return value // scale if narrower else value
 
 
 def _shrink_list(

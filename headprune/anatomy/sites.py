@@ -1,7 +1,7 @@
 """What an anatomy is made of: sites, and which rows of which parameter belong to which head. Plain frozen values."""
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -25,11 +25,13 @@ class Slice:
         dim: The dimension that is cut.
         runs: Who owns what along it. An index goes when it has owners and all of them are gone; this one rule covers
             per-head rows, rows that a GQA group shares, and fused projections.
+        side: Which side of a linear layer the dimension is; None for a parameter of anything else.
     """
 
     parameter: str
     dim: int
     runs: tuple[Run, ...]
+    side: Literal["input", "output"] | None = None
 
     def size(self, heads: Collection[int]) -> int:
         """Return the length of the dimension while ``heads`` are there."""
@@ -162,6 +164,20 @@ class Site:
             spare = [head for head in room[group] if head not in members]
             filled += [*members, *spare[: size - len(members)]]
         return tuple(sorted(filled))
+
+    def after(self, kept: Collection[int], *, pad: bool = False) -> "Site":
+        """Return the site as it is when only ``kept`` remain of its heads."""
+        if tuple(kept) == self.heads:
+            return self
+        heads = tuple(sorted(kept))
+        slots = self.padded(heads) if pad else heads
+        return replace(self, heads=heads, padding=tuple(h for h in slots if h not in heads))
+
+    def cut_slices(self) -> tuple[Slice, ...]:
+        """Return the dimensions that were cut to get here: with expanded execution only those of linear layers."""
+        if self.execution_with(self.heads) == "native":
+            return self.slices
+        return tuple(item for item in self.slices if item.side is not None)
 
     def execution_with(self, kept: Collection[int]) -> Execution:
         """Return how the attention runs when ``kept`` remain."""

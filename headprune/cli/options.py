@@ -36,6 +36,14 @@ Protect = Annotated[
     list[str] | None,
     typer.Option(help="A head (L0.H1) or layer (L0) that stays; repeatable.", show_default=False),
 ]
+Sites = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="WHICH",
+        help="Only these attentions lose heads: encoder, cross, decoder.cross, decoder.L2; repeatable.",
+        show_default=False,
+    ),
+]
 Uniform = Annotated[
     bool | None,
     typer.Option("--uniform", help="The same number of heads in every layer.", show_default=False),
@@ -43,8 +51,9 @@ Uniform = Annotated[
 Gqa = Annotated[
     str | None,
     typer.Option(
-        metavar="group|even",
-        help="Where query heads share keys and values: remove whole groups, or evenly from each. (default: group)",
+        metavar="group|even|pad",
+        help="Where query heads share keys and values: remove whole groups, evenly from each, or one by one, padded. "
+        "(default: group)",
         show_default=False,
     ),
 ]

@@ -16,6 +16,7 @@ from headprune.cli.options import (
     Normalize,
     NumSamples,
     Protect,
+    Sites,
     Uniform,
 )
 from headprune.errors import ConfigError
@@ -47,6 +48,7 @@ OPTIONS: dict[str, Any] = {
     "protect": Protect,
     "uniform": Uniform,
     "gqa": Gqa,
+    "sites": Sites,
     "method": Method,
     "normalize": Normalize,
     "num_samples": NumSamples,

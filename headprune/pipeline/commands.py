@@ -20,7 +20,7 @@ from headprune.pipeline.scores import compute_scores, find_scores
 from headprune.results import Results
 from headprune.runs import named_scores, refuse_used_run
 from headprune.scoring import NEED_ROWS
-from headprune.selection import Constraints, check_constraints, make_plan
+from headprune.selection import Constraints, check_constraints, is_padded, make_plan, savings
 from headprune.subject import (
     Rows,
     Subject,
@@ -154,6 +154,7 @@ def _constraints(recipe: Recipe) -> Constraints:
         protect=recipe.protect,
         uniform=recipe.uniform,
         gqa=recipe.gqa,
+        sites=recipe.sites,
     )
 
 
@@ -169,6 +170,8 @@ def _plan(
     check_constraints(anatomy, constraints)
     scores = find_scores(subject, anatomy, rows, voice=voice)
     chosen = make_plan(scores, anatomy, constraints=constraints)
+    saved = savings(subject.model, anatomy, remove=chosen.remove, pad=is_padded(chosen))
+    chosen = chosen.model_copy(update={"budget": {**chosen.budget, "saves": saved.as_dict()}})
     wanted, left = chosen.budget["heads_wanted"], chosen.budget["heads_after"]
     if wanted != left:
         voice.say(f"{left} heads stay instead of {wanted}: heads go in whole units here")

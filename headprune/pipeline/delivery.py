@@ -19,7 +19,7 @@ from headprune.masking import gated
 from headprune.models import versions, weights_bytes
 from headprune.report.card import model_card
 from headprune.results import Results
-from headprune.selection import parameters_removed
+from headprune.selection import is_padded, parameters_removed
 from headprune.subject import (
     Rows,
     Subject,
@@ -97,8 +97,8 @@ def cut_and_save(
     before, old = measure(subject, rows, heads=len(anatomy.heads), voice=voice, timed=timed)
     sample = first_examples(batches[-1], _PROOF_ROWS)
     masked = _masked_output(model, anatomy, plan, sample)
-    expected = parameters_removed(model, anatomy, remove=plan.remove)
-    anatomy = cut(model, anatomy, remove=plan.remove)
+    expected = parameters_removed(model, anatomy, remove=plan.remove, pad=is_padded(plan))
+    anatomy = cut(model, anatomy, remove=plan.remove, pad=is_padded(plan))
     model.config.headprune = {**pruning_record(model.config), "source": _origin(before)}
     same = masked_equals_pruned(masked, run(model, sample.inputs), rows=sample.num_rows)
     insist([same])

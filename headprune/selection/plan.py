@@ -7,7 +7,7 @@ a layer has a single key/value head (multi-query attention), a unit is one query
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor
 from typing import Literal
 
@@ -25,14 +25,18 @@ class Constraints:
         min_heads: Heads that stay in every layer.
         protect: Heads (``L0.H1``) and layers (``L0``) that stay whole.
         uniform: The same number of heads in every layer, which more formats can express.
-        gqa: How heads go where several share a key/value head: whole groups, or evenly from each.
+        gqa: How heads go where several share a key/value head: whole groups, evenly from each, or one by one, where dead
+            weight keeps the groups even (``pad``).
+        sites: Which attentions may lose heads (empty: all): stacks (``encoder``), kinds (``cross``), both
+            (``decoder.cross``) or single ones (``decoder.L2.cross``). ``keep`` is then a share of their heads.
     """
 
     keep: float
     min_heads: int = 1
     protect: tuple[str, ...] = ()
     uniform: bool = False
-    gqa: Literal["group", "even"] = "group"
+    gqa: Literal["group", "even", "pad"] = "group"
+    sites: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ def check_constraints(anatomy: Anatomy, constraints: Constraints) -> int:
     Raises:
         PlanError: The constraints contradict each other or the architecture.
     """
+    anatomy = _selected(anatomy, constraints.sites)
     total = len(anatomy.heads)
     if not 0 < constraints.keep <= 1:
         raise PlanError(
@@ -92,15 +97,17 @@ def make_plan(scores: HeadScores, anatomy: Anatomy, *, constraints: Constraints)
         )
     target = check_constraints(anatomy, constraints)
     protected = _protected(anatomy, constraints.protect)
+    selected = _selected(anatomy, constraints.sites)
     units = [
         unit
-        for site in anatomy.sites
+        for site in selected.sites
         for unit in _units(site, values, protected=protected, constraints=constraints)
     ]
-    take_evenly = constraints.uniform
-    budget = len(anatomy.heads) - target
+    budget = len(selected.heads) - target
     gone = set(
-        _take_uniformly(units, anatomy, constraints) if take_evenly else _take(units, budget)
+        _take_uniformly(units, selected, constraints)
+        if constraints.uniform
+        else _take(units, budget)
     )
     if constraints.keep < 1 and not gone:
         raise PlanError(
@@ -115,7 +122,7 @@ def make_plan(scores: HeadScores, anatomy: Anatomy, *, constraints: Constraints)
         budget={
             "keep": constraints.keep,
             "heads_before": len(anatomy.heads),
-            "heads_wanted": target,
+            "heads_wanted": len(anatomy.heads) - budget,
             "heads_after": len(anatomy.heads) - len(gone),
         },
         constraints={
@@ -123,10 +130,16 @@ def make_plan(scores: HeadScores, anatomy: Anatomy, *, constraints: Constraints)
             "protect": list(constraints.protect),
             "uniform": constraints.uniform,
             "gqa": constraints.gqa if any(s.group_size > 1 for s in anatomy.sites) else None,
+            **({"sites": list(constraints.sites)} if constraints.sites else {}),
         },
         reasons=_reasons(scores, gone, protected),
         model=scores.model,
     )
+
+
+def is_padded(plan: PruningPlan) -> bool:
+    """Whether a plan leaves groups uneven and counts on dead weight to even them out."""
+    return plan.constraints.get("gqa") == "pad"
 
 
 def _units(
@@ -141,11 +154,12 @@ def _units(
         sorted((HeadId(site.id, head) for head in members), key=lambda h: (values[h], h))
         for members in site.groups(site.heads).values()
     ]
+    candidates: list[tuple[HeadId, ...]]
     if site.group_size > 1 and _is_even(site, constraints):
         # The j-th unit is the j-th least important head of every group; a protected head keeps its rank for all.
         free = [[head for head in members if head not in protected] for members in groups]
         candidates = list(zip(*free, strict=False))
-    elif site.group_size > 1:
+    elif site.group_size > 1 and constraints.gqa == "group":
         candidates = [tuple(members) for members in groups if not protected & set(members)]
     else:
         candidates = [(head,) for members in groups for head in members if head not in protected]
@@ -196,7 +210,7 @@ def _uniform_target(site: Site, constraints: Constraints) -> int:
     groups = site.groups(site.heads)
     size = (
         1
-        if site.group_size == 1
+        if site.group_size == 1 or constraints.gqa == "pad"
         else len(groups)
         if _is_even(site, constraints)
         else len(site.heads) // len(groups)
@@ -221,6 +235,34 @@ def _check_uniform(anatomy: Anatomy, protected: set[HeadId], constraints: Constr
                 where="--uniform",
                 hint="protect fewer heads of a layer, or lower --min-heads, or raise --keep",
             )
+
+
+def _selected(anatomy: Anatomy, names: Sequence[str]) -> Anatomy:
+    """Return the anatomy of the attentions that ``names`` speak of (all, where there are none).
+
+    Raises:
+        PlanError: A name fits none.
+    """
+    if not names:
+        return anatomy
+    fitting: set[SiteId] = set()
+    for name in names:
+        found = {site.id for site in anatomy.sites if name in _descriptions(site.id)}
+        if not found:
+            known = sorted({word for site in anatomy.sites for word in _descriptions(site.id)[1:]})
+            raise PlanError(
+                f"the model has no attention {name!r}",
+                where="--sites",
+                hint=f"choose from {', '.join(known)}, or name one, such as {anatomy.sites[0].id}",
+            )
+        fitting |= found
+    return replace(anatomy, sites=tuple(site for site in anatomy.sites if site.id in fitting))
+
+
+def _descriptions(site: SiteId) -> tuple[str, ...]:
+    """Return how ``--sites`` may speak of an attention: its name, its kind, its stack, both."""
+    stack = (site.stack, f"{site.stack}.{site.kind}") if site.stack else ()
+    return (str(site), site.kind, *stack)
 
 
 def _protected(anatomy: Anatomy, names: Iterable[str]) -> set[HeadId]:

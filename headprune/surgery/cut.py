@@ -1,7 +1,6 @@
 """Slice the Q/K/V/O weights in place. Exact: what stays is bit for bit what it was."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site, Slice
 from headprune.anatomy.clone import original_head_counts, pruning_record
-from headprune.anatomy.trace import input_dimension, is_linear
 from headprune.errors import PlanError
 from headprune.heads import HeadId
 from headprune.surgery.modeling_headprune import keep_width, replace_parameter, set_attribute
@@ -47,14 +45,9 @@ def cut(
         )
     kept = anatomy.kept_per_site(remove)
     changed = [site for site in anatomy.sites if kept[site.id] != site.heads]
-    after = {
-        site.id: replace(
-            site,
-            heads=kept[site.id],
-            padding=tuple(sorted(set(_slots(site, kept[site.id], pad=pad)) - set(kept[site.id]))),
-        )
-        for site in changed
-    }
+    for site in changed:
+        _refuse_unlawful(site, kept[site.id], pad=pad)
+    after = {site.id: site.after(kept[site.id], pad=pad) for site in changed}
     _refuse_shared_parameters(model, changed)
     for site in changed:
         _cut_site(model, site, after[site.id])
@@ -66,47 +59,36 @@ def cut(
     )
 
 
-def _slots(site: Site, kept: Collection[int], *, pad: bool) -> tuple[int, ...]:
-    if not pad and not site.is_lawful(kept):
-        raise PlanError(
-            f"{site.id} can't run with heads {list(kept)} alone: {_reason(site, kept)}",
-            where="plan",
-            hint="remove whole key/value groups, or as many query heads from each, or pad (--gqa group, even, pad)",
-        )
-    slots = site.padded(kept) if pad else tuple(kept)
-    if len(slots) < site.min_heads:
-        raise PlanError(
-            f"{site.id} can't run with heads {list(kept)} alone: {_reason(site, kept)}",
-            where="plan",
-            hint=f"keep a head of it (--min-heads {site.min_heads})",
-        )
-    return slots
+def _refuse_unlawful(site: Site, kept: tuple[int, ...], *, pad: bool) -> None:
+    if site.is_lawful(site.padded(kept) if pad else kept):
+        return
+    hint = f"keep a head of it (--min-heads {site.min_heads})"
+    if len(kept) >= site.min_heads:
+        hint = "remove whole key/value groups, or as many heads from each, or pad (--gqa group, even, pad)"
+    raise PlanError(
+        f"{site.id} can't run with heads {list(kept)} alone: {_reason(site, kept)}",
+        where="plan",
+        hint=hint,
+    )
 
 
 def _cut_site(model: PreTrainedModel, before: Site, after: Site) -> None:
-    for name, value in cut_tensors(model, before, after).items():
+    parameters = {item.parameter: model.get_parameter(item.parameter) for item in before.slices}
+    for name, value in cut_values(parameters, before, after).items():
         path, _, leaf = name.rpartition(".")
         replace_parameter(model.get_submodule(path), leaf, value)
     if after.execution_with(after.heads) == "native":
         for attribute in after.attributes:
             number = after.attribute_value(attribute.kind, after.slots)
             set_attribute(model.get_submodule(attribute.module), attribute.name, number)
-    for path, spread in spreads(model, before, after).items():
+    for path, spread in spreads(before, after).items():
         keep_width(model.get_submodule(path), **spread)
 
 
-def cut_tensors(model: nn.Module, before: Site, after: Site) -> dict[str, Tensor]:
-    """Return the new value of every parameter of a site that changes."""
-    parameters = {item.parameter: model.get_parameter(item.parameter) for item in before.slices}
-    return cut_values(parameters, before, after, dimensions=slices_of(model, after))
-
-
-def cut_values(
-    parameters: Mapping[str, Tensor], before: Site, after: Site, *, dimensions: Collection[Slice]
-) -> dict[str, Tensor]:
+def cut_values(parameters: Mapping[str, Tensor], before: Site, after: Site) -> dict[str, Tensor]:
     """Return what is left of ``parameters``, by name; those that keep their shape and values are left out."""
     found: dict[str, Tensor] = {}
-    for item in dimensions:
+    for item in after.cut_slices():
         old = parameters[item.parameter].detach()
         indices = item.kept_indices(present=before.slots, kept=after.slots)
         new = old
@@ -131,26 +113,18 @@ def _dead(item: Slice, site: Site) -> list[int]:
     return [index for index in everyone if index not in alive]
 
 
-def slices_of(model: nn.Module, site: Site) -> tuple[Slice, ...]:
-    """Return the dimensions that are cut: with expanded execution only those of linear layers."""
-    if site.execution_with(site.heads) == "native":
-        return site.slices
-    return tuple(item for item in site.slices if is_linear(_owner(model, item)))
-
-
-def spreads(model: nn.Module, before: Site, after: Site) -> dict[str, dict[str, Any]]:
+def spreads(before: Site, after: Site) -> dict[str, dict[str, Any]]:
     """Return, by linear layer, how it deals with activations wider than itself (see ``keep_width``)."""
     if after.execution_with(after.heads) == "native":
         return {}
     # A site that runs natively and loses its last head keeps the width it had just before.
     width = range(before.num_heads) if after.execution == "expanded" else before.slots
     found: dict[str, dict[str, Any]] = {}
-    for item in slices_of(model, after):
+    for item in after.cut_slices():
         path, _, leaf = item.parameter.rpartition(".")
         if leaf == "weight":
-            is_input = item.dim == input_dimension(_owner(model, item))
             found[path] = {
-                "side": "input" if is_input else "output",
+                "side": item.side,
                 "size": item.size(width),
                 "kept": _ranges(item.kept_indices(present=width, kept=after.slots)),
             }
@@ -166,10 +140,6 @@ def _ranges(indices: Sequence[int]) -> list[list[int]]:
         else:
             found.append([index, index + 1])
     return found
-
-
-def _owner(model: nn.Module, item: Slice) -> nn.Module:
-    return model.get_submodule(item.parameter.rpartition(".")[0])
 
 
 def _refuse_shared_parameters(model: nn.Module, sites: Collection[Site]) -> None:

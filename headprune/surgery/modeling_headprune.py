@@ -121,6 +121,7 @@ class Spread(_Indices):
     side = "output"
 
     def __call__(self, _module, _args, output):
+        """Return the output in its full width."""
         full = output.new_zeros(*output.shape[:-1], self.size)
         return full.index_copy(-1, self.index(output.device), output)
 
@@ -131,6 +132,7 @@ class Gather(_Indices):
     side = "input"
 
     def __call__(self, _module, args):
+        """Return the arguments with the first narrowed."""
         return (args[0].index_select(-1, self.index(args[0].device)), *args[1:])
 
 
