@@ -90,6 +90,13 @@ def _ways() -> Iterator[Way]:
     yield native(lambda item: item.name not in OFTEN_SOMETHING_ELSE)
     yield native(lambda item: True)
     yield lambda pattern: replace(pattern, execution="expanded", attributes=())
+    yield _only_wholly_owned
+
+
+def _only_wholly_owned(pattern: Pattern) -> Pattern:
+    """Cut those linear layers alone whose every row belongs to some head: not tables of positions, used in part."""
+    slices = tuple(item for item in pattern.slices if all(run.owners for run in item.runs))
+    return replace(pattern, execution="expanded", attributes=(), slices=slices)
 
 
 def _one_by_one(found: Probe, refused: dict[str, str]) -> Iterator[Pattern]:
@@ -122,14 +129,15 @@ def _emptied(found: Probe, patterns: tuple[Pattern, ...]) -> tuple[Pattern, ...]
         empty = tuple(replace(pattern, when_empty=execution) for pattern in members)
         return _difference(found, empty, _first_of_all) <= _TOLERANCE
 
-    executions: tuple[Execution, ...] = ("native", "expanded")
-    for execution in executions:
-        if trial(execution, patterns):
-            return tuple(replace(pattern, when_empty=execution) for pattern in patterns)
     result: list[Pattern] = []
-    for members in _by_class(patterns):
+    for members in (patterns, *_by_class(patterns)):
+        expanded = any(pattern.execution == "expanded" for pattern in members)
+        executions: tuple[Execution, ...] = ("expanded",) if expanded else ("native", "expanded")
         passed = next((e for e in executions if trial(e, members)), None)
-        result += [replace(pattern, when_empty=passed) for pattern in members]
+        settled = tuple(replace(pattern, when_empty=passed) for pattern in members)
+        if members is patterns and passed is not None:
+            return settled
+        result += settled if members is not patterns else ()
     return tuple(result)
 
 

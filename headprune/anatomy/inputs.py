@@ -38,11 +38,26 @@ def example_inputs(
     if "pixel_values" in takes and _wants(takes, "pixel_values", main):
         channels, height, width = _image(config)
         found["pixel_values"] = _noise(rows, channels, height, width, generator=generator)
+    if "grid_thw" in takes:
+        return _patches(config, rows, generator)
     if main == "input_values":
         found["input_values"] = _noise(rows, _samples(config), generator=generator)
     if main == "input_features":
         found["input_features"] = _features(config, rows, generator)
     return found
+
+
+def _patches(config: PreTrainedConfig, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return images as towers of the Qwen-VL kind take them: flat patches, and how many each image has each way."""
+    patch, frames = config.patch_size, _first(config, ("temporal_patch_size",), 1)
+    channels = _first(config, ("in_channels", "num_channels", "in_chans"), 3)
+    side = 2 * _first(config, ("spatial_merge_size",), 1)
+    return {
+        "hidden_states": _noise(
+            rows * side * side, channels * frames * patch * patch, generator=generator
+        ),
+        "grid_thw": torch.tensor([[1, side, side]] * rows),
+    }
 
 
 def _wants(takes: Mapping[str, inspect.Parameter], name: str, main: str) -> bool:

@@ -19,10 +19,14 @@ from headprune.errors import UnsupportedError
 
 @dataclass(frozen=True, eq=False)
 class Tower:
-    """A part of the clone that runs by itself: the whole model, or one of the models it is made of."""
+    """A part of the clone that runs by itself: the whole model, or one of the models it is made of.
+
+    What is learnt from ``inputs`` has to hold for ``others``, which have another number of rows and another length.
+    """
 
     path: str
     inputs: Mapping[str, Tensor]
+    others: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +67,28 @@ def probe(model: PreTrainedModel) -> Probe:
 
 
 def run_tower(clone: nn.Module, tower: Tower) -> list[Tensor]:
-    """Return every tensor of floats that a tower puts out. Models that draw random numbers draw the same each time."""
-    module = clone.get_submodule(tower.path)
+    """Return every tensor of floats that a tower puts out for its other inputs.
+
+    Models that draw random numbers draw the same each time.
+    """
+    return _run(clone.get_submodule(tower.path), tower.others)
+
+
+def _run(module: nn.Module, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         cache = {"use_cache": False} if takes_cache(module) else {}
-        return list(_tensors(module(**tower.inputs, **cache)))
+        return list(_tensors(module(**inputs, **cache)))
+
+
+def _tower(path: str, module: PreTrainedModel) -> Tower:
+    inputs = example_inputs(module)
+    others = example_inputs(module, rows=3, length=14, seed=1)
+    try:
+        _run(module, others)
+    except Exception:  # noqa: BLE001 - some parts take one shape only
+        others = inputs
+    return Tower(path, inputs, others)
 
 
 def _probe(clone: PreTrainedModel) -> Probe:
@@ -82,7 +102,7 @@ def _probe(clone: PreTrainedModel) -> Probe:
         if path and mine <= reached:
             continue
         try:
-            tower = Tower(path, example_inputs(module))
+            tower = _tower(path, module)
             with torch.enable_grad(), torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 recording = record(module, tower.inputs)

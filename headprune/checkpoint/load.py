@@ -20,6 +20,7 @@ def load(
     auto_class: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    attn_implementation: str | None = None,
 ) -> PreTrainedModel:
     """Load a model that headprune (or transformers) saved; no ``trust_remote_code`` is needed.
 
@@ -28,17 +29,29 @@ def load(
         auto_class: Which ``AutoModel...`` to load it as; by default the class it was saved as.
         device: ``auto``, ``cpu``, ``cuda``, ...
         dtype: ``auto`` is the dtype it was saved in.
+        attn_implementation: ``eager``, ``sdpa``, ...; by default what transformers chooses.
 
     Raises:
         CheckpointError: A file is missing or damaged.
         ModelError: It can't be loaded as what was asked for.
     """
     source = find(str(directory))
-    return load_model(source, auto_class=auto_class, device=device, dtype=dtype)
+    return load_model(
+        source,
+        auto_class=auto_class,
+        device=device,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+    )
 
 
 def load_model(
-    source: ModelSource, *, auto_class: str | None, device: str = "auto", dtype: str = "auto"
+    source: ModelSource,
+    *,
+    auto_class: str | None,
+    device: str = "auto",
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
 ) -> PreTrainedModel:
     """Load the model that was found, in eval mode; every weight must be there and used.
 
@@ -58,6 +71,7 @@ def load_model(
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
+                **({"attn_implementation": attn_implementation} if attn_implementation else {}),
             )
         except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
             raise ModelError(
