@@ -346,3 +346,14 @@ def test_a_missing_package_is_told_with_the_command_that_brings_it(tmp_path, mon
     with pytest.raises(ConfigError) as caught:
         refuse_unusable_file(tmp_path / "m.gguf", overwrite=False)
     assert "pip install 'gguf" in caught.value.hint
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+@torch.no_grad()
+def test_a_pruned_model_goes_through_torch_export(family):
+    """docs/serving.md says so."""
+    removed = {"L0": [0, 1], "L2": [0, 1, 2, 3]}
+    model = pruned({"use_cache": False}, removed, family=family)
+    ids = torch.randint(7, 90, (2, 16))
+    exported = torch.export.export(model, (ids,), strict=False)
+    assert torch.equal(exported.module()(ids)[0], model(ids)[0])

@@ -100,7 +100,8 @@ def _places(rows: int, head_dim: int) -> Tensor:
 def _may_be_absent(name: str, model: PreTrainedModel) -> bool:
     """Whether a file rightly lacks a parameter: a tied output, or a part of an attention that has no heads."""
     if name == "lm_head.weight":
-        return model.config.tie_word_embeddings is True
+        embedding = model.get_parameter("model.embed_tokens.weight")
+        return torch.equal(model.get_parameter(name), embedding)
     layer, _, part = name.removeprefix("model.layers.").partition(".")
     attends = part.startswith(("self_attn.", "input_layernorm."))
     return (

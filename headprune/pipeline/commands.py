@@ -125,7 +125,7 @@ def export(recipe: Recipe, *, gguf: Path, with_tokenizer: bool, voice: Voice) ->
         model,
         gguf,
         vocabulary=vocabulary,
-        name=source.directory.absolute().name,
+        name=Path(source.name).name or source.directory.absolute().name,
         overwrite=recipe.overwrite,
     )
 
