@@ -118,7 +118,7 @@ def test_the_exported_file_is_like_the_one_that_llama_cpp_s_own_converter_made(s
     shapes = [{t.name: tuple(t.shape) for t in reader.tensors} for reader in (ours, theirs)]
     assert shapes[0] == shapes[1]
     said = [{n: f.contents() for n, f in r.fields.items()} for r in (ours, theirs)]
-    # How the file was made. (The demo's tokenizer, read from the package's file by transformers, has lost the step that splits digits.)
+    # How the file was made. (transformers, which read the demo's tokenizer from that file, drops the step that splits digits.)
     other = {"general.name", "general.file_type", "tokenizer.ggml.pre", "GGUF.kv_count"}
     for name in said[0].keys() & said[1].keys() - other:
         assert said[0][name] == said[1][name], name
