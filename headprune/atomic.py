@@ -51,19 +51,28 @@ def refuse_unusable_target(directory: Path, *, overwrite: bool, needed_bytes: in
                 where="output directory",
                 hint=f"choose another --out, or remove it yourself (--overwrite replaces what has a {MANIFEST})",
             )
-    parent = _nearest_existing(directory)
+    refuse_unwritable(directory, where=f"output directory {directory}", needed_bytes=needed_bytes)
+
+
+def refuse_unwritable(path: Path, *, where: str, needed_bytes: int = 0) -> None:
+    """Check that a file or directory could be made.
+
+    Raises:
+        CheckpointError: The place may not be written to, or the disk has less than ``needed_bytes`` left.
+    """
+    parent = _nearest_existing(path if path.is_dir() else path.parent)
     if not os.access(parent, os.W_OK | os.X_OK):
         raise CheckpointError(
             f"{parent} can't be written to",
-            where=f"output directory {directory}",
-            hint="choose another --out, or change the permissions",
+            where=where,
+            hint="choose another place, or change the permissions",
         )
     free = shutil.disk_usage(parent).free
     if free < needed_bytes:
         raise CheckpointError(
             f"the disk has {free / 1e9:.2f} GB left and {needed_bytes / 1e9:.2f} GB are needed",
-            where=f"output directory {directory}",
-            hint="free some space, or choose an --out on another disk",
+            where=where,
+            hint="free some space, or choose a place on another disk",
         )
 
 
@@ -104,29 +113,39 @@ def staged_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]
         shutil.rmtree(staging, ignore_errors=True)
 
 
+@contextmanager
+def staged_file(target: Path) -> Iterator[Path]:
+    """Yield an empty temporary sibling of ``target`` that replaces it when the block ends well, and is removed when not.
+
+    Raises:
+        CheckpointError: A write failed; ``target`` is as it was.
+    """
+    with _naming(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            dir=target.parent, prefix=f".{target.name}{_MARK}{os.getpid()}-"
+        )
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask())
+            _fsync(temporary)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    with suppress(OSError):  # as above
+        _fsync(target.parent)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small file atomically, replacing what was there.
 
     Raises:
         CheckpointError: The write failed; the file is as it was.
     """
-    with _naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}{_MARK}{os.getpid()}-"
-        )
-        temporary = Path(name)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    with suppress(OSError):  # as above
-        _fsync(path.parent)
+    with staged_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 @contextmanager

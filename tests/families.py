@@ -2,7 +2,7 @@
 
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 WORDS = [f"w{number}" for number in range(80)]
 _PLAIN = {
@@ -107,6 +107,30 @@ def toy_tokenizer():
         mask_token="[MASK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
+    )
+
+
+def byte_level_tokenizer(*steps, starts_with_bos=False):
+    """Return a byte-level BPE tokenizer of fewer than 320 tokens that splits words by ``steps`` (GPT-2's rule by default)."""
+    backend = Tokenizer(models.BPE())
+    steps = steps or (pre_tokenizers.ByteLevel(add_prefix_space=False),)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(list(steps)) if len(steps) > 1 else steps[0]
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(
+        ["the cat said that there are 12 hats, and 345 cats\n" * 9], trainer
+    )
+    if starts_with_bos:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 1)]
+        )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
 
 

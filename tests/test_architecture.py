@@ -28,6 +28,7 @@ ORDER = [
     "inspection",
     "checkpoint",
     "verify",
+    "export",
     "results",
     "runs",
     "gate",
@@ -108,7 +109,7 @@ def test_nothing_dangerous_is_used():
                 assert node.arg != "ignore_mismatched_sizes"
 
 
-COMMANDS = ["score", "prune", "eval", "check", "inspect", "run"]
+COMMANDS = ["score", "prune", "eval", "check", "inspect", "run", "export"]
 HEAVY = ("torch", "transformers", "datasets", "evaluate", "numpy", "scipy")
 
 

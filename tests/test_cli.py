@@ -162,6 +162,30 @@ def test_a_uniform_plan_needs_no_extra_file(headprune, place):
     assert not list((place / "u").glob("*.py"))
 
 
+def test_a_pruned_decoder_goes_out_as_gguf(headprune, place):
+    data = ("--data", "prose.txt", "--max-length", "16")
+    assert headprune("prune", "decoder", *data, "--keep", "0.5", "--out", "small")[0] == 0
+    export = ("export", "small", "--gguf", "small.gguf", "--no-tokenizer")
+    code, out, err = headprune(*export, "--json")
+    assert code == 0, err
+    made = json.loads(out)
+    assert sum(made["heads"]) == 12
+    assert made["bytes"] == (place / "small.gguf").stat().st_size
+    assert made["proofs"][0]["passed"] is True
+    code, out, err = headprune(*export, "--overwrite", "--dtype", "bfloat16")
+    assert code == 0, err
+    assert "bfloat16" in out
+    assert "read back bit for bit" in out
+
+
+def test_a_file_that_is_not_the_model_is_exit_1(headprune, place, monkeypatch):
+    monkeypatch.setattr("headprune.export.gguf._interleave", lambda rows, heads: rows)
+    code, _out, err = headprune("export", "decoder", "--gguf", "x.gguf", "--no-tokenizer")
+    assert code == 1
+    assert "'file == model' failed" in err
+    assert not list(place.glob("*x.gguf*"))
+
+
 def test_a_dry_run_writes_no_model(headprune, place):
     code, out, err = headprune(
         "prune", "classifier", "--data", "data.csv", "--keep", "0.5", "--dry-run", "--json"
@@ -559,6 +583,37 @@ MISTAKES = {
         None,
         "recipe can't be read",
         "check the path",
+    ),
+    "export to nowhere": (("export", "decoder"), None, "no file is named", "--gguf model.gguf"),
+    "export over something else": (
+        ("export", "decoder", "--gguf", "data.csv", "--overwrite"),
+        None,
+        "data.csv is not a GGUF file",
+        "another name",
+    ),
+    "export over a file": (
+        ("export", "decoder", "--gguf", "data.csv"),
+        None,
+        "data.csv is there already",
+        "--overwrite",
+    ),
+    "export into a directory": (
+        ("export", "decoder", "--gguf", "decoder"),
+        None,
+        "decoder is a directory",
+        "--gguf decoder/model.gguf",
+    ),
+    "export of an encoder": (
+        ("export", "classifier", "--gguf", "x.gguf"),
+        None,
+        "it is a bert model",
+        "llama and mistral",
+    ),
+    "export of a tokenizer of words": (
+        ("export", "decoder", "--gguf", "x.gguf"),
+        None,
+        "a WordLevel tokenizer",
+        "--no-tokenizer",
     ),
     "batch size 0": (
         ("score", "classifier", "--data", "data.csv", "--batch-size", "0"),

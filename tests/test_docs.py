@@ -19,6 +19,7 @@ DOCS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "docs" / "architecture.md",
+    ROOT / "docs" / "serving.md",
     ROOT / "CHANGELOG.md",
 ]
 COMMANDS = {command.name for command in app.registered_commands}

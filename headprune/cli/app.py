@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from headprune.cli import check, evaluate, inspect, prune, run, score
+from headprune.cli import check, evaluate, export, inspect, prune, run, score
 from headprune.cli.options import add_command
 from headprune.errors import HeadpruneError
 
@@ -25,6 +25,7 @@ for name, module in {
     "check": check,
     "inspect": inspect,
     "run": run,
+    "export": export,
 }.items():
     add_command(app, name, module.command, options=module.OPTIONS)
 

@@ -1,5 +1,5 @@
 """The only place where stages meet: settings in, values out; each function is one command."""
 
-from headprune.pipeline.commands import evaluate, look, plan, prune, score
+from headprune.pipeline.commands import evaluate, export, look, plan, prune, score
 
-__all__ = ["evaluate", "look", "plan", "prune", "score"]
+__all__ = ["evaluate", "export", "look", "plan", "prune", "score"]

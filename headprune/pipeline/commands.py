@@ -11,10 +11,18 @@ from headprune.checkpoint import load_model
 from headprune.config import Recipe
 from headprune.errors import CheckpointError, HeadpruneError, PlanError
 from headprune.evaluation import EvalResult
+from headprune.export import (
+    Exported,
+    embedding_rows,
+    export_gguf,
+    read_vocabulary,
+    refuse_family,
+    refuse_unusable_file,
+)
 from headprune.gate import Baseline, refuse_other_rows
 from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
-from headprune.models import find, fingerprint, weights_bytes
+from headprune.models import find, fingerprint, load_tokenizer, weights_bytes
 from headprune.pipeline.delivery import cut_and_save, measure
 from headprune.pipeline.scores import compute_scores, find_scores
 from headprune.results import Results
@@ -87,6 +95,39 @@ def look(recipe: Recipe, *, voice: Voice) -> Anatomy:
     model = load_model(source, auto_class=None, device=recipe.device, dtype=recipe.dtype)
     voice.say(f"model {recipe.model} ({model.config.model_type})")
     return inspect(model)
+
+
+def export(recipe: Recipe, *, gguf: Path, with_tokenizer: bool, voice: Voice) -> Exported:
+    """Write a model as GGUF.
+
+    Args:
+        recipe: The settings; ``dtype`` is the file's too.
+        gguf: The file.
+        with_tokenizer: Whether the tokenizer goes into it.
+        voice: How to talk meanwhile.
+
+    Raises:
+        ProofError: What was read back isn't the model; nothing was saved.
+        UnsupportedError: The model or its tokenizer has something that can't be said there.
+    """
+    refuse_unusable_file(gguf, overwrite=recipe.overwrite)
+    source = find(model_name(recipe), revision=recipe.revision)
+    refuse_family(source.config, where=f"{source.directory}/config.json")
+    tokenizer = load_tokenizer(source) if with_tokenizer else None
+    model = load_model(source, auto_class="AutoModelForCausalLM", device="cpu", dtype=recipe.dtype)
+    voice.say(f"model {recipe.model} ({model.config.model_type})")
+    vocabulary = None
+    if tokenizer is not None:
+        vocabulary = read_vocabulary(
+            tokenizer, rows=embedding_rows(model), where=str(source.directory)
+        )
+    return export_gguf(
+        model,
+        gguf,
+        vocabulary=vocabulary,
+        name=Path(source.name).name or source.directory.absolute().name,
+        overwrite=recipe.overwrite,
+    )
 
 
 def plan(
