@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from real_models_lib.laws import check
 from real_models_lib.registry import SUBJECTS
 from real_models_lib.report import show, write_json
+from real_models_lib.subject import Report, Sanity
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -26,15 +28,20 @@ def main(words: Sequence[str] | None = None) -> int:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.manual_seed(0)
-    reports = []
-    for name in asked.names or SUBJECTS:
-        print(f"checking {name}", file=sys.stderr)
-        reports.append(check(name, SUBJECTS[name]()))
+    reports = [_report(name) for name in asked.names or SUBJECTS]
     # Without a terminal, a width at which the tables' texts aren't cut.
     show(reports, Console(width=None if sys.stdout.isatty() else 180))
     if asked.json:
         write_json(reports, asked.json)
     return 0 if all(report.passed for report in reports) else 1
+
+
+def _report(name: str) -> Report:
+    print(f"checking {name}", file=sys.stderr)
+    try:
+        return check(name, SUBJECTS[name]())
+    except Exception:  # noqa: BLE001 - what the other models show is told all the same
+        return Report(name, Sanity(), (), (), 0.0, traceback.format_exc())
 
 
 if __name__ == "__main__":
