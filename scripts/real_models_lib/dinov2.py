@@ -53,6 +53,7 @@ def subject() -> Subject:
         numbers=numbers,
         texts=lambda _model: {},
         base=lambda sanity: _base(sanity, base, images[:2]),
+        keeps=(0.9, 0.7),
     )
 
 

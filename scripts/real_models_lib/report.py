@@ -60,7 +60,7 @@ def _cells(found: Round) -> list[str]:
     measured = {law.name: law.measured for law in found.laws}
     same_bits = not measured["reloaded == pruned"] and not measured["reloaded in a fresh process"]
     return [
-        f"{found.keep:g}",
+        found.keep,
         f"{found.heads[0]} -> {found.heads[1]}",
         f"{min(kept)} to {max(kept)}",
         f"{found.parameters[0] / 1e6:.2f} M -> {found.parameters[1] / 1e6:.2f} M",
@@ -92,7 +92,7 @@ def _show_texts(report: Report, console: Console) -> None:
         table.add_row(escape(name), "all", escape(text))
         for found in report.rounds:
             said = found.sanity.texts[name]
-            table.add_row("", f"{found.keep:g}", "the same" if said == text else escape(said))
+            table.add_row("", found.keep, "the same" if said == text else escape(said))
     console.print(table)
 
 
@@ -100,7 +100,7 @@ def _show_failures(report: Report, console: Console) -> None:
     if report.problem:
         console.print(f"[red]{report.name}[/]: {escape(report.problem)}")
     named = [("all", law) for law in report.laws]
-    named += [(f"{found.keep:g}", law) for found in report.rounds for law in found.laws]
+    named += [(found.keep, law) for found in report.rounds for law in found.laws]
     for keep, law in named:
         if not law.passed:
             console.print(

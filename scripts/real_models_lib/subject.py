@@ -78,9 +78,9 @@ class Subject:
 
 @dataclass(frozen=True)
 class Round:
-    """One share of heads kept: what was cut, what held, what the smaller model does."""
+    """One cut: how much was to stay, what was cut, what held, what the smaller model does."""
 
-    keep: float
+    keep: str
     heads: tuple[int, int]
     parameters: tuple[int, int]
     kept_per_site: Mapping[str, int]

@@ -14,6 +14,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from headprune.batch import as_batches
 from real_models_lib.convert import converted, write_model
 from real_models_lib.losses import IGNORED, token_cross_entropy
 from real_models_lib.onnx_weights import OnnxWeights
@@ -54,6 +55,12 @@ def subject() -> Subject:
         for start in range(0, len(_CALIBRATION), 4)
     ]
     held_out = _batch(tuple(_HELD_OUT.values()), base, tokenizer)
+    (measured,) = as_batches([held_out])
+
+    def numbers(model: PreTrainedModel) -> dict[str, float]:
+        with torch.no_grad():
+            losses = token_cross_entropy(model(**measured.inputs), measured)
+        return {"loss of base's titles": losses.mean().item()}
 
     def texts(model: PreTrainedModel) -> dict[str, str]:
         return {
@@ -67,8 +74,8 @@ def subject() -> Subject:
         heads={"encoder": 48, "decoder": 48, "cross": 48},
         batches=batches,
         loss=token_cross_entropy,
-        inputs={name: value for name, value in held_out.items() if name != "labels"},
-        numbers=lambda _model: {},
+        inputs=measured.inputs,
+        numbers=numbers,
         texts=texts,
         base=_base,
         keeps=(0.9, 0.7),

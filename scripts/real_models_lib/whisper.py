@@ -1,6 +1,8 @@
 """Whisper tiny.en: encoder, decoder and cross-attention heads, on the two recordings that another package carries."""
 
+import re
 import wave
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +58,7 @@ def subject() -> Subject:
         batches=batches,
         loss=token_cross_entropy,
         inputs={name: value for name, value in batches[0].items() if name != "labels"},
-        numbers=lambda _model: {},
+        numbers=lambda model: {"word error rate": _word_error_rate(texts(model))},
         texts=texts,
         base=_base,
         keeps=(0.9, 0.8, 0.7),
@@ -68,6 +70,26 @@ def _base(sanity: Sanity) -> list[Law]:
     return [
         says(f"{name} is transcribed", sanity.texts[name], text) for name, text in _SPOKEN.items()
     ]
+
+
+def _word_error_rate(texts: Mapping[str, str]) -> float:
+    """Return the words to put right, as a share of what was spoken; case and punctuation don't count."""
+    pairs = [(_words(texts[name]), _words(text)) for name, text in _SPOKEN.items()]
+    return sum(_edits(*pair) for pair in pairs) / sum(len(spoken) for _, spoken in pairs)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", text.lower())
+
+
+def _edits(found: Sequence[str], spoken: Sequence[str]) -> int:
+    """Return the least number of insertions, deletions and substitutions (Levenshtein)."""
+    row = list(range(len(spoken) + 1))
+    for at, word in enumerate(found, start=1):
+        above, row = row, [at]
+        for column, wanted in enumerate(spoken):
+            row.append(min(above[column] + (word != wanted), above[column + 1] + 1, row[-1] + 1))
+    return row[-1]
 
 
 def _clips() -> dict[str, np.ndarray]:
