@@ -89,11 +89,15 @@ def _show_texts(report: Report, console: Console) -> None:
     for column in ("asked", "keep", "text"):
         table.add_column(column)
     for name, text in report.base.texts.items():
-        table.add_row(escape(name), "all", escape(text))
+        table.add_row(escape(name), "all", _in_a_line(text))
         for found in report.rounds:
             said = found.sanity.texts[name]
-            table.add_row("", found.keep, "the same" if said == text else escape(said))
+            table.add_row("", found.keep, "the same" if said == text else _in_a_line(said))
     console.print(table)
+
+
+def _in_a_line(text: str) -> str:
+    return escape(" ".join(text.split()))
 
 
 def _show_failures(report: Report, console: Console) -> None:
