@@ -1,0 +1,129 @@
+"""Say of every model type of transformers whether the zoo builds it, and whether it runs.
+
+python tests/contract/zoo_report.py report.json [--shard 0/4] [model types ...]
+"""
+
+import argparse
+import collections
+import gc
+import json
+import logging
+import re
+import signal
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import torch
+import transformers
+import zoo
+from transformers.modeling_utils import AttentionInterface
+
+SECONDS_A_TYPE = 40
+
+
+class TooSlow(Exception):
+    """A model type took longer than it may."""
+
+
+def report(model_type):
+    """Return what becomes of a model type: built, runs, has attention, and the reason why not."""
+    row = {"built": False, "runs": False, "interface": 0, "named": 0, "reason": ""}
+    started = time.perf_counter()
+    try:
+        signal.alarm(SECONDS_A_TYPE)
+        model = zoo.build(model_type)
+        row |= {"built": True, "class": type(model).__name__}
+        row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+        row["named"] = sum(
+            bool(re.search(r"Attention|Attn", type(module).__name__)) for module in model.modules()
+        )
+        made = zoo.inputs(model)
+        row["inputs"] = {name: list(getattr(x, "shape", ())) for name, x in made.items()}
+        calls = _attention_calls(model, made)
+        row |= {"runs": True, "interface": calls}
+    except zoo.NotBuilt as error:
+        row["reason"] = str(error)
+    except Exception as error:  # noqa: BLE001 - the report is about failures
+        row["reason"] = zoo._short(error)
+        row["where"] = _where(error)
+    finally:
+        signal.alarm(0)
+    row["seconds"] = round(time.perf_counter() - started, 2)
+    return row
+
+
+def _where(error):
+    """Return the last lines of code on an error's way, innermost first."""
+    steps, trace = [], error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        steps.append(f"{Path(code.co_filename).name}:{trace.tb_lineno} {code.co_name}")
+        trace = trace.tb_next
+    return steps[:-5:-1]
+
+
+def _attention_calls(model, made):
+    """Run a model and count its calls of the attention interface."""
+    calls = []
+    original = AttentionInterface.get_interface
+
+    def counting(self, *args):
+        calls.append(args)
+        return original(self, *args)
+
+    AttentionInterface.get_interface = counting
+    try:
+        with torch.no_grad():
+            outputs = model(**made)
+    finally:
+        AttentionInterface.get_interface = original
+    if not _finite(outputs):
+        raise ValueError("an output is not finite")
+    return len(calls)
+
+
+def _finite(value):
+    """Say whether a nest of tensors has finite values only (or none)."""
+    if isinstance(value, torch.Tensor):
+        return not value.is_floating_point() or bool(value.isfinite().all())
+    if isinstance(value, dict):
+        return all(_finite(item) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(_finite(item) for item in value)
+    return True
+
+
+def _stop(signum, frame):
+    raise TooSlow(f"more than {SECONDS_A_TYPE} s")
+
+
+def main():
+    """Write the report, and print its counts."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--shard", default="0/1")
+    parser.add_argument("model_types", nargs="*")
+    asked = parser.parse_args()
+    shard, shards = (int(number) for number in asked.shard.split("/"))
+    signal.signal(signal.SIGALRM, _stop)
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity(logging.CRITICAL)
+    rows = {}
+    started = time.perf_counter()
+    for model_type in (asked.model_types or zoo.model_types())[shard::shards]:
+        rows[model_type] = report(model_type)
+        gc.collect()
+    asked.out.write_text(json.dumps(rows, indent=1))
+    counts = collections.Counter()
+    for row in rows.values():
+        counts["types"] += 1
+        counts["built"] += row["built"]
+        counts["run"] += row["runs"]
+        counts["attention"] += row["runs"] and bool(row["interface"] or row["named"])
+    sys.stdout.write(f"{dict(counts)} in {time.perf_counter() - started:.0f} s\n")
+
+
+if __name__ == "__main__":
+    main()
