@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import inspect
 import logging
+import re
 import warnings
 
 import torch
@@ -69,10 +70,28 @@ def tiny_config(model_type, **settings):
     error = None
     for dropped in _DROPPED:
         try:
-            return config_class(**{k: v for k, v in tiny.items() if k not in dropped})
+            config = config_class(**{k: v for k, v in tiny.items() if k not in dropped})
         except Exception as caught:  # noqa: BLE001 - every configuration has errors of its own
             error = error or caught
+        else:
+            _split_positions(config)
+            return config
     raise NotBuilt(f"config: {_short(error)}") from error
+
+
+def _split_positions(config):
+    """Give the parts of positions in time, height and width (M-RoPE) sizes that fit small heads."""
+    for name in getattr(config, "sub_configs", None) or {}:
+        if isinstance(part := getattr(config, name, None), PreTrainedConfig):
+            _split_positions(part)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if "mrope_section" in config.ignore_keys_at_rope_validation and "rope_theta" in rope:
+        head_dim = getattr(config, "head_dim", None) or (
+            config.hidden_size // config.num_attention_heads
+        )
+        turned = int(head_dim * rope.get("partial_rotary_factor", 1)) // 2
+        third = turned // 3
+        rope["mrope_section"] = [turned - 2 * third, third, third]
 
 
 def tiny_settings(config_class, depth=0):
@@ -81,7 +100,7 @@ def tiny_settings(config_class, depth=0):
     tiny = {}
     for name, default in fields.items():
         value = _by_name(name)
-        if value is not None and not isinstance(default, (list, tuple)):
+        if value is not None and _is_number(config_class, name, default):
             tiny[name] = value
     for needed, values in TOGETHER:
         if fields.keys() >= set(needed):
@@ -109,6 +128,14 @@ def _fields(config_class):
         return {field.name: field.default for field in dataclasses.fields(config_class)}
     parameters = inspect.signature(config_class.__init__).parameters
     return {name: parameter.default for name, parameter in parameters.items() if name != "self"}
+
+
+def _is_number(config_class, name, default):
+    """Say whether a field is a number, not a list of them."""
+    if isinstance(default, (list, tuple)):
+        return False
+    declared = str(getattr(config_class, "__annotations__", {}).get(name, "int"))
+    return "int" in re.sub(r"\[.*?\]", "", declared)
 
 
 def _by_name(name):

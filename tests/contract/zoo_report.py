@@ -23,7 +23,7 @@ from transformers.modeling_utils import AttentionInterface
 SECONDS_A_TYPE = 40
 
 
-class TooSlow(Exception):
+class TooSlowError(Exception):
     """A model type took longer than it may."""
 
 
@@ -96,7 +96,7 @@ def _finite(value):
 
 
 def _stop(signum, frame):
-    raise TooSlow(f"more than {SECONDS_A_TYPE} s")
+    raise TooSlowError(f"more than {SECONDS_A_TYPE} s")
 
 
 def main():

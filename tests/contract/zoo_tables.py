@@ -107,6 +107,17 @@ SPECIAL_TOKENS = {"image": 7, "video": 8, "audio": 9}
 OTHER_SPECIAL_TOKEN = 10
 FIRST_TEXT_TOKEN = 20
 
+# Sound as (rows, channels, samples) instead of (rows, samples).
+WAVES_WITH_CHANNELS = tuple(
+    """dac encodec mimi mimi_encoder neucodec xcodec xcodec2 pe_audio pe_audio_encoder
+    pocket_tts_audio_tokenizer pocket_tts_audio_tokenizer_encoder vibevoice_acoustic_tokenizer
+    higgs_audio_v2_tokenizer""".split()
+)
+# Features of sound as (rows, frames, features) instead of (rows, features, frames).
+FRAMES_BEFORE_MELS = tuple(
+    """speech_to_text wav2vec2-bert seamless_m4t seamless_m4t_v2 parakeet_encoder""".split()
+)
+
 _CONVOLUTIONS = {
     "conv_dim": (16, 16),
     "conv_kernel": (10, 3),
@@ -142,6 +153,7 @@ OVERRIDES = {
     "lfm2_moe": _CONV_THEN_FULL,
     "longformer": {"attention_window": [8, 8]},
     "mobilebert": {"intra_bottleneck_size": 32, "num_feedforward_networks": 1},
+    "led": {"attention_window": 8},
     "modernbert": {"local_attention": 8},
     "olmo_hybrid": _LINEAR_THEN_FULL,
     "qwen3_5_moe_text": _LINEAR_THEN_FULL,
