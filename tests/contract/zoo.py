@@ -12,14 +12,13 @@ import transformers
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 from zoo_inputs import inputs
+from zoo_overrides import CLASSES, OVERRIDES, VARIANTS
 from zoo_tables import (
     BY_NAME,
     HEADS,
     OTHER_SPECIAL_TOKEN,
-    OVERRIDES,
     SPECIAL_TOKENS,
     TOGETHER,
-    VARIANTS,
 )
 
 __all__ = ["NotBuilt", "build", "inputs", "model_types"]
@@ -117,7 +116,9 @@ def _merged(settings, overrides):
     both = {
         name: _merged(settings[name], value)
         for name, value in overrides.items()
-        if isinstance(value, dict) and isinstance(settings.get(name), dict)
+        if isinstance(value, dict)
+        and isinstance(settings.get(name), dict)
+        and value.get("model_type") in (None, settings[name].get("model_type"))
     }
     return {**settings, **overrides, **both}
 
@@ -185,6 +186,8 @@ def _peculiar(part, settings):
 
 def _model_class(model_type, auto):
     """Return the class that an auto class (or, without an AutoModel, another one) has for a type."""
+    if auto == "AutoModel" and model_type in CLASSES:
+        return getattr(transformers, CLASSES[model_type])
     asked = _auto_names() if auto == "AutoModel" else [auto]
     for name in asked:
         mapping = getattr(transformers, name)._model_mapping

@@ -4,8 +4,11 @@ import inspect
 
 import torch
 from zoo_tables import (
+    BOXES_OF_FRACTIONS,
     FIRST_TEXT_TOKEN,
     FRAMES_BEFORE_MELS,
+    PAIRS_OF_IMAGES,
+    READS_IMAGES,
     SPECIAL_TOKENS,
     VOCAB,
     WAVES_WITH_CHANNELS,
@@ -74,11 +77,81 @@ class _Maker:
         alone = self.main == "pixel_values" or not self.has_token("image")
         towers = hasattr(self.config, "vision_config") or self.main == "pixel_values"
         required = self.accepted["pixel_values"].default is inspect.Parameter.empty
-        return self.images() if required or (alone and towers) else None
+        wanted = required or (alone and towers) or self.config.model_type in READS_IMAGES
+        if not wanted:
+            return None
+        if "spatial_shapes" in self.accepted or "pixel_position_ids" in self.accepted:
+            return self.patches().reshape(self.rows, 16, -1)
+        if "grid_thw" in self.accepted:
+            return self.patches()
+        return self.images()
 
     def liked_bbox(self):
         corners = torch.randint(0, 30, (self.rows, self.length, 2), generator=self.generator)
-        return torch.cat([corners, corners + 10], dim=-1)
+        boxes = torch.cat([corners, corners + 10], dim=-1)
+        return boxes / 50 if self.config.model_type in BOXES_OF_FRACTIONS else boxes
+
+    def liked_encoder_hidden_states(self):
+        if not getattr(self.config, "add_cross_attention", False):
+            return None
+        return self.normal(self.rows, 8, self.config.hidden_size)
+
+    def liked_global_attention_mask(self):
+        if not getattr(self.config, "zoo_global_attention", False):
+            return None
+        mask = torch.zeros(self.rows, self.length, dtype=torch.long)
+        mask[:, 0] = 1
+        return mask
+
+    def liked_flattened_patches(self):
+        patches = self.normal(self.rows, 16, 2 + 3 * 16**2)
+        patches[..., :2] = torch.arange(16).unsqueeze(-1) + 1
+        return patches
+
+    def liked_visual_feats(self):
+        return self.normal(self.rows, 8, self.config.visual_feat_dim)
+
+    def liked_visual_pos(self):
+        return torch.rand(self.rows, 8, 4, generator=self.generator)
+
+    def liked_states(self):
+        return self.normal(self.rows, self.length, self.config.state_dim)
+
+    def liked_actions(self):
+        return self.normal(self.rows, self.length, self.config.act_dim)
+
+    def liked_rewards(self):
+        return self.normal(self.rows, self.length, 1)
+
+    liked_returns_to_go = liked_rewards
+
+    def liked_timesteps(self):
+        return torch.arange(self.length).expand(self.rows, -1).clone()
+
+    def liked_inputs(self):
+        if self.config.model_type != "perceiver":
+            return None
+        return self.normal(self.rows, self.length, self.config.d_model)
+
+    def liked_image_embeds_position_mask(self):
+        mask = torch.zeros(self.rows, self.length, dtype=torch.bool)
+        mask[:, 1 : 1 + self.config.latent_query_num] = True
+        return mask
+
+    def needed_prompt_pixel_values(self):
+        return self.images()
+
+    def needed_prompt_masks(self):
+        return self.images()
+
+    def needed_audio_mel(self):
+        return self.normal(self.rows, 64, self.config.input_feat_size)
+
+    def needed_audio_mel_mask(self):
+        return torch.zeros(self.rows, 64, dtype=torch.bool)
+
+    def needed_task_inputs(self):
+        return torch.randint(0, 77, (self.rows, 77), generator=self.generator)
 
     def liked_noise(self):
         patches = self.image_size() // _first(getattr(self.config, "patch_size", 8))
@@ -115,7 +188,8 @@ class _Maker:
         return torch.ones(self.rows, dtype=torch.long)
 
     def needed_pixel_values_videos(self):
-        return self.images().unsqueeze(1).repeat(1, self.frames(), 1, 1, 1)
+        images = self.images()
+        return images if images.dim() == 5 else images.unsqueeze(1).repeat(1, 2, 1, 1, 1)
 
     def needed_query_embeds(self):
         return self.normal(self.rows, 8, self.config.hidden_size)
@@ -190,7 +264,9 @@ class _Maker:
         height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
         shape = [getattr(config, "num_channels", None) or 3, height, width]
         film = hasattr(config, "num_frames") or hasattr(config, "tubelet_size")
-        return self.normal(self.rows, *([self.frames()] if film else []), *shape)
+        pair = self.config.model_type in PAIRS_OF_IMAGES
+        several = [self.frames()] if film else [2] if pair else []
+        return self.normal(self.rows, *several, *shape)
 
     def patches(self):
         """Return images as rows of patches, four times four an image."""
@@ -199,7 +275,8 @@ class _Maker:
             getattr(config, "in_channels", None) or getattr(config, "num_channels", None) or 3
         )
         size = getattr(config, "patch_size", None) or 8
-        depth = getattr(config, "temporal_patch_size", None) or 1
+        names = ("temporal_patch_size", "patch_temporal")
+        depth = next((v for name in names if (v := getattr(config, name, None))), 1)
         return self.normal(16 * self.rows, _first(channels) * _first(depth) * _first(size) ** 2)
 
     def grid(self):

@@ -79,20 +79,18 @@ def _attention_calls(model, made):
             outputs = model(**made)
     finally:
         AttentionInterface.get_interface = original
-    if not _finite(outputs):
-        raise ValueError("an output is not finite")
+    if _has_nan(outputs):
+        raise ValueError("an output is not a number")
     return len(calls)
 
 
-def _finite(value):
-    """Say whether a nest of tensors has finite values only (or none)."""
+def _has_nan(value):
+    """Say whether a nest of tensors has values that are no numbers."""
     if isinstance(value, torch.Tensor):
-        return not value.is_floating_point() or bool(value.isfinite().all())
+        return value.is_floating_point() and bool(value.isnan().any())
     if isinstance(value, dict):
-        return all(_finite(item) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return all(_finite(item) for item in value)
-    return True
+        return any(_has_nan(item) for item in value.values())
+    return isinstance(value, (list, tuple)) and any(_has_nan(item) for item in value)
 
 
 def _stop(signum, frame):

@@ -18,6 +18,8 @@ _NAMES = {
         backbone_hidden_size pairwise_hidden_size fusion_hidden_size neck_hidden_size
         multi_modal_projector_hidden_size proj_dim resampler_hidden_size
         hidden_size_per_layer_input alignment_intermediate_size classifier_proj_size
+        upsample_initial_channel upsample_groups unit_embed_dim lang_embed_dim spkr_embed_dim
+        mit_hidden_size pred_hidden_size attention_hidden_size feature_size convnext_hidden text_encoder_width
         embedding_dim descriptor_dim entity_emb_size visual_feat_dim mask_dim fpn_feature_size
         text_embedding_dim speaker_embedding_dim audio_hidden_size adapter_input_size""",
     HEADS: """num_attention_heads n_head n_heads num_heads encoder_attention_heads
@@ -30,7 +32,7 @@ _NAMES = {
         speech_encoder_attention_heads t2u_encoder_attention_heads t2u_decoder_attention_heads
         mamba_n_heads mamba_num_heads linear_num_value_heads index_n_heads num_experts
         num_local_experts n_routed_experts moe_num_experts n_mamba_heads linear_num_heads
-        num_global_tokens""",
+        num_global_tokens pred_num_attention_heads prompt_num_attention_heads""",
     2: """num_key_value_heads num_kv_heads n_kv_heads multi_query_group_num
         num_global_key_value_heads swa_num_key_value_heads linear_num_key_heads
         num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers
@@ -46,7 +48,9 @@ _NAMES = {
         folding_trunk_num_hidden_layers num_spatial_layers num_temporal_layers
         num_auxiliary_layers num_sparse_encoder_layers num_sparse_decoder_layers
         cross_attention_frequency num_nextn_predict_layers duration_predictor_layers
-        energy_predictor_layers pitch_predictor_layers num_timestamp_prediction_layers""",
+        energy_predictor_layers pitch_predictor_layers num_timestamp_prediction_layers
+        pred_num_hidden_layers num_pooler_layers text_encoder_proj_layers query_dec_layers
+        mamba_n_groups n_groups""",
     1: """num_hidden_groups n_group topk_group n_shared_experts num_shared_experts
         first_k_dense_replace num_dense_layers attn_layer_offset expert_layer_offset
         moe_num_shared_experts moe_layer_start_index num_attention_blocks
@@ -89,6 +93,14 @@ BY_NAME = {name: value for value, names in _NAMES.items() for name in names.spli
 BY_NAME |= {
     "image_size": 32,
     "patch_size": 8,
+    "num_kv_shared_layers": 0,
+    "num_filters": 4,
+    "base_channels": 32,
+    "prediction_length": 4,
+    "num_frames": 2,
+    "window_size": 2,
+    "top_k_experts": 2,
+    "image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]],
     "sliding_window": 8,
     "sliding_window_size": 8,
     "attention_chunk_size": 8,
@@ -107,6 +119,10 @@ SPECIAL_TOKENS = {"image": 7, "video": 8, "audio": 9}
 OTHER_SPECIAL_TOKEN = 10
 FIRST_TEXT_TOKEN = 20
 
+BOXES_OF_FRACTIONS = ("udop",)
+PAIRS_OF_IMAGES = ("superglue", "lightglue", "efficientloftr")
+# Images beside their text though their configurations have no tower for them.
+READS_IMAGES = ("vilt", "kosmos-2", "siglip2")
 # Sound as (rows, channels, samples) instead of (rows, samples).
 WAVES_WITH_CHANNELS = tuple(
     """dac encodec mimi mimi_encoder neucodec xcodec xcodec2 pe_audio pe_audio_encoder
@@ -115,7 +131,10 @@ WAVES_WITH_CHANNELS = tuple(
 )
 # Features of sound as (rows, frames, features) instead of (rows, features, frames).
 FRAMES_BEFORE_MELS = tuple(
-    """speech_to_text wav2vec2-bert seamless_m4t seamless_m4t_v2 parakeet_encoder""".split()
+    """speech_to_text wav2vec2-bert seamless_m4t seamless_m4t_v2 parakeet_encoder
+    nemotron_asr_streaming nemotron_asr_streaming_encoder nemotron3_5_asr nemotron3_diarization
+    nemotron3_diarization_audio nemotron3_5_transcribe_audio nemotron3_5_transcribe_asr_audio
+    gemma4_audio fun_asr_nano_encoder""".split()
 )
 
 _CONVOLUTIONS = {
@@ -129,52 +148,6 @@ _CONVOLUTIONS = {
 # If a configuration has all the fields of the first column, it also gets the second.
 TOGETHER = [(("conv_dim", "conv_kernel", "conv_stride"), _CONVOLUTIONS)]
 
-_TWO_STAGES = {"depths": [1, 1], "num_heads": [2, 4]}
-_SWIN = {**_TWO_STAGES, "embed_dim": 16, "window_size": 2, "patch_size": 2, "image_size": 16}
-_LINEAR_THEN_FULL = {"layer_types": ["linear_attention", "full_attention"]}
-_CONV_THEN_FULL = {"layer_types": ["conv", "full_attention"]}
-OVERRIDES = {
-    "albert": {"embedding_size": 16},
-    "codegen": {"rotary_dim": 4},
-    "donut-swin": _SWIN,
-    "electra": {"embedding_size": 16},
-    "funnel": {"block_sizes": [1, 1]},
-    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
-    "gptj": {"rotary_dim": 4},
-    "hiera": {
-        **_TWO_STAGES,
-        "embed_dim": 16,
-        "image_size": [32, 32],
-        "num_query_pool": 1,
-        "masked_unit_size": [4, 4],
-        "query_stride": [2, 2],
-    },
-    "lfm2": _CONV_THEN_FULL,
-    "lfm2_moe": _CONV_THEN_FULL,
-    "longformer": {"attention_window": [8, 8]},
-    "mobilebert": {"intra_bottleneck_size": 32, "num_feedforward_networks": 1},
-    "led": {"attention_window": 8},
-    "modernbert": {"local_attention": 8},
-    "olmo_hybrid": _LINEAR_THEN_FULL,
-    "qwen3_5_moe_text": _LINEAR_THEN_FULL,
-    "qwen3_5_text": _LINEAR_THEN_FULL,
-    "qwen3_next": _LINEAR_THEN_FULL,
-    "segformer": {
-        "num_encoder_blocks": 2,
-        "depths": [1, 1],
-        "hidden_sizes": [16, 32],
-        "num_attention_heads": [2, 4],
-        "sr_ratios": [2, 1],
-        "patch_sizes": [7, 3],
-        "strides": [4, 2],
-        "mlp_ratios": [2, 2],
-        "decoder_hidden_size": 16,
-        "image_size": 64,
-    },
-    "swin": _SWIN,
-    "swinv2": _SWIN,
-}
-
 # Model types that most people use: all of them build and run.
 COMMON = tuple(
     """bert roberta distilbert albert electra deberta deberta-v2 mpnet xlm-roberta modernbert eurobert
@@ -185,6 +158,3 @@ COMMON = tuple(
     bart mbart marian pegasus blenderbot m2m_100 whisper wav2vec2 hubert wavlm vit deit dinov2
     dinov3_vit vit_msn clip siglip blip beit swin swinv2 segformer""".split()
 )
-
-# name: (model type, what its configuration says besides)
-VARIANTS = {}
