@@ -51,8 +51,13 @@ class ModelSource:
         return tuple(sorted(self.directory.glob("*.safetensors")))
 
 
-def find(name: str, *, revision: str | None = None) -> ModelSource:
+def find(name: str, *, revision: str | None = None, weights: bool = True) -> ModelSource:
     """Find a model by directory, ``demo:NAME`` or hub id, and check its files before anything is loaded.
+
+    Args:
+        name: As the user wrote it.
+        revision: Of a hub model.
+        weights: Whether they are needed; without, ``config.json`` is enough.
 
     Raises:
         ModelError: There is no such model, its config or weights are damaged or missing, or its type isn't known.
@@ -62,7 +67,7 @@ def find(name: str, *, revision: str | None = None) -> ModelSource:
     elif Path(name).exists():
         directory, commit = Path(name), None
     else:
-        directory = _download(name, revision)
+        directory = _download(name, revision, weights=weights)
         commit = directory.name
     if not (directory / "config.json").is_file():
         raise ModelError(
@@ -72,11 +77,12 @@ def find(name: str, *, revision: str | None = None) -> ModelSource:
         )
     config = _config(name, directory)
     source = ModelSource(name, directory, commit, config)
-    _check_weights(source)
+    if weights:
+        _check_weights(source)
     return source
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, *, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -85,7 +91,8 @@ def _download(name: str, revision: str | None) -> Path:
             f"there is no directory {name}", where=f"MODEL {name}", hint="check the path"
         )
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED_FILES))
+        wanted = _WANTED_FILES if weights else ["*.json"]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except HFValidationError as error:
         raise ModelError(
             f"{name!r} is neither a directory nor a hub id",

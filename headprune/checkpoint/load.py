@@ -1,5 +1,6 @@
 """Load a model, pruned or not, without running any file of its directory."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from headprune.checkpoint.legacy import converted_config, pruned_heads
 from headprune.checkpoint.manifest import check_manifest
 from headprune.checkpoint.save import auto_classes
 from headprune.errors import CheckpointError, ModelError
@@ -60,13 +62,15 @@ def load_model(
         ModelError: It can't be loaded as ``auto_class``.
     """
     check_manifest(source.directory)
-    kind = _model_class(source, auto_class)
+    source = modernised(source, auto_class)
+    kind = model_class(source, auto_class)
     # A pooler that wasn't saved is drawn at random: no task of ours reads one, but drawing must not move the caller's state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
             model, info = kind.from_pretrained(
                 source.directory,
+                config=source.config,
                 dtype=choose_dtype(dtype),
                 use_safetensors=True,
                 local_files_only=True,
@@ -92,7 +96,16 @@ def load_model(
     return loaded
 
 
-def _model_class(source: ModelSource, auto_class: str | None) -> Any:
+def modernised(source: ModelSource, auto_class: str | None) -> ModelSource:
+    """Return the source with a config that loads, should transformers v4 have pruned the model."""
+    if not pruned_heads(source.config):
+        return source
+    config = converted_config(source.config, model_class(source, auto_class))
+    return replace(source, config=config)
+
+
+def model_class(source: ModelSource, auto_class: str | None) -> Any:
+    """Return the class that loads a model: transformers' own, or the one that cuts it to its pruned sizes first."""
     config = source.config
     stock: Any
     if auto_class is None:

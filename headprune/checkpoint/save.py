@@ -79,11 +79,11 @@ def write_model(
 ) -> Route:
     """Write weights, config, tokenizer and what else a load needs into an existing directory."""
     with quiet():
-        stock = _stock_config(model, anatomy)
+        stock = stock_config(model, anatomy)
         model.save_pretrained(directory)
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
-        config = stock or _remote_config(model, anatomy)
+        config = stock or remote_config(model, anatomy)
         config.save_pretrained(directory)
     code = directory / "modeling_headprune.py"
     if stock is None:
@@ -99,7 +99,7 @@ def write_model(
     return "remote-code" if stock is None else "stock"
 
 
-def _stock_config(model: PreTrainedModel, anatomy: Anatomy) -> PreTrainedConfig | None:
+def stock_config(model: PreTrainedModel, anatomy: Anatomy) -> PreTrainedConfig | None:
     """Return a stock config that builds exactly the tensors of ``model``, or None.
 
     Found by trying: the candidate's model is built without memory, and names and shapes are compared.
@@ -163,7 +163,7 @@ def _changed(
         return
 
 
-def _remote_config(model: PreTrainedModel, anatomy: Anatomy) -> PreTrainedConfig:
+def remote_config(model: PreTrainedModel, anatomy: Anatomy) -> PreTrainedConfig:
     """Return the config that makes transformers use ``modeling_headprune.py`` with the sizes of ``model``."""
     kind = stock_class(model)
     config = _plain_config(model.config, kind)

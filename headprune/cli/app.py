@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from headprune.cli import check, evaluate, export, inspect, prune, run, score
+from headprune.cli import check, convert, evaluate, export, inspect, prune, run, score
 from headprune.cli.options import add_command
 from headprune.errors import HeadpruneError
 
@@ -24,6 +24,7 @@ for name, module in {
     "eval": evaluate,
     "check": check,
     "inspect": inspect,
+    "convert": convert,
     "run": run,
     "export": export,
 }.items():

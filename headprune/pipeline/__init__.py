@@ -1,5 +1,6 @@
 """The only place where stages meet: settings in, values out; each function is one command."""
 
-from headprune.pipeline.commands import evaluate, export, look, plan, prune, score
+from headprune.pipeline.commands import evaluate, export, plan, prune, score
+from headprune.pipeline.survey import Survey, convert, survey
 
-__all__ = ["evaluate", "export", "look", "plan", "prune", "score"]
+__all__ = ["Survey", "convert", "evaluate", "export", "plan", "prune", "score", "survey"]

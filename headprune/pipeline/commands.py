@@ -89,14 +89,6 @@ def _count_heads(model: PreTrainedModel) -> int | None:
         return None
 
 
-def look(recipe: Recipe, *, voice: Voice) -> Anatomy:
-    """Return the proven anatomy of the model; no data is needed."""
-    source = find(model_name(recipe), revision=recipe.revision)
-    model = load_model(source, auto_class=None, device=recipe.device, dtype=recipe.dtype)
-    voice.say(f"model {recipe.model} ({model.config.model_type})")
-    return inspect(model)
-
-
 def export(recipe: Recipe, *, gguf: Path, with_tokenizer: bool, voice: Voice) -> Exported:
     """Write a model as GGUF.
 

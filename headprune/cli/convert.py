@@ -1,0 +1,34 @@
+"""``headprune convert``."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from headprune.cli.options import Call, Model
+from headprune.errors import ConfigError
+
+OPTIONS: dict[str, Any] = {
+    "model": Model,
+    "out": Annotated[str | None, typer.Option(metavar="DIR", help="Where the model goes.")],
+    "overwrite": Annotated[
+        bool | None, typer.Option("--overwrite", help="Replace what is in --out.")
+    ],
+}
+
+
+def command(call: Call) -> None:
+    """Make a model that transformers v4 pruned (config.pruned_heads) load with transformers v5."""
+    from headprune import pipeline
+    from headprune.heads import dump_json
+    from headprune.report.terminal import key_value_table
+
+    if call.recipe.out is None:
+        raise ConfigError(
+            "no directory is named to write to",
+            where="--out",
+            hint="headprune convert MODEL --out DIR",
+        )
+    route = pipeline.convert(call.recipe, out=Path(call.recipe.out), voice=call.talk)
+    rows = {"directory": call.recipe.out, "loads_with": route}
+    call.write(dump_json({"format": 1, **rows})) if call.json else call.show(key_value_table(rows))

@@ -1,0 +1,175 @@
+"""What could be pruned of a model, from its config alone; and old checkpoints made loadable."""
+
+import copy
+import random
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+from transformers import PreTrainedModel
+
+from headprune.anatomy import Anatomy, Site
+from headprune.anatomy.clone import pruning_record
+from headprune.checkpoint import (
+    Route,
+    empty_model,
+    load_model,
+    pruned_heads,
+    save,
+    stock_config,
+)
+from headprune.config import Recipe
+from headprune.errors import CheckpointError, PlanError
+from headprune.heads import Artefact, HeadScores
+from headprune.inspection import inspect
+from headprune.models import find, load_tokenizer
+from headprune.selection import Constraints, is_padded, make_plan, savings
+from headprune.subject import Voice, model_name
+from headprune.surgery import cut
+
+KEEP = 0.7
+
+
+class SurveyedSite(BaseModel):
+    """One attention, as ``inspect`` tells of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    path: str
+    kind: str
+    heads: tuple[str, ...]
+    key_value_heads: int
+    head_dim: int
+    execution: str
+    min_heads: int
+
+
+class Survey(Artefact):
+    """What could be pruned of a model, what can't and why, how it would load, what it would save."""
+
+    written_by: ClassVar[str] = "inspect"
+
+    model_type: str
+    architecture: str
+    num_heads: int
+    parameters: int
+    sites: tuple[SurveyedSite, ...]
+    refused: dict[str, str]
+    pruned_before: dict[str, Any] = {}
+    loads_with: dict[str, Route | None] = {}
+    saves: dict[str, Any] = {}
+
+
+def survey(recipe: Recipe, *, voice: Voice) -> Survey:
+    """Look at a model; ``config.json`` is enough, and no memory is taken for its weights."""
+    source = find(model_name(recipe), revision=recipe.revision, weights=False)
+    voice.say(f"model {recipe.model} ({source.config.model_type}), from its config alone")
+    model = empty_model(source)
+    anatomy = inspect(model)
+    keep = KEEP if recipe.keep is None else recipe.keep
+    return Survey(
+        model_type=anatomy.model_type,
+        architecture=type(model).__name__,
+        num_heads=len(anatomy.heads),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        sites=tuple(_surveyed(site) for site in anatomy.sites),
+        refused=dict(anatomy.refused),
+        pruned_before=_before(model, v4=bool(pruned_heads(source.config))),
+        loads_with={
+            name: _route(model, anatomy, _constraints(recipe, keep=keep, uniform=uniform))
+            for name, uniform in (("uneven", False), ("uniform", True))
+        },
+        saves=_saves(model, anatomy, _constraints(recipe, keep=keep, uniform=recipe.uniform)),
+    )
+
+
+def convert(recipe: Recipe, *, out: Path, voice: Voice) -> Route:
+    """Write a model that transformers v4 pruned so that it loads today.
+
+    Raises:
+        CheckpointError: The model isn't one, or ``out`` isn't empty.
+    """
+    source = find(model_name(recipe), revision=recipe.revision)
+    if not pruned_heads(source.config):
+        raise CheckpointError(
+            "transformers v4 didn't prune this model: its config has no pruned_heads",
+            where=str(source.directory / "config.json"),
+            hint="prune it: headprune prune MODEL --keep 0.7",
+        )
+    model = load_model(source, auto_class=None, device="cpu", dtype=recipe.dtype)
+    voice.say(
+        f"model {recipe.model}: {len(pruning_record(model.config)['removed'])} heads were removed"
+    )
+    has_tokenizer = any(source.directory.glob("tokenizer*")) or any(source.directory.glob("vocab*"))
+    return save(
+        model,
+        out,
+        anatomy=inspect(model),
+        tokenizer=load_tokenizer(source) if has_tokenizer else None,
+        overwrite=recipe.overwrite,
+    )
+
+
+def _constraints(recipe: Recipe, *, keep: float, uniform: bool) -> Constraints:
+    return Constraints(
+        keep=keep,
+        min_heads=recipe.min_heads,
+        protect=recipe.protect,
+        uniform=uniform,
+        gqa=recipe.gqa,
+        sites=recipe.sites,
+    )
+
+
+def _surveyed(site: Site) -> SurveyedSite:
+    return SurveyedSite(
+        name=str(site.id),
+        path=site.path,
+        kind=site.id.kind,
+        heads=tuple(f"{site.id}.H{head}" for head in site.heads),
+        key_value_heads=len(site.groups(site.slots)),
+        head_dim=site.head_dim,
+        execution=site.execution,
+        min_heads=site.min_heads,
+    )
+
+
+def _before(model: PreTrainedModel, *, v4: bool) -> dict[str, Any]:
+    """Return what earlier pruning left, and who did it."""
+    record = pruning_record(model.config)
+    if not record:
+        return {}
+    by = "transformers v4 (config.pruned_heads)" if v4 else "headprune"
+    return {"by": by, "removed": record["removed"]}
+
+
+def _any_scores(anatomy: Anatomy) -> HeadScores:
+    """Return scores for a plan of the size that any scores would give: what it saves hardly depends on which heads go."""
+    drawn = random.Random(0)
+    values = tuple(drawn.random() for _ in anatomy.heads)
+    return HeadScores(method="random", heads=anatomy.heads, values=values, n=0, seed=0)
+
+
+def _route(model: PreTrainedModel, anatomy: Anatomy, constraints: Constraints) -> Route | None:
+    """Return how a pruned model would load; None where there is no such plan."""
+    try:
+        plan = make_plan(_any_scores(anatomy), anatomy, constraints=constraints)
+    except PlanError:
+        return None
+    smaller = copy.deepcopy(model)
+    after = cut(smaller, anatomy, remove=plan.remove, pad=is_padded(plan))
+    return "remote-code" if stock_config(smaller, after) is None else "stock"
+
+
+def _saves(model: PreTrainedModel, anatomy: Anatomy, constraints: Constraints) -> dict[str, Any]:
+    try:
+        plan = make_plan(_any_scores(anatomy), anatomy, constraints=constraints)
+    except PlanError as error:
+        return {"keep": constraints.keep, "impossible": error.what}
+    found = savings(model, anatomy, remove=plan.remove, pad=is_padded(plan))
+    return {
+        "keep": constraints.keep,
+        "heads": len(plan.remove),
+        **found.as_dict(),
+    }

@@ -1,0 +1,265 @@
+"""The contract that every model type is held to, as one function from a name to a verdict."""
+
+import copy
+import random
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+import zoo
+
+import headprune as hp
+from headprune.anatomy.clone import quiet
+from headprune.anatomy.trace import looks_like_attention
+from headprune.checkpoint.save import auto_classes
+from headprune.errors import UnsupportedError
+
+TOLERANCE = 2e-5
+PLANS = 2
+LEAST_EFFECT = 1e-3
+
+
+class BrokenLawError(AssertionError):
+    """A model was cut, and is not what it was said to be."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a model type.
+
+    Args:
+        name: The model type, or a variant of one.
+        state: ``exact``, ``partly`` (some of its attentions are left whole), ``refused``, ``no attention``, ``not built``.
+        reason: Why not, or why only in part.
+        kinds: How many attentions of each kind.
+        executions: How they run once cut.
+        route: How the pruned model loads.
+        worst: Largest difference of masked and pruned outputs, relative to their scale.
+        checked: What was looked at besides.
+    """
+
+    name: str
+    state: str
+    reason: str = ""
+    kinds: dict = field(default_factory=dict)
+    executions: tuple = ()
+    route: str = ""
+    worst: float = 0.0
+    checked: tuple = ()
+
+    @property
+    def found(self):
+        """Whether the heads were found."""
+        return self.state in ("exact", "partly")
+
+
+def examine(name):
+    """Hold a model type to the contract; raises BrokenLawError where a law is broken."""
+    try:
+        with quiet():
+            model = zoo.build(name)
+            inputs = zoo.inputs(model)
+            outputs(model, inputs)
+    except zoo.NotBuilt as error:
+        return Verdict(name, "not built", str(error))
+    except Exception as error:  # noqa: BLE001 - the tiny model is ours, and so is the mistake
+        return Verdict(name, "not built", f"the tiny model doesn't run: {_line(error)}")
+    if not any(looks_like_attention(module) for module in model.modules()):
+        return Verdict(name, "no attention")
+    try:
+        anatomy = hp.inspect(model)
+    except UnsupportedError as error:
+        return Verdict(name, "refused", error.what.partition("is not supported: ")[2])
+    checked = []
+    worst = 0.0
+    for attention in ("eager", "sdpa"):
+        try:
+            subject = zoo.build(name, attention=attention)
+        except zoo.NotBuilt:
+            continue
+        worst = max(worst, _masked_is_pruned(subject, inputs, anatomy))
+        checked.append(attention)
+    _rows_are_masked_one_by_one(model, inputs, anatomy)
+    route = _reload_is_identical(model, inputs, anatomy)
+    generated = _generation_agrees(name)
+    if generated:
+        checked.append(generated)
+    reasons = sorted(set(anatomy.refused.values()))
+    return Verdict(
+        name,
+        "partly" if reasons else "exact",
+        "; ".join(reasons),
+        kinds=_count(f"{site.id.stack}.{site.id.kind}".lstrip(".") for site in anatomy.sites),
+        executions=tuple(sorted({site.execution for site in anatomy.sites})),
+        route=route,
+        worst=worst,
+        checked=tuple(checked),
+    )
+
+
+def random_plan(anatomy, seed, *, ragged=False):
+    """Return heads to remove: different in every attention, lawful (or ``ragged``), now and then all of one."""
+    rng = random.Random(seed)
+    removed = []
+    for site in anatomy.sites:
+        groups = list(site.groups(site.heads).values())
+        choice = rng.random()
+        if choice < 0.2 and site.min_heads == 0:
+            gone = set(site.heads)
+        elif site.group_size > 1 and site.execution == "native" and not ragged:
+            gone = _lawful(rng, groups, site.group_size)
+        else:
+            gone = set(rng.sample(site.heads, rng.randrange(len(site.heads))))
+        removed += [f"{site.id}.H{head}" for head in sorted(gone)]
+    return removed
+
+
+def _lawful(rng, groups, size):
+    if rng.random() < 0.5:
+        each = rng.randrange(size)
+        return {head for group in groups for head in rng.sample(group, each)}
+    return {head for group in rng.sample(groups, rng.randrange(len(groups))) for head in group}
+
+
+def outputs(model, inputs):
+    """Return every tensor of floats that a model puts out. Models that draw random numbers draw the same each time."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), quiet():
+        torch.manual_seed(0)
+        return list(_tensors(model(**inputs)))
+
+
+def _tensors(value):
+    if isinstance(value, torch.Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def distance(ones, others):
+    """Return the largest difference, relative to the scale of what differs (or 1)."""
+    if [x.shape for x in ones] != [x.shape for x in others]:
+        raise BrokenLawError("outputs have other shapes")
+    worst = 0.0
+    for one, other in zip(ones, others, strict=True):
+        finite = one.isfinite()
+        if not torch.equal(finite, other.isfinite()):
+            raise BrokenLawError("outputs are infinite elsewhere")
+        if finite.any():
+            scale = max(1.0, float(one[finite].abs().max()))
+            worst = max(worst, float((one - other)[finite].abs().max()) / scale)
+    return worst
+
+
+def _masked_is_pruned(model, inputs, anatomy):
+    plain = outputs(model, inputs)
+    worst = moved = 0.0
+    ragged = any(site.group_size > 1 and site.execution == "native" for site in anatomy.sites)
+    for seed in range(PLANS + ragged):
+        pad = seed == PLANS
+        removed = random_plan(anatomy, seed, ragged=pad)
+        pruned = copy.deepcopy(model)
+        with hp.masked(pruned, removed, anatomy=anatomy):
+            masked = outputs(pruned, inputs)
+        hp.prune(pruned, removed, anatomy=anatomy, pad=pad)
+        difference = distance(masked, outputs(pruned, inputs))
+        if difference > TOLERANCE:
+            raise BrokenLawError(f"masked and pruned differ by {difference:.1e} without {removed}")
+        worst, moved = max(worst, difference), max(moved, distance(plain, masked))
+    if moved < LEAST_EFFECT:
+        raise BrokenLawError("masking moves nothing, so equality proves nothing")
+    return worst
+
+
+def _rows_are_masked_one_by_one(model, inputs, anatomy):
+    """Gates may differ from row to row: each row's outputs are those of a forward with its gates alone."""
+    rows = next(x.shape[0] for x in inputs.values() if isinstance(x, torch.Tensor) and x.dim() > 1)
+    generator = torch.Generator().manual_seed(1)
+    gates = {
+        str(site.id): torch.randint(0, 2, (rows, len(site.heads)), generator=generator).float()
+        for site in anatomy.sites
+    }
+    with hp.masked(model, gates, anatomy=anatomy):
+        together = outputs(model, inputs)
+    for row in range(rows):
+        same = {name: gate[row : row + 1].expand(rows, -1) for name, gate in gates.items()}
+        with hp.masked(model, same, anatomy=anatomy):
+            alone = outputs(model, inputs)
+        if any(x.shape[:1] != (rows,) for x in together):
+            continue  # not all outputs are by row
+        difference = distance([x[row] for x in together], [x[row] for x in alone])
+        if difference > TOLERANCE:
+            raise BrokenLawError(f"row {row} is masked otherwise beside others: {difference:.1e}")
+
+
+def _reload_is_identical(model, inputs, anatomy):
+    """Save a pruned model and load it by the route that was announced, and with headprune."""
+    pruned = copy.deepcopy(model)
+    hp.prune(pruned, random_plan(anatomy, 1), anatomy=anatomy)
+    expected = outputs(pruned, inputs)
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        directory = Path(folder) / "saved"
+        route = hp.save(pruned, directory)
+        loaded = [hp.load(directory, device="cpu", attn_implementation="eager")]
+        auto = next(
+            (n for n, made in auto_classes(type(model.config)).items() if made is type(model)), None
+        )
+        if auto is not None:
+            loaded.append(
+                getattr(transformers, auto).from_pretrained(
+                    directory,
+                    trust_remote_code=route == "remote-code",
+                    attn_implementation="eager",
+                )
+            )
+        for again in loaded:
+            if distance(expected, outputs(again.eval(), inputs)) != 0:
+                raise BrokenLawError(f"{type(again).__name__} loads as another model")
+    return route
+
+
+def _generation_agrees(name):
+    """Greedy tokens with a cache are those of the masked model without one."""
+    for auto in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM"):
+        try:
+            model = zoo.build(name, auto=auto)
+        except zoo.NotBuilt:
+            continue
+        if model.can_generate():
+            return _generates(model)
+    return ""
+
+
+def _generates(model):
+    settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    ids = torch.randint(20, 60, (1, 7), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad(), quiet():
+        try:
+            model.generate(ids, **settings, use_cache=True)
+        except Exception:  # noqa: BLE001 - it needs more than tokens, pruned or not
+            return ""
+        anatomy = hp.inspect(model)
+        removed = random_plan(anatomy, 5)
+        with hp.masked(model, removed, anatomy=anatomy):
+            masked = model.generate(ids, **settings, use_cache=True)
+        hp.prune(model, removed, anatomy=anatomy)
+        if not torch.equal(model.generate(ids, **settings, use_cache=True), masked):
+            raise BrokenLawError("the pruned model generates other tokens than the masked one")
+    return "generate"
+
+
+def _count(names):
+    found = {}
+    for name in names:
+        found[name] = found.get(name, 0) + 1
+    return found
+
+
+def _line(error):
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
