@@ -90,7 +90,7 @@ def _split_positions(config):
         )
         turned = int(head_dim * rope.get("partial_rotary_factor", 1)) // 2
         third = turned // 3
-        rope["mrope_section"] = [turned - 2 * third, third, third]
+        rope["mrope_section"] = [third, third, turned - 2 * third]
 
 
 def tiny_settings(config_class, depth=0):
@@ -258,7 +258,7 @@ def _drawn(parameter, convolution, generator):
     if parameter.dim() < 2:
         return torch.nan_to_num(parameter).clamp(-10, 10) + 0.3 * noise
     inputs_summed = parameter.numel() // parameter.shape[0] if convolution else parameter.shape[-1]
-    return noise * min(0.4, 1.5 / inputs_summed**0.5)
+    return noise * min(0.4, 1.5 / max(1, inputs_summed) ** 0.5)
 
 
 def _short(error):

@@ -64,7 +64,10 @@ class _Maker:
             FIRST_TEXT_TOKEN, VOCAB, (self.rows, self.length), generator=self.generator
         )
 
-    liked_decoder_input_ids = liked_input_ids
+    def liked_decoder_input_ids(self):
+        ids = self.liked_input_ids()
+        books = getattr(getattr(self.config, "decoder", None), "num_codebooks", 1)
+        return ids.repeat_interleave(books, dim=0)
 
     def liked_attention_mask(self):
         if "input_ids" not in self.accepted:
@@ -202,6 +205,14 @@ class _Maker:
 
     def needed_pixel_attention_mask(self):
         return torch.ones(self.rows, 16, dtype=torch.long)
+
+    def liked_pixel_attention_mask(self):
+        if "spatial_shapes" not in self.accepted or self.has_token("image"):
+            return None
+        return self.needed_pixel_attention_mask()
+
+    def liked_spatial_shapes(self):
+        return None if self.has_token("image") else self.needed_spatial_shapes()
 
     def needed_spatial_shapes(self):
         return torch.full((self.rows, 2), 4)

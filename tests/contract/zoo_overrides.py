@@ -32,6 +32,8 @@ _NECK = {
     "backbone_config": {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4]},
     "neck_hidden_sizes": [8, 8, 16, 16],
     "reassemble_factors": [4, 2, 1, 0.5],
+    "reassemble_hidden_size": 32,
+    "fusion_hidden_size": 16,
 }
 _LINEAR_THEN_FULL = {"layer_types": ["linear_attention", "full_attention"]}
 _SLIDING_THEN_FULL = {"layer_types": ["sliding_attention", "full_attention"]}
@@ -42,7 +44,7 @@ _SECTIONS = {
 }
 _EFFICIENTNET = {"width_coefficient": 0.25, "depth_coefficient": 0.1}
 _HIERA_STAGES = {
-    "hidden_size": 16,
+    "hidden_size": 8,
     "image_size": [64, 64],
     "num_query_pool_stages": 1,
     "blocks_per_stage": [1, 1, 1, 1],
@@ -50,7 +52,23 @@ _HIERA_STAGES = {
     "num_attention_heads_per_stage": [1, 2, 2, 4],
     "window_size_per_stage": [4, 2, 2, 2],
     "global_attention_blocks": [3],
+    "patch_stride": [4, 4],
     "window_positional_embedding_background_size": [4, 4],
+}
+_DETECTOR = {
+    "backbone_config": {"out_features": ["stage2", "stage3", "stage4"]},
+    "encoder_in_channels": [8, 16, 16],
+    "decoder_in_channels": [32, 32, 32],
+    "num_feature_levels": 3,
+}
+_SAM = {
+    "prompt_encoder_config": {"image_size": 64, "patch_size": 8, "mask_input_channels": 16},
+    "vision_config": {
+        "image_size": 64,
+        "patch_size": 8,
+        "num_pos_feats": 16,
+        "output_channels": 32,
+    },
 }
 _MAMBA = {"n_groups": 2, "mamba_num_heads": 4}
 
@@ -77,15 +95,21 @@ OVERRIDES = {
     },
     "codegen": {"rotary_dim": 4},
     "cohere2_moe": {"prefix_dense_intermediate_size": 64, "intermediate_size": 64},
-    "cohere_compass_text": _SLIDING_THEN_FULL,
+    "cohere_compass_text": {
+        **_SLIDING_THEN_FULL,
+        "rope_parameters": {
+            layer: _SECTIONS["rope_parameters"] for layer in _SLIDING_THEN_FULL["layer_types"]
+        },
+    },
     "conditional_detr": _ONE_FEATURE,
-    "convnext": _FOUR_STAGES,
-    "convnextv2": _FOUR_STAGES,
+    "convnext": {**_FOUR_STAGES, "image_size": 64},
+    "convnextv2": {**_FOUR_STAGES, "image_size": 64},
     "cosmos3_edge": {"text_config": _SECTIONS},
     "cosmos3_edge_text": _SECTIONS,
     "dab-detr": _ONE_FEATURE,
     "deformable_detr": _RESNET_BACKBONE,
     "depth_anything": _NECK,
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0}},
     "detr": _ONE_FEATURE,
     "dinov3_convnext": _FOUR_STAGES,
     "donut-swin": _SWIN,
@@ -111,7 +135,7 @@ OVERRIDES = {
     "glm5_next_text": {"index_kpool": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
     "gptj": {"rotary_dim": 4},
-    "granite_speech5_encoder": {"context_size": 16},
+    "granite_speech5_encoder": {"context_size": 16, **_ALL_HEADS},
     "hiera": {
         **_TWO_STAGES,
         "embed_dim": 16,
@@ -144,6 +168,8 @@ OVERRIDES = {
     "molmo2": {"image_size": [32, 32]},
     "nemotron_h": _MAMBA,
     "nemotron3_diarization_audio": _ALL_HEADS,
+    "nemotron3_5_transcribe_asr_audio": _ALL_HEADS,
+    "nemotron3_5_transcribe_audio": _ALL_HEADS,
     "nemotron3_5_transcribe_word_timestamp": _ALL_HEADS,
     "olmo_hybrid": _LINEAR_THEN_FULL,
     "omdet-turbo": _RESNET_BACKBONE,
@@ -155,7 +181,6 @@ OVERRIDES = {
     "qwen3_5_text": _LINEAR_THEN_FULL,
     "qwen3_next": _LINEAR_THEN_FULL,
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 6},
-    "qwen4_exp_text": _LINEAR_THEN_FULL,
     "reformer": {
         "axial_pos_shape": [4, 4],
         "axial_pos_embds_dim": [16, 16],
@@ -165,6 +190,8 @@ OVERRIDES = {
         "num_buckets": 4,
     },
     "resnet": _RESNET,
+    "rt_detr": _DETECTOR,
+    "rt_detr_v2": {**_DETECTOR, "decoder_n_levels": 3},
     "rt_detr_resnet": _RESNET,
     "sam2_hiera_det_model": _HIERA_STAGES,
     "segformer": {
@@ -191,6 +218,22 @@ OVERRIDES = {
     "xmod": {"default_language": "en_XX"},
     "zamba": {"layer_types": ["mamba", "hybrid"], "layers_block_type": ["mamba", "hybrid"]},
     "zamba2": {"layer_types": ["mamba", "hybrid"], "layers_block_type": ["mamba", "hybrid"]},
+    "sam": _SAM,
+    "sam_hq": {**_SAM, "mask_decoder_config": {"vit_dim": 32}},
+    "mimi": {"codebook_dim": 8, "vector_quantization_hidden_dimension": 8, "hidden_size": 32},
+    "encodec": {"codebook_dim": 32, "hidden_size": 32, "num_filters": 4},
+    "qwen4_exp_text": {
+        **_LINEAR_THEN_FULL,
+        "indexer_n_heads": 4,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 2,
+    },
+    "idefics": {"use_resampler": False},
+    "kosmos-2": {"latent_query_num": 4},
+    "clap": {"projection_dim": 32},
+    "yolos": {"image_size": [32, 48], "num_detection_tokens": 4},
     "zaya": {"num_experts_per_tok": 1},
     "zoedepth": _NECK,
 }

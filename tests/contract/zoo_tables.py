@@ -99,6 +99,7 @@ BY_NAME |= {
     "prediction_length": 4,
     "num_frames": 2,
     "window_size": 2,
+    "num_detection_tokens": 4,
     "top_k_experts": 2,
     "image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]],
     "sliding_window": 8,
