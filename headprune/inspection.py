@@ -78,8 +78,10 @@ def _ways() -> Iterator[Way]:
     def native(allowed: Callable[[Attribute], bool]) -> Way:
         return lambda pattern: replace(
             pattern,
-            execution="native",
-            attributes=tuple(item for item in pattern.attributes if allowed(item)),
+            execution="native" if pattern.may_run_natively else "expanded",
+            attributes=tuple(
+                item for item in pattern.attributes if allowed(item) and pattern.may_run_natively
+            ),
         )
 
     def plain(item: Attribute) -> bool:

@@ -104,26 +104,55 @@ def test_arithmetic_that_does_not_add_up_is_noticed(tmp_path):
     ).passed
 
 
-@pytest.mark.parametrize(
-    ("config", "cls", "reason"),
-    [
-        ("AlbertConfig", "AlbertModel", "several depths"),
-        ("T5Config", "T5ForConditionalGeneration", "encoder and a decoder"),
-        ("BloomConfig", "BloomForCausalLM", "ALiBi"),
-        ("ViTConfig", "ViTModel", "pixel_values"),
-        ("MambaConfig", "MambaForCausalLM", "not supported"),
-        ("Olmo2Config", "Olmo2ForCausalLM", "norms run over all heads"),
-        ("CLIPConfig", "CLIPModel", "several models"),
-    ],
-)
-def test_what_is_not_proven_is_refused_by_name_and_reason(config, cls, reason):
+def of_real_size(config, cls, **settings):
+    """Return a model of its config's default size, without memory."""
     import transformers
 
     with torch.device("meta"):
-        model = getattr(transformers, cls)(getattr(transformers, config)())
+        return getattr(transformers, cls)(getattr(transformers, config)(**settings))
+
+
+@pytest.mark.parametrize(
+    ("config", "cls", "reason"),
+    [
+        ("MambaConfig", "MambaForCausalLM", "it has no attention heads"),
+        ("DiffLlamaConfig", "DiffLlamaForCausalLM", "heads are pairs"),
+        ("MraConfig", "MraForMaskedLM", "can't be told apart"),
+    ],
+)
+def test_what_is_not_proven_is_refused_by_name_and_reason(config, cls, reason):
+    model = of_real_size(config, cls)
     with pytest.raises(UnsupportedError, match=reason) as caught:
         hp.inspect(model)
     assert model.config.model_type in caught.value.what
+
+
+def test_packed_weights_are_refused_with_the_way_out():
+    model = of_real_size("LlamaConfig", "LlamaForCausalLM", num_hidden_layers=2)
+    model.config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    with pytest.raises(UnsupportedError, match="quantised") as caught:
+        hp.inspect(model)
+    assert "dequantised" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("config", "cls", "heads", "sites"),
+    [
+        ("AlbertConfig", "AlbertModel", 64, {"L0"}),
+        ("T5Config", "T5ForConditionalGeneration", 144, {"encoder.L5", "decoder.L0.cross"}),
+        ("BloomConfig", "BloomForCausalLM", 16, {"L1"}),
+        ("ViTConfig", "ViTModel", 144, {"L11"}),
+        ("Olmo2Config", "Olmo2ForCausalLM", 1024, {"L31"}),
+        ("CLIPConfig", "CLIPModel", 240, {"text_model.L11", "vision_model.L0"}),
+        ("WhisperConfig", "WhisperModel", 72, {"encoder.L3", "decoder.L3", "decoder.L3.cross"}),
+        ("SwinConfig", "SwinModel", 138, {"L11"}),
+        ("Qwen3NextConfig", "Qwen3NextForCausalLM", 192, {"L3", "L47"}),
+    ],
+)
+def test_real_sizes_are_found_without_their_weights(config, cls, heads, sites):
+    anatomy = hp.inspect(of_real_size(config, cls))
+    assert len(anatomy.heads) == heads
+    assert sites <= {str(site.id) for site in anatomy.sites}
 
 
 def test_inspecting_moves_no_random_state_and_touches_no_weight(bert):

@@ -64,7 +64,7 @@ def _matching(
     """Return the clone's attention that this module is like, the one of the same path first, or why there is none."""
     reason = UNSEEN
     for pattern in sorted(patterns, key=lambda pattern: pattern.path != path):
-        if type(module).__name__ != pattern.class_name:
+        if pattern.class_name not in ("", type(module).__name__):
             reason = f"it is a {type(module).__name__}, and a small copy has a {pattern.class_name} there"
         elif missing := _missing(model, path, pattern):
             reason = f"it has no parameter {missing}"

@@ -24,7 +24,8 @@ from headprune.anatomy.trace import Recording, input_dimension, is_linear
 class Pattern:
     """An attention of the tiny clone, in full: what :mod:`headprune.anatomy.locate` looks for in the real model.
 
-    ``attributes`` are all integers that could be meant; which of them must change is found by trying.
+    ``attributes`` are all integers that could be meant; which of them must change is found by trying. A module that the
+    model replaces while it runs has no class to go by, and would lose what was changed in it: only its layers are cut.
     """
 
     path: str
@@ -38,6 +39,7 @@ class Pattern:
     attributes: tuple[Attribute, ...]
     execution: Execution = "native"
     when_empty: Execution | None = None
+    may_run_natively: bool = True
 
 
 def find_patterns(

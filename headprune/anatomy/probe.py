@@ -1,7 +1,7 @@
 """Run a small copy of a model, tower by tower, and collect the attentions that it shows."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,6 +48,7 @@ def probe(model: PreTrainedModel) -> Probe:
     refuse_quantised(model)
     best: Probe | None = None
     fewest = 0
+    headless: Probe | None = None
     problem: UnsupportedError | None = None
     for size in SIZES:
         try:
@@ -57,12 +58,14 @@ def probe(model: PreTrainedModel) -> Probe:
             continue
         anatomy = locate(model, found.patterns, found.refused)
         unseen = sum(reason == UNSEEN for reason in anatomy.refused.values())
-        if anatomy.sites and (best is None or unseen < fewest):
+        if not anatomy.sites:
+            headless = headless or found
+        elif best is None or unseen < fewest:
             best, fewest = found, unseen
-        if best is not None and not fewest:
+        if not unseen:
             break
     if best is None:
-        raise problem or _nothing_found(model, found)
+        raise _nothing_found(model, headless) if headless or not problem else problem
     return best
 
 
@@ -97,6 +100,7 @@ def _probe(clone: PreTrainedModel) -> Probe:
     refused: dict[str, str] = {}
     reached: set[nn.Module] = set()
     problem: Exception | None = None
+    before = {path: type(module) for path, module in clone.named_modules()}
     for path, module in _parts(clone):
         mine = {child for child in module.modules() if looks_like_attention(child)}
         if path and mine <= reached:
@@ -118,6 +122,14 @@ def _probe(clone: PreTrainedModel) -> Probe:
             reached |= called
         patterns |= {pattern.path: pattern for pattern in found if pattern.path not in patterns}
         refused |= no
+    replaced = {
+        path for path, module in clone.named_modules() if before.get(path) is not type(module)
+    }
+    patterns |= {
+        path: replace(pattern, class_name="", may_run_natively=False)
+        for path, pattern in patterns.items()
+        if path in replaced
+    }
     if problem is not None and not towers:
         raise UnsupportedError(
             f"model type {clone.config.model_type!r} is not supported: "
@@ -147,11 +159,10 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _nothing_found(model: PreTrainedModel, found: Probe) -> UnsupportedError:
+def _nothing_found(model: PreTrainedModel, found: Probe | None) -> UnsupportedError:
     model_type = model.config.model_type
-    reason = REASONS.get(model_type) or next(
-        iter(found.refused.values()), "it has no attention heads"
-    )
+    reasons = found.refused.values() if found else ()
+    reason = REASONS.get(model_type) or next(iter(reasons), "it has no attention heads")
     return UnsupportedError(
         f"model type {model_type!r} is not supported: {reason}",
         where=f"{type(model).__name__} (config.json: model_type)",

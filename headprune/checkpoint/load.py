@@ -62,7 +62,12 @@ def load_model(
         ModelError: It can't be loaded as ``auto_class``.
     """
     check_manifest(source.directory)
-    source = modernised(source, auto_class)
+    given: dict[str, Any] = (
+        {"attn_implementation": attn_implementation} if attn_implementation else {}
+    )
+    if pruned_heads(source.config):
+        source = modernised(source, auto_class)
+        given["config"] = source.config
     kind = model_class(source, auto_class)
     # A pooler that wasn't saved is drawn at random: no task of ours reads one, but drawing must not move the caller's state.
     with torch.random.fork_rng(devices=[]):
@@ -70,12 +75,11 @@ def load_model(
         try:
             model, info = kind.from_pretrained(
                 source.directory,
-                config=source.config,
                 dtype=choose_dtype(dtype),
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
-                **({"attn_implementation": attn_implementation} if attn_implementation else {}),
+                **given,
             )
         except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
             raise ModelError(

@@ -139,6 +139,15 @@ class Gather(_Indices):
 class HeadPrunedMixin:
     """Cuts a freshly built stock model to its pruned sizes."""
 
+    @classmethod
+    def is_custom_code(cls):
+        """Say no: but for its sizes, the code is the stock class's.
+
+        After loading, transformers lets custom classes compute fewer of the buffers that aren't saved (FalconH1's scales would
+        be whatever lay in memory).
+        """
+        return False
+
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
         # A model that wraps others builds them through their stock classes, so this runs once, at the root.
