@@ -97,6 +97,8 @@ class Maker(Matter):
         return mask
 
     def liked_flattened_patches(self):
+        if "image_embeds_position_mask" in self.accepted:  # kosmos-2.5 runs on text alone
+            return None
         patches = self.normal(self.rows, 16, 2 + 3 * 16**2)
         patches[..., :2] = torch.arange(16).unsqueeze(-1) + 1
         return patches
@@ -127,6 +129,8 @@ class Maker(Matter):
         return self.normal(self.rows, self.length, self.config.d_model)
 
     def liked_image_embeds_position_mask(self):
+        if "flattened_patches" in self.accepted:
+            return None
         mask = torch.zeros(self.rows, self.length, dtype=torch.bool)
         mask[:, 1 : 1 + self.config.latent_query_num] = True
         return mask

@@ -187,6 +187,7 @@ OVERRIDES = {
         "attn_layers": ["local", "lsh"],
         "local_attn_chunk_length": 4,
         "lsh_attn_chunk_length": 4,
+        "hash_seed": 0,
         "num_buckets": 4,
     },
     "resnet": _RESNET,

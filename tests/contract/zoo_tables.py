@@ -136,7 +136,8 @@ FRAMES_BEFORE_MELS = tuple(
     """speech_to_text wav2vec2-bert seamless_m4t seamless_m4t_v2 parakeet_encoder
     nemotron_asr_streaming nemotron_asr_streaming_encoder nemotron3_5_asr nemotron3_diarization
     nemotron3_diarization_audio nemotron3_5_transcribe_audio nemotron3_5_transcribe_asr_audio
-    gemma4_audio fun_asr_nano_encoder""".split()
+    gemma4_audio fun_asr_nano_encoder lasr_encoder lasr_ctc parakeet_ctc parakeet_rnnt parakeet_tdt
+    canary cohere_asr univnet""".split()
 )
 
 _CONVOLUTIONS = {
