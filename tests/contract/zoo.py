@@ -12,7 +12,7 @@ import transformers
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 from zoo_inputs import inputs
-from zoo_overrides import CLASSES, OVERRIDES, VARIANTS
+from zoo_overrides import CLASSES, OVERRIDES
 from zoo_tables import (
     BY_NAME,
     HEADS,
@@ -20,6 +20,7 @@ from zoo_tables import (
     SPECIAL_TOKENS,
     TOGETHER,
 )
+from zoo_variants import VARIANTS
 
 __all__ = ["NotBuilt", "build", "inputs", "model_types"]
 
@@ -99,7 +100,11 @@ def tiny_settings(config_class, depth=0):
     tiny = {}
     for name, default in fields.items():
         value = _by_name(name)
-        if value is not None and _is_number(config_class, name, default):
+        if name in ("image_size", "patch_size") and isinstance(default, (list, tuple)):
+            tiny[name] = [value] * len(default)
+        elif isinstance(value, list) or (
+            value is not None and _is_number(config_class, name, default)
+        ):
             tiny[name] = value
     for needed, values in TOGETHER:
         if fields.keys() >= set(needed):
@@ -255,7 +260,7 @@ def _draw_weights(model, seed):
 def _drawn(parameter, convolution, generator):
     """Return new values: matrices of their own scale, vectors about what they were."""
     noise = torch.randn(parameter.shape, generator=generator)
-    if parameter.dim() < 2:
+    if parameter.dim() < 2 or not parameter.numel():
         return torch.nan_to_num(parameter).clamp(-10, 10) + 0.3 * noise
     inputs_summed = parameter.numel() // parameter.shape[0] if convolution else parameter.shape[-1]
     return noise * min(0.4, 1.5 / max(1, inputs_summed) ** 0.5)

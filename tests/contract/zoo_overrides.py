@@ -1,4 +1,4 @@
-"""What single model types need in their configurations, and variants of them."""
+"""What single model types need in their configurations."""
 
 _TWO_STAGES = {"depths": [1, 1], "num_heads": [2, 4]}
 _SWIN = {**_TWO_STAGES, "embed_dim": 16, "window_size": 2, "patch_size": 2, "image_size": 16}
@@ -50,7 +50,7 @@ _HIERA_STAGES = {
     "blocks_per_stage": [1, 1, 1, 1],
     "embed_dim_per_stage": [8, 8, 16, 16],
     "num_attention_heads_per_stage": [1, 2, 2, 4],
-    "window_size_per_stage": [4, 2, 2, 2],
+    "window_size_per_stage": [8, 4, 4, 4],
     "global_attention_blocks": [3],
     "patch_stride": [4, 4],
     "window_positional_embedding_background_size": [4, 4],
@@ -109,7 +109,7 @@ OVERRIDES = {
     "dab-detr": _ONE_FEATURE,
     "deformable_detr": _RESNET_BACKBONE,
     "depth_anything": _NECK,
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0}},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}},
     "detr": _ONE_FEATURE,
     "dinov3_convnext": _FOUR_STAGES,
     "donut-swin": _SWIN,
@@ -187,6 +187,7 @@ OVERRIDES = {
         "attn_layers": ["local", "lsh"],
         "local_attn_chunk_length": 4,
         "lsh_attn_chunk_length": 4,
+        "hash_seed": 0,
         "num_buckets": 4,
     },
     "resnet": _RESNET,
@@ -219,6 +220,8 @@ OVERRIDES = {
     "zamba": {"layer_types": ["mamba", "hybrid"], "layers_block_type": ["mamba", "hybrid"]},
     "zamba2": {"layer_types": ["mamba", "hybrid"], "layers_block_type": ["mamba", "hybrid"]},
     "sam": _SAM,
+    "sam2": {"vision_config": {"image_size": 64}},
+    "sam2_vision_model": {"image_size": 64},
     "sam_hq": {**_SAM, "mask_decoder_config": {"vit_dim": 32}},
     "mimi": {"codebook_dim": 8, "vector_quantization_hidden_dimension": 8, "hidden_size": 32},
     "encodec": {"codebook_dim": 32, "hidden_size": 32, "num_filters": 4},
@@ -234,59 +237,24 @@ OVERRIDES = {
     "kosmos-2": {"latent_query_num": 4},
     "clap": {"projection_dim": 32},
     "yolos": {"image_size": [32, 48], "num_detection_tokens": 4},
+    "mllama": {
+        "text_config": {"cross_attention_layers": [1]},
+        "vision_config": {
+            "max_num_tiles": 1,
+            "intermediate_layers_indices": [0, 1],
+            "vision_output_dim": 96,
+            "supported_aspect_ratios": [[1, 1]],
+        },
+    },
+    "qwen2_5_vl_vision": {"window_size": 32},
+    "qwen2_5_omni_vision_encoder": {"window_size": 32},
+    "voxtral": {"audio_config": {"intermediate_size": 128}},
     "zaya": {"num_experts_per_tok": 1},
-    "zoedepth": _NECK,
+    "zoedepth": {**_NECK, "bottleneck_features": 16},
 }
 
 # Types whose first auto class is not the one that runs.
 CLASSES = {
     "musicgen": "MusicgenForConditionalGeneration",
     "musicgen_melody": "MusicgenMelodyForConditionalGeneration",
-}
-
-_RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
-_CROSS = {"is_decoder": True, "add_cross_attention": True}
-# name: (model type, what its configuration says besides)
-VARIANTS = {
-    "falcon-alibi": ("falcon", {"alibi": True}),
-    "falcon-multi-head": ("falcon", {"multi_query": False, "num_kv_heads": 4}),
-    "falcon-new": ("falcon", {"new_decoder_architecture": True}),
-    "deberta-relative": ("deberta", _RELATIVE),
-    "deberta-talking": ("deberta", {**_RELATIVE, "talking_head": True}),
-    "deberta-v2-relative": ("deberta-v2", _RELATIVE),
-    "deberta-v2-buckets": (
-        "deberta-v2",
-        {**_RELATIVE, "position_buckets": 8, "share_att_key": True, "norm_rel_ebd": "layer_norm"},
-    ),
-    "deberta-v2-conv": ("deberta-v2", {**_RELATIVE, "conv_kernel_size": 3, "conv_act": "gelu"}),
-    "beit-relative": ("beit", {"use_relative_position_bias": True}),
-    "beit-shared-relative": ("beit", {"use_shared_relative_position_bias": True}),
-    "bert-cross": ("bert", _CROSS),
-    "roberta-cross": ("roberta", _CROSS),
-    "gpt2-cross": ("gpt2", {"add_cross_attention": True}),
-    "gpt_bigcode-multi-head": ("gpt_bigcode", {"multi_query": False}),
-    "gpt_neox-serial": ("gpt_neox", {"use_parallel_residual": False, "rotary_pct": 0.5}),
-    "gptj-full-rotary": ("gptj", {"rotary_dim": 8}),
-    "phi-qk-norm": ("phi", {"qk_layernorm": True}),
-    "cohere-qk-norm": ("cohere", {"use_qk_norm": True}),
-    "stablelm-qk-norm": ("stablelm", {"qk_layernorm": True}),
-    "stablelm-parallel": ("stablelm", {"use_parallel_residual": True, "use_qkv_bias": True}),
-    "persimmon-plain": ("persimmon", {"qk_layernorm": False}),
-    "esm-rotary": ("esm", {"position_embedding_type": "rotary", "token_dropout": False}),
-    "longformer-global": ("longformer", {"zoo_global_attention": True}),
-    "llama-multi-head": ("llama", {"num_key_value_heads": 4, "attention_bias": True}),
-    "llama-multi-query": ("llama", {"num_key_value_heads": 1}),
-    "mistral-no-window": ("mistral", {"sliding_window": None}),
-    "qwen3-wide-heads": ("qwen3", {"head_dim": 16, "attention_bias": True}),
-    "olmo-clip": ("olmo", {"clip_qkv": 1.0}),
-    "t5-gated": ("t5", {"feed_forward_proj": "gated-gelu"}),
-    "longt5-global": ("longt5", {"encoder_attention_type": "transient-global"}),
-    "wav2vec2-stable": (
-        "wav2vec2",
-        {"do_stable_layer_norm": True, "feat_extract_norm": "layer"},
-    ),
-    "opt-post-norm": ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 16}),
-    "mpt-no-alibi": ("mpt", {"attn_config": {"alibi": False}}),
-    "albert-groups": ("albert", {"num_hidden_groups": 2, "inner_group_num": 2}),
-    "gemma3-soft": ("gemma3_text", {"attn_logit_softcapping": 5.0}),
 }

@@ -98,7 +98,7 @@ BY_NAME |= {
     "base_channels": 32,
     "prediction_length": 4,
     "num_frames": 2,
-    "window_size": 2,
+    "mm_tokens_per_image": 4,
     "num_detection_tokens": 4,
     "top_k_experts": 2,
     "image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]],
@@ -121,9 +121,10 @@ OTHER_SPECIAL_TOKEN = 10
 FIRST_TEXT_TOKEN = 20
 
 BOXES_OF_FRACTIONS = ("udop",)
+FILMS = ("idefics", "instructblipvideo")  # though nothing in their configurations says so
 PAIRS_OF_IMAGES = ("superglue", "lightglue", "efficientloftr")
 # Images beside their text though their configurations have no tower for them.
-READS_IMAGES = ("vilt", "kosmos-2", "siglip2")
+READS_IMAGES = ("vilt", "kosmos-2", "siglip2", "idefics")
 # Sound as (rows, channels, samples) instead of (rows, samples).
 WAVES_WITH_CHANNELS = tuple(
     """dac encodec mimi mimi_encoder neucodec xcodec xcodec2 pe_audio pe_audio_encoder
@@ -135,7 +136,8 @@ FRAMES_BEFORE_MELS = tuple(
     """speech_to_text wav2vec2-bert seamless_m4t seamless_m4t_v2 parakeet_encoder
     nemotron_asr_streaming nemotron_asr_streaming_encoder nemotron3_5_asr nemotron3_diarization
     nemotron3_diarization_audio nemotron3_5_transcribe_audio nemotron3_5_transcribe_asr_audio
-    gemma4_audio fun_asr_nano_encoder""".split()
+    gemma4_audio fun_asr_nano_encoder lasr_encoder lasr_ctc parakeet_ctc parakeet_rnnt parakeet_tdt
+    canary cohere_asr univnet""".split()
 )
 
 _CONVOLUTIONS = {
