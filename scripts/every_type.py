@@ -42,7 +42,7 @@ def main() -> None:
     import support
     from law import TOLERANCE
     from zoo import model_types
-    from zoo_overrides import VARIANTS
+    from zoo_variants import VARIANTS
 
     names = sys.argv[1:] or [*model_types(), *VARIANTS]
     verdicts, broken = [], []

@@ -13,7 +13,7 @@ from headprune.anatomy.exceptions import REASONS
 from headprune.anatomy.inputs import example_inputs
 from headprune.anatomy.locate import UNSEEN, locate
 from headprune.anatomy.ownership import Pattern, find_patterns
-from headprune.anatomy.trace import AttentionCall, looks_like_attention, record, takes_cache
+from headprune.anatomy.trace import AttentionCall, looks_like_attention, record
 from headprune.errors import UnsupportedError
 
 
@@ -25,8 +25,8 @@ class Tower:
     """
 
     path: str
-    inputs: Mapping[str, Tensor]
-    others: Mapping[str, Tensor]
+    inputs: Mapping[str, Any]
+    others: Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +77,10 @@ def run_tower(clone: nn.Module, tower: Tower) -> list[Tensor]:
     return _run(clone.get_submodule(tower.path), tower.others)
 
 
-def _run(module: nn.Module, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+def _run(module: nn.Module, inputs: Mapping[str, Any]) -> list[Tensor]:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        cache = {"use_cache": False} if takes_cache(module) else {}
-        return list(_tensors(module(**inputs, **cache)))
+        return list(_tensors(module(**inputs)))
 
 
 def _tower(path: str, module: PreTrainedModel) -> Tower:

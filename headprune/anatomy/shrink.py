@@ -12,6 +12,7 @@ from typing import Any
 _HEAD_DIM = 8
 _VOCABULARY = 64
 _EXPERTS = 16
+_FIRST_TEXT_TOKEN = 20
 _PATCHES = 4
 
 _WIDTH = re.compile(
@@ -137,7 +138,7 @@ def _shrink_int(
         if pattern.search(name):
             return value if limit is None else min(value, limit)
     if name.endswith(("_token_id", "_token_index")):
-        return value if value < _VOCABULARY else _special_id(name, settings)
+        return value if value < _FIRST_TEXT_TOKEN else _special_id(name, settings)
     patch = settings.get("patch_size")
     if name == "image_size" and type(patch) is int and scale > 1:
         return min(value, patch * _PATCHES)
@@ -166,4 +167,4 @@ def _shrink_section(name: str, value: Any, scale: int) -> Any:
 def _special_id(name: str, settings: dict[str, Any]) -> int:
     """Return an id of its own for each special token that no longer fits the vocabulary."""
     names = sorted(key for key in settings if key.endswith(("_token_id", "_token_index")))
-    return names.index(name) % 16
+    return 4 + names.index(name) % (_FIRST_TEXT_TOKEN - 4)

@@ -74,13 +74,13 @@ def looks_like_attention(module: nn.Module) -> bool:
     )
 
 
-def record(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Recording:
+def record(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Recording:
     """Run ``model`` once and return its attention and layer calls in order. Their tensors keep their graph."""
     recording = Recording()
     handles = [handle for module in model.modules() for handle in _hooks(module, recording)]
     try:
         with torch.enable_grad(), _recorded_attention(recording.calls):
-            model(**inputs, use_cache=False) if takes_cache(model) else model(**inputs)
+            model(**inputs)
     finally:
         for handle in handles:
             handle.remove()

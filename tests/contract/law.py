@@ -265,7 +265,9 @@ def _reload_is_identical(model, inputs, anatomy):
             _same_numbers(pruned, again)
             difference = distance(expected, outputs(again.eval(), inputs))
             if difference > KERNELS:
-                raise BrokenLawError(f"{type(again).__name__} loads as another model: {difference:.1e}")
+                raise BrokenLawError(
+                    f"{type(again).__name__} loads as another model: {difference:.1e}"
+                )
     return route
 
 

@@ -14,9 +14,10 @@ Written by `./scripts/support`; a test fails when it is out of date. transformer
 
 Every model type that transformers knows was built as a tiny random model and held to one contract (`tests/contract/law.py`):
 its heads are found; for random uneven plans, with attentions that lose all their heads, the masked and the pruned model put
-out the same (to {tolerance:g} of the outputs' scale; {worst:.0e} was the worst), with eager and with sdpa attention; gates
-work row by row; every number of the saved model loads bit for bit, with `headprune.load` and by the route named here; and where the type
-generates from plain tokens, it says with a cache what the masked model says.
+out the same (to {tolerance:g} of the outputs' scale; {worst:.0e} was the worst in single precision; what exceeds it has to
+vanish in double), with eager and with sdpa attention; gates work row by row; every number of the saved model loads bit for
+bit, with `headprune.load` and by the route named here; and where the type generates from plain tokens, it says with a cache
+what the masked model says.
 
 | | model types |
 |---|---|

@@ -5,8 +5,8 @@ import support
 import transformers
 from law import examine
 from zoo import model_types
-from zoo_overrides import VARIANTS
 from zoo_tables import COMMON
+from zoo_variants import VARIANTS
 
 # Types whose mathematics forbids it are refused by name; those that most people use are not among them.
 PAGE = support.PAGE.read_text(encoding="utf-8")

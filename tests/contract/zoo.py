@@ -11,7 +11,6 @@ import torch
 import transformers
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
-from zoo_inputs import inputs
 from zoo_overrides import CLASSES, OVERRIDES
 from zoo_tables import (
     BY_NAME,
@@ -21,6 +20,8 @@ from zoo_tables import (
     TOGETHER,
 )
 from zoo_variants import VARIANTS
+
+from headprune.anatomy.inputs import example_inputs
 
 __all__ = ["NotBuilt", "build", "inputs", "model_types"]
 
@@ -40,6 +41,11 @@ _DROPPED = ((), ("head_dim",), ("num_key_value_heads",), ("head_dim", "num_key_v
 
 class NotBuilt(Exception):  # noqa: N818 - a state, not a mistake
     """This model type has no tiny model; the message is a short reason."""
+
+
+def inputs(model, *, rows=2, length=16, seed=0):
+    """Return inputs for a model of the zoo; the last row is padded where a mask is accepted."""
+    return example_inputs(model, rows=rows, length=length, seed=seed)
 
 
 def model_types():

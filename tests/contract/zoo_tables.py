@@ -115,30 +115,9 @@ BY_NAME |= {
     "unk_token_id": 6,
 }
 
-# Ids of the tokens that stand for images and the like lie below the text's ids (see zoo_inputs).
+# Ids of the tokens that stand for images and the like lie below the text's ids.
 SPECIAL_TOKENS = {"image": 7, "video": 8, "audio": 9}
 OTHER_SPECIAL_TOKEN = 10
-FIRST_TEXT_TOKEN = 20
-
-BOXES_OF_FRACTIONS = ("udop",)
-FILMS = ("idefics", "instructblipvideo")  # though nothing in their configurations says so
-PAIRS_OF_IMAGES = ("superglue", "lightglue", "efficientloftr")
-# Images beside their text though their configurations have no tower for them.
-READS_IMAGES = ("vilt", "kosmos-2", "siglip2", "idefics")
-# Sound as (rows, channels, samples) instead of (rows, samples).
-WAVES_WITH_CHANNELS = tuple(
-    """dac encodec mimi mimi_encoder neucodec xcodec xcodec2 pe_audio pe_audio_encoder
-    pocket_tts_audio_tokenizer pocket_tts_audio_tokenizer_encoder vibevoice_acoustic_tokenizer
-    higgs_audio_v2_tokenizer""".split()
-)
-# Features of sound as (rows, frames, features) instead of (rows, features, frames).
-FRAMES_BEFORE_MELS = tuple(
-    """speech_to_text wav2vec2-bert seamless_m4t seamless_m4t_v2 parakeet_encoder
-    nemotron_asr_streaming nemotron_asr_streaming_encoder nemotron3_5_asr nemotron3_diarization
-    nemotron3_diarization_audio nemotron3_5_transcribe_audio nemotron3_5_transcribe_asr_audio
-    gemma4_audio fun_asr_nano_encoder lasr_encoder lasr_ctc parakeet_ctc parakeet_rnnt parakeet_tdt
-    canary cohere_asr univnet""".split()
-)
 
 _CONVOLUTIONS = {
     "conv_dim": (16, 16),

@@ -29,7 +29,6 @@ VARIANTS = {
     "stablelm-parallel": ("stablelm", {"use_parallel_residual": True, "use_qkv_bias": True}),
     "persimmon-plain": ("persimmon", {"qk_layernorm": False}),
     "esm-rotary": ("esm", {"position_embedding_type": "rotary", "token_dropout": False}),
-    "longformer-global": ("longformer", {"zoo_global_attention": True}),
     "llama-multi-head": ("llama", {"num_key_value_heads": 4, "attention_bias": True}),
     "llama-multi-query": ("llama", {"num_key_value_heads": 1}),
     "mistral-no-window": ("mistral", {"sliding_window": None}),

@@ -1,30 +1,40 @@
-"""Inputs that a model's forward accepts, with images and sound among the text."""
+"""Plausible inputs for any model: what its forward accepts, in the sizes its config names. Random, with a seed."""
 
 import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from zoo_arguments import Maker, first
-from zoo_tables import SPECIAL_TOKENS
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from headprune.anatomy.inputs.arguments import Maker
+from headprune.anatomy.inputs.matter import first
+
+__all__ = ["example_inputs"]
 
 _LEAD = 4  # text tokens before an image's
 
 
-def inputs(model, *, rows=2, length=16, seed=0):
-    """Return inputs for a model of the zoo; the last row is padded where a mask is accepted.
+def example_inputs(
+    model: PreTrainedModel, *, rows: int = 2, length: int = 16, seed: int = 0
+) -> dict[str, Any]:
+    """Return inputs for ``model``: tokens (the last row padded), pixels, sound, or whatever its forward asks for.
 
-    Models that read images or sound among their text get those too where they run with them.
+    Dimension 0 of nearly every tensor is the rows. Models that read images or sound among their text get those too where they
+    run with them.
     """
     generator = torch.Generator().manual_seed(seed)
     maker = Maker(model, rows, length, generator)
     plain = maker.arguments()
-    for modality in SPECIAL_TOKENS:
-        richer = with_features(maker, plain, modality)
+    for modality in _CANDIDATES:
+        richer = _with_features(maker, plain, modality)
         if richer is not None and _runs(model, richer):
             return richer
     return plain
 
 
-def with_features(maker, plain, modality):
+def _with_features(maker: Maker, plain: dict[str, Any], modality: str) -> dict[str, Any] | None:
     """Return inputs with an image (or sound) among the text, or None."""
     features = getattr(maker.model, f"get_{modality}_features", None)
     token = maker.token(modality)
@@ -35,11 +45,11 @@ def with_features(maker, plain, modality):
         given = {k: v for k, v in candidate.items() if k in accepted and k in maker.accepted}
         count = _feature_count(features, given)
         if count and count % maker.rows == 0:
-            return _spliced(maker, plain, given, token, count // maker.rows)
+            return _spliced(maker, plain, given, token=token, count=count // maker.rows)
     return None
 
 
-def _image_candidates(maker):
+def _image_candidates(maker: Maker) -> Iterator[dict[str, Any]]:
     """Yield the forms in which models take images."""
     sizes = torch.tensor([[maker.image_size()] * 2] * maker.rows)
     patches, images = maker.patches(), maker.images()
@@ -53,15 +63,15 @@ def _image_candidates(maker):
     flat = maker.patches().reshape(maker.rows, 16, -1)
     yield {
         "pixel_values": flat,
-        "pixel_attention_mask": maker.needed_pixel_attention_mask(),
-        "spatial_shapes": maker.needed_spatial_shapes(),
-        "image_position_ids": maker.needed_pixel_position_ids(),
+        "pixel_attention_mask": maker._needed_pixel_attention_mask(),
+        "spatial_shapes": maker._needed_spatial_shapes(),
+        "image_position_ids": maker._needed_pixel_position_ids(),
     }
     squares = patches.reshape(len(patches), -1, side, side)
     yield {"pixel_values": squares, "image_grid_thw": maker.grid()}
 
 
-def _audio_candidates(maker):
+def _audio_candidates(maker: Maker) -> Iterator[dict[str, Any]]:
     """Yield the forms in which models take sound."""
     features = maker.spectrogram(maker.audio)
     for form in (features, features.transpose(1, 2)):
@@ -74,14 +84,13 @@ def _audio_candidates(maker):
         yield {"input_features": form, **dict.fromkeys(masks, mask)}
 
 
-def _no_candidates(maker):
-    return ()
+_CANDIDATES: dict[str, Callable[[Maker], Iterator[dict[str, Any]]]] = {
+    "image": _image_candidates,
+    "audio": _audio_candidates,
+}
 
 
-_CANDIDATES = {"image": _image_candidates, "audio": _audio_candidates, "video": _no_candidates}
-
-
-def _feature_count(features, given):
+def _feature_count(features: Callable[..., Any], given: dict[str, Any]) -> int | None:
     """Return how many tokens an image's features take the place of, of all rows together."""
     try:
         with torch.no_grad():
@@ -95,12 +104,14 @@ def _feature_count(features, given):
     return sum(part.numel() // part.shape[-1] for part in parts)
 
 
-def _spliced(maker, plain, given, token, count):
+def _spliced(
+    maker: Maker, plain: dict[str, Any], given: dict[str, Any], *, token: int, count: int
+) -> dict[str, Any]:
     """Return inputs in which every row has a run of an image's tokens among its text."""
     rows = maker.rows
     run = torch.full((rows, count), token)
 
-    def with_run(tensor, filling):
+    def with_run(tensor: Tensor, filling: Tensor) -> Tensor:
         return torch.cat([tensor[:, :_LEAD], filling, tensor[:, _LEAD:]], dim=1)
 
     made = {**plain, **given, "input_ids": with_run(plain["input_ids"], run)}
@@ -112,7 +123,7 @@ def _spliced(maker, plain, given, token, count):
     return made
 
 
-def _runs(model, made):
+def _runs(model: PreTrainedModel, made: dict[str, Any]) -> bool:
     """Say whether a model's forward accepts inputs."""
     try:
         with torch.no_grad():
