@@ -73,8 +73,15 @@ def _proven(found: Probe) -> tuple[tuple[Pattern, ...], dict[str, str]]:
 
 
 def _ways() -> Iterator[Way]:
-    """Yield the ways to cut, from the one that saves most to the one that always works."""
+    """Yield the ways to cut, from the one that saves most to the one that nearly always works."""
 
+    def where_called(way: Way) -> Way:
+        return lambda pattern: way(pattern) if pattern.called == "module" else _unfolded(pattern)
+
+    yield from map(where_called, _ways_of_modules())
+
+
+def _ways_of_modules() -> Iterator[Way]:
     def native(allowed: Callable[[Attribute], bool]) -> Way:
         return lambda pattern: replace(
             pattern,
@@ -101,11 +108,21 @@ def _only_wholly_owned(pattern: Pattern) -> Pattern:
     return replace(pattern, execution="expanded", attributes=(), slices=slices)
 
 
+def _unfolded(pattern: Pattern) -> Pattern:
+    """Cut linear layers and what the attention itself owns: other tables may be read by other layers."""
+    slices = tuple(
+        item
+        for item in pattern.slices
+        if item.side is not None or item.parameter.rpartition(".")[0] == pattern.path
+    )
+    return replace(pattern, execution="unfolded", attributes=(), slices=slices)
+
+
 def _one_by_one(found: Probe, refused: dict[str, str]) -> Iterator[Pattern]:
     """Find for each class of attentions a way of its own."""
     for members in _by_class(found.patterns):
         best = float("inf")
-        for way in _ways():
+        for way in (*_ways(), _unfolded):
             patterns = tuple(way(pattern) for pattern in members)
             best = min(best, _difference(found, patterns, _uneven))
             if best <= _TOLERANCE:
@@ -127,16 +144,21 @@ def _by_class(patterns: Sequence[Pattern]) -> list[list[Pattern]]:
 def _emptied(found: Probe, patterns: tuple[Pattern, ...]) -> tuple[Pattern, ...]:
     """Try whether a layer may lose all its heads, and how it runs then."""
 
+    def settled_as(execution: Execution | None, members: Sequence[Pattern]) -> tuple[Pattern, ...]:
+        def own(pattern: Pattern) -> Execution | None:
+            return "unfolded" if execution and pattern.execution == "unfolded" else execution
+
+        return tuple(replace(pattern, when_empty=own(pattern)) for pattern in members)
+
     def trial(execution: Execution, members: Sequence[Pattern]) -> bool:
-        empty = tuple(replace(pattern, when_empty=execution) for pattern in members)
-        return _difference(found, empty, _first_of_all) <= _TOLERANCE
+        return _difference(found, settled_as(execution, members), _first_of_all) <= _TOLERANCE
 
     result: list[Pattern] = []
     for members in (patterns, *_by_class(patterns)):
         expanded = any(pattern.execution == "expanded" for pattern in members)
         executions: tuple[Execution, ...] = ("expanded",) if expanded else ("native", "expanded")
         passed = next((e for e in executions if trial(e, members)), None)
-        settled = tuple(replace(pattern, when_empty=passed) for pattern in members)
+        settled = settled_as(passed, members)
         if members is patterns and passed is not None:
             return settled
         result += settled if members is not patterns else ()

@@ -7,7 +7,7 @@ its own mask, one forward evaluates as many masks as it has rows.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
+from headprune.anatomy.functional import LinearInputs
 from headprune.errors import ModelError
 
 
@@ -43,6 +44,7 @@ def gated(
     """
     fired: Counter[str] = Counter()
     ran: Counter[str] = Counter()
+    by_function: dict[nn.Module, Any] = {}
     with ExitStack() as hooks:
 
         def add(handle: Any) -> None:
@@ -52,9 +54,15 @@ def gated(
         for site in anatomy.sites:
             columns = gates[..., anatomy.columns[site.id]]
             gate = model.get_submodule(site.gate)
-            add(gate.register_forward_pre_hook(_gate_hook(site, columns, fired)))
+            multiply = _gate_hook(site, columns, fired)
+            if site.called == "module":
+                add(gate.register_forward_pre_hook(multiply))
+            else:
+                by_function[gate] = multiply
             attention = model.get_submodule(site.path)
             add(attention.register_forward_pre_hook(_note(site.path, ran)))
+        if by_function:
+            hooks.enter_context(LinearInputs(_gate_calls(by_function)))
         yield
     silent = [site for site in anatomy.sites if ran[site.path] and not fired[site.gate]]
     if ran[""] and anatomy.sites and not fired:
@@ -69,6 +77,20 @@ def gated(
 
 def _note(name: str, ran: Counter[str]) -> Any:
     return lambda _module, _args: ran.update([name])
+
+
+def _gate_calls(gates: Mapping[nn.Module, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return what multiplies ``z`` where the weight of one of the layers is passed to a function."""
+
+    def change(z: Tensor, weight: Tensor) -> Tensor:
+        # The layers are asked each time: a cut weight is there in full size for the length of a call only.
+        for layer, multiply in gates.items():
+            if layer.weight is weight:
+                gated_z: Tensor = multiply(layer, (z,))[0]
+                return gated_z
+        return z
+
+    return change
 
 
 def _gate_hook(site: Site, gates: Tensor, fired: Counter[str]) -> Any:
@@ -98,11 +120,14 @@ def _at_slots(site: Site, gates: Tensor, width: int) -> Tensor:
 
 def _by_row(site: Site, gates: Tensor, z: Tensor) -> Tensor:
     """Return gates shaped like ``z``: each row of the batch may have become several rows (windows, tokens)."""
-    if z.shape[0] % gates.shape[0]:
+    length = z.shape[0] if site.rows == "batch-major" else z.shape[:-1].numel()
+    if length % gates.shape[0]:
         raise ModelError(
-            f"{site.gate} got {z.shape[0]} rows, and there are gates for {gates.shape[0]}",
+            f"{site.gate} got {length} rows, and there are gates for {gates.shape[0]}",
             where="masking",
             hint="give one row of gates for every row of the batch",
         )
-    rows = gates.repeat_interleave(z.shape[0] // gates.shape[0], dim=0)
+    if site.rows == "time-major":
+        return gates.repeat(length // gates.shape[0], 1).reshape(*z.shape[:-1], gates.shape[-1])
+    rows = gates.repeat_interleave(length // gates.shape[0], dim=0)
     return rows.reshape(z.shape[0], *[1] * (z.dim() - 2), gates.shape[-1])

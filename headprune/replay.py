@@ -141,14 +141,20 @@ def _replays_exactly(
     """Whether skipping all blocks but the last gives the loss of the full forward.
 
     Not so for models whose later layers read more of earlier ones than their output, or that draw random numbers, or whose
-    blocks are called more than once; they run in full.
+    blocks are called more than once or put out what can't be stacked row by row; they run in full.
     """
     calls = [module for module, _output in recording.calls]
     if tuple(calls) != recording.blocks or len(calls) < 2:
         return False
-    with _skipping(recording, until=len(calls) - 1, copies=1, rows=batch.num_rows):
-        again = loss(forward(model, batch.inputs), batch).float().cpu()
-    return bool(torch.allclose(again, base, rtol=1e-5, atol=1e-6))
+    rows = batch.num_rows
+    inputs = {name: _repeat(value, 2, rows) for name, value in batch.inputs.items()}
+    try:
+        with _skipping(recording, until=len(calls) - 1, copies=2, rows=rows):
+            outputs = forward(model, inputs)
+    except RuntimeError:  # a block hands on something whose rows aren't those of the batch
+        return False
+    again = [loss(_part(outputs, copy, 2, rows), batch).float().cpu() for copy in range(2)]
+    return all(bool(torch.allclose(one, base, rtol=1e-5, atol=1e-6)) for one in again)
 
 
 def _run_masks(
@@ -182,10 +188,10 @@ def _run_masks(
 
 
 def _sites_in(anatomy: Anatomy, model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Anatomy:
-    """Return the anatomy of only those sites that lie in ``blocks``."""
+    """Return the anatomy of only those sites that lie in ``blocks``, or in none."""
     return Anatomy(
         anatomy.model_type,
-        tuple(site for site in anatomy.sites if _block_of(model, site) in blocks),
+        tuple(site for site in anatomy.sites if _block_of(model, site) in (None, *blocks)),
         anatomy.refused,
     )
 

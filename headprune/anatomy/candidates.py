@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from headprune.anatomy.exceptions import HEAD_COUNTS
+from headprune.anatomy.sites import Call
 from headprune.anatomy.trace import (
     AttentionCall,
     LayerCall,
@@ -34,6 +35,7 @@ class Candidate:
     z: Tensor
     num_heads: int
     num_key_value_heads: int | None
+    called: Call = "module"
 
     @property
     def head_dim(self) -> int:
@@ -76,6 +78,7 @@ def _after_call(
                     gate.input,
                     attention.num_heads,
                     attention.num_key_value_heads,
+                    gate.called,
                 )
             return
         between.append(call)
@@ -95,7 +98,9 @@ def _around_span(span: Span, calls: Sequence[AttentionCall | LayerCall]) -> Iter
     for num_heads in _head_counts(span.module):
         for call in linears:
             if call.input.requires_grad and in_features(call.module) % num_heads == 0:
-                yield Candidate(span.module, call.module, call.module, call.input, num_heads, None)
+                yield Candidate(
+                    span.module, call.module, call.module, call.input, num_heads, None, call.called
+                )
 
 
 def _head_counts(module: nn.Module) -> Iterable[int]:
@@ -120,7 +125,10 @@ def _is_innermost(span: Span, spans: Iterable[Span]) -> bool:
     return not any(
         other.module is not span.module
         and any(other.module is child for child in span.module.modules())
-        and sum(is_linear(child) for child in other.module.modules()) >= 3
+        and (
+            isinstance(other.module, nn.MultiheadAttention)
+            or sum(is_linear(child) for child in other.module.modules()) >= 3
+        )
         for other in spans
     )
 

@@ -144,6 +144,8 @@ def _site(
         execution=pattern.execution,
         when_empty=pattern.when_empty,
         padding=padding,
+        called=pattern.called,
+        rows=pattern.rows,
     )
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy.candidates import Candidate, candidates
 from headprune.anatomy.exceptions import ATTRIBUTES
-from headprune.anatomy.sites import Attribute, Execution, Run, Slice
+from headprune.anatomy.sites import Attribute, Call, Execution, RowOrder, Run, Slice
 from headprune.anatomy.trace import Recording, input_dimension, is_linear
 
 
@@ -40,6 +40,8 @@ class Pattern:
     execution: Execution = "native"
     when_empty: Execution | None = None
     may_run_natively: bool = True
+    called: Call = "module"
+    rows: RowOrder = "batch-major"
 
 
 def find_patterns(
@@ -89,6 +91,7 @@ def _pattern(
         head_dim=candidate.head_dim,
         slices=slices,
         attributes=_attributes(clone, _common_parent(path, output), candidate, groups),
+        called=candidate.called,
     )
 
 
@@ -178,7 +181,7 @@ def _with_biases(slices: Sequence[Slice], parameters: Mapping[str, Tensor]) -> l
     by_name = {item.parameter: item for item in slices}
     for name, parameter in parameters.items():
         weight = by_name.get(f"{name.removesuffix('bias')}weight")
-        if name.endswith(".bias") and weight is not None and parameter.dim() == 1:
+        if name.endswith("bias") and weight is not None and parameter.dim() == 1:
             size = sum(run.length for run in weight.runs)
             if parameter.shape[0] == size:
                 by_name[name] = Slice(name, 0, weight.runs, weight.side)

@@ -13,6 +13,7 @@ from headprune.anatomy.exceptions import REASONS
 from headprune.anatomy.inputs import example_inputs
 from headprune.anatomy.locate import UNSEEN, locate
 from headprune.anatomy.ownership import Pattern, find_patterns
+from headprune.anatomy.rows import with_row_order
 from headprune.anatomy.trace import AttentionCall, looks_like_attention, record
 from headprune.errors import UnsupportedError
 
@@ -110,6 +111,9 @@ def _probe(clone: PreTrainedModel) -> Probe:
                 torch.manual_seed(0)
                 recording = record(module, tower.inputs)
                 found, no = find_patterns(clone, recording)
+                found, unclear = with_row_order(
+                    clone, module, tower.inputs, recording=recording, patterns=found
+                )
         except Exception as error:  # noqa: BLE001 - a forward that dislikes its inputs raises what it likes
             problem = problem or error
             continue
@@ -120,7 +124,7 @@ def _probe(clone: PreTrainedModel) -> Probe:
             towers.append(tower)
             reached |= called
         patterns |= {pattern.path: pattern for pattern in found if pattern.path not in patterns}
-        refused |= no
+        refused |= no | unclear
     replaced = {
         path for path, module in clone.named_modules() if before.get(path) is not type(module)
     }

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from typing import Literal
 
 from headprune.heads import HeadId, SiteId
@@ -73,13 +74,21 @@ class Attribute:
     kind: str
 
 
-Execution = Literal["native", "expanded"]
+Execution = Literal["native", "expanded", "unfolded"]
 """How an attention runs once heads are cut.
 
 ``native``: its own forward, with fewer heads. ``expanded``: its projections are cut, and their outputs are spread back to
 the width of all heads, zeros where a head is gone; the output projection reads what is left. Exact for any attention whose
-projections are linear layers, whatever its forward assumes about its width, its biases or its norms.
+projections are linear layers, whatever its forward assumes about its width, its biases or its norms. ``unfolded``: while it
+runs, it sees its weights in the size of all heads, zeros where a head is gone; in memory and on disk they are cut. For
+attentions that pass their weights to a function; exact for any whose own weights alone are cut, and no faster.
 """
+
+Call = Literal["module", "function"]
+"""How a layer is called: as a module, or by passing its weight to a function."""
+
+RowOrder = Literal["batch-major", "time-major"]
+"""How the rows of the batch lie in ``z``: all positions of one row together, or all rows of one position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +110,8 @@ class Site:
         execution: How it runs with fewer heads.
         when_empty: How it runs without any (None: it can't).
         padding: Heads that are silenced for good and still take room, so that groups stay even.
+        called: How ``gate`` is called.
+        rows: How the rows of the batch lie in ``z``.
     """
 
     id: SiteId
@@ -116,11 +127,23 @@ class Site:
     execution: Execution = "native"
     when_empty: Execution | None = None
     padding: tuple[int, ...] = ()
+    called: Call = "module"
+    rows: RowOrder = "batch-major"
 
     @property
     def min_heads(self) -> int:
         """How many heads must stay (0 or 1; proven by trying)."""
         return 1 if self.when_empty is None else 0
+
+    @property
+    def home(self) -> str:
+        """Path of the innermost module that holds the attention and every parameter that is cut for it."""
+        paths = [self.path, *(item.parameter.rpartition(".")[0] for item in self.slices)]
+        shared = takewhile(
+            lambda parts: len(set(parts)) == 1,
+            zip(*(path.split(".") for path in paths), strict=False),
+        )
+        return ".".join(parts[0] for parts in shared)
 
     @property
     def slots(self) -> tuple[int, ...]:
@@ -146,7 +169,7 @@ class Site:
     def is_lawful(self, kept: Collection[int]) -> bool:
         """Whether the attention can run with ``kept``: every key/value head left serves equally many query heads."""
         sizes = {len(members) for members in self.groups(kept).values()}
-        even = len(sizes) <= 1 or self.execution == "expanded"
+        even = len(sizes) <= 1 or self.execution != "native"
         return even and len(kept) >= self.min_heads
 
     def padded(self, kept: Collection[int]) -> tuple[int, ...]:
@@ -154,7 +177,7 @@ class Site:
 
         A group without any head left goes as a whole. Heads are only ever taken from those that still have their slot.
         """
-        if self.execution == "expanded":
+        if self.execution != "native":
             return tuple(sorted(kept))
         groups = self.groups(kept)
         room = self.groups(self.slots)
@@ -175,7 +198,7 @@ class Site:
 
     def cut_slices(self) -> tuple[Slice, ...]:
         """Return the dimensions that were cut to get here: with expanded execution only those of linear layers."""
-        if self.execution_with(self.heads) == "native":
+        if self.execution_with(self.heads) != "expanded":
             return self.slices
         return tuple(item for item in self.slices if item.side is not None)
 

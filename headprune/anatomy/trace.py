@@ -1,7 +1,7 @@
 """Record one forward: which attentions ran, with how many heads, and which layers were called after them."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from headprune.anatomy.functional import LinearInputs
+from headprune.anatomy.sites import Call
 
 _ATTENTION_CLASS = re.compile(r"Attention|Attn|AttLayer")
 _NORM_CLASS = re.compile(r"Norm")
@@ -32,6 +35,7 @@ class LayerCall:
 
     module: nn.Module
     input: Tensor
+    called: Call = "module"
 
 
 @dataclass(eq=False)
@@ -69,6 +73,8 @@ def is_linear(module: nn.Module) -> bool:
 
 def looks_like_attention(module: nn.Module) -> bool:
     """Whether a module's class is named like an attention and it has linear layers of its own."""
+    if isinstance(module, nn.MultiheadAttention):
+        return True
     return bool(_ATTENTION_CLASS.search(type(module).__name__)) and (
         sum(is_linear(child) for child in module.modules()) >= 2
     )
@@ -79,7 +85,11 @@ def record(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Recording:
     recording = Recording()
     handles = [handle for module in model.modules() for handle in _hooks(module, recording)]
     try:
-        with torch.enable_grad(), _recorded_attention(recording.calls):
+        with (
+            torch.enable_grad(),
+            _recorded_attention(recording.calls),
+            LinearInputs(_noting(model, recording.calls)),
+        ):
             model(**inputs)
     finally:
         for handle in handles:
@@ -115,6 +125,24 @@ def _hooks(module: nn.Module, recording: Recording) -> Iterator[Any]:
 
         yield module.register_forward_pre_hook(enter)
         yield module.register_forward_hook(leave)
+
+
+def _noting(
+    model: nn.Module, calls: list[AttentionCall | LayerCall]
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Note the calls of linear layers that aren't called as modules: their weights are passed to a function."""
+    layers = {child.get_parameter("weight"): child for child in model.modules() if is_linear(child)}
+
+    def note(input: Tensor, weight: Tensor) -> Tensor:
+        layer = layers.get(weight)  # type: ignore[call-overload]
+        noted = (call for call in reversed(calls) if call.module is layer)
+        if layer is not None and not any(
+            isinstance(call, LayerCall) and call.called == "module" for call in noted
+        ):
+            calls.append(LayerCall(layer, input, "function"))
+        return input
+
+    return note
 
 
 @contextmanager

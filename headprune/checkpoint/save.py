@@ -24,7 +24,7 @@ from headprune.atomic import staged_directory
 from headprune.checkpoint.manifest import seal
 from headprune.heads import SiteId
 from headprune.surgery import modeling_headprune
-from headprune.surgery.modeling_headprune import width_kept
+from headprune.surgery.modeling_headprune import unfolded, width_kept
 
 Route = Literal["stock", "remote-code"]
 
@@ -201,6 +201,7 @@ def _size(model: PreTrainedModel, site: Site, prefix: str) -> dict[str, Any]:
         attributes.setdefault(_below(prefix, item.module), {})[item.name] = value
     linears = sorted({item.parameter.rpartition(".")[0] for item in site.slices})
     spread = {_below(prefix, path): width_kept(model.get_submodule(path)) for path in linears}
+    home = unfolded(model.get_submodule(site.home))
     return {
         "shapes": {
             _below(prefix, item.parameter): list(model.get_parameter(item.parameter).shape)
@@ -208,6 +209,7 @@ def _size(model: PreTrainedModel, site: Site, prefix: str) -> dict[str, Any]:
         },
         "attributes": attributes,
         "spread": {path: kept for path, kept in spread.items() if kept},
+        **({"unfolded": {_below(prefix, site.home): home}} if home else {}),
     }
 
 

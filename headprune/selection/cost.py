@@ -72,7 +72,10 @@ def _numbers(model: nn.Module, before: Site, after: Site) -> tuple[int, int]:
         gone = size - item.size(after.slots) if after != before else 0
         going = gone * (parameter.numel() // size) if size else 0
         numbers += going
-        weights += going if item.side is not None and item.parameter.endswith(".weight") else 0
+        multiplied = item.side is not None and item.parameter.endswith(".weight")
+        # Unfolded weights are multiplied in full size.
+        if multiplied and after.execution_with(after.heads) != "unfolded":
+            weights += going
     return numbers, weights
 
 

@@ -11,7 +11,12 @@ from headprune.anatomy import Anatomy, Site, Slice
 from headprune.anatomy.clone import original_head_counts, pruning_record
 from headprune.errors import PlanError
 from headprune.heads import HeadId
-from headprune.surgery.modeling_headprune import keep_width, replace_parameter, set_attribute
+from headprune.surgery.modeling_headprune import (
+    keep_width,
+    replace_parameter,
+    set_attribute,
+    unfold,
+)
 
 
 def cut(
@@ -83,6 +88,8 @@ def _cut_site(model: PreTrainedModel, before: Site, after: Site) -> None:
             set_attribute(model.get_submodule(attribute.module), attribute.name, number)
     for path, spread in spreads(before, after).items():
         keep_width(model.get_submodule(path), **spread)
+    if seen := unfoldings(before, after):
+        unfold(model.get_submodule(after.home), seen)
 
 
 def cut_values(parameters: Mapping[str, Tensor], before: Site, after: Site) -> dict[str, Tensor]:
@@ -115,7 +122,7 @@ def _dead(item: Slice, site: Site) -> list[int]:
 
 def spreads(before: Site, after: Site) -> dict[str, dict[str, Any]]:
     """Return, by linear layer, how it deals with activations wider than itself (see ``keep_width``)."""
-    if after.execution_with(after.heads) == "native":
+    if after.execution_with(after.heads) != "expanded":
         return {}
     # A site that runs natively and loses its last head keeps the width it had just before.
     width = range(before.num_heads) if after.execution == "expanded" else before.slots
@@ -129,6 +136,22 @@ def spreads(before: Site, after: Site) -> dict[str, dict[str, Any]]:
                 "kept": _ranges(item.kept_indices(present=width, kept=after.slots)),
             }
     return found
+
+
+def unfoldings(before: Site, after: Site) -> dict[str, dict[str, Any]]:
+    """Return, by parameter below the site's home, how it is seen while the attention runs (see ``unfold``)."""
+    if after.execution_with(after.heads) != "unfolded":
+        return {}
+    every = range(before.num_heads)
+    inside = f"{after.home}." if after.home else ""
+    return {
+        item.parameter.removeprefix(inside): {
+            "dim": item.dim,
+            "size": item.size(every),
+            "kept": _ranges(item.kept_indices(present=every, kept=after.slots)),
+        }
+        for item in after.cut_slices()
+    }
 
 
 def _ranges(indices: Sequence[int]) -> list[list[int]]:

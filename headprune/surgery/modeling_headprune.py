@@ -27,6 +27,10 @@ def shrink(model, record):
             module = find_module(model, path)
             if module is not None:
                 keep_width(module, **spread)
+        for path, parameters in site.get("unfolded", {}).items():
+            module = find_module(model, path)
+            if module is not None:
+                unfold(module, parameters)
 
 
 def find_module(model, path):
@@ -134,6 +138,59 @@ class Gather(_Indices):
     def __call__(self, _module, args):
         """Return the arguments with the first narrowed."""
         return (args[0].index_select(-1, self.index(args[0].device)), *args[1:])
+
+
+def unfold(module: nn.Module, parameters: dict) -> None:
+    """Let a module find cut parameters in their full size while it runs, zeros where indices are gone.
+
+    ``parameters`` maps names below the module to ``dim``, ``size`` and ``kept`` ([start, stop] in the dimension before the cut).
+    What the optimizer, ``state_dict`` and the disk see are the cut parameters.
+    """
+    parameters = {**unfolded(module), **parameters}
+    for hooks in (module._forward_hooks, module._forward_pre_hooks):
+        for key in [key for key, hook in hooks.items() if hasattr(hook, "unfolded")]:
+            del hooks[key]
+            module._forward_hooks_always_called.pop(key, None)
+    module.register_forward_pre_hook(Unfold(parameters), prepend=True)
+    module.register_forward_hook(Fold(parameters), always_call=True)
+
+
+def unfolded(module: nn.Module) -> dict:
+    """Return what ``unfold`` was told about a module."""
+    for hook in module._forward_pre_hooks.values():
+        if hasattr(hook, "unfolded"):
+            return hook.unfolded
+    return {}
+
+
+class Unfold:
+    """A forward pre-hook: puts full-size tensors before the parameters, in the instances' own attributes, which win."""
+
+    def __init__(self, parameters):
+        self.unfolded = parameters
+
+    def __call__(self, module, _args):
+        """Make the tensors anew: the parameters may have been trained or moved."""
+        for name, spec in self.unfolded.items():
+            owner, _, leaf = name.rpartition(".")
+            owner = module.get_submodule(owner)
+            part = owner.get_parameter(leaf)
+            shape = [*part.shape[: spec["dim"]], spec["size"], *part.shape[spec["dim"] + 1 :]]
+            places = _Indices(spec["size"], spec["kept"]).index(part.device)
+            vars(owner)[leaf] = part.new_zeros(shape).index_copy(spec["dim"], places, part)
+
+
+class Fold:
+    """A forward hook that takes the full-size tensors away, also after an error."""
+
+    def __init__(self, parameters):
+        self.unfolded = parameters
+
+    def __call__(self, module, _args, _output):
+        """Let the parameters be seen again."""
+        for name in self.unfolded:
+            owner, _, leaf = name.rpartition(".")
+            vars(module.get_submodule(owner)).pop(leaf, None)
 
 
 class HeadPrunedMixin:
