@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
+from headprune.checkpoint import Route
 from headprune.evaluation import EvalResult
 from headprune.heads import Artefact, read_artefact
 from headprune.verify import Proof
@@ -52,3 +55,34 @@ def read_result(path: Path) -> EvalResult:
     if isinstance(content, dict) and "after" in content:
         return read_artefact(Results, path).after
     return read_artefact(EvalResult, path)
+
+
+class SurveyedSite(BaseModel):
+    """One attention, as ``inspect`` tells of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    path: str
+    kind: str
+    heads: tuple[str, ...]
+    key_value_heads: int
+    head_dim: int
+    execution: str
+    min_heads: int
+
+
+class Survey(Artefact):
+    """What could be pruned of a model, what can't and why, how it would load, what it would save."""
+
+    written_by = "inspect"
+
+    model_type: str
+    architecture: str
+    num_heads: int
+    parameters: int
+    sites: tuple[SurveyedSite, ...]
+    refused: dict[str, str]
+    pruned_before: dict[str, Any] = {}
+    loads_with: dict[str, Route | None] = {}
+    saves: dict[str, Any] = {}

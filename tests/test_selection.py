@@ -122,7 +122,7 @@ def test_no_lawful_plan_of_the_same_size_loses_less(values, keep, gqa, shape):
         kept = anatomy.kept_per_site(removed)
         for site in anatomy.sites:
             sizes = [len(members) for members in site.groups(kept[site.id]).values()]
-            if site.group_size == 1:
+            if site.group_size == 1 or gqa == "pad":
                 continue
             if gqa == "group" and any(size != site.group_size for size in sizes):
                 return False
@@ -208,3 +208,39 @@ def test_reasons_are_given_where_the_score_alone_did_not_decide():
     assert plan.reasons["L0.H0"] == "kept: protected"
     assert HeadId.parse("L0.H3") in plan.remove
     assert "make room" in plan.reasons["L0.H3"]
+
+
+def test_only_the_chosen_attentions_lose_heads():
+    stacks = (("encoder", "self"), ("decoder", "self"), ("decoder", "cross"))
+    anatomy = anatomy_of(layers=2, stacks=stacks)
+    scores = scores_of(anatomy, [float(i) for i in range(len(anatomy.heads))])
+    for names, share in (
+        (("cross",), 1 / 3),
+        (("decoder",), 2 / 3),
+        (("decoder.self",), 1 / 3),
+        (("encoder", "decoder.L1.cross"), 1 / 2),
+    ):
+        plan = make_plan(scores, anatomy, constraints=Constraints(keep=0.5, sites=names))
+        assert len(plan.remove) == len(anatomy.heads) * share * 0.5
+        for head in plan.remove:
+            spoken_of = {str(head.site), head.site.stack, head.site.kind}
+            spoken_of.add(f"{head.site.stack}.{head.site.kind}")
+            assert spoken_of & set(names)
+    with pytest.raises(PlanError, match="no attention 'vision'"):
+        make_plan(scores, anatomy, constraints=Constraints(keep=0.5, sites=("vision",)))
+
+
+def test_multi_query_attention_loses_single_heads_whatever_is_said():
+    anatomy = anatomy_of(heads=4, groups=1)
+    scores = scores_of(anatomy, [float(i) for i in range(12)])
+    for gqa in ("group", "even", "pad"):
+        plan = make_plan(scores, anatomy, constraints=Constraints(keep=0.75, gqa=gqa))
+        assert [str(head) for head in plan.remove] == ["L0.H0", "L0.H1", "L0.H2"]
+
+
+def test_padding_keeps_groups_even_and_names_no_more_than_it_must():
+    (site,) = anatomy_of(layers=1, heads=8, groups=2).sites
+    assert site.padded((0, 1, 2, 4)) == (0, 1, 2, 4, 5, 6)
+    assert site.padded((0, 4)) == (0, 4)
+    assert site.padded((5,)) == (5,)
+    assert site.padded(()) == ()

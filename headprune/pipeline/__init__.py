@@ -1,6 +1,6 @@
 """The only place where stages meet: settings in, values out; each function is one command."""
 
 from headprune.pipeline.commands import evaluate, export, plan, prune, score
-from headprune.pipeline.survey import Survey, convert, survey
+from headprune.pipeline.survey import convert, survey
 
-__all__ = ["Survey", "convert", "evaluate", "export", "plan", "prune", "score", "survey"]
+__all__ = ["convert", "evaluate", "export", "plan", "prune", "score", "survey"]

@@ -3,9 +3,8 @@
 import copy
 import random
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
@@ -20,45 +19,15 @@ from headprune.checkpoint import (
 )
 from headprune.config import Recipe
 from headprune.errors import CheckpointError, PlanError
-from headprune.heads import Artefact, HeadScores
+from headprune.heads import HeadScores
 from headprune.inspection import inspect
 from headprune.models import find, load_tokenizer
+from headprune.results import Survey, SurveyedSite
 from headprune.selection import Constraints, is_padded, make_plan, savings
 from headprune.subject import Voice, model_name
 from headprune.surgery import cut
 
 KEEP = 0.7
-
-
-class SurveyedSite(BaseModel):
-    """One attention, as ``inspect`` tells of it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    path: str
-    kind: str
-    heads: tuple[str, ...]
-    key_value_heads: int
-    head_dim: int
-    execution: str
-    min_heads: int
-
-
-class Survey(Artefact):
-    """What could be pruned of a model, what can't and why, how it would load, what it would save."""
-
-    written_by: ClassVar[str] = "inspect"
-
-    model_type: str
-    architecture: str
-    num_heads: int
-    parameters: int
-    sites: tuple[SurveyedSite, ...]
-    refused: dict[str, str]
-    pruned_before: dict[str, Any] = {}
-    loads_with: dict[str, Route | None] = {}
-    saves: dict[str, Any] = {}
 
 
 def survey(recipe: Recipe, *, voice: Voice) -> Survey:

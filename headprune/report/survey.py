@@ -3,16 +3,14 @@
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from headprune.report.terminal import key_value_table
-
-if TYPE_CHECKING:
-    from headprune.pipeline import Survey
+from headprune.results import Survey
 
 _ROUTES = {
     "stock": "plain from_pretrained",
@@ -21,7 +19,7 @@ _ROUTES = {
 }
 
 
-def survey_table(survey: "Survey") -> RenderableType:
+def survey_table(survey: Survey) -> RenderableType:
     """Show attentions, layers of one kind in one row; what is refused; how it would load and what it would save."""
     parts: list[RenderableType] = [key_value_table(dict(_summary(survey))), Text(), _sites(survey)]
     if survey.refused:
@@ -30,7 +28,7 @@ def survey_table(survey: "Survey") -> RenderableType:
     return Group(*parts)
 
 
-def _summary(survey: "Survey") -> Iterator[tuple[str, Any]]:
+def _summary(survey: Survey) -> Iterator[tuple[str, Any]]:
     yield "model", f"{survey.architecture} ({survey.model_type}), {survey.parameters:,} parameters"
     yield "heads", f"{survey.num_heads} in {len(survey.sites)} attentions"
     before = survey.pruned_before
@@ -40,7 +38,7 @@ def _summary(survey: "Survey") -> Iterator[tuple[str, Any]]:
             yield "", "headprune convert MODEL --out DIR makes it load with transformers v5"
 
 
-def _sites(survey: "Survey") -> Table:
+def _sites(survey: Survey) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("attention", "heads", "key/value heads", "width", "once cut", "may lose all"):
         table.add_column(name)
@@ -68,11 +66,11 @@ def _sites(survey: "Survey") -> Table:
     return table
 
 
-def _first_of_its_kind(survey: "Survey", key: tuple[Any, ...], alike: Any) -> int:
+def _first_of_its_kind(survey: Survey, key: tuple[Any, ...], alike: Any) -> int:
     return next(i for i, site in enumerate(survey.sites) if alike(site)[:2] == key)
 
 
-def _refused(survey: "Survey") -> Table:
+def _refused(survey: Survey) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     counts = Counter(survey.refused.values())
     for reason, count in counts.items():
@@ -81,7 +79,7 @@ def _refused(survey: "Survey") -> Table:
     return table
 
 
-def _prospects(survey: "Survey") -> Iterator[tuple[str, Any]]:
+def _prospects(survey: Survey) -> Iterator[tuple[str, Any]]:
     for name, route in survey.loads_with.items():
         yield f"{name} plan loads with", _ROUTES[route]
     saves = survey.saves
