@@ -201,8 +201,16 @@ def save(
     *,
     tokenizer: Any = None,
     overwrite: bool = False,
+    max_shard_size: str = checkpoint.MAX_SHARD_SIZE,
 ) -> checkpoint.Route:
     """Save a pruned model so that it loads again: atomically, as safetensors, with a manifest.
+
+    Args:
+        model: The model, pruned or not.
+        directory: Where to; must not exist or be empty unless ``overwrite``.
+        tokenizer: Saved beside it.
+        overwrite: Replace what is there.
+        max_shard_size: Weights larger than this are split over several files.
 
     Returns:
         ``stock`` where plain ``from_pretrained`` loads it, ``remote-code`` where ``trust_remote_code=True`` or
@@ -212,5 +220,10 @@ def save(
         CheckpointError: The directory isn't empty, or a write failed; nothing is left half-written.
     """
     return checkpoint.save(
-        model, directory, anatomy=inspect(model), tokenizer=tokenizer, overwrite=overwrite
+        model,
+        directory,
+        anatomy=inspect(model),
+        tokenizer=tokenizer,
+        overwrite=overwrite,
+        max_shard_size=max_shard_size,
     )

@@ -31,6 +31,8 @@ Route = Literal["stock", "remote-code"]
 # Families whose config refuses head counts that don't divide the hidden size, and the stock family that computes the same and
 # doesn't. Reloading proves that it is so.
 _SAME_MATHEMATICS = {"llama": "mistral"}
+# As transformers has it.
+MAX_SHARD_SIZE = "50GB"
 # What makes a directory a sentence-embedding model.
 _SIDE_FILES = (
     "modules.json",
@@ -47,6 +49,7 @@ def save(
     anatomy: Anatomy,
     tokenizer: Any = None,
     overwrite: bool = False,
+    max_shard_size: str = MAX_SHARD_SIZE,
 ) -> Route:
     """Save a pruned model, atomically, with a manifest of hashes.
 
@@ -56,6 +59,7 @@ def save(
         anatomy: The model's anatomy as it is now.
         tokenizer: Saved beside it.
         overwrite: Replace what is there.
+        max_shard_size: Weights larger than this are split over several files.
 
     Returns:
         How it can be loaded.
@@ -64,7 +68,9 @@ def save(
         CheckpointError: The directory isn't empty, or a write failed; nothing is left half-written.
     """
     with staged_directory(Path(directory), overwrite=overwrite) as staging:
-        route = write_model(model, staging, anatomy=anatomy, tokenizer=tokenizer)
+        route = write_model(
+            model, staging, anatomy=anatomy, tokenizer=tokenizer, max_shard_size=max_shard_size
+        )
         seal(staging)
     return route
 
@@ -76,14 +82,16 @@ def write_model(
     anatomy: Anatomy,
     tokenizer: Any = None,
     source: Path | None = None,
+    max_shard_size: str = MAX_SHARD_SIZE,
 ) -> Route:
     """Write weights, config, tokenizer and what else a load needs into an existing directory."""
     with quiet():
         stock = stock_config(model, anatomy)
-        model.save_pretrained(directory)
+        model.save_pretrained(directory, max_shard_size=max_shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
         config = stock or remote_config(model, anatomy)
+        config.dtype = model.config.dtype  # as save_pretrained found it
         config.save_pretrained(directory)
     code = directory / "modeling_headprune.py"
     if stock is None:

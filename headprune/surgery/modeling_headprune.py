@@ -34,14 +34,15 @@ def shrink(model, record):
 
 
 def find_module(model, path):
-    """Return the module at a path below the base model; a path outside of it starts with "/", and None means it isn't there."""
-    if path.startswith("/"):
-        try:
-            return model.get_submodule(path[1:])
-        except AttributeError:
-            return None
+    """Return the module at a path below the base model; a path outside of it starts with "/".
+
+    None means that this class has no such module: it may be the encoder alone, or lack the head.
+    """
     prefix = "" if model.base_model is model else model.base_model_prefix + "."
-    return model.get_submodule(prefix + path)
+    try:
+        return model.get_submodule(path[1:] if path.startswith("/") else prefix + path)
+    except AttributeError:
+        return None
 
 
 def replace_parameter(module: nn.Module, name: str, value: torch.Tensor) -> None:
