@@ -19,6 +19,9 @@ def shrink(model, record):
             if module is not None:
                 part = getattr(module, leaf).detach()[tuple(slice(0, size) for size in shape)]
                 replace_parameter(module, leaf, part.clone())
+                if not part.numel():
+                    # Nothing to initialise; some classes divide by the size of what they do.
+                    module._is_hf_initialized = True
         for path, values in site["attributes"].items():
             module = find_module(model, path)
             for name, value in values.items() if module is not None else ():
