@@ -42,6 +42,12 @@ def voice():
     return Quiet()
 
 
+@pytest.fixture
+def no_child(monkeypatch):
+    """Leave out the fresh process, which takes seconds, where another test has it."""
+    monkeypatch.setattr("headprune.verify._run_fresh", lambda place, job: {})
+
+
 def saved(model, directory, *, size="15KB"):
     model.save_pretrained(directory, max_shard_size=size)
     return directory
@@ -101,7 +107,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_streaming_gives_what_memory_gives(name, tmp_path, voice):
+def test_streaming_gives_what_memory_gives(name, tmp_path, voice, request):
+    if CASES[name][1] == FP32:
+        request.getfixturevalue("no_child")
     family, dtype, config, settings = CASES[name]
     source = saved(build(family, **config).to(dtype), tmp_path / "source")
     assert len(shards(source)) >= 3
@@ -128,6 +136,7 @@ def test_streaming_gives_what_memory_gives(name, tmp_path, voice):
     assert hp.load(tmp_path / "out", device="cpu").dtype == dtype
 
 
+@pytest.mark.usefixtures("no_child")
 def test_a_pruned_model_is_streamed_again(tmp_path, voice):
     source = tmp_path / "source"
     model = build("bert")
@@ -222,6 +231,7 @@ def test_a_file_whose_names_say_too_little_is_loaded(tmp_path, voice, monkeypatc
         assert torch.equal(output(tmp_path / "out"), model(**token_inputs())[0])
 
 
+@pytest.mark.usefixtures("no_child")
 def test_only_what_is_cut_is_read_as_tensors(tmp_path, voice, monkeypatch):
     from headprune.checkpoint import stream as module
     from headprune.checkpoint.shards import Stored
@@ -241,6 +251,7 @@ def test_only_what_is_cut_is_read_as_tensors(tmp_path, voice, monkeypatch):
     assert all("self_attn" in name for name in read)
 
 
+@pytest.mark.usefixtures("no_child")
 def test_the_proofs_can_fail(tmp_path, voice):
     model = build("llama")
     source = saved(model, tmp_path / "source")
@@ -283,6 +294,7 @@ def test_every_flipped_bit_is_a_difference(tmp_path):
     assert differing(ones, {"a": ones[0]}) == ["b"]
 
 
+@pytest.mark.usefixtures("no_child")
 def test_what_is_written_is_safetensors(tmp_path, voice):
     source = saved(build("bert").to(torch.bfloat16), tmp_path / "source")
     scored(hp.load(source, device="cpu"), tmp_path)
@@ -368,6 +380,7 @@ def test_a_dry_run_of_a_stream_reads_no_data_and_writes_nothing(headprune, run_h
     assert not (run_here / "out").exists()
 
 
+@pytest.mark.usefixtures("no_child")
 def test_what_does_not_fit_into_memory_is_streamed_unasked(headprune, monkeypatch):
     monkeypatch.setattr("headprune.pipeline.streaming.available_memory", lambda: 1000)
     code, out, err = headprune(*PRUNE, "--json")
@@ -403,6 +416,7 @@ def test_scores_of_another_model_are_refused(headprune, run_here):
     assert not (run_here / "out").exists()
 
 
+@pytest.mark.usefixtures("no_child")
 def test_scores_of_the_model_in_another_dtype_are_its_own(headprune, run_here):
     words = ("score", "model", "--method", "magnitude", "--dtype", "bfloat16", "--run", "run")
     assert headprune(*words)[0] == 0
