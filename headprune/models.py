@@ -4,12 +4,15 @@ import hashlib
 import json
 import platform
 import struct
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -236,20 +239,46 @@ def load_tokenizer(source: ModelSource) -> Any:
 
 def fingerprint(model: PreTrainedModel) -> str:
     """Return a hash of the model's parameters: names, shapes, dtypes and a spread of values of each."""
+    return fingerprint_of(
+        (name, parameter, parameter.dtype) for name, parameter in sorted(model.named_parameters())
+    )
+
+
+def fingerprint_of(parameters: Iterable[tuple[str, Tensor, torch.dtype]]) -> str:
+    """Return the fingerprint of parameters that come one by one, sorted by name, each with the dtype it is to count as."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+    for name, parameter, dtype in parameters:
+        digest.update(f"{name}{tuple(parameter.shape)}{dtype}".encode())
         flat = parameter.detach().flatten()
         if flat.numel():
             # Places spread by a multiplicative hash: an even stride would fall into one column of a matrix.
             places = torch.arange(min(4096, flat.numel())) * 2_654_435_761 % flat.numel()
-            digest.update(flat[places.to(flat.device)].float().cpu().numpy().tobytes())
+            values = flat[places.to(flat.device)].to(dtype)
+            digest.update(values.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def weights_bytes(directory: Path) -> int:
     """Return the size of the weights in a directory."""
     return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+
+
+def available_memory() -> int | None:
+    """Return how many bytes a process could still take, this machine's and its container's limit; None where nobody says."""
+    limits: list[int] = []
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        line = next(line for line in lines if line.startswith("MemAvailable:"))
+        limits.append(int(line.split()[1]) * 1024)
+    with suppress(OSError, ValueError, StopIteration):  # "max" where there is no limit
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        # Pages of files count as used, and are given back when somebody needs them.
+        lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+        line = next(line for line in lines if line.startswith("inactive_file "))
+        limits.append(limit - used + int(line.split()[1]))
+    return min(limits, default=None)
 
 
 def versions() -> dict[str, str]:

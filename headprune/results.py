@@ -42,6 +42,34 @@ class Results(Artefact):
     calibration: dict[str, Any] = {}
 
 
+class Unmeasured(Artefact):
+    """What ``prune --stream`` did and proved, ``proofs.json``: no data was read, so no quality is told.
+
+    Args:
+        heads: Number of heads, before and after.
+        parameters: Number of parameters, before and after.
+        proofs: What was proven, with the numbers.
+        weights_bytes: Size of the weights on disk, before and after.
+        removed: Names of the heads that went in this run.
+        loads_with: ``stock`` or ``remote-code``.
+        auto_class: The class of transformers that loads it.
+        streamed: Whether the weights went from file to file; where their names didn't allow it, the model was loaded.
+        calibration: What the scores were computed on.
+    """
+
+    written_by = "prune --stream"
+
+    heads: tuple[int, int]
+    parameters: tuple[int, int]
+    proofs: tuple[Proof, ...]
+    weights_bytes: tuple[int, int]
+    removed: tuple[str, ...]
+    loads_with: str
+    auto_class: str
+    streamed: bool
+    calibration: dict[str, Any] = {}
+
+
 def read_result(path: Path) -> EvalResult:
     """Read the result of ``eval --json``, or what ``prune`` measured after pruning, from a file.
 

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.batch import forward, main_output
-from headprune.checkpoint import Route, fresh_process
+from headprune.checkpoint import (
+    Cut,
+    Route,
+    complaints,
+    differing,
+    fresh_process,
+    stored_tensors,
+    wrong_cuts,
+)
 from headprune.errors import ProofError
 
 # Largest difference allowed between masked and pruned outputs, relative to their largest value (or 1, if that is larger).
@@ -129,8 +137,13 @@ def reload_is_identical(
             "device": str(next(model.parameters()).device),
             "attn_implementation": model.config._attn_implementation,
         }
-        (place / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        complaint, output = _run_fresh(place)
+        found = _run_fresh(place, job)
+        complaint, output = found if isinstance(found, str) else _complaint(found), None
+        if not isinstance(found, str):
+            try:
+                output = load_file(place / "outputs")["output"]
+            except (OSError, SafetensorError, KeyError) as error:
+                complaint = f"no output came back: {error}"
     measured = math.inf
     if output is not None and output.dtype == expected.dtype and output.shape == expected.shape:
         largest = float((output.float() - expected.float()).abs().max())
@@ -160,7 +173,85 @@ def insist(proofs: Sequence[Proof]) -> None:
             )
 
 
-def _run_fresh(place: Path) -> tuple[str, Tensor | None]:
+def loads_afresh(
+    directory: Path, *, auto_class: str, route: Route, known: Collection[str]
+) -> Proof:
+    """Load names and shapes of ``directory`` in a fresh process without headprune, on the meta device: no number is read.
+
+    Args:
+        directory: The model.
+        auto_class: The class of transformers that loads it.
+        route: How.
+        known: What loading the source complained of already (a tensor that the model has no use for, say).
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        job = {
+            "directory": str(directory.absolute()),
+            "auto_class": auto_class,
+            "trust_remote_code": route == "remote-code",
+            "threads": torch.get_num_threads(),
+            "device": "meta",
+            "attn_implementation": None,
+        }
+        found = _run_fresh(Path(folder), job)
+    new = [found] if isinstance(found, str) else sorted(complaints(found) - set(known))
+    how = "trust_remote_code=True" if route == "remote-code" else "no extra file"
+    return Proof(
+        name="loads in a fresh process",
+        passed=not new,
+        measured=float(len(new)),
+        limit=0.0,
+        detail="; ".join(new[:3])
+        or f"{auto_class}.from_pretrained, {how}: every name and shape is there, none is left over",
+    )
+
+
+def files_are_exact(source: Path, directory: Path, *, cuts: Sequence[Cut]) -> Proof:
+    """Read both directories, tensor by tensor: what wasn't cut is the same bit for bit, what was cut is the rows that stay."""
+    old = {stored.name: stored for stored in stored_tensors(source)}
+    new = {stored.name: stored for stored in stored_tensors(directory)}
+    cut = {item.name for item in cuts}
+    wrong = [
+        *wrong_cuts(cuts, before=old, after=new),
+        *differing((stored for name, stored in old.items() if name not in cut), new),
+        *(name for name in new if name not in old),
+    ]
+    return Proof(
+        name="files are exact",
+        passed=not wrong,
+        measured=float(len(wrong)),
+        limit=0.0,
+        detail=", ".join(wrong[:3])
+        or f"{len(old) - len(cut)} tensors are the source's bit for bit, {len(cut)} its rows that stay",
+    )
+
+
+def numbers_add_up(*, before: int, after: int, removed: int, files: tuple[int, int]) -> Proof:
+    """Check that the plan's arithmetic, the shapes and the files agree.
+
+    Args:
+        before: Parameters of the model.
+        after: Parameters of the smaller one.
+        removed: Those that the plan takes.
+        files: Numbers in the files, before and after.
+    """
+    off = max(abs(before - removed - after), abs(files[0] - removed - files[1]))
+    return Proof(
+        name="parameters add up",
+        passed=off == 0,
+        measured=float(off),
+        limit=0.0,
+        detail=f"{before:,} - {removed:,} = {after:,}; {files[1]:,} numbers on disk",
+    )
+
+
+def _complaint(found: Mapping[str, Any]) -> str:
+    return "; ".join(f"{name}: {', '.join(names[:3])}" for name, names in found.items())
+
+
+def _run_fresh(place: Path, job: Mapping[str, Any]) -> dict[str, Any] | str:
+    """Return what loading complained of, or why there is nothing to return."""
+    (place / "job.json").write_text(json.dumps(job), encoding="utf-8")
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -180,15 +271,9 @@ def _run_fresh(place: Path) -> tuple[str, Tensor | None]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"loading took more than {_RELOAD_SECONDS} s", None
+        return f"loading took more than {_RELOAD_SECONDS} s"
     if child.returncode != 0:
         lines = child.stderr.strip().splitlines() or ["it ended without a word"]
-        return f"loading failed: {lines[-1]}", None
-    complaints: dict[str, Any] = json.loads(child.stdout.strip().splitlines()[-1])
-    try:
-        output = load_file(place / "outputs")["output"]
-    except (OSError, SafetensorError, KeyError) as error:
-        return f"no output came back: {error}", None
-    return "; ".join(
-        f"{name}: {', '.join(found[:3])}" for name, found in complaints.items()
-    ), output
+        return f"loading failed: {lines[-1]}"
+    found: dict[str, Any] = json.loads(child.stdout.strip().splitlines()[-1])
+    return found

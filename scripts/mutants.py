@@ -107,7 +107,7 @@ FAULTS = (
     Fault(
         "a reload forgets integers",
         TRAVELS,
-        "for name, value in values.items() if module is not None else ():",
+        "for name, value in values.items():",
         "for name, value in ():",
         "llama",
     ),

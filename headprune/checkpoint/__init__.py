@@ -2,20 +2,42 @@
 
 from headprune.checkpoint.empty import empty_model
 from headprune.checkpoint.legacy import pruned_heads
-from headprune.checkpoint.load import load, load_model
+from headprune.checkpoint.load import complaints, load, load_model, load_shapes
 from headprune.checkpoint.manifest import check_manifest, seal
-from headprune.checkpoint.save import MAX_SHARD_SIZE, Route, save, stock_config, write_model
+from headprune.checkpoint.save import (
+    MAX_SHARD_SIZE,
+    Route,
+    auto_class_of,
+    save,
+    stock_config,
+    write_description,
+    write_model,
+)
+from headprune.checkpoint.shards import differing, rewrite, stored_tensors
+from headprune.checkpoint.stream import Cut, changes, find_cuts, names_in_memory, wrong_cuts
 
 __all__ = [
     "MAX_SHARD_SIZE",
+    "Cut",
     "Route",
+    "auto_class_of",
+    "changes",
     "check_manifest",
+    "complaints",
+    "differing",
     "empty_model",
+    "find_cuts",
     "load",
     "load_model",
+    "load_shapes",
+    "names_in_memory",
     "pruned_heads",
+    "rewrite",
     "save",
     "seal",
     "stock_config",
+    "stored_tensors",
+    "write_description",
     "write_model",
+    "wrong_cuts",
 ]

@@ -1,7 +1,8 @@
 """Load a saved directory as a stranger would: a new process, plain transformers, headprune not importable.
 
 Run by path with one argument, a JSON file: directory, auto_class, trust_remote_code, inputs, outputs, threads, device. Writes the
-first output of the model to ``outputs`` and prints what loading complained of as JSON.
+first output of the model to ``outputs`` and prints what loading complained of as JSON. With the device ``meta`` nothing is run:
+names and shapes are compared, no number is read.
 """
 
 import json
@@ -24,12 +25,14 @@ def main() -> None:
         output_loading_info=True,
         local_files_only=True,
         attn_implementation=job["attn_implementation"],
+        **({"device_map": "meta"} if job["device"] == "meta" else {}),
     )
-    model = model.to(job["device"]).eval()
-    inputs = {name: value.to(job["device"]) for name, value in load_file(job["inputs"]).items()}
-    with torch.no_grad():
-        output = model(**inputs)[0]
-    save_file({"output": output.cpu().contiguous()}, job["outputs"])
+    if job["device"] != "meta":
+        model = model.to(job["device"]).eval()
+        inputs = {name: value.to(job["device"]) for name, value in load_file(job["inputs"]).items()}
+        with torch.no_grad():
+            output = model(**inputs)[0]
+        save_file({"output": output.cpu().contiguous()}, job["outputs"])
     print(json.dumps({name: sorted(map(str, found)) for name, found in info.items() if found}))
 
 

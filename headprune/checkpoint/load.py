@@ -1,5 +1,6 @@
 """Load a model, pruned or not, without running any file of its directory."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,36 @@ def load_model(
         CheckpointError: A file is missing or damaged.
         ModelError: It can't be loaded as ``auto_class``.
     """
+    options = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    model, _info = _load(source, auto_class, dtype=choose_dtype(dtype), **options)
+    loaded: PreTrainedModel = model.to(choose_device(device)).eval()
+    return loaded
+
+
+def load_shapes(source: ModelSource) -> tuple[PreTrainedModel, frozenset[str]]:
+    """Load a model as the class it was saved as, names, shapes and dtypes only: on the meta device, no number is read.
+
+    Returns:
+        The model, and what loading complained of.
+
+    Raises:
+        CheckpointError: A file is missing or damaged.
+        ModelError: The weights aren't those of the config.
+    """
+    model, info = _load(source, None, dtype="auto", device_map="meta")
+    return model.eval(), complaints(info)
+
+
+def complaints(info: Mapping[str, Any]) -> frozenset[str]:
+    """Return what loading complained of, a line for each tensor."""
+    return frozenset(f"{kind}: {name}" for kind, found in info.items() for name in map(str, found))
+
+
+def _load(
+    source: ModelSource, auto_class: str | None, **options: Any
+) -> tuple[Any, dict[str, Any]]:
     check_manifest(source.directory)
-    given: dict[str, Any] = (
-        {"attn_implementation": attn_implementation} if attn_implementation else {}
-    )
+    given: dict[str, Any] = {}
     if pruned_heads(source.config):
         source = modernised(source, auto_class)
         given["config"] = source.config
@@ -75,10 +102,10 @@ def load_model(
         try:
             model, info = kind.from_pretrained(
                 source.directory,
-                dtype=choose_dtype(dtype),
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
+                **options,
                 **given,
             )
         except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
@@ -96,8 +123,7 @@ def load_model(
             where=str(source.directory),
             hint="choose the --task that the model was trained for",
         )
-    loaded: PreTrainedModel = model.to(choose_device(device)).eval()
-    return loaded
+    return model, info
 
 
 def modernised(source: ModelSource, auto_class: str | None) -> ModelSource:

@@ -12,7 +12,7 @@ from headprune.heads import Artefact, read_artefact
 # A README may be edited freely; whatever is loaded may not.
 _SEALED = (".safetensors", ".json", ".py", ".txt", ".model", ".jinja", ".yaml")
 # May be absent, in a copy that has only what a load needs; but not damaged.
-_RECORDS = ("scores.json", "plan.json", "results.json", "headprune.yaml")
+_RECORDS = ("scores.json", "plan.json", "results.json", "proofs.json", "headprune.yaml")
 
 
 class _File(BaseModel):

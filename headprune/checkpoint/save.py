@@ -33,8 +33,11 @@ Route = Literal["stock", "remote-code"]
 _SAME_MATHEMATICS = {"llama": "mistral"}
 # As transformers has it.
 MAX_SHARD_SIZE = "50GB"
-# What makes a directory a sentence-embedding model.
+# How a model generates, what reads its images or sounds, and what makes a directory a sentence-embedding model.
 _SIDE_FILES = (
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
@@ -86,8 +89,21 @@ def write_model(
 ) -> Route:
     """Write weights, config, tokenizer and what else a load needs into an existing directory."""
     with quiet():
-        stock = stock_config(model, anatomy)
         model.save_pretrained(directory, max_shard_size=max_shard_size)
+    return write_description(model, directory, anatomy=anatomy, tokenizer=tokenizer, source=source)
+
+
+def write_description(
+    model: PreTrainedModel,
+    directory: Path,
+    *,
+    anatomy: Anatomy,
+    tokenizer: Any = None,
+    source: Path | None = None,
+) -> Route:
+    """Write all that a load needs but the weights; names and shapes of ``model`` are enough."""
+    with quiet():
+        stock = stock_config(model, anatomy)
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
         config = stock or remote_config(model, anatomy)
@@ -100,6 +116,8 @@ def write_model(
         code.unlink(missing_ok=True)
     for name in _SIDE_FILES if source else ():
         side = source / name  # type: ignore[operator]
+        if (directory / name).exists():
+            continue
         if side.is_dir():
             shutil.copytree(side, directory / name)
         elif side.is_file():
@@ -250,6 +268,15 @@ def auto_classes(config_class: type[PreTrainedConfig]) -> dict[str, type[PreTrai
         made = mapping[config_class]
         found[name] = made[0] if isinstance(made, (tuple, list)) else made
     return found
+
+
+def auto_class_of(kind: type[PreTrainedModel]) -> str:
+    """Return the ``AutoModel...`` that picks a model class, or the class's own name."""
+    assert kind.config_class is not None
+    names = [name for name, made in auto_classes(kind.config_class).items() if made is kind]
+    # Several may: AutoModelForCausalLM is what a user knows, not AutoModelWithLMHead.
+    plain = [name for name in names if "For" in name or name == "AutoModel"]
+    return min(plain or names or [kind.__name__], key=len)
 
 
 def _camel(model_type: str) -> str:

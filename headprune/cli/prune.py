@@ -52,6 +52,14 @@ OPTIONS: dict[str, Any] = {
     "method": Method,
     "normalize": Normalize,
     "num_samples": NumSamples,
+    "stream": Annotated[
+        bool | None,
+        typer.Option(
+            "--stream",
+            help="Cut from file to file, one tensor in memory at a time; needs --scores, reads no data, measures nothing. "
+            "(default: where the weights are larger than the memory left)",
+        ),
+    ],
     "dry_run": Annotated[
         bool | None, typer.Option("--dry-run", help="Show the plan; write no model.")
     ],
@@ -61,19 +69,24 @@ OPTIONS: dict[str, Any] = {
 def command(call: Call) -> None:
     """Remove the least important heads, prove it, and save the smaller model."""
     from headprune import pipeline
-    from headprune.report.terminal import plan_table, prune_table
+    from headprune.report.terminal import plan_table, prune_table, unmeasured_table
 
-    if call.own.get("dry_run"):
-        plan = pipeline.plan(with_keep(call.recipe), voice=call.talk, show=shower(call))
+    dry = bool(call.own.get("dry_run"))
+    recipe = with_keep(call.recipe) if dry else with_output(call.recipe)
+    stream = call.own.get("stream") or pipeline.is_too_large(recipe, voice=call.talk)
+    if dry:
+        choose = pipeline.plan_unloaded if stream else pipeline.plan
+        plan = choose(recipe, voice=call.talk, show=shower(call))
         call.write(plan.to_json()) if call.json else call.show(plan_table(plan))
         call.talk.say("dry run: no model was written")
-        return
-    recipe = with_output(call.recipe)
-    results = pipeline.prune(recipe, voice=call.talk, show=shower(call))
-    if call.json:
-        call.write(results.to_json())
+    elif stream:
+        made = pipeline.prune_unloaded(recipe, voice=call.talk, show=shower(call))
+        table = unmeasured_table(made, directory=str(recipe.out))
+        call.write(made.to_json()) if call.json else call.show(table)
     else:
-        call.show(prune_table(results, directory=str(recipe.out)))
+        results = pipeline.prune(recipe, voice=call.talk, show=shower(call))
+        table = prune_table(results, directory=str(recipe.out))
+        call.write(results.to_json()) if call.json else call.show(table)
 
 
 def with_keep(recipe: "Recipe") -> "Recipe":

@@ -1,6 +1,18 @@
 """The only place where stages meet: settings in, values out; each function is one command."""
 
 from headprune.pipeline.commands import evaluate, export, plan, prune, score
+from headprune.pipeline.streaming import is_too_large, plan_unloaded, prune_unloaded
 from headprune.pipeline.survey import convert, survey
 
-__all__ = ["convert", "evaluate", "export", "plan", "prune", "score", "survey"]
+__all__ = [
+    "convert",
+    "evaluate",
+    "export",
+    "is_too_large",
+    "plan",
+    "plan_unloaded",
+    "prune",
+    "prune_unloaded",
+    "score",
+    "survey",
+]

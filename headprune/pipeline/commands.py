@@ -55,13 +55,16 @@ def score(recipe: Recipe, *, voice: Voice) -> HeadScores:
 
 def inspect_for_pruning(subject: Subject, *, voice: Voice) -> Anatomy:
     """Return the proven anatomy, and say what is left out of it."""
-    anatomy = inspect(subject.model)
+    return anatomy_of(subject.model, name=subject.source.name, voice=voice)
+
+
+def anatomy_of(model: PreTrainedModel, *, name: str, voice: Voice) -> Anatomy:
+    """Return the proven anatomy of the model called ``name``, and say what is left out of it."""
+    anatomy = inspect(model)
     for path, reason in anatomy.refused.items():
         voice.say(f"left whole: {path}: {reason}")
     if not anatomy.heads:
-        raise PlanError(
-            "the model has no head that can be pruned", where=subject.source.name, hint="see above"
-        )
+        raise PlanError("the model has no head that can be pruned", where=name, hint="see above")
     return anatomy
 
 
@@ -155,16 +158,9 @@ def prune(
     refuse_unusable_target(out, overwrite=recipe.overwrite)
     _check_metric(recipe)
     subject = open_subject(recipe, voice=voice)
-    source = subject.source.directory
-    if source.absolute().is_relative_to(out.absolute()):
-        raise CheckpointError(
-            f"the model to prune lies in {out}, which would be replaced",
-            where="--out",
-            hint="choose another --out",
-        )
-    refuse_unusable_target(out, overwrite=recipe.overwrite, needed_bytes=weights_bytes(source))
+    refuse_output(recipe, source=subject.source.directory)
     anatomy = inspect_for_pruning(subject, voice=voice)
-    check_constraints(anatomy, _constraints(recipe))
+    check_constraints(anatomy, constraints_of(recipe))
     chose = set(rows_that_chose(subject))
     if recipe.scores is not None:
         chose |= set(named_scores(Path(recipe.scores), fingerprint=fingerprint(subject.model)).rows)
@@ -180,7 +176,24 @@ def prune(
     return cut_and_save(subject, anatomy, chosen, scores, reporting, out=out, voice=voice)
 
 
-def _constraints(recipe: Recipe) -> Constraints:
+def refuse_output(recipe: Recipe, *, source: Path) -> None:
+    """Refuse an output directory that holds the source, or whose disk is too small.
+
+    Raises:
+        CheckpointError: See above.
+    """
+    out = Path(recipe.out or "")
+    if source.absolute().is_relative_to(out.absolute()):
+        raise CheckpointError(
+            f"the model to prune lies in {out}, which would be replaced",
+            where="--out",
+            hint="choose another --out",
+        )
+    refuse_unusable_target(out, overwrite=recipe.overwrite, needed_bytes=weights_bytes(source))
+
+
+def constraints_of(recipe: Recipe) -> Constraints:
+    """Return what a recipe says of the plan."""
     return Constraints(
         keep=1.0 if recipe.keep is None else recipe.keep,
         min_heads=recipe.min_heads,
@@ -199,14 +212,27 @@ def _plan(
     voice: Voice,
     show: Callable[[HeadScores, PruningPlan], None],
 ) -> tuple[HeadScores, PruningPlan]:
-    constraints = _constraints(subject.recipe)
+    constraints = constraints_of(subject.recipe)
     check_constraints(anatomy, constraints)
     scores = find_scores(subject, anatomy, rows, voice=voice)
+    chosen = choose(subject.model, anatomy, scores, constraints=constraints, voice=voice)
+    show(scores, chosen)
+    return scores, chosen
+
+
+def choose(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    scores: HeadScores,
+    *,
+    constraints: Constraints,
+    voice: Voice,
+) -> PruningPlan:
+    """Make the plan, with what it saves; say where it differs from what was asked."""
     chosen = make_plan(scores, anatomy, constraints=constraints)
-    saved = savings(subject.model, anatomy, remove=chosen.remove, pad=is_padded(chosen))
+    saved = savings(model, anatomy, remove=chosen.remove, pad=is_padded(chosen))
     chosen = chosen.model_copy(update={"budget": {**chosen.budget, "saves": saved.as_dict()}})
     wanted, left = chosen.budget["heads_wanted"], chosen.budget["heads_after"]
     if wanted != left:
         voice.say(f"{left} heads stay instead of {wanted}: heads go in whole units here")
-    show(scores, chosen)
-    return scores, chosen
+    return chosen

@@ -8,13 +8,13 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from headprune.heads import PruningPlan
 from headprune.models import ModelSource
-from headprune.results import Results
+from headprune.results import Results, Unmeasured
 
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
 
-def model_card(results: Results, plan: PruningPlan, *, source: ModelSource) -> str:
-    """Return the card: what was removed, before and after with intervals, the proofs, and how to load it."""
+def model_card(results: Results | Unmeasured, plan: PruningPlan, *, source: ModelSource) -> str:
+    """Return the card: what was removed, before and after with intervals where measured, the proofs, and how to load it."""
     base = source.directory / "README.md"
     inherited = {}
     if base.is_file():
@@ -38,8 +38,20 @@ def model_card(results: Results, plan: PruningPlan, *, source: ModelSource) -> s
         data,
         template_path=str(_TEMPLATE),
         results=results,
+        measured=isinstance(results, Results),
+        counts=_counts(results),
         plan=plan,
         base=source.name,
         layers=plan.kept_per_site.items(),
     )
     return str(card)
+
+
+def _counts(results: Results | Unmeasured) -> dict[str, tuple[int | None, int | None]]:
+    """Return what is counted, before and after."""
+    if isinstance(results, Unmeasured):
+        return {"heads": results.heads, "parameters": results.parameters}
+    return {
+        "heads": (results.before.heads, results.after.heads),
+        "parameters": (results.before.parameters, results.after.parameters),
+    }

@@ -19,7 +19,8 @@ from headprune.evaluation import EvalResult
 from headprune.gate import Verdict
 from headprune.heads import HeadId, HeadScores, PruningPlan, SiteId
 from headprune.report.ci import headline
-from headprune.results import Results
+from headprune.results import Results, Unmeasured
+from headprune.verify import Proof
 
 T = TypeVar("T")
 
@@ -146,8 +147,24 @@ def prune_table(
     results: Results, *, directory: str, verdict: Verdict | None = None
 ) -> RenderableType:
     """Show before and after, the proofs, where the model lies and how to load it."""
+    load = _how_to_load(results, directory)
+    return Group(_before_and_after(results), _proofs(results, verdict), load)
+
+
+def unmeasured_table(results: Unmeasured, *, directory: str) -> RenderableType:
+    """Show the same of a model whose quality was not measured."""
+    table = _change_table()
+    for name, counts in (("heads", results.heads), ("parameters", results.parameters)):
+        table.add_row(name, f"{counts[0]:,}", f"{counts[1]:,}", _change(*counts))
+    table.add_row(*_weights_row(results))
+    notes = Text("\nno data was read: quality was not measured\n\n", style="dim")
+    _add_proofs(notes, results.proofs)
+    return Group(table, notes, _how_to_load(results, directory))
+
+
+def _how_to_load(results: Results | Unmeasured, directory: str) -> Text:
     trust = ", trust_remote_code=True" if results.loads_with == "remote-code" else ""
-    load = Text.assemble(
+    return Text.assemble(
         ("the model: ", "dim"),
         directory,
         "\n",
@@ -156,15 +173,28 @@ def prune_table(
         ("or:        ", "dim"),
         f'headprune.load("{directory}")',
     )
-    return Group(_before_and_after(results), _proofs(results, verdict), load)
+
+
+def _change_table() -> Table:
+    table = Table(box=None, padding=(0, 3, 0, 0))
+    for title in ("", "before", "after", "change"):
+        table.add_column(title, justify="right" if title else "left", no_wrap=True)
+    return table
+
+
+def _weights_row(results: Results | Unmeasured) -> tuple[str, str, str, str]:
+    old, new = results.weights_bytes
+    return (
+        "weights on disk",
+        f"{old / 1e6:.1f} MB",
+        f"{new / 1e6:.1f} MB",
+        f"{new / old - 1:+.1%}",
+    )
 
 
 def _before_and_after(results: Results) -> Table:
     before, after = results.before, results.after
-    old, new = results.weights_bytes
-    table = Table(box=None, padding=(0, 3, 0, 0))
-    for title in ("", "before", "after", "change"):
-        table.add_column(title, justify="right" if title else "left", no_wrap=True)
+    table = _change_table()
     table.add_row(
         before.metric,
         _number(before.value),
@@ -181,9 +211,7 @@ def _before_and_after(results: Results) -> Table:
     for name in ("heads", "parameters"):
         counts = getattr(before, name) or 0, getattr(after, name) or 0
         table.add_row(name, f"{counts[0]:,}", f"{counts[1]:,}", _change(*counts))
-    table.add_row(
-        "weights on disk", f"{old / 1e6:.1f} MB", f"{new / 1e6:.1f} MB", f"{new / old - 1:+.1%}"
-    )
+    table.add_row(*_weights_row(results))
     for name, value in after.latency_ms.items():
         table.add_row(
             f"latency, {name.replace('_', ' ')}",
@@ -202,15 +230,19 @@ def _proofs(results: Results, verdict: Verdict | None) -> Text:
         "rows that chose no head\n\n",
         style="dim",
     )
-    for proof in results.proofs:
-        notes.append(f"✓ {proof.name}", style="green")
-        notes.append(f": {proof.detail} ({proof.measured:.2g})\n", style="dim")
+    _add_proofs(notes, results.proofs)
     if verdict:
         mark, colour = ("✓", "green") if verdict.passed else ("✗", "red")
         notes.append(f"{mark} check {headline(verdict)}", style=colour)
         for finding in verdict.findings:
             notes.append(f": {finding.message}\n", style="dim" if finding.passed else colour)
     return notes
+
+
+def _add_proofs(notes: Text, proofs: Sequence[Proof]) -> None:
+    for proof in proofs:
+        notes.append(f"✓ {proof.name}", style="green")
+        notes.append(f": {proof.detail} ({proof.measured:.2g})\n", style="dim")
 
 
 def plan_table(plan: PruningPlan) -> RenderableType:

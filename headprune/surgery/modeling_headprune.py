@@ -23,17 +23,21 @@ def shrink(model, record):
                     # Nothing to initialise; some classes divide by the size of what they do.
                     module._is_hf_initialized = True
         for path, values in site["attributes"].items():
-            module = find_module(model, path)
-            for name, value in values.items() if module is not None else ():
-                set_attribute(module, name, value)
+            for module in present(model, path):
+                for name, value in values.items():
+                    set_attribute(module, name, value)
         for path, spread in site["spread"].items():
-            module = find_module(model, path)
-            if module is not None:
+            for module in present(model, path):
                 keep_width(module, **spread)
         for path, parameters in site.get("unfolded", {}).items():
-            module = find_module(model, path)
-            if module is not None:
+            for module in present(model, path):
                 unfold(module, parameters)
+
+
+def present(model, path):
+    """Return the module at a path below the base model in a list, which is empty where this class has none."""
+    module = find_module(model, path)
+    return [] if module is None else [module]
 
 
 def find_module(model, path):

@@ -1,0 +1,297 @@
+"""``prune --stream``: from file to file, for models that memory can't hold; quality isn't measured, everything else is proven."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from headprune.anatomy import Anatomy
+from headprune.anatomy.clone import pruning_record, stock_class
+from headprune.atomic import refuse_unusable_target, staged_directory
+from headprune.checkpoint import (
+    Cut,
+    Route,
+    auto_class_of,
+    changes,
+    find_cuts,
+    load_model,
+    load_shapes,
+    names_in_memory,
+    rewrite,
+    seal,
+    stored_tensors,
+    write_description,
+    write_model,
+)
+from headprune.config import Recipe
+from headprune.errors import ConfigError
+from headprune.heads import HeadScores, PruningPlan, read_artefact
+from headprune.models import (
+    ModelSource,
+    available_memory,
+    find,
+    fingerprint_of,
+    load_tokenizer,
+    weights_bytes,
+)
+from headprune.pipeline.commands import anatomy_of, choose, constraints_of, refuse_output
+from headprune.report.card import model_card
+from headprune.results import Unmeasured
+from headprune.runs import named_scores
+from headprune.selection import check_constraints, is_padded, parameters_removed
+from headprune.subject import Voice, model_name
+from headprune.surgery import cut
+from headprune.verify import (
+    Proof,
+    files_are_exact,
+    insist,
+    loads_afresh,
+    numbers_add_up,
+    parameters_add_up,
+)
+
+Show = Callable[[HeadScores, PruningPlan], None]
+
+
+@dataclass(frozen=True)
+class _Prospect:
+    """A model that was looked at without its numbers, and what is to become of it."""
+
+    recipe: Recipe
+    source: ModelSource
+    model: PreTrainedModel
+    anatomy: Anatomy
+    complaints: frozenset[str]
+    scores: HeadScores
+    plan: PruningPlan
+
+    @property
+    def pad(self) -> bool:
+        """Whether removed heads may stay as dead weight."""
+        return is_padded(self.plan)
+
+    @property
+    def parameters_removed(self) -> int:
+        """What the plan takes, by its own arithmetic."""
+        return parameters_removed(self.model, self.anatomy, remove=self.plan.remove, pad=self.pad)
+
+
+def is_too_large(recipe: Recipe, *, voice: Voice) -> bool:
+    """Whether scores are given and the weights are larger than the memory that is left; then says so."""
+    free = available_memory()
+    if recipe.scores is None or recipe.dtype != "auto" or free is None:
+        return False
+    size = weights_bytes(find(model_name(recipe), revision=recipe.revision).directory)
+    if size <= free:
+        return False
+    voice.say(
+        f"the weights have {size / 1e9:.1f} GB and {free / 1e9:.1f} GB of memory are left: "
+        "pruning from file to file, as --stream does"
+    )
+    return True
+
+
+def plan_unloaded(recipe: Recipe, *, voice: Voice, show: Show) -> PruningPlan:
+    """Choose the heads that would go, from scores that are there; no weights are loaded and nothing is written."""
+    return _look(recipe, voice=voice, show=show).plan
+
+
+def prune_unloaded(recipe: Recipe, *, voice: Voice, show: Show) -> Unmeasured:
+    """Cut heads out of a model on disk, one tensor at a time, prove it, and save; no data is read.
+
+    Where the names in the files don't allow it, the model is loaded all the same, and that is said.
+
+    Raises:
+        ConfigError: No scores are named, or another dtype is asked for.
+        ProofError: A proof said no; nothing was saved.
+    """
+    out = Path(recipe.out or "")
+    refuse_unusable_target(out, overwrite=recipe.overwrite)
+    prospect = _look(recipe, voice=voice, show=show)
+    source = prospect.source.directory
+    refuse_output(recipe, source=source)
+    smaller = copy.deepcopy(prospect.model)
+    after = cut(smaller, prospect.anatomy, remove=prospect.plan.remove, pad=prospect.pad)
+    cuts = find_cuts(prospect.model, stored_tensors(source), before=prospect.anatomy, after=after)
+    with staged_directory(out, overwrite=recipe.overwrite) as staging:
+        if isinstance(cuts, str):
+            voice.say(f"loading the whole model: {cuts}")
+            route, *proofs = _load_and_cut(prospect, staging)
+        else:
+            voice.say(f"cutting {len(cuts)} tensors, copying the others")
+            route, *proofs = _stream(prospect, smaller, staging, after=after, cuts=cuts)
+        insist(proofs)
+        voice.say("loading it in a fresh process")
+        auto_class = auto_class_of(stock_class(smaller))
+        loads = loads_afresh(staging, auto_class=auto_class, route=route, known=prospect.complaints)
+        insist([loads])
+        results = Unmeasured(
+            heads=(len(prospect.anatomy.heads), len(after.heads)),
+            parameters=(_parameters(prospect.model), _parameters(smaller)),
+            proofs=(*proofs, loads),
+            weights_bytes=(weights_bytes(source), weights_bytes(staging)),
+            removed=tuple(str(head) for head in prospect.plan.remove),
+            loads_with=route,
+            auto_class=auto_class,
+            streamed=not isinstance(cuts, str),
+            calibration=_calibration(prospect.scores),
+        )
+        _write_documents(prospect, staging, results)
+        seal(staging)
+    voice.say(f"quality was not measured: headprune eval {out} --data FILE")
+    return results
+
+
+def _stream(
+    prospect: _Prospect,
+    smaller: PreTrainedModel,
+    staging: Path,
+    *,
+    after: Anatomy,
+    cuts: Sequence[Cut],
+) -> tuple[Route, Proof, Proof]:
+    """Write the smaller model from file to file, and read it back."""
+    source = prospect.source.directory
+    rewrite(source, staging, changes=changes(cuts))
+    _note_origin(prospect, smaller)
+    route = write_description(
+        smaller, staging, anatomy=after, tokenizer=_tokenizer(prospect.source), source=source
+    )
+    sums = numbers_add_up(
+        before=_parameters(prospect.model),
+        after=_parameters(smaller),
+        removed=prospect.parameters_removed,
+        files=(_numbers(source), _numbers(staging)),
+    )
+    return route, files_are_exact(source, staging, cuts=cuts), sums
+
+
+def _load_and_cut(prospect: _Prospect, staging: Path) -> tuple[Route, Proof]:
+    """Do the same in memory."""
+    source = prospect.source
+    model = load_model(source, auto_class=None, device="cpu")
+    before = _parameters(model)
+    after = cut(model, prospect.anatomy, remove=prospect.plan.remove, pad=prospect.pad)
+    _note_origin(prospect, model)
+    route = write_model(
+        model, staging, anatomy=after, tokenizer=_tokenizer(source), source=source.directory
+    )
+    removed = prospect.parameters_removed
+    return route, parameters_add_up(before=before, removed=removed, directory=staging, model=model)
+
+
+def _look(recipe: Recipe, *, voice: Voice, show: Show) -> _Prospect:
+    if recipe.scores is None:
+        raise ConfigError(
+            "a model that isn't loaded can't be scored, and no scores are named",
+            where="--stream",
+            hint="headprune score MODEL --run RUN where it fits, then --stream --scores RUN/scores.json",
+        )
+    if recipe.dtype != "auto":
+        raise ConfigError(
+            f"tensors that are copied keep their dtype, and --dtype asks for {recipe.dtype}",
+            where="--stream",
+            hint="leave --dtype out",
+        )
+    source = find(model_name(recipe), revision=recipe.revision)
+    model, complaints = load_shapes(source)
+    voice.say(f"model {recipe.model} ({model.config.model_type}), its weights left on disk")
+    anatomy = anatomy_of(model, name=source.name, voice=voice)
+    constraints = constraints_of(recipe)
+    check_constraints(anatomy, constraints)
+    scores = _scores(Path(recipe.scores), source, model, voice=voice)
+    plan = choose(model, anatomy, scores, constraints=constraints, voice=voice)
+    show(scores, plan)
+    return _Prospect(recipe, source, model, anatomy, complaints, scores, plan)
+
+
+def _scores(path: Path, source: ModelSource, model: PreTrainedModel, *, voice: Voice) -> HeadScores:
+    """Return the scores, which must be of this model where that can be told from its files."""
+    any_model = read_artefact(HeadScores, path)
+    if "fingerprint" not in any_model.model:
+        return any_model
+    mine = _fingerprint(source, model, dtype=any_model.model.get("dtype"))
+    if mine is None:
+        voice.say(
+            "careful: some weights are called otherwise in memory than in the files, "
+            "so whether the scores are of this very model isn't checked"
+        )
+        return any_model
+    return named_scores(path, fingerprint=mine)
+
+
+def _fingerprint(source: ModelSource, model: PreTrainedModel, *, dtype: Any) -> str | None:
+    """Return the fingerprint that the model would have in memory; None where its files alone don't tell.
+
+    Args:
+        source: Where the files are.
+        model: Names, shapes and dtypes.
+        dtype: The dtype that it was scored in, should it not be its own.
+    """
+    stored = {tensor.name: tensor for tensor in stored_tensors(source.directory)}
+    places = {name: place for place, name in names_in_memory(model, stored).items()}
+    names: dict[Tensor, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    found = {
+        name: next((places[same] for same in names[parameter] if same in places), None)
+        for name, parameter in model.named_parameters()
+    }
+    cast = getattr(torch, str(dtype), None) if str(dtype) != _dtype_name(model.dtype) else None
+
+    def parameters() -> Iterator[tuple[str, Tensor, torch.dtype]]:
+        for name, parameter in sorted(model.named_parameters()):
+            kind = cast if isinstance(cast, torch.dtype) else parameter.dtype
+            yield name, stored[str(found[name])].read(), kind
+
+    return None if None in found.values() else fingerprint_of(parameters())
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _note_origin(prospect: _Prospect, smaller: PreTrainedModel) -> None:
+    record = pruning_record(smaller.config)
+    origin = {
+        "name": prospect.source.name,
+        "revision": prospect.source.revision,
+        "fingerprint": prospect.scores.model.get("fingerprint"),
+    }
+    smaller.config.headprune = {**record, "source": record.get("source") or origin}
+
+
+def _calibration(scores: HeadScores) -> dict[str, Any]:
+    return {**scores.data, "method": scores.method, "n": scores.n}
+
+
+def _parameters(model: PreTrainedModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _numbers(directory: Path) -> int:
+    return sum(prod(stored.shape) for stored in stored_tensors(directory))
+
+
+def _tokenizer(source: ModelSource) -> Any:
+    """Return the tokenizer, if there is one."""
+    has_one = any(source.directory.glob("tokenizer*")) or any(source.directory.glob("vocab*"))
+    return load_tokenizer(source) if has_one else None
+
+
+def _write_documents(prospect: _Prospect, staging: Path, results: Unmeasured) -> None:
+    for name, document in (
+        ("scores", prospect.scores),
+        ("plan", prospect.plan),
+        ("proofs", results),
+    ):
+        (staging / f"{name}.json").write_text(document.to_json(), encoding="utf-8")
+    (staging / "headprune.yaml").write_text(prospect.recipe.to_yaml(), encoding="utf-8")
+    card = model_card(results, prospect.plan, source=prospect.source)
+    (staging / "README.md").write_text(card, encoding="utf-8")

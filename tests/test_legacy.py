@@ -1,0 +1,94 @@
+"""Checkpoints that transformers v4 pruned: recognised, loaded, converted."""
+
+import json
+
+import pytest
+import torch
+from families import build, token_inputs
+
+import headprune as hp
+from headprune.checkpoint import load, pruned_heads
+from headprune.config import Recipe
+from headprune.errors import CheckpointError, ModelError
+from headprune.pipeline import convert, survey
+from headprune.subject import Voice
+
+REMOVED = {"0": [1, 4], "2": [0, 1, 2]}
+
+
+class Silent:
+    """Says nothing."""
+
+    def say(self, text):
+        """Say nothing."""
+
+    def track(self, items, description):
+        """Show nothing."""
+        return items
+
+
+def as_v4(model, directory):
+    """Write what v4's save_pretrained wrote after prune_heads: small weights, and the heads in the config."""
+    hp.prune(model, {f"L{layer}": heads for layer, heads in REMOVED.items()})
+    model.save_pretrained(directory)
+    path = directory / "config.json"
+    settings = json.loads(path.read_text())
+    settings.pop("headprune")
+    settings["pruned_heads"] = REMOVED
+    path.write_text(json.dumps(settings))
+    return model
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "gpt2"])
+def test_a_checkpoint_pruned_by_v4_loads_and_says_the_same(name, tmp_path):
+    model, inputs = as_v4(build(name), tmp_path), token_inputs()
+    again = load(tmp_path, device="cpu")
+    with torch.no_grad():
+        assert torch.equal(again(**inputs)[0], model(**inputs)[0])
+    left = {str(head) for head in hp.inspect(again).heads}
+    assert left.isdisjoint({"L0.H1", "L0.H4", "L2.H0", "L2.H1", "L2.H2"})
+    assert len(left) == 3 * 6 - 5
+
+
+def test_it_is_converted_once_and_then_loads_like_any_other(tmp_path):
+    assert isinstance(Silent(), Voice)
+    model, inputs = as_v4(build("bert"), tmp_path / "old"), token_inputs()
+    recipe = Recipe(model=str(tmp_path / "old"))
+    found = survey(recipe, voice=Silent())
+    assert found.pruned_before["by"] == "transformers v4 (config.pruned_heads)"
+    assert found.num_heads == 13
+    assert convert(recipe, out=tmp_path / "new", voice=Silent()) == "remote-code"
+    config = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert config["headprune"]["removed"] == ["L0.H1", "L0.H4", "L2.H0", "L2.H1", "L2.H2"]
+    again = load(tmp_path / "new", device="cpu")
+    assert not pruned_heads(again.config)
+    with torch.no_grad():
+        assert torch.equal(again(**inputs)[0], model(**inputs)[0])
+    with pytest.raises(CheckpointError, match="didn't prune this model"):
+        convert(Recipe(model=str(tmp_path / "new")), out=tmp_path / "x", voice=Silent())
+
+
+def test_heads_that_are_not_there_are_refused(tmp_path):
+    as_v4(build("bert"), tmp_path)
+    path = tmp_path / "config.json"
+    settings = json.loads(path.read_text())
+    settings["pruned_heads"] = {"0": [1, 17]}
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="pruned_heads names heads"):
+        load(tmp_path, device="cpu")
+
+
+def test_a_config_alone_is_enough_to_look(tmp_path):
+    build("llama").config.save_pretrained(tmp_path)
+    found = survey(Recipe(model=str(tmp_path), keep=0.5), voice=Silent())
+    assert found.num_heads == 24
+    assert found.parameters == sum(p.numel() for p in build("llama").parameters())
+    assert found.saves["heads"] == 12
+    assert found.loads_with == {"uneven": "remote-code", "uniform": "stock"}
+    model = build("llama")
+    gone = [f"L{layer}.H{head}" for layer in range(3) for head in range(4)]
+    hp.prune(model, gone)
+    smaller = sum(p.numel() for p in model.parameters())
+    assert found.saves["parameters"] == found.parameters - smaller
+    # Two of four key/value heads of width 4 in three layers, keys and values, four bytes each.
+    assert found.saves["kv_cache_bytes_per_token"] == 2 * 4 * 3 * 2 * 4
