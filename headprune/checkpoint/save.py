@@ -10,6 +10,7 @@ The two routes:
 
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -208,7 +209,9 @@ def _size(model: PreTrainedModel, site: Site, prefix: str) -> dict[str, Any]:
         value = attrgetter(item.name)(model.get_submodule(item.module))
         attributes.setdefault(_below(prefix, item.module), {})[item.name] = value
     linears = sorted({item.parameter.rpartition(".")[0] for item in site.slices})
-    spread = {_below(prefix, path): width_kept(model.get_submodule(path)) for path in linears}
+    owners = [path.rpartition(".") for path in linears]
+    widths = [width_kept(model.get_submodule(owner), leaf) for owner, _, leaf in owners]
+    spread = {_below(prefix, path): kept for path, kept in zip(linears, widths, strict=True)}
     return {
         "shapes": {
             _below(prefix, item.parameter): list(model.get_parameter(item.parameter).shape)
@@ -237,17 +240,19 @@ def _plain_config(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreT
 def auto_classes(config_class: type[PreTrainedConfig]) -> dict[str, type[PreTrainedModel]]:
     """Return every ``AutoModel...`` that knows a config class, with the model class it picks."""
     found: dict[str, type[PreTrainedModel]] = {}
-    for name in dir(transformers):
-        mapping = (
-            getattr(getattr(transformers, name), "_model_mapping", None)
-            if (name.startswith("AutoModel"))
-            else None
-        )
+    for name in _auto_names():
+        mapping = getattr(getattr(transformers, name), "_model_mapping", None)
         if mapping is None or config_class not in mapping:
             continue
         made = mapping[config_class]
         found[name] = made[0] if isinstance(made, (tuple, list)) else made
     return found
+
+
+@cache
+def _auto_names() -> tuple[str, ...]:
+    """Return the names of all ``AutoModel...``; listing transformers takes half a second."""
+    return tuple(name for name in dir(transformers) if name.startswith("AutoModel"))
 
 
 def _camel(model_type: str) -> str:

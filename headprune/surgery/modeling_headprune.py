@@ -24,9 +24,10 @@ def shrink(model, record):
             for name, value in values.items() if module is not None else ():
                 set_attribute(module, name, value)
         for path, spread in site["spread"].items():
-            module = find_module(model, path)
+            owner, _, leaf = path.rpartition(".")
+            module = find_module(model, owner)
             if module is not None:
-                keep_width(module, **spread)
+                keep_width(module, leaf, **spread)
 
 
 def find_module(model, path):
@@ -81,34 +82,69 @@ class ConfigView:
         setattr(self.__dict__["_config"], name, value)
 
 
-def keep_width(module: nn.Module, *, side: str, size: int, kept: list) -> None:
-    """Let a cut linear layer deal with activations as wide as they were before.
+def keep_width(owner: nn.Module, name: str, *, side: str, size: int, kept: list) -> None:
+    """Let ``owner``'s cut linear layer ``name`` deal with activations as wide as they were before.
 
     Its output (``side`` is "output") is spread to ``size`` with zeros where indices are gone; of its input ("input") only the
     kept indices are read. ``kept`` lists [start, stop] in the dimension before the cut.
     """
-    for hooks in (module._forward_hooks, module._forward_pre_hooks):
-        for key in [key for key, hook in hooks.items() if hasattr(hook, "kept")]:
-            del hooks[key]
-    if side == "output":
-        module.register_forward_hook(Spread(size, kept))
-    else:
-        module.register_forward_pre_hook(Gather(size, kept), prepend=True)
+    keeper = _keeper(owner)
+    if keeper is None:
+        keeper = WidthKeeper()
+        owner.register_forward_pre_hook(keeper, prepend=True)
+    elif name in keeper.widths:
+        keeper.widths[name].leave(getattr(owner, name))
+    keeper.widths[name] = (Spread if side == "output" else Gather)(size, kept)
+    keeper(owner, ())
 
 
-def width_kept(module: nn.Module) -> dict | None:
+def width_kept(owner: nn.Module, name: str) -> dict | None:
     """Return what ``keep_width`` was told about a linear layer, or None."""
-    for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-        if hasattr(
-            hook, "kept"
-        ):  # not by class: a model loaded as remote code has classes of its own
-            return {"side": hook.side, "size": hook.size, "kept": hook.kept}
-    return None
+    keeper = _keeper(owner)
+    if keeper is None or name not in keeper.widths:
+        return None
+    width = keeper.widths[name]
+    return {"side": width.side, "size": width.size, "kept": width.kept}
 
 
-class _Indices:
+def _keeper(owner):
+    # Not by class: a model loaded as remote code has classes of its own.
+    return next(
+        (hook for hook in owner._forward_pre_hooks.values() if hasattr(hook, "widths")), None
+    )
+
+
+class WidthKeeper:
+    """A forward pre-hook of the module that calls cut linear layers.
+
+    Adapters (PEFT) and quantisers put a module of their own in the place of a layer: what stands there is what has to deal
+    with wide activations, and what it wraps is as narrow as its weights.
+    """
+
+    def __init__(self):
+        self.widths = {}
+
+    def __call__(self, owner, _args):
+        """See that every layer is hooked, whatever stands in its place."""
+        for name, width in self.widths.items():
+            layer = getattr(owner, name)
+            if not width.is_hook_of(layer):
+                width.leave(layer)
+                width.join(layer)
+
+
+class _Width:
     def __init__(self, size, kept):
         self.size, self.kept = size, kept
+
+    def is_hook_of(self, layer):
+        return any(hook is self for hook in self.hooks(layer).values())
+
+    def leave(self, layer):
+        for module in layer.modules():
+            hooks = self.hooks(module)
+            for key in [key for key, hook in hooks.items() if hook is self]:
+                del hooks[key]
 
     def index(self, device):
         # Made when it is needed: a buffer that isn't saved would be garbage after a load without memory.
@@ -116,10 +152,16 @@ class _Indices:
         return torch.tensor(places, dtype=torch.long, device=device)
 
 
-class Spread(_Indices):
+class Spread(_Width):
     """A forward hook: zeros where the output's indices are gone."""
 
     side = "output"
+
+    def hooks(self, layer):
+        return layer._forward_hooks
+
+    def join(self, layer):
+        layer.register_forward_hook(self)
 
     def __call__(self, _module, _args, output):
         """Return the output in its full width."""
@@ -127,10 +169,16 @@ class Spread(_Indices):
         return full.index_copy(-1, self.index(output.device), output)
 
 
-class Gather(_Indices):
+class Gather(_Width):
     """A forward pre-hook: only the kept indices of the input."""
 
     side = "input"
+
+    def hooks(self, layer):
+        return layer._forward_pre_hooks
+
+    def join(self, layer):
+        layer.register_forward_pre_hook(self, prepend=True)
 
     def __call__(self, _module, args):
         """Return the arguments with the first narrowed."""
