@@ -138,11 +138,13 @@ class _Width:
         self.size, self.kept = size, kept
 
     def is_hook_of(self, layer):
-        return any(hook is self for hook in self.hooks(layer).values())
+        """Whether a layer calls this."""
+        return any(hook is self for hook in self._hooks(layer).values())
 
     def leave(self, layer):
+        """Be no hook of a layer any more, nor of what it wraps."""
         for module in layer.modules():
-            hooks = self.hooks(module)
+            hooks = self._hooks(module)
             for key in [key for key, hook in hooks.items() if hook is self]:
                 del hooks[key]
 
@@ -157,10 +159,11 @@ class Spread(_Width):
 
     side = "output"
 
-    def hooks(self, layer):
+    def _hooks(self, layer):
         return layer._forward_hooks
 
     def join(self, layer):
+        """Become a hook of a layer."""
         layer.register_forward_hook(self)
 
     def __call__(self, _module, _args, output):
@@ -174,10 +177,11 @@ class Gather(_Width):
 
     side = "input"
 
-    def hooks(self, layer):
+    def _hooks(self, layer):
         return layer._forward_pre_hooks
 
     def join(self, layer):
+        """Become a hook of a layer, the first of all: what others see is as narrow as the weights."""
         layer.register_forward_pre_hook(self, prepend=True)
 
     def __call__(self, _module, args):
