@@ -157,4 +157,9 @@ def model_class(source: ModelSource, auto_class: str | None) -> Any:
             where=str(source.directory / "config.json"),
             hint="pip install --upgrade headprune",
         )
-    return getattr(modeling_headprune, f"HeadPruned{stock.__name__}")
+    made = getattr(modeling_headprune, f"HeadPruned{stock.__name__}")
+    named = [name for name, kind in auto_classes(type(config)).items() if kind is stock]
+    if named:
+        # As transformers does: the model's own save_pretrained then writes the file that its config names.
+        made.register_for_auto_class(named[0])
+    return made

@@ -10,6 +10,7 @@ The two routes:
 
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -226,7 +227,9 @@ def _size(model: PreTrainedModel, site: Site, prefix: str) -> dict[str, Any]:
         value = attrgetter(item.name)(model.get_submodule(item.module))
         attributes.setdefault(_below(prefix, item.module), {})[item.name] = value
     linears = sorted({item.parameter.rpartition(".")[0] for item in site.slices})
-    spread = {_below(prefix, path): width_kept(model.get_submodule(path)) for path in linears}
+    owners = [path.rpartition(".") for path in linears]
+    widths = [width_kept(model.get_submodule(owner), leaf) for owner, _, leaf in owners]
+    spread = {_below(prefix, path): kept for path, kept in zip(linears, widths, strict=True)}
     home = unfolded(model.get_submodule(site.home))
     return {
         "shapes": {
@@ -257,12 +260,8 @@ def _plain_config(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreT
 def auto_classes(config_class: type[PreTrainedConfig]) -> dict[str, type[PreTrainedModel]]:
     """Return every ``AutoModel...`` that knows a config class, with the model class it picks."""
     found: dict[str, type[PreTrainedModel]] = {}
-    for name in dir(transformers):
-        mapping = (
-            getattr(getattr(transformers, name), "_model_mapping", None)
-            if (name.startswith("AutoModel"))
-            else None
-        )
+    for name in _auto_names():
+        mapping = getattr(getattr(transformers, name), "_model_mapping", None)
         if mapping is None or config_class not in mapping:
             continue
         made = mapping[config_class]
@@ -277,6 +276,12 @@ def auto_class_of(kind: type[PreTrainedModel]) -> str:
     # Several may: AutoModelForCausalLM is what a user knows, not AutoModelWithLMHead.
     plain = [name for name in names if "For" in name or name == "AutoModel"]
     return min(plain or names or [kind.__name__], key=len)
+
+
+@cache
+def _auto_names() -> tuple[str, ...]:
+    """Return the names of all ``AutoModel...``; listing transformers takes half a second."""
+    return tuple(name for name in dir(transformers) if name.startswith("AutoModel"))
 
 
 def _camel(model_type: str) -> str:

@@ -87,7 +87,8 @@ def _cut_site(model: PreTrainedModel, before: Site, after: Site) -> None:
             number = after.attribute_value(attribute.kind, after.slots)
             set_attribute(model.get_submodule(attribute.module), attribute.name, number)
     for path, spread in spreads(before, after).items():
-        keep_width(model.get_submodule(path), **spread)
+        owner, _, leaf = path.rpartition(".")
+        keep_width(model.get_submodule(owner), leaf, **spread)
     if seen := unfoldings(before, after):
         unfold(model.get_submodule(after.home), seen)
 

@@ -13,25 +13,35 @@ from transformers import PreTrainedConfig
 def shrink(model, record):
     """Give the parameters and integers of ``model`` the sizes in ``record["sites"]``; values are filled in afterwards."""
     for site in record["sites"].values():
-        for name, shape in site["shapes"].items():
-            owner, _, leaf = name.rpartition(".")
-            module = find_module(model, owner)
-            if module is not None:
-                part = getattr(module, leaf).detach()[tuple(slice(0, size) for size in shape)]
-                replace_parameter(module, leaf, part.clone())
-                if not part.numel():
-                    # Nothing to initialise; some classes divide by the size of what they do.
-                    module._is_hf_initialized = True
-        for path, values in site["attributes"].items():
-            for module in present(model, path):
-                for name, value in values.items():
-                    set_attribute(module, name, value)
-        for path, spread in site["spread"].items():
-            for module in present(model, path):
-                keep_width(module, **spread)
-        for path, parameters in site.get("unfolded", {}).items():
-            for module in present(model, path):
-                unfold(module, parameters)
+        shrink_site(model, site)
+
+
+def shrink_site(model, site):
+    """Give one attention its sizes."""
+    for name, shape in site["shapes"].items():
+        owner, _, leaf = name.rpartition(".")
+        for module in present(model, owner):
+            shrink_parameter(module, leaf, shape)
+    for path, values in site["attributes"].items():
+        for module in present(model, path):
+            for name, value in values.items():
+                set_attribute(module, name, value)
+    for path, spread in site["spread"].items():
+        owner, _, leaf = path.rpartition(".")
+        for module in present(model, owner):
+            keep_width(module, leaf, **spread)
+    for path, parameters in site.get("unfolded", {}).items():
+        for module in present(model, path):
+            unfold(module, parameters)
+
+
+def shrink_parameter(module, name, shape):
+    """Give a parameter its size."""
+    part = getattr(module, name).detach()[tuple(slice(0, size) for size in shape)]
+    replace_parameter(module, name, part.clone())
+    if not part.numel():
+        # Nothing to initialise; some classes divide by the size of what they do.
+        module._is_hf_initialized = True
 
 
 def present(model, path):
@@ -92,34 +102,71 @@ class ConfigView:
         setattr(self.__dict__["_config"], name, value)
 
 
-def keep_width(module: nn.Module, *, side: str, size: int, kept: list) -> None:
-    """Let a cut linear layer deal with activations as wide as they were before.
+def keep_width(owner: nn.Module, name: str, *, side: str, size: int, kept: list) -> None:
+    """Let ``owner``'s cut linear layer ``name`` deal with activations as wide as they were before.
 
     Its output (``side`` is "output") is spread to ``size`` with zeros where indices are gone; of its input ("input") only the
     kept indices are read. ``kept`` lists [start, stop] in the dimension before the cut.
     """
-    for hooks in (module._forward_hooks, module._forward_pre_hooks):
-        for key in [key for key, hook in hooks.items() if hasattr(hook, "kept")]:
-            del hooks[key]
-    if side == "output":
-        module.register_forward_hook(Spread(size, kept))
-    else:
-        module.register_forward_pre_hook(Gather(size, kept), prepend=True)
+    keeper = _keeper(owner)
+    if keeper is None:
+        keeper = WidthKeeper()
+        owner.register_forward_pre_hook(keeper, prepend=True)
+    elif name in keeper.widths:
+        keeper.widths[name].leave(getattr(owner, name))
+    keeper.widths[name] = (Spread if side == "output" else Gather)(size, kept)
+    keeper(owner, ())
 
 
-def width_kept(module: nn.Module) -> dict | None:
+def width_kept(owner: nn.Module, name: str) -> dict | None:
     """Return what ``keep_width`` was told about a linear layer, or None."""
-    for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-        if hasattr(
-            hook, "kept"
-        ):  # not by class: a model loaded as remote code has classes of its own
-            return {"side": hook.side, "size": hook.size, "kept": hook.kept}
-    return None
+    keeper = _keeper(owner)
+    if keeper is None or name not in keeper.widths:
+        return None
+    width = keeper.widths[name]
+    return {"side": width.side, "size": width.size, "kept": width.kept}
 
 
-class _Indices:
+def _keeper(owner):
+    # Not by class: a model loaded as remote code has classes of its own.
+    return next(
+        (hook for hook in owner._forward_pre_hooks.values() if hasattr(hook, "widths")), None
+    )
+
+
+class WidthKeeper:
+    """A forward pre-hook of the module that calls cut linear layers.
+
+    Adapters (PEFT) and quantisers put a module of their own in the place of a layer: what stands there is what has to deal
+    with wide activations, and what it wraps is as narrow as its weights.
+    """
+
+    def __init__(self):
+        self.widths = {}
+
+    def __call__(self, owner, _args):
+        """See that every layer is hooked, whatever stands in its place."""
+        for name, width in self.widths.items():
+            layer = getattr(owner, name)
+            if not width.is_hook_of(layer):
+                width.leave(layer)
+                width.join(layer)
+
+
+class _Width:
     def __init__(self, size, kept):
         self.size, self.kept = size, kept
+
+    def is_hook_of(self, layer):
+        """Whether a layer calls this."""
+        return any(hook is self for hook in self._hooks(layer).values())
+
+    def leave(self, layer):
+        """Be no hook of a layer any more, nor of what it wraps."""
+        for module in layer.modules():
+            hooks = self._hooks(module)
+            for key in [key for key, hook in hooks.items() if hook is self]:
+                del hooks[key]
 
     def index(self, device):
         # Made when it is needed: a buffer that isn't saved would be garbage after a load without memory.
@@ -127,10 +174,17 @@ class _Indices:
         return torch.tensor(places, dtype=torch.long, device=device)
 
 
-class Spread(_Indices):
+class Spread(_Width):
     """A forward hook: zeros where the output's indices are gone."""
 
     side = "output"
+
+    def _hooks(self, layer):
+        return layer._forward_hooks
+
+    def join(self, layer):
+        """Become a hook of a layer."""
+        layer.register_forward_hook(self)
 
     def __call__(self, _module, _args, output):
         """Return the output in its full width."""
@@ -138,10 +192,17 @@ class Spread(_Indices):
         return full.index_copy(-1, self.index(output.device), output)
 
 
-class Gather(_Indices):
+class Gather(_Width):
     """A forward pre-hook: only the kept indices of the input."""
 
     side = "input"
+
+    def _hooks(self, layer):
+        return layer._forward_pre_hooks
+
+    def join(self, layer):
+        """Become a hook of a layer, the first of all: what others see is as narrow as the weights."""
+        layer.register_forward_pre_hook(self, prepend=True)
 
     def __call__(self, _module, args):
         """Return the arguments with the first narrowed."""
@@ -184,7 +245,7 @@ class Unfold:
             owner = module.get_submodule(owner)
             part = owner.get_parameter(leaf)
             shape = [*part.shape[: spec["dim"]], spec["size"], *part.shape[spec["dim"] + 1 :]]
-            places = _Indices(spec["size"], spec["kept"]).index(part.device)
+            places = _Width(spec["size"], spec["kept"]).index(part.device)
             vars(owner)[leaf] = part.new_zeros(shape).index_copy(spec["dim"], places, part)
 
 

@@ -21,7 +21,7 @@ from headprune.surgery import cut
 # name: (model type, class, settings). Their own forward runs with fewer heads ...
 NATIVE = {
     "bert": ("bert", "AutoModelForMaskedLM", {}),
-    "llama": ("llama", "AutoModelForCausalLM", {}),
+    "llama": ("llama", "AutoModelForCausalLM", {"intermediate_size": 64}),
     "gpt2": ("gpt2", "AutoModelForCausalLM", {}),
     "vit": ("vit", "AutoModelForImageClassification", {}),
     # transformers renames and fuses its weights when it loads them.
@@ -33,11 +33,11 @@ NATIVE = {
 EXPANDED = {
     "t5": ("t5", "AutoModelForSeq2SeqLM", {}),
     "bloom": ("bloom", "AutoModelForCausalLM", {}),
-    "olmo2": ("olmo2", "AutoModelForCausalLM", {}),
+    "olmo2": ("olmo2", "AutoModelForCausalLM", {"intermediate_size": 64}),
     "mpnet": ("mpnet", "AutoModelForMaskedLM", {}),
 }
 # ... and where every layer has as many, a stock config says it all.
-STOCK = {"llama-stock": ("llama", "AutoModelForCausalLM", {})}
+STOCK = {"llama-stock": ("llama", "AutoModelForCausalLM", {"intermediate_size": 64})}
 CASES = {**NATIVE, **EXPANDED, **STOCK}
 UNIFORM = {"L0": [1, 2], "L1": [0, 3]}
 

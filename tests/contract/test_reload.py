@@ -74,8 +74,12 @@ def agree(model, reference, inputs):
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@each()
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [(name, torch.bfloat16) for name in CASES]
+    + [(name, torch.float16) for name in ("bert", "t5", "llama-stock")],
+    indirect=["case"],
+)
 def test_half_precision_is_kept(case, dtype, tmp_path):
     """The whole model as transformers loads it in half precision (some tensors stay whole), cut, saved and loaded."""
     copy.deepcopy(case.whole).to(dtype).save_pretrained(tmp_path / "whole")

@@ -6,6 +6,7 @@ import inspect
 import logging
 import re
 import warnings
+from functools import cache
 
 import torch
 import transformers
@@ -213,6 +214,7 @@ def _model_class(model_type, auto):
     raise NotBuilt(f"no {auto} class")
 
 
+@cache
 def _auto_names():
     """Return the names of the auto classes, the preferred ones first."""
     others = [
