@@ -528,6 +528,30 @@ MISTAKES = {
         "not a HeadScores file",
         "headprune score",
     ),
+    "a stream without scores": (
+        (*PRUNE, "--stream"),
+        None,
+        "no scores are named",
+        "--scores RUN/scores.json",
+    ),
+    "a stream into another dtype": (
+        (*PRUNE, "--stream", "--scores", "s.json", "--dtype", "bfloat16"),
+        None,
+        "--dtype asks for bfloat16",
+        "leave --dtype out",
+    ),
+    "a stream with scores of another model": (
+        (*PRUNE, "--stream", "--scores", "s.json"),
+        other_scores,
+        "of another model (other)",
+        "headprune score",
+    ),
+    "a stream of a model in the way": (
+        ("prune", "classifier", "--keep", "0.5", "--stream", "--scores", "s.json", "--out", "out"),
+        full,
+        "out is not empty",
+        "--overwrite",
+    ),
     "unknown head": ((*PRUNE, "--protect", "L9.H1"), None, "no head L9.H1", "L0 to L2"),
     "not a head": (
         (*PRUNE, "--protect", "nine"),
