@@ -13,6 +13,7 @@ from headprune.anatomy.naming import name_sites
 from headprune.anatomy.ownership import Pattern
 from headprune.anatomy.sites import Anatomy, Attribute, Run, Site, Slice
 from headprune.anatomy.trace import in_features, looks_like_attention
+from headprune.errors import UnsupportedError
 from headprune.heads import HeadId, SiteId
 
 UNSEEN = "a small copy of the model doesn't run it"
@@ -48,6 +49,7 @@ def locate(
     names = name_sites(list(matched))
     gone = [HeadId.parse(name) for name in pruning_record(model.config).get("removed", ())]
     padded = [HeadId.parse(name) for name in pruning_record(model.config).get("padding", ())]
+    _refuse_a_part(model, gone, list(names.values()))
     sites: list[Site] = []
     for path, pattern in matched.items():
         site = _site(model, path, pattern, parameters, id=names[path], gone=gone, padded=padded)
@@ -56,6 +58,18 @@ def locate(
         else:
             problems[path] = site
     return Anatomy(model.config.model_type, tuple(sites), problems)
+
+
+def _refuse_a_part(model: PreTrainedModel, gone: Sequence[HeadId], names: Sequence[SiteId]) -> None:
+    """Refuse the encoder alone of a pruned encoder-decoder: its attentions have other names than those that were noted."""
+    stacks = {site.stack for site in names}
+    strange = next((head for head in gone if head.site.stack not in stacks), None)
+    if strange is not None:
+        raise UnsupportedError(
+            f"a {type(model).__name__} has a part only of the model whose heads were pruned: {strange} was one",
+            where="config.json (headprune)",
+            hint="load it as the class that it was saved as, prune that, and take the part of the result",
+        )
 
 
 def _matching(

@@ -13,6 +13,7 @@ from reload_cases import CASES, STOCK, each, identical
 import headprune as hp
 from headprune.anatomy.clone import stock_class
 from headprune.checkpoint.save import auto_classes
+from headprune.errors import UnsupportedError
 
 ROUTES = ("transformers", "headprune")
 REMOTE = each(*(name for name in CASES if name not in STOCK))
@@ -96,6 +97,32 @@ def test_half_precision_is_kept(case, dtype, tmp_path):
         again = case.load(by, tmp_path / "saved")
         assert [p.dtype for p in again.parameters()] == [p.dtype for p in half.parameters()]
         assert identical(outputs(again, inputs), expected), by
+
+
+@each("bert", "llama", "llama-stock", "bloom")
+def test_a_cast_in_memory_is_kept(case, tmp_path):
+    """``to`` tells the config nothing of the new dtype."""
+    case.save(case.copy().to(torch.bfloat16), tmp_path / "saved")
+    for by in ROUTES:
+        again = case.load(by, tmp_path / "saved")
+        assert {p.dtype for p in again.parameters()} == {torch.bfloat16}
+        assert again.config.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("case", "auto"),
+    [
+        ("t5", "AutoModelForTextEncoding"),
+        ("bart", "AutoModelForCausalLM"),
+        ("whisper", "AutoModelForAudioClassification"),
+    ],
+    indirect=["case"],
+)
+def test_a_part_alone_runs_but_is_not_pruned_again(case, auto):
+    """An encoder's L0 is the whole's encoder.L0, so what was noted can't be told of it."""
+    part = case.load_as(auto)
+    with pytest.raises(UnsupportedError, match="a part only of the model"):
+        hp.prune(part, ["L0.H1"])
 
 
 @pytest.mark.parametrize("device_map", ["auto", "cpu"])
