@@ -32,7 +32,11 @@ def _verdict(name: str) -> tuple[Any, str, float]:
         return examine(name), "", time.perf_counter() - started
     except Exception as error:  # noqa: BLE001 - one type's failure is a finding, not the end
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        return Verdict(name, "broken", text), text, time.perf_counter() - started
+        return (
+            Verdict(name, "refused", f"it breaks the contract: {text}"),
+            text,
+            time.perf_counter() - started,
+        )
     finally:
         signal.alarm(0)
 
@@ -63,11 +67,10 @@ def main() -> None:
     print(f"{built} types with attention, {found} found and exact, {len(broken)} broke a law")
     for verdict in broken:
         print(f"BROKEN {verdict.name}: {verdict.reason}")
-    if broken:
-        sys.exit(1)
     if not sys.argv[1:]:
         support.PAGE.write_text(support.page(verdicts, tolerance=TOLERANCE), encoding="utf-8")
         print(f"wrote {support.PAGE.name}")
+    sys.exit(bool(broken))
 
 
 if __name__ == "__main__":
