@@ -734,8 +734,8 @@ def test_a_proof_that_fails_is_exit_1_and_nothing_is_saved(headprune, place, mon
 
     real = delivery.cut
 
-    def wrong(model, anatomy, *, remove):
-        made = real(model, anatomy, remove=remove)
+    def wrong(model, anatomy, **options):
+        made = real(model, anatomy, **options)
         model.bert.encoder.layer[0].attention.self.query.weight.data.mul_(1.5)
         return made
 

@@ -79,7 +79,9 @@ def test_heads_that_are_not_there_are_refused(tmp_path):
 
 
 def test_a_config_alone_is_enough_to_look(tmp_path):
-    build("llama").config.save_pretrained(tmp_path)
+    config = build("llama").config
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(tmp_path)
     found = survey(Recipe(model=str(tmp_path), keep=0.5), voice=Silent())
     assert found.num_heads == 24
     assert found.parameters == sum(p.numel() for p in build("llama").parameters())
@@ -92,3 +94,9 @@ def test_a_config_alone_is_enough_to_look(tmp_path):
     assert found.saves["parameters"] == found.parameters - smaller
     # Two of four key/value heads of width 4 in three layers, keys and values, four bytes each.
     assert found.saves["kv_cache_bytes_per_token"] == 2 * 4 * 3 * 2 * 4
+
+
+def test_a_config_that_names_no_class_is_looked_at_as_its_base_model(tmp_path):
+    build("llama").config.save_pretrained(tmp_path)
+    found = survey(Recipe(model=str(tmp_path)), voice=Silent())
+    assert (found.architecture, found.num_heads) == ("LlamaModel", 24)

@@ -3,6 +3,7 @@
 transformers v5 reads that setting no longer, and refuses the small weights. Here it becomes our record.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +37,7 @@ def converted_config(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> P
         ModelError: The heads it names are not there.
     """
     with quiet(), torch.device("meta"):
-        model = kind._from_config(config, dtype=config.dtype or torch.float32)
+        model = kind._from_config(copy.deepcopy(config), dtype=config.dtype or torch.float32)
     anatomy = inspect(model)
     layers = {site.id.layer: site.id for site in anatomy.sites if site.id.kind == "self"}
     named = pruned_heads(config)

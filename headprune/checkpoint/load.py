@@ -138,11 +138,10 @@ def model_class(source: ModelSource, auto_class: str | None) -> Any:
     """Return the class that loads a model: transformers' own, or the one that cuts it to its pruned sizes first."""
     config = source.config
     stock: Any
-    if auto_class is None:
-        name = (config.architectures or ["AutoModel"])[0].removeprefix("HeadPruned")
-        stock = getattr(transformers, name, None)
+    if auto_class is None and config.architectures:
+        stock = getattr(transformers, config.architectures[0].removeprefix("HeadPruned"), None)
     else:
-        stock = auto_classes(type(config)).get(auto_class)
+        stock = auto_classes(type(config)).get(auto_class or "AutoModel")
     if stock is None:
         raise ModelError(
             f"a {config.model_type} model can't be loaded as {auto_class or config.architectures}",

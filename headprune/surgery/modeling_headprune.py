@@ -39,7 +39,7 @@ def shrink_parameter(module, name, shape):
     """Give a parameter its size."""
     part = getattr(module, name).detach()[tuple(slice(0, size) for size in shape)]
     replace_parameter(module, name, part.clone())
-    if not part.numel():
+    if not part.numel() and not module._non_persistent_buffers_set:
         # Nothing to initialise; some classes divide by the size of what they do.
         module._is_hf_initialized = True
 
