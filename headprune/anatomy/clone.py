@@ -147,6 +147,7 @@ def _draw_weights(clone: nn.Module) -> None:
         for name, parameter in clone.named_parameters():
             if not parameter.is_floating_point():
                 continue
+            parameter.requires_grad_(True)  # some classes freeze parts of themselves
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() >= 2:
                 parameter.copy_(noise * 0.6 / math.sqrt(max(1, parameter.shape[-1])))

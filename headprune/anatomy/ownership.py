@@ -223,13 +223,20 @@ def _attributes(
         config = values.get("config")
         if config is not None:
             read = [key.removeprefix("config.") for key in ATTRIBUTES if key.startswith("config.")]
-            values |= {f"config.{key}": getattr(config, key, None) for key in read}
+            values |= {f"config.{key}": _setting(config, key) for key in read}
         found += [
             Attribute(name, key, kind)
             for key, kind in ATTRIBUTES.items()
             if type(values.get(key)) is int and values[key] == meaning[kind]
         ]
     return tuple(found)
+
+
+def _setting(config: object, name: str) -> object:
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:  # a config whose layers differ has no one answer
+        return None
 
 
 def _common_parent(path: str, other: str) -> str:

@@ -54,10 +54,10 @@ def probe(model: PreTrainedModel) -> Probe:
     for size in SIZES:
         try:
             found = _probe(tiny_clone(model, size=size))
+            anatomy = locate(model, found.patterns, found.refused)
         except UnsupportedError as error:
             problem = problem or error
             continue
-        anatomy = locate(model, found.patterns, found.refused)
         unseen = sum(reason == UNSEEN for reason in anatomy.refused.values())
         if not anatomy.sites:
             headless = headless or found

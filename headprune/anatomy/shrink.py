@@ -97,6 +97,7 @@ def _shrink(settings: dict[str, Any], *, layers: int | None, scale: int) -> dict
     counts = {
         value for name, value in settings.items() if _LAYERS.search(name) and type(value) is int
     }
+    counts -= {len(settings.get("depths") or ())}  # these are stages, and their number stays
     return {
         name: _shrink_one(name, value, settings, layers=layers, counts=counts, scale=scale)
         for name, value in settings.items()
@@ -140,7 +141,8 @@ def _shrink_int(
     if name.endswith(("_token_id", "_token_index")):
         return value if value < _FIRST_TEXT_TOKEN else _special_id(name, settings)
     patch = settings.get("patch_size")
-    if name == "image_size" and type(patch) is int and scale > 1:
+    stages = bool(settings.get("depths"))  # each halves the image; the last needs a window
+    if name == "image_size" and type(patch) is int and scale > 1 and not stages:
         return min(value, patch * _PATCHES)
     narrower = (_is_width(name) or name == "rotary_dim") and value % scale == 0
     return value // scale if narrower else value
