@@ -8,7 +8,7 @@ import time
 import warnings
 from typing import Any
 
-SECONDS_A_TYPE = 180
+SECONDS_A_TYPE = 300
 
 
 def _verdict(name: str) -> tuple[Any, str, float]:

@@ -20,7 +20,7 @@ from headprune.anatomy.shrink import shrunk
 from headprune.errors import UnsupportedError
 
 # A clone larger than this would take more than the second and the memory that looking is worth.
-_MOST_PARAMETERS = 60_000_000
+_MOST_PARAMETERS = 120_000_000
 _HEADS = ("num_attention_heads", "num_key_value_heads")
 
 

@@ -39,6 +39,9 @@ OFTEN_SOMETHING_ELSE = frozenset({"embed_dim", "hidden_size"})
 # Settings that make a small copy of a config valid where shrinking by name doesn't.
 SMALL_CONFIGS: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    # Inputs are padded to a multiple of the window.
+    "led": {"attention_window": 8},
+    "longformer": {"attention_window": 8},
 }
 
 # Reasons that say more than "masked and pruned outputs differ". The proof decides, not this table: it only explains.

@@ -1,6 +1,7 @@
 """Run a small copy of a model, tower by tower, and collect the attentions that it shows."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -79,9 +80,21 @@ def run_tower(clone: nn.Module, tower: Tower) -> list[Tensor]:
 
 
 def _run(module: nn.Module, inputs: Mapping[str, Any]) -> list[Tensor]:
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), _forgetting(module):
         torch.manual_seed(0)
         return list(_tensors(module(**inputs)))
+
+
+@contextmanager
+def _forgetting(module: nn.Module) -> Iterator[None]:
+    """Undo what a forward keeps on its modules for the next one (Qwen2-VL's ``rope_deltas``, one for each row it saw)."""
+    before = [(part, dict(vars(part))) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, values in before:
+            vars(part).clear()
+            vars(part).update(values)
 
 
 def _tower(path: str, module: PreTrainedModel) -> Tower:
@@ -109,7 +122,8 @@ def _probe(clone: PreTrainedModel) -> Probe:
             tower = _tower(path, module)
             with torch.enable_grad(), torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                recording = record(module, tower.inputs)
+                with _forgetting(clone):
+                    recording = record(module, tower.inputs)
                 found, no = find_patterns(clone, recording)
                 found, unclear = with_row_order(
                     clone, module, tower.inputs, recording=recording, patterns=found

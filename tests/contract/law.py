@@ -197,10 +197,7 @@ def _masked_is_pruned(model, inputs, anatomy):
 def _is_rounding(model, inputs, anatomy, removed, *, pad):
     """Whether a difference goes away with twice the precision."""
     model = copy.deepcopy(model).double()
-    doubled = {
-        name: x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-        for name, x in inputs.items()
-    }
+    doubled = _doubled(inputs)
     with hp.masked(model, removed, anatomy=anatomy):
         masked = outputs(model, doubled)
     hp.prune(model, removed, anatomy=anatomy, pad=pad)
@@ -224,15 +221,22 @@ def _rows_are_masked_one_by_one(model, inputs, anatomy):
         RuntimeError,
     ):  # the model packs its rows into one, or has other rows than its inputs
         return False
+    compared = 0
     for row in range(rows):
         same = {name: gate[row : row + 1].expand(rows, -1) for name, gate in gates.items()}
         with hp.masked(model, same, anatomy=anatomy):
             alone = outputs(model, inputs)
-        own = _of_one_row(model, inputs, plain, row, rows)
+        # A length that the model predicts for the longest row may be another: such outputs have no rows to compare.
+        own = [
+            i
+            for i in _of_one_row(model, inputs, plain, row, rows)
+            if together[i].shape == alone[i].shape
+        ]
+        compared += len(own)
         difference = distance([together[i][row] for i in own], [alone[i][row] for i in own])
         if difference > TOLERANCE:
             raise BrokenLawError(f"row {row} is masked otherwise beside others: {difference:.1e}")
-    return True
+    return compared > 0
 
 
 def _of_one_row(model, inputs, plain, row, rows):
@@ -280,11 +284,25 @@ def _reload_is_identical(model, inputs, anatomy):
         for again in loaded:
             _same_numbers(pruned, again, also=lambda: _changed_by_loading(model))
             difference = distance(expected, outputs(again.eval(), inputs))
-            if difference > KERNELS:
+            if difference > KERNELS and not _is_the_same_in_double(pruned, again, inputs):
                 raise BrokenLawError(
                     f"{type(again).__name__} loads as another model: {difference:.1e}"
                 )
     return route
+
+
+def _is_the_same_in_double(model, again, inputs):
+    """Whether two models agree to more digits than single precision has: then only rounding told them apart."""
+    model, again = copy.deepcopy(model).double(), copy.deepcopy(again).double()
+    doubled = _doubled(inputs)
+    return distance(outputs(model, doubled), outputs(again, doubled)) <= KERNELS / 1000
+
+
+def _doubled(inputs):
+    return {
+        name: x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+        for name, x in inputs.items()
+    }
 
 
 def _same_numbers(model, again, *, also):
