@@ -45,6 +45,21 @@ class Batch:
         first = next(iter(self.inputs.values()))
         return int(first.shape[0] * (first.shape[1] if first.dim() > 1 else 1))
 
+    def take(self, count: int) -> "Batch":
+        """Return the first ``count`` examples; the whole batch where its inputs don't come row by row.
+
+        Inputs that images were packed into, say, don't tell whose they are.
+        """
+        rows = torch.nonzero(self.example_of_row < count).flatten()
+        if any(value.shape[:1] != (self.num_rows,) for value in self.inputs.values()):
+            return self
+        return Batch(
+            {name: value[rows] for name, value in self.inputs.items()},
+            self.targets[:count],
+            self.example_of_row[rows],
+            torch.arange(min(count, self.num_examples)),
+        )
+
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with its tensors on ``device`` (the indices stay where they are)."""
         return replace(
@@ -59,6 +74,29 @@ class Batch:
 
 Loss: TypeAlias = Callable[[Any, Batch], Tensor]
 """``loss(outputs, batch) -> [examples]``: the model's outputs to one number per example, smaller is better."""
+
+
+@dataclass(frozen=True)
+class PositionLoss:
+    """A loss that is a sum over positions, so that the logits of a few positions at a time are enough.
+
+    Args:
+        part: ``part(logits, start, batch) -> [examples]``: what the positions from ``start`` on add, with their logits
+            [rows, positions, vocabulary].
+        stop: ``stop(batch)``: how many positions, from 0 on, it reads.
+    """
+
+    part: Callable[[Tensor, int, Batch], Tensor]
+    stop: Callable[[Batch], int]
+
+    def __call__(self, outputs: Any, batch: Batch) -> Tensor:
+        """Return the loss of every example from all logits at once."""
+        return self.part(outputs.logits[:, : self.stop(batch)], 0, batch)
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Return where a model wants its inputs: its first part's device, where it is spread over several."""
+    return next((p.device for p in model.parameters() if p.device.type != "meta"), model.device)
 
 
 def as_batches(batches: Iterable[Batch | Mapping[str, Tensor]]) -> tuple[Batch, ...]:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from headprune.batch import Batch, forward
+from headprune.batch import Batch, forward, input_device
 from headprune.errors import DataError, ModelError
 from headprune.heads import Artefact
+from headprune.replay import example_losses
 from headprune.tasks import Task
 
 _LATENCY_BATCHES = (1, 32)
@@ -67,11 +68,11 @@ def predict(
         ModelError: A prediction is infinite or not a number.
     """
     n = sum(batch.num_examples for batch in batches)
-    device = next(model.parameters()).device
+    device = input_device(model)
     predictions, references = torch.empty(n).double(), torch.empty(n).double()
     for batch in track(batches, "evaluating") if track else batches:
         moved = batch.to(device)
-        predicted, true = task.predict(forward(model, moved.inputs), moved)
+        predicted, true = _predict(model, task, moved)
         predictions[batch.indices] = predicted.double().cpu()
         references[batch.indices] = true.double().cpu()
     if not bool(predictions.isfinite().all()):
@@ -81,6 +82,15 @@ def predict(
             hint="look for damaged weights or rows; with --dtype float16, try bfloat16 or float32",
         )
     return Predictions(predictions.numpy(), references.numpy())
+
+
+def _predict(model: PreTrainedModel, task: Task, batch: Batch) -> tuple[Tensor, Tensor]:
+    if task.predicted_loss is None:
+        return task.predict(forward(model, batch.inputs), batch)
+    found = example_losses(
+        model, batch, task.predicted_loss, run=lambda: forward(model, batch.inputs)
+    )
+    return found[0], batch.targets
 
 
 def judge(

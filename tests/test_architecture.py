@@ -12,6 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "headprune"
 ORDER = [
     "errors",
     "atomic",
+    "distributed",
+    "journal",
     "heads",
     "demo",
     "config",
@@ -19,6 +21,7 @@ ORDER = [
     "anatomy",
     "batch",
     "masking",
+    "passes",
     "replay",
     "tasks",
     "evaluation",

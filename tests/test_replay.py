@@ -15,16 +15,28 @@ def loss(outputs, batch):
     return outputs[0].flatten(1).square().mean(1)
 
 
-def test_blocks_before_the_first_difference_are_not_run(bert):
-    anatomy = hp.inspect(bert)
+def listen(modules, rows):
+    """Return a list that the index of a module is put on whenever it runs on so many rows."""
     ran = []
-    for index, layer in enumerate(bert.bert.encoder.layer):
-        layer.attention.register_forward_hook(lambda *_args, index=index: ran.append(index))
+    for index, module in enumerate(modules):
+        module.register_forward_pre_hook(
+            lambda _module, args, index=index: ran.append(index) if len(args[0]) == rows else None
+        )
+    return ran
+
+
+def test_only_what_a_mask_can_change_is_run(bert):
+    """Nothing before the first difference, and not that attention either; rows tell the batch from the trial before it."""
+    anatomy = hp.inspect(bert)
+    layers = bert.bert.encoder.layer
+    queried = listen([layer.attention.self.query for layer in layers], rows=5)
+    fed = listen([layer.intermediate for layer in layers], rows=5)
     mask = torch.ones(1, 18)
-    mask[0, 13] = 0
-    replay.losses(bert, anatomy, batches=as_batches([token_inputs()]), loss=loss, masks=mask)
-    # The recording, the check that replay is exact (last block), and the suffix of the one mask.
-    assert ran == [0, 1, 2, 2, 2]
+    mask[0, 7] = 0
+    batches = as_batches([token_inputs(rows=5)])
+    replay.losses(bert, anatomy, batches=batches, loss=loss, masks=mask)
+    assert queried == [0, 1, 2, 2]
+    assert fed == [0, 1, 2, 1, 2]
 
 
 def test_a_model_that_replay_would_get_wrong_runs_in_full(bert):

@@ -5,6 +5,7 @@ from pathlib import Path
 from headprune.anatomy import Anatomy
 from headprune.heads import HeadScores
 from headprune.models import fingerprint, versions
+from headprune.passes import Pass
 from headprune.runs import latest_scores, named_scores
 from headprune.scoring import NEED_ROWS
 from headprune.scoring import score as score_heads
@@ -64,7 +65,7 @@ def compute_scores(
         method=method,
         normalize=recipe.normalize,
         seed=recipe.seed,
-        track=voice.track,
+        over=Pass(track=voice.track, say=voice.say),
     )
     digests = {example.input_digest for example in used.examples} if used else set()
     note = {

@@ -1,6 +1,6 @@
 """How much each head matters: one file per method, one signature.
 
-``method(model, anatomy, *, batches, loss, seed, track) -> Estimate``
+``method(model, anatomy, *, batches, loss, seed, over) -> Estimate``
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,9 @@ from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss
 from headprune.errors import ModelError
 from headprune.heads import HeadScores
+from headprune.passes import IN_SILENCE, Pass
 from headprune.scoring.ablation import ablation
-from headprune.scoring.estimate import Estimate, Method, Track
+from headprune.scoring.estimate import Estimate, Method
 from headprune.scoring.gradient import gradient
 from headprune.scoring.magnitude import magnitude
 from headprune.scoring.random import random
@@ -42,7 +43,7 @@ def score(
     method: str = "gradient",
     normalize: Literal["none", "layer"] = "none",
     seed: int = 0,
-    track: Track | None = None,
+    over: Pass = IN_SILENCE,
 ) -> HeadScores:
     """Score every head of ``anatomy``.
 
@@ -55,7 +56,7 @@ def score(
         normalize: ``layer`` divides the scores of each layer by their l2 norm (Michel et al. 2019, section 4.1, after
             Molchanov et al. 2017); standard errors are divided alike.
         seed: For methods that draw random numbers.
-        track: Wraps the iteration over batches, for a progress bar.
+        over: How to go over the data: progress, journal, processes.
 
     Raises:
         ModelError: A loss was infinite or not a number.
@@ -63,7 +64,7 @@ def score(
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        found = METHODS[method](model, anatomy, batches=batches, loss=loss, seed=seed, track=track)
+        found = METHODS[method](model, anatomy, batches=batches, loss=loss, seed=seed, over=over)
     finally:
         for module in training:
             module.training = True

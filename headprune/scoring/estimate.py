@@ -1,8 +1,8 @@
 """What a scoring method returns, and the signature they share."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float64
 from torch import Tensor
@@ -10,9 +10,7 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss
-
-Track: TypeAlias = Callable[[Sequence[Batch], str], Iterable[Batch]]
-"""Wraps the iteration over batches, with a description, for a progress bar."""
+from headprune.passes import Pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +40,7 @@ class Method(Protocol):
         batches: Sequence[Batch],
         loss: Loss,
         seed: int,
-        track: Track | None,
+        over: Pass,
     ) -> Estimate:
         """Score every head."""
 

@@ -4,13 +4,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from jaxtyping import Float64
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.batch import Batch, Loss, forward, per_example
+from headprune.batch import Batch, Loss, forward, input_device
 from headprune.masking import gated
-from headprune.scoring.estimate import Estimate, Track, mean_and_error
+from headprune.passes import Pass, each_batch
+from headprune.replay import Tape, example_losses
+from headprune.scoring.estimate import Estimate, mean_and_error
 
 
 def gradient(
@@ -20,7 +23,7 @@ def gradient(
     batches: Sequence[Batch],
     loss: Loss,
     seed: int,
-    track: Track | None,
+    over: Pass,
 ) -> Estimate:
     """Score heads by ``I_h = mean_n |d l_n / d xi_h|`` at ``xi = 1``, with ``xi_h`` a gate on the head's output.
 
@@ -31,23 +34,46 @@ def gradient(
     Source: Michel, Levy, Neubig, "Are Sixteen Heads Really Better than One?", NeurIPS 2019.
     """
     del seed
-    device = next(model.parameters()).device
-    heads = len(anatomy.heads)
-    total = torch.zeros(heads, dtype=torch.float64)
-    squares = torch.zeros_like(total)
-    n = 0
     with _frozen(model):
-        for batch in track(batches, "scoring (gradient)") if track else batches:
-            moved = batch.to(device)
-            xi = torch.ones(batch.num_examples, heads, device=device, requires_grad=True)
-            with torch.enable_grad(), gated(model, anatomy, gates=xi[moved.example_of_row]):
-                found = per_example(loss, forward(model, moved.inputs), moved)
-                (moves,) = torch.autograd.grad(found.float().sum(), xi)
-            sizes = moves.abs().double().cpu()
-            total += sizes.sum(0)
-            squares += sizes.square().sum(0)
-            n += batch.num_examples
-    return mean_and_error(total, squares, n=n)
+        parts = each_batch(
+            batches,
+            lambda batch: _sums(model, anatomy, batch, loss),
+            shape=lambda _batch: (2, len(anatomy.heads)),
+            dtype=torch.float64,
+            over=over,
+            name="gradient",
+        )
+    total, squares = torch.stack(parts).sum(0)
+    return mean_and_error(total, squares, n=sum(batch.num_examples for batch in batches))
+
+
+def _sums(
+    model: PreTrainedModel, anatomy: Anatomy, batch: Batch, loss: Loss
+) -> Float64[Tensor, "2 heads"]:
+    """Return the sum over the examples of a batch of ``|d l_n / d xi_h|``, and of its square."""
+    batch = batch.to(input_device(model))
+    xi = torch.ones(
+        batch.num_examples,
+        len(anatomy.heads),
+        device=batch.example_of_row.device,
+        requires_grad=True,
+    )
+    tape = Tape(model, anatomy)
+    with (
+        torch.enable_grad(),
+        gated(model, anatomy, gates=xi[batch.example_of_row]),
+        tape.recording(),
+    ):
+        found = example_losses(
+            model,
+            batch,
+            loss,
+            run=lambda: forward(model, batch.inputs),
+            rerun=lambda: tape.rerun(batch),
+        )
+        (moves,) = torch.autograd.grad(found.sum(), xi)
+    sizes = moves.abs().cpu().double()
+    return torch.stack([sizes.sum(0), sizes.square().sum(0)])
 
 
 @contextmanager

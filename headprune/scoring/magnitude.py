@@ -8,7 +8,8 @@ from transformers.pytorch_utils import Conv1D
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss
-from headprune.scoring.estimate import Estimate, Track
+from headprune.passes import Pass
+from headprune.scoring.estimate import Estimate
 
 
 def magnitude(
@@ -18,10 +19,10 @@ def magnitude(
     batches: Sequence[Batch],
     loss: Loss,
     seed: int,
-    track: Track | None,
+    over: Pass,
 ) -> Estimate:
     """Score heads by the Frobenius norm of their columns of the output projection, ``||W_O,h||_F``."""
-    del batches, loss, seed, track
+    del batches, loss, seed, over
     norms: list[torch.Tensor] = []
     for site in anatomy.sites:
         output = model.get_submodule(site.output)

@@ -7,7 +7,8 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss
-from headprune.scoring.estimate import Estimate, Track
+from headprune.passes import Pass
+from headprune.scoring.estimate import Estimate
 
 
 def random(
@@ -17,10 +18,10 @@ def random(
     batches: Sequence[Batch],
     loss: Loss,
     seed: int,
-    track: Track | None,
+    over: Pass,
 ) -> Estimate:
     """Score heads by uniform random numbers from ``seed``."""
-    del model, batches, loss, track
+    del model, batches, loss, over
     generator = torch.Generator().manual_seed(seed)
     values = torch.rand(len(anatomy.heads), generator=generator, dtype=torch.float64)
     return Estimate(values, None, 0)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from headprune.batch import Batch
+from headprune.batch import Batch, PositionLoss
 from headprune.errors import DataError
 from headprune.tasks.collate import make_batches
 from headprune.tasks.data import Columns, Table
@@ -61,18 +61,29 @@ def to_batches(
     )
 
 
-def summed_loss(outputs: Any, batch: Batch) -> Float[Tensor, " examples"]:
-    """Summed negative log-likelihood of each window's tokens but its first."""
-    logits = outputs.logits[:, :-1].float()
-    labels = batch.inputs["input_ids"][:, 1:]
-    per_token = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-    mask = batch.inputs["attention_mask"][:, 1:] * batch.inputs["attention_mask"][:, :-1]
+def _summed(logits: Tensor, start: int, batch: Batch) -> Float[Tensor, " examples"]:
+    """Summed negative log-likelihood of the tokens after positions ``start`` on: of the whole window but its first."""
+    stop = start + logits.shape[1]
+    labels = batch.inputs["input_ids"][:, start + 1 : stop + 1]
+    real = batch.inputs["attention_mask"]
+    mask = real[:, start + 1 : stop + 1] * real[:, start:stop]
+    per_token = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
     return (per_token.view(labels.shape) * mask).sum(1)
 
 
-def loss(outputs: Any, batch: Batch) -> Float[Tensor, " examples"]:
-    """Mean negative log-likelihood per token: each window counts once, whatever its length."""
-    return summed_loss(outputs, batch) / batch.targets
+def _mean(logits: Tensor, start: int, batch: Batch) -> Float[Tensor, " examples"]:
+    return _summed(logits, start, batch) / batch.targets
+
+
+def _stop(batch: Batch) -> int:
+    return int(batch.inputs["input_ids"].shape[1]) - 1
+
+
+loss = PositionLoss(_mean, _stop)
+"""Mean negative log-likelihood per token: each window counts once, whatever its length."""
+
+summed_loss = PositionLoss(_summed, _stop)
+"""Summed negative log-likelihood of each window's tokens but its first."""
 
 
 def predict(outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -90,4 +101,5 @@ TASK = Task(
     to_batches=to_batches,
     loss=loss,
     predict=predict,
+    predicted_loss=summed_loss,
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from headprune.batch import Batch
+from headprune.batch import Batch, PositionLoss
 from headprune.tasks.data import Columns, Table
 from headprune.tasks.rows import Example
 
@@ -25,6 +25,8 @@ class Task:
         to_batches: ``(examples, tokenizer, max_length, batch_size, accepts) -> batches``.
         loss: ``(outputs, batch) -> [examples]``, smaller is better; one example's loss never depends on another's.
         predict: ``(outputs, batch) -> (predictions, references)``, what the metric compares, [examples] each.
+        predicted_loss: Set where the predictions are a loss of this kind, and the references the batch's targets: then the
+            logits of a few positions at a time are enough to evaluate.
     """
 
     name: str
@@ -38,3 +40,4 @@ class Task:
     ]
     loss: Callable[[Any, Batch], Tensor]
     predict: Callable[[Any, Batch], tuple[Tensor, Tensor]]
+    predicted_loss: PositionLoss | None = None

@@ -1,0 +1,99 @@
+"""The few lines between us and the launchers: ``accelerate launch``, ``torchrun``, Slurm, MPI."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import Tensor
+
+from headprune.errors import HeadpruneError
+
+_PATIENCE = timedelta(hours=6)
+"""How long a process waits for the slowest other one; one that dies is noticed at once."""
+
+
+class WorkerError(HeadpruneError):
+    """Another process of this run died or can't be reached."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of the run: the only one, unless a launcher started several."""
+
+    rank: int = 0
+    size: int = 1
+    device: str = "cpu"
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that talks and writes."""
+        return self.rank == 0
+
+    def share(self, count: int) -> range:
+        """Return which of ``count`` equal pieces of work are this process's."""
+        return range(self.rank, count, self.size)
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """Return the sum of every process's ``tensor``, the same on each. Adding zeros changes no bit.
+
+        Raises:
+            WorkerError: Another process died.
+        """
+        if self.size == 1:
+            return tensor
+        with _reaching_the_others():
+            everyones = tensor.to(self.device)
+            torch.distributed.all_reduce(everyones)
+        return everyones.to(tensor.device)
+
+    def wait(self) -> None:
+        """Wait until every process is here.
+
+        Raises:
+            WorkerError: Another process died.
+        """
+        self.summed(torch.zeros(1))
+
+
+def launched_size() -> int:
+    """Return how many processes a launcher started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join_world(*, cpu: bool = False) -> World:
+    """Join the other processes of this run, if a launcher started several.
+
+    Args:
+        cpu: Compute on the CPU although there are GPUs.
+
+    Raises:
+        WorkerError: The others can't be reached.
+    """
+    if launched_size() == 1:
+        return World()
+    from accelerate import PartialState
+
+    with _reaching_the_others():
+        state = PartialState(cpu=cpu, timeout=_PATIENCE)
+    return World(state.process_index, state.num_processes, str(state.device))
+
+
+def leave_world(world: World) -> None:
+    """Say good-bye, so that no other process waits for this one."""
+    if world.size > 1 and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def _reaching_the_others() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise WorkerError(
+            f"another process of this run died or can't be reached ({str(error).splitlines()[0]})",
+            where=f"process {os.environ.get('RANK', '0')} of {launched_size()}",
+            hint="its own message stands above; the same command goes on where this run stopped",
+        ) from error

@@ -1,0 +1,147 @@
+"""``losses(masks)``, batch by batch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from headprune.anatomy import Anatomy, Site
+from headprune.batch import Batch, Loss, input_device
+from headprune.distributed import World
+from headprune.passes import IN_SILENCE, Pass, each_batch
+from headprune.replay.budget import in_chunks
+from headprune.replay.recording import record
+from headprune.replay.resume import Mode, Resumption, run_masks
+from headprune.replay.routes import Routes, find_routes, is_same, summary
+
+TOKENS_PER_FORWARD = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What is the same for every batch."""
+
+    model: PreTrainedModel
+    anatomy: Anatomy
+    loss: Loss
+    base: Float[Tensor, " heads"]
+    masks: Float[Tensor, "masks heads"]
+    routes: Routes
+    tokens_per_forward: int
+
+
+@torch.no_grad()
+def losses(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    *,
+    batches: Sequence[Batch],
+    loss: Loss,
+    masks: Float[Tensor, "masks heads"],
+    base: Float[Tensor, " heads"] | None = None,
+    tokens_per_forward: int | None = None,
+    over: Pass = IN_SILENCE,
+    name: str = "losses",
+) -> Float[Tensor, "masks examples"]:
+    """Return the loss of every example under every mask.
+
+    Args:
+        model: The model, in eval mode.
+        anatomy: Its anatomy; columns of ``masks`` are ``anatomy.heads``, 1 keeps and 0 silences.
+        batches: The data. Column ``i`` of the result is the example whose index is ``i``.
+        loss: Maps the model's outputs for a batch to one loss per example.
+        masks: The masks, in any order.
+        base: What is recorded and resumed from (default: all heads). The nearer the masks are to it, the later in the model
+            they start; pruning step by step has the heads that are gone already at 0.
+        tokens_per_forward: Masks are stacked until a forward has about this many tokens.
+        over: How to go over the data: progress, journal, processes.
+        name: What is being done, for the progress bar; results are kept under it.
+
+    Returns:
+        fp32 losses on the CPU.
+
+    Raises:
+        ModelError: A single mask is too large for the device's memory.
+    """
+    masks = masks.cpu()
+    base = torch.ones(masks.shape[1]) if base is None else base.cpu()
+    first = batches[0].to(input_device(model))
+    routes = find_routes(model, anatomy, first, loss, base=base, masks=masks)
+    if (text := summary(routes)) is not None:
+        over.tell(text)
+    run = _Run(model, anatomy, loss, base, masks, routes, tokens_per_forward or TOKENS_PER_FORWARD)
+    if len(batches) >= over.world.size:
+        return _over_batches(run, batches, over=over, name=name)
+    # Fewer batches than processes: each takes some of the masks instead.
+    world = over.world
+    mine = torch.arange(len(masks)).tensor_split(world.size)[world.rank]
+    found = torch.zeros(len(masks), sum(batch.num_examples for batch in batches))
+    alone = replace(over, world=World())
+    name = f"{name}-{world.rank}of{world.size}"
+    found[mine] = _over_batches(_only(run, mine), batches, over=alone, name=name)
+    return world.summed(found)
+
+
+def _only(run: _Run, wanted: Tensor) -> _Run:
+    """Return the same with some of the masks."""
+    starts = {
+        site: torch.nonzero(torch.isin(wanted, members)).flatten()
+        for site, members in run.routes.starts.items()
+    }
+    return replace(run, masks=run.masks[wanted], routes=replace(run.routes, starts=starts))
+
+
+def _over_batches(run: _Run, batches: Sequence[Batch], *, over: Pass, name: str) -> Tensor:
+    found = each_batch(
+        batches,
+        lambda batch: _batch_losses(run, batch),
+        shape=lambda batch: (len(run.masks), batch.num_examples),
+        dtype=torch.float32,
+        over=over,
+        name=name,
+    )
+    result = torch.empty(len(run.masks), sum(batch.num_examples for batch in batches))
+    for batch, values in zip(batches, found, strict=True):
+        result[:, batch.indices] = values
+    return result
+
+
+def _batch_losses(run: _Run, batch: Batch) -> Float[Tensor, "masks examples"]:
+    """Return the losses of one batch, on the model's device: nothing in here waits for it once a mask."""
+    batch = batch.to(input_device(run.model))
+    recording = record(run.model, run.anatomy, batch, run.loss, base=run.base)
+    given = Resumption(run.model, run.anatomy, batch, run.loss, run.base, recording)
+    found = recording.losses.new_empty(len(run.masks), batch.num_examples)
+    stacked = max(1, run.tokens_per_forward // batch.num_tokens)
+    modes = _modes(run, given, stacks=stacked > 1)
+    for site, members in run.routes.starts.items():
+        if site is None:
+            found[members] = recording.losses
+        elif len(members):
+            found[members] = in_chunks(
+                run.masks[members],
+                stacked,
+                partial(run_masks, given, site=site, mode=modes[site]),
+            )
+    return found
+
+
+def _modes(run: _Run, given: Resumption, *, stacks: bool) -> Mapping[Site, Mode]:
+    """Return how masks are run on this batch: as on the first examples, unless this batch is of another kind.
+
+    Its modules may run in another order, or something that isn't its rows may have the length of its rows by chance: then two
+    copies of it aren't twice what it is.
+    """
+    modes = run.routes.modes
+    if not modes:
+        return modes
+    last, mode = list(modes.items())[-1]
+    trusted = given.recording.order == run.routes.order
+    if trusted and stacks and mode != "plain":
+        twice = run_masks(given, run.base.repeat(2, 1), site=last, mode=mode)
+        trusted = all(is_same(one, given.recording.losses, dtype=run.model.dtype) for one in twice)
+    return modes if trusted else dict.fromkeys(modes, "plain")

@@ -1,0 +1,134 @@
+"""How masks that start in an attention can be run: tried on the first examples, before it is relied on.
+
+Replay is not exact where later blocks read more of earlier ones than their output (shared keys and values), where forwards
+draw random numbers, or where rows of a batch are packed into one. Each attention gets the cheapest mode whose losses are those
+of plain forwards, two masks at once beside two forwards of one mask each.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from headprune.anatomy import Anatomy, Site
+from headprune.batch import Batch, Loss
+from headprune.replay.recording import Recording, record
+from headprune.replay.resume import MODES, Mode, Resumption, can_share, run_masks
+
+_EXAMPLES = 2
+# In units of the data type's rounding: some operations round otherwise in another batch. A wrong replay is off by far more.
+_ROUNDINGS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Routes:
+    """How some masks are run.
+
+    Args:
+        starts: Which masks first differ from the base in which attention, in the order in which attentions run (None: in none).
+        modes: How the masks are run that start in an attention.
+        order: The order of all recorded calls: a batch that has another runs in full.
+    """
+
+    starts: Mapping[Site | None, Int[Tensor, " members"]]
+    modes: Mapping[Site, Mode]
+    order: tuple[int, ...]
+
+
+def find_routes(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    batch: Batch,
+    loss: Loss,
+    *,
+    base: Float[Tensor, " heads"],
+    masks: Float[Tensor, "masks heads"],
+) -> Routes:
+    """Find where each mask starts, and try out on the first examples of ``batch`` how it can be run from there."""
+    few = batch.take(_EXAMPLES)
+    given = Resumption(
+        model, anatomy, few, loss, base, record(model, anatomy, few, loss, base=base)
+    )
+    starts = _starts(in_order(anatomy, given.recording), anatomy, masks != base)
+    sites = [site for site in starts if site is not None]
+    stacks = not sites or _stacks(given, sites[-1])
+    modes: dict[Site, Mode] = {site: _mode(given, site) if stacks else "plain" for site in sites}
+    return Routes(starts, modes, given.recording.order)
+
+
+def _starts(sites: Sequence[Site], anatomy: Anatomy, differs: Tensor) -> dict[Site | None, Tensor]:
+    waiting = torch.ones(len(differs), dtype=torch.bool)
+    found: dict[Site | None, Tensor] = {}
+    for site in sites:
+        here = waiting & differs[:, anatomy.columns[site.id]].any(dim=1)
+        waiting &= ~here
+        if bool(here.any()):
+            found[site] = torch.nonzero(here).flatten()
+    if bool(waiting.any()):
+        found[None] = torch.nonzero(waiting).flatten()
+    return found
+
+
+def in_order(anatomy: Anatomy, recording: Recording) -> tuple[Site, ...]:
+    """Return the attentions in the order in which they ran; first those of which that isn't known."""
+
+    def began(site: Site) -> int:
+        here = recording.sites.get(site.id)
+        return here.projection.began if here else 0
+
+    return tuple(sorted(anatomy.sites, key=began))
+
+
+def _stacks(given: Resumption, site: Site) -> bool:
+    """Whether two masks in one forward are two forwards of one mask each."""
+    masks = _trial_masks(given, site)
+    plain = run_masks(given, masks, site=site, mode="plain")
+    return _agrees(given, masks, site, "stacked", plain)
+
+
+def _mode(given: Resumption, site: Site) -> Mode:
+    masks = _trial_masks(given, site)
+    here = given.recording.sites.get(site.id)
+    if here is None:
+        return "stacked"
+    expected = run_masks(given, masks, site=site, mode="stacked")
+    shares = can_share(given.model, site, here, given.batch.num_rows)
+    for mode in MODES if shares else MODES[1:]:
+        if mode == "stacked" or _agrees(given, masks, site, mode, expected):
+            return mode
+    return "plain"
+
+
+def _trial_masks(given: Resumption, site: Site) -> Tensor:
+    """Return two masks that differ from the base in one head of ``site`` each."""
+    masks = given.base.repeat(2, 1)
+    columns = given.anatomy.columns[site.id]
+    masks[0, columns.start] = 1 - masks[0, columns.start]
+    masks[1, columns.stop - 1] -= 0.5
+    return masks
+
+
+def _agrees(given: Resumption, masks: Tensor, site: Site, mode: Mode, expected: Tensor) -> bool:
+    try:
+        found = run_masks(given, masks, site=site, mode=mode)
+    except Exception:  # noqa: BLE001 - a block that hands on what doesn't fit raises what it likes
+        return False
+    return is_same(found, expected, dtype=given.model.dtype)
+
+
+def is_same(one: Tensor, other: Tensor, *, dtype: torch.dtype) -> bool:
+    """Whether losses agree to the rounding of ``dtype``."""
+    bound = _ROUNDINGS * torch.finfo(dtype).eps
+    return bool(torch.allclose(one, other, rtol=bound, atol=bound))
+
+
+def summary(routes: Routes) -> str | None:
+    """Return what a user should know: which attentions cost whole forwards, and that nothing is wrong."""
+    slow = [str(site.id) for site, mode in routes.modes.items() if mode in ("stacked", "plain")]
+    if not slow:
+        return None
+    shown = ", ".join(slow[:3]) + (f" and {len(slow) - 3} more" if len(slow) > 3 else "")
+    return f"heads of {shown} are measured by whole forwards: resuming inside the model isn't exact there"
