@@ -20,7 +20,7 @@ from headprune.errors import HeadpruneError, ModelError, UnsupportedError
 TOLERANCE = 2e-5
 # Convolutions choose their kernel by how memory is aligned, so the same numbers may give other last bits.
 KERNELS = 1e-6
-PLANS = 2
+PLANS = 3
 LEAST_EFFECT = 1e-3
 
 
@@ -117,27 +117,39 @@ def _examined(name, model, inputs, anatomy):
 
 
 def random_plan(anatomy, seed, *, ragged=False):
-    """Return heads to remove: different in every attention, lawful (or ``ragged``), now and then all of one."""
+    """Return heads to remove, different in every attention.
+
+    Three kinds of loss take turns over attentions and seeds: evenly from each key/value group, whole groups, everything (where
+    that can be). ``ragged``: one head of the first group and any of the others, so that groups are uneven.
+    """
     rng = random.Random(seed)
     removed = []
-    for site in anatomy.sites:
+    for place, site in enumerate(anatomy.sites):
         groups = list(site.groups(site.heads).values())
-        choice = rng.random()
-        if choice < 0.2 and site.min_heads == 0:
+        grouped = site.group_size > 1 and site.execution == "native"
+        kind = (place + seed) % 3
+        if ragged and grouped and len(groups) > 1:
+            gone = {
+                groups[0][0],
+                *rng.sample(groups[1], rng.choice([0, *range(2, site.group_size)])),
+            }
+        elif kind == 2 and site.min_heads == 0:
             gone = set(site.heads)
-        elif site.group_size > 1 and site.execution == "native" and not ragged:
-            gone = _lawful(rng, groups, site.group_size)
+        elif grouped:
+            gone = _lawful(rng, groups, site.group_size, evenly=kind != 1)
         else:
-            gone = set(rng.sample(site.heads, rng.randrange(len(site.heads))))
+            gone = set(rng.sample(site.heads, rng.randrange(1, max(2, len(site.heads)))))
+        if len(site.heads) - len(gone) < site.min_heads:
+            gone = set()
         removed += [f"{site.id}.H{head}" for head in sorted(gone)]
     return removed
 
 
-def _lawful(rng, groups, size):
-    if rng.random() < 0.5:
-        each = rng.randrange(size)
+def _lawful(rng, groups, size, *, evenly):
+    if evenly or len(groups) == 1:
+        each = rng.randrange(1, size)
         return {head for group in groups for head in rng.sample(group, each)}
-    return {head for group in rng.sample(groups, rng.randrange(len(groups))) for head in group}
+    return {head for group in rng.sample(groups, rng.randrange(1, len(groups))) for head in group}
 
 
 def outputs(model, inputs):
@@ -264,7 +276,7 @@ def _of_one_row(model, inputs, plain, row, rows):
 def _reload_is_identical(model, inputs, anatomy):
     """Save a pruned model and load it by the route that was announced, and with headprune."""
     pruned = copy.deepcopy(model)
-    hp.prune(pruned, random_plan(anatomy, 1), anatomy=anatomy)
+    hp.prune(pruned, random_plan(anatomy, 2), anatomy=anatomy)
     expected = outputs(pruned, inputs)
     with tempfile.TemporaryDirectory() as folder, quiet():
         directory = Path(folder) / "saved"
@@ -351,7 +363,7 @@ def _generates(model):
         except Exception:  # noqa: BLE001 - it needs more than tokens, pruned or not
             return ""
         anatomy = hp.inspect(model)
-        removed = random_plan(anatomy, 5)
+        removed = random_plan(anatomy, 3)
         with hp.masked(model, removed, anatomy=anatomy):
             masked = model.generate(ids, **settings, use_cache=True)
         hp.prune(model, removed, anatomy=anatomy)

@@ -18,6 +18,7 @@ VARIANTS = {
     "beit-relative": ("beit", {"use_relative_position_bias": True}),
     "beit-shared-relative": ("beit", {"use_shared_relative_position_bias": True}),
     "bert-cross": ("bert", _CROSS),
+    "bert-deep": ("bert", {"num_hidden_layers": 4}),
     "roberta-cross": ("roberta", _CROSS),
     "gpt2-cross": ("gpt2", {"add_cross_attention": True}),
     "gpt_bigcode-multi-head": ("gpt_bigcode", {"multi_query": False}),
