@@ -1,5 +1,6 @@
 """Some examples, ready for the model; and what a loss is."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -134,6 +135,22 @@ def as_batches(batches: Iterable[Batch | Mapping[str, Tensor]]) -> tuple[Batch, 
             hint="give either Batch values with such indices, or plain mappings, not both",
         )
     return tuple(found)
+
+
+def fingerprint_of_batches(batches: Iterable[Batch]) -> str:
+    """Return a hash of everything that batches hold, and of how the examples are spread over them."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        tensors = {
+            **batch.inputs,
+            "": batch.targets,
+            "rows": batch.example_of_row,
+            "at": batch.indices,
+        }
+        for name, tensor in tensors.items():
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def per_example(loss: Loss, outputs: Any, batch: Batch) -> Tensor:

@@ -35,6 +35,7 @@ class Recipe(BaseModel):
     batch_size: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0)
     limit: int | None = Field(None, ge=2)
+    compile: bool = False
 
     method: Literal["gradient", "ablation", "magnitude", "random"] | None = None
     normalize: Literal["none", "layer"] = "none"

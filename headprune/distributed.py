@@ -1,4 +1,4 @@
-"""The few lines between us and the launchers: ``accelerate launch``, ``torchrun``, Slurm, MPI."""
+"""The few lines between us and the launchers: ``torchrun`` and ``accelerate launch."""
 
 import os
 from collections.abc import Iterator
@@ -45,17 +45,9 @@ class World:
         if self.size == 1:
             return tensor
         with _reaching_the_others():
-            everyones = tensor.to(self.device)
-            torch.distributed.all_reduce(everyones)
-        return everyones.to(tensor.device)
-
-    def wait(self) -> None:
-        """Wait until every process is here.
-
-        Raises:
-            WorkerError: Another process died.
-        """
-        self.summed(torch.zeros(1))
+            total = tensor.cpu().clone()
+            torch.distributed.all_reduce(total)
+        return total.to(tensor.device)
 
 
 def launched_size() -> int:
@@ -63,8 +55,15 @@ def launched_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def launched_rank() -> int:
+    """Return which of the launcher's processes this is, from 0 on; 0 is the one that talks."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def join_world(*, cpu: bool = False) -> World:
     """Join the other processes of this run, if a launcher started several.
+
+    They meet on the CPU (gloo) whatever they compute on: results are put together once a pass, and are small.
 
     Args:
         cpu: Compute on the CPU although there are GPUs.
@@ -74,11 +73,11 @@ def join_world(*, cpu: bool = False) -> World:
     """
     if launched_size() == 1:
         return World()
-    from accelerate import PartialState
-
     with _reaching_the_others():
-        state = PartialState(cpu=cpu, timeout=_PATIENCE)
-    return World(state.process_index, state.num_processes, str(state.device))
+        torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
+    on_gpu = torch.cuda.is_available() and not cpu
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if on_gpu else "cpu"
+    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
 
 
 def leave_world(world: World) -> None:
@@ -91,9 +90,12 @@ def leave_world(world: World) -> None:
 def _reaching_the_others() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:
+    except (
+        RuntimeError,
+        ValueError,
+    ) as error:  # a variable that the launcher should have set is a ValueError
         raise WorkerError(
             f"another process of this run died or can't be reached ({str(error).splitlines()[0]})",
-            where=f"process {os.environ.get('RANK', '0')} of {launched_size()}",
+            where=f"process {launched_rank()} of {launched_size()}",
             hint="its own message stands above; the same command goes on where this run stopped",
         ) from error

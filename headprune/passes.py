@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -24,12 +25,14 @@ class Pass:
         say: Tells the user something.
         journal: Where results are kept batch by batch, and found again.
         world: The processes that share the batches.
+        compile: Whether blocks are compiled (torch.compile).
     """
 
     track: Track | None = None
     say: Callable[[str], None] | None = None
     journal: Journal | None = None
     world: World = field(default_factory=World)
+    compile: bool = False
 
     def tell(self, text: str) -> None:
         """Tell the user something, if there is somebody to tell."""
@@ -70,7 +73,7 @@ def each_batch(
     places = iter(mine)
     for batch in over.track(share, name) if over.track else share:
         place = next(places)
-        found[place] = _kept(over.journal, f"{name}-{place:06d}", lambda b=batch: compute(b))
+        found[place] = _kept(over.journal, f"{name}-{place:06d}", partial(compute, batch))
     if over.world.size == 1:
         return tuple(found)
     together = over.world.summed(torch.cat([result.flatten() for result in found]))

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headprune.errors import ConfigError
+
 if TYPE_CHECKING:
     from headprune.config import Recipe
     from headprune.report.terminal import Talk
@@ -265,6 +267,8 @@ def add_command(
 
     @functools.wraps(function)
     def run(**given: Any) -> None:
+        if name != "score":
+            _refuse_several_processes(name)
         function(_prepare(given))
 
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -278,11 +282,29 @@ def add_command(
     app.command(name)(run)
 
 
+def _refuse_several_processes(name: str) -> None:
+    """Refuse a launcher's processes where each would do, and write, the same.
+
+    Raises:
+        ConfigError: There are several.
+    """
+    if (size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ConfigError(
+            f"{name} runs in one process, and a launcher started {size}",
+            where="torchrun, accelerate launch",
+            hint=f"score on several: torchrun -m headprune score ...; then headprune {name} --scores FILE",
+        )
+
+
 def _prepare(given: dict[str, Any]) -> Call:
     from headprune.config import Recipe, load_recipe
+    from headprune.distributed import launched_rank
     from headprune.report.terminal import Talk
 
-    talk = Talk(quiet=bool(given.pop("quiet")), verbose=bool(given.pop("verbose")))
+    # Of several processes one talks.
+    talk = Talk(
+        quiet=bool(given.pop("quiet")) or launched_rank() > 0, verbose=bool(given.pop("verbose"))
+    )
     json, file = bool(given.pop("json")), given.pop("config")
     said = {name: value for name, value in given.items() if value not in (None, [])}
     settings = {name: value for name, value in said.items() if name in Recipe.model_fields}

@@ -11,6 +11,13 @@ OPTIONS: dict[str, Any] = {
     "method": Method,
     "normalize": Normalize,
     "num_samples": NumSamples,
+    "compile": Annotated[
+        bool | None,
+        typer.Option(
+            "--compile",
+            help="Compile the blocks for --method ablation (torch.compile): minutes first, then faster.",
+        ),
+    ],
     "run": Annotated[
         str | None,
         typer.Option(
@@ -23,11 +30,14 @@ OPTIONS: dict[str, Any] = {
 def command(call: Call) -> None:
     """Score every attention head on your data, and show a heatmap."""
     from headprune import pipeline
+    from headprune.distributed import join_world, leave_world
     from headprune.report.terminal import heatmap, score_table
-    from headprune.runs import write_scores
 
-    scores = pipeline.score(call.recipe, voice=call.talk)
-    path = write_scores(scores, call.recipe.run)
+    world = join_world(cpu=call.recipe.device == "cpu")
+    scores, path = pipeline.score(call.recipe, voice=call.talk, world=world)
+    leave_world(world)
+    if path is None:
+        return
     if call.json:
         call.write(scores.to_json())
     else:

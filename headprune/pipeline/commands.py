@@ -9,6 +9,7 @@ from headprune.anatomy import Anatomy
 from headprune.atomic import refuse_unusable_target
 from headprune.checkpoint import load_model
 from headprune.config import Recipe
+from headprune.distributed import World
 from headprune.errors import CheckpointError, HeadpruneError, PlanError
 from headprune.evaluation import EvalResult
 from headprune.export import (
@@ -24,9 +25,9 @@ from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
 from headprune.models import find, fingerprint, load_tokenizer, weights_bytes
 from headprune.pipeline.delivery import cut_and_save, measure
-from headprune.pipeline.scores import compute_scores, find_scores
+from headprune.pipeline.scores import Scored, compute_scores, find_scores
 from headprune.results import Results
-from headprune.runs import named_scores, refuse_used_run
+from headprune.runs import named_scores, refuse_used_run, write_scores
 from headprune.scoring import NEED_ROWS
 from headprune.selection import Constraints, check_constraints, is_padded, make_plan, savings
 from headprune.subject import (
@@ -42,15 +43,31 @@ from headprune.subject import (
 )
 
 
-def score(recipe: Recipe, *, voice: Voice) -> HeadScores:
-    """Score every head on the calibration rows (methods that need no data read none)."""
+def score(
+    recipe: Recipe, *, voice: Voice, world: World | None = None
+) -> tuple[HeadScores, Path | None]:
+    """Score every head on the calibration rows (methods that need no data read none), and write the scores.
+
+    Args:
+        recipe: The settings.
+        voice: How to talk meanwhile.
+        world: The processes that share the work. The first one writes; the others return no path.
+    """
+    world = world or World()
     if recipe.run is not None:
         refuse_used_run(recipe.run)
+    if world.size > 1 and recipe.device in ("auto", "cuda"):
+        recipe = recipe.model_copy(update={"device": world.device})
     subject = open_subject(recipe, voice=voice)
     anatomy = inspect_for_pruning(subject, voice=voice)
     needs_rows = (recipe.method or "gradient") in NEED_ROWS
     rows = calibration_rows(subject, voice=voice) if needs_rows else None
-    return compute_scores(subject, anatomy, rows, voice=voice)
+    found = compute_scores(subject, anatomy, rows, voice=voice, world=world)
+    if not world.is_main:
+        return found.scores, None
+    path = write_scores(found.scores, recipe.run)
+    found.kept_elsewhere()
+    return found.scores, path
 
 
 def inspect_for_pruning(subject: Subject, *, voice: Voice) -> Anatomy:
@@ -131,9 +148,8 @@ def plan(
     """Choose the heads that would go, and write nothing."""
     subject = open_subject(recipe, voice=voice)
     anatomy = inspect_for_pruning(subject, voice=voice)
-    return _plan(subject, anatomy, calibration_rows(subject, voice=voice), voice=voice, show=show)[
-        1
-    ]
+    rows = calibration_rows(subject, voice=voice)
+    return _plan(subject, anatomy, rows, voice=voice, show=show, keep_parts=False)[1]
 
 
 def prune(
@@ -172,8 +188,10 @@ def prune(
             limit=recipe.limit,
             data=reporting.note,
         )
-    scores, chosen = _plan(subject, anatomy, choosing, voice=voice, show=show)
-    return cut_and_save(subject, anatomy, chosen, scores, reporting, out=out, voice=voice)
+    found, chosen = _plan(subject, anatomy, choosing, voice=voice, show=show, keep_parts=True)
+    results = cut_and_save(subject, anatomy, chosen, found.scores, reporting, out=out, voice=voice)
+    found.kept_elsewhere()
+    return results
 
 
 def refuse_output(recipe: Recipe, *, source: Path) -> None:
@@ -211,13 +229,14 @@ def _plan(
     *,
     voice: Voice,
     show: Callable[[HeadScores, PruningPlan], None],
-) -> tuple[HeadScores, PruningPlan]:
+    keep_parts: bool,
+) -> tuple[Scored, PruningPlan]:
     constraints = constraints_of(subject.recipe)
     check_constraints(anatomy, constraints)
-    scores = find_scores(subject, anatomy, rows, voice=voice)
-    chosen = choose(subject.model, anatomy, scores, constraints=constraints, voice=voice)
-    show(scores, chosen)
-    return scores, chosen
+    found = find_scores(subject, anatomy, rows, voice=voice, keep_parts=keep_parts)
+    chosen = choose(subject.model, anatomy, found.scores, constraints=constraints, voice=voice)
+    show(found.scores, chosen)
+    return found, chosen
 
 
 def choose(

@@ -66,7 +66,7 @@ def example_losses(
     limit = at_once or _AT_ONCE.get(hidden.device.type, _AT_ONCE_ELSEWHERE)
     step = max(1, limit // (batch.num_rows * logits.shape[-1]))
     parts = [
-        _Pieces.apply(rows, batch, loss, project, step)
+        _pieces(rows, batch, loss, project, step)
         for rows in hidden.split(hidden.shape[0] // copies)
     ]
     return torch.stack(parts)
@@ -149,3 +149,6 @@ class _Pieces(torch.autograd.Function):
     def backward(ctx: Any, *above: Tensor) -> Any:
         by_row = above[0][ctx.example_of_row].view(-1, 1, 1).to(ctx.gradient.dtype)
         return ctx.gradient * by_row, None, None, None, None
+
+
+_pieces: Callable[[Tensor, Batch, PositionLoss, Project, int], Tensor] = _Pieces.apply

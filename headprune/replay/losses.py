@@ -1,12 +1,13 @@
 """``losses(masks)``, batch by batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
@@ -14,7 +15,8 @@ from headprune.batch import Batch, Loss, input_device
 from headprune.distributed import World
 from headprune.passes import IN_SILENCE, Pass, each_batch
 from headprune.replay.budget import in_chunks
-from headprune.replay.recording import record
+from headprune.replay.narrow import find_tail
+from headprune.replay.recording import compiled_blocks, record
 from headprune.replay.resume import Mode, Resumption, run_masks
 from headprune.replay.routes import Routes, find_routes, is_same, summary
 
@@ -32,6 +34,7 @@ class _Run:
     masks: Float[Tensor, "masks heads"]
     routes: Routes
     tokens_per_forward: int
+    compiled: Mapping[nn.Module, Callable[..., Any]]
 
 
 @torch.no_grad()
@@ -73,7 +76,16 @@ def losses(
     routes = find_routes(model, anatomy, first, loss, base=base, masks=masks)
     if (text := summary(routes)) is not None:
         over.tell(text)
-    run = _Run(model, anatomy, loss, base, masks, routes, tokens_per_forward or TOKENS_PER_FORWARD)
+    run = _Run(
+        model,
+        anatomy,
+        loss,
+        base,
+        masks,
+        routes,
+        tokens_per_forward or TOKENS_PER_FORWARD,
+        compiled_blocks(model, anatomy) if over.compile else {},
+    )
     if len(batches) >= over.world.size:
         return _over_batches(run, batches, over=over, name=name)
     # Fewer batches than processes: each takes some of the masks instead.
@@ -114,7 +126,11 @@ def _batch_losses(run: _Run, batch: Batch) -> Float[Tensor, "masks examples"]:
     """Return the losses of one batch, on the model's device: nothing in here waits for it once a mask."""
     batch = batch.to(input_device(run.model))
     recording = record(run.model, run.anatomy, batch, run.loss, base=run.base)
-    given = Resumption(run.model, run.anatomy, batch, run.loss, run.base, recording)
+    last = run.routes.last
+    tail = find_tail(run.model, batch, run.loss, recording, last=last) if last else None
+    given = Resumption(
+        run.model, run.anatomy, batch, run.loss, run.base, recording, tail, run.compiled
+    )
     found = recording.losses.new_empty(len(run.masks), batch.num_examples)
     stacked = max(1, run.tokens_per_forward // batch.num_tokens)
     modes = _modes(run, given, stacks=stacked > 1)

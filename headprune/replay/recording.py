@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -184,6 +185,21 @@ def _stops(model: PreTrainedModel, anatomy: Anatomy) -> dict[nn.Module, None]:
         found[module] = None
     found.pop(model.get_output_embeddings(), None)
     return {module: None for module in found if not isinstance(module, nn.ModuleList)}
+
+
+def compiled_blocks(
+    model: PreTrainedModel, anatomy: Anatomy
+) -> dict[nn.Module, Callable[..., Any]]:
+    """Return compiled forwards of the blocks that attentions lie in; one graph serves batches of any size and length."""
+    blocks: dict[nn.Module, None] = {}
+    for site in anatomy.sites:
+        module: nn.Module = model
+        for name in site.path.split("."):
+            parent, module = module, module.get_submodule(name)
+            if isinstance(parent, nn.ModuleList):
+                blocks[module] = None
+                break
+    return {block: torch.compile(block.forward, dynamic=True) for block in blocks}
 
 
 @contextmanager

@@ -1,28 +1,28 @@
 """Run several masks in one forward, from the attention on in which they first differ from what was recorded.
 
 Everything that had ended before that attention's output projection began returns its recording: blocks, embeddings, whole
-encoders, and the attention itself, for a head can't change the other heads of its layer. What the projection would put out
-under a mask is its recorded output and the difference ``z_h W_O,h`` of the heads that changed (the projection is a sum over
-heads: Vaswani et al. 2017, section 3.2.2). The model's own forward does the rest, on all masks stacked on the batch axis.
+encoders, and the attention itself, for a head can't change the other heads of its layer (see
+:mod:`~headprune.replay.projection`). The model's own forward does the rest, on all masks stacked on the batch axis.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch, Loss, forward
 from headprune.masking import gated
 from headprune.replay.logits import example_losses
-from headprune.replay.recording import Recording, SiteCall, replaced, returning
-from headprune.replay.rows import map_tensors, repeat
+from headprune.replay.narrow import Tail, narrowed
+from headprune.replay.projection import shared_forwards
+from headprune.replay.recording import Recording, replaced, returning
+from headprune.replay.rows import repeat
 
 Mode = Literal["shared", "block", "stacked", "plain"]
 """How masks are run that first differ in a certain attention, from the cheapest to the one that is always right.
@@ -35,7 +35,18 @@ MODES: tuple[Mode, ...] = ("shared", "block", "stacked", "plain")
 
 @dataclass(frozen=True, eq=False)
 class Resumption:
-    """What running masks takes besides the masks."""
+    """What running masks takes besides the masks.
+
+    Args:
+        model: The model.
+        anatomy: Its anatomy; columns of masks are its heads.
+        batch: The rows, on the model's device.
+        loss: What is wanted.
+        base: The gates under which the batch was recorded.
+        recording: What was recorded.
+        tail: What of the last block needn't run in full.
+        compiled: Compiled forwards of blocks, for those in which nothing is changed.
+    """
 
     model: PreTrainedModel
     anatomy: Anatomy
@@ -43,6 +54,8 @@ class Resumption:
     loss: Loss
     base: Float[Tensor, " heads"]
     recording: Recording
+    tail: Tail | None = None
+    compiled: Mapping[nn.Module, Callable[..., Any]] = field(default_factory=dict)
 
 
 def run_masks(
@@ -62,30 +75,55 @@ def run_masks(
 
 
 def _run(given: Resumption, masks: Tensor, *, site: Site, mode: Mode) -> Tensor:
-    model, batch, recording = given.model, given.batch, given.recording
+    batch = given.batch
     copies, rows = masks.shape[0], batch.num_rows
     inputs = repeat(dict(batch.inputs), copies=copies, rows=rows)
+    running = _still_gated(given.anatomy, masks, without=site if mode == "shared" else None)
     with ExitStack() as stack:
+        if given.compiled:
+            stack.enter_context(replaced(_untouched(given, [*running.sites, site])))
         if mode != "stacked":
-            here = recording.sites[site.id]
-            start = here.projection.began if mode == "shared" else here.attention.began
-            stack.enter_context(returning(recording.done(before=start), copies=copies, rows=rows))
-        if mode == "shared":
-            stack.enter_context(replaced(_shared(given, masks, site, here)))
-        running = _still_gated(given.anatomy, masks, without=site if mode == "shared" else None)
+            _resume(stack, given, masks, site=site, mode=mode)
         if running.sites:
             columns = [column for s in running.sites for column in _columns(given.anatomy, s)]
             gates = masks[:, columns].to(_device(batch), non_blocking=True)
             by_row = gates.repeat_interleave(rows, dim=0) if copies > 1 else gates[0]
-            stack.enter_context(gated(model, running, gates=by_row))
+            stack.enter_context(gated(given.model, running, gates=by_row))
         return example_losses(
-            model,
+            given.model,
             batch,
             given.loss,
-            run=lambda: forward(model, inputs),
+            run=lambda: forward(given.model, inputs),
             rerun=lambda: _after_blocks(given),
             copies=copies,
         )
+
+
+def _resume(stack: ExitStack, given: Resumption, masks: Tensor, *, site: Site, mode: Mode) -> None:
+    """Let what comes before ``site`` return its recording, and the last block run on what is needed."""
+    copies, rows = masks.shape[0], given.batch.num_rows
+    here = given.recording.sites[site.id]
+    start = here.projection.began if mode == "shared" else here.attention.began
+    done = given.recording.done(before=start)
+    stack.enter_context(returning(done, copies=copies, rows=rows))
+    if mode == "shared":
+        changes = (masks - given.base)[:, given.anatomy.columns[site.id]]
+        stack.enter_context(replaced(shared_forwards(site, here, changes=changes, rows=rows)))
+    computed = mode == "shared" and given.tail is not None and given.tail.site is site
+    stack.enter_context(narrowed(given.tail, copies=copies, rows=rows, computed=computed))
+
+
+def _untouched(
+    given: Resumption, touched: Sequence[Site]
+) -> Mapping[nn.Module, Callable[..., Any]]:
+    """Return the compiled forwards of those blocks in which no hook and no forward of ours is."""
+    attentions = {given.model.get_submodule(site.path) for site in touched}
+    narrow = given.tail.block.module if given.tail else None
+    return {
+        block: function
+        for block, function in given.compiled.items()
+        if block is not narrow and attentions.isdisjoint(block.modules())
+    }
 
 
 def _after_blocks(given: Resumption) -> Any:
@@ -114,91 +152,3 @@ def _still_gated(anatomy: Anatomy, masks: Tensor, *, without: Site | None) -> An
         ),
         anatomy.refused,
     )
-
-
-def can_share(model: PreTrainedModel, site: Site, here: SiteCall, rows: int) -> bool:
-    """Whether an attention's output projection is a plain sum over heads whose parts can be told apart."""
-    projection = model.get_submodule(site.output)
-    z, output = here.projection.read, here.projection.output
-    if type(projection) not in (nn.Linear, Conv1D) or site.gate != site.output:
-        return False
-    if not (isinstance(z, Tensor) and isinstance(output, Tensor)) or z.dim() != 3:
-        return False
-    weight = projection.weight
-    width = weight.shape[0] if isinstance(projection, Conv1D) else weight.shape[1]
-    return (
-        weight.device == z.device
-        and z.shape[-1] == width
-        and z.shape[0] == rows
-        and site.rows == "batch-major"
-        and (_ended_before(here) or _holds(here.attention.output, output))
-    )
-
-
-def _ended_before(here: SiteCall) -> bool:
-    return here.attention.ended < here.projection.began
-
-
-def _holds(value: Any, tensor: Tensor) -> bool:
-    """Whether ``tensor``, or a view of all of it, is somewhere in ``value``."""
-    found: list[bool] = []
-    map_tensors(value, lambda item: (found.append(_is_view(item, tensor)), item)[1])
-    return any(found)
-
-
-def _is_view(one: Tensor, other: Tensor) -> bool:
-    return one.numel() == other.numel() and one.data_ptr() == other.data_ptr()
-
-
-def _shared(
-    given: Resumption, masks: Tensor, site: Site, here: SiteCall
-) -> Mapping[nn.Module, Any]:
-    """Return forwards that put out what the attention puts out under each mask."""
-    rows = given.batch.num_rows
-    projection = here.projection
-    output = _projected(given, masks, site, here)
-    forwards: dict[nn.Module, Any] = {projection.module: lambda *_args, **_kwargs: output}
-    if not _ended_before(here):
-
-        def put_in(tensor: Tensor) -> Tensor:
-            if _is_view(tensor, projection.output):
-                return output.view(-1, *tensor.shape[1:])
-            return repeat(tensor, copies=masks.shape[0], rows=rows)
-
-        attended = map_tensors(here.attention.output, put_in)
-        forwards[here.attention.module] = lambda *_args, **_kwargs: attended
-    return forwards
-
-
-def _projected(given: Resumption, masks: Tensor, site: Site, here: SiteCall) -> Tensor:
-    """Return the output projection's output under each mask, ``out + sum_h (mask_h - base_h) z_h W_O,h``."""
-    columns = given.anatomy.columns[site.id]
-    changes = masks[:, columns] - given.base[columns]
-    # As many heads for every mask as the one that changes most; the others are changed by zero.
-    most = max(1, int((changes != 0).sum(dim=1).max()))
-    amounts, heads = changes.abs().topk(most, dim=1)
-    amounts = changes.gather(1, heads)
-    return _sums(site, here, heads=heads, amounts=amounts)
-
-
-def _sums(site: Site, here: SiteCall, *, heads: Tensor, amounts: Tensor) -> Tensor:
-    z, output = here.projection.read, here.projection.output
-    masks, most = heads.shape
-    width = z.shape[-1] // site.head_dim
-    present = {len(site.heads): site.heads, len(site.slots): site.slots}.get(
-        width, tuple(range(site.num_heads))
-    )
-    places = torch.tensor([present.index(head) for head in site.heads])[heads].flatten()
-    places = places.to(z.device, non_blocking=True)
-    scale = amounts.to(z.device, z.dtype, non_blocking=True)
-    weight = here.projection.module.weight
-    by_head = (weight if isinstance(here.projection.module, Conv1D) else weight.T).unflatten(
-        0, (width, site.head_dim)
-    )
-    # [masks, tokens, changed heads * head_dim] times [masks, changed heads * head_dim, out]
-    parts = z.flatten(0, 1).unflatten(-1, (width, site.head_dim)).transpose(0, 1)[places]
-    parts = parts.unflatten(0, (masks, most)) * scale[:, :, None, None]
-    parts = parts.transpose(1, 2).flatten(2)
-    weights = by_head[places].unflatten(0, (masks, most)).flatten(1, 2)
-    base = output.flatten(0, 1)[None].expand(masks, -1, -1)
-    return torch.baddbmm(base, parts, weights).unflatten(1, output.shape[:2]).flatten(0, 1)

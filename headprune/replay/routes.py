@@ -6,7 +6,7 @@ of plain forwards, two masks at once beside two forwards of one mask each.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -15,8 +15,10 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch, Loss
+from headprune.replay.narrow import find_tail, reads_nothing_else
+from headprune.replay.projection import can_share
 from headprune.replay.recording import Recording, record
-from headprune.replay.resume import MODES, Mode, Resumption, can_share, run_masks
+from headprune.replay.resume import MODES, Mode, Resumption, run_masks
 
 _EXAMPLES = 2
 # In units of the data type's rounding: some operations round otherwise in another batch. A wrong replay is off by far more.
@@ -31,11 +33,13 @@ class Routes:
         starts: Which masks first differ from the base in which attention, in the order in which attentions run (None: in none).
         modes: How the masks are run that start in an attention.
         order: The order of all recorded calls: a batch that has another runs in full.
+        last: The attention that runs last, if its block needn't run on positions that the loss doesn't read.
     """
 
     starts: Mapping[Site | None, Int[Tensor, " members"]]
     modes: Mapping[Site, Mode]
     order: tuple[int, ...]
+    last: Site | None = None
 
 
 def find_routes(
@@ -52,11 +56,14 @@ def find_routes(
     given = Resumption(
         model, anatomy, few, loss, base, record(model, anatomy, few, loss, base=base)
     )
-    starts = _starts(in_order(anatomy, given.recording), anatomy, masks != base)
+    order = in_order(anatomy, given.recording)
+    starts = _starts(order, anatomy, masks != base)
     sites = [site for site in starts if site is not None]
-    stacks = not sites or _stacks(given, sites[-1])
-    modes: dict[Site, Mode] = {site: _mode(given, site) if stacks else "plain" for site in sites}
-    return Routes(starts, modes, given.recording.order)
+    if not sites or not _stacks(given, sites[-1]):
+        return Routes(starts, dict.fromkeys(sites, "plain"), given.recording.order)
+    modes = {site: _mode(given, site) for site in sites}
+    last = order[-1] if _narrows(given, order[-1], modes) else None
+    return Routes(starts, modes, given.recording.order, last)
 
 
 def _starts(sites: Sequence[Site], anatomy: Anatomy, differs: Tensor) -> dict[Site | None, Tensor]:
@@ -95,11 +102,33 @@ def _mode(given: Resumption, site: Site) -> Mode:
     if here is None:
         return "stacked"
     expected = run_masks(given, masks, site=site, mode="stacked")
-    shares = can_share(given.model, site, here, given.batch.num_rows)
+    shares = can_share(given.model, site, here, rows=given.batch.num_rows)
     for mode in MODES if shares else MODES[1:]:
         if mode == "stacked" or _agrees(given, masks, site, mode, expected):
             return mode
     return "plain"
+
+
+def _narrows(given: Resumption, last: Site, modes: Mapping[Site, Mode]) -> bool:
+    """Whether the last block needn't run in full: shown for every attention that masks start in."""
+    tail = find_tail(given.model, given.batch, given.loss, given.recording, last=last)
+    resumed = {site: mode for site, mode in modes.items() if mode in ("shared", "block")}
+    if tail is None or not resumed:
+        return False
+    if not reads_nothing_else(given.model, given.batch, given.loss, given.recording, tail):
+        return False
+    narrow = replace(given, tail=tail)
+    return all(
+        _agrees(
+            narrow,
+            masks,
+            site,
+            mode,
+            run_masks(given, masks, site=site, mode="stacked"),
+        )
+        for site, mode in resumed.items()
+        for masks in [_trial_masks(given, site)]
+    )
 
 
 def _trial_masks(given: Resumption, site: Site) -> Tensor:

@@ -1,6 +1,6 @@
 """Whatever a model takes or puts out, row by row: repeated for several masks, taken apart again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +17,17 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, dict):  # a ModelOutput is one, and is rebuilt as its own class
         return type(value)(**{key: map_tensors(item, change) for key, item in value.items()})
     return value
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield every tensor of a nest of tuples, lists and mappings."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        yield from tensors_in(list(value.values()))
 
 
 def repeat(value: Any, *, copies: int, rows: int) -> Any:

@@ -1,0 +1,90 @@
+"""How fast exact leave-one-out ablation is, beside two other ways to get the same numbers. See scripts/bench_hotpath.
+
+Memory comes first, in processes of its own, while this one is small; then everything that is timed, in this process.
+"""
+
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from bench_hotpath_lib.memory import Memory, measure_memory
+from bench_hotpath_lib.settings import Request, read
+
+_START = time.perf_counter()
+
+
+def main() -> None:
+    """Measure, print, and leave with 1 where a target was missed."""
+    request = read()
+    _tell("memory, in processes of their own")
+    memory = measure_memory(request)
+    passed = _timings(request, memory)
+    _tell("done")
+    sys.exit(0 if passed or request.quick else 1)
+
+
+def _timings(request: Request, memory: Memory) -> bool:
+    """Measure and print the rest; returns whether all targets are met. Large libraries are imported in here."""
+    import torch
+    from bench_hotpath_lib import report
+    from bench_hotpath_lib.cases import open_case
+    from bench_hotpath_lib.compare import compare
+    from bench_hotpath_lib.flops import Peak
+    from bench_hotpath_lib.linear import measure_linear
+    from bench_hotpath_lib.machine import describe, load
+    from bench_hotpath_lib.profiling import profile_batch
+    from bench_hotpath_lib.targets import judge
+    from rich.console import Console
+
+    device = torch.device(request.device)
+    machine = describe(device)
+    peak = Peak(device)
+    peak.sample()  # warms up as well
+    comparisons, profiles = [], {}
+    for name in request.subjects:
+        case = open_case(name, request.sizes, request.device)
+        comparisons.append(compare(case, request.effort, peak=peak, tell=_tell))
+        if request.profile:
+            _tell(f"{name}: profile")
+            profiles[name] = profile_batch(case)
+        del case
+    linear = measure_linear(request.sizes, request.effort, request.device, tell=_tell)
+    peak.sample()
+    machine["load_at_the_end"] = load()
+    verdicts = judge(comparisons, memory, peak=peak.best)
+
+    console = Console() if sys.stdout.isatty() else Console(width=130)
+    for found in comparisons:
+        report.show_comparison(found, console, peak=peak.best)
+    for name, operators in profiles.items():
+        report.show_profile(name, operators, console)
+    report.show_linear(linear, console)
+    report.show_memory(memory, console)
+    report.show_verdicts(verdicts, console)
+    if request.quick:
+        console.print("A smoke run: these sizes say nothing about speed, and no target counts.")
+    if request.json:
+        report.write_json(
+            Path(request.json),
+            machine=machine,
+            settings=asdict(request),
+            peak_samples=peak.samples,
+            comparisons=comparisons,
+            linear=linear,
+            memory=memory,
+            profiles=profiles,
+            verdicts=verdicts,
+        )
+    return all(verdict.passed for verdict in verdicts)
+
+
+def _tell(text: str) -> None:
+    """Say what is going on, beside what is printed for keeps."""
+    print(
+        f"bench_hotpath: {time.perf_counter() - _START:4.0f} s  {text}", file=sys.stderr, flush=True
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Peak memory of a plain evaluation and of ablation, each in a process of its own.
+
+The process that starts them must be small: Linux counts what the parent holds at the fork as the child's peak. So nothing large
+is imported here before a child's work begins.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench_hotpath_lib.settings import Request, Sizes
+
+_SCRIPTS = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Child:
+    """Bytes that a process held at most.
+
+    Args:
+        imports: Until all libraries were imported (0 on a GPU, whose memory holds none).
+        loaded: Until the model and the rows were there.
+        peak: Until the end.
+    """
+
+    imports: int
+    loaded: int
+    peak: int
+
+    @property
+    def own(self) -> int:
+        """What model and work took together, without the libraries."""
+        return self.peak - self.imports
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What was found.
+
+    Args:
+        subject: The subject.
+        rows: Rows of ``evaluation`` and ``ablation``.
+        evaluation: A plain evaluation.
+        ablation: Ablation of all heads of the first and of the last layer, on the same batches.
+        doubled: The same, on twice the rows.
+    """
+
+    subject: str
+    rows: int
+    evaluation: Child
+    ablation: Child
+    doubled: Child
+
+    @property
+    def ratio(self) -> float:
+        """Ablation to evaluation, libraries left out."""
+        return self.ablation.own / self.evaluation.own
+
+    @property
+    def process_ratio(self) -> float:
+        """Ablation to evaluation, whole processes."""
+        return self.ablation.peak / self.evaluation.peak
+
+    @property
+    def growth(self) -> float:
+        """Twice the rows to the rows, libraries left out."""
+        return self.doubled.own / self.ablation.own
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the numbers, derived ones too."""
+        derived = {
+            "ratio": self.ratio,
+            "process_ratio": self.process_ratio,
+            "growth": self.growth,
+        }
+        return {**asdict(self), **derived}
+
+
+def measure_memory(request: Request) -> Memory:
+    """Start the processes, one after the other."""
+    name = request.memory_subject
+    rows = request.effort.memory_rows * (8 if request.device.startswith("cuda") else 1)
+    sizes = replace(request.sizes, rows={name: rows}, bert_batch=128, reference_rows=1)
+    twice = replace(sizes, rows={name: 2 * rows})
+    return Memory(
+        name,
+        rows,
+        evaluation=_child("evaluate", name, sizes, request.device),
+        ablation=_child("ablate", name, sizes, request.device),
+        doubled=_child("ablate", name, twice, request.device),
+    )
+
+
+def _child(work: str, name: str, sizes: Sizes, device: str) -> Child:
+    path = os.pathsep.join(filter(None, [str(_SCRIPTS), os.environ.get("PYTHONPATH")]))
+    order = {"work": work, "name": name, "sizes": asdict(sizes), "device": device}
+    done = subprocess.run(
+        [sys.executable, "-m", "bench_hotpath_lib.memory", json.dumps(order)],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        sys.exit(f"bench_hotpath: a process that measures memory failed\n{done.stderr}")
+    return Child(**json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def _work(order: Mapping[str, Any]) -> Child:
+    """Do a child's work, in that child."""
+    import datasets  # noqa: F401 - is imported when rows are read
+    from transformers.models.bert import modeling_bert  # noqa: F401 - when a model is loaded
+
+    from bench_hotpath_lib.cases import open_case
+    from headprune.evaluation import predict
+
+    device = order["device"]
+    imports = _peak(device)
+    case = open_case(order["name"], Sizes(**order["sizes"]), device)
+    loaded = _peak(device)
+    if order["work"] == "evaluate":
+        predict(case.model, case.task, batches=case.batches)
+    else:
+        _ablate(case)
+    return Child(imports, loaded, _peak(device))
+
+
+def _ablate(case: Any) -> None:
+    import torch
+
+    from bench_hotpath_lib.methods import replay
+
+    sites = {case.anatomy.sites[0].id, case.anatomy.sites[-1].id}
+    wanted = [place for place, head in enumerate(case.anatomy.heads) if head.site in sites]
+    replay(case, case.batches, 1 - torch.eye(case.num_heads)[wanted])
+
+
+def _peak(device: str) -> int:
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(_work(json.loads(sys.argv[1])))))

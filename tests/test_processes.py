@@ -1,0 +1,170 @@
+"""A long pass over the data: stopped and gone on with, or shared by several processes, it ends with the same numbers."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from families import build, sentences, token_inputs, toy_tokenizer
+
+import headprune as hp
+from headprune.batch import as_batches
+from headprune.distributed import World
+from headprune.errors import CheckpointError
+from headprune.heads import HeadScores, read_artefact
+from headprune.journal import Journal, open_journal
+from headprune.passes import Pass
+from headprune.scoring import score
+
+
+def loss(outputs, batch):
+    return outputs[0].flatten(1).square().mean(1)
+
+
+class StoppedError(Exception):
+    """What kills a run."""
+
+
+class DyingJournal(Journal):
+    """A journal whose process dies after so many results: the last one is on disk."""
+
+    left = 0
+
+    def put(self, name, tensor):
+        if type(self).left == 0:
+            raise StoppedError
+        type(self).left -= 1
+        super().put(name, tensor)
+
+
+@pytest.mark.parametrize("method", ["ablation", "gradient"])
+@pytest.mark.parametrize("done", [0, 1, 3])
+def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bytes(tmp_path, bert, method, done):
+    batches = as_batches([token_inputs(rows=rows, seed=rows) for rows in (4, 2, 3, 5)])
+    settings = {"anatomy": hp.inspect(bert), "batches": batches, "loss": loss, "method": method}
+    whole = score(bert, **settings)
+    DyingJournal.left = done
+    with pytest.raises(StoppedError):
+        score(bert, **settings, over=Pass(journal=DyingJournal(tmp_path)))
+    journal = Journal(tmp_path)
+    assert journal.count() == done
+    again = listening(bert, rows={4, 2, 3, 5})
+    resumed = score(bert, **settings, over=Pass(journal=journal))
+    assert resumed.to_json() == whole.to_json()
+    assert journal.count() == 4
+    # What was done isn't done again: a batch's recording is the only forward on its rows alone.
+    assert set(again) >= {4, 2, 3, 5} - {(4, 2, 3, 5)[place] for place in range(done)} - {2}
+    if method == "gradient":
+        assert len(again) == 4 - done
+
+
+def listening(model, rows):
+    seen = []
+    embeddings = model.bert.embeddings
+    embeddings.register_forward_hook(
+        lambda _m, _a, output: seen.append(len(output)) if len(output) in rows else None
+    )
+    return seen
+
+
+def test_half_a_file_counts_as_none(tmp_path):
+    journal = Journal(tmp_path)
+    journal.put("one", torch.arange(5.0))
+    path = tmp_path / "one.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+    assert journal.get("one") is None
+    assert journal.get("two") is None
+
+
+def test_other_facts_are_another_journal(tmp_path):
+    one = open_journal(tmp_path, facts={"seed": 0})
+    one.put("result", torch.ones(1))
+    assert open_journal(tmp_path, facts={"seed": 1}).get("result") is None
+    assert torch.equal(open_journal(tmp_path, facts={"seed": 0}).get("result"), torch.ones(1))
+    one.drop()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_journal_that_can_not_be_written_is_our_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError):
+        Journal(tmp_path / "file" / "journal").put("x", torch.ones(1))
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+@pytest.mark.parametrize("method", ["ablation", "gradient"])
+def test_shares_add_up_to_the_whole(bert, method, size):
+    """Each process's part of the work, put together without any process: fewer batches than processes split the masks."""
+    batches = as_batches([token_inputs(rows=rows, seed=rows) for rows in (4, 2, 3)])
+    settings = {"anatomy": hp.inspect(bert), "batches": batches, "loss": loss, "method": method}
+    whole = score(bert, **settings)
+    parts = []
+
+    class Alone(World):
+        """A world whose others are asked one after the other."""
+
+        def summed(self, tensor):
+            parts.append(tensor.clone())
+            return tensor
+
+    for rank in range(size):
+        score(bert, **settings, over=Pass(world=Alone(rank, size)))
+    total = torch.stack(parts).sum(0)
+
+    class Answered(World):
+        def summed(self, _tensor):
+            return total
+
+    again = score(bert, **settings, over=Pass(world=Answered(0, size)))
+    assert torch.allclose(torch.tensor(again.values), torch.tensor(whole.values), atol=1e-6)
+    if size <= len(batches):
+        assert again.to_json() == whole.to_json()
+
+
+def launch(folder, *words, processes=2):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    # The dashes keep torchrun from taking --run for its own --run-path.
+    start = [*launcher, "-m", "headprune", "--"]
+    return subprocess.run(
+        [*(start if processes > 1 else [sys.executable, "-m", "headprune"]), *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture(scope="module")
+def data_and_model(tmp_path_factory):
+    """Return a directory with a classifier and a file of texts."""
+    folder = tmp_path_factory.mktemp("processes")
+    model = build("bert")
+    model.save_pretrained(folder / "model")
+    toy_tokenizer().save_pretrained(folder / "model")
+    rows = "\n".join(f"{text},{place % 2}" for place, text in enumerate(sentences(40)))
+    (folder / "data.csv").write_text(f"text,label\n{rows}\n")
+    return folder
+
+
+SCORE = ("score", "model", "--data", "data.csv", "--method", "ablation", "--batch-size", "8")
+
+
+def test_two_processes_score_like_one(data_and_model):
+    one = launch(data_and_model, *SCORE, "--run", "one", processes=1)
+    two = launch(data_and_model, *SCORE, "--run", "two")
+    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    alone, together = (
+        read_artefact(HeadScores, data_and_model / run / "scores.json") for run in ("one", "two")
+    )
+    assert together.values == pytest.approx(alone.values, abs=1e-6)
+    assert together.standard_errors == pytest.approx(alone.standard_errors, abs=1e-6)
+    # One of them talks and writes, and nothing is left of the parts.
+    assert two.stderr.count("written:") == two.stdout.count("ablation scores from") == 1
+    assert [path.name for path in (data_and_model / "two").iterdir()] == ["scores.json"]
+
+
+def test_other_commands_want_one_process(data_and_model):
+    done = launch(data_and_model, "eval", "model", "--data", "data.csv")
+    assert done.returncode
+    assert "eval runs in one process, and a launcher started 2" in done.stderr
