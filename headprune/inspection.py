@@ -15,6 +15,7 @@ from headprune.anatomy import (
     Pattern,
     Probe,
     Site,
+    attentions_with_cache,
     locate,
     probe,
     run_tower,
@@ -143,10 +144,15 @@ def _by_class(patterns: Sequence[Pattern]) -> list[list[Pattern]]:
 
 def _emptied(found: Probe, patterns: tuple[Pattern, ...]) -> tuple[Pattern, ...]:
     """Try whether a layer may lose all its heads, and how it runs then."""
+    # Without heads these go on in full width, all zeros: a cache whose layer holds no number says that it has seen no token
+    # (transformers' DynamicLayer.get_seq_length), and positions are counted by what it says.
+    caching = attentions_with_cache(found)
 
     def settled_as(execution: Execution | None, members: Sequence[Pattern]) -> tuple[Pattern, ...]:
         def own(pattern: Pattern) -> Execution | None:
-            return "unfolded" if execution and pattern.execution == "unfolded" else execution
+            if execution and pattern.execution == "unfolded":
+                return "unfolded"
+            return "expanded" if execution and pattern.path in caching else execution
 
         return tuple(replace(pattern, when_empty=own(pattern)) for pattern in members)
 

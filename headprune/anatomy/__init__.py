@@ -2,7 +2,7 @@
 
 from headprune.anatomy.locate import locate
 from headprune.anatomy.ownership import Pattern
-from headprune.anatomy.probe import Probe, Tower, probe, run_tower
+from headprune.anatomy.probe import Probe, Tower, attentions_with_cache, probe, run_tower
 from headprune.anatomy.sites import Anatomy, Attribute, Execution, Run, Site, Slice
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Site",
     "Slice",
     "Tower",
+    "attentions_with_cache",
     "locate",
     "probe",
     "run_tower",

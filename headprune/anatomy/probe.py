@@ -1,13 +1,14 @@
 """Run a small copy of a model, tower by tower, and collect the attentions that it shows."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from headprune.anatomy.clone import SIZES, refuse_quantised, tiny_clone
 from headprune.anatomy.exceptions import REASONS
@@ -77,6 +78,30 @@ def run_tower(clone: nn.Module, tower: Tower) -> list[Tensor]:
     Models that draw random numbers draw the same each time.
     """
     return _run(clone.get_submodule(tower.path), tower.others)
+
+
+def attentions_with_cache(found: Probe) -> set[str]:
+    """Return the paths of the attentions that are handed a key/value cache."""
+    caching: set[str] = set()
+
+    def note(path: str) -> Any:
+        def look(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if any(isinstance(value, Cache) for value in (*args, *kwargs.values())):
+                caching.add(path)
+
+        return look
+
+    for tower in found.towers:
+        module = found.clone.get_submodule(tower.path)
+        if "use_cache" not in signature(module.forward).parameters:
+            continue
+        with ExitStack() as hooks:
+            for pattern in found.patterns:
+                attention = found.clone.get_submodule(pattern.path)
+                handle = attention.register_forward_pre_hook(note(pattern.path), with_kwargs=True)
+                hooks.callback(handle.remove)
+            _run(module, {**tower.others, "use_cache": True})
+    return caching
 
 
 def _run(module: nn.Module, inputs: Mapping[str, Any]) -> list[Tensor]:

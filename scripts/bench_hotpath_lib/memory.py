@@ -82,32 +82,34 @@ class Memory:
 
 
 def measure_memory(request: Request) -> Memory:
-    """Start the processes, one after the other."""
+    """Run the processes, side by side: what they hold doesn't depend on how fast they are."""
     name = request.memory_subject
     rows = request.effort.memory_rows * (8 if request.device.startswith("cuda") else 1)
     sizes = replace(request.sizes, rows={name: rows}, bert_batch=128, reference_rows=1)
     twice = replace(sizes, rows={name: 2 * rows})
-    return Memory(
-        name,
-        rows,
-        evaluation=_child("evaluate", name, sizes, request.device),
-        ablation=_child("ablate", name, sizes, request.device),
-        doubled=_child("ablate", name, twice, request.device),
-    )
+    orders = (("evaluate", sizes), ("ablate", sizes), ("ablate", twice))
+    running = [_start(work, name, size, request.device) for work, size in orders]
+    evaluation, ablation, doubled = map(_finish, running)
+    return Memory(name, rows, evaluation, ablation, doubled)
 
 
-def _child(work: str, name: str, sizes: Sizes, device: str) -> Child:
+def _start(work: str, name: str, sizes: Sizes, device: str) -> subprocess.Popen[str]:
     path = os.pathsep.join(filter(None, [str(_SCRIPTS), os.environ.get("PYTHONPATH")]))
     order = {"work": work, "name": name, "sizes": asdict(sizes), "device": device}
-    done = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "bench_hotpath_lib.memory", json.dumps(order)],
         env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
-    if done.returncode != 0:
-        sys.exit(f"bench_hotpath: a process that measures memory failed\n{done.stderr}")
-    return Child(**json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def _finish(process: subprocess.Popen[str]) -> Child:
+    output, complaint = process.communicate()
+    if process.returncode != 0:
+        sys.exit(f"bench_hotpath: a process that measures memory failed\n{complaint}")
+    return Child(**json.loads(output.strip().splitlines()[-1]))
 
 
 def _work(order: Mapping[str, Any]) -> Child:

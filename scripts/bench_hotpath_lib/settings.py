@@ -66,17 +66,17 @@ class Request:
     quick: bool
 
 
-FULL = Sizes({"bert-base": 16, "minilm": 192, "smollm2": 2})
+FULL = Sizes({"bert-base": 16, "minilm": 128, "smollm2": 2})
 # A GPU needs more rows to be busy, and has the time.
 GPU_ROWS = {"bert-base": 512, "minilm": 4096, "smollm2": 64}
-FULL_EFFORT = Effort(2, 12, 3, linear_rows=8, linear_lengths=(16, 32, 64), memory_rows=192)
+FULL_EFFORT = Effort(2, 12, 2, linear_rows=8, linear_lengths=(16, 32, 64), memory_rows=128)
 QUICK = Sizes(
-    {"bert-base": 8, "minilm": 8, "smollm2": 2},
+    {"bert-base": 8, "minilm": 4, "smollm2": 2},
     bert=(3, 4, 128, 512),
     bert_batch=4,
     bert_length=16,
-    window=8,
-    reference_rows=4,
+    window=4,
+    reference_rows=2,
     padding=32,
 )
 QUICK_EFFORT = Effort(1, 2, 1, linear_rows=4, linear_lengths=(8, 16, 32), memory_rows=8)
@@ -125,14 +125,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--subject", action="append", choices=SUBJECTS, help="again for several; default: all")
     add("--rows", action="append", default=[], help="N, or SUBJECT=N for one subject")
     add("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
-    add("--repeats", type=_positive, help="turns of every method; the quickest counts")
-    add("--heads", type=_positive, help="heads that the naive loop runs (ours runs all)")
-    add("--reference-heads", type=_positive, help="heads that the reference runs, of those")
-    add("--reference-rows", type=_positive, help="examples that the reference runs")
-    add("--bert-size", type=_bert_size, help="LAYERS,HEADS,WIDTH,FEED_FORWARD of the random BERT")
-    add("--bert-batch", type=_positive, help="its rows per batch")
-    add("--bert-length", type=_positive, help="its tokens per row")
-    add("--window", type=_window, help="SmolLM2's tokens per row")
+    add("--repeats", type=positive_number, help="turns of every method; the quickest counts")
+    add("--heads", type=positive_number, help="heads that the naive loop runs (ours runs all)")
+    add("--reference-heads", type=positive_number, help="heads that the reference runs, of those")
+    add("--reference-rows", type=positive_number, help="examples that the reference runs")
+    add("--bert-size", type=four_numbers, help="LAYERS,HEADS,WIDTH,FEED_FORWARD of the random BERT")
+    add("--bert-batch", type=positive_number, help="its rows per batch")
+    add("--bert-length", type=positive_number, help="its tokens per row")
+    add("--window", type=token_count, help="SmolLM2's tokens per row")
     add("--memory-subject", choices=("minilm", "bert-base"), default="minilm")
     add("--json", metavar="FILE", help="write all numbers")
     add("--profile", action="store_true", help="profile one batch of each subject, too")
@@ -158,22 +158,22 @@ def _refuse(parser: argparse.ArgumentParser, item: str) -> NoReturn:
     parser.error(f"--rows takes N or SUBJECT=N (subjects: {', '.join(SUBJECTS)}), not {item!r}")
 
 
-def _positive(text: str) -> int:
+def positive_number(text: str) -> int:
     number = int(text)
     if number < 1:
         raise ValueError
     return number
 
 
-def _window(text: str) -> int:
+def token_count(text: str) -> int:
     number = int(text)
     if number < 2:
         raise ValueError
     return number
 
 
-def _bert_size(text: str) -> tuple[int, int, int, int]:
-    layers, heads, width, inner = map(_positive, text.split(","))
+def four_numbers(text: str) -> tuple[int, int, int, int]:
+    layers, heads, width, inner = map(positive_number, text.split(","))
     if width % heads:
         raise ValueError
     return layers, heads, width, inner
