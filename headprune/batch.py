@@ -96,8 +96,13 @@ class PositionLoss:
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Return where a model wants its inputs: its first part's device, where it is spread over several."""
-    return next((p.device for p in model.parameters() if p.device.type != "meta"), model.device)
+    """Return where a model wants its inputs: where its first part runs, if it is spread over several devices."""
+    for module in model.modules():  # accelerate notes where a part runs, wherever its weights wait
+        if (
+            runs_on := getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        ) is not None:
+            return torch.device(runs_on)
+    return next(model.parameters()).device
 
 
 def as_batches(batches: Iterable[Batch | Mapping[str, Tensor]]) -> tuple[Batch, ...]:

@@ -36,6 +36,8 @@ class Recipe(BaseModel):
     seed: int = Field(0, ge=0)
     limit: int | None = Field(None, ge=2)
     compile: bool = False
+    until: Literal["decided"] | None = None
+    max_work: float = Field(1 / 3, gt=0, le=1)
 
     method: Literal["gradient", "ablation", "magnitude", "random"] | None = None
     normalize: Literal["none", "layer"] = "none"
@@ -74,6 +76,14 @@ class Recipe(BaseModel):
         if values.get("batch_size") == "auto":
             values = {**values, "batch_size": None}
         return values
+
+    @model_validator(mode="after")
+    def _races_need_a_cut(self) -> "Recipe":
+        if self.until is not None and (self.keep is None or self.method != "ablation"):
+            raise ValueError(
+                "until: decided races heads for the places that keep leaves: say method: ablation and keep, such as 0.7"
+            )
+        return self
 
     def to_yaml(self) -> str:
         """Return the settings that differ from the defaults, as a YAML recipe."""

@@ -49,6 +49,14 @@ class World:
             torch.distributed.all_reduce(total)
         return total.to(tensor.device)
 
+    def wait(self) -> None:
+        """Wait until every process is here.
+
+        Raises:
+            WorkerError: Another process died.
+        """
+        self.summed(torch.zeros(1))
+
 
 def launched_size() -> int:
     """Return how many processes a launcher started; 1 without one."""

@@ -189,11 +189,32 @@ class HeadMask(NamedTuple):
         return tuple(head for head, value in zip(self.heads, self.values, strict=True) if not value)
 
 
+class Race(BaseModel):
+    """How a race of heads for the places that a keep ratio leaves ended.
+
+    Args:
+        keep: The keep ratio: what is decided is decided for it alone.
+        error_probability: Of any decided head being on the wrong side.
+        work: What was run, as a share of full ablation.
+        rows_per_head: How many rows each head was run on, in the order of the scores.
+        undecided: The heads that may be on either side; they go by their means.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    keep: float
+    error_probability: float
+    work: float
+    rows_per_head: tuple[int, ...]
+    undecided: tuple[HeadName, ...]
+
+
 class HeadScores(Artefact):
     """The importance of every head (higher matters more), with what it was measured on.
 
     ``values``, ``standard_errors`` and ``heads`` are parallel; ``standard_errors`` is None for methods that don't sample.
-    ``rows`` are short hashes of the inputs that were scored, so that they can be kept out of any report.
+    ``rows`` are short hashes of the inputs that were scored, so that they can be kept out of any report. ``race`` is there where
+    heads were run on as many rows as it took to decide on which side of a cut they fall; ``n`` is the most any had.
     """
 
     written_by = "score"
@@ -207,6 +228,7 @@ class HeadScores(Artefact):
     n: int
     seed: int
     rows: tuple[str, ...] = ()
+    race: Race | None = None
     data: dict[str, Any] = {}
     model: dict[str, Any] = {}
     versions: dict[str, str] = {}

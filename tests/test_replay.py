@@ -1,14 +1,23 @@
 """Replay skips what a mask can't change, and falls back where that wouldn't be exact."""
 
+import accelerate
 import pytest
 import torch
-from families import build, token_inputs
+import transformers
+from families import DECODERS, build, token_inputs
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import headprune as hp
 from headprune import replay
 from headprune.batch import Batch, as_batches
 from headprune.errors import DataError, ModelError
 from headprune.masking import gated
+from headprune.passes import Pass
+from headprune.replay.budget import in_chunks
+from headprune.replay.routes import find_routes
+from headprune.tasks import TASKS
+
+BASES = {"bert": "BertModel", "roberta": "RobertaModel", "distilbert": "DistilBertModel"}
 
 
 def loss(outputs, batch):
@@ -128,3 +137,235 @@ def test_losses_come_back_in_the_order_of_the_data():
     one = replay.losses(model, anatomy, batches=[whole], loss=loss, masks=masks)
     many = replay.losses(model, anatomy, batches=parts, loss=loss, masks=masks)
     assert torch.allclose(one, many, atol=1e-5)
+
+
+def brute(model, anatomy, batches, masks, loss):
+    """Losses by one plain gated forward a mask."""
+    found = torch.empty(len(masks), sum(batch.num_examples for batch in batches))
+    for place, mask in enumerate(masks):
+        for batch in batches:
+            with torch.no_grad(), gated(model, anatomy, gates=mask):
+                found[place, batch.indices] = loss(model(**batch.inputs), batch).float()
+    return found
+
+
+def routes_of(model, anatomy, batches, masks, loss, base=None):
+    base = torch.ones(masks.shape[1]) if base is None else base
+    with torch.no_grad():
+        return find_routes(model, anatomy, batches[0], loss, base=base, masks=masks)
+
+
+def test_every_family_shares_the_attention_that_masks_start_in(family):
+    """The cheapest way is taken, not fallen back from in silence."""
+    model = build(family)
+    anatomy = hp.inspect(model)
+    masks = 1 - torch.eye(len(anatomy.heads))
+    routes = routes_of(model, anatomy, as_batches([token_inputs()]), masks, loss)
+    assert set(routes.modes.values()) == {"shared"}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_masks_are_resumed_from_any_base(family, seed):
+    """The base need not be the whole model: what is recorded then is the pruned one, and heads may come back."""
+    model = build(family)
+    anatomy = hp.inspect(model)
+    generator = torch.Generator().manual_seed(seed)
+    base, *masks = (torch.rand(5, len(anatomy.heads), generator=generator) > 0.3).float()
+    masks = torch.stack([*masks, base, base.clone().fill_(1)])
+    batches = as_batches([token_inputs(rows=3, seed=seed), token_inputs(rows=2, length=7)])
+    found = replay.losses(model, anatomy, batches=batches, loss=loss, masks=masks, base=base)
+    expected = brute(model, anatomy, batches, masks, loss)
+    assert torch.allclose(found, expected, rtol=2e-5, atol=2e-5)
+
+
+def first_token_loss(outputs, batch):
+    return outputs[0][:, 0].square().mean(1)
+
+
+def last_token_loss(outputs, batch):
+    last = batch.inputs["attention_mask"].sum(1) - 1
+    return outputs[0][torch.arange(len(last)), last].square().mean(1)
+
+
+def largest_loss(outputs, batch):
+    """Has a gradient in one position only, and reads them all."""
+    return outputs[0].square().mean(2).amax(1)
+
+
+def test_the_last_block_runs_on_the_positions_that_the_loss_reads():
+    model = build("bert", cls="BertModel")
+    anatomy = hp.inspect(model)
+    masks = 1 - torch.eye(len(anatomy.heads))
+    batches = as_batches([token_inputs(rows=5)])
+    for wanted, narrow in ((first_token_loss, True), (largest_loss, False), (loss, False)):
+        routes = routes_of(model, anatomy, batches, masks, wanted)
+        assert (routes.last is not None) == narrow, wanted.__name__
+        lengths = []
+        handle = model.encoder.layer[2].intermediate.register_forward_pre_hook(
+            lambda _m, args, lengths=lengths: lengths.append(args[0].shape[:2])
+        )
+        found = replay.losses(
+            model, anatomy, batches=batches, loss=wanted, masks=masks, tokens_per_forward=60
+        )
+        handle.remove()
+        ones = [length for rows, length in lengths if rows == 5]
+        assert ones == ([12] + [1] * 18 if narrow else [12] * 19)
+        assert torch.allclose(
+            found, brute(model, anatomy, batches, masks, wanted), rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("wanted", [first_token_loss, last_token_loss])
+def test_few_positions_of_each_row_are_exact_too(family, wanted):
+    model = build(family, cls=None if family in DECODERS else BASES[family])
+    anatomy = hp.inspect(model)
+    masks = torch.cat([1 - torch.eye(len(anatomy.heads)), torch.zeros(1, len(anatomy.heads))])
+    masks[-1, 0] = 1
+    batches = as_batches([token_inputs(rows=3), token_inputs(rows=2, seed=1, length=9)])
+    found = replay.losses(model, anatomy, batches=batches, loss=wanted, masks=masks)
+    expected = brute(model, anatomy, batches, masks, wanted)
+    assert torch.allclose(found, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("at_once", [1, 800, 10**9])
+def test_losses_and_gradients_don_t_depend_on_how_many_logits_exist_at_once(family, at_once):
+    model = build(family)
+    task = TASKS["causal-lm"]
+    inputs = token_inputs()
+    batch = as_batches([{**inputs, "labels": inputs["attention_mask"].sum(1) - 1}])[0]
+    head = model.get_output_embeddings()
+    widths = []
+    head.register_forward_hook(lambda _m, args, _o: widths.append(args[0].shape[:2].numel()))
+    # Not a tied embedding: the gradient goes to activations, not to the head's own weight.
+    weight = next(p for name, p in model.named_parameters() if ".0." in name and p.dim() == 2)
+    values = replay.example_losses(
+        model, batch, task.loss, run=lambda: model(**batch.inputs), at_once=at_once
+    )[0]
+    (gradient,) = torch.autograd.grad((values * torch.arange(4.0)).sum(), weight)
+    whole = task.loss(model(**batch.inputs), batch)
+    (expected,) = torch.autograd.grad((whole * torch.arange(4.0)).sum(), weight)
+    assert torch.allclose(values, whole, atol=1e-5)
+    assert torch.allclose(gradient, expected, atol=1e-4 * expected.abs().max().item())
+    assert max(widths[:-1]) == {1: 4, 800: 8, 10**9: 44}[at_once]
+
+
+def test_what_a_model_does_with_its_logits_is_done_to_every_piece():
+    """Gemma 2 bounds them: the head alone would give other losses."""
+    config = transformers.Gemma2Config(
+        vocab_size=96, hidden_size=32, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, initializer_range=0.4, final_logit_softcapping=2.0,
+    )  # fmt: skip
+    model = transformers.Gemma2ForCausalLM._from_config(config, attn_implementation="eager").eval()
+    anatomy = hp.inspect(model)
+    inputs = token_inputs()
+    batches = as_batches([{**inputs, "labels": inputs["attention_mask"].sum(1) - 1}])
+    task = TASKS["causal-lm"]
+    masks = 1 - torch.eye(len(anatomy.heads))
+    found = replay.losses(model, anatomy, batches=batches, loss=task.loss, masks=masks)
+    assert torch.allclose(found, brute(model, anatomy, batches, masks, task.loss), atol=2e-5)
+    scores = hp.score(model, batches, loss=task.loss, anatomy=anatomy)
+    whole = hp.score(model, batches, loss=lambda o, b: task.loss(o, b), anatomy=anatomy)
+    assert scores.values == pytest.approx(whole.values, rel=1e-4)
+
+
+def test_a_forward_that_draws_random_numbers_is_run_mask_by_mask(bert):
+    anatomy = hp.inspect(bert)
+    bert.bert.encoder.layer[1].register_forward_hook(
+        lambda _m, _a, out: (out[0] + torch.rand(()), *out[1:]) if isinstance(out, tuple) else out + torch.rand(())
+    )  # fmt: skip
+    said = []
+    masks = 1 - torch.eye(18)
+    batches = as_batches([token_inputs()])
+    routes = routes_of(bert, anatomy, batches, masks, loss)
+    assert set(routes.modes.values()) == {"plain"}
+    replay.losses(
+        bert, anatomy, batches=batches, loss=loss, masks=masks, over=Pass(say=said.append)
+    )
+    assert "L0, L1, L2" in said[0]
+
+
+def test_the_loop_waits_for_the_device_once_a_batch_not_once_a_head(bert):
+    """Every ``.item()`` or ``.cpu()`` makes a GPU wait: their number is that of the batches, whatever the heads."""
+    anatomy = hp.inspect(bert)
+    batches = as_batches([token_inputs(seed=seed) for seed in range(3)])
+
+    def waits(count):
+        masks = (1 - torch.eye(18))[:count]
+        replay.losses(
+            bert, anatomy, batches=batches, loss=loss, masks=masks
+        )  # nothing is new the second time
+        with Waits() as found:
+            replay.losses(bert, anatomy, batches=batches, loss=loss, masks=masks)
+        return found.count
+
+    # Heads of one attention, so that the trial of attentions before the loop is the same.
+    assert waits(2) == waits(4) == waits(6)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would make a GPU wait: numbers read off a tensor, sizes that hang on values, copies to the CPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (
+            torch.ops.aten._local_scalar_dense,
+            torch.ops.aten.nonzero,
+            torch.ops.aten.is_nonzero,
+        ):
+            type(self).count += 1
+        return function(*args, **(kwargs or {}))
+
+    def __enter__(self):
+        type(self).count = 0
+        return super().__enter__()
+
+
+def test_memory_that_runs_out_halves_the_stack_and_nothing_is_done_twice():
+    ran = []
+
+    def run(masks):
+        ran.append(len(masks))
+        if len(masks) > 3:
+            raise torch.OutOfMemoryError("too much")
+        return masks * 2
+
+    masks = torch.arange(10.0)[:, None]
+    assert torch.equal(in_chunks(masks, 8, run), masks * 2)
+    assert ran == [8, 4, 2, 2, 2, 2, 2]
+    with pytest.raises(ModelError, match="out of memory"):
+        in_chunks(masks + 0, 8, lambda _masks: (_ for _ in ()).throw(torch.OutOfMemoryError("x")))
+
+
+def test_compiled_blocks_give_the_same_losses(family, monkeypatch):
+    """With a backend that takes no minutes; a mask's own block, and gated ones, stay as they are."""
+    compiled = []
+
+    def compile(function, **settings):
+        compiled.append(function)
+        return torch_compile(function, backend="eager", **settings)
+
+    torch_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", compile)
+    model = build(family)
+    anatomy = hp.inspect(model)
+    masks = 1 - torch.eye(len(anatomy.heads))
+    batches = as_batches([token_inputs(), token_inputs(rows=2, length=7)])
+    plain = replay.losses(model, anatomy, batches=batches, loss=loss, masks=masks)
+    found = replay.losses(
+        model, anatomy, batches=batches, loss=loss, masks=masks, over=Pass(compile=True)
+    )
+    assert torch.allclose(found, plain, rtol=1e-5, atol=1e-5)
+    assert len(compiled) == 3
+
+
+def test_weights_that_wait_elsewhere_are_masked_all_the_same(bert):
+    """accelerate brings each layer's weights when it runs, with forwards of its own."""
+    anatomy = hp.inspect(bert)
+    masks = 1 - torch.eye(18)
+    batches = as_batches([token_inputs()])
+    plain = replay.losses(bert, anatomy, batches=batches, loss=loss, masks=masks)
+    accelerate.cpu_offload(bert, execution_device=torch.device("cpu"))
+    found = replay.losses(bert, anatomy, batches=batches, loss=loss, masks=masks)
+    assert torch.allclose(found, plain, rtol=1e-5, atol=1e-5)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headprune.errors import ConfigError
+from headprune.cli.processes import refuse_several_processes
 
 if TYPE_CHECKING:
     from headprune.config import Recipe
@@ -268,7 +268,7 @@ def add_command(
     @functools.wraps(function)
     def run(**given: Any) -> None:
         if name != "score":
-            _refuse_several_processes(name)
+            refuse_several_processes(name)
         function(_prepare(given))
 
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -280,20 +280,6 @@ def add_command(
         ]
     )
     app.command(name)(run)
-
-
-def _refuse_several_processes(name: str) -> None:
-    """Refuse a launcher's processes where each would do, and write, the same.
-
-    Raises:
-        ConfigError: There are several.
-    """
-    if (size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        raise ConfigError(
-            f"{name} runs in one process, and a launcher started {size}",
-            where="torchrun, accelerate launch",
-            hint=f"score on several: torchrun -m headprune score ...; then headprune {name} --scores FILE",
-        )
 
 
 def _prepare(given: dict[str, Any]) -> Call:

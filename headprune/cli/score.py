@@ -11,6 +11,23 @@ OPTIONS: dict[str, Any] = {
     "method": Method,
     "normalize": Normalize,
     "num_samples": NumSamples,
+    "until": Annotated[
+        str | None,
+        typer.Option(
+            metavar="decided",
+            help="With --method ablation --keep: spend rows only on heads of which it is open whether they stay.",
+        ),
+    ],
+    "keep": Annotated[
+        float | None,
+        typer.Option("--keep", help="Share of the heads that would stay, for --until decided."),
+    ],
+    "max_work": Annotated[
+        float | None,
+        typer.Option(
+            help="With --until: the most that is run, as a share of full ablation. (default: 0.33)"
+        ),
+    ],
     "compile": Annotated[
         bool | None,
         typer.Option(
@@ -31,7 +48,7 @@ def command(call: Call) -> None:
     """Score every attention head on your data, and show a heatmap."""
     from headprune import pipeline
     from headprune.distributed import join_world, leave_world
-    from headprune.report.terminal import heatmap, score_table
+    from headprune.report.terminal import heatmap, race_text, score_table
 
     world = join_world(cpu=call.recipe.device == "cpu")
     scores, path = pipeline.score(call.recipe, voice=call.talk, world=world)
@@ -44,4 +61,7 @@ def command(call: Call) -> None:
         call.show(heatmap(scores))
         call.show("")
         call.show(score_table(scores))
+        if scores.race is not None:
+            call.show("")
+            call.show(race_text(scores.race, scores))
     call.talk.say(f"written: {path}")

@@ -10,12 +10,12 @@ from headprune.anatomy import Anatomy
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.distributed import World
 from headprune.errors import HeadpruneError
-from headprune.heads import HeadScores
+from headprune.heads import HeadScores, Race
 from headprune.journal import Journal, open_journal
 from headprune.models import fingerprint, versions
 from headprune.passes import Pass
 from headprune.runs import FOLDER, latest_scores, named_scores
-from headprune.scoring import NEED_ROWS
+from headprune.scoring import NEED_ROWS, race_heads
 from headprune.scoring import score as score_heads
 from headprune.subject import (
     Rows,
@@ -27,6 +27,8 @@ from headprune.subject import (
 
 # What must agree for the scores of an earlier run to be those that would be computed now.
 _SAME_ROWS = ("fingerprint", "max_length", "task")
+# Of any decision of a race being wrong.
+_ERROR_PROBABILITY = 0.05
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,10 @@ def find_scores(
             voice.say("the scores were computed on other rows than these settings would choose")
         if scores.n and not scores.rows:
             voice.say("careful: the scores don't say which rows they are from; some may report too")
+        if scores.race is not None and scores.race.keep != recipe.keep:
+            voice.say(
+                f"careful: these heads raced for --keep {scores.race.keep:g}, not for another cut"
+            )
         return Scored(scores)
     latest = latest_scores()
     if latest is not None:
@@ -71,6 +77,7 @@ def find_scores(
             and all(scores.data.get(name) == rows.note[name] for name in _SAME_ROWS if scores.n)
             and scores.method == (recipe.method or scores.method)
             and scores.normalize == recipe.normalize
+            and (scores.race is None or scores.race.keep == recipe.keep)
         )
         if fits:
             voice.say(f"scores of the latest run: {path} ({scores.method}, n = {scores.n:,})")
@@ -94,37 +101,33 @@ def compute_scores(
 
     What is done lies beside the run, batch by batch: stopped at any moment, the same command goes on from there.
     """
-    recipe = subject.recipe
+    recipe, world = subject.recipe, world or World()
     method = recipe.method or "gradient"
     used = rows if method in NEED_ROWS else None
     batches = subject.batches(used.examples) if used else ()
     journal = _journal(subject, anatomy, batches, method=method) if used and keep_parts else None
-    if journal is not None and (done := journal.count()):
-        voice.say(
-            f"going on with a run that was stopped: {done} of {len(batches)} batches are done"
-        )
+    done = journal.count() if journal else 0
+    world.wait()  # before the first result of anyone is counted as an earlier run's
+    if done:
+        voice.say(f"going on with a run that was stopped: {done} parts are done")
+    over = Pass(voice.track, voice.say, journal, world, recipe.compile)
     try:
-        found = score_heads(
-            subject.model,
-            anatomy,
-            batches=batches,
-            loss=subject.task.loss,
-            method=method,
-            normalize=recipe.normalize,
-            seed=recipe.seed,
-            over=Pass(
-                track=voice.track,
-                say=voice.say,
-                journal=journal,
-                world=world or World(),
-                compile=recipe.compile,
-            ),
-        )
+        if recipe.until is not None and used is not None:
+            found = _race(subject, anatomy, used, over=over)
+        else:
+            found = score_heads(
+                subject.model,
+                anatomy,
+                batches=batches,
+                loss=subject.task.loss,
+                method=method,
+                normalize=recipe.normalize,
+                seed=recipe.seed,
+                over=over,
+            )
     except (KeyboardInterrupt, HeadpruneError):
         if journal is not None and (done := journal.count()):
-            voice.say(
-                f"{done} of {len(batches)} batches are done: the same command goes on from there"
-            )
+            voice.say(f"{done} parts are done: the same command goes on from there")
         raise
     digests = {example.input_digest for example in used.examples} if used else set()
     note = {
@@ -134,6 +137,45 @@ def compute_scores(
         "versions": versions(),
     }
     return Scored(found.model_copy(update=note), journal)
+
+
+def _race(subject: Subject, anatomy: Anatomy, rows: Rows, *, over: Pass) -> HeadScores:
+    """Race the heads for the places that the recipe's keep ratio leaves."""
+    recipe = subject.recipe
+    keep = recipe.keep or 1.0
+
+    def batches_of(places: Sequence[int]) -> Sequence[Batch]:
+        return subject.batches([rows.examples[place] for place in places])
+
+    found = race_heads(
+        subject.model,
+        anatomy,
+        batches_of=batches_of,
+        num_rows=len(rows.examples),
+        loss=subject.task.loss,
+        keep=keep,
+        error_probability=_ERROR_PROBABILITY,
+        max_work=recipe.max_work,
+        seed=recipe.seed,
+        over=over,
+    )
+    estimate = found.estimate()
+    open_heads = zip(anatomy.heads, found.undecided.tolist(), strict=True)
+    return HeadScores(
+        method="ablation",
+        heads=anatomy.heads,
+        values=tuple(estimate.values.tolist()),
+        standard_errors=tuple(found.standard_errors.tolist()),
+        n=estimate.n,
+        seed=recipe.seed,
+        race=Race(
+            keep=keep,
+            error_probability=_ERROR_PROBABILITY,
+            work=found.work,
+            rows_per_head=tuple(found.rows_spent.tolist()),
+            undecided=tuple(head for head, undecided in open_heads if undecided),
+        ),
+    )
 
 
 def _journal(
@@ -151,6 +193,7 @@ def _journal(
         "device": subject.model.device.type,
         "threads": torch.get_num_threads(),
         "compile": recipe.compile,
+        "race": [recipe.keep, recipe.max_work] if recipe.until else None,
         "versions": versions(),
     }
     return open_journal(Path(recipe.run) if recipe.run else FOLDER, facts=facts)

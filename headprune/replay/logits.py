@@ -136,10 +136,10 @@ class _Pieces(torch.autograd.Function):
             piece = hidden[:, start : min(start + step, stop)].detach().requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):
                 values = loss.part(project(piece), start, batch).float()
+                summed = values.sum()
             if gradient is not None:
-                (gradient[:, start : start + piece.shape[1]],) = torch.autograd.grad(
-                    values.sum(), piece
-                )
+                (moved,) = torch.autograd.grad(summed, piece)
+                gradient[:, start : start + piece.shape[1]] = moved
             total += values.detach()
         ctx.example_of_row = batch.example_of_row
         ctx.gradient = gradient

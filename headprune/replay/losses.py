@@ -14,13 +14,11 @@ from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch, Loss, input_device
 from headprune.distributed import World
 from headprune.passes import IN_SILENCE, Pass, each_batch
-from headprune.replay.budget import in_chunks
+from headprune.replay.budget import TOKENS_ON_CPU, in_chunks, tokens_that_fit
 from headprune.replay.narrow import find_tail
 from headprune.replay.recording import compiled_blocks, record
 from headprune.replay.resume import Mode, Resumption, run_masks
 from headprune.replay.routes import Routes, find_routes, is_same, summary
-
-TOKENS_PER_FORWARD = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,16 +74,10 @@ def losses(
     routes = find_routes(model, anatomy, first, loss, base=base, masks=masks)
     if (text := summary(routes)) is not None:
         over.tell(text)
-    run = _Run(
-        model,
-        anatomy,
-        loss,
-        base,
-        masks,
-        routes,
-        tokens_per_forward or TOKENS_PER_FORWARD,
-        compiled_blocks(model, anatomy) if over.compile else {},
-    )
+    compiled = compiled_blocks(model, anatomy) if over.compile else {}
+    run = _Run(model, anatomy, loss, base, masks, routes, tokens_per_forward or 0, compiled)
+    if not tokens_per_forward:
+        run = replace(run, tokens_per_forward=_tokens(run, first, over))
     if len(batches) >= over.world.size:
         return _over_batches(run, batches, over=over, name=name)
     # Fewer batches than processes: each takes some of the masks instead.
@@ -96,6 +88,36 @@ def losses(
     name = f"{name}-{world.rank}of{world.size}"
     found[mine] = _over_batches(_only(run, mine), batches, over=alone, name=name)
     return world.summed(found)
+
+
+def _tokens(run: _Run, batch: Batch, over: Pass) -> int:
+    """Return how many tokens forwards are to have: the same on every process, and in a run that goes on after a stop.
+
+    Stacked otherwise, the last bits of the losses would be others.
+    """
+    device = batch.example_of_row.device
+    site = next((site for site, mode in run.routes.modes.items() if mode != "plain"), None)
+    if device.type != "cuda" or site is None:
+        return TOKENS_ON_CPU
+    name, found = f"tokens-{batch.num_tokens}", torch.zeros(1, dtype=torch.long)
+    if over.world.is_main:
+        kept = over.journal.get(name) if over.journal else None
+        found[0] = _measured(run, batch, site) if kept is None else int(kept)
+        if over.journal is not None:
+            over.journal.put(name, found)
+    return int(over.world.summed(found))
+
+
+def _measured(run: _Run, batch: Batch, site: Site) -> int:
+    recording = record(run.model, run.anatomy, batch, run.loss, base=run.base)
+    given = Resumption(run.model, run.anatomy, batch, run.loss, run.base, recording)
+    mask = run.masks[run.routes.starts[site][:1]]
+    mode = run.routes.modes[site]
+    return tokens_that_fit(
+        lambda copies: run_masks(given, mask.expand(copies, -1), site=site, mode=mode),
+        per_copy=batch.num_tokens,
+        device=batch.example_of_row.device,
+    )
 
 
 def _only(run: _Run, wanted: Tensor) -> _Run:

@@ -32,7 +32,7 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class SiteCall:
-    """The calls of one attention and of its output projection."""
+    """The calls of one attention and of its output projection, which is noted to have read ``z`` without gates."""
 
     attention: Call
     projection: Call
@@ -86,7 +86,8 @@ def record(
     gates = (
         nullcontext() if bool((base == 1).all()) else gated(model, anatomy, gates=base.to(device))
     )
-    with gates, tape.recording():
+    # The tape listens first, so that it hears z as it is before the gates: heads that the base silences may come back.
+    with tape.recording(), gates:
         losses = example_losses(
             model,
             batch,

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from headprune.evaluation import EvalResult
 from headprune.gate import Verdict
-from headprune.heads import HeadId, HeadScores, PruningPlan, SiteId
+from headprune.heads import HeadId, HeadScores, PruningPlan, Race, SiteId
 from headprune.report.ci import headline
 from headprune.results import Results, Unmeasured
 from headprune.verify import Proof
@@ -129,6 +129,21 @@ def score_table(scores: HeadScores, *, count: int = 5) -> RenderableType:
     for low, high in zip(ranked[:count], ranked[::-1][:count], strict=True):
         table.add_row(str(low), shown(low), str(high), shown(high))
     return table
+
+
+def race_text(race: Race, scores: HeadScores) -> RenderableType:
+    """Say what a race decided, what it cost, and of which heads it is open."""
+    rows = race.rows_per_head
+    decided = len(scores.heads) - len(race.undecided)
+    undecided = ", ".join(map(str, race.undecided)) or "none"
+    return Text(
+        f"{decided} of {len(scores.heads)} heads are decided for --keep {race.keep:g}, all of them rightly with a probability of "
+        f"{1 - race.error_probability:.0%} or more\n"
+        f"{min(rows)} to {max(rows)} rows a head, {sum(rows) / len(rows):.0f} on average; "
+        f"{race.work:.0%} of the work of full ablation\n"
+        f"undecided (they go by their means): {undecided}",
+        style="dim",
+    )
 
 
 def eval_table(result: EvalResult) -> RenderableType:

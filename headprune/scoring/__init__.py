@@ -18,9 +18,10 @@ from headprune.scoring.ablation import ablation
 from headprune.scoring.estimate import Estimate, Method
 from headprune.scoring.gradient import gradient
 from headprune.scoring.magnitude import magnitude
+from headprune.scoring.racing import race_heads
 from headprune.scoring.random import random
 
-__all__ = ["METHODS", "NEED_ROWS", "Estimate", "score"]
+__all__ = ["METHODS", "NEED_ROWS", "Estimate", "race_heads", "score"]
 
 METHODS: dict[str, Method] = {
     "gradient": gradient,

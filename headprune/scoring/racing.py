@@ -241,16 +241,15 @@ def decide(
 ) -> tuple[Bool[np.ndarray, " heads"], Bool[np.ndarray, " heads"]]:
     """Return which heads surely are among the ``kept`` most important ones, and which surely aren't.
 
-    A head stays when as many are surely worse as have to go, and goes when as many are surely better as may stay. It then leaves
-    with its place, and the rule is applied to the others until it says no more; from there on a head also stays that is surely
-    better than one that stays, and goes when it is surely worse than one that goes. Head ``h`` is surely better than ``j`` when
+    A head stays when as many are surely worse as have to go, and goes when as many are surely better as may stay. Then it leaves,
+    with its place, and the rule is applied to the others until it says no more. So whoever is compared has the same rows; heads
+    that left in earlier rounds have fewer, and needn't be looked at again. Head ``h`` is surely better than ``j`` when
 
         ``mean(D_hj) > t_{n-1}(1 - level) sd(D_hj) / sqrt(n)``
 
     As long as no head that truly goes seems surely better than one that truly stays, all decisions are right: of the heads left,
-    as many as have to go truly go, so one of them has fewer that are worse. Hence ``kept (heads - kept)`` comparisons a round
-    share the error probability (Bonferroni), one-sided, since one sign of each is an error. Heads that left have fewer rows;
-    comparing with them on the rows in common would repeat what was compared when they left.
+    as many as have to go truly go, so for one of them to have as many worse ones, one must truly stay. Hence these
+    ``kept (heads - kept)`` comparisons a round share the error probability (Bonferroni), one-sided, since one sign is an error.
 
     Right means: by the means over everything that the rows are drawn from; full ablation, on more rows of the same draw, is
     contradicted more rarely still. This leans on the t distribution: where nearly all that a head does it does in one of a
@@ -267,8 +266,8 @@ def decide(
         left = ~(stays | goes)
         places = kept - int(stays.sum())
         have_to_go = int(left.sum()) - places
-        more = left & ((better[:, left].sum(1) >= have_to_go) | better[:, stays].any(1))
-        less = left & ((better[left].sum(0) >= places) | better[goes].any(0))
+        more = left & (better[:, left].sum(1) >= have_to_go)
+        less = left & (better[left].sum(0) >= places)
         if not (more | less).any():
             return stays, goes
         stays, goes = stays | more, goes | less

@@ -50,8 +50,8 @@ class Comparison:
         reference_examples: How many the reference ran.
         tokens: Positions that one forward sees, padding included.
         reference_tokens: Positions that one forward of the reference sees on its examples.
-        flops: The least operations that all heads take, the last block counted in full.
-        flops_needed: The same with the last block counted where the loss reads it.
+        flops: The least operations that all heads take, the last block counted at the positions that the loss reads.
+        flops_full: The same with the last block counted in full.
         samples: Seconds of all heads and examples.
         difference: Largest difference of a loss, ours to naive, on the heads that naive ran.
         reference_difference: The same, reference to naive, on what the reference ran.
@@ -67,7 +67,7 @@ class Comparison:
     tokens: int
     reference_tokens: int
     flops: float
-    flops_needed: float
+    flops_full: float
     samples: Seconds
     difference: float
     reference_difference: float
@@ -149,8 +149,8 @@ def compare(case: Case, effort: Effort, *, peak: Peak, tell: Tell) -> Comparison
         reference_examples=sum(batch.num_examples for batch in case.reference_batches),
         tokens=case.num_tokens,
         reference_tokens=sum(batch.num_tokens for batch in case.reference_batches),
-        flops=_flops(case, None),
-        flops_needed=_flops(case, case.needed_positions),
+        flops=_flops(case, case.needed_positions),
+        flops_full=_flops(case, None),
         samples=samples,
         difference=_difference(found["naive"].losses, found["ours"].losses[_rows(columns)]),
         reference_difference=_difference(

@@ -77,7 +77,7 @@ QUICK = Sizes(
     bert_length=16,
     window=4,
     reference_rows=2,
-    padding=32,
+    padding=16,
 )
 QUICK_EFFORT = Effort(1, 2, 1, linear_rows=4, linear_lengths=(8, 16, 32), memory_rows=8)
 

@@ -88,7 +88,7 @@ def _of_subject(found: Comparison, peak: float) -> Iterator[Verdict]:
             SHARE_OF_PEAK[name],
             ">=",
             f"{found.flops / found.ours / peak:.2f} with what is done once; "
-            f"{found.flops_needed / found.ours_by_rows / peak:.2f} if the last block counts where the loss reads it",
+            f"{found.flops_full / found.ours_by_rows / peak:.2f} with the last block counted in full",
         )
     yield Verdict(
         f"{name}, gradient scores in forwards", found.gradient_forwards, GRADIENT_FORWARDS, "<="

@@ -1,0 +1,19 @@
+"""What a command that is one process's work says to a launcher."""
+
+import os
+
+from headprune.errors import ConfigError
+
+
+def refuse_several_processes(name: str) -> None:
+    """Refuse a launcher's processes where each would do, and write, the same.
+
+    Raises:
+        ConfigError: There are several.
+    """
+    if (size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ConfigError(
+            f"{name} runs in one process, and a launcher started {size}",
+            where="torchrun, accelerate launch",
+            hint=f"score on several: torchrun -m headprune -- score ...; then headprune {name} --scores FILE",
+        )
