@@ -100,7 +100,7 @@ def _gate_hook(site: Site, gates: Tensor, fired: Counter[str]) -> Any:
         width = z.shape[-1] // site.head_dim
         if not width or not site.heads:
             return args
-        by_row = _at_slots(site, gates, width).to(z.dtype)
+        by_row = _at_slots(site, gates, width).to(z.device, z.dtype)
         if gates.dim() == 2:
             by_row = _by_row(site, by_row, z)
         heads = z.unflatten(-1, (width, site.head_dim))

@@ -211,7 +211,7 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError(
             f"the device {name!r} can't be used: {str(error).splitlines()[0]}",
             where="--device",
-            hint="use auto, cpu, cuda, cuda:0 or mps",
+            hint="use auto, cpu, cuda, cuda:0, mps, or spread (over all GPUs)",
         ) from error
     return device
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from headprune.batch import forward, main_output
+from headprune.batch import forward, input_device, main_output
 from headprune.checkpoint import (
     Cut,
     Route,
@@ -49,7 +49,7 @@ class Proof(BaseModel):
 @torch.no_grad()
 def run(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
     """Return the first output of the model (logits, or hidden states) on the CPU."""
-    device = next(model.parameters()).device
+    device = input_device(model)
     moved = {name: value.to(device) for name, value in inputs.items()}
     return main_output(forward(model, moved)).cpu()
 

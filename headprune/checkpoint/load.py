@@ -30,7 +30,7 @@ def load(
     Args:
         directory: Where it lies.
         auto_class: Which ``AutoModel...`` to load it as; by default the class it was saved as.
-        device: ``auto``, ``cpu``, ``cuda``, ...
+        device: ``auto``, ``cpu``, ``cuda``, ..., or ``spread``: over all GPUs, and the CPU where they are too small.
         dtype: ``auto`` is the dtype it was saved in.
         attn_implementation: ``eager``, ``sdpa``, ...; by default what transformers chooses.
 
@@ -62,9 +62,15 @@ def load_model(
         CheckpointError: A file is missing or damaged.
         ModelError: It can't be loaded as ``auto_class``.
     """
-    options = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    options: dict[str, Any] = {}
+    if attn_implementation:
+        options["attn_implementation"] = attn_implementation
+    if device == "spread":
+        options["device_map"] = "auto"
     model, _info = _load(source, auto_class, dtype=choose_dtype(dtype), **options)
-    loaded: PreTrainedModel = model.to(choose_device(device)).eval()
+    loaded: PreTrainedModel = (
+        model.eval() if device == "spread" else model.to(choose_device(device)).eval()
+    )
     return loaded
 
 

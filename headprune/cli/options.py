@@ -175,7 +175,7 @@ SHARED: dict[str, Any] = {
     "device": Annotated[
         str | None,
         typer.Option(
-            help="auto, cpu, cuda, cuda:1, mps. (default: auto)",
+            help="auto, cpu, cuda, cuda:1, mps, or spread: over all GPUs. (default: auto)",
             rich_help_panel=_RUN,
             show_default=False,
         ),

@@ -30,7 +30,6 @@ Mode = Literal["shared", "block", "stacked", "plain"]
 ``shared``: that attention is not run again; ``block``: it is, but nothing before it; ``stacked``: everything runs, many masks
 in one forward; ``plain``: one mask per forward.
 """
-MODES: tuple[Mode, ...] = ("shared", "block", "stacked", "plain")
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,11 +2,12 @@
 
 Replay is not exact where later blocks read more of earlier ones than their output (shared keys and values), where forwards
 draw random numbers, or where rows of a batch are packed into one. Each attention gets the cheapest mode whose losses are those
-of plain forwards, two masks at once beside two forwards of one mask each.
+of whole forwards; that two masks may share a forward is tried once.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +19,7 @@ from headprune.batch import Batch, Loss
 from headprune.replay.narrow import find_tail, reads_nothing_else
 from headprune.replay.projection import can_share
 from headprune.replay.recording import Recording, record
-from headprune.replay.resume import MODES, Mode, Resumption, run_masks
+from headprune.replay.resume import Mode, Resumption, run_masks
 
 _EXAMPLES = 2
 # In units of the data type's rounding: some operations round otherwise in another batch. A wrong replay is off by far more.
@@ -61,8 +62,9 @@ def find_routes(
     sites = [site for site in starts if site is not None]
     if not sites or not _stacks(given, sites[-1]):
         return Routes(starts, dict.fromkeys(sites, "plain"), given.recording.order)
-    modes = {site: _mode(given, site) for site in sites}
-    last = order[-1] if _narrows(given, order[-1], modes) else None
+    trials = [_trial(given, site, both=site is sites[-1]) for site in sites]
+    modes = {trial.site: _mode(given, trial) for trial in trials}
+    last = order[-1] if _narrows(given, order[-1], trials, modes) else None
     return Routes(starts, modes, given.recording.order, last)
 
 
@@ -89,46 +91,18 @@ def in_order(anatomy: Anatomy, recording: Recording) -> tuple[Site, ...]:
     return tuple(sorted(anatomy.sites, key=began))
 
 
-def _stacks(given: Resumption, site: Site) -> bool:
-    """Whether two masks in one forward are two forwards of one mask each."""
-    masks = _trial_masks(given, site)
-    plain = run_masks(given, masks, site=site, mode="plain")
-    return _agrees(given, masks, site, "stacked", plain)
+class _Trial(NamedTuple):
+    """Masks that start in an attention, and their losses by whole forwards."""
+
+    site: Site
+    masks: Tensor
+    expected: Tensor
 
 
-def _mode(given: Resumption, site: Site) -> Mode:
-    masks = _trial_masks(given, site)
-    here = given.recording.sites.get(site.id)
-    if here is None:
-        return "stacked"
-    expected = run_masks(given, masks, site=site, mode="stacked")
-    shares = can_share(given.model, site, here, rows=given.batch.num_rows)
-    for mode in MODES if shares else MODES[1:]:
-        if mode == "stacked" or _agrees(given, masks, site, mode, expected):
-            return mode
-    return "plain"
-
-
-def _narrows(given: Resumption, last: Site, modes: Mapping[Site, Mode]) -> bool:
-    """Whether the last block needn't run in full: shown for every attention that masks start in."""
-    tail = find_tail(given.model, given.batch, given.loss, given.recording, last=last)
-    resumed = {site: mode for site, mode in modes.items() if mode in ("shared", "block")}
-    if tail is None or not resumed:
-        return False
-    if not reads_nothing_else(given.model, given.batch, given.loss, given.recording, tail):
-        return False
-    narrow = replace(given, tail=tail)
-    return all(
-        _agrees(
-            narrow,
-            masks,
-            site,
-            mode,
-            run_masks(given, masks, site=site, mode="stacked"),
-        )
-        for site, mode in resumed.items()
-        for masks in [_trial_masks(given, site)]
-    )
+def _trial(given: Resumption, site: Site, *, both: bool) -> _Trial:
+    """Return a trial with two masks or, where resuming alone is to be tried and not stacking, one."""
+    masks = _trial_masks(given, site)[: 2 if both else 1]
+    return _Trial(site, masks, run_masks(given, masks, site=site, mode="stacked"))
 
 
 def _trial_masks(given: Resumption, site: Site) -> Tensor:
@@ -140,12 +114,42 @@ def _trial_masks(given: Resumption, site: Site) -> Tensor:
     return masks
 
 
-def _agrees(given: Resumption, masks: Tensor, site: Site, mode: Mode, expected: Tensor) -> bool:
+def _stacks(given: Resumption, site: Site) -> bool:
+    """Whether two masks in one forward are two forwards of one mask each."""
+    masks = _trial_masks(given, site)
+    plain = run_masks(given, masks, site=site, mode="plain")
+    return _agrees(given, _Trial(site, masks, plain), "stacked")
+
+
+def _mode(given: Resumption, trial: _Trial) -> Mode:
+    here = given.recording.sites.get(trial.site.id)
+    if here is None:
+        return "stacked"
+    shares = can_share(given.model, trial.site, here, rows=given.batch.num_rows)
+    modes: tuple[Mode, ...] = ("shared", "block") if shares else ("block",)
+    return next((mode for mode in modes if _agrees(given, trial, mode)), "stacked")
+
+
+def _narrows(
+    given: Resumption, last: Site, trials: Sequence[_Trial], modes: Mapping[Site, Mode]
+) -> bool:
+    """Whether the last block needn't run in full: shown for every attention that masks start in."""
+    tail = find_tail(given.model, given.batch, given.loss, given.recording, last=last)
+    resumed = [trial for trial in trials if modes[trial.site] != "stacked"]
+    if tail is None or not resumed:
+        return False
+    if not reads_nothing_else(given.model, given.batch, given.loss, given.recording, tail):
+        return False
+    narrow = replace(given, tail=tail)
+    return all(_agrees(narrow, trial, modes[trial.site]) for trial in resumed)
+
+
+def _agrees(given: Resumption, trial: _Trial, mode: Mode) -> bool:
     try:
-        found = run_masks(given, masks, site=site, mode=mode)
+        found = run_masks(given, trial.masks, site=trial.site, mode=mode)
     except Exception:  # noqa: BLE001 - a block that hands on what doesn't fit raises what it likes
         return False
-    return is_same(found, expected, dtype=given.model.dtype)
+    return is_same(found, trial.expected, dtype=given.model.dtype)
 
 
 def is_same(one: Tensor, other: Tensor, *, dtype: torch.dtype) -> bool:
