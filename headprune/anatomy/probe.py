@@ -1,14 +1,14 @@
 """Run a small copy of a model, tower by tower, and collect the attentions that it shows."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from headprune.anatomy.clone import SIZES, refuse_quantised, tiny_clone
 from headprune.anatomy.exceptions import REASONS
@@ -93,15 +93,31 @@ def attentions_with_cache(found: Probe) -> set[str]:
 
     for tower in found.towers:
         module = found.clone.get_submodule(tower.path)
-        if "use_cache" not in signature(module.forward).parameters:
+        asked = _asking_for_a_cache(module)
+        if not asked:
             continue
         with ExitStack() as hooks:
             for pattern in found.patterns:
                 attention = found.clone.get_submodule(pattern.path)
                 handle = attention.register_forward_pre_hook(note(pattern.path), with_kwargs=True)
                 hooks.callback(handle.remove)
-            _run(module, {**tower.others, "use_cache": True})
+            with suppress(Exception):  # a cache of another kind, or none although the signature says so
+                _run(module, {**tower.others, **asked})
     return caching
+
+
+def _asking_for_a_cache(module: nn.Module) -> dict[str, Any]:
+    """Return the arguments with which a model fills a cache; a model that generates is handed one, as ``generate`` does."""
+    parameters = signature(module.forward).parameters
+    anything = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
+    asked: dict[str, Any] = {}
+    if anything or "use_cache" in parameters:
+        asked["use_cache"] = True
+    if asked and isinstance(module, PreTrainedModel) and module.can_generate():
+        cache = DynamicCache(config=module.config.get_text_config(decoder=True))
+        both = module.config.is_encoder_decoder
+        asked["past_key_values"] = EncoderDecoderCache(cache, DynamicCache()) if both else cache
+    return asked
 
 
 def _run(module: nn.Module, inputs: Mapping[str, Any]) -> list[Tensor]:
