@@ -77,14 +77,6 @@ class Recipe(BaseModel):
             values = {**values, "batch_size": None}
         return values
 
-    @model_validator(mode="after")
-    def _races_need_a_cut(self) -> "Recipe":
-        if self.until is not None and (self.keep is None or self.method != "ablation"):
-            raise ValueError(
-                "until: decided races heads for the places that keep leaves: say method: ablation and keep, such as 0.7"
-            )
-        return self
-
     def to_yaml(self) -> str:
         """Return the settings that differ from the defaults, as a YAML recipe."""
         return yaml.safe_dump(

@@ -8,6 +8,7 @@ import pytest
 from families import build, sentences
 
 from headprune.cli import main
+from headprune.journal import Journal
 
 
 @pytest.fixture(scope="module")
@@ -290,6 +291,22 @@ def test_methods_without_data_need_none(headprune, place):
     assert (scores["n"], scores["data"], scores["rows"]) == (0, {}, [])
 
 
+def test_heads_race_for_the_places_that_keep_leaves(headprune, place):
+    words = ("classifier", "--data", "data.csv", "--method", "ablation", "--keep", "0.5")
+    code, out, err = headprune("score", *words, "--until", "decided", "--max-work", "0.7")
+    assert code == 0, err
+    assert "heads are decided for --keep 0.5" in out
+    (path,) = place.glob("headprune-runs/*/scores.json")
+    race = json.loads(path.read_text())["race"]
+    assert race["work"] <= 0.7
+    assert len(race["rows_per_head"]) == 18
+    # They are used for that cut, and for no other unless the user names them.
+    _code, _out, err = headprune("prune", *words, "--dry-run")
+    assert "scores of the latest run" in err
+    _code, _out, err = headprune("prune", *words[:-1], "0.6", "--dry-run")
+    assert "scoring anew" in err
+
+
 def test_a_run_that_can_not_be_compared_is_refused_before_the_work(headprune, place):
     check = (
         "check",
@@ -411,6 +428,12 @@ MISTAKES = {
         None,
         "dta.csv doesn't exist",
         "did you mean 'data.csv'",
+    ),
+    "a race without a cut": (
+        ("score", "classifier", "--data", "data.csv", "--until", "decided"),
+        None,
+        "heads race by ablation",
+        "--keep 0.7",
     ),
     "missing model": (
         ("score", "./nowhere", "--data", "data.csv"),
@@ -717,6 +740,27 @@ def test_an_unexpected_failure_is_never_the_gate_s_no(headprune, monkeypatch):
     assert code == 2
     assert "HEADPRUNE_DEBUG=1" in err
     assert "Traceback" not in err
+
+
+def test_a_stopped_run_says_that_it_goes_on(headprune, place, monkeypatch):
+    words = ("score", "classifier", "--data", "data.csv", "--batch-size", "8", "--run", "run")
+    seconds = iter([False, True])
+    one = Journal.put
+
+    def stop(self, name, tensor):
+        if next(seconds):
+            raise KeyboardInterrupt
+        one(self, name, tensor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "put", stop)
+        code, _out, err = headprune(*words)
+    assert code == 130
+    assert "batches done: 1; the same command goes on from there" in err
+    code, _out, err = headprune(*words)
+    assert code == 0, err
+    assert "going on with a run that was stopped; batches done: 1" in err
+    assert [path.name for path in (place / "run").iterdir()] == ["scores.json"]
 
 
 def test_ctrl_c_is_130_and_leaves_nothing(headprune, place, monkeypatch):

@@ -101,7 +101,9 @@ def attentions_with_cache(found: Probe) -> set[str]:
                 attention = found.clone.get_submodule(pattern.path)
                 handle = attention.register_forward_pre_hook(note(pattern.path), with_kwargs=True)
                 hooks.callback(handle.remove)
-            with suppress(Exception):  # a cache of another kind, or none although the signature says so
+            with suppress(
+                Exception
+            ):  # a cache of another kind, or none although the signature says so
                 _run(module, {**tower.others, **asked})
     return caching
 

@@ -25,7 +25,7 @@ from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
 from headprune.models import find, fingerprint, load_tokenizer, weights_bytes
 from headprune.pipeline.delivery import cut_and_save, measure
-from headprune.pipeline.scores import Scored, compute_scores, find_scores
+from headprune.pipeline.scores import Scored, check_race, compute_scores, find_scores
 from headprune.results import Results
 from headprune.runs import named_scores, refuse_used_run, write_scores
 from headprune.scoring import NEED_ROWS
@@ -54,6 +54,7 @@ def score(
         world: The processes that share the work. The first one writes; the others return no path.
     """
     world = world or World()
+    check_race(recipe)
     if recipe.run is not None:
         refuse_used_run(recipe.run)
     if world.size > 1 and recipe.device in ("auto", "cuda"):

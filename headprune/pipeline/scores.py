@@ -8,8 +8,9 @@ import torch
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, fingerprint_of_batches
+from headprune.config import Recipe
 from headprune.distributed import World
-from headprune.errors import HeadpruneError
+from headprune.errors import ConfigError, HeadpruneError
 from headprune.heads import HeadScores, Race
 from headprune.journal import Journal, open_journal
 from headprune.models import fingerprint, versions
@@ -102,6 +103,7 @@ def compute_scores(
     What is done lies beside the run, batch by batch: stopped at any moment, the same command goes on from there.
     """
     recipe, world = subject.recipe, world or World()
+    check_race(recipe)
     method = recipe.method or "gradient"
     used = rows if method in NEED_ROWS else None
     batches = subject.batches(used.examples) if used else ()
@@ -109,7 +111,7 @@ def compute_scores(
     done = journal.count() if journal else 0
     world.wait()  # before the first result of anyone is counted as an earlier run's
     if done:
-        voice.say(f"going on with a run that was stopped: {done} parts are done")
+        voice.say(f"going on with a run that was stopped; batches done: {done}")
     over = Pass(voice.track, voice.say, journal, world, recipe.compile)
     try:
         if recipe.until is not None and used is not None:
@@ -127,7 +129,7 @@ def compute_scores(
             )
     except (KeyboardInterrupt, HeadpruneError):
         if journal is not None and (done := journal.count()):
-            voice.say(f"{done} parts are done: the same command goes on from there")
+            voice.say(f"batches done: {done}; the same command goes on from there")
         raise
     digests = {example.input_digest for example in used.examples} if used else set()
     note = {
@@ -137,6 +139,20 @@ def compute_scores(
         "versions": versions(),
     }
     return Scored(found.model_copy(update=note), journal)
+
+
+def check_race(recipe: Recipe) -> None:
+    """Refuse a race that isn't run by ablation, or for no cut.
+
+    Raises:
+        ConfigError: It is such a race.
+    """
+    if recipe.until is not None and (recipe.keep is None or recipe.method != "ablation"):
+        raise ConfigError(
+            "heads race by ablation, for the places that a keep ratio leaves",
+            where="--until decided",
+            hint="say --method ablation and --keep 0.7, for example",
+        )
 
 
 def _race(subject: Subject, anatomy: Anatomy, rows: Rows, *, over: Pass) -> HeadScores:
