@@ -142,7 +142,7 @@ def compute_scores(
 
 
 def check_race(recipe: Recipe) -> None:
-    """Refuse a race that isn't run by ablation, or for no cut.
+    """Refuse a race that isn't run by ablation, or not for a cut through all heads.
 
     Raises:
         ConfigError: It is such a race.
@@ -152,6 +152,12 @@ def check_race(recipe: Recipe) -> None:
             "heads race by ablation, for the places that a keep ratio leaves",
             where="--until decided",
             hint="say --method ablation and --keep 0.7, for example",
+        )
+    if recipe.until is not None and (recipe.normalize != "none" or recipe.sites):
+        raise ConfigError(
+            "a race decides for one cut through the scores of all heads as they are",
+            where="--until decided",
+            hint="leave out --normalize and --sites, or score without --until",
         )
 
 
