@@ -52,6 +52,7 @@ def each_batch(
     dtype: torch.dtype,
     over: Pass,
     name: str,
+    key: str = "",
 ) -> tuple[Tensor, ...]:
     """Return ``compute(batch)`` for every batch, on the CPU, the same on every process.
 
@@ -62,6 +63,7 @@ def each_batch(
         dtype: Type of the results.
         over: How to go over the data.
         name: What is being done, for the progress bar; results are kept under it.
+        key: Tells results of the same name apart.
 
     Raises:
         WorkerError: Another process died.
@@ -73,7 +75,7 @@ def each_batch(
     places = iter(mine)
     for batch in over.track(share, name) if over.track else share:
         place = next(places)
-        found[place] = _kept(over.journal, f"{name}-{place:06d}", partial(compute, batch))
+        found[place] = _kept(over.journal, f"{name}{key}-{place:06d}", partial(compute, batch))
     if over.world.size == 1:
         return tuple(found)
     together = over.world.summed(torch.cat([result.flatten() for result in found]))

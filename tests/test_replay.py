@@ -292,11 +292,10 @@ def test_the_loop_waits_for_the_device_once_a_batch_not_once_a_head(bert):
 
     def waits(count):
         masks = (1 - torch.eye(18))[:count]
-        replay.losses(
-            bert, anatomy, batches=batches, loss=loss, masks=masks
-        )  # nothing is new the second time
+        settings = {"batches": batches, "loss": loss, "masks": masks}
+        replay.losses(bert, anatomy, **settings)  # nothing is new the second time
         with Waits() as found:
-            replay.losses(bert, anatomy, batches=batches, loss=loss, masks=masks)
+            replay.losses(bert, anatomy, **settings)
         return found.count
 
     # Heads of one attention, so that the trial of attentions before the loop is the same.
@@ -304,7 +303,7 @@ def test_the_loop_waits_for_the_device_once_a_batch_not_once_a_head(bert):
 
 
 class Waits(TorchDispatchMode):
-    """Counts what would make a GPU wait: numbers read off a tensor, sizes that hang on values, copies to the CPU."""
+    """Counts what would make a GPU wait: numbers read off a tensor, and sizes that hang on values."""
 
     count = 0
 
@@ -367,5 +366,71 @@ def test_weights_that_wait_elsewhere_are_masked_all_the_same(bert):
     batches = as_batches([token_inputs()])
     plain = replay.losses(bert, anatomy, batches=batches, loss=loss, masks=masks)
     accelerate.cpu_offload(bert, execution_device=torch.device("cpu"))
+    assert set(routes_of(bert, anatomy, batches, masks, loss).modes.values()) == {"block"}
     found = replay.losses(bert, anatomy, batches=batches, loss=loss, masks=masks)
     assert torch.allclose(found, plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_in_half_precision_replay_is_taken_where_it_is_right(family):
+    model = build(family).to(torch.bfloat16)
+    anatomy = hp.inspect(model)
+    masks = 1 - torch.eye(len(anatomy.heads))
+    routes = routes_of(model, anatomy, as_batches([token_inputs()]), masks, loss)
+    assert set(routes.modes.values()) <= {"shared", "block"}
+
+
+def test_in_half_precision_a_wrong_replay_is_seen(bert):
+    """The last layer reads what the first one's attention put out, and a replay from the second one on would not give it that."""
+    model = bert.to(torch.bfloat16)
+    anatomy = hp.inspect(model)
+    seen = {}
+    layers = model.bert.encoder.layer
+    layers[0].attention.output.register_forward_hook(lambda _m, _a, out: seen.update(value=out))
+    layers[2].register_forward_hook(
+        lambda _m, _a, out: out + 3 * seen.pop("value") if "value" in seen else out
+    )
+    masks = 1 - torch.eye(18)
+    routes = routes_of(model, anatomy, as_batches([token_inputs()]), masks, loss)
+    modes = {str(site.id): mode for site, mode in routes.modes.items()}
+    assert modes["L1"] == modes["L2"] == "stacked"
+
+
+def hinge_of_last_token(outputs, batch):
+    """No gradient in rows that are right by a margin."""
+    last = batch.inputs["attention_mask"].sum(1) - 1
+    return torch.relu(outputs[0][torch.arange(len(last)), last, 0] + batch.targets.float())
+
+
+def test_a_row_without_gradient_is_measured_all_the_same():
+    model = build("bert", cls="BertModel")
+    anatomy = hp.inspect(model)
+    inputs = token_inputs(rows=4)
+    with torch.no_grad():
+        last = inputs["attention_mask"].sum(1) - 1
+        firsts = model(**inputs)[0][torch.arange(4), last, 0]
+    # Only the last row is just beyond its margin: silencing heads brings it back.
+    labels = torch.tensor([5.0, 5.0, 5.0, 0.0])
+    labels[3] = -firsts[3] - 1e-3
+    batches = as_batches([{**inputs, "labels": labels}])
+    masks = 1 - torch.eye(len(anatomy.heads))
+    found = replay.losses(model, anatomy, batches=batches, loss=hinge_of_last_token, masks=masks)
+    expected = brute(model, anatomy, batches, masks, hinge_of_last_token)
+    assert expected[:, 3].max() > 0
+    assert torch.allclose(found, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_logits_that_are_changed_in_place_are_not_the_head_s_own():
+    model = build("llama")
+    task = TASKS["causal-lm"]
+    inputs = token_inputs()
+    batch = as_batches([{**inputs, "labels": inputs["attention_mask"].sum(1) - 1}])[0]
+
+    def run():
+        outputs = model(**batch.inputs)
+        outputs.logits[:, :, 10:20] = -1e4
+        return outputs
+
+    with torch.no_grad():
+        found = replay.example_losses(model, batch, task.loss, run=run)[0]
+        assert torch.allclose(found, task.loss(run(), batch), atol=1e-5)

@@ -93,17 +93,14 @@ def attentions_with_cache(found: Probe) -> set[str]:
 
     for tower in found.towers:
         module = found.clone.get_submodule(tower.path)
-        asked = _asking_for_a_cache(module)
-        if not asked:
-            continue
         with ExitStack() as hooks:
+            # A cache of another kind, or none although the signature says so.
+            hooks.enter_context(suppress(Exception))
             for pattern in found.patterns:
                 attention = found.clone.get_submodule(pattern.path)
                 handle = attention.register_forward_pre_hook(note(pattern.path), with_kwargs=True)
                 hooks.callback(handle.remove)
-            with suppress(
-                Exception
-            ):  # a cache of another kind, or none although the signature says so
+            if asked := _asking_for_a_cache(module):
                 _run(module, {**tower.others, **asked})
     return caching
 

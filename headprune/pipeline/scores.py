@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import Recipe
@@ -78,10 +76,11 @@ def find_scores(
             and all(scores.data.get(name) == rows.note[name] for name in _SAME_ROWS if scores.n)
             and scores.method == (recipe.method or scores.method)
             and scores.normalize == recipe.normalize
-            and (scores.race is None or scores.race.keep == recipe.keep)
+            and (scores.race is None or (scores.race.keep == recipe.keep and not recipe.sites))
         )
         if fits:
-            voice.say(f"scores of the latest run: {path} ({scores.method}, n = {scores.n:,})")
+            how = f"{scores.method}, raced" if scores.race else scores.method
+            voice.say(f"scores of the latest run: {path} ({how}, n = {scores.n:,})")
             return Scored(scores)
         voice.say(
             f"the latest run ({path}) has scores of another model, data or method: scoring anew"
@@ -213,7 +212,6 @@ def _journal(
         "batches": fingerprint_of_batches(batches),
         "task": subject.task.name,
         "device": subject.model.device.type,
-        "threads": torch.get_num_threads(),
         "compile": recipe.compile,
         "race": [recipe.keep, recipe.max_work] if recipe.until else None,
         "versions": versions(),

@@ -6,7 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from headprune.batch import Batch
 from headprune.errors import ModelError
+from headprune.replay.recording import Recording
 
 TOKENS_ON_CPU = 4096
 """A CPU's matrix products are as fast as they get with this many; a number that was measured would differ from run to run."""
@@ -29,11 +31,14 @@ def tokens_that_fit(run: Callable[[int], object], *, per_copy: int, device: torc
     """
 
     def seconds(copies: int) -> float:
-        run(copies)  # the first one of its size finds its kernels
-        torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        run(copies)
-        torch.cuda.synchronize(device)
+        try:
+            run(copies)  # the first one of its size finds its kernels
+            torch.cuda.synchronize(device)
+            start = time.perf_counter()
+            run(copies)
+            torch.cuda.synchronize(device)
+        except torch.OutOfMemoryError:
+            return float("inf")
         return time.perf_counter() - start
 
     torch.cuda.reset_peak_memory_stats(device)
@@ -42,6 +47,13 @@ def tokens_that_fit(run: Callable[[int], object], *, per_copy: int, device: torc
     taken = max(1, torch.cuda.max_memory_allocated(device) - before)
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - before
     return per_copy * best_copies(seconds, most=int(_SHARE_OF_MEMORY * free / taken))
+
+
+def tokens_of(recording: Recording, batch: Batch) -> int:
+    """Return how many tokens a batch has where attentions see them: patches, frames and targets are no less than words."""
+    seen = [here.projection.read for here in recording.sites.values()]
+    counts = [z.shape[:-1].numel() for z in seen if isinstance(z, Tensor)]
+    return max(counts, default=batch.num_tokens)
 
 
 def best_copies(seconds: Callable[[int], float], *, most: int) -> int:
@@ -72,7 +84,9 @@ def in_chunks(masks: Tensor, size: int, run: Callable[[Tensor], Tensor]) -> Tens
     while start < len(masks):
         try:
             found.append(run(masks[start : start + size]))
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
             if size == 1:
                 raise ModelError(
                     "the device ran out of memory on a batch of the usual size",
@@ -85,3 +99,9 @@ def in_chunks(masks: Tensor, size: int, run: Callable[[Tensor], Tensor]) -> Tens
             continue
         start += len(found[-1])
     return torch.cat(found)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether it is memory that ran out; the CPU's allocator says so in a RuntimeError of no class of its own."""
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or "can't allocate memory" in str(error)

@@ -57,9 +57,11 @@ def example_losses(
         outputs = run()
     if len(seen) != 1 or seen[0][0].dim() != 3:
         return _whole(run(), batch, loss, copies)
-    (hidden, made), logits = seen[0], outputs.logits
+    (hidden, made, version), logits = seen[0], outputs.logits
     del outputs
-    plain = logits.shape == made.shape and logits.data_ptr() == made.data_ptr()
+    # The head's own output, and nothing was done to it in place.
+    plain = logits.data_ptr() == made.data_ptr() and made._version == version
+    plain = plain and logits.shape == made.shape
     if not plain and rerun is None:
         return _whole(run(), batch, loss, copies)
     project = head if plain or rerun is None else _followed(head, rerun)
@@ -83,9 +85,9 @@ def _whole(outputs: Any, batch: Batch, loss: Loss, copies: int) -> Tensor:
 
 
 @contextmanager
-def _one_position(head: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Let ``head`` run on the first position only; collect what it was given, and what it made of that position."""
-    seen: list[tuple[Tensor, Tensor]] = []
+def _one_position(head: nn.Module) -> Iterator[list[tuple[Tensor, Tensor, int]]]:
+    """Let ``head`` run on the first position only; collect what it was given, and what it made of that position and when."""
+    seen: list[tuple[Tensor, Tensor, int]] = []
     given: list[Tensor] = []
 
     def shorten(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -93,7 +95,7 @@ def _one_position(head: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
         return (args[0][:, :1], *args[1:])
 
     def keep(_module: nn.Module, _args: Any, made: Tensor) -> None:
-        seen.append((given[-1], made))
+        seen.append((given[-1], made, made._version))
 
     handles = [head.register_forward_pre_hook(shorten), head.register_forward_hook(keep)]
     try:
@@ -129,13 +131,14 @@ class _Pieces(torch.autograd.Function):
         ctx: Any, hidden: Tensor, batch: Batch, loss: PositionLoss, project: Project, step: int
     ) -> Tensor:
         wanted = hidden.requires_grad
-        total = torch.zeros(batch.num_examples, device=hidden.device)
+        total = torch.zeros(batch.num_examples, device=batch.example_of_row.device)
         gradient = torch.zeros_like(hidden) if wanted else None
         stop = loss.stop(batch)
         for start in range(0, stop, step):
             piece = hidden[:, start : min(start + step, stop)].detach().requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):
-                values = loss.part(project(piece), start, batch).float()
+                logits = project(piece).to(total.device)
+                values = loss.part(logits, start, batch).float()
                 summed = values.sum()
             if gradient is not None:
                 (moved,) = torch.autograd.grad(summed, piece)
@@ -147,7 +150,7 @@ class _Pieces(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *above: Tensor) -> Any:
-        by_row = above[0][ctx.example_of_row].view(-1, 1, 1).to(ctx.gradient.dtype)
+        by_row = above[0][ctx.example_of_row].view(-1, 1, 1).to(ctx.gradient)
         return ctx.gradient * by_row, None, None, None, None
 
 

@@ -1,5 +1,6 @@
 """``losses(masks)``, batch by batch."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,8 +15,8 @@ from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch, Loss, input_device
 from headprune.distributed import World
 from headprune.passes import IN_SILENCE, Pass, each_batch
-from headprune.replay.budget import TOKENS_ON_CPU, in_chunks, tokens_that_fit
-from headprune.replay.narrow import find_tail
+from headprune.replay.budget import TOKENS_ON_CPU, in_chunks, tokens_of, tokens_that_fit
+from headprune.replay.narrow import find_tail, reads_nothing_else
 from headprune.replay.recording import compiled_blocks, record
 from headprune.replay.resume import Mode, Resumption, run_masks
 from headprune.replay.routes import Routes, find_routes, is_same, summary
@@ -115,7 +116,7 @@ def _measured(run: _Run, batch: Batch, site: Site) -> int:
     mode = run.routes.modes[site]
     return tokens_that_fit(
         lambda copies: run_masks(given, mask.expand(copies, -1), site=site, mode=mode),
-        per_copy=batch.num_tokens,
+        per_copy=tokens_of(recording, batch),
         device=batch.example_of_row.device,
     )
 
@@ -137,11 +138,18 @@ def _over_batches(run: _Run, batches: Sequence[Batch], *, over: Pass, name: str)
         dtype=torch.float32,
         over=over,
         name=name,
+        key=_digest(run),
     )
     result = torch.empty(len(run.masks), sum(batch.num_examples for batch in batches))
     for batch, values in zip(batches, found, strict=True):
         result[:, batch.indices] = values
     return result
+
+
+def _digest(run: _Run) -> str:
+    """Return a name for these masks: what a journal has of others is none of theirs."""
+    content = torch.cat([run.masks, run.base[None]]).contiguous().numpy().tobytes()
+    return f"-{hashlib.sha256(content).hexdigest()[:8]}"
 
 
 def _batch_losses(run: _Run, batch: Batch) -> Float[Tensor, "masks examples"]:
@@ -150,11 +158,14 @@ def _batch_losses(run: _Run, batch: Batch) -> Float[Tensor, "masks examples"]:
     recording = record(run.model, run.anatomy, batch, run.loss, base=run.base)
     last = run.routes.last
     tail = find_tail(run.model, batch, run.loss, recording, last=last) if last else None
+    # A row whose loss has no gradient just now reads all the same.
+    if tail and not reads_nothing_else(run.model, batch, run.loss, recording, tail):
+        tail = None
     given = Resumption(
         run.model, run.anatomy, batch, run.loss, run.base, recording, tail, run.compiled
     )
     found = recording.losses.new_empty(len(run.masks), batch.num_examples)
-    stacked = max(1, run.tokens_per_forward // batch.num_tokens)
+    stacked = max(1, run.tokens_per_forward // tokens_of(recording, batch))
     modes = _modes(run, given, stacks=stacked > 1)
     for site, members in run.routes.starts.items():
         if site is None:
