@@ -106,13 +106,19 @@ def reads_nothing_else(
 ) -> bool:
     """Whether the loss stays the same, to the bit, with other numbers in the positions that aren't needed."""
     hidden = next(tensors_in(tail.block.output))
-    other = hidden.detach().clone()
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(hidden.shape, generator=generator).to(hidden) * (10 * hidden.std() + 1)
-    other += noise
-    other[:, tail.positions] = hidden[:, tail.positions]
-    found = _losses_after(model, batch, loss, recording, tail.block, hidden, other)
-    return torch.equal(found.float(), recording.losses)
+    noise[:, tail.positions] = 0
+    # Both ways: a loss with a margin moves in one direction only.
+    return all(
+        torch.equal(
+            _losses_after(
+                model, batch, loss, recording, tail.block, hidden, hidden + sign * noise
+            ).float(),
+            recording.losses,
+        )
+        for sign in (1, -1)
+    )
 
 
 def _losses_after(
