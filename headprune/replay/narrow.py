@@ -16,7 +16,14 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Site
 from headprune.batch import Batch, Loss, PositionLoss, forward, per_example
-from headprune.replay.recording import Call, Recording, SiteCall, replaced, returning
+from headprune.replay.recording import (
+    Call,
+    Recording,
+    SiteCall,
+    block_of,
+    replaced,
+    returning,
+)
 from headprune.replay.rows import map_tensors, repeat, tensors_in
 
 # Of all positions: with more of them there is little to save.
@@ -70,14 +77,10 @@ def _block(
     model: PreTrainedModel, recording: Recording, site: Site, here: SiteCall | None
 ) -> Call | None:
     """Return the call of the block that the attention lies in, if it ran once and nothing recorded ran after it."""
-    module: nn.Module = model
-    for name in site.path.split("."):
-        parent, module = module, module.get_submodule(name)
-        if isinstance(parent, nn.ModuleList):
-            calls = [call for call in recording.calls if call.module is module]
-            inside = here is not None and len(calls) == 1 and _holds(calls[0], here.projection)
-            return calls[0] if inside else None
-    return None
+    module = block_of(model, site)
+    calls = [call for call in recording.calls if call.module is module]
+    inside = here is not None and len(calls) == 1 and _holds(calls[0], here.projection)
+    return calls[0] if inside else None
 
 
 def _holds(outer: Call, inner: Call) -> bool:

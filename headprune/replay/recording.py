@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from headprune.anatomy import Anatomy
+from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch, Loss, forward
 from headprune.heads import SiteId
 from headprune.masking import gated
@@ -192,15 +192,20 @@ def compiled_blocks(
     model: PreTrainedModel, anatomy: Anatomy
 ) -> dict[nn.Module, Callable[..., Any]]:
     """Return compiled forwards of the blocks that attentions lie in; one graph serves batches of any size and length."""
-    blocks: dict[nn.Module, None] = {}
-    for site in anatomy.sites:
-        module: nn.Module = model
-        for name in site.path.split("."):
-            parent, module = module, module.get_submodule(name)
-            if isinstance(parent, nn.ModuleList):
-                blocks[module] = None
-                break
-    return {block: torch.compile(block.forward, dynamic=True) for block in blocks}
+    blocks = dict.fromkeys(block_of(model, site) for site in anatomy.sites)
+    return {
+        block: torch.compile(block.forward, dynamic=True) for block in blocks if block is not None
+    }
+
+
+def block_of(model: PreTrainedModel, site: Site) -> nn.Module | None:
+    """Return the block that an attention lies in: the outermost element of a list on the way to it."""
+    module: nn.Module = model
+    for name in site.path.split("."):
+        parent, module = module, module.get_submodule(name)
+        if isinstance(parent, nn.ModuleList):
+            return module
+    return None
 
 
 @contextmanager
