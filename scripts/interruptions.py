@@ -38,23 +38,30 @@ def main() -> None:
         started = time.perf_counter()
         if not run(folder, [*words, "--run", "whole"]):
             sys.exit("the run that nobody killed failed")
-        whole = time.perf_counter() - started
-        parts = folder / "killed" / "partial"
-        found: list[int] = []
-        for _ in range(asked.kills):
-            # Late enough to have begun, early enough that some runs do little: most of a short run is imports.
-            if run(folder, [*words, "--run", "killed"], seconds=moments.uniform(0.1, 0.6) * whole):
-                break
-            found.append(len(list(parts.glob("*/*.safetensors"))))
-        if not (folder / "killed" / "scores.json").exists():
-            run(folder, [*words, "--run", "killed"])
-        same = (folder / "whole" / "scores.json").read_bytes() == (
-            folder / "killed" / "scores.json"
-        ).read_bytes()
-        left = [path.name for path in (folder / "killed").iterdir()]
-    print(f"killed {len(found)} times, with so many batches done: {found}")
-    print(f"left in the run's directory: {left}")
-    print("the scores are the same bytes" if same else "the scores DIFFER")
+        seconds = time.perf_counter() - started
+        expected = (folder / "whole" / "scores.json").read_bytes()
+        kills, runs, same = 0, 0, True
+        while kills < asked.kills:
+            runs += 1
+            target = folder / f"killed-{runs}"
+            found: list[int] = []
+            while not (target / "scores.json").exists():
+                if kills < asked.kills:
+                    # From the middle of the imports to the end of a whole run: most of a short run is imports.
+                    limit = moments.uniform(0.3, 1.0) * seconds
+                    kills += not run(folder, [*words, "--run", target.name], seconds=limit)
+                else:
+                    run(folder, [*words, "--run", target.name])
+                found.append(len(list(target.glob("partial/*/*.safetensors"))))
+            left = [path.name for path in target.iterdir()]
+            agrees = (target / "scores.json").read_bytes() == expected and left == ["scores.json"]
+            same = same and agrees
+            print(
+                f"run {runs}: batches done at each stop {found[:-1]}, "
+                + ("then the same bytes" if agrees else f"then OTHER bytes, or leftovers {left}"),
+                flush=True,
+            )
+    print(f"killed {kills} times: " + ("the scores are the same bytes" if same else "DIFFERENT"))
     sys.exit(not same)
 
 
