@@ -20,7 +20,7 @@ from headprune.errors import HeadpruneError, ModelError, UnsupportedError
 TOLERANCE = 2e-5
 # Convolutions choose their kernel by how memory is aligned, so the same numbers may give other last bits.
 KERNELS = 1e-6
-PLANS = {"eager": (0, 1, 2), "sdpa": (2,)}
+PLANS = {"eager": (0, 1, 2), "sdpa": (0, 1, 2)}
 LEAST_EFFECT = 1e-3
 
 
