@@ -61,6 +61,18 @@ class Batch:
             torch.arange(min(count, self.num_examples)),
         )
 
+    def start(self, length: int) -> "Batch":
+        """Return the first ``length`` positions of every row; the whole batch where there is padding among them."""
+        size = self.inputs["input_ids"].shape if "input_ids" in self.inputs else ()
+        real = self.inputs.get("attention_mask")
+        if len(size) != 2 or (real is not None and not bool(real[:, :length].all())):
+            return self
+        cut = {
+            name: value[:, :length] if value.shape[:2] == size else value
+            for name, value in self.inputs.items()
+        }
+        return replace(self, inputs=cut)
+
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with its tensors on ``device`` (the indices stay where they are)."""
         return replace(

@@ -41,7 +41,8 @@ class DyingJournal(Journal):
 @pytest.mark.parametrize("method", ["ablation", "gradient"])
 @pytest.mark.parametrize("done", [0, 1, 3])
 def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bytes(tmp_path, bert, method, done):
-    batches = as_batches([token_inputs(rows=rows, seed=rows) for rows in (4, 2, 3, 5)])
+    rows = (7, 9, 11, 13)  # no trial has as many, and no stack of masks
+    batches = as_batches([token_inputs(rows=count, seed=count) for count in rows])
     settings = {"anatomy": hp.inspect(bert), "batches": batches, "loss": loss, "method": method}
     whole = score(bert, **settings)
     DyingJournal.left = done
@@ -49,14 +50,12 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bytes(tmp_path, be
         score(bert, **settings, over=Pass(journal=DyingJournal(tmp_path)))
     journal = Journal(tmp_path)
     assert journal.count() == done
-    again = listening(bert, rows={4, 2, 3, 5})
+    again = listening(bert, rows=rows)
     resumed = score(bert, **settings, over=Pass(journal=journal))
     assert resumed.to_json() == whole.to_json()
     assert journal.count() == 4
-    # What was done isn't done again: a batch's recording is the only forward on its rows alone.
-    assert set(again) >= {4, 2, 3, 5} - {(4, 2, 3, 5)[place] for place in range(done)} - {2}
-    if method == "gradient":
-        assert len(again) == 4 - done
+    # What was done isn't done again.
+    assert list(dict.fromkeys(again)) == list(rows[done:])
 
 
 def listening(model, rows):

@@ -18,8 +18,8 @@ from headprune.passes import IN_SILENCE, Pass, each_batch
 from headprune.replay.budget import TOKENS_ON_CPU, in_chunks, tokens_of, tokens_that_fit
 from headprune.replay.narrow import find_tail, reads_nothing_else
 from headprune.replay.recording import compiled_blocks, record
-from headprune.replay.resume import Mode, Resumption, run_masks
-from headprune.replay.routes import Routes, find_routes, is_same, summary
+from headprune.replay.resume import Resumption, run_masks
+from headprune.replay.routes import Routes, find_routes, modes_on, summary
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +166,7 @@ def _batch_losses(run: _Run, batch: Batch) -> Float[Tensor, "masks examples"]:
     )
     found = recording.losses.new_empty(len(run.masks), batch.num_examples)
     stacked = max(1, run.tokens_per_forward // tokens_of(recording, batch))
-    modes = _modes(run, given, stacks=stacked > 1)
+    modes = modes_on(run.routes, given, stacks=stacked > 1)
     for site, members in run.routes.starts.items():
         if site is None:
             found[members] = recording.losses
@@ -177,20 +177,3 @@ def _batch_losses(run: _Run, batch: Batch) -> Float[Tensor, "masks examples"]:
                 partial(run_masks, given, site=site, mode=modes[site]),
             )
     return found
-
-
-def _modes(run: _Run, given: Resumption, *, stacks: bool) -> Mapping[Site, Mode]:
-    """Return how masks are run on this batch: as on the first examples, unless this batch is of another kind.
-
-    Its modules may run in another order, or something that isn't its rows may have the length of its rows by chance: then two
-    copies of it aren't twice what it is.
-    """
-    modes = run.routes.modes
-    if not modes:
-        return modes
-    last, mode = list(modes.items())[-1]
-    trusted = given.recording.order == run.routes.order
-    if trusted and stacks and mode != "plain":
-        twice = run_masks(given, run.base.repeat(2, 1), site=last, mode=mode)
-        trusted = all(is_same(one, given.recording.losses, dtype=run.model.dtype) for one in twice)
-    return modes if trusted else dict.fromkeys(modes, "plain")

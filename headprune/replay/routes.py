@@ -15,13 +15,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
-from headprune.batch import Batch, Loss
+from headprune.batch import Batch, Loss, PositionLoss
 from headprune.replay.narrow import find_tail, reads_nothing_else
 from headprune.replay.projection import can_share
 from headprune.replay.recording import Recording, record
 from headprune.replay.resume import Mode, Resumption, run_masks
 
 _EXAMPLES = 2
+# Of a loss that is a sum over positions: a few show as well as a thousand would whether a block is resumed exactly.
+_POSITIONS = 16
 # In units of the data type's rounding: some operations round otherwise in another batch. A wrong replay is off by far more.
 _ROUNDINGS = 64
 # Half precision rounds by about as much as a head moves a loss. There whole attentions are silenced in the trials, and replay
@@ -58,6 +60,8 @@ def find_routes(
 ) -> Routes:
     """Find where each mask starts, and try out on the first examples of ``batch`` how it can be run from there."""
     few = batch.take(_EXAMPLES)
+    if isinstance(loss, PositionLoss):
+        few = few.start(_POSITIONS)
     given = Resumption(
         model, anatomy, few, loss, base, record(model, anatomy, few, loss, base=base)
     )
@@ -153,12 +157,42 @@ def _narrows(
 
 
 def _agrees(given: Resumption, trial: _Trial, mode: Mode) -> bool:
-    try:
-        found = run_masks(given, trial.masks, site=trial.site, mode=mode)
-    except Exception:  # noqa: BLE001 - a block that hands on what doesn't fit raises what it likes
-        return False
+    found = _tried(given, trial.masks, trial.site, mode)
     effect = trial.expected - given.recording.losses
-    return is_same(found, trial.expected, dtype=given.model.dtype, effect=effect)
+    return found is not None and is_same(
+        found, trial.expected, dtype=given.model.dtype, effect=effect
+    )
+
+
+def _tried(given: Resumption, masks: Tensor, site: Site, mode: Mode) -> Tensor | None:
+    """Return the losses, or None: a block that is handed what doesn't fit raises what it likes."""
+    try:
+        return run_masks(given, masks, site=site, mode=mode)
+    except Exception:  # noqa: BLE001 - see above
+        return None
+
+
+def modes_on(routes: Routes, given: Resumption, *, stacks: bool) -> Mapping[Site, Mode]:
+    """Return how masks are run on a batch: as on the first examples, unless it is of another kind.
+
+    Its modules may run in another order, or something that isn't its rows may have the length of its rows by chance: then two
+    copies of it aren't twice what it is.
+
+    Args:
+        routes: What was found on the first examples.
+        given: The batch.
+        stacks: Whether it will be stacked.
+    """
+    if not routes.modes:
+        return routes.modes
+    last, mode = list(routes.modes.items())[-1]
+    trusted = given.recording.order == routes.order
+    if trusted and stacks and mode != "plain":
+        twice = _tried(given, given.base.repeat(2, 1), last, mode)
+        trusted = twice is not None and all(
+            is_same(one, given.recording.losses, dtype=given.model.dtype) for one in twice
+        )
+    return routes.modes if trusted else dict.fromkeys(routes.modes, "plain")
 
 
 def is_same(
