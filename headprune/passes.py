@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from headprune.allocator import kept_memory
 from headprune.batch import Batch
 from headprune.distributed import World
 from headprune.journal import Journal
@@ -73,9 +74,10 @@ def each_batch(
     mine = over.world.share(len(batches))
     share = [batches[index] for index in mine]
     places = iter(mine)
-    for batch in over.track(share, name) if over.track else share:
-        place = next(places)
-        found[place] = _kept(over.journal, f"{name}{key}-{place:06d}", partial(compute, batch))
+    with kept_memory():
+        for batch in over.track(share, name) if over.track else share:
+            place = next(places)
+            found[place] = _kept(over.journal, f"{name}{key}-{place:06d}", partial(compute, batch))
     if over.world.size == 1:
         return tuple(found)
     together = over.world.summed(torch.cat([result.flatten() for result in found]))

@@ -9,10 +9,26 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
 os.environ["COLUMNS"] = "160"
 
+import jaxtyping
 import pytest
 import torch
 import transformers
-from families import FAMILIES, build, toy_tokenizer
+
+_jaxtyped = jaxtyping.jaxtyped
+
+
+def _jaxtyped_once(function=None, **settings):
+    """Leave functions inside functions unchecked: they'd be instrumented anew on every call, half of all that tests would do."""
+    if function is None:
+        return lambda function: _jaxtyped_once(function, **settings)
+    if "<locals>" in function.__qualname__:
+        return function
+    return _jaxtyped(function, **settings)
+
+
+jaxtyping.jaxtyped = _jaxtyped_once  # before anything of headprune is imported
+
+from families import FAMILIES, build, toy_tokenizer  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="session")

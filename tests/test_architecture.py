@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "headprune"
 ORDER = [
     "errors",
     "atomic",
+    "allocator",
     "distributed",
     "journal",
     "heads",

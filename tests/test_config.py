@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import yaml
 from hypothesis import given
@@ -57,6 +58,8 @@ def test_a_wrong_recipe_is_refused_with_what_where_and_how(tmp_path, text, messa
     assert hint in caught.value.hint
 
 
+# In a fresh checkout the first texts wait for hypothesis's table of characters.
+@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.too_slow])
 @given(
     st.dictionaries(
         st.sampled_from(sorted(Recipe.model_fields)),

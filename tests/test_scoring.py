@@ -49,10 +49,9 @@ def one_row_at_a_time(batch):
     ]
 
 
-def brute_force_losses(model, batch, loss, removed):
+def brute_force_losses(model, batch, loss, removed, anatomy):
     """Loss of every example with heads silenced, one row per forward, no padding shared."""
     found = []
-    anatomy = hp.inspect(model)
     for row in one_row_at_a_time(batch):
         inputs = {name: value for name, value in row.items() if name != "labels"}
         with torch.no_grad(), hp.masked(model, removed, anatomy=anatomy):
@@ -85,10 +84,11 @@ def test_gradient_is_the_mean_absolute_derivative_per_example(family):
 
 def test_ablation_is_the_naive_loop(family):
     model, batch, loss = setting(family)
-    scores = hp.score(model, [batch], loss=loss, method="ablation")
-    base = brute_force_losses(model, batch, loss, [])
+    anatomy = hp.inspect(model)
+    scores = hp.score(model, [batch], loss=loss, method="ablation", anatomy=anatomy)
+    base = brute_force_losses(model, batch, loss, [], anatomy)
     for place, head in enumerate(scores.heads):
-        difference = brute_force_losses(model, batch, loss, [head]) - base
+        difference = brute_force_losses(model, batch, loss, [head], anatomy) - base
         assert scores.values[place] == pytest.approx(difference.mean().item(), abs=2e-5)
         error = difference.std() / len(difference) ** 0.5
         assert scores.standard_errors[place] == pytest.approx(error.item(), abs=2e-5)
@@ -106,20 +106,21 @@ def test_losses_takes_any_list_of_masks(family):
     )
     for mask, row in zip(masks, found, strict=True):
         removed = [head for head, value in zip(anatomy.heads, mask, strict=True) if not value]
-        expected = brute_force_losses(model, batch, loss, removed)
+        expected = brute_force_losses(model, batch, loss, removed, anatomy)
         assert row.double() == pytest.approx(expected, abs=5e-5)
 
 
 @pytest.mark.parametrize("method", ["gradient", "ablation"])
 def test_scores_do_not_depend_on_batch_size(family, method):
     model, batch, loss = setting(family, rows=16)
+    anatomy = hp.inspect(model)
     every = []
     for size in (1, 3, 16):
         parts = [
             {name: value[start : start + size] for name, value in batch.items()}
             for start in range(0, 16, size)
         ]
-        scores = hp.score(model, parts, loss=loss, method=method)
+        scores = hp.score(model, parts, loss=loss, method=method, anatomy=anatomy)
         assert scores.n == 16
         every.append(torch.tensor(scores.values))
     for other in every[1:]:
@@ -212,13 +213,14 @@ def test_scores_of_a_pruned_model_are_those_of_the_masked_one():
     gone = ["L0.H1", "L1.H0", "L1.H3"]
     masks = torch.ones(1, 18)
     masks[0, [1, 6, 9]] = 0
-    base = brute_force_losses(model, batch, loss, gone)
+    whole = hp.inspect(model)
+    base = brute_force_losses(model, batch, loss, gone, whole)
     hp.prune(model, gone)
     scores = hp.score(model, [batch], loss=loss, method="ablation")
     fresh = build("bert")
     assert len(scores.heads) == 15
     for head, value in list(scores.by_head().items())[::4]:
-        difference = brute_force_losses(fresh, batch, loss, [*gone, head]) - base
+        difference = brute_force_losses(fresh, batch, loss, [*gone, head], whole) - base
         assert value == pytest.approx(difference.mean().item(), abs=2e-5)
 
 

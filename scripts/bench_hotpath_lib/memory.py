@@ -3,9 +3,7 @@
 The process that starts them must be small: Linux counts what the parent holds at the fork as the child's peak. So nothing large
 is imported here before a child's work begins.
 
-glibc keeps more and more of what was freed, in pieces, and how much is luck: the same work peaks up to a third apart. Its
-threshold is held where it starts, so that tensors are given back at once and a peak is what was needed at a time. (Other systems'
-allocators don't read the variable.)
+glibc keeps some of what was freed, in pieces, and how much is luck: the same work peaks a few percent apart.
 """
 
 import json
@@ -21,7 +19,6 @@ from bench_hotpath_lib.settings import Request, Sizes
 
 _SCRIPTS = Path(__file__).parent.parent
 _HEADS = 6
-_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ def _start(work: str, name: str, sizes: Sizes, device: str, *, times: int) -> su
     }
     return subprocess.Popen(
         [sys.executable, "-m", "bench_hotpath_lib.memory", json.dumps(order)],
-        env={**os.environ, **_ALLOCATOR, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -56,7 +56,7 @@ def _notes(found: Comparison, peak: float) -> list[str]:
     )
     full = ""
     if found.flops < found.flops_full:
-        share = found.flops_full / found.ours_by_rows / peak
+        share = found.flops_full / found.ours / peak
         full = f" Of the last block, only what the loss reads is counted; counted in full, ours is at {share:.0%} of the peak."
     return [
         f"  All {found.heads} heads x {found.examples} examples. ~ is extrapolated: naive ran {found.naive_heads} heads, the "

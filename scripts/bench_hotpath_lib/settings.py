@@ -66,7 +66,7 @@ class Request:
     quick: bool
 
 
-FULL = Sizes({"bert-base": 16, "minilm": 128, "smollm2": 2})
+FULL = Sizes({"bert-base": 48, "minilm": 128, "smollm2": 4})
 # A GPU needs more rows to be busy, and has the time.
 GPU_ROWS = {"bert-base": 512, "minilm": 4096, "smollm2": 64}
 FULL_EFFORT = Effort(2, 12, 2, linear_rows=8, linear_lengths=(16, 32, 64), memory_rows=128)

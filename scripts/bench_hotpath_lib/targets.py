@@ -43,11 +43,7 @@ class Verdict:
 
 
 def judge(found: Iterable[Comparison], memory: Memory, *, peak: float) -> list[Verdict]:
-    """Hold everything that has a target against it.
-
-    Speed is judged by what grows with the rows: trying out the routes is done once a run, whatever the rows, and few rows are
-    measured here. The number that counts it stands beside it.
-    """
+    """Hold everything that has a target against it. Speed counts all that a run does, what it does once included."""
     verdicts = [verdict for each in found for verdict in _of_subject(each, peak)]
     whole = f"whole processes {memory.process_ratio:.2f}"
     return [
@@ -68,27 +64,27 @@ def _of_subject(found: Comparison, peak: float) -> Iterator[Verdict]:
     if name in OVER_NAIVE:
         yield Verdict(
             f"{name}, times as fast as naive",
-            found.naive / found.ours_by_rows,
+            found.naive / found.ours,
             OVER_NAIVE[name],
             ">=",
-            f"{found.naive / found.ours:.2f} with what is done once",
+            f"{found.naive / found.ours_by_rows:.2f} without what is done once",
         )
     if name in OVER_REFERENCE:
         yield Verdict(
             f"{name}, times as fast as the reference",
-            found.reference / found.ours_by_rows,
+            found.reference / found.ours,
             OVER_REFERENCE[name],
             ">=",
-            f"{found.reference / found.ours:.2f} with what is done once",
+            f"{found.reference / found.ours_by_rows:.2f} without what is done once",
         )
     if name in SHARE_OF_PEAK:
         yield Verdict(
             f"{name}, share of the peak",
-            found.flops / found.ours_by_rows / peak,
+            found.flops / found.ours / peak,
             SHARE_OF_PEAK[name],
             ">=",
-            f"{found.flops / found.ours / peak:.2f} with what is done once; "
-            f"{found.flops_full / found.ours_by_rows / peak:.2f} with the last block counted in full",
+            f"{found.flops / found.ours_by_rows / peak:.2f} without what is done once; "
+            f"{found.flops_full / found.ours / peak:.2f} with the last block counted in full",
         )
     yield Verdict(
         f"{name}, gradient scores in forwards", found.gradient_forwards, GRADIENT_FORWARDS, "<="
