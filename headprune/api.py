@@ -99,7 +99,7 @@ def score(
     *,
     loss: Callable[[Any, Batch], Tensor],
     method: str = "gradient",
-    normalize: Literal["none", "layer"] = "none",
+    normalize: Literal["none", "layer", "standard"] = "none",
     seed: int = 0,
     anatomy: Anatomy | None = None,
 ) -> HeadScores:
@@ -110,8 +110,8 @@ def score(
         batches: Calibration data: mappings of tensors as a DataLoader gives them (``labels`` become ``batch.targets``), or
             :class:`~headprune.replay.Batch` values.
         loss: ``loss(outputs, batch) -> [examples]``, one number per example, smaller is better.
-        method: ``gradient`` (Michel et al. 2019, eq. 2), ``ablation``, ``magnitude`` or ``random``.
-        normalize: ``layer`` divides by the l2 norm of each layer's scores.
+        method: ``gradient`` (Michel et al. 2019, eq. 2), ``ablation``, ... : a name of ``headprune.scoring.METHODS``.
+        normalize: ``layer`` divides by the l2 norm of each layer's scores, ``standard`` makes their mean 0 and their deviation 1.
         seed: For methods that draw random numbers.
         anatomy: The model's anatomy, if it is known already.
 

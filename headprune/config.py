@@ -39,8 +39,26 @@ class Recipe(BaseModel):
     until: Literal["decided"] | None = None
     max_work: float = Field(1 / 3, gt=0, le=1)
 
-    method: Literal["gradient", "ablation", "magnitude", "random"] | None = None
-    normalize: Literal["none", "layer"] = "none"
+    method: (
+        Literal[
+            "gradient",
+            "gradient:token",
+            "gradient:batch",
+            "fisher",
+            "fisher:batch",
+            "ablation",
+            "shapley",
+            "activation",
+            "fluctuation",
+            "confidence",
+            "entropy",
+            "sink",
+            "magnitude",
+            "random",
+        ]
+        | None
+    ) = None
+    normalize: Literal["none", "layer", "standard"] = "none"
     num_samples: int = Field(1024, ge=1)
 
     keep: float | None = Field(None, gt=0, le=1)

@@ -220,7 +220,7 @@ class HeadScores(Artefact):
     written_by = "score"
 
     method: str
-    normalize: Literal["none", "layer"] = "none"
+    normalize: Literal["none", "layer", "standard"] = "none"
     objective: str = "loss"
     heads: tuple[HeadName, ...]
     values: tuple[float, ...]

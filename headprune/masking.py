@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy, Site
 from headprune.anatomy.functional import LinearInputs
 from headprune.errors import ModelError
+from headprune.heads import SiteId
 
 
 @contextmanager
@@ -42,6 +43,43 @@ def gated(
         ModelError: An attention ran and its output projection was not called, so that nothing was masked there; or the batch
             has a number of rows that the gates don't fit.
     """
+    columns = {site.id: gates[..., anatomy.columns[site.id]] for site in anatomy.sites}
+
+    def multiply(site: Site, z: Tensor) -> Tensor:
+        by_row = _at_slots(site, columns[site.id], z.shape[-2]).to(z.device, z.dtype)
+        if gates.dim() == 2:
+            by_row = _by_row(site, by_row, z)
+        return z * by_row.unsqueeze(-1)
+
+    with changed(model, anatomy, multiply):
+        yield
+
+
+@contextmanager
+def observed(
+    model: PreTrainedModel, anatomy: Anatomy
+) -> Iterator[dict[SiteId, list[Float[Tensor, "... heads head_dim"]]]]:
+    """Collect every head's ``z`` while the block lasts, site by site, call by call, in the graph if grad is on.
+
+    Raises:
+        ModelError: See :func:`gated`.
+    """
+    seen: dict[SiteId, list[Tensor]] = {site.id: [] for site in anatomy.sites}
+
+    def keep(site: Site, z: Tensor) -> Tensor:
+        places = places_of(site, z.shape[-2])
+        seen[site.id].append(z if places is None else z[..., places, :])
+        return z
+
+    with changed(model, anatomy, keep):
+        yield seen
+
+
+@contextmanager
+def changed(
+    model: PreTrainedModel, anatomy: Anatomy, change: Callable[[Site, Tensor], Tensor]
+) -> Iterator[None]:
+    """Replace ``z`` [..., places, head_dim] by ``change(site, z)`` while the block lasts."""
     fired: Counter[str] = Counter()
     ran: Counter[str] = Counter()
     by_function: dict[nn.Module, Any] = {}
@@ -52,13 +90,12 @@ def gated(
 
         add(model.register_forward_pre_hook(lambda _module, _args: ran.update([""])))
         for site in anatomy.sites:
-            columns = gates[..., anatomy.columns[site.id]]
             gate = model.get_submodule(site.gate)
-            multiply = _gate_hook(site, columns, fired)
+            hook = _hook(site, change, fired)
             if site.called == "module":
-                add(gate.register_forward_pre_hook(multiply))
+                add(gate.register_forward_pre_hook(hook))
             else:
-                by_function[gate] = multiply
+                by_function[gate] = hook
             attention = model.get_submodule(site.path)
             add(attention.register_forward_pre_hook(_note(site.path, ran)))
         if by_function:
@@ -93,34 +130,39 @@ def _gate_calls(gates: Mapping[nn.Module, Any]) -> Callable[[Tensor, Tensor], Te
     return change
 
 
-def _gate_hook(site: Site, gates: Tensor, fired: Counter[str]) -> Any:
-    def multiply(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _hook(site: Site, change: Callable[[Site, Tensor], Tensor], fired: Counter[str]) -> Any:
+    def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         fired[site.gate] += 1
         z, *rest = args
         width = z.shape[-1] // site.head_dim
         if not width or not site.heads:
             return args
-        by_row = _at_slots(site, gates, width).to(z.device, z.dtype)
-        if gates.dim() == 2:
-            by_row = _by_row(site, by_row, z)
         heads = z.unflatten(-1, (width, site.head_dim))
-        return ((heads * by_row.unsqueeze(-1)).flatten(-2), *rest)
+        return (change(site, heads).flatten(-2), *rest)
 
-    return multiply
+    return hook
+
+
+def places_of(site: Site, width: int) -> list[int] | None:
+    """Return which of the ``width`` places of ``z`` are heads (None: all); outputs of the others, dead ones, go nowhere."""
+    if width == len(site.heads):
+        return None
+    present = site.slots if width == len(site.slots) else tuple(range(site.num_heads))
+    return [present.index(head) for head in site.heads]
 
 
 def _at_slots(site: Site, gates: Tensor, width: int) -> Tensor:
-    """Return a gate for each of the ``width`` places of ``z``: dead ones, whose outputs go nowhere, are let through."""
-    if width == len(site.heads):
+    """Return a gate for each of the ``width`` places of ``z``: dead ones are let through."""
+    places = places_of(site, width)
+    if places is None:
         return gates
-    present = site.slots if width == len(site.slots) else tuple(range(site.num_heads))
-    columns = torch.tensor([present.index(head) for head in site.heads], device=gates.device)
+    columns = torch.tensor(places, device=gates.device)
     return gates.new_ones(*gates.shape[:-1], width).index_copy(-1, columns, gates)
 
 
 def _by_row(site: Site, gates: Tensor, z: Tensor) -> Tensor:
-    """Return gates shaped like ``z``: each row of the batch may have become several rows (windows, tokens)."""
-    length = z.shape[0] if site.rows == "batch-major" else z.shape[:-1].numel()
+    """Return gates shaped like ``z`` but for head_dim: each row of the batch may have become several rows (windows, tokens)."""
+    length = z.shape[0] if site.rows == "batch-major" else z.shape[:-2].numel()
     if length % gates.shape[0]:
         raise ModelError(
             f"{site.gate} got {length} rows, and there are gates for {gates.shape[0]}",
@@ -128,6 +170,6 @@ def _by_row(site: Site, gates: Tensor, z: Tensor) -> Tensor:
             hint="give one row of gates for every row of the batch",
         )
     if site.rows == "time-major":
-        return gates.repeat(length // gates.shape[0], 1).reshape(*z.shape[:-1], gates.shape[-1])
+        return gates.repeat(length // gates.shape[0], 1).reshape(*z.shape[:-2], gates.shape[-1])
     rows = gates.repeat_interleave(length // gates.shape[0], dim=0)
-    return rows.reshape(z.shape[0], *[1] * (z.dim() - 2), gates.shape[-1])
+    return rows.reshape(z.shape[0], *[1] * (z.dim() - 3), gates.shape[-1])

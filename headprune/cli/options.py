@@ -62,16 +62,17 @@ Gqa = Annotated[
 Method = Annotated[
     str | None,
     typer.Option(
-        metavar="gradient|ablation|magnitude|random",
-        help="How heads are scored. (default: gradient)",
+        metavar="NAME",
+        help="How heads are scored: gradient, gradient:token, gradient:batch, fisher, fisher:batch, ablation, shapley, "
+        "activation, fluctuation, confidence, entropy, sink, magnitude, random. (default: gradient)",
         show_default=False,
     ),
 ]
 Normalize = Annotated[
     str | None,
     typer.Option(
-        metavar="none|layer",
-        help="Divide scores by their layer's l2 norm. (default: none)",
+        metavar="none|layer|standard",
+        help="Divide scores by their layer's l2 norm, or make its scores have mean 0 and deviation 1. (default: none)",
         show_default=False,
     ),
 ]

@@ -28,7 +28,7 @@ from headprune.pipeline.delivery import cut_and_save, measure
 from headprune.pipeline.scores import Scored, check_race, compute_scores, find_scores
 from headprune.results import Results
 from headprune.runs import named_scores, refuse_used_run, write_scores
-from headprune.scoring import NEED_ROWS
+from headprune.scoring import NEED_NO_ROWS
 from headprune.selection import Constraints, check_constraints, is_padded, make_plan, savings
 from headprune.subject import (
     Rows,
@@ -61,7 +61,7 @@ def score(
         recipe = recipe.model_copy(update={"device": world.device})
     subject = open_subject(recipe, voice=voice)
     anatomy = inspect_for_pruning(subject, voice=voice)
-    needs_rows = (recipe.method or "gradient") in NEED_ROWS
+    needs_rows = (recipe.method or "gradient") not in NEED_NO_ROWS
     rows = calibration_rows(subject, voice=voice) if needs_rows else None
     found = compute_scores(subject, anatomy, rows, voice=voice, world=world)
     if not world.is_main:

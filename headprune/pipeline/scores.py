@@ -14,7 +14,7 @@ from headprune.journal import Journal, open_journal
 from headprune.models import fingerprint, versions
 from headprune.passes import Pass
 from headprune.runs import FOLDER, latest_scores, named_scores
-from headprune.scoring import NEED_ROWS, race_heads
+from headprune.scoring import NEED_NO_ROWS, race_heads
 from headprune.scoring import score as score_heads
 from headprune.subject import (
     Rows,
@@ -104,7 +104,7 @@ def compute_scores(
     recipe, world = subject.recipe, world or World()
     check_race(recipe)
     method = recipe.method or "gradient"
-    used = rows if method in NEED_ROWS else None
+    used = None if method in NEED_NO_ROWS else rows
     batches = subject.batches(used.examples) if used else ()
     journal = _journal(subject, anatomy, batches, method=method) if used and keep_parts else None
     done = journal.count() if journal else 0

@@ -15,24 +15,41 @@ from headprune.errors import ModelError
 from headprune.heads import HeadScores
 from headprune.passes import IN_SILENCE, Pass
 from headprune.scoring.ablation import ablation
+from headprune.scoring.activation import activation
+from headprune.scoring.confidence import confidence
+from headprune.scoring.entropy import entropy
 from headprune.scoring.estimate import Estimate, Method
-from headprune.scoring.gradient import gradient
+from headprune.scoring.fisher import fisher, fisher_per_batch
+from headprune.scoring.fluctuation import fluctuation
+from headprune.scoring.gradient import gradient, gradient_per_batch, gradient_per_token
 from headprune.scoring.magnitude import magnitude
 from headprune.scoring.racing import race_heads
 from headprune.scoring.random import random
+from headprune.scoring.shapley import shapley
+from headprune.scoring.sink import sink
 
-__all__ = ["METHODS", "NEED_ROWS", "Estimate", "race_heads", "score"]
+__all__ = ["METHODS", "NEED_NO_ROWS", "Estimate", "race_heads", "score"]
 
 METHODS: dict[str, Method] = {
     "gradient": gradient,
+    "gradient:token": gradient_per_token,
+    "gradient:batch": gradient_per_batch,
+    "fisher": fisher,
+    "fisher:batch": fisher_per_batch,
     "ablation": ablation,
+    "shapley": shapley,
+    "activation": activation,
+    "fluctuation": fluctuation,
+    "confidence": confidence,
+    "entropy": entropy,
+    "sink": sink,
     "magnitude": magnitude,
     "random": random,
 }
 
 
-NEED_ROWS = ("gradient", "ablation")
-"""Methods that run the model; the others need no data."""
+NEED_NO_ROWS = ("magnitude", "random")
+"""Methods that don't run the model."""
 
 
 def score(
@@ -42,7 +59,7 @@ def score(
     batches: Sequence[Batch],
     loss: Loss,
     method: str = "gradient",
-    normalize: Literal["none", "layer"] = "none",
+    normalize: Literal["none", "layer", "standard"] = "none",
     seed: int = 0,
     over: Pass = IN_SILENCE,
 ) -> HeadScores:
@@ -55,7 +72,8 @@ def score(
         loss: Maps outputs and a batch to one loss per example.
         method: A name of :data:`METHODS`.
         normalize: ``layer`` divides the scores of each layer by their l2 norm (Michel et al. 2019, section 4.1, after
-            Molchanov et al. 2017); standard errors are divided alike.
+            Molchanov et al. 2017); ``standard`` makes each layer's scores have mean 0 and standard deviation 1 (An et al. 2024,
+            section 3.3). Standard errors are divided alike.
         seed: For methods that draw random numbers.
         over: How to go over the data: progress, journal, processes.
 
@@ -75,8 +93,8 @@ def score(
             where="calibration data",
             hint="look for empty or damaged rows; with --dtype float16, try bfloat16 or float32",
         )
-    if normalize == "layer":
-        found = _per_layer(found, anatomy)
+    if normalize != "none":
+        found = _per_layer(found, anatomy, standard=normalize == "standard")
     errors = found.standard_errors
     return HeadScores(
         method=method,
@@ -89,10 +107,12 @@ def score(
     )
 
 
-def _per_layer(found: Estimate, anatomy: Anatomy) -> Estimate:
-    norms = torch.ones_like(found.values)
+def _per_layer(found: Estimate, anatomy: Anatomy, *, standard: bool) -> Estimate:
+    values, norms = found.values.clone(), torch.ones_like(found.values)
     for columns in anatomy.columns.values():
-        norm = found.values[columns].norm()
-        norms[columns] = norm if norm > 0 else 1.0
+        if standard and len(values[columns]) > 1:
+            values[columns] -= values[columns].mean()
+        norm = values[columns].std() if standard else values[columns].norm()
+        norms[columns] = norm if norm > 0 else 1.0  # nan > 0 is false, too: a layer of one head
     errors = found.standard_errors
-    return Estimate(found.values / norms, None if errors is None else errors / norms, found.n)
+    return Estimate(values / norms, None if errors is None else errors / norms, found.n)

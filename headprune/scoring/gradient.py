@@ -1,19 +1,19 @@
-"""Michel et al. 2019, eq. 2: how much the loss of each example would move with a head's gate."""
+"""Michel et al. 2019, eq. 2: how much the loss would move with a head's gate; taken per example, per token or per batch."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float64
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.batch import Batch, Loss, forward, input_device
-from headprune.masking import gated
-from headprune.passes import Pass, each_batch
-from headprune.replay import Tape, example_losses
-from headprune.scoring.estimate import Estimate, mean_and_error
+from headprune.batch import Batch, Loss
+from headprune.passes import Pass
+from headprune.scoring.derivatives import (
+    mean_over_batches,
+    mean_over_examples,
+    mean_over_positions,
+)
+from headprune.scoring.estimate import Estimate
 
 
 def gradient(
@@ -34,55 +34,52 @@ def gradient(
     Source: Michel, Levy, Neubig, "Are Sixteen Heads Really Better than One?", NeurIPS 2019.
     """
     del seed
-    with _frozen(model):
-        parts = each_batch(
-            batches,
-            lambda batch: _sums(model, anatomy, batch, loss),
-            shape=lambda _batch: (2, len(anatomy.heads)),
-            dtype=torch.float64,
-            over=over,
-            name="gradient",
-        )
-    total, squares = torch.stack(parts).sum(0)
-    return mean_and_error(total, squares, n=sum(batch.num_examples for batch in batches))
-
-
-def _sums(
-    model: PreTrainedModel, anatomy: Anatomy, batch: Batch, loss: Loss
-) -> Float64[Tensor, "2 heads"]:
-    """Return the sum over the examples of a batch of ``|d l_n / d xi_h|``, and of its square."""
-    batch = batch.to(input_device(model))
-    xi = torch.ones(
-        batch.num_examples,
-        len(anatomy.heads),
-        device=batch.example_of_row.device,
-        requires_grad=True,
+    return mean_over_examples(
+        model, anatomy, batches=batches, loss=loss, over=over, name="gradient", size=torch.abs
     )
-    tape = Tape(model, anatomy)
-    with (
-        torch.enable_grad(),
-        gated(model, anatomy, gates=xi[batch.example_of_row]),
-        tape.recording(),
-    ):
-        found = example_losses(
-            model,
-            batch,
-            loss,
-            run=lambda: forward(model, batch.inputs),
-            rerun=lambda: tape.rerun(batch),
-        )
-        (moves,) = torch.autograd.grad(found.sum(), xi)
-    sizes = moves.abs().cpu().double()
-    return torch.stack([sizes.sum(0), sizes.square().sum(0)])
 
 
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in learning:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
+def gradient_per_token(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    *,
+    batches: Sequence[Batch],
+    loss: Loss,
+    seed: int,
+    over: Pass,
+) -> Estimate:
+    """Score heads by ``mean_n sum_t |z_h,t . d l_n / d z_h,t|``: the absolute value is taken per token, as Michel's code does.
+
+    The code that came with the paper sums over tokens what the paper sums over examples, so that what a head does at one
+    position can't make up for what it does at another.
+    """
+    del seed
+    return mean_over_positions(
+        model, anatomy, batches=batches, loss=loss, over=over, name="gradient by token"
+    )
+
+
+def gradient_per_batch(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    *,
+    batches: Sequence[Batch],
+    loss: Loss,
+    seed: int,
+    over: Pass,
+) -> Estimate:
+    """Score heads by ``mean_b |d l_b / d xi_h|``, ``l_b`` the mean loss of a batch: what most tools compute.
+
+    (transformers v4's run_bertology and TextPruner.) What helps one example and harms another cancels, and the more so the larger
+    batches are: the scores depend on the batch size. Here for comparison.
+    """
+    del seed
+    return mean_over_batches(
+        model,
+        anatomy,
+        batches=batches,
+        loss=loss,
+        over=over,
+        name="gradient by batch",
+        size=torch.abs,
+    )

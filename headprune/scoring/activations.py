@@ -1,0 +1,82 @@
+"""What heads put out, coordinate by coordinate: moments of ``z`` over the positions of the data, in one forward."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from headprune.anatomy import Anatomy, Site
+from headprune.batch import Batch, forward, input_device
+from headprune.heads import SiteId
+from headprune.masking import observed
+from headprune.passes import Pass, each_batch
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Means over positions of a site's ``z``: of its size, of itself, of its square."""
+
+    size: Float64[Tensor, "heads head_dim"]
+    mean: Float64[Tensor, "heads head_dim"]
+    square: Float64[Tensor, "heads head_dim"]
+
+    @property
+    def variance(self) -> Float64[Tensor, "heads head_dim"]:
+        """The variance over positions."""
+        return (self.square - self.mean.square()).clamp_min(0)
+
+
+@torch.no_grad()
+def moments(
+    model: PreTrainedModel, anatomy: Anatomy, *, batches: Sequence[Batch], over: Pass
+) -> Mapping[SiteId, Moments]:
+    """Return the moments of every site's ``z`` over all positions that aren't padding."""
+    widths = [len(site.heads) * site.head_dim for site in anatomy.sites]
+
+    def sums(batch: Batch) -> Tensor:
+        batch = batch.to(input_device(model))
+        with observed(model, anatomy) as seen:
+            forward(model, batch.inputs)
+        parts = [_sums(site, seen[site.id], batch) for site in anatomy.sites]
+        return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+    found = each_batch(
+        batches,
+        sums,
+        shape=lambda _batch: (4, sum(widths)),
+        dtype=torch.float64,
+        over=over,
+        name="activations",
+    )
+    by_site = torch.stack(found).sum(0).split(widths, dim=1)
+    return {
+        site.id: Moments(*(part[:3] / part[3].clamp_min(1)).unflatten(1, (-1, site.head_dim)))
+        for site, part in zip(anatomy.sites, by_site, strict=True)
+    }
+
+
+def _sums(site: Site, calls: Sequence[Tensor], batch: Batch) -> Float64[Tensor, "4 heads head_dim"]:
+    """Return the sums over positions of ``|z|``, ``z``, ``z^2`` and 1."""
+    total = torch.zeros(4, len(site.heads), site.head_dim, dtype=torch.float64)
+    for z in calls:
+        real = real_positions(site, z.shape[:-2], batch)
+        kept = (z if real is None else z[real]).flatten(0, -3).double()
+        total += torch.stack(
+            [kept.abs().sum(0), kept.sum(0), kept.square().sum(0), torch.ones_like(kept).sum(0)]
+        ).cpu()
+    return total
+
+
+def real_positions(site: Site, shape: Sequence[int], batch: Batch) -> Tensor | None:
+    """Return which positions of a tensor that begins with ``shape`` aren't padding, or None where all count.
+
+    Where rows were rearranged (windows, patches), all do.
+    """
+    decoder = batch.inputs.get("decoder_attention_mask") if site.id.stack == "decoder" else None
+    mask = batch.inputs.get("attention_mask") if decoder is None else decoder
+    if mask is None or site.rows != "batch-major" or tuple(mask.shape) != tuple(shape):
+        return None
+    return mask.bool()

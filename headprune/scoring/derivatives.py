@@ -1,0 +1,183 @@
+"""How much each example's loss would move with each head's gate: one backward a batch, to activations only."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from headprune.anatomy import Anatomy
+from headprune.batch import Batch, Loss, forward, input_device
+from headprune.heads import SiteId
+from headprune.masking import gated, observed
+from headprune.passes import Pass, each_batch
+from headprune.replay import Tape, example_losses
+from headprune.scoring.estimate import Estimate, mean_and_error
+
+
+def mean_over_examples(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    *,
+    batches: Sequence[Batch],
+    loss: Loss,
+    over: Pass,
+    name: str,
+    size: Callable[[Tensor], Tensor],
+) -> Estimate:
+    """Return ``mean_n size(d l_n / d xi_h)`` for every head, with its standard error.
+
+    Args:
+        model: The model.
+        anatomy: Its anatomy.
+        batches: Calibration data.
+        loss: One loss per example.
+        over: How to go over the data.
+        name: What is being done.
+        size: Makes derivatives [examples, heads] into numbers that are averaged.
+    """
+
+    def sums(batch: Batch) -> Tensor:
+        sizes = size(derivatives(model, anatomy, batch, loss).double())
+        return torch.stack([sizes.sum(0), sizes.square().sum(0)])
+
+    total, squares = _summed(model, anatomy, batches, sums, parts=2, over=over, name=name)
+    return mean_and_error(total, squares, n=num_examples(batches))
+
+
+def mean_over_batches(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    *,
+    batches: Sequence[Batch],
+    loss: Loss,
+    over: Pass,
+    name: str,
+    size: Callable[[Tensor], Tensor],
+) -> Estimate:
+    """Return ``mean_b size(d l_b / d xi_h)``, where ``l_b`` is the mean loss of a batch: depends on how large batches are."""
+
+    def sums(batch: Batch) -> Tensor:
+        found = derivatives(model, anatomy, batch, loss).double()
+        return size(found.mean(0))[None]
+
+    (total,) = _summed(model, anatomy, batches, sums, parts=1, over=over, name=name)
+    return Estimate(total / len(batches), None, num_examples(batches))
+
+
+def mean_over_positions(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    *,
+    batches: Sequence[Batch],
+    loss: Loss,
+    over: Pass,
+    name: str,
+) -> Estimate:
+    """Return ``mean_n sum_t |z_t . d l_n / d z_t|``: gates of every position on its own, summed without their signs."""
+
+    def sums(batch: Batch) -> Tensor:
+        losses, _xi, seen = _run(model, anatomy, batch.to(input_device(model)), loss)
+        calls = [z for found in seen.values() for z in found]
+        slopes = torch.autograd.grad(losses.sum(), calls, allow_unused=True)
+        return _at_heads(anatomy, seen, iter(slopes))[None]
+
+    (total,) = _summed(model, anatomy, batches, sums, parts=1, over=over, name=name)
+    examples = num_examples(batches)
+    return Estimate(total / examples, None, examples)
+
+
+def derivatives(
+    model: PreTrainedModel, anatomy: Anatomy, batch: Batch, loss: Loss
+) -> Float[Tensor, "examples heads"]:
+    """Return ``d l_n / d xi_h`` at ``xi = 1`` for every example of a batch, on the CPU.
+
+    Every row of the batch has gates of its own, so one backward gives all examples.
+    """
+    losses, xi, _seen = _run(model, anatomy, batch.to(input_device(model)), loss)
+    (found,) = torch.autograd.grad(losses.sum(), xi)
+    moved: Tensor = found.cpu()
+    return moved
+
+
+def _run(
+    model: PreTrainedModel, anatomy: Anatomy, batch: Batch, loss: Loss
+) -> tuple[Tensor, Tensor, Mapping[SiteId, Sequence[Tensor]]]:
+    """Return the losses of a batch [examples], and what they depend on: gates [examples, heads], and every site's gated ``z``."""
+    xi = torch.ones(
+        batch.num_examples,
+        len(anatomy.heads),
+        device=batch.example_of_row.device,
+        requires_grad=True,
+    )
+    tape = Tape(model, anatomy)
+    with (
+        torch.enable_grad(),
+        gated(model, anatomy, gates=xi[batch.example_of_row]),
+        observed(model, anatomy) as seen,
+        tape.recording(),
+    ):
+        losses = example_losses(
+            model,
+            batch,
+            loss,
+            run=lambda: forward(model, batch.inputs),
+            rerun=lambda: tape.rerun(batch),
+        )
+    return losses[0], xi, seen
+
+
+def _at_heads(
+    anatomy: Anatomy, seen: Mapping[SiteId, Sequence[Tensor]], slopes: Iterator[Tensor | None]
+) -> Float64[Tensor, " heads"]:
+    """Return ``sum_t |z_t . slope_t|`` of every head, whatever the dimensions that positions are spread over."""
+    found = torch.zeros(len(anatomy.heads), dtype=torch.float64)
+    for site, calls in seen.items():
+        for z in calls:
+            slope = next(slopes)
+            if slope is not None:
+                found[anatomy.columns[site]] += (
+                    (z.detach() * slope).sum(-1).abs().flatten(0, -2).sum(0).cpu().double()
+                )
+    return found
+
+
+def _summed(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    batches: Sequence[Batch],
+    sums: Callable[[Batch], Tensor],
+    *,
+    parts: int,
+    over: Pass,
+    name: str,
+) -> Float64[Tensor, "parts heads"]:
+    with _frozen(model):
+        found = each_batch(
+            batches,
+            sums,
+            shape=lambda _batch: (parts, len(anatomy.heads)),
+            dtype=torch.float64,
+            over=over,
+            name=name,
+        )
+    return torch.stack(found).sum(0)
+
+
+def num_examples(batches: Sequence[Batch]) -> int:
+    """Return how many examples batches hold together."""
+    return sum(batch.num_examples for batch in batches)
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)

@@ -1,0 +1,39 @@
+"""Clark et al. 2019: how broadly a head looks."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from headprune.anatomy import Anatomy
+from headprune.batch import Batch, Loss
+from headprune.passes import Pass
+from headprune.scoring.attention import mean_over_queries
+from headprune.scoring.estimate import Estimate
+
+
+def entropy(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    *,
+    batches: Sequence[Batch],
+    loss: Loss,
+    seed: int,
+    over: Pass,
+) -> Estimate:
+    """Score heads by ``- mean_n mean_t H(a_h(t, .))``, the entropy of a position's attention weights in nats.
+
+    The sign makes heads that look everywhere, and so nowhere, the first to go.
+
+    Source: Clark et al., "What Does BERT Look at?", BlackboxNLP 2019, section 3.3.
+    """
+    del loss, seed
+    return mean_over_queries(
+        model, anatomy, batches=batches, over=over, name="entropy", summary=_negative_entropy
+    )
+
+
+def _negative_entropy(weights: Tensor) -> Tensor:
+    found: Tensor = torch.special.xlogy(weights, weights).sum(-1)
+    return found

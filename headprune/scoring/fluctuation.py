@@ -1,0 +1,39 @@
+"""FLAP: how much a head's output moves, as far as the output projection lets it through."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from headprune.anatomy import Anatomy
+from headprune.batch import Batch, Loss
+from headprune.passes import Pass
+from headprune.scoring.activations import moments
+from headprune.scoring.derivatives import num_examples
+from headprune.scoring.estimate import Estimate
+from headprune.scoring.weights import output_weight
+
+
+def fluctuation(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    *,
+    batches: Sequence[Batch],
+    loss: Loss,
+    seed: int,
+    over: Pass,
+) -> Estimate:
+    """Score heads by ``mean_d Var_t(z_h,t,d) ||W_O,h,d||^2``, ``d`` over head_dim.
+
+    A head that puts out the same at every position can go: its mean fits into a bias. The scores of different layers aren't
+    alike in size; the paper standardizes each layer's, as ``--normalize standard`` does.
+
+    Source: An et al., "Fluctuation-based Adaptive Structured Pruning for Large Language Models", AAAI 2024, eq. 5.
+    """
+    del loss, seed
+    found = moments(model, anatomy, batches=batches, over=over)
+    values = [
+        (found[site.id].variance * output_weight(model, site).square().sum(2)).mean(1)
+        for site in anatomy.sites
+    ]
+    return Estimate(torch.cat(values), None, num_examples(batches))

@@ -1,0 +1,72 @@
+"""A head's fair share of the loss: what removing it costs, on average over all orders in which heads could go."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from headprune.anatomy import Anatomy
+from headprune.batch import Batch, Loss
+from headprune.passes import Pass
+from headprune.replay import losses
+from headprune.scoring.derivatives import num_examples
+from headprune.scoring.estimate import Estimate
+
+_ORDERS = 16
+_AT_ONCE = 32
+# Of what removing all heads costs: nearer to that, the rest of an order is taken to cost nothing.
+_TOLERANCE = 0.01
+
+
+def shapley(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    *,
+    batches: Sequence[Batch],
+    loss: Loss,
+    seed: int,
+    over: Pass,
+) -> Estimate:
+    """Score heads by ``mean_pi [l(without pi up to h) - l(without pi before h)]`` over 16 random orders ``pi`` of removal.
+
+    ``l`` is the mean loss of the data. Unlike leaving one out, it sees heads that stand in for each other. An order ends early
+    where the loss has come near that of a model without heads. The standard error is over the orders, not over examples; the
+    cost is up to 16 times that of ``ablation``.
+
+    Source: Ghorbani, Zou, "Data Shapley", ICML 2019, algorithm 1 (truncated Monte Carlo), for heads in place of data.
+    """
+    heads = len(anatomy.heads)
+    generator = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(heads, generator=generator) for _ in range(_ORDERS)]
+
+    def mean_loss(masks: Tensor, name: str) -> Float64[Tensor, " masks"]:
+        found = losses(
+            model, anatomy, batches=batches, loss=loss, masks=masks, over=over, name=name
+        )
+        return found.double().mean(1)
+
+    full, empty = mean_loss(torch.stack([torch.ones(heads), torch.zeros(heads)]), "shapley")
+    near = _TOLERANCE * (empty - full).abs()
+    costs = torch.zeros(_ORDERS, heads, dtype=torch.float64)
+    for place, order in enumerate(orders):
+        last = full
+        for start in range(0, heads, _AT_ONCE):
+            part = order[start : start + _AT_ONCE]
+            masks = _without(order, range(start + 1, start + len(part) + 1))
+            found = mean_loss(masks, f"shapley {place + 1} of {_ORDERS}")
+            costs[place, part] = found.diff(prepend=last[None])
+            last = found[-1]
+            if (last - empty).abs() < near:
+                break
+    error = costs.std(0) / _ORDERS**0.5
+    return Estimate(costs.mean(0), error, num_examples(batches))
+
+
+def _without(order: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return masks without the first so many heads of an order."""
+    masks = torch.ones(len(counts), len(order))
+    for mask, count in zip(masks, counts, strict=True):
+        mask[order[:count]] = 0
+    return masks

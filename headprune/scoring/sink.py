@@ -1,0 +1,37 @@
+"""How much of a head's attention goes to the first position, where heads look that have nothing to say."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+
+from headprune.anatomy import Anatomy
+from headprune.batch import Batch, Loss
+from headprune.passes import Pass
+from headprune.scoring.attention import mean_over_queries
+from headprune.scoring.estimate import Estimate
+
+
+def sink(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    *,
+    batches: Sequence[Batch],
+    loss: Loss,
+    seed: int,
+    over: Pass,
+) -> Estimate:
+    """Score heads by ``1 - mean_n mean_t a_h(t, 0)``: the attention that doesn't go to the first position.
+
+    Batches must be padded on the right, as headprune's own are: the first position is the first token.
+
+    Source: Xiao et al., "Efficient Streaming Language Models with Attention Sinks", ICLR 2024, section 3.1, saw the sinks.
+    """
+    del loss, seed
+    return mean_over_queries(
+        model,
+        anatomy,
+        batches=batches,
+        over=over,
+        name="sink",
+        summary=lambda weights: 1 - weights[..., 0],
+    )
