@@ -66,9 +66,7 @@ def test_per_example_methods_are_means_over_examples(family, method):
     scores = hp.score(model, [batch], loss=loss, method=method)
     assert close(scores, sizes.mean(0))
     error = sizes.std(0) / len(sizes) ** 0.5
-    assert torch.tensor(scores.standard_errors).double() == pytest.approx(
-        error, rel=1e-4, abs=1e-6
-    )
+    assert torch.tensor(scores.standard_errors).double() == pytest.approx(error, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("method", ["gradient:batch", "fisher:batch"])
