@@ -20,10 +20,11 @@ _USUAL = {_MMAP_THRESHOLD: 32 * 2**20, _TRIM_THRESHOLD: 64 * 2**20}
 def kept_memory() -> Iterator[None]:
     """Keep freed memory for the length of a block, and give back at its end what is left.
 
-    Nothing happens where the C library isn't glibc, or the environment says how it is to behave (``MALLOC_..._``).
+    Nothing happens where the C library isn't glibc, or the environment says how it is to behave (``MALLOC_..._``,
+    ``GLIBC_TUNABLES``).
     """
     library = ctypes.CDLL(None) if os.name == "posix" else None
-    said = any(name.startswith("MALLOC_") for name in os.environ)
+    said = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
     if library is None or said or not hasattr(library, "gnu_get_libc_version"):
         yield
         return

@@ -62,16 +62,17 @@ class Batch:
         )
 
     def start(self, length: int) -> "Batch":
-        """Return the first ``length`` positions of every row; the whole batch where there is padding among them."""
-        size = self.inputs["input_ids"].shape if "input_ids" in self.inputs else ()
+        """Return the first ``length`` positions of every row; the whole batch where there is padding among them.
+
+        So it is where inputs have other dimensions than rows and positions, too.
+        """
+        sizes = {value.shape[:2] for value in self.inputs.values()}
         real = self.inputs.get("attention_mask")
-        if len(size) != 2 or (real is not None and not bool(real[:, :length].all())):
+        if len(sizes) != 1 or (real is not None and not bool(real[:, :length].all())):
             return self
-        cut = {
-            name: value[:, :length] if value.shape[:2] == size else value
-            for name, value in self.inputs.items()
-        }
-        return replace(self, inputs=cut)
+        return replace(
+            self, inputs={name: value[:, :length] for name, value in self.inputs.items()}
+        )
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with its tensors on ``device`` (the indices stay where they are)."""
@@ -152,6 +153,11 @@ def as_batches(batches: Iterable[Batch | Mapping[str, Tensor]]) -> tuple[Batch, 
             hint="give either Batch values with such indices, or plain mappings, not both",
         )
     return tuple(found)
+
+
+def num_examples(batches: Iterable[Batch]) -> int:
+    """Return how many examples batches hold together."""
+    return sum(batch.num_examples for batch in batches)
 
 
 def fingerprint_of_batches(batches: Iterable[Batch]) -> str:

@@ -59,6 +59,7 @@ class Recipe(BaseModel):
         | None
     ) = None
     normalize: Literal["none", "layer", "standard"] = "none"
+    steps: int = Field(1, ge=1)
     num_samples: int = Field(1024, ge=1)
 
     keep: float | None = Field(None, gt=0, le=1)
@@ -67,6 +68,7 @@ class Recipe(BaseModel):
     uniform: bool = False
     gqa: Literal["group", "even", "pad"] = "group"
     sites: tuple[str, ...] = ()
+    mend: Literal["none", "refit"] = "none"
 
     run: str | None = None
     scores: str | None = None

@@ -209,12 +209,31 @@ class Race(BaseModel):
     undecided: tuple[HeadName, ...]
 
 
+class Steps(BaseModel):
+    """How heads were scored in steps: some went, and the others were scored again.
+
+    Args:
+        count: How many steps there were.
+        keep: The keep ratio that they led to.
+        constraints: What each step kept to.
+        went: The step in which each head went, parallel to the scores; 0 for those that stayed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    count: int
+    keep: float
+    constraints: dict[str, Any]
+    went: tuple[int, ...]
+
+
 class HeadScores(Artefact):
     """The importance of every head (higher matters more), with what it was measured on.
 
     ``values``, ``standard_errors`` and ``heads`` are parallel; ``standard_errors`` is None for methods that don't sample.
     ``rows`` are short hashes of the inputs that were scored, so that they can be kept out of any report. ``race`` is there where
-    heads were run on as many rows as it took to decide on which side of a cut they fall; ``n`` is the most any had.
+    heads were run on as many rows as it took to decide on which side of a cut they fall; ``n`` is the most any had. ``steps`` is
+    there where heads went step by step, each with the value that it had when it went.
     """
 
     written_by = "score"
@@ -229,6 +248,7 @@ class HeadScores(Artefact):
     seed: int
     rows: tuple[str, ...] = ()
     race: Race | None = None
+    steps: Steps | None = None
     data: dict[str, Any] = {}
     model: dict[str, Any] = {}
     versions: dict[str, str] = {}
@@ -238,6 +258,8 @@ class HeadScores(Artefact):
         lengths = {len(self.heads), len(self.values)}
         if self.standard_errors is not None:
             lengths.add(len(self.standard_errors))
+        if self.steps is not None:
+            lengths.add(len(self.steps.went))
         if len(lengths) > 1:
             raise ValueError("heads, values and standard_errors must have the same length")
         if len(set(self.heads)) != len(self.heads):
@@ -248,10 +270,21 @@ class HeadScores(Artefact):
         """The score of each head."""
         return dict(zip(self.heads, self.values, strict=True))
 
+    def importance(self) -> dict[HeadId, float]:
+        """What plans go by: the scores; those of heads that went step by step lie below all others, the first to go lowest."""
+        if self.steps is None:
+            return self.by_head()
+        span = max(self.values) - min(self.values) or 1.0
+        lowered = (
+            value - 2 * span * (self.steps.count + 1 - step if step else 0)
+            for value, step in zip(self.values, self.steps.went, strict=True)
+        )
+        return dict(zip(self.heads, lowered, strict=True))
+
     def ranked(self) -> tuple[HeadId, ...]:
         """Heads from least to most important; ties keep the model's order."""
-        order = sorted(range(len(self.heads)), key=lambda i: (self.values[i], i))
-        return tuple(self.heads[i] for i in order)
+        importance = self.importance()
+        return tuple(sorted(self.heads, key=importance.__getitem__))
 
 
 class PruningPlan(Artefact):

@@ -44,9 +44,13 @@ class Journal:
         with staged_file(self.directory / f"{name}.safetensors") as temporary:
             temporary.write_bytes(save({"result": tensor.contiguous().cpu()}))
 
+    def within(self, name: str) -> "Journal":
+        """Return a part of this journal, whose names are its own."""
+        return Journal(self.directory / name)
+
     def count(self) -> int:
-        """Return how many results are kept."""
-        return len(list(self.directory.glob("*.safetensors")))
+        """Return how many results are kept, those of parts too."""
+        return len(list(self.directory.rglob("*.safetensors")))
 
     def drop(self) -> None:
         """Remove everything: the whole is written elsewhere."""

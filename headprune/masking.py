@@ -99,14 +99,14 @@ def changed(
             attention = model.get_submodule(site.path)
             add(attention.register_forward_pre_hook(_note(site.path, ran)))
         if by_function:
-            hooks.enter_context(LinearInputs(_gate_calls(by_function)))
+            hooks.enter_context(LinearInputs(_calls(by_function)))
         yield
     silent = [site for site in anatomy.sites if ran[site.path] and not fired[site.gate]]
     if ran[""] and anatomy.sites and not fired:
         silent = list(anatomy.sites)
     if silent:
         raise ModelError(
-            f"the heads of {silent[0].output} were not masked: its forward was never called as a module",
+            f"the heads of {silent[0].output} were not reached: its forward was never called as a module",
             where=f"{type(model).__name__} ({anatomy.model_type})",
             hint="a fused kernel may have replaced the attention; load the model with attn_implementation='sdpa'",
         )
@@ -116,15 +116,15 @@ def _note(name: str, ran: Counter[str]) -> Any:
     return lambda _module, _args: ran.update([name])
 
 
-def _gate_calls(gates: Mapping[nn.Module, Any]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return what multiplies ``z`` where the weight of one of the layers is passed to a function."""
+def _calls(hooks: Mapping[nn.Module, Any]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return what changes ``z`` where the weight of one of the layers is passed to a function."""
 
     def change(z: Tensor, weight: Tensor) -> Tensor:
         # The layers are asked each time: a cut weight is there in full size for the length of a call only.
-        for layer, multiply in gates.items():
+        for layer, hook in hooks.items():
             if layer.weight is weight:
-                gated_z: Tensor = multiply(layer, (z,))[0]
-                return gated_z
+                changed_z: Tensor = hook(layer, (z,))[0]
+                return changed_z
         return z
 
     return change

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from headprune.checkpoint import Route
 from headprune.evaluation import EvalResult
 from headprune.heads import Artefact, read_artefact
+from headprune.surgery import Mend
 from headprune.verify import Proof
 
 
@@ -26,6 +27,7 @@ class Results(Artefact):
         loads_with: ``stock`` or ``remote-code``.
         auto_class: The ``AutoModel...`` class that loads it.
         calibration: What the scores were computed on.
+        mend: What refitting the output projections did, where that was asked for.
     """
 
     written_by = "prune"
@@ -40,6 +42,7 @@ class Results(Artefact):
     loads_with: str
     auto_class: str
     calibration: dict[str, Any] = {}
+    mend: Mend | None = None
 
 
 class Unmeasured(Artefact):

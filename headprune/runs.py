@@ -33,7 +33,7 @@ def write_scores(scores: HeadScores, run: str | None) -> Path:
         refuse_used_run(run)
     else:
         last = max((number for number, _path in _numbered()), default=0)
-        path = FOLDER / f"{last + 1:03d}-{scores.method}" / SCORES
+        path = FOLDER / f"{last + 1:03d}-{scores.method.replace(':', '-')}" / SCORES
     write_text(path, scores.to_json())
     return path
 

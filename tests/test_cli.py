@@ -196,6 +196,52 @@ def test_a_dry_run_writes_no_model(headprune, place):
     assert not (place / "headprune-models").exists()
 
 
+def test_what_is_left_may_be_mended(headprune, place):
+    data = ("--data", "data.csv", "--batch-size", "8")
+    code, out, err = headprune(
+        "prune", "classifier", *data, "--keep", "0.4", "--mend", "refit", "--json"
+    )
+    assert code == 0, err
+    results = json.loads(out)
+    assert (results["mend"]["fitted_on"], results["mend"]["held_out"]) == (15, 5)
+    assert all(proof["passed"] for proof in results["proofs"])
+    ridge = results["mend"]["ridge"]
+    assert ("not mended: " in err) == (ridge is None)
+    card = (place / "headprune-models" / "classifier-keep-0.4" / "README.md").read_text()
+    assert ("refitted in closed form" in card) == (ridge is not None)
+    code, _out, err = headprune("prune", "classifier", "--keep", "0.4", "--mend", "refit", "--stream",
+                                "--scores", "headprune-models/classifier-keep-0.4/scores.json", "--out", "x")  # fmt: skip
+    assert code == 2
+    assert "--mend" in err
+
+
+def test_heads_may_go_in_steps(headprune, place):
+    data = ("--data", "data.csv", "--batch-size", "8")
+    steps = ("--steps", "3", "--keep", "0.5")
+    code, out, err = headprune("score", "classifier", *data, *steps, "--json")
+    assert code == 0, err
+    assert "scoring the 12 heads that are left" in err
+    assert json.loads(out)["steps"]["count"] == 3
+    assert not list(place.glob("headprune-runs/partial"))
+    scores = json.loads(out)
+    went = {
+        head for head, step in zip(scores["heads"], scores["steps"]["went"], strict=True) if step
+    }
+    for words in (steps, ("--keep", "0.5")):
+        code, out, err = headprune("prune", "classifier", *data, *words, "--dry-run", "--json")
+        assert code == 0, err
+        assert set(json.loads(out)["remove"]) == went
+    code, _out, err = headprune("prune", "classifier", *data, "--keep", "0.6", "--dry-run")
+    assert code == 0, err
+    assert "scoring anew" in err, "steps lead to one cut"
+    named = ("--scores", "headprune-runs/001-gradient/scores.json")
+    code, _out, err = headprune("prune", "classifier", *data, *named, "--keep", "0.6", "--dry-run")
+    assert "careful: these heads were scored in 3 steps for --keep 0.5" in err
+    code, _out, err = headprune("score", "classifier", *data, "--steps", "3")
+    assert code == 2
+    assert "--keep" in err
+
+
 def test_a_recipe_runs_all_stages_and_checks(headprune, place):
     (place / "r.yaml").write_text(
         "model: classifier\ndata: data.csv\neval_data: data2.csv\nkeep: 0.9\nout: made\nbaseline: base.json\nmax_drop: 1\n"

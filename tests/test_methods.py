@@ -1,6 +1,7 @@
-"""Every way to score, against brute force: one row at a time, no padding, by hooks on the modules that the anatomy names."""
+"""Every way to score, against brute force: one row at a time, no padding."""
 
 import itertools
+import sys
 from contextlib import ExitStack, contextmanager
 
 import pytest
@@ -9,11 +10,13 @@ from families import build, token_inputs
 from test_scoring import one_row_at_a_time, setting
 
 import headprune as hp
-from headprune.batch import as_batches
+from headprune.batch import Batch, as_batches
 from headprune.config import Recipe
-from headprune.errors import UnsupportedError
+from headprune.errors import DataError, UnsupportedError
 from headprune.masking import gated
 from headprune.scoring import METHODS
+
+SHAPLEY = sys.modules[METHODS["shapley"].__module__]  # its name in the package is the function's
 
 
 def unpadded(batch):
@@ -191,13 +194,80 @@ def test_an_attention_that_keeps_its_weights_to_itself_is_refused(bert):
         hp.score(bert, [batch], loss=lambda o, b: o[0][:, 0], method="entropy", anatomy=anatomy)
 
 
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"random", "shapley"}))
+def test_dead_weight_changes_no_score(method):
+    """Padded groups hold heads that are gone: the others score as they did under a mask."""
+    model, batch, loss = setting("llama")
+    anatomy = hp.inspect(model)
+    gone = ["L0.H0", "L1.H2", "L1.H3", "L1.H4"]
+    with hp.masked(model, gone, anatomy=anatomy):
+        masked = hp.score(model, [batch], loss=loss, method=method, anatomy=anatomy).by_head()
+    hp.prune(model, gone, anatomy=anatomy, pad=True)
+    padded = hp.inspect(model)
+    assert any(site.padding for site in padded.sites)
+    pruned = hp.score(model, [batch], loss=loss, method=method, anatomy=padded).by_head()
+    largest = max(abs(value) for value in pruned.values())
+    for head, value in pruned.items():
+        assert value == pytest.approx(masked[head], rel=1e-4, abs=1e-5 * largest)
+        assert value != 0
+
+
+def paired(batch):
+    """Return the rows as examples of two rows each, of different lengths."""
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    return Batch(inputs, torch.zeros(2), torch.tensor([0, 1, 0, 1]), torch.arange(2))
+
+
+@pytest.mark.parametrize(
+    "method", sorted(set(METHODS) - {"random", "magnitude", "shapley", "activation", "fluctuation"})
+)
+def test_an_example_may_have_several_rows(method):
+    """Its loss is one, of both; what is averaged over positions is averaged over those of both."""
+    model = build("bert", cls="BertModel")
+    both = paired(token_inputs())
+    parts = [
+        Batch(
+            {name: value[rows] for name, value in both.inputs.items()},
+            both.targets[place : place + 1],
+            torch.zeros(2, dtype=torch.long),
+            torch.tensor([place]),
+        )
+        for place, rows in enumerate(([0, 2], [1, 3]))
+    ]
+
+    def loss(outputs, batch):
+        rows = outputs[0][:, 0]
+        found = [
+            rows[batch.example_of_row == place].prod(0).mean()
+            for place in range(batch.num_examples)
+        ]
+        return torch.stack(found)
+
+    one = hp.score(model, [both], loss=loss, method=method)
+    many = hp.score(model, parts, loss=loss, method=method)
+    assert one.n == many.n == 2
+    if method.endswith(":batch"):
+        assert one.values != many.values
+    else:
+        assert one.values == pytest.approx(many.values, rel=1e-4, abs=1e-6)
+
+
+def test_a_sink_is_not_looked_for_in_padding():
+    model, _batch, loss = setting("llama")
+    batch = {**token_inputs(left=True), "labels": torch.ones(4, dtype=torch.long)}
+    with pytest.raises(DataError, match="padding"):
+        hp.score(model, [batch], loss=loss, method="sink")
+
+
 def four_heads():
     model = build("bert", num_hidden_layers=1, num_attention_heads=4)
     _model, batch, loss = setting("bert")
     return model, batch, loss
 
 
-def test_shapley_shares_agree_with_all_subsets():
+@pytest.mark.parametrize("at_once", [1, 3, 32])
+def test_shapley_shares_agree_with_all_subsets(at_once, monkeypatch):
+    monkeypatch.setattr(SHAPLEY, "_AT_ONCE", at_once)
     model, batch, loss = four_heads()
     anatomy = hp.inspect(model)
     value = {}
@@ -221,6 +291,21 @@ def test_shapley_shares_agree_with_all_subsets():
     assert found.sum().item() == pytest.approx(whole, rel=0.02)
     again = hp.score(model, [batch], loss=loss, method="shapley", anatomy=anatomy, seed=1)
     assert again.values != scores.values
+
+
+def test_an_order_ends_where_nothing_is_left_to_lose(monkeypatch):
+    """Everything is near the end if the tolerance is large: the first chunk of every order is all that is run."""
+    monkeypatch.setattr(SHAPLEY, "_AT_ONCE", 1)
+    monkeypatch.setattr(SHAPLEY, "_TOLERANCE", 1e9)
+    model, batch, loss = four_heads()
+    ran = []
+    model.bert.encoder.layer[0].register_forward_pre_hook(lambda _m, args: ran.append(len(args[0])))
+    short = hp.score(model, [batch], loss=loss, method="shapley")
+    once, ran[:] = len(ran), []
+    monkeypatch.setattr(SHAPLEY, "_TOLERANCE", 0.0)
+    whole = hp.score(model, [batch], loss=loss, method="shapley")
+    assert len(ran) > 2 * once
+    assert short.values != whole.values
 
 
 def test_standardized_layers_have_mean_0_and_deviation_1():

@@ -76,6 +76,10 @@ Normalize = Annotated[
         show_default=False,
     ),
 ]
+Steps = Annotated[
+    int | None,
+    typer.Option(help="Heads go in so many steps, scored anew. (default: 1)", show_default=False),
+]
 NumSamples = Annotated[
     int | None,
     typer.Option(help="Calibration rows to score on. (default: 1024)", show_default=False),
@@ -194,7 +198,7 @@ SHARED: dict[str, Any] = {
         str | None,
         typer.Option(
             metavar="auto|N",
-            help="Examples per batch; auto packs by tokens. Scores don't depend on it. (default: auto)",
+            help="Examples per batch; auto packs by tokens. Only the :batch scores depend on it. (default: auto)",
             rich_help_panel=_RUN,
             show_default=False,
         ),

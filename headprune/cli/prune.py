@@ -17,6 +17,7 @@ from headprune.cli.options import (
     NumSamples,
     Protect,
     Sites,
+    Steps,
     Uniform,
 )
 from headprune.errors import ConfigError
@@ -51,7 +52,15 @@ OPTIONS: dict[str, Any] = {
     "sites": Sites,
     "method": Method,
     "normalize": Normalize,
+    "steps": Steps,
     "num_samples": NumSamples,
+    "mend": Annotated[
+        str | None,
+        typer.Option(
+            metavar="none|refit",
+            help="Refit the output projections, so that the heads that stay make up for the others. (default: none)",
+        ),
+    ],
     "stream": Annotated[
         bool | None,
         typer.Option(

@@ -4,12 +4,13 @@ from typing import Annotated, Any
 
 import typer
 
-from headprune.cli.options import Call, Method, Model, Normalize, NumSamples
+from headprune.cli.options import Call, Method, Model, Normalize, NumSamples, Steps
 
 OPTIONS: dict[str, Any] = {
     "model": Model,
     "method": Method,
     "normalize": Normalize,
+    "steps": Steps,
     "num_samples": NumSamples,
     "until": Annotated[
         str | None,
@@ -20,7 +21,9 @@ OPTIONS: dict[str, Any] = {
     ],
     "keep": Annotated[
         float | None,
-        typer.Option("--keep", help="Share of the heads that would stay, for --until decided."),
+        typer.Option(
+            "--keep", help="Share of the heads that would stay, for --until decided and --steps."
+        ),
     ],
     "max_work": Annotated[
         float | None,

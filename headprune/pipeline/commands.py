@@ -25,7 +25,13 @@ from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
 from headprune.models import find, fingerprint, load_tokenizer, weights_bytes
 from headprune.pipeline.delivery import cut_and_save, measure
-from headprune.pipeline.scores import Scored, check_race, compute_scores, find_scores
+from headprune.pipeline.scores import (
+    Scored,
+    check_course,
+    compute_scores,
+    constraints_of,
+    find_scores,
+)
 from headprune.results import Results
 from headprune.runs import named_scores, refuse_used_run, write_scores
 from headprune.scoring import NEED_NO_ROWS
@@ -54,7 +60,7 @@ def score(
         world: The processes that share the work. The first one writes; the others return no path.
     """
     world = world or World()
-    check_race(recipe)
+    check_course(recipe)
     if recipe.run is not None:
         refuse_used_run(recipe.run)
     if world.size > 1 and recipe.device in ("auto", "cuda"):
@@ -147,6 +153,7 @@ def plan(
     recipe: Recipe, *, voice: Voice, show: Callable[[HeadScores, PruningPlan], None]
 ) -> PruningPlan:
     """Choose the heads that would go, and write nothing."""
+    check_course(recipe)
     subject = open_subject(recipe, voice=voice)
     anatomy = inspect_for_pruning(subject, voice=voice)
     rows = calibration_rows(subject, voice=voice)
@@ -173,6 +180,7 @@ def prune(
     """
     out = Path(recipe.out or "")
     refuse_unusable_target(out, overwrite=recipe.overwrite)
+    check_course(recipe)
     _check_metric(recipe)
     subject = open_subject(recipe, voice=voice)
     refuse_output(recipe, source=subject.source.directory)
@@ -190,7 +198,9 @@ def prune(
             data=reporting.note,
         )
     found, chosen = _plan(subject, anatomy, choosing, voice=voice, show=show, keep_parts=True)
-    results = cut_and_save(subject, anatomy, chosen, found.scores, reporting, out=out, voice=voice)
+    results = cut_and_save(
+        subject, anatomy, chosen, found.scores, choosing, reporting, out=out, voice=voice
+    )
     found.kept_elsewhere()
     return results
 
@@ -209,18 +219,6 @@ def refuse_output(recipe: Recipe, *, source: Path) -> None:
             hint="choose another --out",
         )
     refuse_unusable_target(out, overwrite=recipe.overwrite, needed_bytes=weights_bytes(source))
-
-
-def constraints_of(recipe: Recipe) -> Constraints:
-    """Return what a recipe says of the plan."""
-    return Constraints(
-        keep=1.0 if recipe.keep is None else recipe.keep,
-        min_heads=recipe.min_heads,
-        protect=recipe.protect,
-        uniform=recipe.uniform,
-        gqa=recipe.gqa,
-        sites=recipe.sites,
-    )
 
 
 def _plan(

@@ -1,6 +1,7 @@
 """Measure, cut, prove, save: the second half of ``prune``."""
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from headprune.evaluation import EvalResult, Predictions, first_examples, judge,
 from headprune.heads import Artefact, HeadMask, HeadScores, PruningPlan
 from headprune.masking import gated
 from headprune.models import versions, weights_bytes
+from headprune.pipeline.mending import mend_if_asked, rows_noted
 from headprune.report.card import model_card
 from headprune.results import Results
 from headprune.selection import is_padded, parameters_removed
@@ -26,7 +28,7 @@ from headprune.subject import (
     Voice,
     model_note,
 )
-from headprune.surgery import cut
+from headprune.surgery import Mend, cut
 from headprune.verify import (
     Proof,
     insist,
@@ -74,30 +76,96 @@ def measure(
     return result, found
 
 
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """The smaller model in memory, and what is known of it."""
+
+    anatomy: Anatomy
+    sample: Batch
+    same: Proof
+    removed: int
+    mended: Mend | None
+    before: EvalResult
+    after: EvalResult
+    difference: float
+    interval: tuple[float, float]
+
+
 def cut_and_save(
     subject: Subject,
     anatomy: Anatomy,
     plan: PruningPlan,
     scores: HeadScores,
+    choosing: Rows,
     rows: Rows,
     *,
     out: Path,
     voice: Voice,
 ) -> Results:
-    """Measure, cut in place, measure again, save, and prove each step.
+    """Measure, mend and cut in place, measure again, save, and prove each step.
+
+    Args:
+        subject: The model, its heads still there.
+        anatomy: Its anatomy.
+        plan: Which heads go.
+        scores: What the plan was made from.
+        choosing: The rows that chose, which may mend, too.
+        rows: The rows that report.
+        out: Where the model goes.
+        voice: How to talk meanwhile.
 
     Raises:
         ProofError: A proof said no; nothing was saved.
     """
-    model = subject.model
+    made = _cut(subject, anatomy, plan, choosing, rows, voice=voice)
+    with staged_directory(out, overwrite=subject.recipe.overwrite) as staging:
+        route = write_model(
+            subject.model,
+            staging,
+            anatomy=made.anatomy,
+            tokenizer=subject.tokenizer,
+            source=subject.source.directory,
+        )
+        voice.say("loading it again in a fresh process")
+        saved = _prove_saved(subject, staging, made, route=route)
+        results = Results(
+            before=made.before,
+            after=made.after,
+            difference=made.difference,
+            difference_interval=made.interval,
+            proofs=(made.same, *saved),
+            weights_bytes=(weights_bytes(subject.source.directory), weights_bytes(staging)),
+            removed=tuple(str(head) for head in plan.remove),
+            loads_with=route,
+            auto_class=subject.task.auto_class,
+            calibration={**scores.data, "method": scores.method, "n": scores.n},
+            mend=made.mended,
+        )
+        scores = rows_noted(scores, choosing, made.mended)
+        _write_documents(subject, staging, scores=scores, plan=plan, results=results)
+        seal(staging)
+    return results
+
+
+def _cut(
+    subject: Subject,
+    anatomy: Anatomy,
+    plan: PruningPlan,
+    choosing: Rows,
+    rows: Rows,
+    *,
+    voice: Voice,
+) -> _Made:
+    model, recipe = subject.model, subject.recipe
     batches = subject.batches(rows.examples)
     # Before and after are timed in turns where both fit in memory with ease.
     twin = copy.deepcopy(model) if _bytes(model) <= _TWIN_BYTES else None
     timed = twin is None
     before, old = measure(subject, rows, heads=len(anatomy.heads), voice=voice, timed=timed)
+    mended = mend_if_asked(subject, anatomy, plan, choosing, voice=voice)
     sample = first_examples(batches[-1], _PROOF_ROWS)
     masked = _masked_output(model, anatomy, plan, sample)
-    expected = parameters_removed(model, anatomy, remove=plan.remove, pad=is_padded(plan))
+    removed = parameters_removed(model, anatomy, remove=plan.remove, pad=is_padded(plan))
     anatomy = cut(model, anatomy, remove=plan.remove, pad=is_padded(plan))
     model.config.headprune = {**pruning_record(model.config), "source": _origin(before)}
     same = masked_equals_pruned(masked, run(model, sample.inputs), rows=sample.num_rows)
@@ -106,41 +174,14 @@ def cut_and_save(
     if twin is not None:
         slow, fast = latency_ms([twin, model], batches=batches)
         before, after = _with_latency(before, slow), _with_latency(after, fast)
-        del twin
     difference, interval, _direction = judge(
         new,
         before.metric,
-        seed=subject.recipe.seed,
-        higher_is_better=subject.recipe.higher_is_better,
+        seed=recipe.seed,
+        higher_is_better=recipe.higher_is_better,
         other=old,
     )
-    with staged_directory(out, overwrite=subject.recipe.overwrite) as staging:
-        route = write_model(
-            model,
-            staging,
-            anatomy=anatomy,
-            tokenizer=subject.tokenizer,
-            source=subject.source.directory,
-        )
-        voice.say("loading it again in a fresh process")
-        saved = _prove_saved(
-            subject, staging, sample, route=route, before=before.parameters, removed=expected
-        )
-        results = Results(
-            before=before,
-            after=after,
-            difference=difference,
-            difference_interval=interval,
-            proofs=(same, *saved),
-            weights_bytes=(weights_bytes(subject.source.directory), weights_bytes(staging)),
-            removed=tuple(str(head) for head in plan.remove),
-            loads_with=route,
-            auto_class=subject.task.auto_class,
-            calibration={**scores.data, "method": scores.method, "n": scores.n},
-        )
-        _write_documents(subject, staging, scores=scores, plan=plan, results=results)
-        seal(staging)
-    return results
+    return _Made(anatomy, sample, same, removed, mended, before, after, difference, interval)
 
 
 def _origin(before: EvalResult) -> dict[str, Any]:
@@ -162,17 +203,22 @@ def _masked_output(
 
 
 def _prove_saved(
-    subject: Subject, staging: Path, sample: Batch, *, route: Route, before: int, removed: int
+    subject: Subject, staging: Path, made: _Made, *, route: Route
 ) -> tuple[Proof, Proof]:
     proofs = (
         reload_is_identical(
             subject.model,
             staging,
-            inputs=sample.inputs,
+            inputs=made.sample.inputs,
             auto_class=subject.task.auto_class,
             route=route,
         ),
-        parameters_add_up(before=before, removed=removed, directory=staging, model=subject.model),
+        parameters_add_up(
+            before=made.before.parameters,
+            removed=made.removed,
+            directory=staging,
+            model=subject.model,
+        ),
     )
     insist(proofs)
     return proofs

@@ -1,21 +1,28 @@
 """Scores for a model: named by the user, found in the latest run, or computed."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+from transformers import PreTrainedModel
+
 from headprune.anatomy import Anatomy
-from headprune.batch import Batch, fingerprint_of_batches
+from headprune.batch import Batch, Loss, fingerprint_of_batches
 from headprune.config import Recipe
 from headprune.distributed import World
 from headprune.errors import ConfigError, HeadpruneError
-from headprune.heads import HeadScores, Race
+from headprune.heads import HeadId, HeadMask, HeadScores, Race
 from headprune.journal import Journal, open_journal
+from headprune.masking import gated
 from headprune.models import fingerprint, versions
 from headprune.passes import Pass
 from headprune.runs import FOLDER, latest_scores, named_scores
 from headprune.scoring import NEED_NO_ROWS, race_heads
 from headprune.scoring import score as score_heads
+from headprune.selection import Constraints, score_in_steps
 from headprune.subject import (
     Rows,
     Subject,
@@ -26,6 +33,8 @@ from headprune.subject import (
 
 # What must agree for the scores of an earlier run to be those that would be computed now.
 _SAME_ROWS = ("fingerprint", "max_length", "task")
+# They run many masks, from a model that has all heads; or don't run it at all.
+_ONCE = ("ablation", "shapley", *NEED_NO_ROWS)
 # Of any decision of a race being wrong.
 _ERROR_PROBABILITY = 0.05
 
@@ -67,6 +76,13 @@ def find_scores(
             voice.say(
                 f"careful: these heads raced for --keep {scores.race.keep:g}, not for another cut"
             )
+        if not steps_fit(scores, recipe):
+            how = (
+                f"in {scores.steps.count} steps for --keep {scores.steps.keep:g}"
+                if scores.steps
+                else "once"
+            )
+            voice.say(f"careful: these heads were scored {how}, not as these settings would")
         return Scored(scores)
     latest = latest_scores()
     if latest is not None:
@@ -77,6 +93,8 @@ def find_scores(
             and scores.method == (recipe.method or scores.method)
             and scores.normalize == recipe.normalize
             and (scores.race is None or (scores.race.keep == recipe.keep and not recipe.sites))
+            and steps_fit(scores, recipe)
+            and not scores.method.endswith(":batch")  # they depend on a batch size that isn't noted
         )
         if fits:
             how = f"{scores.method}, raced" if scores.race else scores.method
@@ -102,7 +120,7 @@ def compute_scores(
     What is done lies beside the run, batch by batch: stopped at any moment, the same command goes on from there.
     """
     recipe, world = subject.recipe, world or World()
-    check_race(recipe)
+    check_course(recipe)
     method = recipe.method or "gradient"
     used = None if method in NEED_NO_ROWS else rows
     batches = subject.batches(used.examples) if used else ()
@@ -116,14 +134,13 @@ def compute_scores(
         if recipe.until is not None and used is not None:
             found = _race(subject, anatomy, used, over=over)
         else:
-            found = score_heads(
+            found = score_with_steps(
                 subject.model,
                 anatomy,
-                batches=batches,
+                batches,
+                recipe=recipe,
                 loss=subject.task.loss,
                 method=method,
-                normalize=recipe.normalize,
-                seed=recipe.seed,
                 over=over,
             )
     except (KeyboardInterrupt, HeadpruneError):
@@ -140,12 +157,36 @@ def compute_scores(
     return Scored(found.model_copy(update=note), journal)
 
 
-def check_race(recipe: Recipe) -> None:
-    """Refuse a race that isn't run by ablation, or not for a cut through all heads.
+def constraints_of(recipe: Recipe) -> Constraints:
+    """Return what a recipe says of the plan."""
+    return Constraints(
+        keep=1.0 if recipe.keep is None else recipe.keep,
+        min_heads=recipe.min_heads,
+        protect=recipe.protect,
+        uniform=recipe.uniform,
+        gqa=recipe.gqa,
+        sites=recipe.sites,
+    )
+
+
+def check_course(recipe: Recipe) -> None:
+    """Refuse a race that isn't run by ablation, or not for a cut through all heads; and steps that lead nowhere.
 
     Raises:
-        ConfigError: It is such a race.
+        ConfigError: It is such a race, or there are such steps.
     """
+    if recipe.steps > 1 and (recipe.keep is None or recipe.until):
+        raise ConfigError(
+            "steps lead to a keep ratio, and are no race",
+            where=f"--steps {recipe.steps}",
+            hint="say --keep 0.5, for example, and leave out --until",
+        )
+    if recipe.steps > 1 and (recipe.method in _ONCE or recipe.normalize != "none"):
+        raise ConfigError(
+            "in steps heads are scored as they are, all that are left in one pass",
+            where=f"--steps {recipe.steps}",
+            hint=f"use another method than {', '.join(_ONCE)}, and leave out --normalize",
+        )
     if recipe.until is not None and (recipe.keep is None or recipe.method != "ablation"):
         raise ConfigError(
             "heads race by ablation, for the places that a keep ratio leaves",
@@ -158,6 +199,55 @@ def check_race(recipe: Recipe) -> None:
             where="--until decided",
             hint="leave out --normalize and --sites, or score without --until",
         )
+
+
+def steps_fit(scores: HeadScores, recipe: Recipe) -> bool:
+    """Whether scores were made in the steps that a recipe asks for; one that asks for none takes those for its own cut."""
+    if scores.steps is None or recipe.keep is None:
+        return scores.steps is None and recipe.steps == 1
+    return (
+        recipe.steps in (1, scores.steps.count)
+        and scores.steps.keep == recipe.keep
+        and scores.steps.constraints == constraints_of(recipe).as_dict()
+    )
+
+
+def score_with_steps(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    batches: Sequence[Batch],
+    *,
+    recipe: Recipe,
+    loss: Loss,
+    method: str,
+    over: Pass,
+) -> HeadScores:
+    """Score the heads once, or as often as the recipe has steps, without those that went."""
+
+    def rescore(gone: Collection[HeadId]) -> HeadScores:
+        mask = HeadMask.without(gone, anatomy.heads)
+        journal = over.journal
+        if gone:
+            over.tell(f"scoring the {len(anatomy.heads) - len(gone)} heads that are left")
+            names = ",".join(map(str, gone)).encode()
+            journal = journal and journal.within(hashlib.sha256(names).hexdigest()[:16])
+        gates = torch.tensor(mask.values, device=model.device)
+        with gated(model, anatomy, gates=gates) if gone else nullcontext():
+            return score_heads(
+                model,
+                anatomy,
+                batches=batches,
+                loss=loss,
+                method=method,
+                normalize=recipe.normalize,
+                seed=recipe.seed,
+                over=replace(over, journal=journal),
+            )
+
+    if recipe.steps == 1:
+        return rescore(())
+    constraints = constraints_of(recipe)
+    return score_in_steps(anatomy, rescore=rescore, constraints=constraints, steps=recipe.steps)
 
 
 def _race(subject: Subject, anatomy: Anatomy, rows: Rows, *, over: Pass) -> HeadScores:

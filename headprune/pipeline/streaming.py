@@ -40,7 +40,8 @@ from headprune.models import (
     load_tokenizer,
     weights_bytes,
 )
-from headprune.pipeline.commands import anatomy_of, choose, constraints_of, refuse_output
+from headprune.pipeline.commands import anatomy_of, choose, refuse_output
+from headprune.pipeline.scores import constraints_of
 from headprune.report.card import model_card
 from headprune.results import Unmeasured
 from headprune.runs import named_scores
@@ -198,6 +199,12 @@ def _look(recipe: Recipe, *, voice: Voice, show: Show) -> _Prospect:
             f"tensors that are copied keep their dtype, and --dtype asks for {recipe.dtype}",
             where="--stream",
             hint="leave --dtype out",
+        )
+    if recipe.mend != "none":
+        raise ConfigError(
+            "mending runs the model, and a model that isn't loaded can't run",
+            where="--stream, --mend",
+            hint="leave --mend out",
         )
     source = find(model_name(recipe), revision=recipe.revision)
     model, complaints = load_shapes(source)

@@ -8,6 +8,6 @@ A head can't change the blocks before it, nor the other heads of its attention. 
 
 from headprune.replay.logits import example_losses
 from headprune.replay.losses import losses
-from headprune.replay.recording import Tape
+from headprune.replay.recording import Tape, read_by
 
-__all__ = ["Tape", "example_losses", "losses"]
+__all__ = ["Tape", "example_losses", "losses", "read_by"]

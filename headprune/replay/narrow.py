@@ -21,6 +21,7 @@ from headprune.replay.recording import (
     Recording,
     SiteCall,
     block_of,
+    read_by,
     replaced,
     returning,
 )
@@ -38,14 +39,6 @@ class Tail:
     site: Site
     here: SiteCall
     positions: Int[Tensor, " needed"]
-
-
-class _ReachedError(Exception):
-    """The last attention's output projection was reached, and needn't run as a whole."""
-
-    def __init__(self, z: Tensor) -> None:
-        super().__init__("reached")
-        self.z = z
 
 
 def find_tail(
@@ -167,7 +160,8 @@ def _narrow(tail: Tail, *, copies: int, rows: int, computed: bool) -> Callable[.
         if computed:
             projected = projection.forward(None)[:, positions]
         else:
-            projected = project(_read(projection, own, hidden, *args, **kwargs)[:, positions])
+            z = read_by(projection, lambda: own(hidden, *args, **kwargs))
+            projected = project(z[:, positions])
         with replaced(_forwards(tail, projected, copies=copies, rows=rows)):
             narrow = own(hidden[:, positions], *args, **kwargs)
         found = tensors_in(narrow)
@@ -180,20 +174,6 @@ def _narrow(tail: Tail, *, copies: int, rows: int, computed: bool) -> Callable[.
         return full.index_copy(1, positions, narrow.to(full.dtype))
 
     return run
-
-
-def _read(projection: nn.Module, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-    """Return what the output projection reads, gates included, without running anything after it."""
-
-    def stop(z: Tensor, *_args: Any, **_kwargs: Any) -> Any:
-        raise _ReachedError(z)
-
-    try:
-        with replaced({projection: stop}):
-            own(*args, **kwargs)
-    except _ReachedError as reached:
-        return reached.z
-    raise RuntimeError("the last attention did not run")
 
 
 def _forwards(

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from headprune.anatomy import Site
+from headprune.masking import places_of
 from headprune.replay.recording import SiteCall
 from headprune.replay.rows import map_tensors, repeat, tensors_in
 
@@ -78,7 +79,8 @@ def _projected(
     heads = changes.abs().topk(most, dim=1).indices
     scale = changes.gather(1, heads).to(z.device, z.dtype, non_blocking=True)
     width = z.shape[-1] // site.head_dim
-    places = _places(site, width)[heads].flatten().to(z.device, non_blocking=True)
+    at = torch.tensor(places_of(site, width) or range(width))
+    places = at[heads].flatten().to(z.device, non_blocking=True)
     by_head = z.flatten(0, 1).unflatten(-1, (width, site.head_dim)).transpose(0, 1)
     parts = by_head[places].unflatten(0, heads.shape) * scale[:, :, None, None]
     weights = _weight(here.projection.module).unflatten(0, (width, site.head_dim))[places]
@@ -89,14 +91,6 @@ def _projected(
     )
     stacked: Tensor = changed.unflatten(1, output.shape[:2]).flatten(0, 1)
     return stacked
-
-
-def _places(site: Site, width: int) -> Tensor:
-    """Return the place in ``z`` of each head that is there."""
-    slots = tuple(range(site.num_heads))
-    if width in (len(site.heads), len(site.slots)):
-        slots = site.heads if width == len(site.heads) else site.slots
-    return torch.tensor([slots.index(head) for head in site.heads])
 
 
 def _weight(projection: nn.Module) -> Float[Tensor, "inputs outputs"]:

@@ -223,6 +223,28 @@ def replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]
                 vars(module)["forward"] = own
 
 
+class _ReachedError(Exception):
+    """A module was reached, and needn't run."""
+
+    def __init__(self, read: Tensor) -> None:
+        super().__init__("reached")
+        self.read = read
+
+
+def read_by(module: nn.Module, run: Callable[[], Any]) -> Tensor:
+    """Return what a module reads, what hooks make of it included, when ``run`` runs; nothing after it does."""
+
+    def stop(read: Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        raise _ReachedError(read)
+
+    try:
+        with replaced({module: stop}):
+            run()
+    except _ReachedError as reached:
+        return reached.read
+    raise RuntimeError("the module did not run")
+
+
 @contextmanager
 def returning(calls: Sequence[Call], *, copies: int = 1, rows: int = 1) -> Iterator[None]:
     """Make modules return what they put out in ``calls``, repeated, call by call; further calls run as ever."""

@@ -61,7 +61,7 @@ def find_routes(
     """Find where each mask starts, and try out on the first examples of ``batch`` how it can be run from there."""
     few = batch.take(_EXAMPLES)
     if isinstance(loss, PositionLoss):
-        few = few.start(_POSITIONS)
+        few, loss = _shortened(few, loss)
     given = Resumption(
         model, anatomy, few, loss, base, record(model, anatomy, few, loss, base=base)
     )
@@ -74,6 +74,13 @@ def find_routes(
     modes = {trial.site: _mode(given, trial) for trial in trials}
     last = order[-1] if _narrows(given, order[-1], trials, modes) else None
     return Routes(starts, modes, given.recording.order, last)
+
+
+def _shortened(batch: Batch, loss: PositionLoss) -> tuple[Batch, PositionLoss]:
+    """Return a batch's first positions, and the loss as large as it is on all of them: tolerances are for that size."""
+    few = batch.start(_POSITIONS)
+    share = batch.num_tokens / few.num_tokens
+    return few, PositionLoss(lambda *args: loss.part(*args) * share, loss.stop)
 
 
 def _starts(sites: Sequence[Site], anatomy: Anatomy, differs: Tensor) -> dict[Site | None, Tensor]:

@@ -100,6 +100,10 @@ def heatmap(scores: HeadScores, plan: PruningPlan | None = None) -> RenderableTy
         (f"   ×: removed ({len(removed)} of {len(values)})" if plan else "", "dim"),
         (f"\n{scores.method} scores from {low:.3g} to {high:.3g}", "dim"),
         (f", n = {scores.n:,}" if scores.n else "", "dim"),
+        (
+            f", {scores.steps.count} steps towards {scores.steps.keep:g}" if scores.steps else "",
+            "dim",
+        ),
     )
     return Group(grid, legend)
 

@@ -110,7 +110,7 @@ def score(
 def _per_layer(found: Estimate, anatomy: Anatomy, *, standard: bool) -> Estimate:
     values, norms = found.values.clone(), torch.ones_like(found.values)
     for columns in anatomy.columns.values():
-        if standard and len(values[columns]) > 1:
+        if standard:
             values[columns] -= values[columns].mean()
         norm = values[columns].std() if standard else values[columns].norm()
         norms[columns] = norm if norm > 0 else 1.0  # nan > 0 is false, too: a layer of one head

@@ -6,11 +6,10 @@ import torch
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.batch import Batch, Loss
+from headprune.batch import Batch, Loss, num_examples
 from headprune.passes import Pass
-from headprune.scoring.activations import moments
-from headprune.scoring.derivatives import num_examples
 from headprune.scoring.estimate import Estimate
+from headprune.scoring.moments import moments
 
 
 def activation(
@@ -24,8 +23,8 @@ def activation(
 ) -> Estimate:
     """Score heads by ``|| mean_t |z_h,t| ||_2``: every coordinate's mean size over positions, and the l2 norm of these.
 
-    Source: Muralidharan et al., "Compact Language Models via Pruning and Knowledge Distillation", 2024, section 2.2 (mean over
-    the sequence, l2 over the rest).
+    Source: Muralidharan et al., "Compact Language Models via Pruning and Knowledge Distillation", 2024, section 2.2; of the
+    aggregates that they try, the mean over all positions of the data, every position counting once.
     """
     del loss, seed
     found = moments(model, anatomy, batches=batches, over=over)

@@ -14,15 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
-from headprune.batch import Batch, forward, input_device
+from headprune.batch import Batch, forward, input_device, num_examples
 from headprune.errors import UnsupportedError
 from headprune.heads import SiteId
 from headprune.masking import places_of
 from headprune.passes import Pass, each_batch
 from headprune.replay.rows import tensors_in
-from headprune.scoring.activations import real_positions
-from headprune.scoring.derivatives import num_examples
 from headprune.scoring.estimate import Estimate, mean_and_error
+from headprune.scoring.moments import padding_mask
 
 Summary = Callable[[Float[Tensor, "rows heads queries keys"]], Float[Tensor, "rows heads queries"]]
 
@@ -50,17 +49,25 @@ def mean_over_queries(
     Raises:
         UnsupportedError: An attention doesn't hand out its weights.
     """
+    asking: dict[str, Any] = {}
+
+    def look(batch: Batch) -> list[Tensor]:
+        with _listening(model, anatomy, batch, summary) as seen:
+            forward(model, {**batch.inputs, **asking})
+        return [_by_example(site, seen[site.id], batch) for site in anatomy.sites]
 
     def sums(batch: Batch) -> Tensor:
-        batch = batch.to(input_device(model))
-        with _weights(model, anatomy) as seen:
-            forward(model, {**batch.inputs, **_asking(model)})
-        by_example = torch.cat(
-            [_by_example(site, seen[site.id], batch, summary) for site in anatomy.sites], dim=1
-        )
+        by_example = torch.cat(look(batch.to(input_device(model))), dim=1)
         return torch.stack([by_example.sum(0), by_example.square().sum(0)])
 
     with _eager(model):
+        try:
+            look(batches[0].take(1).to(input_device(model)))
+        except UnsupportedError:
+            # Some hand them out only when they are asked, and then keep those of all layers.
+            asking["output_attentions"] = True
+            if "output_attentions" not in signature(model.forward).parameters:
+                raise
         found = each_batch(
             batches,
             sums,
@@ -75,34 +82,37 @@ def mean_over_queries(
 
 @contextmanager
 def _eager(model: PreTrainedModel) -> Iterator[None]:
-    """Let the model run its plain attention."""
-    before = model.config._attn_implementation
-    if before == "eager":
+    """Let the model, and what it is made of, run their plain attention."""
+    parts = {"": model.config} | {
+        name: getattr(model.config, name)
+        for name in model.config.sub_configs
+        if getattr(model.config, name, None) is not None
+    }
+    before = {name: config._attn_implementation for name, config in parts.items()}
+    if set(before.values()) <= {"eager"}:
         yield
         return
     model.set_attn_implementation("eager")
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
-
-
-def _asking(model: PreTrainedModel) -> dict[str, Any]:
-    """Return the argument by which models hand out weights that they drop otherwise."""
-    takes = signature(model.forward).parameters
-    return {"output_attentions": True} if "output_attentions" in takes else {}
+        model.set_attn_implementation(before if len(before) > 1 else before[""])
 
 
 @contextmanager
-def _weights(
-    model: PreTrainedModel, anatomy: Anatomy
-) -> Iterator[dict[SiteId, list[Float[Tensor, "rows heads queries keys"]]]]:
-    """Collect the weights that attentions put out beside their results."""
+def _listening(
+    model: PreTrainedModel, anatomy: Anatomy, batch: Batch, summary: Summary
+) -> Iterator[dict[SiteId, list[Float[Tensor, "rows heads queries"]]]]:
+    """Collect what ``summary`` makes of the weights that attentions put out beside their results."""
     seen: dict[SiteId, list[Tensor]] = {site.id: [] for site in anatomy.sites}
 
     def listen(site: Site) -> Callable[..., None]:
         def note(_module: Any, _args: Any, output: Any) -> None:
-            seen[site.id].extend(t for t in tensors_in(output) if _are_weights(site, t))
+            for tensor in tensors_in(output):
+                if _are_weights(site, tensor, rows=batch.num_rows):
+                    places = places_of(site, tensor.shape[1])
+                    of_heads = tensor if places is None else tensor[:, places]
+                    seen[site.id].append(summary(of_heads.float()).cpu().double())
 
         return note
 
@@ -112,7 +122,7 @@ def _weights(
             hooks.callback(handle.remove)
         yield seen
     for site in anatomy.sites:
-        if site.heads and len(seen[site.id]) != 1:
+        if site.heads and not seen[site.id]:
             raise UnsupportedError(
                 f"the attention {site.id} doesn't hand out its weights",
                 where=f"{type(model).__name__} ({anatomy.model_type})",
@@ -120,29 +130,28 @@ def _weights(
             )
 
 
-def _are_weights(site: Site, tensor: Tensor) -> bool:
+def _are_weights(site: Site, tensor: Tensor, *, rows: int) -> bool:
     """Whether a tensor is [rows, heads, queries, keys], and every query's weights sum to one (or, with a sink, to less)."""
-    if tensor.dim() != 4 or not tensor.is_floating_point():
+    if tensor.dim() != 4 or not tensor.is_floating_point() or tensor.shape[0] % rows:
         return False
     if tensor.shape[1] not in (len(site.heads), len(site.slots), site.num_heads):
         return False
-    return bool((tensor >= 0).all() and (tensor.sum(-1) < 1.01).all())
+    total = tensor.sum(-1)
+    return bool((tensor >= 0).all() and (total < 1.01).all() and (total > 0).all())
 
 
 def _by_example(
-    site: Site, calls: Sequence[Tensor], batch: Batch, summary: Summary
+    site: Site, calls: Sequence[Tensor], batch: Batch
 ) -> Float64[Tensor, "examples heads"]:
     """Return the mean over an example's queries, of all of its rows, of every head."""
     found = torch.zeros(2, batch.num_examples, len(site.heads), dtype=torch.float64)
-    for weights in calls:
-        places = places_of(site, weights.shape[1])
-        of_heads = weights if places is None else weights[:, places]
-        values = summary(of_heads.float()).double().cpu()
-        real = real_positions(site, (weights.shape[0], weights.shape[2]), batch)
-        counted = torch.ones(weights.shape[0], 1, weights.shape[2], dtype=torch.float64)
-        if real is not None:
-            counted = real[:, None].double().cpu()
-        rows = batch.example_of_row.cpu()
+    mask = padding_mask(site, batch)
+    for values in calls:
+        counted = torch.ones(values.shape[0], 1, values.shape[2], dtype=torch.float64)
+        if mask is not None and tuple(mask.shape) == (values.shape[0], values.shape[2]):
+            counted = mask[:, None].cpu().double()
+        # Rows may have become several (windows).
+        rows = batch.example_of_row.cpu().repeat_interleave(values.shape[0] // batch.num_rows)
         found[0].index_add_(0, rows, (values * counted).sum(2))
         found[1].index_add_(0, rows, counted.sum(2).expand(-1, len(site.heads)))
     return found[0] / found[1].clamp_min(1)

@@ -1,6 +1,6 @@
 """How much each example's loss would move with each head's gate: one backward a batch, to activations only."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -8,10 +8,9 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from headprune.anatomy import Anatomy
-from headprune.batch import Batch, Loss, forward, input_device
-from headprune.heads import SiteId
-from headprune.masking import gated, observed
+from headprune.anatomy import Anatomy, Site
+from headprune.batch import Batch, Loss, forward, input_device, num_examples
+from headprune.masking import changed, gated, places_of
 from headprune.passes import Pass, each_batch
 from headprune.replay import Tape, example_losses
 from headprune.scoring.estimate import Estimate, mean_and_error
@@ -79,10 +78,25 @@ def mean_over_positions(
     """Return ``mean_n sum_t |z_t . d l_n / d z_t|``: gates of every position on its own, summed without their signs."""
 
     def sums(batch: Batch) -> Tensor:
-        losses, _xi, seen = _run(model, anatomy, batch.to(input_device(model)), loss)
-        calls = [z for found in seen.values() for z in found]
-        slopes = torch.autograd.grad(losses.sum(), calls, allow_unused=True)
-        return _at_heads(anatomy, seen, iter(slopes))[None]
+        calls: list[tuple[Site, Tensor, Tensor]] = []
+
+        def add_nothing(site: Site, z: Tensor) -> Tensor:
+            leaf = torch.zeros_like(z, requires_grad=True)
+            calls.append((site, z.detach(), leaf))
+            return z + leaf
+
+        with changed(model, anatomy, add_nothing):
+            losses = _losses(model, anatomy, batch.to(input_device(model)), loss)
+        leaves = [leaf for _site, _z, leaf in calls]
+        # Where logits weren't made piece by piece after all, the forward ran twice, and the loss knows nothing of the first.
+        slopes = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
+        found = torch.zeros(1, len(anatomy.heads), dtype=torch.float64)
+        for (site, z, _leaf), slope in zip(calls, slopes, strict=True):
+            if slope is not None:
+                by_place = (z * slope).sum(-1).abs().flatten(0, -2).sum(0).cpu().double()
+                places = places_of(site, len(by_place))
+                found[0, anatomy.columns[site.id]] += by_place[places or slice(None)]
+        return found
 
     (total,) = _summed(model, anatomy, batches, sums, parts=1, over=over, name=name)
     examples = num_examples(batches)
@@ -96,29 +110,26 @@ def derivatives(
 
     Every row of the batch has gates of its own, so one backward gives all examples.
     """
-    losses, xi, _seen = _run(model, anatomy, batch.to(input_device(model)), loss)
-    (found,) = torch.autograd.grad(losses.sum(), xi)
-    moved: Tensor = found.cpu()
-    return moved
-
-
-def _run(
-    model: PreTrainedModel, anatomy: Anatomy, batch: Batch, loss: Loss
-) -> tuple[Tensor, Tensor, Mapping[SiteId, Sequence[Tensor]]]:
-    """Return the losses of a batch [examples], and what they depend on: gates [examples, heads], and every site's gated ``z``."""
+    batch = batch.to(input_device(model))
     xi = torch.ones(
         batch.num_examples,
         len(anatomy.heads),
         device=batch.example_of_row.device,
         requires_grad=True,
     )
+    with torch.enable_grad(), gated(model, anatomy, gates=xi[batch.example_of_row]):
+        losses = _losses(model, anatomy, batch, loss)
+    (found,) = torch.autograd.grad(losses.sum(), xi)
+    moved: Tensor = found.cpu()
+    return moved
+
+
+def _losses(
+    model: PreTrainedModel, anatomy: Anatomy, batch: Batch, loss: Loss
+) -> Float[Tensor, " examples"]:
+    """Return the losses of a batch, in a graph."""
     tape = Tape(model, anatomy)
-    with (
-        torch.enable_grad(),
-        gated(model, anatomy, gates=xi[batch.example_of_row]),
-        observed(model, anatomy) as seen,
-        tape.recording(),
-    ):
+    with torch.enable_grad(), tape.recording():
         losses = example_losses(
             model,
             batch,
@@ -126,21 +137,7 @@ def _run(
             run=lambda: forward(model, batch.inputs),
             rerun=lambda: tape.rerun(batch),
         )
-    return losses[0], xi, seen
-
-
-def _at_heads(
-    anatomy: Anatomy, seen: Mapping[SiteId, Sequence[Tensor]], slopes: Iterator[Tensor | None]
-) -> Float64[Tensor, " heads"]:
-    """Return ``sum_t |z_t . slope_t|`` of every head, whatever the dimensions that positions are spread over."""
-    found = torch.zeros(len(anatomy.heads), dtype=torch.float64)
-    for site, calls in seen.items():
-        for z in calls:
-            slope = next(slopes)
-            if slope is not None:
-                found[anatomy.columns[site]] += (
-                    (z.detach() * slope).sum(-1).abs().flatten(0, -2).sum(0).cpu().double()
-                )
+    found: Tensor = losses[0]
     return found
 
 
@@ -164,11 +161,6 @@ def _summed(
             name=name,
         )
     return torch.stack(found).sum(0)
-
-
-def num_examples(batches: Sequence[Batch]) -> int:
-    """Return how many examples batches hold together."""
-    return sum(batch.num_examples for batch in batches)
 
 
 @contextmanager

@@ -6,12 +6,11 @@ import torch
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.batch import Batch, Loss
+from headprune.batch import Batch, Loss, num_examples
 from headprune.passes import Pass
-from headprune.scoring.activations import moments
-from headprune.scoring.derivatives import num_examples
 from headprune.scoring.estimate import Estimate
-from headprune.scoring.weights import output_weight
+from headprune.scoring.moments import moments
+from headprune.scoring.output_weight import output_weight
 
 
 def fluctuation(
@@ -26,7 +25,8 @@ def fluctuation(
     """Score heads by ``mean_d Var_t(z_h,t,d) ||W_O,h,d||^2``, ``d`` over head_dim.
 
     A head that puts out the same at every position can go: its mean fits into a bias. The scores of different layers aren't
-    alike in size; the paper standardizes each layer's, as ``--normalize standard`` does.
+    alike in size; the paper standardizes every layer's coordinates before it averages them to heads, ``--normalize standard`` the
+    heads. Where a norm stands before the output projection, ``z`` is what the norm reads.
 
     Source: An et al., "Fluctuation-based Adaptive Structured Pruning for Large Language Models", AAAI 2024, eq. 5.
     """

@@ -9,7 +9,7 @@ from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss
 from headprune.passes import Pass
 from headprune.scoring.estimate import Estimate
-from headprune.scoring.weights import output_weight
+from headprune.scoring.output_weight import output_weight
 
 
 def magnitude(

@@ -8,10 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.batch import Batch, Loss
+from headprune.batch import Batch, Loss, num_examples
 from headprune.passes import Pass
 from headprune.replay import losses
-from headprune.scoring.derivatives import num_examples
 from headprune.scoring.estimate import Estimate
 
 _ORDERS = 16
@@ -33,7 +32,7 @@ def shapley(
 
     ``l`` is the mean loss of the data. Unlike leaving one out, it sees heads that stand in for each other. An order ends early
     where the loss has come near that of a model without heads. The standard error is over the orders, not over examples; the
-    cost is up to 16 times that of ``ablation``.
+    cost is up to 16 forwards per head.
 
     Source: Ghorbani, Zou, "Data Shapley", ICML 2019, algorithm 1 (truncated Monte Carlo), for heads in place of data.
     """

@@ -2,6 +2,7 @@
 
 from headprune.selection.cost import Savings, parameters_removed, savings
 from headprune.selection.plan import Constraints, check_constraints, is_padded, make_plan
+from headprune.selection.steps import score_in_steps
 
 __all__ = [
     "Constraints",
@@ -11,4 +12,5 @@ __all__ = [
     "make_plan",
     "parameters_removed",
     "savings",
+    "score_in_steps",
 ]

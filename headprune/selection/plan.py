@@ -5,15 +5,15 @@ Heads go in *units*. With multi-head attention a unit is a head. With grouped-qu
 a layer has a single key/value head (multi-query attention), a unit is one query head, whatever was said.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from math import floor
-from typing import Literal
+from typing import Any, Literal
 
 from headprune.anatomy import Anatomy, Site
 from headprune.errors import PlanError
-from headprune.heads import HeadId, HeadScores, PruningPlan, SiteId, select_heads
+from headprune.heads import HeadId, HeadScores, PruningPlan, SiteId
+from headprune.selection.names import protected_heads, selected_sites
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,14 @@ class Constraints:
     gqa: Literal["group", "even", "pad"] = "group"
     sites: tuple[str, ...] = ()
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return all but the keep ratio, for JSON."""
+        found = {name: value for name, value in asdict(self).items() if name != "keep"}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in found.items()
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
@@ -54,7 +62,7 @@ def check_constraints(anatomy: Anatomy, constraints: Constraints) -> int:
     Raises:
         PlanError: The constraints contradict each other or the architecture.
     """
-    anatomy = _selected(anatomy, constraints.sites)
+    anatomy = selected_sites(anatomy, constraints.sites)
     total = len(anatomy.heads)
     if not 0 < constraints.keep <= 1:
         raise PlanError(
@@ -62,7 +70,7 @@ def check_constraints(anatomy: Anatomy, constraints: Constraints) -> int:
             where="--keep",
             hint="give a number above 0 and at most 1, such as --keep 0.7",
         )
-    protected = _protected(anatomy, constraints.protect)
+    protected = protected_heads(anatomy, constraints.protect)
     target = floor(constraints.keep * total + 0.5)
     least = sum(_fewest(site, protected, constraints) for site in anatomy.sites)
     if target < least:
@@ -86,28 +94,10 @@ def make_plan(scores: HeadScores, anatomy: Anatomy, *, constraints: Constraints)
     Raises:
         PlanError: The scores are of other heads, or :func:`check_constraints` says no.
     """
-    values = scores.by_head()
-    missing = [head for head in anatomy.heads if head not in values]
-    if missing or len(values) != len(anatomy.heads):
-        raise PlanError(
-            f"the scores are of {len(values)} heads and the model has {len(anatomy.heads)}"
-            + (f" (no score for {missing[0]})" if missing else ""),
-            where="scores",
-            hint="score this model: headprune score MODEL",
-        )
-    target = check_constraints(anatomy, constraints)
-    protected = _protected(anatomy, constraints.protect)
-    selected = _selected(anatomy, constraints.sites)
-    units = [
-        unit
-        for site in selected.sites
-        for unit in _units(site, values, protected=protected, constraints=constraints)
-    ]
-    budget = len(selected.heads) - target
-    gone = set(
-        _take_uniformly(units, selected, constraints)
-        if constraints.uniform
-        else _take(units, budget)
+    gone = heads_that_go(scores, anatomy, constraints)
+    protected = protected_heads(anatomy, constraints.protect)
+    wanted = len(selected_sites(anatomy, constraints.sites).heads) - check_constraints(
+        anatomy, constraints
     )
     if constraints.keep < 1 and not gone:
         raise PlanError(
@@ -122,7 +112,7 @@ def make_plan(scores: HeadScores, anatomy: Anatomy, *, constraints: Constraints)
         budget={
             "keep": constraints.keep,
             "heads_before": len(anatomy.heads),
-            "heads_wanted": len(anatomy.heads) - budget,
+            "heads_wanted": len(anatomy.heads) - wanted,
             "heads_after": len(anatomy.heads) - len(gone),
         },
         constraints={
@@ -135,6 +125,36 @@ def make_plan(scores: HeadScores, anatomy: Anatomy, *, constraints: Constraints)
         reasons=_reasons(scores, gone, protected),
         model=scores.model,
     )
+
+
+def heads_that_go(
+    scores: HeadScores, anatomy: Anatomy, constraints: Constraints
+) -> frozenset[HeadId]:
+    """Return the heads that a plan from these scores removes; none where the smallest step is too large.
+
+    Raises:
+        PlanError: See :func:`make_plan`.
+    """
+    values = scores.importance()
+    missing = [head for head in anatomy.heads if head not in values]
+    if missing or len(values) != len(anatomy.heads):
+        raise PlanError(
+            f"the scores are of {len(values)} heads and the model has {len(anatomy.heads)}"
+            + (f" (no score for {missing[0]})" if missing else ""),
+            where="scores",
+            hint="score this model: headprune score MODEL",
+        )
+    target = check_constraints(anatomy, constraints)
+    protected = protected_heads(anatomy, constraints.protect)
+    selected = selected_sites(anatomy, constraints.sites)
+    units = [
+        unit
+        for site in selected.sites
+        for unit in _units(site, values, protected=protected, constraints=constraints)
+    ]
+    if constraints.uniform:
+        return frozenset(_take_uniformly(units, selected, constraints))
+    return frozenset(_take(units, len(selected.heads) - target))
 
 
 def is_padded(plan: PruningPlan) -> bool:
@@ -237,52 +257,9 @@ def _check_uniform(anatomy: Anatomy, protected: set[HeadId], constraints: Constr
             )
 
 
-def _selected(anatomy: Anatomy, names: Sequence[str]) -> Anatomy:
-    """Return the anatomy of the attentions that ``names`` speak of (all, where there are none).
-
-    Raises:
-        PlanError: A name fits none.
-    """
-    if not names:
-        return anatomy
-    fitting: set[SiteId] = set()
-    for name in names:
-        found = {site.id for site in anatomy.sites if name in _descriptions(site.id)}
-        if not found:
-            known = sorted({word for site in anatomy.sites for word in _descriptions(site.id)[1:]})
-            raise PlanError(
-                f"the model has no attention {name!r}",
-                where="--sites",
-                hint=f"choose from {', '.join(known)}, or name one, such as {anatomy.sites[0].id}",
-            )
-        fitting |= found
-    return replace(anatomy, sites=tuple(site for site in anatomy.sites if site.id in fitting))
-
-
-def _descriptions(site: SiteId) -> tuple[str, ...]:
-    """Return how ``--sites`` may speak of an attention: its name, its kind, its stack, both."""
-    stack = (site.stack, f"{site.stack}.{site.kind}") if site.stack else ()
-    return (str(site), site.kind, *stack)
-
-
-def _protected(anatomy: Anatomy, names: Iterable[str]) -> set[HeadId]:
-    protected: set[HeadId] = set()
-    sites = {str(site.id): site for site in anatomy.sites}
-    for name in names:
-        if name not in sites and re.fullmatch(r"(\w+\.)?L\d+(\.[a-z]+)?", name):
-            raise PlanError(
-                f"the model has no layer {name}",
-                where="--protect",
-                hint=f"it has {', '.join(sites)}",
-            )
-        if name in sites:
-            protected |= {HeadId(sites[name].id, head) for head in sites[name].heads}
-        else:
-            protected |= set(select_heads([name], anatomy.heads))
-    return protected
-
-
-def _reasons(scores: HeadScores, gone: set[HeadId], protected: set[HeadId]) -> dict[str, str]:
+def _reasons(
+    scores: HeadScores, gone: Collection[HeadId], protected: set[HeadId]
+) -> dict[str, str]:
     """Say why, for every head that stays although its score alone would have it go, and the other way round."""
     by_score = set(scores.ranked()[: len(gone)])
     reasons: dict[str, str] = {}

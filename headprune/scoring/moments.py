@@ -63,20 +63,28 @@ def _sums(site: Site, calls: Sequence[Tensor], batch: Batch) -> Float64[Tensor, 
     total = torch.zeros(4, len(site.heads), site.head_dim, dtype=torch.float64)
     for z in calls:
         real = real_positions(site, z.shape[:-2], batch)
-        kept = (z if real is None else z[real]).flatten(0, -3).double()
-        total += torch.stack(
-            [kept.abs().sum(0), kept.sum(0), kept.square().sum(0), torch.ones_like(kept).sum(0)]
-        ).cpu()
+        kept = (z.flatten(0, -3) if real is None else z[real]).cpu().double()
+        ones = torch.ones_like(kept)
+        total += torch.stack([kept.abs().sum(0), kept.sum(0), kept.square().sum(0), ones.sum(0)])
     return total
 
 
 def real_positions(site: Site, shape: Sequence[int], batch: Batch) -> Tensor | None:
-    """Return which positions of a tensor that begins with ``shape`` aren't padding, or None where all count.
+    """Return which positions of what a site reads, which begins with ``shape``, aren't padding; None where all count.
 
     Where rows were rearranged (windows, patches), all do.
     """
-    decoder = batch.inputs.get("decoder_attention_mask") if site.id.stack == "decoder" else None
-    mask = batch.inputs.get("attention_mask") if decoder is None else decoder
-    if mask is None or site.rows != "batch-major" or tuple(mask.shape) != tuple(shape):
+    mask = padding_mask(site, batch)
+    if mask is None:
         return None
-    return mask.bool()
+    mask = mask.T if site.rows == "time-major" else mask
+    if tuple(shape) == (mask.numel(),):
+        return mask.flatten()
+    return mask if tuple(shape) == tuple(mask.shape) else None
+
+
+def padding_mask(site: Site, batch: Batch) -> Tensor | None:
+    """Return which positions of the rows that a site's stack reads aren't padding [rows, length], if that is told."""
+    name = "decoder_attention_mask" if site.id.stack == "decoder" else "attention_mask"
+    mask = batch.inputs.get(name)
+    return mask.bool() if mask is not None and mask.dim() == 2 else None

@@ -1,0 +1,188 @@
+"""Mending: the least squares that it says it solves, and only where it helps."""
+
+import copy
+
+import pytest
+import torch
+from families import build, token_inputs
+from test_methods import recorded, unpadded
+from test_scoring import setting
+
+import headprune as hp
+from headprune.batch import as_batches
+from headprune.heads import HeadMask
+from headprune.surgery import mend
+from headprune.surgery.mend import projections, refit
+
+GONE = {
+    "bert": ["L0.H1", "L1.H0", "L1.H3", "L2.H5"],
+    "gpt2": ["L1.H0", "L1.H3", "L2.H5"],
+    "llama": ["L0.H1", "L0.H0", "L2.H5", "L2.H4"],
+}
+
+
+def mask_of(anatomy, gone):
+    removed = [head for head in anatomy.heads if str(head) in gone]
+    return torch.tensor(HeadMask.without(removed, anatomy.heads).values)
+
+
+def reads(model, batch, gone=()):
+    """Return what every output projection reads at all positions of all rows, padding left out."""
+    anatomy = hp.inspect(model)
+    found = {site.id: [] for site in anatomy.sites}
+    for row in unpadded(batch):
+        inputs = {name: value for name, value in row.items() if name != "labels"}
+        # The gates come first, so that what is recorded is what is left.
+        with (
+            hp.masked(model, gone, anatomy=anatomy),
+            recorded(model, anatomy) as seen,
+            torch.no_grad(),
+        ):
+            model(**inputs)
+        for site in anatomy.sites:
+            found[site.id].append(seen[site.id][0].double())
+    return {site: torch.cat(parts) for site, parts in found.items()}
+
+
+def least_squares(inputs, targets, start, bias, ridge):
+    """Return weight and bias by another way: the ridge as rows of the data, and a solver by QR."""
+    scale = ridge * inputs.square().sum(0).mean()
+    width = inputs.shape[1]
+    rows = torch.cat([inputs, scale.sqrt() * torch.eye(width, dtype=torch.float64)])
+    wanted = torch.cat([targets, scale.sqrt() * start])
+    if bias:
+        ones = torch.cat([torch.ones(len(inputs), 1), torch.zeros(width, 1)]).double()
+        rows = torch.cat([rows, ones], dim=1)
+    return torch.linalg.lstsq(rows, wanted).solution
+
+
+@pytest.mark.parametrize("name", sorted(GONE))
+@pytest.mark.parametrize("ridge", [1e-3, 1e-1])
+def test_every_attention_solves_its_least_squares(name, ridge):
+    model, batch, _loss = setting(name, rows=24)
+    whole = copy.deepcopy(model)
+    anatomy = hp.inspect(model)
+    gone = GONE[name]
+    parts = as_batches([{k: v[i : i + 8] for k, v in batch.items()} for i in (0, 8, 16)])
+    refit(model, anatomy, batches=parts, mask=mask_of(anatomy, gone), ridge=ridge)
+    full, left = reads(whole, batch), reads(model, batch, gone)
+    for site in anatomy.sites:
+        old, new = (m.get_submodule(site.output) for m in (whole, model))
+        matrices = [
+            m.weight.detach() if name == "gpt2" else m.weight.detach().T for m in (old, new)
+        ]
+        before, after = (matrix.double() for matrix in matrices)
+        if name == "gpt2" and site.id.layer == 0:  # nothing was removed up to here
+            assert torch.equal(before, after)
+            continue
+        bias = old.bias is not None
+        kept = torch.tensor([f"{site.id}.H{head}" not in gone for head in site.heads])
+        columns = kept.repeat_interleave(site.head_dim)
+        targets = full[site.id] @ before + (old.bias.detach().double() if bias else 0)
+        found = least_squares(left[site.id][:, columns], targets, before[columns], bias, ridge)
+        size = found.abs().max().item()
+        assert torch.allclose(after[columns], found[: columns.sum()], atol=1e-4 * size)
+        assert torch.equal(after[~columns], before[~columns])
+        if bias:
+            assert torch.allclose(new.bias.detach().double(), found[-1], atol=1e-4 * size)
+        errors = [
+            (left[site.id] @ matrix + b - targets).square().sum()
+            for matrix, b in (
+                (before, old.bias.double() if bias else 0),
+                (after, new.bias.double() if bias else 0),
+            )
+        ]
+        assert errors[1] < errors[0]
+
+
+def test_of_two_equal_heads_one_does_the_work_of_both():
+    model, batch, _loss = setting("bert", rows=32)
+    attention = model.bert.encoder.layer[0].attention.self
+    with torch.no_grad():
+        for linear in (attention.query, attention.key, attention.value):
+            linear.weight[8:16] = linear.weight[:8]
+            linear.bias[8:16] = linear.bias[:8]
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        expected = model(**inputs).logits
+    anatomy = hp.inspect(model)
+    mask = mask_of(anatomy, ["L0.H1"])
+    with torch.no_grad(), hp.masked(model, ["L0.H1"]):
+        cut = (model(**inputs).logits - expected).abs().max()
+    refit(model, anatomy, batches=as_batches([batch]), mask=mask, ridge=1e-9)
+    with torch.no_grad():
+        hp.prune(model, ["L0.H1"])
+        mended = (model(**inputs).logits - expected).abs().max()
+    assert mended < cut / 1000
+
+
+def test_padding_is_not_fitted():
+    model, batch, _loss = setting("bert", rows=12)
+    other = copy.deepcopy(model)
+    anatomy = hp.inspect(model)
+    mask = mask_of(anatomy, GONE["bert"])
+    refit(model, anatomy, batches=as_batches([batch]), mask=mask, ridge=1e-2)
+    refit(other, anatomy, batches=as_batches(list(unpadded(batch))), mask=mask, ridge=1e-2)
+    found = [projections(m, anatomy) for m in (model, other)]
+    for name, value in found[0].items():
+        assert torch.allclose(value, found[1][name], atol=1e-4), name
+
+
+def likeness(model, batch, *, sign):
+    """Return a loss that is small (or, with the other sign, large) where outputs are those of the whole model."""
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    with torch.no_grad():
+        wanted = model(**inputs).logits
+    return lambda outputs, b: sign * (outputs.logits - wanted[b.targets]).square().sum(1)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_it_is_kept_only_where_rows_that_it_did_not_see_say_so(sign):
+    model = build("bert")
+    batch = {**token_inputs(rows=48), "labels": torch.arange(48)}
+    loss = likeness(model, batch, sign=sign)
+    parts = [
+        {name: value[rows] for name, value in batch.items()}
+        for rows in (slice(0, 32), slice(32, 48))
+    ]
+    fitting, held_out = (as_batches([part]) for part in parts)
+    anatomy = hp.inspect(model)
+    before = projections(model, anatomy)
+    remove = [head for head in anatomy.heads if str(head) in GONE["bert"]]
+    found = mend(model, anatomy, batches=fitting, held_out=held_out, loss=loss, remove=remove)
+    assert (found.fitted_on, found.held_out) == (32, 16)
+    after = projections(model, anatomy)
+    same = all(torch.equal(value, after[name]) for name, value in before.items())
+    if sign == 1:
+        assert found.losses[found.ridge] == min(found.losses.values()) < found.loss_cut
+        assert not same
+        with torch.no_grad(), hp.masked(model, GONE["bert"]):
+            inputs = {n: v for n, v in parts[1].items() if n != "labels"}
+            now = loss(model(**inputs), held_out[0]).mean().item()
+        assert now == pytest.approx(found.losses[found.ridge], rel=1e-5)
+    else:
+        assert found.ridge is None
+        assert same
+
+
+def test_nothing_removed_is_nothing_mended():
+    model, batch, _loss = setting("llama")
+    anatomy = hp.inspect(model)
+    before = projections(model, anatomy)
+    refit(model, anatomy, batches=as_batches([batch]), mask=torch.ones(24), ridge=1e-2)
+    after = projections(model, anatomy)
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_layer_without_heads_keeps_the_mean_in_its_bias():
+    model, batch, _loss = setting("bert", rows=12)
+    whole = copy.deepcopy(model)
+    anatomy = hp.inspect(model)
+    gone = [f"L1.H{head}" for head in range(6)]
+    refit(model, anatomy, batches=as_batches([batch]), mask=mask_of(anatomy, gone), ridge=1e-2)
+    old = whole.bert.encoder.layer[1].attention.output.dense
+    site = anatomy.sites[1]
+    targets = (
+        reads(whole, batch)[site.id] @ old.weight.detach().double().T + old.bias.detach().double()
+    )
+    new = model.bert.encoder.layer[1].attention.output.dense
+    assert torch.allclose(new.bias.detach().double(), targets.mean(0), atol=1e-5)

@@ -1,0 +1,153 @@
+"""Heads that go step by step, the others scored anew."""
+
+import copy
+import itertools
+from contextlib import contextmanager
+
+import pytest
+import torch
+from families import build
+from test_scoring import setting
+
+import headprune as hp
+from headprune.batch import as_batches
+from headprune.config import Recipe
+from headprune.errors import ConfigError
+from headprune.heads import HeadScores
+from headprune.journal import Journal
+from headprune.passes import Pass
+from headprune.pipeline.scores import check_course, score_with_steps
+from headprune.scoring import score
+from headprune.selection import Constraints, make_plan, score_in_steps
+
+
+def scores_of(anatomy, values):
+    return HeadScores(method="gradient", heads=anatomy.heads, values=tuple(values), n=1, seed=0)
+
+
+@pytest.fixture(scope="module")
+def anatomies():
+    return {name: hp.inspect(build(name)) for name in ("bert", "llama")}
+
+
+def drawn(anatomy, seed):
+    """Return a rescore whose numbers change from step to step, and a list of what it was told had gone."""
+    told = []
+
+    def rescore(gone):
+        told.append(frozenset(gone))
+        generator = torch.Generator().manual_seed(1000 * seed + len(told))
+        return scores_of(anatomy, torch.randn(len(anatomy.heads), generator=generator).tolist())
+
+    return rescore, told
+
+
+@pytest.mark.parametrize("gqa", ["group", "even", "pad"])
+@pytest.mark.parametrize("uniform", [False, True])
+@pytest.mark.parametrize("steps", [1, 2, 5, 40])
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_the_plan_from_the_result_removes_what_went(anatomies, name, steps, uniform, gqa):
+    anatomy = anatomies[name]
+    rescore, told = drawn(anatomy, steps)
+    constraints = Constraints(0.5, uniform=uniform, gqa=gqa)
+    found = score_in_steps(anatomy, rescore=rescore, constraints=constraints, steps=steps)
+    assert all(earlier < later for earlier, later in itertools.pairwise(told))
+    assert len(told) <= steps
+    gone = set(make_plan(found, anatomy, constraints=constraints).remove)
+    assert told[-1] <= gone
+    # As many as one cut takes.
+    once = make_plan(rescore(()), anatomy, constraints=constraints)
+    assert len(gone) == len(once.remove)
+    values = found.importance()
+    lowest = min(values[head] for head in anatomy.heads if head not in gone)
+    assert all(values[head] < lowest for head in gone)
+    for earlier, later in zip(told, [*told[1:], gone], strict=True):
+        went = [values[head] for head in later - earlier]
+        assert all(values[head] < min(went) for head in earlier if went)
+
+
+def test_one_step_is_scoring_once(anatomies):
+    anatomy = anatomies["bert"]
+    rescore, _told = drawn(anatomy, 0)
+    constraints = Constraints(0.5)
+    stepped = score_in_steps(anatomy, rescore=rescore, constraints=constraints, steps=1)
+    again, _told = drawn(anatomy, 0)
+    once = again(())
+    assert stepped.values == once.values
+    assert (
+        make_plan(stepped, anatomy, constraints=constraints).remove
+        == make_plan(once, anatomy, constraints=constraints).remove
+    )
+
+
+def test_of_two_heads_that_stand_in_for_each_other_one_stays(anatomies):
+    """Alone, each of them looks like nothing; when one has gone, the other is everything."""
+    anatomy = anatomies["bert"]
+    one, other = anatomy.heads[:2]
+
+    def rescore(gone):
+        values = {head: 1.0 + place for place, head in enumerate(anatomy.heads)}
+        values[one] = 100.0 if other in gone else 0.1
+        values[other] = 100.0 if one in gone else 0.2
+        return scores_of(anatomy, values.values())
+
+    constraints = Constraints(1 - 4 / 18)
+    plans = [
+        make_plan(
+            score_in_steps(anatomy, rescore=rescore, constraints=constraints, steps=steps),
+            anatomy,
+            constraints=constraints,
+        )
+        for steps in (1, 4)
+    ]
+    assert {one, other} <= set(plans[0].remove)
+    assert one in plans[1].remove
+    assert other not in plans[1].remove
+
+
+@contextmanager
+def forwards(model):
+    """Count what runs."""
+    count = []
+    handle = model.register_forward_pre_hook(lambda _module, _args: count.append(1))
+    yield count
+    handle.remove()
+
+
+@pytest.mark.parametrize("method", ["gradient", "fisher", "fluctuation"])
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_steps_on_a_model_are_those_of_pruning_it_again_and_again(name, method, tmp_path):
+    model, batch, loss = setting(name)
+    anatomy = hp.inspect(model)
+    recipe = Recipe(keep=0.5, steps=3)
+    over = Pass(journal=Journal(tmp_path))
+    batches = as_batches([batch])
+    settings = {"recipe": recipe, "loss": loss, "method": method, "over": over}
+    found = score_with_steps(model, anatomy, batches, **settings)
+    assert over.journal.count() == 3
+    with forwards(model) as count:
+        assert score_with_steps(model, anatomy, batches, **settings) == found
+    assert count == []
+    went = [head for head, step in zip(found.heads, found.steps.went, strict=True) if step == 1]
+    first = score(model, anatomy, batches=batches, loss=loss, method=method).by_head()
+    assert all(found.by_head()[head] == first[head] for head in went)
+    smaller, left, gone = copy.deepcopy(model), anatomy, set()
+    for step in (1, 2, 3):
+        scores = score(smaller, left, batches=batches, loss=loss, method=method)
+        keep = (1 - 0.5 * step / 3) * len(anatomy.heads) / len(left.heads)
+        plan = make_plan(scores, left, constraints=Constraints(keep))
+        gone |= set(plan.remove)
+        hp.prune(smaller, plan.remove)
+        left = hp.inspect(smaller)
+    constraints = Constraints(0.5)
+    assert set(make_plan(found, anatomy, constraints=constraints).remove) == gone
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"steps": 2}, {"steps": 2, "keep": 0.5, "method": "magnitude"}, {"steps": 2, "keep": 0.5, "normalize": "layer"},
+     {"steps": 2, "keep": 0.5, "method": "ablation", "until": "decided"}],
+)  # fmt: skip
+def test_steps_that_lead_nowhere_are_refused(settings):
+    with pytest.raises(ConfigError, match="steps"):
+        check_course(Recipe(**settings))
