@@ -134,13 +134,13 @@ def test_activation_is_the_norm_of_mean_sizes(family):
 
 def test_fluctuation_is_the_variance_that_the_projection_lets_through(family):
     model, batch, loss = setting(family)
-    anatomy = hp.inspect(model)
+    anatomy, found = hp.inspect(model), all_z(model, batch)
     expected = []
     for site in anatomy.sites:
         weight = model.get_submodule(site.output).weight.detach().double()
         weight = weight if family == "gpt2" else weight.T
         norms = weight.square().sum(1).view(len(site.heads), site.head_dim)
-        variance = all_z(model, batch)[site.id].var(0, correction=0)
+        variance = found[site.id].var(0, correction=0)
         expected.append((variance * norms).mean(1))
     assert close(hp.score(model, [batch], loss=loss, method="fluctuation"), torch.cat(expected))
 

@@ -84,7 +84,7 @@ def test_a_site_that_is_never_called_is_an_error(bert):
         torch.nn.functional.linear(hidden, dense.weight, dense.bias) + residual
     )
     with (
-        pytest.raises(ModelError, match="were not masked"),
+        pytest.raises(ModelError, match="were not reached"),
         gated(bert, anatomy, gates=torch.ones(18)),
     ):
         bert(**token_inputs())
