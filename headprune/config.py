@@ -68,7 +68,7 @@ class Recipe(BaseModel):
     uniform: bool = False
     gqa: Literal["group", "even", "pad"] = "group"
     sites: tuple[str, ...] = ()
-    mend: Literal["none", "refit"] = "none"
+    mend: Literal["none", "best", "scale", "bias", "refit"] = "none"
 
     run: str | None = None
     scores: str | None = None

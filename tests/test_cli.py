@@ -205,10 +205,10 @@ def test_what_is_left_may_be_mended(headprune, place):
     results = json.loads(out)
     assert (results["mend"]["fitted_on"], results["mend"]["held_out"]) == (15, 5)
     assert all(proof["passed"] for proof in results["proofs"])
-    ridge = results["mend"]["ridge"]
-    assert ("not mended: " in err) == (ridge is None)
+    kept = results["mend"]["kept"]
+    assert ("not mended: " in err) == (kept is None)
     card = (place / "headprune-models" / "classifier-keep-0.4" / "README.md").read_text()
-    assert ("refitted in closed form" in card) == (ridge is not None)
+    assert ("mended in closed form" in card) == (kept is not None)
     code, _out, err = headprune("prune", "classifier", "--keep", "0.4", "--mend", "refit", "--stream",
                                 "--scores", "headprune-models/classifier-keep-0.4/scores.json", "--out", "x")  # fmt: skip
     assert code == 2
