@@ -44,6 +44,7 @@ class Recipe(BaseModel):
             "gradient",
             "gradient:token",
             "gradient:batch",
+            "unique",
             "fisher",
             "fisher:batch",
             "ablation",

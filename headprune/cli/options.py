@@ -63,8 +63,8 @@ Method = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="How heads are scored: gradient, gradient:token, gradient:batch, fisher, fisher:batch, ablation, shapley, "
-        "activation, fluctuation, confidence, entropy, sink, magnitude, random. (default: gradient)",
+        help="How heads are scored: gradient, gradient:token, gradient:batch, unique, fisher, fisher:batch, ablation, "
+        "shapley, activation, fluctuation, confidence, entropy, sink, magnitude, random. (default: gradient)",
         show_default=False,
     ),
 ]

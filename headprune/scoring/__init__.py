@@ -27,6 +27,7 @@ from headprune.scoring.racing import race_heads
 from headprune.scoring.random import random
 from headprune.scoring.shapley import shapley
 from headprune.scoring.sink import sink
+from headprune.scoring.unique import unique
 
 __all__ = ["METHODS", "NEED_NO_ROWS", "Estimate", "race_heads", "score"]
 
@@ -34,6 +35,7 @@ METHODS: dict[str, Method] = {
     "gradient": gradient,
     "gradient:token": gradient_per_token,
     "gradient:batch": gradient_per_batch,
+    "unique": unique,
     "fisher": fisher,
     "fisher:batch": fisher_per_batch,
     "ablation": ablation,
