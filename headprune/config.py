@@ -59,6 +59,7 @@ class Recipe(BaseModel):
         ]
         | None
     ) = None
+    objective: Literal["loss", "metric", "distill"] = "loss"
     normalize: Literal["none", "layer", "standard"] = "none"
     steps: int = Field(1, ge=1)
     num_samples: int = Field(1024, ge=1)

@@ -68,6 +68,15 @@ Method = Annotated[
         show_default=False,
     ),
 ]
+Objective = Annotated[
+    str | None,
+    typer.Option(
+        metavar="loss|metric|distill",
+        help="What importance is about: the task's loss, its metric (by ablation), or, without labels, how far outputs are from "
+        "those of the model as it is. (default: loss)",
+        show_default=False,
+    ),
+]
 Normalize = Annotated[
     str | None,
     typer.Option(

@@ -15,6 +15,7 @@ from headprune.cli.options import (
     Model,
     Normalize,
     NumSamples,
+    Objective,
     Protect,
     Sites,
     Steps,
@@ -51,14 +52,16 @@ OPTIONS: dict[str, Any] = {
     "gqa": Gqa,
     "sites": Sites,
     "method": Method,
+    "objective": Objective,
     "normalize": Normalize,
     "steps": Steps,
     "num_samples": NumSamples,
     "mend": Annotated[
         str | None,
         typer.Option(
-            metavar="none|refit",
-            help="Refit the output projections, so that the heads that stay make up for the others. (default: none)",
+            metavar="none|best|scale|bias|refit",
+            help="Make the heads that stay do what all did, in closed form: scale them, move the bias, refit the output "
+            "projections; best tries all. Kept where rows that it didn't see say so. (default: none)",
         ),
     ],
     "stream": Annotated[

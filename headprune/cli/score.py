@@ -4,11 +4,12 @@ from typing import Annotated, Any
 
 import typer
 
-from headprune.cli.options import Call, Method, Model, Normalize, NumSamples, Steps
+from headprune.cli.options import Call, Method, Model, Normalize, NumSamples, Objective, Steps
 
 OPTIONS: dict[str, Any] = {
     "model": Model,
     "method": Method,
+    "objective": Objective,
     "normalize": Normalize,
     "steps": Steps,
     "num_samples": NumSamples,

@@ -24,14 +24,9 @@ from headprune.gate import Baseline, refuse_other_rows
 from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
 from headprune.models import find, fingerprint, load_tokenizer, weights_bytes
+from headprune.pipeline.course import check_course, constraints_of
 from headprune.pipeline.delivery import cut_and_save, measure
-from headprune.pipeline.scores import (
-    Scored,
-    check_course,
-    compute_scores,
-    constraints_of,
-    find_scores,
-)
+from headprune.pipeline.scores import Scored, compute_scores, find_scores
 from headprune.results import Results
 from headprune.runs import named_scores, refuse_used_run, write_scores
 from headprune.scoring import NEED_NO_ROWS

@@ -35,13 +35,14 @@ def mend_if_asked(
             hint=f"give {_FEWEST} or more (--num-samples), or --mend none",
         )
     fitting = len(examples) - max(2, round(_HELD_OUT * len(examples)))
+    deciding = subject.goal(examples[fitting:])
     voice.say("mending the output projections")
     found = mend(
         subject.model,
         anatomy,
         batches=subject.batches(examples[:fitting]),
-        held_out=subject.batches(examples[fitting:]),
-        loss=subject.task.loss,
+        held_out=deciding.batches,
+        loss=deciding.loss,
         remove=plan.remove,
         ways=WAYS[subject.recipe.mend],
     )

@@ -41,7 +41,7 @@ from headprune.models import (
     weights_bytes,
 )
 from headprune.pipeline.commands import anatomy_of, choose, refuse_output
-from headprune.pipeline.scores import constraints_of
+from headprune.pipeline.course import constraints_of
 from headprune.report.card import model_card
 from headprune.results import Unmeasured
 from headprune.runs import named_scores

@@ -23,13 +23,22 @@ from headprune.scoring.fisher import fisher, fisher_per_batch
 from headprune.scoring.fluctuation import fluctuation
 from headprune.scoring.gradient import gradient, gradient_per_batch, gradient_per_token
 from headprune.scoring.magnitude import magnitude
+from headprune.scoring.metric import metric_drop
 from headprune.scoring.racing import race_heads
 from headprune.scoring.random import random
 from headprune.scoring.shapley import shapley
 from headprune.scoring.sink import sink
 from headprune.scoring.unique import unique
 
-__all__ = ["METHODS", "NEED_NO_ROWS", "Estimate", "race_heads", "score"]
+__all__ = [
+    "DIFFERENTIATE",
+    "METHODS",
+    "NEED_NO_ROWS",
+    "Estimate",
+    "metric_drop",
+    "race_heads",
+    "score",
+]
 
 METHODS: dict[str, Method] = {
     "gradient": gradient,
@@ -49,6 +58,9 @@ METHODS: dict[str, Method] = {
     "random": random,
 }
 
+
+DIFFERENTIATE = ("gradient", "gradient:token", "gradient:batch", "unique", "fisher", "fisher:batch")
+"""Methods that take derivatives of the loss."""
 
 NEED_NO_ROWS = ("magnitude", "random")
 """Methods that don't run the model."""

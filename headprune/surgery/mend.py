@@ -17,7 +17,7 @@ from headprune.surgery.fit import Way, fit, having, put_back
 from headprune.surgery.least_squares import How
 
 SCALE, BIAS = (Way("scale", 1e-3),), (Way("bias", 0.0),)
-REFIT = (Way("refit", 1e-3), Way("refit", 1e-2), Way("refit", 1e-1))
+REFIT = (Way("refit", 1e-2), Way("refit", 1e-1), Way("refit", 1.0))
 WAYS: dict[str, tuple[Way, ...]] = {
     "best": SCALE + BIAS + REFIT,
     "scale": SCALE,
