@@ -51,6 +51,7 @@ class Recipe(BaseModel):
             "shapley",
             "activation",
             "fluctuation",
+            "fluctuation:channel",
             "confidence",
             "entropy",
             "sink",

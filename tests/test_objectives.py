@@ -33,20 +33,18 @@ def case(task, rows=12):
     name = "llama" if task == "causal-lm" else "bert"
     model, batch = build(name), lm_batch(rows=rows) if name == "llama" else token_inputs(rows=rows)
     with torch.no_grad():
-        (model.lm_head if name == "llama" else model.classifier).weight.mul_(0.02 if name == "bert" else 0.2)
+        (model.lm_head if name == "llama" else model.classifier).weight.mul_(
+            0.02 if name == "bert" else 0.2
+        )
     return model, batch
 
 
 @pytest.mark.parametrize("task", ["classification", "causal-lm"])
 def test_targets_do_not_depend_on_how_rows_are_batched(task):
     model, batch = case(task)
-    goals = [
-        taught(model, TASKS[task].distill, parts_of(batch, size), seed=3) for size in (12, 5)
-    ]
+    goals = [taught(model, TASKS[task].distill, parts_of(batch, size), seed=3) for size in (12, 5)]
     for kind in ("batches", "drawn"):
-        one, other = (
-            torch.cat([part.targets for part in getattr(goal, kind)]) for goal in goals
-        )
+        one, other = (torch.cat([part.targets for part in getattr(goal, kind)]) for goal in goals)
         assert torch.allclose(one.double(), other.double(), atol=1e-6)
     again = taught(model, TASKS[task].distill, parts_of(batch, 12), seed=4)
     assert not torch.equal(goals[0].drawn[0].targets, again.drawn[0].targets)
@@ -118,9 +116,7 @@ def test_drawn_tokens_are_a_language_models_loss():
     (part,) = parts_of(batch, 4)
     goal = taught(model, TASKS["causal-lm"].distill, [part], seed=0)
     anatomy = hp.inspect(model)
-    found = losses(
-        model, anatomy, batches=goal.batches, loss=goal.loss, masks=torch.ones(1, 24)
-    )[0]
+    found = losses(model, anatomy, batches=goal.batches, loss=goal.loss, masks=torch.ones(1, 24))[0]
     for row, (value, example) in enumerate(zip(found, unpadded(batch), strict=True)):
         inputs = {name: tensor for name, tensor in example.items() if name != "labels"}
         length = inputs["input_ids"].shape[1]

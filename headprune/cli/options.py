@@ -64,7 +64,8 @@ Method = Annotated[
     typer.Option(
         metavar="NAME",
         help="How heads are scored: gradient, gradient:token, gradient:batch, unique, fisher, fisher:batch, ablation, "
-        "shapley, activation, fluctuation, confidence, entropy, sink, magnitude, random. (default: gradient)",
+        "shapley, activation, fluctuation, fluctuation:channel, confidence, entropy, sink, magnitude, random. "
+        "(default: gradient)",
         show_default=False,
     ),
 ]

@@ -20,7 +20,7 @@ from headprune.scoring.confidence import confidence
 from headprune.scoring.entropy import entropy
 from headprune.scoring.estimate import Estimate, Method
 from headprune.scoring.fisher import fisher, fisher_per_batch
-from headprune.scoring.fluctuation import fluctuation
+from headprune.scoring.fluctuation import fluctuation, fluctuation_per_channel
 from headprune.scoring.gradient import gradient, gradient_per_batch, gradient_per_token
 from headprune.scoring.magnitude import magnitude
 from headprune.scoring.metric import metric_drop
@@ -51,6 +51,7 @@ METHODS: dict[str, Method] = {
     "shapley": shapley,
     "activation": activation,
     "fluctuation": fluctuation,
+    "fluctuation:channel": fluctuation_per_channel,
     "confidence": confidence,
     "entropy": entropy,
     "sink": sink,
