@@ -22,7 +22,7 @@ from headprune.passes import Pass
 from headprune.runs import FOLDER, latest_scores, named_scores
 from headprune.scoring import NEED_NO_ROWS, race_heads
 from headprune.scoring import score as score_heads
-from headprune.selection import Constraints, score_in_steps
+from headprune.selection import Constraints, Target, score_in_steps
 from headprune.subject import (
     Rows,
     Subject,
@@ -78,7 +78,7 @@ def find_scores(
             )
         if not steps_fit(scores, recipe):
             how = (
-                f"in {scores.steps.count} steps for --keep {scores.steps.keep:g}"
+                f"in {scores.steps.count} steps for {scores.steps.budget}"
                 if scores.steps
                 else "once"
             )
@@ -158,7 +158,29 @@ def compute_scores(
 
 
 def constraints_of(recipe: Recipe) -> Constraints:
-    """Return what a recipe says of the plan."""
+    """Return what a recipe says of the plan.
+
+    Raises:
+        ConfigError: It has more than one budget.
+        PlanError: A target is none.
+    """
+    said = recipe.budgets
+    if len(said) > 1:
+        raise ConfigError(
+            f"{len(said)} budgets are set, and a plan has one",
+            where=", ".join(f"--{name.replace('_', '-')} {value}" for name, value in said.items()),
+            hint="leave all but one out",
+        )
+    targets = [
+        Target.parse(resource, text)
+        for resource, text in (
+            ("parameters", recipe.target_parameters),
+            ("flops", recipe.target_flops),
+            ("kv_cache", recipe.target_kv_cache),
+            ("latency", recipe.target_latency),
+        )
+        if text is not None
+    ]
     return Constraints(
         keep=1.0 if recipe.keep is None else recipe.keep,
         min_heads=recipe.min_heads,
@@ -166,20 +188,25 @@ def constraints_of(recipe: Recipe) -> Constraints:
         uniform=recipe.uniform,
         gqa=recipe.gqa,
         sites=recipe.sites,
+        multiple_of=recipe.multiple_of,
+        heads=recipe.heads,
+        target=targets[0] if targets else None,
     )
 
 
 def check_course(recipe: Recipe) -> None:
-    """Refuse a race that isn't run by ablation, or not for a cut through all heads; and steps that lead nowhere.
+    """Refuse a race that isn't run by ablation, or not for a cut through all heads; steps that lead nowhere; budgets that are none.
 
     Raises:
-        ConfigError: It is such a race, or there are such steps.
+        ConfigError: It is such a race, or there are such steps or budgets.
+        PlanError: A target is none.
     """
-    if recipe.steps > 1 and (recipe.keep is None or recipe.until):
+    constraints_of(recipe)
+    if recipe.steps > 1 and ((recipe.keep is None and recipe.heads is None) or recipe.until):
         raise ConfigError(
-            "steps lead to a keep ratio, and are no race",
+            "steps lead to a keep ratio or a number of heads, and are no race",
             where=f"--steps {recipe.steps}",
-            hint="say --keep 0.5, for example, and leave out --until",
+            hint="say --keep 0.5 or --heads 40, for example, and leave out --until and targets",
         )
     if recipe.steps > 1 and (recipe.method in _ONCE or recipe.normalize != "none"):
         raise ConfigError(
@@ -203,11 +230,13 @@ def check_course(recipe: Recipe) -> None:
 
 def steps_fit(scores: HeadScores, recipe: Recipe) -> bool:
     """Whether scores were made in the steps that a recipe asks for; one that asks for none takes those for its own cut."""
-    if scores.steps is None or recipe.keep is None:
+    if scores.steps is None or (recipe.keep is None and recipe.heads is None):
         return scores.steps is None and recipe.steps == 1
+    cut = scores.steps.heads if recipe.keep is None else scores.steps.keep
     return (
         recipe.steps in (1, scores.steps.count)
-        and scores.steps.keep == recipe.keep
+        and cut == (recipe.heads if recipe.keep is None else recipe.keep)
+        and (scores.steps.heads is None) == (recipe.heads is None)
         and scores.steps.constraints == constraints_of(recipe).as_dict()
     )
 
