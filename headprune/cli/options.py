@@ -30,18 +30,6 @@ Keep = Annotated[
     float | None,
     typer.Option("--keep", help="Share of the heads that stay, such as 0.7.", show_default=False),
 ]
-Heads = Annotated[
-    int | None,
-    typer.Option("--heads", help="How many heads stay, at most.", show_default=False),
-]
-MultipleOf = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        help="Every layer keeps a multiple of N heads (of key/value groups where these go as a whole), for tensor parallelism.",
-        show_default=False,
-    ),
-]
 MinHeads = Annotated[
     int | None,
     typer.Option(help="Heads that stay in every layer. (default: 1)", show_default=False),

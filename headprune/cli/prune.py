@@ -9,12 +9,10 @@ import typer
 from headprune.cli.options import (
     Call,
     Gqa,
-    Heads,
     Keep,
     Method,
     MinHeads,
     Model,
-    MultipleOf,
     Normalize,
     NumSamples,
     Protect,
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 OPTIONS: dict[str, Any] = {
     "model": Model,
     "keep": Keep,
-    "heads": Heads,
+    "heads": Annotated[int | None, typer.Option("--heads", help="How many heads stay, at most.")],
     **{
         f"target_{resource}": Annotated[
             str | None,
@@ -48,7 +46,13 @@ OPTIONS: dict[str, Any] = {
             ("latency", "time of a forward of 32 rows, measured here", "12ms"),
         )
     },
-    "multiple_of": MultipleOf,
+    "multiple_of": Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Layers keep a multiple of N heads (of key/value groups where these go as a whole), for tensor parallelism.",
+        ),
+    ],
     "scores": Annotated[
         str | None,
         typer.Option(

@@ -51,7 +51,7 @@ class Prices:
     note: Mapping[str, Any] = field(default_factory=dict)
 
 
-def prices(
+def counted(
     model: nn.Module,
     anatomy: Anatomy,
     *,
