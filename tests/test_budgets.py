@@ -240,7 +240,7 @@ def test_uniform_budgets_keep_the_same_number_everywhere():
         ({"heads": 12}, 4),
         ({"target": Target.parse("flops", "0.6")}, 2),
         ({"target": Target.parse("flops", "28")}, 4),
-        ({"keep": 0.6, "multiple_of": 2}, 4),
+        ({"keep": 2 / 3, "multiple_of": 2}, 4),
     ):
         plan = make_plan(
             scores,

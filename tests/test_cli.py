@@ -604,7 +604,12 @@ MISTAKES = {
     "keep too small": ((*PRUNE[:-1], "0.05"), None, "at least 3 must stay", "use --keep"),
     "two budgets": ((*PRUNE, "--heads", "9"), None, "2 budgets are set", "leave all but one out"),
     "heads too few": ((*PRUNE[:-2], "--heads", "2"), None, "at least 3 must stay", "use --heads 3"),
-    "heads too many": ((*PRUNE[:-2], "--heads", "19"), None, "19 heads can't stay of 18", "1 to 18"),
+    "heads too many": (
+        (*PRUNE[:-2], "--heads", "19"),
+        None,
+        "19 heads can't stay of 18",
+        "1 to 18",
+    ),
     "no target": (
         (*PRUNE[:-2], "--target-flops", "much"),
         None,

@@ -9,14 +9,25 @@ from headprune.cli.check import limits_of
 from headprune.cli.options import Call
 from headprune.cli.prune import OPTIONS as PRUNE_OPTIONS
 from headprune.cli.prune import shower, with_output
-from headprune.config import BUDGETS
 
 OPTIONS: dict[str, Any] = {
     "recipe": Annotated[
         Path | None,
         typer.Argument(metavar="RECIPE.yaml", help="All settings; options override it."),
     ],
-    **{name: PRUNE_OPTIONS[name] for name in (*BUDGETS, "out", "overwrite")},
+    **{
+        name: PRUNE_OPTIONS[name]
+        for name in (
+            "keep",
+            "heads",
+            "target_parameters",
+            "target_flops",
+            "target_kv_cache",
+            "target_latency",
+            "out",
+            "overwrite",
+        )
+    },
 }
 
 

@@ -12,7 +12,7 @@ from headprune.heads import HeadId
 from headprune.selection.budget import Amount, Constraints
 from headprune.selection.cost import Prices
 from headprune.selection.knapsack import cheapest_for, combine
-from headprune.selection.units import Option, Unit, is_even, options, units
+from headprune.selection.units import Option, Unit, candidates, is_even, options, units
 
 Menus = Sequence[tuple[Option, ...]]
 """For each attention its lawful options, those that take the fewest heads first."""
@@ -60,7 +60,8 @@ def choose(
         if prices is not None:
             return _for_target(anatomy, menus, values, constraints, prices)
     cheapest = [unit for site in anatomy.sites for unit in units(site, values, **ways)]
-    sizes = {len(unit.heads) for unit in cheapest}
+    everything = (unit for site in anatomy.sites for unit in candidates(site, values, **ways))
+    sizes = {len(unit.heads) for unit in everything}
     going = len(anatomy.heads) - constraints.wanted(len(anatomy.heads))
     if len(sizes) <= 1 and constraints.multiple_of == 1:
         size = max(sizes, default=1)

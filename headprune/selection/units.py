@@ -42,7 +42,7 @@ def units(
 ) -> Iterator[Unit]:
     """Yield the units of a site that may go, one after the other, the cheapest first."""
     left = len(site.heads)
-    for unit in _candidates(site, values, protected=protected, constraints=constraints):
+    for unit in candidates(site, values, protected=protected, constraints=constraints):
         left -= len(unit.heads)
         if left < _least(site, constraints):
             return
@@ -64,7 +64,7 @@ def options(
         PlanError: There is none: no multiple can stay.
     """
     by_size: dict[int, list[Unit]] = {}
-    for unit in _candidates(site, values, protected=protected, constraints=constraints):
+    for unit in candidates(site, values, protected=protected, constraints=constraints):
         by_size.setdefault(len(unit.heads), []).append(unit)
     found: list[Option] = []
     for counts in product(*(range(len(same) + 1) for same in by_size.values())):
@@ -94,30 +94,31 @@ def is_even(site: Site, constraints: Constraints) -> bool:
     return constraints.gqa == "even" or site.num_key_value_heads == 1
 
 
-def _candidates(
+def candidates(
     site: Site,
     values: dict[HeadId, float],
     *,
     protected: Collection[HeadId],
     constraints: Constraints,
 ) -> list[Unit]:
+    """Return the units of a site that could go if none had to stay, the cheapest first."""
     groups = [
         sorted((HeadId(site.id, head) for head in members), key=lambda h: (values[h], h))
         for members in site.groups(site.heads).values()
     ]
-    candidates: list[tuple[HeadId, ...]]
+    together: list[tuple[HeadId, ...]]
     if site.group_size > 1 and is_even(site, constraints):
         # The j-th unit is the j-th least important head of every group; a protected head keeps its rank for all.
         free = [[head for head in members if head not in protected] for members in groups]
-        candidates = list(zip(*free, strict=False))
+        together = list(zip(*free, strict=False))
     elif site.group_size > 1 and constraints.gqa == "group":
-        candidates = [
+        together = [
             tuple(members) for members in groups if not any(head in protected for head in members)
         ]
     else:
-        candidates = [(head,) for members in groups for head in members if head not in protected]
+        together = [(head,) for members in groups for head in members if head not in protected]
     return sorted(
-        (Unit(site.id, heads, sum(values[head] for head in heads)) for heads in candidates),
+        (Unit(site.id, heads, sum(values[head] for head in heads)) for heads in together),
         key=lambda unit: (unit.cost, unit.heads),
     )
 
