@@ -143,10 +143,10 @@ def plan(
     anatomy: Anatomy,
     keep: float | None = None,
     heads: int | None = None,
-    target_parameters: str | float | None = None,
-    target_flops: str | float | None = None,
-    target_kv_cache: str | float | None = None,
-    target_latency: str | float | None = None,
+    target_parameters: str | int | float | None = None,
+    target_flops: str | int | float | None = None,
+    target_kv_cache: str | int | float | None = None,
+    target_latency: str | int | float | None = None,
     model: PreTrainedModel | None = None,
     batches: Iterable[Batch | Mapping[str, Tensor]] = (),
     multiple_of: int = 1,
@@ -210,7 +210,7 @@ def plan(
 
 
 def _one_budget(
-    keep: float | None, heads: int | None, **targets: str | float | None
+    keep: float | None, heads: int | None, **targets: str | int | float | None
 ) -> selection.Target | None:
     """Return the target, None where the budget is one of heads."""
     said = {name: target for name, target in targets.items() if target is not None}

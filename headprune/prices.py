@@ -78,7 +78,7 @@ def _measured(
     alike: dict[_Shape, list[Site]] = {}
     for site in selected_sites(anatomy, constraints.sites).sites:
         alike.setdefault(_shape(model, site), []).append(site)
-    (whole,) = fastest_ms([model], batch=batch, rows=ROWS, seconds=0)
+    (whole,) = fastest_ms([model], batch=batch, rows=ROWS, seconds=0.0)
     # A pair of models runs 8 times or more.
     levels = max(2, min(_LEVELS, int(_MOST_SECONDS / (8 * whole / 1000 * len(alike)))))
     table: dict[_Shape, tuple[list[int], list[float]]] = {}

@@ -299,11 +299,11 @@ def test_the_cut_model_is_what_the_plan_says(name):
         anatomy, [float(i * 7 % len(anatomy.heads)) for i in range(len(anatomy.heads))]
     )
     whole = sum(parameter.numel() for parameter in model.parameters())
-    plan = hp.plan(scores, anatomy=anatomy, model=model, target_parameters="85%", gqa="even")
+    plan = hp.plan(scores, anatomy=anatomy, model=model, target_parameters="90%", gqa="even")
     assert plan.budget["before"] == whole
     smaller = hp.prune(copy.deepcopy(model), plan.remove)
     after = sum(parameter.numel() for parameter in smaller.parameters())
-    assert plan.budget["after"] == after <= 0.85 * whole
+    assert plan.budget["after"] == after <= 0.9 * whole
     # What is pruned again counts from where it is.
     left = hp.inspect(smaller)
     again = hp.plan(

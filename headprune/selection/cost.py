@@ -93,7 +93,7 @@ def _site_savings(model: nn.Module, site: Site, kept: tuple[int, ...], *, pad: b
     slots = len(site.slots) - len(after.slots)
     attention = 4 * site.head_dim * CONTEXT * slots if runs_smaller else 0
     cache = 0
-    if runs_smaller and site.id.kind != "cross" and takes_cache(model):
+    if runs_smaller and site.id.kind != "cross" and _keeps_cache(model):
         groups = _key_value_heads(site) - _key_value_heads(after)
         cache = 2 * groups * site.head_dim * next(model.parameters()).element_size()
     return Savings(numbers, 2 * weights + attention, cache)
@@ -132,13 +132,22 @@ def _share_used(model: nn.Module, parameter: nn.Parameter) -> float:
 
 
 def _all_cache(model: nn.Module, anatomy: Anatomy) -> int:
-    if not takes_cache(model):
+    if not _keeps_cache(model):
         return 0
     size = next(model.parameters()).element_size()
     return sum(
         2 * _key_value_heads(site, _computed(site)) * site.head_dim * size
         for site in anatomy.sites
         if site.id.kind != "cross"
+    )
+
+
+def _keeps_cache(model: nn.Module) -> bool:
+    """Whether the model generates from a cache: encoders whose family has decoders say ``use_cache``, too."""
+    config = getattr(model, "config", None)
+    is_encoder = getattr(config, "is_decoder", None) is False
+    return takes_cache(model) and (
+        not is_encoder or bool(getattr(config, "is_encoder_decoder", False))
     )
 
 
