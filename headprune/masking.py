@@ -80,14 +80,15 @@ def moved(
         places = places_of(site, z.shape[-2])
         where = slice(None) if places is None else torch.tensor(places, device=z.device)
         turned, shift = (value.to(z.device, z.dtype) for value in along[site.id])
-        rest = (z.detach()[..., where, :].flatten(-2) @ turned - shift).unflatten(
+        rest: Tensor = (z.detach()[..., where, :].flatten(-2) @ turned - shift).unflatten(
             -1, (-1, site.head_dim)
         )
         by_row = _by_row(site, columns[site.id].to(z.device, z.dtype), z)
-        step = rest * by_row.unsqueeze(-1)
+        step: Tensor = rest * by_row.unsqueeze(-1)
         if places is None:
             return z + step
-        return z.index_add(-2, torch.tensor(places, device=z.device), step)
+        spread: Tensor = z.index_add(-2, torch.tensor(places, device=z.device), step)
+        return spread
 
     with changed(model, anatomy, add):
         yield

@@ -29,6 +29,7 @@ ORDER = [
     "scoring",
     "selection",
     "surgery",
+    "prices",
     "inspection",
     "checkpoint",
     "verify",

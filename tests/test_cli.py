@@ -196,6 +196,31 @@ def test_a_dry_run_writes_no_model(headprune, place):
     assert not (place / "headprune-models").exists()
 
 
+def test_the_pruned_model_is_within_its_budget(headprune, place):
+    data = ("--data", "data.csv", "--batch-size", "8", "--json")
+    (place / "headprune.yaml").write_text("model: classifier\nkeep: 0.9\n")
+    code, out, err = headprune("prune", *data, "--target-parameters", "85%", "--multiple-of", "2")
+    assert code == 0, err
+    results = json.loads(out)
+    made = place / "headprune-models" / "classifier-parameters-85pct"
+    plan = json.loads((made / "plan.json").read_text())
+    before, after = (results[when]["parameters"] for when in ("before", "after"))
+    assert (plan["budget"]["before"], plan["budget"]["after"]) == (before, after)
+    assert after <= 0.85 * before
+    assert f"{after:,} parameters left of {before:,} parameters" in err
+    assert all(kept % 2 == 0 for kept in plan["kept_per_site"].values())
+    assert "target_parameters: 85%" in (made / "headprune.yaml").read_text()
+    code, out, err = headprune("prune", *data, "--heads", "7", "--dry-run")
+    assert code == 0, err
+    assert json.loads(out)["budget"]["heads_after"] == 7
+    code, _out, err = headprune(
+        "prune", *data, "--target-latency", "80%", "--stream", "--dry-run",
+        "--scores", str(made / "scores.json"),
+    )  # fmt: skip
+    assert code == 2
+    assert "a model that isn't loaded can't run" in err
+
+
 def test_what_is_left_may_be_mended(headprune, place):
     data = ("--data", "data.csv", "--batch-size", "8")
     code, out, err = headprune(
@@ -577,6 +602,44 @@ MISTAKES = {
     "keep 1.5": ((*PRUNE[:-1], "1.5"), None, "--keep can't be 1.5", "--keep"),
     "no keep": (PRUNE[:-2], None, "how many heads to keep", "--keep 0.7"),
     "keep too small": ((*PRUNE[:-1], "0.05"), None, "at least 3 must stay", "use --keep"),
+    "two budgets": ((*PRUNE, "--heads", "9"), None, "2 budgets are set", "leave all but one out"),
+    "heads too few": ((*PRUNE[:-2], "--heads", "2"), None, "at least 3 must stay", "use --heads 3"),
+    "heads too many": (
+        (*PRUNE[:-2], "--heads", "19"),
+        None,
+        "19 heads can't stay of 18",
+        "1 to 18",
+    ),
+    "no target": (
+        (*PRUNE[:-2], "--target-flops", "much"),
+        None,
+        "'much' is no target",
+        "0.8 or 80%",
+    ),
+    "a target out of reach": (
+        (*PRUNE[:-2], "--target-parameters", "10%"),
+        None,
+        "the smallest that pruning heads can reach is",
+        "use --target-parameters 0.",
+    ),
+    "a cache target without a cache": (
+        (*PRUNE[:-2], "--target-kv-cache", "0.5"),
+        None,
+        "keeps no keys and values",
+        "--target-parameters",
+    ),
+    "steps to a target": (
+        (*PRUNE[:-2], "--target-flops", "0.9", "--steps", "3"),
+        None,
+        "steps lead to a keep ratio or a number of heads",
+        "--heads 40",
+    ),
+    "no such multiple": (
+        (*PRUNE, "--multiple-of", "7", "--protect", "L0"),
+        None,
+        "none of the numbers that may stay is a multiple of 7",
+        "divisor",
+    ),
     "output not empty": ((*PRUNE, "--out", "out"), full, "out is not empty", "--overwrite"),
     "output is a file": ((*PRUNE, "--out", "data.csv"), None, "is a file", "--out"),
     "scores of another model": (

@@ -16,7 +16,8 @@ from headprune.errors import ConfigError
 from headprune.heads import HeadScores
 from headprune.journal import Journal
 from headprune.passes import Pass
-from headprune.pipeline.course import check_course, score_with_steps
+from headprune.pipeline.course import check_course
+from headprune.pipeline.rounds import score_with_steps
 from headprune.scoring import score
 from headprune.selection import Constraints, make_plan, score_in_steps
 from headprune.tasks.distill import Goal

@@ -26,6 +26,10 @@ OPTIONS: dict[str, Any] = {
             "--keep", help="Share of the heads that would stay, for --until decided and --steps."
         ),
     ],
+    "heads": Annotated[
+        int | None,
+        typer.Option("--heads", help="How many heads would stay, for --steps."),
+    ],
     "max_work": Annotated[
         float | None,
         typer.Option(

@@ -1,34 +1,39 @@
-"""How heads are scored for a cut: once, in steps, by a race, or by the metric itself."""
+"""What a recipe asks of scores and plan, and what of that contradicts itself."""
 
-import hashlib
-from collections.abc import Collection, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
-
-import torch
-from transformers import PreTrainedModel
-
-from headprune.anatomy import Anatomy
-from headprune.batch import Batch
 from headprune.config import Recipe
 from headprune.errors import ConfigError
-from headprune.heads import HeadId, HeadMask, HeadScores, Race
-from headprune.masking import gated
-from headprune.passes import Pass
-from headprune.scoring import DIFFERENTIATE, NEED_NO_ROWS, metric_drop, race_heads
-from headprune.scoring import score as score_heads
-from headprune.selection import Constraints, score_in_steps
-from headprune.subject import Rows, Subject
-from headprune.tasks.distill import Goal
+from headprune.heads import HeadScores
+from headprune.scoring import NEED_NO_ROWS
+from headprune.selection import Constraints, Target
 
 # They run many masks, from a model that has all heads; or don't run it at all.
 _ONCE = ("ablation", "shapley", *NEED_NO_ROWS)
-# Of any decision of a race being wrong.
-_ERROR_PROBABILITY = 0.05
 
 
 def constraints_of(recipe: Recipe) -> Constraints:
-    """Return what a recipe says of the plan."""
+    """Return what a recipe says of the plan.
+
+    Raises:
+        ConfigError: It has more than one budget.
+        PlanError: A target is none.
+    """
+    said = recipe.budgets
+    if len(said) > 1:
+        raise ConfigError(
+            f"{len(said)} budgets are set, and a plan has one",
+            where=", ".join(f"--{name.replace('_', '-')} {value}" for name, value in said.items()),
+            hint="leave all but one out",
+        )
+    targets = [
+        Target.parse(resource, text)
+        for resource, text in (
+            ("parameters", recipe.target_parameters),
+            ("flops", recipe.target_flops),
+            ("kv_cache", recipe.target_kv_cache),
+            ("latency", recipe.target_latency),
+        )
+        if text is not None
+    ]
     return Constraints(
         keep=1.0 if recipe.keep is None else recipe.keep,
         min_heads=recipe.min_heads,
@@ -36,20 +41,25 @@ def constraints_of(recipe: Recipe) -> Constraints:
         uniform=recipe.uniform,
         gqa=recipe.gqa,
         sites=recipe.sites,
+        multiple_of=recipe.multiple_of,
+        heads=recipe.heads,
+        target=targets[0] if targets else None,
     )
 
 
 def check_course(recipe: Recipe) -> None:
-    """Refuse a race that isn't run by ablation, or not for a cut through all heads; and steps that lead nowhere.
+    """Refuse a race that isn't run by ablation, or not for a cut through all heads; steps and budgets that lead nowhere.
 
     Raises:
-        ConfigError: It is such a race, or there are such steps.
+        ConfigError: It is such a race, or there are such steps or budgets.
+        PlanError: A target is none.
     """
-    if recipe.steps > 1 and (recipe.keep is None or recipe.until):
+    constraints_of(recipe)
+    if recipe.steps > 1 and ((recipe.keep is None and recipe.heads is None) or recipe.until):
         raise ConfigError(
-            "steps lead to a keep ratio, and are no race",
+            "steps lead to a keep ratio or a number of heads, and are no race",
             where=f"--steps {recipe.steps}",
-            hint="say --keep 0.5, for example, and leave out --until",
+            hint="say --keep 0.5 or --heads 40, for example, and leave out --until and targets",
         )
     if recipe.steps > 1 and (recipe.method in _ONCE or recipe.normalize != "none"):
         raise ConfigError(
@@ -85,117 +95,12 @@ def check_course(recipe: Recipe) -> None:
 
 def steps_fit(scores: HeadScores, recipe: Recipe) -> bool:
     """Whether scores were made in the steps that a recipe asks for; one that asks for none takes those for its own cut."""
-    if scores.steps is None or recipe.keep is None:
+    if scores.steps is None or (recipe.keep is None and recipe.heads is None):
         return scores.steps is None and recipe.steps == 1
+    cut = scores.steps.heads if recipe.keep is None else scores.steps.keep
     return (
         recipe.steps in (1, scores.steps.count)
-        and scores.steps.keep == recipe.keep
+        and cut == (recipe.heads if recipe.keep is None else recipe.keep)
+        and (scores.steps.heads is None) == (recipe.heads is None)
         and scores.steps.constraints == constraints_of(recipe).as_dict()
-    )
-
-
-def score_with_steps(
-    model: PreTrainedModel,
-    anatomy: Anatomy,
-    goal: Goal,
-    *,
-    recipe: Recipe,
-    method: str,
-    over: Pass,
-) -> HeadScores:
-    """Score the heads once, or as often as the recipe has steps, without those that went."""
-
-    def rescore(gone: Collection[HeadId]) -> HeadScores:
-        mask = HeadMask.without(gone, anatomy.heads)
-        journal = over.journal
-        if gone:
-            over.tell(f"scoring the {len(anatomy.heads) - len(gone)} heads that are left")
-            names = ",".join(map(str, gone)).encode()
-            journal = journal and journal.within(hashlib.sha256(names).hexdigest()[:16])
-        gates = torch.tensor(mask.values, device=model.device)
-        with gated(model, anatomy, gates=gates) if gone else nullcontext():
-            found = score_heads(
-                model,
-                anatomy,
-                batches=goal.drawn if method in DIFFERENTIATE else goal.batches,
-                loss=goal.loss,
-                method=method,
-                normalize=recipe.normalize,
-                seed=recipe.seed,
-                over=replace(over, journal=journal),
-            )
-        return found.model_copy(update={"objective": recipe.objective})
-
-    if recipe.steps == 1:
-        return rescore(())
-    constraints = constraints_of(recipe)
-    return score_in_steps(anatomy, rescore=rescore, constraints=constraints, steps=recipe.steps)
-
-
-def race(subject: Subject, anatomy: Anatomy, rows: Rows, *, over: Pass) -> HeadScores:
-    """Race the heads for the places that the recipe's keep ratio leaves."""
-    recipe = subject.recipe
-    keep = recipe.keep or 1.0
-
-    def batches_of(places: Sequence[int]) -> Sequence[Batch]:
-        return subject.batches([rows.examples[place] for place in places])
-
-    found = race_heads(
-        subject.model,
-        anatomy,
-        batches_of=batches_of,
-        num_rows=len(rows.examples),
-        loss=subject.task.loss,
-        keep=keep,
-        error_probability=_ERROR_PROBABILITY,
-        max_work=recipe.max_work,
-        seed=recipe.seed,
-        over=over,
-    )
-    estimate = found.estimate()
-    open_heads = zip(anatomy.heads, found.undecided.tolist(), strict=True)
-    return HeadScores(
-        method="ablation",
-        heads=anatomy.heads,
-        values=tuple(estimate.values.tolist()),
-        standard_errors=tuple(found.standard_errors.tolist()),
-        n=estimate.n,
-        seed=recipe.seed,
-        race=Race(
-            keep=keep,
-            error_probability=_ERROR_PROBABILITY,
-            work=found.work,
-            rows_per_head=tuple(found.rows_spent.tolist()),
-            undecided=tuple(head for head, undecided in open_heads if undecided),
-        ),
-    )
-
-
-def score_by_metric(subject: Subject, anatomy: Anatomy, goal: Goal, *, over: Pass) -> HeadScores:
-    """Score the heads by what the metric loses without each."""
-    from headprune.tasks.metrics import BUILT_IN, load_metric
-
-    recipe = subject.recipe
-    name = recipe.metric or subject.task.metric
-    statistic = load_metric(name, higher_is_better=recipe.higher_is_better)
-    found = metric_drop(
-        subject.model,
-        anatomy,
-        batches=goal.batches,
-        task=subject.task,
-        # The built-in function itself: the evaluate layer around it costs 10 ms a call.
-        statistic=BUILT_IN.get(name, statistic).compute,
-        higher_is_better=statistic.higher_is_better,
-        seed=recipe.seed,
-        over=over,
-    )
-    errors = found.standard_errors
-    return HeadScores(
-        method="ablation",
-        objective="metric",
-        heads=anatomy.heads,
-        values=tuple(found.values.tolist()),
-        standard_errors=None if errors is None else tuple(errors.tolist()),
-        n=found.n,
-        seed=recipe.seed,
     )

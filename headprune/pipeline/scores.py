@@ -12,13 +12,8 @@ from headprune.heads import HeadScores
 from headprune.journal import Journal, open_journal
 from headprune.models import fingerprint, versions
 from headprune.passes import Pass
-from headprune.pipeline.course import (
-    check_course,
-    race,
-    score_by_metric,
-    score_with_steps,
-    steps_fit,
-)
+from headprune.pipeline.course import check_course, steps_fit
+from headprune.pipeline.rounds import race, score_by_metric, score_with_steps
 from headprune.runs import FOLDER, latest_scores, named_scores
 from headprune.scoring import DIFFERENTIATE, NEED_NO_ROWS
 from headprune.subject import (
@@ -73,7 +68,7 @@ def find_scores(
             )
         if not steps_fit(scores, recipe):
             how = (
-                f"in {scores.steps.count} steps for --keep {scores.steps.keep:g}"
+                f"in {scores.steps.count} steps for {scores.steps.budget}"
                 if scores.steps
                 else "once"
             )

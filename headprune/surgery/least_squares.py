@@ -108,4 +108,5 @@ def _scaled(
         wanted = wanted - sums.gram[:-1, -1:] * bias
     cross = (wanted * weight).unflatten(0, by_head).sum((1, 2))
     factors = _ridge(gram, cross[:, None], torch.ones_like(cross)[:, None], ridge=ridge)
-    return (weight.unflatten(0, by_head) * factors[:, :, None]).flatten(0, 1)
+    scaled: Tensor = (weight.unflatten(0, by_head) * factors[:, :, None]).flatten(0, 1)
+    return scaled

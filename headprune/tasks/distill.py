@@ -90,7 +90,8 @@ def class_probabilities(
     model: PreTrainedModel, batch: Batch, _generators: Sequence[torch.Generator]
 ) -> Float[Tensor, "examples classes"]:
     """Return the distribution over classes."""
-    return forward(model, batch.inputs).logits.float().softmax(-1)
+    probabilities: Tensor = forward(model, batch.inputs).logits.float().softmax(-1)
+    return probabilities
 
 
 def draw_class(
@@ -105,7 +106,8 @@ def class_divergence(outputs: Any, batch: Batch) -> Float[Tensor, " examples"]:
     """``KL(p || q)``, ``p`` the targets and ``q`` what is put out."""
     p = batch.targets
     entropy = -torch.special.xlogy(p, p).sum(-1)
-    return cross_entropy(outputs.logits.float(), p, reduction="none") - entropy
+    divergence: Tensor = cross_entropy(outputs.logits.float(), p, reduction="none") - entropy
+    return divergence
 
 
 def _drawn(probabilities: Tensor, uniform: Tensor) -> Int[Tensor, "..."]:

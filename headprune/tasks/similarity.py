@@ -106,7 +106,8 @@ def with_noise(
 def distance(outputs: Any, batch: Batch, *, pooling: str) -> Float[Tensor, " examples"]:
     """Half the squared distance to the targets, of both sentences: of unit vectors it is 1 less their cosine."""
     first, second = embed(outputs, batch.inputs["attention_mask"], pooling=pooling).chunk(2)
-    return (torch.stack([first, second], dim=1) - batch.targets).square().sum((1, 2)) / 2
+    apart: Tensor = (torch.stack([first, second], dim=1) - batch.targets).square().sum((1, 2)) / 2
+    return apart
 
 
 def _distill(pooling: str) -> Distill:

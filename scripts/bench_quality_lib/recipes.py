@@ -33,7 +33,9 @@ CONTENDERS: dict[str, Contender] = {
     "kwon": Contender({"recipe": "kwon"}, "Kwon et al. 2022"),
     "flap": Contender({"recipe": "flap"}, "An et al. 2024"),
     "minitron": Contender({"recipe": "minitron"}, "Muralidharan et al. 2024"),
-    "sink": Contender({"method": "sink", "steps": 1, "mend": "none"}, "attention to the first token"),
+    "sink": Contender(
+        {"method": "sink", "steps": 1, "mend": "none"}, "attention to the first token"
+    ),
     "magnitude": Contender({"method": "magnitude", "steps": 1, "mend": "none"}, "norm of W_O"),
     "leave one out": Contender(
         {"method": "ablation", "steps": 1, "mend": "none"}, "the exact effect of each head alone"
