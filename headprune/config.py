@@ -48,6 +48,7 @@ class Recipe(BaseModel):
             "fisher:batch",
             "ablation",
             "shapley",
+            "gates",
             "activation",
             "fluctuation",
             "confidence",

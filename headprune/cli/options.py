@@ -64,7 +64,7 @@ Method = Annotated[
     typer.Option(
         metavar="NAME",
         help="How heads are scored: gradient, gradient:token, gradient:batch, fisher, fisher:batch, ablation, shapley, "
-        "activation, fluctuation, confidence, entropy, sink, magnitude, random. (default: gradient)",
+        "gates, activation, fluctuation, confidence, entropy, sink, magnitude, random. (default: gradient)",
         show_default=False,
     ),
 ]
@@ -198,7 +198,7 @@ SHARED: dict[str, Any] = {
         str | None,
         typer.Option(
             metavar="auto|N",
-            help="Examples per batch; auto packs by tokens. Only the :batch scores depend on it. (default: auto)",
+            help="Examples per batch; auto packs by tokens. Only the :batch scores and gates depend on it. (default: auto)",
             rich_help_panel=_RUN,
             show_default=False,
         ),

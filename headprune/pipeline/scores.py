@@ -20,7 +20,7 @@ from headprune.masking import gated
 from headprune.models import fingerprint, versions
 from headprune.passes import Pass
 from headprune.runs import FOLDER, latest_scores, named_scores
-from headprune.scoring import NEED_NO_ROWS, race_heads
+from headprune.scoring import DEPEND_ON_BATCHES, NEED_NO_ROWS, race_heads
 from headprune.scoring import score as score_heads
 from headprune.selection import Constraints, score_in_steps
 from headprune.subject import (
@@ -33,8 +33,8 @@ from headprune.subject import (
 
 # What must agree for the scores of an earlier run to be those that would be computed now.
 _SAME_ROWS = ("fingerprint", "max_length", "task")
-# They run many masks, from a model that has all heads; or don't run it at all.
-_ONCE = ("ablation", "shapley", *NEED_NO_ROWS)
+# They run many masks, from a model that has all heads; let heads go together by themselves; or don't run the model at all.
+_ONCE = ("ablation", "shapley", "gates", *NEED_NO_ROWS)
 # Of any decision of a race being wrong.
 _ERROR_PROBABILITY = 0.05
 
@@ -94,7 +94,10 @@ def find_scores(
             and scores.normalize == recipe.normalize
             and (scores.race is None or (scores.race.keep == recipe.keep and not recipe.sites))
             and steps_fit(scores, recipe)
-            and not scores.method.endswith(":batch")  # they depend on a batch size that isn't noted
+            and (
+                scores.method not in DEPEND_ON_BATCHES
+                or scores.data.get("batch_size", "not noted") == recipe.batch_size
+            )
         )
         if fits:
             how = f"{scores.method}, raced" if scores.race else scores.method
@@ -120,7 +123,7 @@ def compute_scores(
     What is done lies beside the run, batch by batch: stopped at any moment, the same command goes on from there.
     """
     recipe, world = subject.recipe, world or World()
-    check_course(recipe)
+    check_course(recipe, world=world)
     method = recipe.method or "gradient"
     used = None if method in NEED_NO_ROWS else rows
     batches = subject.batches(used.examples) if used else ()
@@ -147,10 +150,13 @@ def compute_scores(
         if journal is not None and (done := journal.count()):
             voice.say(f"batches done: {done}; the same command goes on from there")
         raise
+    data = dict(used.note) if used else {}
+    if method in DEPEND_ON_BATCHES:
+        data["batch_size"] = recipe.batch_size
     digests = {example.input_digest for example in used.examples} if used else set()
     note = {
         "rows": tuple(sorted(digests | set(rows_that_chose(subject)))),
-        "data": used.note if used else {},
+        "data": data,
         "model": model_note(subject),
         "versions": versions(),
     }
@@ -169,12 +175,18 @@ def constraints_of(recipe: Recipe) -> Constraints:
     )
 
 
-def check_course(recipe: Recipe) -> None:
-    """Refuse a race that isn't run by ablation, or not for a cut through all heads; and steps that lead nowhere.
+def check_course(recipe: Recipe, *, world: World | None = None) -> None:
+    """Refuse a race that isn't run by ablation, or not for a cut through all heads; steps that lead nowhere; a shared training.
 
     Raises:
-        ConfigError: It is such a race, or there are such steps.
+        ConfigError: It is such a race, there are such steps, or several processes would train the same gates.
     """
+    if recipe.method == "gates" and world is not None and world.size > 1:
+        raise ConfigError(
+            f"gates are trained step after step, in one process, and a launcher started {world.size}",
+            where="--method gates",
+            hint="leave out torchrun or accelerate launch, or use another method",
+        )
     if recipe.steps > 1 and (recipe.keep is None or recipe.until):
         raise ConfigError(
             "steps lead to a keep ratio, and are no race",

@@ -21,6 +21,7 @@ from headprune.scoring.entropy import entropy
 from headprune.scoring.estimate import Estimate, Method
 from headprune.scoring.fisher import fisher, fisher_per_batch
 from headprune.scoring.fluctuation import fluctuation
+from headprune.scoring.gates import gates
 from headprune.scoring.gradient import gradient, gradient_per_batch, gradient_per_token
 from headprune.scoring.magnitude import magnitude
 from headprune.scoring.racing import race_heads
@@ -28,7 +29,7 @@ from headprune.scoring.random import random
 from headprune.scoring.shapley import shapley
 from headprune.scoring.sink import sink
 
-__all__ = ["METHODS", "NEED_NO_ROWS", "Estimate", "race_heads", "score"]
+__all__ = ["DEPEND_ON_BATCHES", "METHODS", "NEED_NO_ROWS", "Estimate", "race_heads", "score"]
 
 METHODS: dict[str, Method] = {
     "gradient": gradient,
@@ -38,6 +39,7 @@ METHODS: dict[str, Method] = {
     "fisher:batch": fisher_per_batch,
     "ablation": ablation,
     "shapley": shapley,
+    "gates": gates,
     "activation": activation,
     "fluctuation": fluctuation,
     "confidence": confidence,
@@ -50,6 +52,9 @@ METHODS: dict[str, Method] = {
 
 NEED_NO_ROWS = ("magnitude", "random")
 """Methods that don't run the model."""
+
+DEPEND_ON_BATCHES = ("gradient:batch", "fisher:batch", "gates")
+"""Methods whose scores are others where batches are others."""
 
 
 def score(

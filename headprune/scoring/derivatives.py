@@ -104,19 +104,27 @@ def mean_over_positions(
 
 
 def derivatives(
-    model: PreTrainedModel, anatomy: Anatomy, batch: Batch, loss: Loss
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    batch: Batch,
+    loss: Loss,
+    *,
+    at: Float[Tensor, "examples heads"] | None = None,
 ) -> Float[Tensor, "examples heads"]:
-    """Return ``d l_n / d xi_h`` at ``xi = 1`` for every example of a batch, on the CPU.
+    """Return ``d l_n / d xi_h`` for every example of a batch, on the CPU.
 
     Every row of the batch has gates of its own, so one backward gives all examples.
+
+    Args:
+        model: The model.
+        anatomy: Its anatomy.
+        batch: The examples.
+        loss: One loss per example.
+        at: The gates ``xi`` at which the derivatives are taken (default: all 1).
     """
     batch = batch.to(input_device(model))
-    xi = torch.ones(
-        batch.num_examples,
-        len(anatomy.heads),
-        device=batch.example_of_row.device,
-        requires_grad=True,
-    )
+    at = torch.ones(batch.num_examples, len(anatomy.heads)) if at is None else at
+    xi = at.to(batch.example_of_row.device).requires_grad_()
     with torch.enable_grad(), gated(model, anatomy, gates=xi[batch.example_of_row]):
         losses = _losses(model, anatomy, batch, loss)
     (found,) = torch.autograd.grad(losses.sum(), xi)
@@ -151,7 +159,7 @@ def _summed(
     over: Pass,
     name: str,
 ) -> Float64[Tensor, "parts heads"]:
-    with _frozen(model):
+    with frozen(model):
         found = each_batch(
             batches,
             sums,
@@ -164,7 +172,8 @@ def _summed(
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Let no weight of a model learn while the block lasts: a backward goes to activations only."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in learning:
         parameter.requires_grad_(False)
