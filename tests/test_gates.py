@@ -1,6 +1,5 @@
 """Gates that learn which heads are worth their price: the distribution by its closed forms, the training by autograd."""
 
-import json
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,10 +21,12 @@ from headprune.batch import Batch, as_batches
 from headprune.config import Recipe
 from headprune.distributed import World
 from headprune.errors import ConfigError
+from headprune.heads import HeadId
 from headprune.journal import Journal
 from headprune.passes import IN_SILENCE, Pass
 from headprune.pipeline.scores import check_course
 from headprune.scoring import METHODS, score
+from headprune.scoring.derivatives import derivatives
 from headprune.scoring.hard_concrete import open_probability, sample, settled
 
 GATES = sys.modules[METHODS["gates"].__module__]  # its name in the package is the function's
@@ -128,9 +129,7 @@ def own_answers(model, inputs):
 
     def loss(outputs, batch):
         wanted = answers[batch.indices]
-        found = kl_div(
-            outputs.logits.log_softmax(-1), wanted, log_target=True, reduction="none"
-        )
+        found = kl_div(outputs.logits.log_softmax(-1), wanted, log_target=True, reduction="none")
         return found.sum(-1).flatten(1).mean(1)
 
     return loss
@@ -158,10 +157,10 @@ def useful(name):
 def test_a_head_that_does_nothing_is_worth_least(name):
     model, inputs = useful(name)
     anatomy = hp.inspect(model)
-    useless = {site.heads[site.layer % 3] for site in anatomy.sites}
+    useless = {HeadId(site.id, site.id.layer) for site in anatomy.sites}
     with torch.no_grad():
         for site in anatomy.sites:
-            first = site.heads[site.layer % 3].head * site.head_dim
+            first = site.id.layer * site.head_dim
             model.get_submodule(site.output).weight[:, first : first + site.head_dim] = 0
     rows = [{name: value[row : row + 2] for name, value in inputs.items()} for row in (0, 2)]
     batches = [replace(batch, targets=batch.indices) for batch in as_batches(rows)]
@@ -172,3 +171,114 @@ def test_a_head_that_does_nothing_is_worth_least(name):
     assert {head.site.kind for head in values} == ({"self", "cross"} if name == "t5" else {"self"})
     lowest = min(value for head, value in values.items() if head not in useless)
     assert all(values[head] < lowest for head in useless)
+
+
+def small_setting():
+    """Return a model of four heads, batches of different sizes, and what scoring takes of them."""
+    model = build("bert", num_hidden_layers=1, num_attention_heads=4)
+    _model, batch, loss = setting("bert")
+    parts = [{name: value[rows] for name, value in batch.items()} for rows in ([0, 1, 2], [3])]
+    return model, {"batches": as_batches(parts), "loss": loss, "method": "gates"}
+
+
+def scored(model, settings, **more):
+    return score(model, hp.inspect(model), **settings, **more).values
+
+
+def test_scores_come_from_the_seed_and_the_batches():
+    model, settings = small_setting()
+    once = scored(model, settings, seed=1)
+    torch.rand(3)  # of no matter
+    assert scored(model, settings, seed=1) == once
+    assert scored(model, settings, seed=2) != once
+    (whole,) = as_batches([setting("bert")[1]])
+    assert scored(model, {**settings, "batches": (whole,)}, seed=1) != once
+
+
+def test_the_unit_of_the_loss_is_of_no_matter():
+    model, settings = small_setting()
+    in_cents = {**settings, "loss": lambda *of: 100 * settings["loss"](*of)}
+    assert scored(model, in_cents) == pytest.approx(scored(model, settings), rel=1e-3)
+
+
+def test_a_higher_price_closes_more_gates():
+    model, settings = small_setting()
+    given = {"batches": settings["batches"], "loss": settings["loss"]}
+    anatomy = hp.inspect(model)
+    found = [
+        GATES.trained_gates(model, anatomy, **given, price=price, seed=0, over=IN_SILENCE)
+        for price in (0.0, 100.0)
+    ]
+    assert (found[0] > found[1]).all()
+    assert (settled(found[1]) == 0).all()
+
+
+def test_examples_count_the_same_whatever_the_size_of_their_batch(monkeypatch):
+    """Where gates stay put, a pass sums up to the gradient of the mean loss: here one batch has three examples, one has one."""
+    model, settings = small_setting()
+    given = {"batches": settings["batches"], "loss": settings["loss"]}
+    slopes = []
+    monkeypatch.setattr(GATES, "_moved", lambda state, slope, step: slopes.append(slope) or state)
+    monkeypatch.setattr(GATES, "_STEPS", 2)
+    monkeypatch.setattr(GATES, "_START", 20.0)  # all gates are 1, whatever the noise
+    monkeypatch.setattr(GATES, "sample", lambda log_alpha, noise: (log_alpha - 19).expand_as(noise))
+    anatomy = hp.inspect(model)
+    GATES.trained_gates(model, anatomy, **given, price=0.0, seed=0, over=IN_SILENCE)
+    assert len(slopes) == 2
+    expected = torch.cat([derivatives(model, anatomy, b, given["loss"]) for b in given["batches"]])
+    assert torch.allclose(sum(slopes) / 2, expected.double().mean(0), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("done", [1, 7])
+def test_a_training_that_was_killed_goes_on_and_ends_with_the_same_bits(
+    tmp_path, monkeypatch, done
+):
+    monkeypatch.setattr(GATES, "_STEPS", 9)
+    model, settings = small_setting()
+    whole = scored(model, settings)
+    DyingJournal.left = done
+    with pytest.raises(StoppedError):
+        scored(model, settings, over=Pass(journal=DyingJournal(tmp_path)))
+    ran = []
+    model.register_forward_pre_hook(lambda _m, _args: ran.append(torch.is_grad_enabled()))
+    assert scored(model, settings, over=Pass(journal=Journal(tmp_path))) == whole
+    # Two results are of the losses that set the price; steps come in whole passes of two batches.
+    assert sum(ran) == 10 - max(0, done - 2)
+    assert Journal(tmp_path).count() == 12
+
+
+def test_weights_stay_as_they_are():
+    model, settings = small_setting()
+    model.bert.embeddings.requires_grad_(False)
+    before = {name: (p.clone(), p.requires_grad) for name, p in model.named_parameters()}
+    scored(model, settings)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name][0])
+        assert parameter.requires_grad == before[name][1]
+        assert parameter.grad is None
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_rows_of_one_example_share_their_gates():
+    """A pair is one example with one mask: the same text twice under different gates would differ."""
+    model = build("bert", cls="BertModel", num_hidden_layers=1)
+    one = {name: value[:1].repeat(2, 1) for name, value in token_inputs().items()}
+    pair = Batch(one, torch.zeros(1), torch.tensor([0, 0]), torch.arange(1))
+    seen = []
+
+    def loss(outputs, _batch):
+        rows = outputs[0][:, 0]
+        seen.append((rows[0] - rows[1]).abs().max().item())
+        return rows.square().mean()[None]
+
+    scored(model, {"batches": (pair,), "loss": loss, "method": "gates"})
+    assert max(seen) < 1e-5
+
+
+def test_gates_are_trained_once_by_one_process():
+    recipe = Recipe(method="gates", keep=0.5)
+    check_course(recipe, world=World())
+    with pytest.raises(ConfigError, match="in one process"):
+        check_course(recipe, world=World(0, 2))
+    with pytest.raises(ConfigError, match="use another method than ablation, shapley, gates"):
+        check_course(recipe.model_copy(update={"steps": 2}))
