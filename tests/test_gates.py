@@ -173,6 +173,11 @@ def test_a_head_that_does_nothing_is_worth_least(name):
     assert all(values[head] < lowest for head in useless)
 
 
+@pytest.fixture
+def few_steps(monkeypatch):
+    monkeypatch.setattr(GATES, "_STEPS", 12)
+
+
 def small_setting():
     """Return a model of four heads, batches of different sizes, and what scoring takes of them."""
     model = build("bert", num_hidden_layers=1, num_attention_heads=4)
@@ -185,6 +190,7 @@ def scored(model, settings, **more):
     return score(model, hp.inspect(model), **settings, **more).values
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_scores_come_from_the_seed_and_the_batches():
     model, settings = small_setting()
     once = scored(model, settings, seed=1)
@@ -195,13 +201,15 @@ def test_scores_come_from_the_seed_and_the_batches():
     assert scored(model, {**settings, "batches": (whole,)}, seed=1) != once
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_the_unit_of_the_loss_is_of_no_matter():
     model, settings = small_setting()
     larger = {**settings, "loss": lambda *of: 128 * settings["loss"](*of)}
     assert scored(model, larger) == pytest.approx(scored(model, settings), rel=1e-3)
 
 
-def test_a_higher_price_closes_more_gates():
+def test_a_higher_price_closes_more_gates(monkeypatch):
+    monkeypatch.setattr(GATES, "_STEPS", 60)
     model, settings = small_setting()
     given = {"batches": settings["batches"], "loss": settings["loss"]}
     anatomy = hp.inspect(model)
@@ -247,6 +255,7 @@ def test_a_training_that_was_killed_goes_on_and_ends_with_the_same_bits(
     assert Journal(tmp_path).count() == 12
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_weights_stay_as_they_are():
     model, settings = small_setting()
     model.bert.embeddings.requires_grad_(False)
@@ -259,6 +268,7 @@ def test_weights_stay_as_they_are():
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_rows_of_one_example_share_their_gates():
     """A pair is one example with one mask: the same text twice under different gates would differ."""
     model = build("bert", cls="BertModel", num_hidden_layers=1)
