@@ -53,6 +53,7 @@ class Recipe(BaseModel):
             "fisher:batch",
             "ablation",
             "shapley",
+            "gates",
             "activation",
             "fluctuation",
             "fluctuation:channel",

@@ -378,6 +378,14 @@ def test_heads_race_for_the_places_that_keep_leaves(headprune, place):
     assert "scoring anew" in err
 
 
+def test_scores_that_depend_on_batches_serve_the_same_batches_only(headprune, place):
+    words = ("classifier", "--data", "data.csv", "--limit", "8", "--method", "gates")
+    assert headprune("score", *words, "--batch-size", "4")[0] == 0
+    for size, answer in (("4", "scores of the latest run"), ("2", "scoring anew")):
+        prune = ("prune", *words, "--keep", "0.5", "--dry-run", "--batch-size", size)
+        assert answer in headprune(*prune)[2]
+
+
 def test_a_run_that_can_not_be_compared_is_refused_before_the_work(headprune, place):
     check = (
         "check",

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headprune.cli.options import (
-    Call,
+from headprune.cli.options import Call
+from headprune.cli.settings import (
     Gqa,
     Keep,
     Method,

@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from headprune.cli.options import Call, Method, Model, Normalize, NumSamples, Objective, Steps
+from headprune.cli.options import Call
+from headprune.cli.settings import Method, Model, Normalize, NumSamples, Objective, Steps
 
 OPTIONS: dict[str, Any] = {
     "model": Model,

@@ -63,7 +63,7 @@ def score(
         world: The processes that share the work. The first one writes; the others return no path.
     """
     world = world or World()
-    check_course(recipe)
+    check_course(recipe, world=world)
     if recipe.run is not None:
         refuse_used_run(recipe.run)
     if world.size > 1 and recipe.device in ("auto", "cuda"):

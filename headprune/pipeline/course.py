@@ -1,13 +1,14 @@
 """What a recipe asks of scores and plan, and what of that contradicts itself."""
 
 from headprune.config import Recipe
+from headprune.distributed import World
 from headprune.errors import ConfigError
 from headprune.heads import HeadScores
 from headprune.scoring import NEED_NO_ROWS
 from headprune.selection import Constraints, Target
 
-# They run many masks, from a model that has all heads; or don't run it at all.
-_ONCE = ("ablation", "shapley", *NEED_NO_ROWS)
+# They run many masks, from a model that has all heads; let heads go together by themselves; or don't run the model at all.
+_ONCE = ("ablation", "shapley", "gates", *NEED_NO_ROWS)
 
 
 def constraints_of(recipe: Recipe) -> Constraints:
@@ -47,14 +48,20 @@ def constraints_of(recipe: Recipe) -> Constraints:
     )
 
 
-def check_course(recipe: Recipe) -> None:
+def check_course(recipe: Recipe, *, world: World | None = None) -> None:
     """Refuse a race that isn't run by ablation, or not for a cut through all heads; steps and budgets that lead nowhere.
 
     Raises:
-        ConfigError: It is such a race, or there are such steps or budgets.
+        ConfigError: It is such a race, there are such steps or budgets, or several processes would train the same gates.
         PlanError: A target is none.
     """
     constraints_of(recipe)
+    if recipe.method == "gates" and world is not None and world.size > 1:
+        raise ConfigError(
+            f"gates are trained step after step, in one process, and a launcher started {world.size}",
+            where="--method gates",
+            hint="leave out torchrun or accelerate launch, or use another method",
+        )
     if recipe.steps > 1 and ((recipe.keep is None and recipe.heads is None) or recipe.until):
         raise ConfigError(
             "steps lead to a keep ratio or a number of heads, and are no race",

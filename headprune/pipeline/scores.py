@@ -15,7 +15,7 @@ from headprune.passes import Pass
 from headprune.pipeline.course import check_course, steps_fit
 from headprune.pipeline.rounds import race, score_by_metric, score_with_steps
 from headprune.runs import FOLDER, latest_scores, named_scores
-from headprune.scoring import DIFFERENTIATE, NEED_NO_ROWS
+from headprune.scoring import DEPEND_ON_BATCHES, DIFFERENTIATE, NEED_NO_ROWS
 from headprune.subject import (
     Rows,
     Subject,
@@ -85,7 +85,10 @@ def find_scores(
             and scores.objective == recipe.objective
             and (scores.race is None or (scores.race.keep == recipe.keep and not recipe.sites))
             and steps_fit(scores, recipe)
-            and not scores.method.endswith(":batch")  # they depend on a batch size that isn't noted
+            and (
+                scores.method not in DEPEND_ON_BATCHES
+                or scores.data.get("batch_size", "not noted") == recipe.batch_size
+            )
         )
         if fits:
             how = f"{scores.method}, raced" if scores.race else scores.method
@@ -111,7 +114,7 @@ def compute_scores(
     What is done lies beside the run, batch by batch: stopped at any moment, the same command goes on from there.
     """
     recipe, world = subject.recipe, world or World()
-    check_course(recipe)
+    check_course(recipe, world=world)
     method = recipe.method or "gradient"
     used = None if method in NEED_NO_ROWS else rows
     goal = subject.goal(used.examples) if used else NOTHING
@@ -135,10 +138,13 @@ def compute_scores(
         if journal is not None and (done := journal.count()):
             voice.say(f"batches done: {done}; the same command goes on from there")
         raise
+    data = dict(used.note) if used else {}
+    if method in DEPEND_ON_BATCHES:
+        data["batch_size"] = recipe.batch_size
     digests = {example.input_digest for example in used.examples} if used else set()
     note = {
         "rows": tuple(sorted(digests | set(rows_that_chose(subject)))),
-        "data": used.note if used else {},
+        "data": data,
         "model": model_note(subject),
         "versions": versions(),
     }

@@ -21,6 +21,7 @@ from headprune.scoring.entropy import entropy
 from headprune.scoring.estimate import Estimate, Method
 from headprune.scoring.fisher import fisher, fisher_per_batch
 from headprune.scoring.fluctuation import fluctuation, fluctuation_per_channel
+from headprune.scoring.gates import gates
 from headprune.scoring.gradient import gradient, gradient_per_batch, gradient_per_token
 from headprune.scoring.magnitude import magnitude
 from headprune.scoring.metric import metric_drop
@@ -31,6 +32,7 @@ from headprune.scoring.sink import sink
 from headprune.scoring.unique import unique
 
 __all__ = [
+    "DEPEND_ON_BATCHES",
     "DIFFERENTIATE",
     "METHODS",
     "NEED_NO_ROWS",
@@ -49,6 +51,7 @@ METHODS: dict[str, Method] = {
     "fisher:batch": fisher_per_batch,
     "ablation": ablation,
     "shapley": shapley,
+    "gates": gates,
     "activation": activation,
     "fluctuation": fluctuation,
     "fluctuation:channel": fluctuation_per_channel,
@@ -65,6 +68,9 @@ DIFFERENTIATE = ("gradient", "gradient:token", "gradient:batch", "unique", "fish
 
 NEED_NO_ROWS = ("magnitude", "random")
 """Methods that don't run the model."""
+
+DEPEND_ON_BATCHES = ("gradient:batch", "fisher:batch", "gates")
+"""Methods whose scores are others where batches are others."""
 
 
 def score(

@@ -116,9 +116,10 @@ def derivatives(
     batch: Batch,
     loss: Loss,
     *,
+    at: Float[Tensor, "examples heads"] | None = None,
     along: Along | None = None,
 ) -> Float[Tensor, "examples heads"]:
-    """Return ``d l_n / d xi_h`` at ``xi = 1`` for every example of a batch, on the CPU.
+    """Return ``d l_n / d xi_h`` for every example of a batch, on the CPU.
 
     Every row of the batch has gates of its own, so one backward gives all examples.
 
@@ -127,11 +128,12 @@ def derivatives(
         anatomy: Its anatomy.
         batch: The examples.
         loss: One loss per example.
+        at: The gates ``xi`` at which the derivatives are taken (default: all 1).
         along: What a gate multiplies, if not a head's whole output (:func:`~headprune.masking.moved`).
     """
     batch = batch.to(input_device(model))
-    size = (batch.num_examples, len(anatomy.heads))
-    xi = torch.ones(size, device=batch.example_of_row.device, requires_grad=True)
+    at = torch.ones(batch.num_examples, len(anatomy.heads)) if at is None else at
+    xi = at.to(batch.example_of_row.device).requires_grad_()
     by_row = xi[batch.example_of_row]
     gates = (
         gated(model, anatomy, gates=by_row)
@@ -172,7 +174,7 @@ def _summed(
     over: Pass,
     name: str,
 ) -> Float64[Tensor, "parts heads"]:
-    with _frozen(model):
+    with frozen(model):
         found = each_batch(
             batches,
             sums,
@@ -185,7 +187,8 @@ def _summed(
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Let no weight of a model learn while the block lasts: a backward goes to activations only."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in learning:
         parameter.requires_grad_(False)

@@ -100,7 +100,8 @@ def with_noise(
     """Return the embeddings, each moved by a normal vector that is about as long as they are."""
     size = embeddings.shape[1:]
     noise = torch.stack([torch.randn(size, generator=g) for g in generators])
-    return embeddings + noise / size[-1] ** 0.5
+    moved: Tensor = embeddings + noise / size[-1] ** 0.5
+    return moved
 
 
 def distance(outputs: Any, batch: Batch, *, pooling: str) -> Float[Tensor, " examples"]:
