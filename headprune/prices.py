@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from scipy.optimize import isotonic_regression
@@ -83,7 +83,8 @@ def _measured(
     levels = max(2, min(_LEVELS, int(_MOST_SECONDS / (8 * whole / 1000 * len(alike)))))
     table: dict[_Shape, tuple[list[int], list[float]]] = {}
     for shape, sites in alike.items():
-        slots, saved = [], []
+        slots: list[int] = []
+        saved: list[float] = []
         for number, remove in _levels(sites, levels, constraints=constraints):
             smaller = _twin(model)
             cut(smaller, anatomy, remove=remove, pad=constraints.gqa == "pad")
@@ -160,5 +161,7 @@ def _shape(model: PreTrainedModel, site: Site) -> _Shape:
 
 def _twin(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy that shares its tensors with the model: cutting puts smaller ones in their place."""
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    shared: dict[int, Any] = {
+        id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())
+    }
     return copy.deepcopy(model, shared)

@@ -5,7 +5,7 @@ from headprune.distributed import World
 from headprune.errors import ConfigError
 from headprune.heads import HeadScores
 from headprune.scoring import NEED_NO_ROWS
-from headprune.selection import Constraints, Target
+from headprune.selection import Constraints, Resource, Target
 
 # They run many masks, from a model that has all heads; let heads go together by themselves; or don't run the model at all.
 _ONCE = ("ablation", "shapley", "gates", *NEED_NO_ROWS)
@@ -25,16 +25,13 @@ def constraints_of(recipe: Recipe) -> Constraints:
             where=", ".join(f"--{name.replace('_', '-')} {value}" for name, value in said.items()),
             hint="leave all but one out",
         )
-    targets = [
-        Target.parse(resource, text)
-        for resource, text in (
-            ("parameters", recipe.target_parameters),
-            ("flops", recipe.target_flops),
-            ("kv_cache", recipe.target_kv_cache),
-            ("latency", recipe.target_latency),
-        )
-        if text is not None
-    ]
+    asked: dict[Resource, str | None] = {
+        "parameters": recipe.target_parameters,
+        "flops": recipe.target_flops,
+        "kv_cache": recipe.target_kv_cache,
+        "latency": recipe.target_latency,
+    }
+    targets = [Target.parse(resource, text) for resource, text in asked.items() if text is not None]
     return Constraints(
         keep=1.0 if recipe.keep is None else recipe.keep,
         min_heads=recipe.min_heads,

@@ -50,25 +50,43 @@ def choose(
         constraints: The budget, which must be within reach, and what else to keep to.
         prices: What a target is counted in.
     """
-    ways = {"protected": protected, "constraints": constraints}
     if constraints.uniform or prices is not None:
-        menus = [options(site, values, **ways) for site in anatomy.sites]
+        menus = _menus(anatomy, values, protected, constraints)
         if prices is not None:
             check_target(anatomy, menus, constraints=constraints, prices=prices)
         if constraints.uniform:
             return _uniformly(anatomy, menus, values, constraints, prices)
         if prices is not None:
             return _for_target(anatomy, menus, values, constraints, prices)
-    cheapest = [unit for site in anatomy.sites for unit in units(site, values, **ways)]
-    everything = (unit for site in anatomy.sites for unit in candidates(site, values, **ways))
-    sizes = {len(unit.heads) for unit in everything}
+    cheapest = [
+        unit
+        for site in anatomy.sites
+        for unit in units(site, values, protected=protected, constraints=constraints)
+    ]
+    sizes = {
+        len(unit.heads)
+        for site in anatomy.sites
+        for unit in candidates(site, values, protected=protected, constraints=constraints)
+    }
     going = len(anatomy.heads) - constraints.wanted(len(anatomy.heads))
     if len(sizes) <= 1 and constraints.multiple_of == 1:
         size = max(sizes, default=1)
         going = going if constraints.heads is None else -(-going // size) * size
         return Choice(frozenset(_take(cheapest, going)), is_plain=True)
-    menus = [options(site, values, **ways) for site in anatomy.sites]
+    menus = _menus(anatomy, values, protected, constraints)
     return _for_heads(menus, cheapest, values, going=going, at_most=constraints.heads is not None)
+
+
+def _menus(
+    anatomy: Anatomy,
+    values: dict[HeadId, float],
+    protected: Collection[HeadId],
+    constraints: Constraints,
+) -> Menus:
+    return [
+        options(site, values, protected=protected, constraints=constraints)
+        for site in anatomy.sites
+    ]
 
 
 def check_target(
