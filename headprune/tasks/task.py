@@ -27,6 +27,7 @@ class Task:
         predict: ``(outputs, batch) -> (predictions, references)``, what the metric compares, [examples] each.
         predicted_loss: Set where the predictions are a loss of this kind, and the references the batch's targets: then the
             logits of a few positions at a time are enough to evaluate.
+        embed: ``(outputs, attention_mask) -> [rows, hidden]``, where the model's outputs are embeddings.
     """
 
     name: str
@@ -41,3 +42,4 @@ class Task:
     loss: Callable[[Any, Batch], Tensor]
     predict: Callable[[Any, Batch], tuple[Tensor, Tensor]]
     predicted_loss: PositionLoss | None = None
+    embed: Callable[[Any, Tensor], Tensor] | None = None
