@@ -1,5 +1,6 @@
 """LoRA adapters, by PEFT: put on every linear layer below the head, and merged into its weights afterwards."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -63,7 +64,10 @@ def add_adapters(model: PreTrainedModel, *, rank: int) -> Any:
         target_modules=sorted(linears),
         fan_in_fan_out=all(isinstance(module, Conv1D) for module in linears.values()),
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # PEFT still asks for what transformers has renamed.
+        warnings.filterwarnings("ignore", ".*gradient_checkpointing.*", FutureWarning)
+        return get_peft_model(model, config)
 
 
 @torch.no_grad()

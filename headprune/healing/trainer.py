@@ -1,7 +1,7 @@
 """transformers' Trainer with our loss. A file of its own: importing Trainer takes longer than most commands do."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,13 @@ from transformers import (
 )
 
 from headprune.batch import forward
-
-if TYPE_CHECKING:
-    from headprune.healing.train import Course
+from headprune.healing.train import Course
 
 
 class Distillation(Trainer):
     """Trains towards a teacher; all else is Trainer's."""
 
-    def __init__(self, model: Any, course: "Course") -> None:
+    def __init__(self, model: Any, course: Course) -> None:
         super().__init__(
             model=model,
             args=course.arguments,
@@ -70,7 +68,7 @@ class Distillation(Trainer):
 class _Talk(TrainerCallback):
     """Says what Trainer logs."""
 
-    def __init__(self, course: "Course") -> None:
+    def __init__(self, course: Course) -> None:
         self._say = course.say
 
     def on_log(

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class _Lesson:
     reporting: Rows
     chose: frozenset[str]
 
-    @property
+    @cached_property
     def sample(self) -> Batch:
         """A few rows that report, to prove on."""
         return first_examples(self.subject.batches(self.reporting.examples)[-1], PROOF_ROWS)
