@@ -146,7 +146,7 @@ def train(model: PreTrainedModel, anatomy: Anatomy, course: Course) -> Trained:
 def _merge(student: Any, model: PreTrainedModel, sample: Mapping[str, Tensor]) -> Proof:
     """Merge the adapters of ``student`` into ``model``, and compare the two."""
     student.eval()
-    adapted = run(student, sample)
+    adapted = run(model, sample)  # the adapters are in it
     merge_adapters(student)
     rows = len(next(iter(sample.values())))
     return merged_equals_adapted(adapted, run(model, sample), rows=rows)
@@ -176,16 +176,13 @@ def _random_states_kept() -> Iterator[None]:
 
 @contextmanager
 def _config_kept(model: PreTrainedModel) -> Iterator[None]:
-    """Trainer turns the key/value cache off, and would have that saved."""
-    had = "use_cache" in model.config.to_dict()
-    before = getattr(model.config, "use_cache", None)
+    """Trainer turns the key/value cache off, and its checkpoints note their dtype and class, in the model's own config."""
+    before = dict(vars(model.config))
     try:
         yield
     finally:
-        if had:
-            model.config.use_cache = before
-        elif hasattr(model.config, "use_cache"):
-            del model.config.use_cache
+        vars(model.config).clear()
+        vars(model.config).update(before)
 
 
 @contextmanager

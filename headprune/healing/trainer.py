@@ -45,7 +45,7 @@ class Distillation(Trainer):
         """Return the mean distance to the teacher over the rows of a batch."""
         del num_items_in_batch
         model.eval()  # no dropout: what the teacher says of the whole, the student is to say of the whole
-        outputs = forward(model, inputs)  # type: ignore[arg-type] # or an adapted one
+        outputs = forward(model, inputs)
         with torch.no_grad():
             wanted = forward(self._course.teacher, inputs)
         loss = self._course.distance(outputs, wanted, inputs).mean()
