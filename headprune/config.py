@@ -84,6 +84,13 @@ class Recipe(BaseModel):
     sites: tuple[str, ...] = ()
     mend: Literal["none", "best", "scale", "bias", "refit"] = "none"
 
+    teacher: str | None = None
+    epochs: float = Field(3, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    learning_rate: float | None = Field(None, gt=0)
+    lora: int | None = Field(None, ge=1)
+    trainer: tuple[str, ...] = ()
+
     run: str | None = None
     scores: str | None = None
     out: str | None = None

@@ -14,6 +14,7 @@ from headprune.config import Recipe
 from headprune.errors import ConfigError, DataError, ModelError
 from headprune.heads import HeadScores, read_artefact
 from headprune.models import ModelSource, find, fingerprint, load_tokenizer
+from headprune.results import Results
 from headprune.tasks import Task, detect_task, get_task
 from headprune.tasks.data import Columns, Table, choose_columns, read_table, without_rows_of
 from headprune.tasks.distill import Goal, taught
@@ -139,15 +140,26 @@ def evaluation_rows(subject: Subject, *, voice: Voice) -> Rows:
 
 
 def rows_that_chose(subject: Subject) -> tuple[str, ...]:
-    """Return the hashes of the inputs that chose the heads of a model pruned before."""
-    path = subject.source.directory / "scores.json"
-    if not pruning_record(subject.model.config) or not path.is_file():
+    """Return the hashes of the inputs that chose the heads of a model pruned before, or that it was trained on since."""
+    directory = subject.source.directory
+    if not pruning_record(subject.model.config):
         return ()
-    return read_artefact(HeadScores, path).rows
+    found: set[str] = set()
+    if (path := directory / "scores.json").is_file():
+        found |= set(read_artefact(HeadScores, path).rows)
+    if (path := directory / "results.json").is_file():
+        healed = read_artefact(Results, path).heal
+        found |= set(healed.rows if healed else ())
+    return tuple(sorted(found))
 
 
 def separate_rows(
-    subject: Subject, *, voice: Voice, chose: Collection[str] = ()
+    subject: Subject,
+    *,
+    voice: Voice,
+    chose: Collection[str] = (),
+    use: str = "choose the heads",
+    labelled: bool = True,
 ) -> tuple[Rows, Rows]:
     """Return rows that choose and rows that report: no input is in both.
 
@@ -155,6 +167,8 @@ def separate_rows(
         subject: The model, with its recipe.
         voice: How to talk meanwhile.
         chose: Hashes of inputs that chose heads before; they don't report.
+        use: What the rows that don't report are for.
+        labelled: Whether labels are read with those; where they come from the same data as those that report, they are.
 
     Raises:
         DataError: Too few rows are left on a side.
@@ -162,7 +176,7 @@ def separate_rows(
     recipe = subject.recipe
     own_rows = bool(recipe.eval_data or recipe.eval_split)
     # Rows that also report need their labels all the same.
-    labelled = recipe.objective != "distill" or not own_rows
+    labelled = (labelled and recipe.objective != "distill") or not own_rows
     table, columns = _read(subject, recipe.data, recipe.split, voice=voice, labelled=labelled)
     count = min(recipe.num_samples, recipe.limit or recipe.num_samples)
     if own_rows:
@@ -183,14 +197,14 @@ def separate_rows(
             _examples(subject, table, columns), count=count, seed=recipe.seed
         )
         voice.say(
-            f"no --eval-data: {len(choosing):,} rows choose the heads, the other {len(reporting):,} report"
+            f"no --eval-data: {len(choosing):,} rows {use}, the other {len(reporting):,} report"
         )
     left = without_inputs(reporting, chose)
     if len(left) < len(reporting):
         voice.say(f"{len(reporting) - len(left)} evaluation rows chose heads before; left out")
     if not choosing or len(left) < 2:
         raise DataError(
-            f"{len(choosing)} rows are left to choose heads and {len(left)} to report on",
+            f"{len(choosing)} rows are left to {use} and {len(left)} to report on",
             where=f"--data {recipe.data}",
             hint="give more rows, or --eval-data with other rows than --data",
         )
@@ -219,7 +233,7 @@ def _read(
     columns = choose_columns(
         table,
         texts=recipe.text,
-        label=recipe.label,
+        label=recipe.label if labelled else None,
         num_texts=task.num_texts,
         needs_label=task.needs_label and labelled,
     )

@@ -33,6 +33,7 @@ ORDER = [
     "inspection",
     "checkpoint",
     "verify",
+    "healing",
     "export",
     "results",
     "runs",
@@ -114,7 +115,7 @@ def test_nothing_dangerous_is_used():
                 assert node.arg != "ignore_mismatched_sizes"
 
 
-COMMANDS = ["score", "prune", "eval", "check", "inspect", "run", "export"]
+COMMANDS = ["score", "prune", "eval", "check", "inspect", "run", "export", "heal"]
 HEAVY = ("torch", "transformers", "datasets", "evaluate", "numpy", "scipy")
 
 

@@ -240,6 +240,88 @@ def test_what_is_left_may_be_mended(headprune, place):
     assert "--mend" in err
 
 
+def test_a_pruned_model_heals_and_what_it_learned_from_never_reports(headprune, place):
+    rows = [(text, ("no", "yes")[index % 2]) for index, text in enumerate(sentences(30, seed=5))]
+    (place / "test.csv").write_text("text,label\n" + "".join(f"{t},{n}\n" for t, n in rows))
+    data = ("--data", "data.csv", "--eval-data", "test.csv")
+    words = ("prune", "classifier", *data, "--keep", "0.4", "--num-samples", "16", "--out", "small")
+    assert headprune(*words)[0] == 0
+    pruned = json.loads((place / "small" / "results.json").read_text())
+    train = ("--learning-rate", "1e-3", "--max-steps", "4", "--trainer", "save_steps=2")
+    code, out, err = headprune("heal", "small", *train, "--json")
+    assert code == 0, err
+    assert "data as in small/headprune.yaml" in err
+    results = json.loads(out)
+    assert results["before"]["value"] == pruned["after"]["value"]
+    assert results["after"]["heads"] == pruned["after"]["heads"]
+    assert results["after"]["n"] == pruned["after"]["n"] == 30
+    assert [proof["passed"] for proof in results["proofs"]] == [True] * 3
+    heal = results["heal"]
+    assert heal["teacher"]["name"] == "classifier"
+    assert heal["loss"][1] < heal["loss"][0]
+    assert (heal["trained_on"], heal["held_out"], heal["steps"]) == (14, 2, 4)
+    chose = json.loads((place / "small" / "scores.json").read_text())["rows"]
+    assert set(chose) <= set(heal["rows"])
+    assert not (place / "headprune-runs" / "heal-small-healed").exists()
+    assert "# small, healed" in (place / "small-healed" / "README.md").read_text()
+
+    # Rows without labels will do; a healed model can be healed, and none of its rows report.
+    (place / "texts.csv").write_text("text\n" + "\n".join(t for t, _n in rows[:9]) + "\n")
+    again = ("--data", "texts.csv", "--eval-data", "test.csv", "--out", "again", "--run", "run")
+    code, out, err = headprune("heal", "small-healed", *again, *train, "--lora", "2", "--json")
+    assert code == 2, "the evaluation rows contain these"
+    assert "left to train" in err
+    (place / "texts.csv").write_text("text\n" + "\n".join(sentences(12, seed=8)) + "\n")
+    code, out, err = headprune("heal", "small-healed", *again, *train, "--lora", "2", "--json")
+    assert code == 0, err
+    second = json.loads(out)
+    assert second["heal"]["teacher"]["name"] == "classifier"
+    assert set(heal["rows"]) < set(second["heal"]["rows"])
+    assert second["proofs"][0]["name"] == "merged == adapters"
+    assert (place / "run" / "checkpoint-4").is_dir()
+    code, out, err = headprune("eval", "again", "--data", "data.csv", "--json")
+    assert f"careful: {len(heal['rows'])} of these 40 rows" in err
+
+    code, _out, err = headprune("heal", "small-healed", *again[:-4], *train, "--run", "run", "--out", "third")  # fmt: skip
+    assert code == 2
+    assert "run holds checkpoints" in err
+    (place / "classifier").rename(place / "moved")
+    code, _out, err = headprune("heal", "small", "--out", "third")
+    assert code == 2
+    assert "classifier, which small was pruned from, can't be had" in err
+
+
+def test_a_decoder_heals_where_it_was_stopped(headprune, place, monkeypatch):
+    from headprune.healing import trainer
+
+    data = ("--data", "prose.txt", "--max-length", "16")
+    assert headprune("prune", "decoder", *data, "--keep", "0.5", "--uniform", "--out", "s")[0] == 0
+    heal = ("heal", "s", "--max-steps", "4", "--trainer", "save_steps=2", "--batch-size", "4")
+    assert headprune(*heal, "--out", "whole")[0] == 0
+    real = trainer.Distillation.compute_loss
+
+    def stop(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Distillation, "compute_loss", stop)
+        code, _out, err = headprune(*heal, "--out", "stopped")
+    assert code == 130
+    assert "--resume goes on" in err
+    assert not (place / "stopped").exists()
+    code, _out, err = headprune(*heal, "--out", "stopped", "--epochs", "9", "--resume")
+    assert code == 2
+    assert "another training (settings" in err
+    code, _out, err = headprune(*heal, "--out", "stopped", "--resume")
+    assert code == 0, err
+    assert "going on from headprune-runs/heal-stopped/checkpoint-2" in err
+    weights = [(place / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert weights[0] == weights[1]
+    assert not list((place / "stopped").glob("*.py")), "a stock model stays one"
+
+
 def test_heads_may_go_in_steps(headprune, place):
     data = ("--data", "data.csv", "--batch-size", "8")
     steps = ("--steps", "3", "--keep", "0.5")
@@ -498,6 +580,19 @@ def used_run(place):
 def one_output(place):
     path = place / "classifier" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "problem_type": "regression"}))
+
+
+def other_classes(place):
+    shutil.copytree(place / "classifier", place / "other")
+    path = place / "other" / "config.json"
+    names = {"id2label": {"0": "yes", "1": "no"}, "label2id": {"yes": 0, "no": 1}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **names}))
+
+
+def other_words(place):
+    shutil.copytree(place / "classifier", place / "other")
+    path = place / "other" / "tokenizer.json"
+    path.write_text(path.read_text().replace('"w7"', '"seven"'))
 
 
 PRUNE = ("prune", "classifier", "--data", "data.csv", "--keep", "0.5")
@@ -778,6 +873,54 @@ MISTAKES = {
         None,
         "a WordLevel tokenizer",
         "--no-tokenizer",
+    ),
+    "healing what was never pruned": (
+        ("heal", "classifier", "--data", "data.csv"),
+        None,
+        "classifier is no pruned model",
+        "--teacher MODEL",
+    ),
+    "healing by a teacher that isn't there": (
+        ("heal", "classifier", "--data", "data.csv", "--teacher", "./gone"),
+        None,
+        "no directory ./gone",
+        "check the path",
+    ),
+    "healing by a teacher of something else": (
+        ("heal", "classifier", "--data", "data.csv", "--teacher", "decoder"),
+        None,
+        "the teacher decoder has no head for classification",
+        "--teacher MODEL",
+    ),
+    "healing by a teacher of other classes": (
+        ("heal", "classifier", "--data", "data.csv", "--teacher", "other"),
+        other_classes,
+        "has other classes",
+        "--teacher MODEL",
+    ),
+    "healing by a teacher of other words": (
+        ("heal", "classifier", "--data", "data.csv", "--teacher", "other"),
+        other_words,
+        "another vocabulary",
+        "--teacher MODEL",
+    ),
+    "a setting that Trainer hasn't": (
+        ("heal", "classifier", "--data", "data.csv", "--trainer", "wieght_decay=1"),
+        None,
+        "no argument 'wieght_decay'",
+        "did you mean 'weight_decay'",
+    ),
+    "healing on a device of its own": (
+        ("heal", "classifier", "--data", "data.csv", "--device", "spread"),
+        None,
+        "can't train on 'spread'",
+        "CUDA_VISIBLE_DEVICES",
+    ),
+    "nothing to resume": (
+        ("heal", "classifier", "--data", "data.csv", "--teacher", "classifier", "--resume"),
+        None,
+        "no checkpoint in headprune-runs",
+        "leave out --resume",
     ),
     "batch size 0": (
         ("score", "classifier", "--data", "data.csv", "--batch-size", "0"),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from headprune.cli import check, convert, evaluate, export, inspect, prune, run, score
+from headprune.cli import check, convert, evaluate, export, heal, inspect, prune, run, score
 from headprune.cli.options import add_command
 from headprune.errors import HeadpruneError
 
@@ -22,6 +22,7 @@ for name, module in {
     "score": score,
     "prune": prune,
     "eval": evaluate,
+    "heal": heal,
     "check": check,
     "inspect": inspect,
     "convert": convert,

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from headprune.batch import Batch, forward
 from headprune.tasks.collate import make_batches
-from headprune.tasks.data import Columns, Table, number_of, text_of
+from headprune.tasks.data import Columns, Table, number_of, texts_of
 from headprune.tasks.distill import Distill
 from headprune.tasks.rows import Example
 from headprune.tasks.task import Task
@@ -22,18 +22,15 @@ from headprune.tasks.task import Task
 def to_examples(
     table: Table, columns: Columns, tokenizer: Any, config: Any, max_length: int
 ) -> tuple[Example, ...]:
-    """Read pairs and their scores, where there are any; another scale than 0 to 1 is mapped from its range to 0 to 1."""
+    """Read pairs and their scores, if there are any; those on another scale than 0 to 1 are mapped from their range to 0 to 1."""
     del tokenizer, config, max_length
     if not columns.label:
-        return tuple(
-            Example(tuple(text_of(table, row, name) for name in columns.texts))
-            for row in range(len(table.rows))
-        )
+        return tuple(Example(texts_of(table, row, columns)) for row in range(len(table.rows)))
     scores = [number_of(table, row, columns.label) for row in range(len(table.rows))]
     low, high = min(0.0, *scores), max(1.0, *scores)
     return tuple(
         Example(
-            tuple(text_of(table, row, name) for name in columns.texts),
+            texts_of(table, row, columns),
             (score - low) / (high - low),
         )
         for row, score in enumerate(scores)
@@ -128,6 +125,7 @@ TASK = Task(
     loss=partial(loss, pooling="mean"),
     predict=partial(predict, pooling="mean"),
     distill=_distill("mean"),
+    embed=partial(embed, pooling="mean"),
 )
 
 
@@ -138,4 +136,5 @@ def with_pooling(pooling: str) -> Task:
         loss=partial(loss, pooling=pooling),
         predict=partial(predict, pooling=pooling),
         distill=_distill(pooling),
+        embed=partial(embed, pooling=pooling),
     )

@@ -29,6 +29,7 @@ class Task:
         distill: How it does without labels.
         predicted_loss: Set where the predictions are a loss of this kind, and the references the batch's targets: then the
             logits of a few positions at a time are enough to evaluate.
+        embed: ``(outputs, attention_mask) -> [rows, hidden]``, where the model's outputs are embeddings.
     """
 
     name: str
@@ -44,3 +45,4 @@ class Task:
     predict: Callable[[Any, Batch], tuple[Tensor, Tensor]]
     distill: Distill
     predicted_loss: PositionLoss | None = None
+    embed: Callable[[Any, Tensor], Tensor] | None = None
