@@ -94,13 +94,13 @@ def anatomy_of(model: PreTrainedModel, *, name: str, voice: Voice) -> Anatomy:
 
 def evaluate(recipe: Recipe, *, voice: Voice) -> EvalResult:
     """Evaluate a model, pruned or not."""
-    _check_metric(recipe)
+    check_metric(recipe)
     subject = open_subject(recipe, voice=voice)
     rows = evaluation_rows(subject, voice=voice)
     return measure(subject, rows, heads=_count_heads(subject.model), voice=voice)[0]
 
 
-def _check_metric(recipe: Recipe) -> None:
+def check_metric(recipe: Recipe) -> None:
     """Refuse an unknown metric before any work is done."""
     if recipe.metric is not None:
         from headprune.tasks.metrics import load_metric
@@ -181,7 +181,7 @@ def prune(
     out = Path(recipe.out or "")
     refuse_unusable_target(out, overwrite=recipe.overwrite)
     check_course(recipe)
-    _check_metric(recipe)
+    check_metric(recipe)
     subject = open_subject(recipe, voice=voice)
     refuse_output(recipe, source=subject.source.directory)
     anatomy = inspect_for_pruning(subject, voice=voice)

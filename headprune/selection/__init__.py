@@ -1,6 +1,7 @@
 """From scores, a budget and constraints to a plan."""
 
 from headprune.selection.cost import Savings, parameters_removed, savings
+from headprune.selection.knee import knee, last_within
 from headprune.selection.plan import Constraints, check_constraints, is_padded, make_plan
 from headprune.selection.steps import score_in_steps
 
@@ -9,6 +10,8 @@ __all__ = [
     "Savings",
     "check_constraints",
     "is_padded",
+    "knee",
+    "last_within",
     "make_plan",
     "parameters_removed",
     "savings",

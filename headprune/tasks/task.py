@@ -25,8 +25,8 @@ class Task:
         to_batches: ``(examples, tokenizer, max_length, batch_size, accepts) -> batches``.
         loss: ``(outputs, batch) -> [examples]``, smaller is better; one example's loss never depends on another's.
         predict: ``(outputs, batch) -> (predictions, references)``, what the metric compares, [examples] each.
-        predicted_loss: Set where the predictions are a loss of this kind, and the references the batch's targets: then the
-            logits of a few positions at a time are enough to evaluate.
+        predicted_loss: Set where the predictions are a loss of this kind, the references the batch's targets, and ``loss`` the
+            one divided by the other: then the logits of a few positions at a time are enough to evaluate.
     """
 
     name: str
