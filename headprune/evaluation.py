@@ -187,7 +187,7 @@ def _predict_masked(
             outputs = forward(model, batch.inputs)
         predicted, true = task.predict(outputs, batch)
         lost = per_example(task.loss, outputs, batch)
-        found.append(torch.stack([part.double() for part in (predicted, lost, true)]))
+        found.append(torch.stack([part.cpu().double() for part in (predicted, lost, true)]))
     return torch.stack(found, dim=1)
 
 

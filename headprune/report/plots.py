@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from headprune.results import Curve, Sweep, SweepPoint
@@ -124,11 +125,12 @@ def _draw_limits(axes: "Axes", sweep: Sweep) -> None:
 
 
 def _label_axes(axes: "Axes", sweep: Sweep) -> None:
-    from matplotlib.ticker import PercentFormatter, ScalarFormatter
+    from matplotlib.ticker import LogFormatter, PercentFormatter
 
     if sweep.is_logarithmic:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
     shares = sorted({point.share for curve in sweep.curves for point in curve.points})
     axes.set_xlim(1.02, shares[0] - 0.02)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
@@ -138,15 +140,18 @@ def _label_axes(axes: "Axes", sweep: Sweep) -> None:
     axes.set_xlabel(f"share of the heads that stay{where} ({sweep.num_heads} in all)")
     split = f" ({sweep.data['split']})" if sweep.data.get("split") else ""
     better = "higher" if sweep.higher_is_better else "lower"
-    title = f"{sweep.metric} of {sweep.model['name']} as heads go"
-    axes.set_title(title, loc="left", fontweight="bold", color="#222222", pad=22)
-    note = f"{better} is better; n = {sweep.n:,} of {sweep.data['name']}{split}, bands: 95 %; {_legend(sweep)}"
-    axes.text(0, 1.025, note, transform=axes.transAxes, color=_GREY, fontsize=9)
+    name = Path(sweep.model["name"]).name
+    title = f"{sweep.metric} of {name} as heads go"
+    axes.set_title(title, loc="left", fontweight="bold", color="#222222", pad=34)
+    note = f"{better} is better; n = {sweep.n:,} of {sweep.data['name']}{split}; bands: 95 %\n{_legend(sweep)}"
+    text = axes.text(0, 1.025, note, transform=axes.transAxes, color=_GREY, fontsize=9, va="bottom")
+    text.set_in_layout(False)  # a long one must not make the axes narrower
 
 
 def _legend(sweep: Sweep) -> str:
-    within = "" if sweep.max_drop is None else f", square: last within a drop of {sweep.max_drop:g}"
-    return f"ring: knee{within}"
+    if sweep.max_drop is None:
+        return "ring: knee"
+    return f"ring: knee; square: the last whose drop stays within {sweep.max_drop:g}"
 
 
 def _name_curves(axes: "Axes", sweep: Sweep) -> None:
@@ -154,6 +159,7 @@ def _name_curves(axes: "Axes", sweep: Sweep) -> None:
     names = [(sweep.whole.value, "all heads", _GREY)]
     for place, curve in enumerate(sweep.curves):
         names.append((curve.points[-1].value, curve.method, _colour(place)))
+    axes.set_ylim(axes.get_ylim())  # until asked, limits are those of no data
     to_axes = axes.transData + axes.transAxes.inverted()
     wanted = [float(to_axes.transform((1.0, value))[1]) for value, _name, _ in names]
     for height, (_value, name, colour) in zip(spread(wanted, gap=_LINE), names, strict=True):

@@ -18,7 +18,7 @@ def sweep_table(sweep: Sweep) -> RenderableType:
     for curve in sweep.curves:
         for place, point in enumerate(curve.points):
             name = curve.method if place == 0 else ""
-            table.add_row(name, *_cells(point), end_section=point is curve.points[-1])
+            table.add_row(name, *_cells(point))
         table.add_row()
     split = f" ({sweep.data['split']})" if sweep.data.get("split") else ""
     better = "higher" if sweep.higher_is_better else "lower"
