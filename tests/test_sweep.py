@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from headprune.errors import ConfigError, ModelError, PlanError
 from headprune.evaluation import judge, predict, predict_masked
 from headprune.heads import HeadScores, read_artefact
 from headprune.journal import Journal
+from headprune.models import ModelSource
 from headprune.passes import IN_SILENCE, Pass
 from headprune.pipeline.curves import measure_curves
 from headprune.pipeline.sweep import lawful_points, methods_of
@@ -47,7 +49,9 @@ def subject_of(name, tokenizer, **settings):
         examples = [Example(tokens=tuple(ids[at : at + 16])) for at in range(0, 320, 16)]
     else:
         examples = [Example((text,), place % 2) for place, text in enumerate(sentences(20))]
-    subject = Subject(recipe, None, build(name), tokenizer, task)
+    model = build(name)
+    source = ModelSource(name, Path(name), None, model.config)
+    subject = Subject(recipe, source, model, tokenizer, task)
     return subject, subject.batches(examples)
 
 
