@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -82,6 +82,8 @@ class Recipe(BaseModel):
     uniform: bool = False
     gqa: Literal["group", "even", "pad"] = "group"
     sites: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    points: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
     mend: Literal["none", "best", "scale", "bias", "refit"] = "none"
 
     teacher: str | None = None
@@ -108,7 +110,7 @@ class Recipe(BaseModel):
         """Take ``text: a,b`` for ``text: [a, b]``, ``batch_size: auto`` for none, and a bare number for a target."""
         if not isinstance(values, dict):
             return values
-        for name in ("text", "protect", "sites"):
+        for name in ("text", "protect", "sites", "methods", "points"):
             said = values.get(name)
             items = [said] if isinstance(said, str) else said
             if isinstance(items, (list, tuple)) and all(isinstance(item, str) for item in items):
@@ -218,5 +220,5 @@ def _validated(values: Mapping[str, Any], where: str) -> Recipe:
         raise ConfigError(
             f"{option} can't be {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}",
             where=where,
-            hint=f"headprune prune --help tells what {option} takes",
+            hint=f"the command's --help tells what {option} takes",
         ) from error

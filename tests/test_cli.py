@@ -922,6 +922,24 @@ MISTAKES = {
         "no checkpoint in headprune-runs",
         "leave out --resume",
     ),
+    "sweep by no method": (
+        ("sweep", "classifier", "--data", "data.csv", "--methods", "gradiant,random"),
+        None,
+        "there is no method 'gradiant'",
+        "did you mean 'gradient'",
+    ),
+    "sweep to more than all heads": (
+        ("sweep", "classifier", "--data", "data.csv", "--points", "0.5,1.5"),
+        None,
+        "--points can't be '1.5'",
+        "--help",
+    ),
+    "sweep to a point that can't be cut": (
+        ("sweep", "classifier", "--data", "data.csv", "--points", "0.05"),
+        None,
+        "--keep 0.05 leaves 1 of 18 heads",
+        "--keep 0.17 or more",
+    ),
     "batch size 0": (
         ("score", "classifier", "--data", "data.csv", "--batch-size", "0"),
         None,

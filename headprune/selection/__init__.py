@@ -2,6 +2,7 @@
 
 from headprune.selection.budget import Constraints, Resource, Target
 from headprune.selection.cost import Prices, Savings, counted, parameters_removed, savings
+from headprune.selection.knee import knee, last_within
 from headprune.selection.plan import check_constraints, is_padded, make_plan
 from headprune.selection.steps import score_in_steps
 
@@ -14,6 +15,8 @@ __all__ = [
     "check_constraints",
     "counted",
     "is_padded",
+    "knee",
+    "last_within",
     "make_plan",
     "parameters_removed",
     "savings",

@@ -27,8 +27,8 @@ class Task:
         loss: ``(outputs, batch) -> [examples]``, smaller is better; one example's loss never depends on another's.
         predict: ``(outputs, batch) -> (predictions, references)``, what the metric compares, [examples] each.
         distill: How it does without labels.
-        predicted_loss: Set where the predictions are a loss of this kind, and the references the batch's targets: then the
-            logits of a few positions at a time are enough to evaluate.
+        predicted_loss: Set where the predictions are a loss of this kind, the references the batch's targets, and ``loss`` the
+            one divided by the other: then the logits of a few positions at a time are enough to evaluate.
         embed: ``(outputs, attention_mask) -> [rows, hidden]``, where the model's outputs are embeddings.
     """
 
