@@ -16,6 +16,15 @@ BUDGETS = ("keep", "heads", *TARGETS)
 """Settings that say how much stays: one of them at a time."""
 
 
+RECIPES: dict[str, dict[str, Any]] = {
+    "michel": {"method": "gradient", "normalize": "layer", "steps": 1, "mend": "none"},
+    "kwon": {"method": "fisher:batch", "rearrange": True, "steps": 1, "mend": "scale"},
+    "flap": {"method": "fluctuation:channel", "steps": 1, "mend": "bias"},
+    "minitron": {"method": "activation", "uniform": True, "steps": 1, "mend": "none"},
+}
+"""What others do, in these settings: Michel et al. 2019, Kwon et al. 2022, An et al. 2024 (FLAP), Muralidharan et al. 2024."""
+
+
 class Recipe(BaseModel):
     """All settings. Names are the long options' names with underscores; a YAML recipe uses the same."""
 
@@ -65,9 +74,10 @@ class Recipe(BaseModel):
         ]
         | None
     ) = None
+    recipe: Literal["michel", "kwon", "flap", "minitron"] | None = None
     objective: Literal["loss", "metric", "distill"] = "loss"
     normalize: Literal["none", "layer", "standard"] = "none"
-    steps: int = Field(1, ge=1)
+    steps: int | None = Field(None, ge=1)
     num_samples: int = Field(1024, ge=1)
 
     keep: float | None = Field(None, gt=0, le=1)
@@ -84,7 +94,8 @@ class Recipe(BaseModel):
     sites: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     points: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
-    mend: Literal["none", "best", "scale", "bias", "refit"] = "none"
+    rearrange: bool = False
+    mend: Literal["none", "best", "scale", "bias", "refit"] | None = None
 
     teacher: str | None = None
     epochs: float = Field(3, gt=0)
@@ -120,6 +131,13 @@ class Recipe(BaseModel):
             values = {**values, "batch_size": None}
         numbers = [name for name in TARGETS if isinstance(values.get(name), int | float)]
         return {**values, **{name: str(values[name]) for name in numbers}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        """Put in what a recipe of others says, where nothing else was said."""
+        name = values.get("recipe") if isinstance(values, dict) else None
+        return {**RECIPES.get(str(name), {}), **values} if name else values
 
     @property
     def budgets(self) -> dict[str, float | int | str]:
@@ -163,6 +181,8 @@ def load_recipe(
         ConfigError: The file can't be read, a key is unknown, or a value is out of range.
     """
     said = {name: value for name, value in settings.items() if value is not None}
+    # A recipe that was named goes before what a file says.
+    said = {**RECIPES.get(str(said.get("recipe")), {}), **said}
     found = (folder or Path()) / RECIPE_FILE
     if file is None and found.is_file():
         file = found

@@ -240,7 +240,8 @@ class HeadScores(Artefact):
     ``values``, ``standard_errors`` and ``heads`` are parallel; ``standard_errors`` is None for methods that don't sample.
     ``rows`` are short hashes of the inputs that were scored, so that they can be kept out of any report. ``race`` is there where
     heads were run on as many rows as it took to decide on which side of a cut they fall; ``n`` is the most any had. ``steps`` is
-    there where heads went step by step, each with the value that it had when it went.
+    there where heads went step by step, each with the value that it had when it went. ``products`` are, attention by attention,
+    the mean products of the derivatives of two heads, where the method has them.
     """
 
     written_by = "score"
@@ -253,6 +254,7 @@ class HeadScores(Artefact):
     standard_errors: tuple[float, ...] | None = None
     n: int
     seed: int
+    products: dict[str, tuple[tuple[float, ...], ...]] | None = None
     rows: tuple[str, ...] = ()
     race: Race | None = None
     steps: Steps | None = None

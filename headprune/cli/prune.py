@@ -85,7 +85,21 @@ OPTIONS: dict[str, Any] = {
         typer.Option(
             metavar="none|best|scale|bias|refit",
             help="Make the heads that stay do what all did, in closed form: scale them, move the bias, refit the output "
-            "projections; best tries all. Kept where rows that it didn't see say so. (default: none)",
+            "projections; best tries bias and refit. Kept where rows that it didn't see say so. (default: best)",
+        ),
+    ],
+    "rearrange": Annotated[
+        bool | None,
+        typer.Option(
+            "--rearrange",
+            help="Of every layer go the heads that lose the least together; with --method fisher or fisher:batch.",
+        ),
+    ],
+    "recipe": Annotated[
+        str | None,
+        typer.Option(
+            metavar="michel|kwon|flap|minitron",
+            help="Score, choose and mend as others do. (default: headprune's own way)",
         ),
     ],
     "stream": Annotated[

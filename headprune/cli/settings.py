@@ -47,7 +47,7 @@ Method = Annotated[
         metavar="NAME",
         help="How heads are scored: gradient, gradient:token, gradient:batch, unique, fisher, fisher:batch, ablation, "
         "shapley, gates, activation, fluctuation, fluctuation:channel, confidence, entropy, sink, magnitude, "
-        "random. (default: gradient)",
+        "random. (default: unique)",
         show_default=False,
     ),
 ]
@@ -70,7 +70,10 @@ Normalize = Annotated[
 ]
 Steps = Annotated[
     int | None,
-    typer.Option(help="Heads go in so many steps, scored anew. (default: 1)", show_default=False),
+    typer.Option(
+        help="Heads go in so many steps, scored anew. (default: 3 where scores can be made again)",
+        show_default=False,
+    ),
 ]
 NumSamples = Annotated[
     int | None,

@@ -24,7 +24,7 @@ from headprune.gate import Baseline, refuse_other_rows
 from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
 from headprune.models import find, fingerprint, load_tokenizer, weights_bytes
-from headprune.pipeline.course import check_course, constraints_of
+from headprune.pipeline.course import check_course, constraints_of, method_of
 from headprune.pipeline.delivery import cut_and_save, measure
 from headprune.pipeline.scores import Scored, compute_scores, find_scores
 from headprune.prices import prices_of
@@ -70,7 +70,7 @@ def score(
         recipe = recipe.model_copy(update={"device": world.device})
     subject = open_subject(recipe, voice=voice)
     anatomy = inspect_for_pruning(subject, voice=voice)
-    needs_rows = (recipe.method or "gradient") not in NEED_NO_ROWS
+    needs_rows = method_of(recipe) not in NEED_NO_ROWS
     rows = calibration_rows(subject, voice=voice) if needs_rows else None
     found = compute_scores(subject, anatomy, rows, voice=voice, world=world)
     if not world.is_main:

@@ -7,6 +7,8 @@ from headprune.heads import HeadScores
 from headprune.scoring import NEED_NO_ROWS
 from headprune.selection import Constraints, Resource, Target
 
+DEFAULT_METHOD = "unique"
+DEFAULT_STEPS = 3
 # They run many masks, from a model that has all heads; let heads go together by themselves; or don't run the model at all.
 _ONCE = ("ablation", "shapley", "gates", *NEED_NO_ROWS)
 
@@ -42,7 +44,23 @@ def constraints_of(recipe: Recipe) -> Constraints:
         multiple_of=recipe.multiple_of,
         heads=recipe.heads,
         target=targets[0] if targets else None,
+        rearrange=recipe.rearrange,
     )
+
+
+def method_of(recipe: Recipe) -> str:
+    """Return how heads are scored."""
+    return recipe.method or DEFAULT_METHOD
+
+
+def steps_of(recipe: Recipe) -> int:
+    """Return in how many steps heads go: what was said, else a few wherever scores can be made again on what is left."""
+    if recipe.steps is not None:
+        return recipe.steps
+    leads_somewhere = recipe.keep is not None or recipe.heads is not None
+    alone = recipe.until or recipe.rearrange or recipe.normalize != "none"
+    once = method_of(recipe) in _ONCE or recipe.objective == "metric"
+    return DEFAULT_STEPS if leads_somewhere and not alone and not once else 1
 
 
 def check_course(recipe: Recipe, *, world: World | None = None) -> None:
@@ -59,20 +77,21 @@ def check_course(recipe: Recipe, *, world: World | None = None) -> None:
             where="--method gates",
             hint="leave out torchrun or accelerate launch, or use another method",
         )
-    if recipe.steps > 1 and ((recipe.keep is None and recipe.heads is None) or recipe.until):
+    steps = steps_of(recipe)
+    if steps > 1 and ((recipe.keep is None and recipe.heads is None) or recipe.until):
         raise ConfigError(
             "steps lead to a keep ratio or a number of heads, and are no race",
-            where=f"--steps {recipe.steps}",
+            where=f"--steps {steps}",
             hint="say --keep 0.5 or --heads 40, for example, and leave out --until and targets",
         )
-    if recipe.steps > 1 and (recipe.method in _ONCE or recipe.normalize != "none"):
+    if steps > 1 and (recipe.method in _ONCE or recipe.normalize != "none"):
         raise ConfigError(
             "in steps heads are scored as they are, all that are left in one pass",
-            where=f"--steps {recipe.steps}",
+            where=f"--steps {steps}",
             hint=f"use another method than {', '.join(_ONCE)}, and leave out --normalize",
         )
     if recipe.objective == "metric" and (
-        recipe.method != "ablation" or recipe.steps > 1 or recipe.normalize != "none"
+        recipe.method != "ablation" or steps > 1 or recipe.normalize != "none"
     ):
         raise ConfigError(
             "the metric itself has no slope: heads are scored by what it loses without each",
@@ -100,10 +119,10 @@ def check_course(recipe: Recipe, *, world: World | None = None) -> None:
 def steps_fit(scores: HeadScores, recipe: Recipe) -> bool:
     """Whether scores were made in the steps that a recipe asks for; one that asks for none takes those for its own cut."""
     if scores.steps is None or (recipe.keep is None and recipe.heads is None):
-        return scores.steps is None and recipe.steps == 1
+        return scores.steps is None and recipe.steps in (None, 1)
     cut = scores.steps.heads if recipe.keep is None else scores.steps.keep
     return (
-        recipe.steps in (1, scores.steps.count)
+        recipe.steps in (None, 1, scores.steps.count)
         and cut == (recipe.heads if recipe.keep is None else recipe.keep)
         and (scores.steps.heads is None) == (recipe.heads is None)
         and scores.steps.constraints == constraints_of(recipe).as_dict()

@@ -25,13 +25,17 @@ def mend_if_asked(
     Raises:
         DataError: There are too few rows.
     """
-    if subject.recipe.mend == "none" or not plan.remove:
+    asked = subject.recipe.mend
+    if asked == "none" or not plan.remove:
         return None
     examples = rows.examples
+    if len(examples) < _FEWEST and asked is None:
+        voice.say(f"not mended: {len(examples)} calibration rows are too few to fit and to decide")
+        return None
     if len(examples) < _FEWEST:
         raise DataError(
             f"{len(examples)} calibration rows are too few to mend with: some fit, the others decide",
-            where=f"--mend {subject.recipe.mend}",
+            where=f"--mend {asked}",
             hint=f"give {_FEWEST} or more (--num-samples), or --mend none",
         )
     fitting = len(examples) - max(2, round(_HELD_OUT * len(examples)))
@@ -44,7 +48,7 @@ def mend_if_asked(
         held_out=deciding.batches,
         loss=deciding.loss,
         remove=plan.remove,
-        ways=WAYS[subject.recipe.mend],
+        ways=WAYS[asked or "best"],
     )
     voice.say(_told(found))
     return found
@@ -52,6 +56,8 @@ def mend_if_asked(
 
 def _told(found: Mend) -> str:
     on = f"{found.held_out:,} calibration rows that it didn't see"
+    if not found.tried:
+        return "not mended: there is no bias to move"
     if found.kept is None:
         least = min(tried.loss for tried in found.tried)
         return f"not mended: the loss on {on} would be {least:.4g} instead of {found.loss_cut:.4g}"

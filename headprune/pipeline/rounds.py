@@ -14,7 +14,7 @@ from headprune.config import Recipe
 from headprune.heads import HeadId, HeadMask, HeadScores, Race
 from headprune.masking import gated
 from headprune.passes import Pass
-from headprune.pipeline.course import constraints_of
+from headprune.pipeline.course import constraints_of, steps_of
 from headprune.scoring import DIFFERENTIATE, metric_drop, race_heads
 from headprune.scoring import score as score_heads
 from headprune.selection import score_in_steps
@@ -57,10 +57,11 @@ def score_with_steps(
             )
         return found.model_copy(update={"objective": recipe.objective})
 
-    if recipe.steps == 1:
+    steps = steps_of(recipe)
+    if steps == 1:
         return rescore(())
     constraints = constraints_of(recipe)
-    return score_in_steps(anatomy, rescore=rescore, constraints=constraints, steps=recipe.steps)
+    return score_in_steps(anatomy, rescore=rescore, constraints=constraints, steps=steps)
 
 
 def race(subject: Subject, anatomy: Anatomy, rows: Rows, *, over: Pass) -> HeadScores:

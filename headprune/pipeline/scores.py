@@ -12,7 +12,7 @@ from headprune.heads import HeadScores
 from headprune.journal import Journal, open_journal
 from headprune.models import fingerprint, versions
 from headprune.passes import Pass
-from headprune.pipeline.course import check_course, steps_fit
+from headprune.pipeline.course import check_course, method_of, steps_fit
 from headprune.pipeline.rounds import race, score_by_metric, score_with_steps
 from headprune.runs import FOLDER, latest_scores, named_scores
 from headprune.scoring import DEPEND_ON_BATCHES, DIFFERENTIATE, NEED_NO_ROWS
@@ -115,7 +115,7 @@ def compute_scores(
     """
     recipe, world = subject.recipe, world or World()
     check_course(recipe, world=world)
-    method = recipe.method or "gradient"
+    method = method_of(recipe)
     used = None if method in NEED_NO_ROWS else rows
     goal = subject.goal(used.examples) if used else NOTHING
     batches = goal.drawn if method in DIFFERENTIATE else goal.batches

@@ -201,7 +201,7 @@ def _look(recipe: Recipe, *, voice: Voice, show: Show) -> _Prospect:
             where="--stream",
             hint="leave --dtype out",
         )
-    if recipe.mend != "none":
+    if recipe.mend not in (None, "none"):
         raise ConfigError(
             "mending runs the model, and a model that isn't loaded can't run",
             where="--stream, --mend",

@@ -16,6 +16,7 @@ from headprune.journal import Journal, open_journal
 from headprune.models import versions
 from headprune.passes import Pass
 from headprune.pipeline.commands import check_metric, inspect_for_pruning
+from headprune.pipeline.course import method_of
 from headprune.pipeline.curves import constraints_at, measure_curves
 from headprune.pipeline.scores import compute_scores
 from headprune.report.plots import sweep_picture
@@ -89,7 +90,7 @@ def methods_of(recipe: Recipe) -> tuple[str, ...]:
     Raises:
         ConfigError: There is no such method.
     """
-    methods = recipe.methods or (recipe.method or "gradient", *_CONTROLS)
+    methods = recipe.methods or (method_of(recipe), *_CONTROLS)
     for method in methods:
         if method not in METHODS:
             raise ConfigError(

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -125,6 +126,8 @@ def score(
         standard_errors=None if errors is None else tuple(errors.tolist()),
         n=found.n,
         seed=seed,
+        products=found.products
+        and {str(site): tuple(map(tuple, part.tolist())) for site, part in found.products.items()},
     )
 
 
@@ -136,4 +139,6 @@ def _per_layer(found: Estimate, anatomy: Anatomy, *, standard: bool) -> Estimate
         norm = values[columns].std() if standard else values[columns].norm()
         norms[columns] = norm if norm > 0 else 1.0  # nan > 0 is false, too: a layer of one head
     errors = found.standard_errors
-    return Estimate(values / norms, None if errors is None else errors / norms, found.n)
+    return replace(
+        found, values=values / norms, standard_errors=None if errors is None else errors / norms
+    )

@@ -73,6 +73,34 @@ def mean_over_batches(
     return Estimate(total / len(batches), None, num_examples(batches))
 
 
+def each_derivative(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    *,
+    batches: Sequence[Batch],
+    loss: Loss,
+    over: Pass,
+    name: str,
+    by_batch: bool,
+) -> Float64[Tensor, "samples heads"]:
+    """Return ``d l / d xi_h`` of every example, or of the mean loss of every batch."""
+
+    def found(batch: Batch) -> Tensor:
+        values = derivatives(model, anatomy, batch, loss).double()
+        return values.mean(0, keepdim=True) if by_batch else values
+
+    with frozen(model):
+        parts = each_batch(
+            batches,
+            found,
+            shape=lambda batch: (1 if by_batch else batch.num_examples, len(anatomy.heads)),
+            dtype=torch.float64,
+            over=over,
+            name=name,
+        )
+    return torch.cat(parts)
+
+
 def mean_over_positions(
     model: PreTrainedModel,
     anatomy: Anatomy,

@@ -1,6 +1,6 @@
 """What a scoring method returns, and the signature they share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss
+from headprune.heads import SiteId
 from headprune.passes import Pass
 
 
@@ -21,11 +22,13 @@ class Estimate:
         values: The scores; higher matters more.
         standard_errors: Of the scores, where they are means over examples.
         n: Number of examples they come from.
+        products: Mean products of the derivatives of two heads of an attention, where a method has them.
     """
 
     values: Float64[Tensor, " heads"]
     standard_errors: Float64[Tensor, " heads"] | None
     n: int
+    products: Mapping[SiteId, Float64[Tensor, "of_site of_site"]] | None = None
 
 
 @runtime_checkable

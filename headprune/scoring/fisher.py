@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 
-import torch
+from jaxtyping import Float64
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.batch import Batch, Loss
+from headprune.batch import Batch, Loss, num_examples
+from headprune.heads import SiteId
 from headprune.passes import Pass
-from headprune.scoring.derivatives import mean_over_batches, mean_over_examples
-from headprune.scoring.estimate import Estimate
+from headprune.scoring.derivatives import each_derivative
+from headprune.scoring.estimate import Estimate, mean_and_error
 
 
 def fisher(
@@ -24,15 +26,18 @@ def fisher(
     """Score heads by ``mean_n (d l_n / d xi_h)^2`` at ``xi = 1``.
 
     Of a model at a minimum, half of it is what removing the head adds to the loss, up to second order and with the Hessian
-    taken for the empirical Fisher matrix.
+    taken for the empirical Fisher matrix. The products of two heads of an attention are kept, too: what both add together.
 
     Source: Kwon et al., "A Fast Post-Training Pruning Framework for Transformers", NeurIPS 2022, eq. 6 (theirs by batch:
     :func:`fisher_per_batch`).
     """
     del seed
-    return mean_over_examples(
-        model, anatomy, batches=batches, loss=loss, over=over, name="fisher", size=torch.square
+    found = each_derivative(
+        model, anatomy, batches=batches, loss=loss, over=over, name="fisher", by_batch=False
     )
+    squares = found.square()
+    mean = mean_and_error(squares.sum(0), squares.square().sum(0), n=len(found))
+    return Estimate(mean.values, mean.standard_errors, mean.n, _products(found, anatomy))
 
 
 def fisher_per_batch(
@@ -49,12 +54,13 @@ def fisher_per_batch(
     Depends on the batch size. Here for comparison.
     """
     del seed
-    return mean_over_batches(
-        model,
-        anatomy,
-        batches=batches,
-        loss=loss,
-        over=over,
-        name="fisher by batch",
-        size=torch.square,
+    found = each_derivative(
+        model, anatomy, batches=batches, loss=loss, over=over, name="fisher by batch", by_batch=True
     )
+    return Estimate(found.square().mean(0), None, num_examples(batches), _products(found, anatomy))
+
+
+def _products(found: Float64[Tensor, "samples heads"], anatomy: Anatomy) -> dict[SiteId, Tensor]:
+    """Return the mean products of the derivatives of the heads of every attention."""
+    own = {site: found[:, columns] for site, columns in anatomy.columns.items()}
+    return {site: part.T @ part / len(part) for site, part in own.items()}

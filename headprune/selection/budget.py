@@ -106,6 +106,7 @@ class Constraints:
             a whole, of heads elsewhere.
         heads: The most heads that stay, of those of ``sites``.
         target: The most that the pruned model may take.
+        rearrange: Heads of an attention go by what they lose together (:mod:`~headprune.selection.rearrange`).
     """
 
     keep: float = 1.0
@@ -117,6 +118,7 @@ class Constraints:
     multiple_of: int = 1
     heads: int | None = None
     target: Target | None = None
+    rearrange: bool = False
 
     @property
     def budget(self) -> str:
@@ -143,9 +145,9 @@ class Constraints:
 
     def as_dict(self) -> dict[str, Any]:
         """Return all but the budget, for JSON."""
-        left_out = {"keep", "heads", "target"} | (
-            {"multiple_of"} if self.multiple_of == 1 else set()
-        )
+        left_out = {"keep", "heads", "target"}
+        left_out |= {"multiple_of"} if self.multiple_of == 1 else set()
+        left_out |= set() if self.rearrange else {"rearrange"}
         found = {name: value for name, value in asdict(self).items() if name not in left_out}
         return {
             name: list(value) if isinstance(value, tuple) else value

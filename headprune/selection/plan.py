@@ -1,6 +1,7 @@
 """Choose which heads go: pure, in milliseconds, and only what the architecture can run."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from headprune.anatomy import Anatomy, Site
@@ -16,6 +17,7 @@ from headprune.selection.choice import (
 )
 from headprune.selection.cost import Prices
 from headprune.selection.names import protected_heads, selected_sites
+from headprune.selection.rearrange import rearranged
 from headprune.selection.units import Option, options
 
 
@@ -116,6 +118,7 @@ def make_plan(
             "gqa": constraints.gqa if any(s.group_size > 1 for s in anatomy.sites) else None,
             **({"sites": list(constraints.sites)} if constraints.sites else {}),
             **({"multiple_of": constraints.multiple_of} if constraints.multiple_of > 1 else {}),
+            **({"rearrange": True} if constraints.rearrange else {}),
         },
         reasons=_reasons(scores, choice, protected),
         model=scores.model,
@@ -150,13 +153,24 @@ def _choose(
             where="scores",
             hint="score this model: headprune score MODEL",
         )
-    return choose(
+    protected = protected_heads(anatomy, constraints.protect)
+    chosen = choose(
         selected_sites(anatomy, constraints.sites),
         values,
-        protected=protected_heads(anatomy, constraints.protect),
+        protected=protected,
         constraints=constraints,
         prices=prices,
     )
+    if not constraints.rearrange:
+        return chosen
+    if scores.products is None or scores.steps is not None:
+        raise PlanError(
+            f"{scores.method} scores don't say what heads lose together",
+            where="--rearrange",
+            hint="use --method fisher or fisher:batch, in one step",
+        )
+    together = rearranged(chosen.heads, anatomy, scores.products, protected=protected)
+    return replace(chosen, heads=together, is_plain=False)
 
 
 def _any_options(
@@ -241,7 +255,7 @@ def _reasons(scores: HeadScores, choice: Choice, protected: Collection[HeadId]) 
     by_score = set(scores.ranked()[: len(gone)])
     kept = "kept: its layer or group needs it"
     if not choice.is_plain:
-        kept += ", or others meet the budget at less cost"
+        kept += ", or others meet the budget at less cost or lose less together"
     reasons: dict[str, str] = {}
     for head in scores.heads:
         if head in by_score and head not in gone:

@@ -188,6 +188,12 @@ def _columns(site: Site, kept: Tensor, *, width: int) -> Tensor:
     return (starts[:, None] + torch.arange(site.head_dim)).flatten()
 
 
+def has_bias(model: PreTrainedModel, anatomy: Anatomy) -> bool:
+    """Whether an output projection has a bias."""
+    outputs = (model.get_submodule(site.output) for site in anatomy.sites)
+    return any(getattr(output, "bias", None) is not None for output in outputs)
+
+
 def projections(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Tensor]:
     """Return copies of all parameters of output projections, by name."""
     outputs = dict.fromkeys(site.output for site in anatomy.sites)

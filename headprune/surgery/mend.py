@@ -13,13 +13,13 @@ from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss
 from headprune.heads import HeadId, HeadMask
 from headprune.replay import losses
-from headprune.surgery.fit import Way, fit, having, put_back
+from headprune.surgery.fit import Way, fit, has_bias, having, put_back
 from headprune.surgery.least_squares import How
 
 SCALE, BIAS = (Way("scale", 1e-3),), (Way("bias", 0.0),)
 REFIT = (Way("refit", 1e-2), Way("refit", 1e-1), Way("refit", 1.0))
 WAYS: dict[str, tuple[Way, ...]] = {
-    "best": SCALE + BIAS + REFIT,
+    "best": BIAS + REFIT[1:],
     "scale": SCALE,
     "bias": BIAS,
     "refit": REFIT,
@@ -79,9 +79,11 @@ def mend(
         held_out: What decides which way, and whether at all.
         loss: One loss per example.
         remove: The heads that will go.
-        ways: What is tried.
+        ways: What is tried; the bias only where there is one.
         tell: Told how far it has come.
     """
+    if not has_bias(model, anatomy):
+        ways = [way for way in ways if way.how != "bias"]
     mask = torch.tensor(HeadMask.without(remove, anatomy.heads).values)
 
     def mean_loss() -> float:

@@ -1,0 +1,89 @@
+"""How good pruned models are, beside the recipes of others. See scripts/bench_quality."""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench_quality_lib.measure import Bench, Measured
+from bench_quality_lib.recipes import CONTENDERS
+from bench_quality_lib.subjects import SUBJECTS
+
+from headprune.inspection import inspect
+
+_START = time.perf_counter()
+
+
+class Quiet:
+    """Says nothing while a recipe works."""
+
+    def say(self, text: str) -> None:
+        """Say nothing."""
+
+    def track(self, items: Sequence[Any], description: str) -> Iterable[Any]:
+        """Show nothing."""
+        del description
+        return items
+
+
+def main() -> None:
+    """Measure what isn't measured yet, one cut after the other, and keep each as it is done."""
+    asked = _read()
+    done = _known(asked.json)
+    for name in asked.subject:
+        for seed in asked.seeds:
+            wanted = [
+                (contender, keep)
+                for contender in asked.recipe
+                for keep in asked.keep
+                if (name, contender, keep, seed) not in done
+            ]
+            if not wanted:
+                continue
+            case = SUBJECTS[name](seed, Quiet(), asked.data)
+            with tempfile.TemporaryDirectory() as folder:
+                anatomy = inspect(case.subject.model)
+                bench = Bench(name, case, anatomy, voice=Quiet(), folder=Path(folder))
+                for contender, keep in wanted:
+                    found = bench.measure(contender, CONTENDERS[contender].settings, keep=keep)
+                    _tell(found)
+                    with asked.json.open("a", encoding="utf-8") as file:
+                        file.write(found.model_dump_json() + "\n")
+    print(f"{asked.json}: all there", file=sys.stderr)
+
+
+def _read() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--subject", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
+    parser.add_argument("--recipe", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--keep", nargs="+", type=float, default=[0.9, 0.8, 0.7, 0.5, 0.3])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--data", type=Path, help="folder with clinc150/ and wikitext2-raw/")
+    parser.add_argument("--json", type=Path, default=Path("bench-quality.jsonl"))
+    return parser.parse_args()
+
+
+def _known(path: Path) -> set[tuple[str, str, float, int]]:
+    if not path.is_file():
+        return set()
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = [Measured.model_validate(json.loads(line)) for line in lines]
+    return {(row.subject, row.contender, row.keep, row.seed) for row in rows}
+
+
+def _tell(found: Measured) -> None:
+    seconds = time.perf_counter() - _START
+    print(
+        f"{seconds:6.0f} s  {found.subject} {found.contender} keep {found.keep:g} seed {found.seed}: "
+        f"{found.value:.4f} ({found.difference:+.4f} of {found.base:.4f}; mend {found.mend}; {found.seconds:.0f} s)",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Prune a model by a recipe as ``prune`` does, and judge what is left on rows that chose nothing.
+
+Heads are masked, not cut: that both give the same is proven elsewhere, for every family and by every ``prune``.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from bench_quality_lib.subjects import Case
+from headprune.allocator import kept_memory
+from headprune.anatomy import Anatomy
+from headprune.evaluation import Predictions, judge, predict
+from headprune.heads import HeadMask, HeadScores, PruningPlan
+from headprune.journal import Journal
+from headprune.masking import gated
+from headprune.passes import Pass
+from headprune.pipeline.course import constraints_of, method_of, steps_of
+from headprune.pipeline.mending import mend_if_asked
+from headprune.pipeline.rounds import score_with_steps
+from headprune.scoring import NEED_NO_ROWS
+from headprune.selection import make_plan
+from headprune.subject import Subject, Voice
+from headprune.surgery.fit import projections, put_back
+from headprune.tasks.distill import NOTHING
+
+
+class Measured(BaseModel):
+    """One cut of one model by one recipe.
+
+    Args:
+        subject: Which model and data.
+        contender: Which recipe.
+        keep: The share of heads that was asked for.
+        seed: Of the calibration rows.
+        value: The metric on the rows that report.
+        interval: Its 95 % bootstrap interval.
+        base: The metric of the whole model on the same rows.
+        difference: ``value - base``.
+        difference_interval: 95 % bootstrap interval of the paired difference.
+        n: Rows that report.
+        heads: Heads that stay, and that there were.
+        mend: How the rest was mended; None where it wasn't.
+        seconds: Scoring, planning and mending.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    subject: str
+    contender: str
+    keep: float
+    seed: int
+    metric: str
+    value: float
+    interval: tuple[float, float]
+    base: float
+    difference: float
+    difference_interval: tuple[float, float]
+    n: int
+    heads: tuple[int, int]
+    mend: str | None
+    seconds: float
+
+
+class Bench:
+    """A case with what doesn't change from recipe to recipe: the whole model's predictions, and scores that were made once."""
+
+    def __init__(
+        self, name: str, case: Case, anatomy: Anatomy, *, voice: Voice, folder: Path
+    ) -> None:
+        self.name, self.case, self.anatomy, self.voice = name, case, anatomy, voice
+        self.batches = case.subject.batches(case.reporting.examples)
+        self.whole = self._predict(())
+        self._once: dict[str, HeadScores] = {}
+        self._folder = folder
+
+    def measure(self, contender: str, settings: Mapping[str, Any], *, keep: float) -> Measured:
+        """Prune by a recipe, judge, and leave the model as it was."""
+        recipe = type(self.case.subject.recipe).model_validate(
+            {**self.case.subject.recipe.model_dump(), "keep": keep, **settings}
+        )
+        subject = replace(self.case.subject, recipe=recipe)
+        start = time.perf_counter()
+        with _left_alone(subject, self.anatomy):
+            plan = make_plan(
+                self._scores(subject), self.anatomy, constraints=constraints_of(recipe)
+            )
+            mended = mend_if_asked(
+                subject, self.anatomy, plan, self.case.choosing, voice=self.voice
+            )
+            seconds = time.perf_counter() - start
+            found = self._predict(plan.remove)
+        kept = None if mended is None else mended.kept
+        return self._judged(
+            found,
+            plan,
+            contender=contender,
+            keep=keep,
+            mend=None if kept is None else f"{kept.how} {kept.ridge:g}",
+            seconds=seconds,
+        )
+
+    def _judged(self, found: Predictions, plan: PruningPlan, **told: Any) -> Measured:
+        subject = self.case.subject
+        metric, seed = subject.task.metric, subject.recipe.seed
+        value, interval, _ = judge(found, metric, seed=seed)
+        base, _, _ = judge(self.whole, metric, seed=seed)
+        difference, paired, _ = judge(found, metric, seed=seed, other=self.whole)
+        return Measured(
+            subject=self.name,
+            seed=seed,
+            metric=metric,
+            value=value,
+            interval=interval,
+            base=base,
+            difference=difference,
+            difference_interval=paired,
+            n=len(found.references),
+            heads=(plan.budget["heads_after"], plan.budget["heads_before"]),
+            **told,
+        )
+
+    def _scores(self, subject: Subject) -> HeadScores:
+        recipe = subject.recipe
+        steps = steps_of(recipe)
+        key = f"{method_of(recipe)}-{recipe.normalize}-{steps}"
+        if steps == 1 and key in self._once:
+            return self._once[key]
+        method = method_of(recipe)
+        needs_rows = method not in NEED_NO_ROWS
+        goal = subject.goal(self.case.choosing.examples) if needs_rows else NOTHING
+        # Steps that several keep ratios share (the first one) are found again.
+        over = Pass(self.voice.track, self.voice.say, Journal(self._folder / key.replace(":", "-")))
+        found = score_with_steps(
+            subject.model, self.anatomy, goal, recipe=recipe, method=method, over=over
+        )
+        self._once[key] = found
+        return found
+
+    def _predict(self, gone: Any) -> Predictions:
+        model = self.case.subject.model
+        gates = torch.tensor(HeadMask.without(gone, self.anatomy.heads).values)
+        with kept_memory(), gated(model, self.anatomy, gates=gates.to(model.device)):
+            return predict(model, self.case.subject.task, batches=self.batches)
+
+
+@contextmanager
+def _left_alone(subject: Subject, anatomy: Anatomy) -> Iterator[None]:
+    before = projections(subject.model, anatomy)
+    try:
+        yield
+    finally:
+        put_back(subject.model, before)
