@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from headprune.drop import AllowedDrop
 from headprune.errors import ConfigError, did_you_mean
 
 RECIPE_FILE = "headprune.yaml"
@@ -110,7 +111,7 @@ class Recipe(BaseModel):
     overwrite: bool = False
 
     baseline: str | None = None
-    max_drop: float | None = Field(None, ge=0)
+    max_drop: AllowedDrop = None
     min_recovery: float | None = Field(None, gt=0)
     max_parameters: int | None = Field(None, ge=0)
     max_latency_increase: float | None = Field(None, ge=0)

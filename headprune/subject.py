@@ -160,6 +160,7 @@ def separate_rows(
     chose: Collection[str] = (),
     use: str = "choose the heads",
     labelled: bool = True,
+    times: int = 1,
 ) -> tuple[Rows, Rows]:
     """Return rows that choose and rows that report: no input is in both.
 
@@ -168,6 +169,7 @@ def separate_rows(
         voice: How to talk meanwhile.
         chose: Hashes of inputs that chose heads before; they don't report.
         use: What the rows that don't report are for.
+        times: How many times as many of those as the recipe says.
         labelled: Whether labels are read with those; where they come from the same data as those that report, they are.
 
     Raises:
@@ -178,7 +180,7 @@ def separate_rows(
     # Rows that also report need their labels all the same.
     labelled = (labelled and recipe.objective != "distill") or not own_rows
     table, columns = _read(subject, recipe.data, recipe.split, voice=voice, labelled=labelled)
-    count = min(recipe.num_samples, recipe.limit or recipe.num_samples)
+    count = times * min(recipe.num_samples, recipe.limit or recipe.num_samples)
     if own_rows:
         other, other_columns = _read(subject, *_evaluation_source(recipe), voice=voice)
         reporting = _examples(subject, other, other_columns)

@@ -1,7 +1,6 @@
 """How good pruned models are, beside the recipes of others. See scripts/bench_quality."""
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -11,6 +10,7 @@ from typing import Any
 
 from bench_quality_lib.measure import Bench, Measured
 from bench_quality_lib.recipes import CONTENDERS
+from bench_quality_lib.report import tables
 from bench_quality_lib.subjects import SUBJECTS
 
 from headprune.inspection import inspect
@@ -53,7 +53,8 @@ def main() -> None:
                     _tell(found)
                     with asked.json.open("a", encoding="utf-8") as file:
                         file.write(found.model_dump_json() + "\n")
-    print(f"{asked.json}: all there", file=sys.stderr)
+    if asked.markdown is not None:
+        asked.markdown.write_text(tables(_rows(asked.json)), encoding="utf-8")
 
 
 def _read() -> argparse.Namespace:
@@ -63,16 +64,18 @@ def _read() -> argparse.Namespace:
     parser.add_argument("--keep", nargs="+", type=float, default=[0.9, 0.8, 0.7, 0.5, 0.3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--data", type=Path, help="folder with clinc150/ and wikitext2-raw/")
+    parser.add_argument("--markdown", type=Path, help="write the tables of all that is in --json")
     parser.add_argument("--json", type=Path, default=Path("bench-quality.jsonl"))
     return parser.parse_args()
 
 
 def _known(path: Path) -> set[tuple[str, str, float, int]]:
-    if not path.is_file():
-        return set()
-    lines = path.read_text(encoding="utf-8").splitlines()
-    rows = [Measured.model_validate(json.loads(line)) for line in lines]
-    return {(row.subject, row.contender, row.keep, row.seed) for row in rows}
+    return {(row.subject, row.contender, row.keep, row.seed) for row in _rows(path)}
+
+
+def _rows(path: Path) -> list[Measured]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [Measured.model_validate_json(line) for line in lines]
 
 
 def _tell(found: Measured) -> None:

@@ -349,6 +349,25 @@ def test_heads_may_go_in_steps(headprune, place):
     assert "--keep" in err
 
 
+def test_heads_go_as_far_as_the_metric_allows(headprune, place):
+    data = ("--data", "data.csv", "--batch-size", "8", "--method", "gradient", "--steps", "1")
+    code, out, err = headprune("prune", "classifier", *data, "--max-drop", "200%", "--json")
+    assert code == 0, err
+    assert "8 rows score, 12 decide how far to go" in err
+    made = place / "headprune-models" / "classifier-max-drop-200pct"
+    budget = json.loads((made / "plan.json").read_text())["budget"]
+    assert budget["max_drop"] == "200%"
+    assert budget["decided_on"] == 12
+    # Everything is allowed: the last look is at the deepest cut that leaves a head in every layer.
+    assert budget["keep"] == budget["looks"][-1]["keep"] == 0.2
+    results, scores = json.loads(out), json.loads((made / "scores.json").read_text())
+    assert len(scores["rows"]) == 20
+    assert results["after"]["n"] == 20
+    code, _out, err = headprune("prune", "classifier", *data, "--max-drop", "0", "--dry-run")
+    assert code == 2
+    assert "no cut surely stays within a drop of 0" in err
+
+
 def test_a_recipe_runs_all_stages_and_checks(headprune, place):
     (place / "r.yaml").write_text(
         "model: classifier\ndata: data.csv\neval_data: data2.csv\nkeep: 0.9\nout: made\nbaseline: base.json\nmax_drop: 1\n"

@@ -11,7 +11,7 @@ from headprune.errors import ConfigError, did_you_mean
 if TYPE_CHECKING:
     from headprune.config import Recipe
     from headprune.evaluation import EvalResult
-    from headprune.gate import Limits
+    from headprune.gate import Baseline, Limits
 
 OPTIONS: dict[str, Any] = {
     "model": Annotated[
@@ -23,7 +23,11 @@ OPTIONS: dict[str, Any] = {
     ],
     "baseline": Annotated[str | None, typer.Option(metavar="FILE", help="The committed baseline.")],
     "max_drop": Annotated[
-        float | None, typer.Option(help="How much worse the metric may be, in its own units.")
+        str | None,
+        typer.Option(
+            metavar="X",
+            help="How much worse the metric may be: in its own units (0.01), or a share (1%).",
+        ),
     ],
     "min_recovery": Annotated[
         float | None, typer.Option(help="Least share of the baseline's metric.")
@@ -64,17 +68,19 @@ def command(call: Call) -> None:
         call.talk.say(f"written: {path}")
         return
     baseline = gate.read_baseline(path)
-    verdict = gate.compare(_result(call), baseline, limits=limits_of(call.recipe))
+    verdict = gate.compare(_result(call), baseline, limits=limits_of(call.recipe, baseline))
     call.write(FORMATS[chosen](verdict))
     if not verdict.passed:
         raise typer.Exit(1)
 
 
-def limits_of(recipe: "Recipe") -> "Limits":
-    """Return the limits that a recipe names."""
+def limits_of(recipe: "Recipe", baseline: "Baseline") -> "Limits":
+    """Return the limits that a recipe names; shares are of the baseline's metric."""
     from headprune.gate import Limits
 
-    return Limits(**{name: getattr(recipe, name) for name in Limits.model_fields})
+    said = {name: getattr(recipe, name) for name in Limits.model_fields}
+    drop = recipe.max_drop and recipe.max_drop.of(baseline.value)
+    return Limits(**{**said, "max_drop": drop})
 
 
 def _result(call: Call) -> "EvalResult":

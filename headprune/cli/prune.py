@@ -47,6 +47,14 @@ OPTIONS: dict[str, Any] = {
             ("latency", "time of a forward of 32 rows, measured here", "12ms"),
         )
     },
+    "max_drop": Annotated[
+        str | None,
+        typer.Option(
+            metavar="X",
+            help="As far as the metric surely is no worse than this, on rows that decide nothing else: in its own units (0.01), "
+            "or a share (1%).",
+        ),
+    ],
     "multiple_of": Annotated[
         int | None,
         typer.Option(
@@ -145,11 +153,11 @@ def with_budget(recipe: "Recipe") -> "Recipe":
     Raises:
         ConfigError: It doesn't.
     """
-    if not recipe.budgets:
+    if not recipe.budgets and recipe.max_drop is None:
         raise ConfigError(
             "it isn't said how many heads to keep",
             where="--keep",
-            hint="headprune prune --keep 0.7, or another budget: --heads, --target-parameters, ...",
+            hint="headprune prune --keep 0.7, or another budget: --heads, --target-parameters, --max-drop 1%, ...",
         )
     return recipe
 
@@ -160,9 +168,12 @@ def with_output(recipe: "Recipe") -> "Recipe":
     if recipe.out is not None:
         return recipe
     name = Path((recipe.model or "").replace(":", "-")).absolute().name
-    budget, amount = next(iter(recipe.budgets.items()))
+    budget, amount = next(iter({**recipe.budgets, "max_drop": str(recipe.max_drop)}.items()))
     said = f"{amount:g}" if isinstance(amount, float) else str(amount).replace("%", "pct")
-    out = Path("headprune-models") / f"{name}-{budget.removeprefix('target_')}-{said}"
+    out = (
+        Path("headprune-models")
+        / f"{name}-{budget.removeprefix('target_').replace('_', '-')}-{said}"
+    )
     return recipe.model_copy(update={"out": str(out)})
 
 

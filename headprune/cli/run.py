@@ -40,7 +40,10 @@ def command(call: Call) -> None:
     recipe = with_output(call.recipe)
     baseline = gate.read_baseline(Path(recipe.baseline)) if recipe.baseline else None
     results = pipeline.prune(recipe, voice=call.talk, show=shower(call), baseline=baseline)
-    verdict = gate.compare(results.after, baseline, limits=limits_of(recipe)) if baseline else None
+    verdict = None
+    if baseline:
+        limits = limits_of(recipe, baseline)
+        verdict = gate.compare(results.after, baseline, limits=limits)
     if call.json:
         judged = verdict.model_dump(mode="json") if verdict else None
         document = {"format": 1, "results": results.model_dump(mode="json"), "verdict": judged}

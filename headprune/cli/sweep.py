@@ -35,9 +35,10 @@ OPTIONS: dict[str, Any] = {
         ),
     ],
     "max_drop": Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            help="Mark how far heads may go with the metric surely no worse than this, in its own units."
+            metavar="X",
+            help="Mark how far heads may go with the metric surely no worse than this: in its own units (0.01), or a share (1%).",
         ),
     ],
     "min_heads": MinHeads,

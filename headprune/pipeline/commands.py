@@ -27,6 +27,7 @@ from headprune.models import find, fingerprint, load_tokenizer, weights_bytes
 from headprune.pipeline.course import check_course, constraints_of, method_of
 from headprune.pipeline.delivery import cut_and_save, measure
 from headprune.pipeline.scores import Scored, compute_scores, find_scores
+from headprune.pipeline.tolerance import is_asked, plan_within, rows_in_three
 from headprune.prices import prices_of
 from headprune.results import Results
 from headprune.runs import named_scores, refuse_used_run, write_scores
@@ -159,6 +160,13 @@ def plan(
     check_course(recipe)
     subject = open_subject(recipe, voice=voice)
     anatomy = inspect_for_pruning(subject, voice=voice)
+    if is_asked(recipe):
+        choosing, deciding, _reporting = rows_in_three(
+            subject, voice=voice, chose=rows_that_chose(subject)
+        )
+        found, chosen = plan_within(subject, anatomy, choosing, deciding, voice=voice)
+        show(found.scores, chosen)
+        return chosen
     rows = calibration_rows(subject, voice=voice)
     return _plan(subject, anatomy, rows, voice=voice, show=show, keep_parts=False)[1]
 
@@ -192,7 +200,11 @@ def prune(
     chose = set(rows_that_chose(subject))
     if recipe.scores is not None:
         chose |= set(named_scores(Path(recipe.scores), fingerprint=fingerprint(subject.model)).rows)
-    choosing, reporting = separate_rows(subject, voice=voice, chose=chose)
+    tolerant = is_asked(recipe)
+    if tolerant:
+        choosing, deciding, reporting = rows_in_three(subject, voice=voice, chose=chose)
+    else:
+        choosing, reporting = separate_rows(subject, voice=voice, chose=chose)
     if baseline is not None:
         refuse_other_rows(
             baseline,
@@ -200,7 +212,11 @@ def prune(
             limit=recipe.limit,
             data=reporting.note,
         )
-    found, chosen = _plan(subject, anatomy, choosing, voice=voice, show=show, keep_parts=True)
+    if tolerant:
+        found, chosen = plan_within(subject, anatomy, choosing, deciding, voice=voice)
+        show(found.scores, chosen)
+    else:
+        found, chosen = _plan(subject, anatomy, choosing, voice=voice, show=show, keep_parts=True)
     results = cut_and_save(
         subject, anatomy, chosen, found.scores, choosing, reporting, out=out, voice=voice
     )

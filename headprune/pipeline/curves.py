@@ -86,7 +86,8 @@ def measure_curves(
         ]
         worth = [_worth(point.value, metric, higher_is_better=better) for point in points]
         bend = knee([point.share for point in points], worth)
-        last = _last_within(points, subject.recipe.max_drop, higher_is_better=better)
+        allowed = subject.recipe.max_drop and subject.recipe.max_drop.of(judged[0].value)
+        last = _last_within(points, allowed, higher_is_better=better)
         curves.append(
             Curve(
                 method=method,

@@ -1,8 +1,10 @@
 """Mend what is left, on the rows that chose: some of them fit the weights, the others decide."""
 
+from collections.abc import Collection
+
 from headprune.anatomy import Anatomy
 from headprune.errors import DataError
-from headprune.heads import HeadScores, PruningPlan
+from headprune.heads import HeadId, HeadScores, PruningPlan
 from headprune.subject import Rows, Subject, Voice
 from headprune.surgery import WAYS, Mend, mend
 
@@ -25,10 +27,9 @@ def mend_if_asked(
     Raises:
         DataError: There are too few rows.
     """
-    asked = subject.recipe.mend
+    asked, examples = subject.recipe.mend, rows.examples
     if asked == "none" or not plan.remove:
         return None
-    examples = rows.examples
     if len(examples) < _FEWEST and asked is None:
         voice.say(f"not mended: {len(examples)} calibration rows are too few to fit and to decide")
         return None
@@ -38,20 +39,26 @@ def mend_if_asked(
             where=f"--mend {asked}",
             hint=f"give {_FEWEST} or more (--num-samples), or --mend none",
         )
+    voice.say("mending the output projections")
+    found = mended_for(subject, anatomy, plan.remove, rows)
+    voice.say(_told(found))
+    return found
+
+
+def mended_for(subject: Subject, anatomy: Anatomy, remove: Collection[HeadId], rows: Rows) -> Mend:
+    """Mend for the heads that stay, in place; the last quarter of ``rows`` decides how."""
+    examples = rows.examples
     fitting = len(examples) - max(2, round(_HELD_OUT * len(examples)))
     deciding = subject.goal(examples[fitting:])
-    voice.say("mending the output projections")
-    found = mend(
+    return mend(
         subject.model,
         anatomy,
         batches=subject.batches(examples[:fitting]),
         held_out=deciding.batches,
         loss=deciding.loss,
-        remove=plan.remove,
-        ways=WAYS[asked or "best"],
+        remove=remove,
+        ways=WAYS[subject.recipe.mend or "best"],
     )
-    voice.say(_told(found))
-    return found
 
 
 def _told(found: Mend) -> str:

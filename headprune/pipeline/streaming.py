@@ -213,6 +213,12 @@ def _look(recipe: Recipe, *, voice: Voice, show: Show) -> _Prospect:
             where="--stream, --target-latency",
             hint="use another budget: --target-flops 0.9, for example",
         )
+    if recipe.max_drop is not None and not recipe.budgets:
+        raise ConfigError(
+            "how far the metric drops is measured, and a model that isn't loaded can't run",
+            where="--stream, --max-drop",
+            hint="use another budget: --keep 0.9, for example",
+        )
     constraints = constraints_of(recipe)
     source = find(model_name(recipe), revision=recipe.revision)
     model, complaints = load_shapes(source)

@@ -165,7 +165,7 @@ def _noted(
         higher_is_better=higher_is_better,
         n=len(reporting.examples),
         num_heads=len(anatomy.heads),
-        max_drop=recipe.max_drop,
+        max_drop=recipe.max_drop and recipe.max_drop.of(curves[0].points[0].value),
         curves=tuple(curves),
         constraints={**constraints_at(recipe, 1.0).as_dict(), "normalize": recipe.normalize},
         limit=recipe.limit,

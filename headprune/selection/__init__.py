@@ -3,7 +3,7 @@
 from headprune.selection.budget import Constraints, Resource, Target
 from headprune.selection.cost import Prices, Savings, counted, parameters_removed, savings
 from headprune.selection.knee import knee, last_within
-from headprune.selection.plan import check_constraints, is_padded, make_plan
+from headprune.selection.plan import check_constraints, is_padded, least_heads, make_plan
 from headprune.selection.steps import score_in_steps
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "is_padded",
     "knee",
     "last_within",
+    "least_heads",
     "make_plan",
     "parameters_removed",
     "savings",

@@ -64,6 +64,14 @@ def check_constraints(
     return target
 
 
+def least_heads(anatomy: Anatomy, constraints: Constraints) -> int:
+    """Return how many heads of those that may go must stay, whatever the budget."""
+    selected = selected_sites(anatomy, constraints.sites)
+    protected = protected_heads(anatomy, constraints.protect)
+    menus = [_any_options(site, protected, constraints) for site in selected.sites]
+    return sum(min(len(option.kept) for option in menu) for menu in menus)
+
+
 def make_plan(
     scores: HeadScores,
     anatomy: Anatomy,

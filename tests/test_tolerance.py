@@ -1,0 +1,53 @@
+"""--max-drop: as far as the metric surely allows, decided on rows that do nothing else."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headprune.config import Recipe
+from headprune.drop import Drop
+from headprune.pipeline.tolerance import Look, _bisect, is_asked
+
+
+@pytest.mark.parametrize(
+    ("said", "drop", "of_80"),
+    [("1%", Drop(0.01, True), 0.8), ("0.02", Drop(0.02), 0.02), (0.5, Drop(0.5), 0.5), ("0%", Drop(0.0, True), 0.0)],
+)  # fmt: skip
+def test_a_drop_is_a_number_or_a_share(said, drop, of_80):
+    recipe = Recipe(max_drop=said)
+    assert recipe.max_drop == drop
+    assert drop.of(80.0) == pytest.approx(of_80)
+    assert drop.of(-80.0) == pytest.approx(of_80)
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+@pytest.mark.parametrize("said", ["much", "-1%", "nan", "inf", ""])
+def test_what_is_no_drop_is_refused(said):
+    with pytest.raises(ValueError, match="max_drop"):
+        Recipe(max_drop=said)
+
+
+def test_a_tolerance_is_the_budget_where_there_is_no_other():
+    assert is_asked(Recipe(max_drop="1%"))
+    assert not is_asked(Recipe(max_drop="1%", keep=0.7))
+    assert not is_asked(Recipe())
+
+
+@given(
+    drops=st.lists(st.floats(0, 1), min_size=1, max_size=24).map(sorted),
+    allowed=st.floats(0, 1),
+)
+def test_bisection_finds_the_deepest_cut_within_as_looking_everywhere_does(drops, allowed):
+    points = [1 - (place + 1) / 100 for place in range(len(drops))]
+    seen = []
+
+    def look(keep):
+        seen.append(keep)
+        drop = drops[points.index(keep)]
+        return Look(keep, drop, drop)
+
+    looks = _bisect(points, look, allowed=allowed)
+    within = [one.keep for one in looks if one.worst <= allowed]
+    everywhere = [keep for keep, drop in zip(points, drops, strict=True) if drop <= allowed]
+    assert min(within, default=None) == min(everywhere, default=None)
+    assert len(seen) == len(set(seen)) <= 5
