@@ -82,7 +82,7 @@ def _tell(found: Measured) -> None:
     seconds = time.perf_counter() - _START
     print(
         f"{seconds:6.0f} s  {found.subject} {found.contender} keep {found.keep:g} seed {found.seed}: "
-        f"{found.value:.4f} ({found.difference:+.4f} of {found.base:.4f}; mend {found.mend}; {found.seconds:.0f} s)",
+        f"{found.value:.4f} ({found.difference:+.4f} of {found.base:.4f}; mend {found.mend}; {found.seconds:.0f} s, {found.forwards or 0:.1f} forwards)",
         file=sys.stderr,
         flush=True,
     )

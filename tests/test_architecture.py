@@ -17,6 +17,7 @@ ORDER = [
     "journal",
     "heads",
     "demo",
+    "drop",
     "config",
     "models",
     "anatomy",

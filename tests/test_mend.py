@@ -11,8 +11,9 @@ from test_scoring import setting
 import headprune as hp
 from headprune.batch import as_batches
 from headprune.heads import HeadMask
-from headprune.surgery import mend
+from headprune.surgery import WAYS, mend
 from headprune.surgery.fit import Way, fit, projections, put_back
+from headprune.surgery.least_squares import no_sums, solve
 
 
 def refit(model, anatomy, *, batches, mask, ridge):
@@ -192,3 +193,78 @@ def test_a_layer_without_heads_keeps_the_mean_in_its_bias():
     )
     new = model.bert.encoder.layer[1].attention.output.dense
     assert torch.allclose(new.bias.detach().double(), targets.mean(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_scales_and_biases_solve_what_they_say(bias):
+    """By columns that are whole outputs of a head, one unknown each, and a solver by QR."""
+    heads, width, outputs, positions = 4, 3, 5, 60
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(positions, heads * width, generator=generator, dtype=torch.float64)
+    weight = torch.randn(heads * width, outputs, generator=generator, dtype=torch.float64)
+    wanted = torch.randn(positions, outputs, generator=generator, dtype=torch.float64) + 2
+    start = torch.randn(outputs, generator=generator, dtype=torch.float64) if bias else None
+    sums = no_sums(heads * width, outputs, device=z.device)
+    for part, target in zip(z.split(7), wanted.split(7), strict=True):
+        sums = sums.plus(part, target)
+    ridge = 0.3
+    found, same = solve(sums, weight, start, how="scale", ridge=ridge, head_dim=width)
+    each = torch.stack(
+        [
+            (z[:, width * h : width * h + width] @ weight[width * h : width * h + width]).flatten()
+            for h in range(heads)
+        ],
+        dim=1,
+    )
+    pull = (ridge * each.square().sum(0).mean()) ** 0.5
+    rows = torch.cat([each, pull * torch.eye(heads, dtype=torch.float64)])
+    left = (wanted - (start if bias else 0)).flatten()[:, None]
+    ones = pull * torch.ones(heads, 1, dtype=torch.float64)
+    factors = torch.linalg.lstsq(rows, torch.cat([left, ones])).solution[:, 0]
+    assert torch.allclose(found, weight * factors.repeat_interleave(width)[:, None])
+    assert same is start
+    unmoved, moved = solve(sums, weight, start, how="bias", ridge=0.0, head_dim=width)
+    assert torch.equal(unmoved, weight)
+    if bias:
+        assert torch.allclose(moved, (wanted - z @ weight).mean(0))
+    else:
+        assert moved is None
+
+
+def test_only_what_has_a_bias_is_mended_by_it():
+    model, batch, loss = setting("llama", rows=12)
+    anatomy = hp.inspect(model)
+    remove = [head for head in anatomy.heads if str(head) in GONE["llama"]]
+    batches = as_batches([batch])
+    found = mend(
+        model,
+        anatomy,
+        batches=batches,
+        held_out=batches,
+        loss=loss,
+        remove=remove,
+        ways=WAYS["bias"],
+    )
+    assert found.tried == ()
+    assert found.kept is None
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_a_walk_runs_every_block_a_few_times_and_not_the_whole_model(name):
+    """Once to find the order; once through for the whole model and each way, and a read at each attention."""
+    model, batch, _loss = setting(name, rows=8)
+    anatomy = hp.inspect(model)
+    ways = [Way("refit", 1e-2), Way("refit", 1e-1)]
+    masks = mask_of(anatomy, ["L0.H1", "L0.H0"])
+    real = {"all": 0}
+    attention = [model.get_submodule(site.path) for site in anatomy.sites]
+    handles = [
+        module.register_forward_pre_hook(lambda *_args: real.__setitem__("all", real["all"] + 1))
+        for module in attention
+    ]
+    fit(model, anatomy, batches=as_batches([batch]), mask=masks, ways=ways)
+    for handle in handles:
+        handle.remove()
+    blocks, walkers = len(anatomy.sites), 1 + len(ways)
+    # An order, a read of every attention by every walker, a run through all blocks but the last, two trials of what is read.
+    assert real["all"] <= blocks + walkers * (blocks + (blocks - 1) + 2 * (blocks - 1))

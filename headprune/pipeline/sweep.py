@@ -16,7 +16,6 @@ from headprune.journal import Journal, open_journal
 from headprune.models import versions
 from headprune.passes import Pass
 from headprune.pipeline.commands import check_metric, inspect_for_pruning
-from headprune.pipeline.course import method_of
 from headprune.pipeline.curves import constraints_at, measure_curves
 from headprune.pipeline.scores import compute_scores
 from headprune.report.plots import sweep_picture
@@ -36,6 +35,8 @@ from headprune.subject import (
 
 POINTS = tuple(tenth / 10 for tenth in range(10, 0, -1))
 # They need no data: what any method must beat.
+# The best order where heads are masked and nothing is mended.
+_MASKED = "gradient"
 _CONTROLS = ("magnitude", "random")
 
 
@@ -90,7 +91,7 @@ def methods_of(recipe: Recipe) -> tuple[str, ...]:
     Raises:
         ConfigError: There is no such method.
     """
-    methods = recipe.methods or (method_of(recipe), *_CONTROLS)
+    methods = recipe.methods or (recipe.method or _MASKED, *_CONTROLS)
     for method in methods:
         if method not in METHODS:
             raise ConfigError(

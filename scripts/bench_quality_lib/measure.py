@@ -48,6 +48,7 @@ class Measured(BaseModel):
         heads: Heads that stay, and that there were.
         mend: How the rest was mended; None where it wasn't.
         seconds: Scoring, planning and mending.
+        forwards: The same, in forwards of the calibration rows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,6 +67,7 @@ class Measured(BaseModel):
     heads: tuple[int, int]
     mend: str | None
     seconds: float
+    forwards: float | None = None
 
 
 class Bench:
@@ -77,6 +79,14 @@ class Bench:
         self.name, self.case, self.anatomy, self.voice = name, case, anatomy, voice
         self.batches = case.subject.batches(case.reporting.examples)
         self.whole = self._predict(())
+        start = time.perf_counter()
+        with kept_memory():
+            predict(
+                case.subject.model,
+                case.subject.task,
+                batches=case.subject.batches(case.choosing.examples),
+            )
+        self._forward = time.perf_counter() - start
         self._once: dict[str, HeadScores] = {}
         self._folder = folder
 
@@ -104,6 +114,7 @@ class Bench:
             keep=keep,
             mend=None if kept is None else f"{kept.how} {kept.ridge:g}",
             seconds=seconds,
+            forwards=seconds / self._forward,
         )
 
     def _judged(self, found: Predictions, plan: PruningPlan, **told: Any) -> Measured:
