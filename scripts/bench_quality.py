@@ -80,12 +80,10 @@ def _rows(path: Path) -> list[Measured]:
 
 def _tell(found: Measured) -> None:
     seconds = time.perf_counter() - _START
-    print(
-        f"{seconds:6.0f} s  {found.subject} {found.contender} keep {found.keep:g} seed {found.seed}: "
-        f"{found.value:.4f} ({found.difference:+.4f} of {found.base:.4f}; mend {found.mend}; {found.seconds:.0f} s, {found.forwards or 0:.1f} forwards)",
-        file=sys.stderr,
-        flush=True,
-    )
+    cut = f"{found.subject} {found.contender} keep {found.keep:g} seed {found.seed}"
+    worth = f"{found.value:.4f} ({found.difference:+.4f} of {found.base:.4f})"
+    work = f"{found.forwards or 0:.1f} forwards, mend {found.mend}"
+    print(f"{seconds:6.0f} s  {cut}: {worth}, {work}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
