@@ -10,7 +10,7 @@ from typing import Any
 
 from bench_quality_lib.measure import Bench, Measured
 from bench_quality_lib.recipes import CONTENDERS
-from bench_quality_lib.report import tables
+from bench_quality_lib.report import page
 from bench_quality_lib.subjects import SUBJECTS
 
 from headprune.inspection import inspect
@@ -54,7 +54,7 @@ def main() -> None:
                     with asked.json.open("a", encoding="utf-8") as file:
                         file.write(found.model_dump_json() + "\n")
     if asked.markdown is not None:
-        asked.markdown.write_text(tables(_rows(asked.json)), encoding="utf-8")
+        asked.markdown.write_text(page(_rows(asked.json)), encoding="utf-8")
 
 
 def _read() -> argparse.Namespace:
@@ -64,7 +64,7 @@ def _read() -> argparse.Namespace:
     parser.add_argument("--keep", nargs="+", type=float, default=[0.9, 0.8, 0.7, 0.5, 0.3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--data", type=Path, help="folder with clinc150/ and wikitext2-raw/")
-    parser.add_argument("--markdown", type=Path, help="write the tables of all that is in --json")
+    parser.add_argument("--markdown", type=Path, help="write the page from all that is in --json")
     parser.add_argument("--json", type=Path, default=Path("bench-quality.jsonl"))
     return parser.parse_args()
 

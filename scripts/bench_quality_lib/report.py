@@ -1,8 +1,12 @@
-"""From measurements to the tables of docs/quality.md."""
+"""From measurements to docs/quality.md."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import log
+from pathlib import Path
 from statistics import mean
+from typing import Any
+
+from jinja2 import Template
 
 from bench_quality_lib.measure import Measured
 from bench_quality_lib.recipes import CONTENDERS, OURS
@@ -14,6 +18,29 @@ _TITLES = {
     "smollm2-groups": "The same, whole key/value groups (`--gqa group`)",
     "clinc150": "MiniLM with a linear head for CLINC150's 150 intents, accuracy; 1,024 labelled rows of train",
 }
+
+
+_PAGE = Path(__file__).with_name("quality.md.jinja")
+
+
+def page(found: Sequence[Measured]) -> str:
+    """Return the page."""
+    contenders = [
+        f"| {name} | {contender.source} | {_said(contender.settings)} |"
+        for name, contender in CONTENDERS.items()
+    ]
+    recipes = ["## Recipes", "", "| | what | settings |", "|---|---|---|", *contenders, ""]
+    work = [row.forwards for row in found if row.contender == OURS and row.forwards is not None]
+    cost = f"- It took {min(work):.1f} to {max(work):.1f} forwards here.\n" if work else ""
+    template = Template(_PAGE.read_text(encoding="utf-8"))
+    return template.render(tables=tables(found), recipes="\n".join(recipes), cost=cost)
+
+
+def _said(settings: Mapping[str, Any]) -> str:
+    words = [
+        f"--{name}" if value is True else f"--{name} {value}" for name, value in settings.items()
+    ]
+    return f"`{' '.join(words)}`" if words else "all defaults"
 
 
 def tables(found: Sequence[Measured]) -> str:
