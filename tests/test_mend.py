@@ -11,7 +11,8 @@ from test_scoring import setting
 import headprune as hp
 from headprune.batch import as_batches
 from headprune.heads import HeadMask
-from headprune.surgery import WAYS, mend
+from headprune.replay import losses
+from headprune.surgery import WAYS, Judge, mend
 from headprune.surgery.fit import Way, fit, projections, put_back
 from headprune.surgery.least_squares import no_sums, solve
 
@@ -155,17 +156,23 @@ def test_it_is_kept_only_where_rows_that_it_did_not_see_say_so(sign):
     anatomy = hp.inspect(model)
     before = projections(model, anatomy)
     remove = [head for head in anatomy.heads if str(head) in GONE["bert"]]
-    found = mend(model, anatomy, batches=fitting, held_out=held_out, loss=loss, remove=remove)
+
+    def mean_loss(mask):
+        found = losses(model, anatomy, batches=held_out, loss=loss, masks=mask[None], base=mask)
+        return found.double().mean().item()
+
+    judge = Judge(mean_loss, "loss", higher_is_better=False, examples=16)
+    found = mend(model, anatomy, batches=fitting, judge=judge, remove=remove)
     assert (found.fitted_on, found.held_out) == (32, 16)
     after = projections(model, anatomy)
     same = all(torch.equal(value, after[name]) for name, value in before.items())
     if sign == 1:
-        assert found.kept.loss == min(tried.loss for tried in found.tried) < found.loss_cut
+        assert found.kept.value == min(tried.value for tried in found.tried) < found.unmended
         assert not same
         with torch.no_grad(), hp.masked(model, GONE["bert"]):
             inputs = {n: v for n, v in parts[1].items() if n != "labels"}
             now = loss(model(**inputs), held_out[0]).mean().item()
-        assert now == pytest.approx(found.kept.loss, rel=1e-5)
+        assert now == pytest.approx(found.kept.value, rel=1e-5)
     else:
         assert found.kept is None
         assert same
@@ -232,19 +239,12 @@ def test_scales_and_biases_solve_what_they_say(bias):
 
 
 def test_only_what_has_a_bias_is_mended_by_it():
-    model, batch, loss = setting("llama", rows=12)
+    model, batch, _loss = setting("llama", rows=12)
     anatomy = hp.inspect(model)
     remove = [head for head in anatomy.heads if str(head) in GONE["llama"]]
+    judge = Judge(lambda _mask: 0.0, "loss", higher_is_better=False, examples=12)
     batches = as_batches([batch])
-    found = mend(
-        model,
-        anatomy,
-        batches=batches,
-        held_out=batches,
-        loss=loss,
-        remove=remove,
-        ways=WAYS["bias"],
-    )
+    found = mend(model, anatomy, batches=batches, judge=judge, remove=remove, ways=WAYS["bias"])
     assert found.tried == ()
     assert found.kept is None
 

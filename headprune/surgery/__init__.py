@@ -2,6 +2,6 @@
 
 from headprune.surgery.cut import cut, dead_indices
 from headprune.surgery.fit import Way
-from headprune.surgery.mend import WAYS, Mend, mend
+from headprune.surgery.mend import WAYS, Judge, Mend, mend
 
-__all__ = ["WAYS", "Mend", "Way", "cut", "dead_indices", "mend"]
+__all__ = ["WAYS", "Judge", "Mend", "Way", "cut", "dead_indices", "mend"]

@@ -4,15 +4,17 @@ Several ways are fitted side by side; rows that nothing was fitted on say which 
 """
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.batch import Batch, Loss
+from headprune.batch import Batch
 from headprune.heads import HeadId, HeadMask
-from headprune.replay import losses
 from headprune.surgery.fit import Way, fit, has_bias, having, put_back
 from headprune.surgery.least_squares import How
 
@@ -28,23 +30,24 @@ WAYS: dict[str, tuple[Way, ...]] = {
 
 
 class Tried(BaseModel):
-    """A way, and the mean loss of the rows that it didn't see."""
+    """A way, and what was measured on rows that it didn't see."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     how: How
     ridge: float
-    loss: float
+    value: float
 
 
 class Mend(BaseModel):
     """What mending did, measured on calibration rows that it didn't see.
 
     Args:
-        kept: The way that won; None where the loss was lower without any mending, and nothing was changed.
+        kept: The way that won; None where nothing was better without any mending, and nothing was changed.
         fitted_on: Examples that the weights were fitted on.
         held_out: Examples that decided.
-        loss_cut: Their mean loss with the heads silent and nothing mended.
+        judged_by: What they decided by: a metric, or the loss.
+        unmended: Its value with the heads silent and nothing mended.
         tried: All ways.
     """
 
@@ -53,8 +56,26 @@ class Mend(BaseModel):
     kept: Tried | None
     fitted_on: int
     held_out: int
-    loss_cut: float
+    judged_by: str
+    unmended: float
     tried: tuple[Tried, ...]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Who decides between ways.
+
+    Args:
+        measure: ``measure(mask)``: how good the model is, as it stands, under a mask; on rows that nothing is fitted on.
+        name: What that is: a metric, or the loss.
+        higher_is_better: Its direction.
+        examples: How many it is measured on.
+    """
+
+    measure: Callable[[Float[Tensor, " heads"]], float]
+    name: str
+    higher_is_better: bool
+    examples: int
 
 
 def mend(
@@ -62,22 +83,20 @@ def mend(
     anatomy: Anatomy,
     *,
     batches: Sequence[Batch],
-    held_out: Sequence[Batch],
-    loss: Loss,
+    judge: Judge,
     remove: Collection[HeadId],
     ways: Sequence[Way] = WAYS["best"],
     tell: Callable[[str], None] | None = None,
 ) -> Mend:
     """Mend the output projections of ``model``, whose heads are still there, for the time when ``remove`` have gone.
 
-    Changes weights in place, and only where that lowers the mean loss of ``held_out``.
+    Changes weights in place, and only where the judge finds the model better for it.
 
     Args:
         model: The model, before the heads are cut.
         anatomy: Its anatomy.
         batches: What the weights are fitted on.
-        held_out: What decides which way, and whether at all.
-        loss: One loss per example.
+        judge: What decides which way, and whether at all.
         remove: The heads that will go.
         ways: What is tried; the bias only where there is one.
         tell: Told how far it has come.
@@ -85,27 +104,22 @@ def mend(
     if not has_bias(model, anatomy):
         ways = [way for way in ways if way.how != "bias"]
     mask = torch.tensor(HeadMask.without(remove, anatomy.heads).values)
-
-    def mean_loss() -> float:
-        found = losses(
-            model, anatomy, batches=held_out, loss=loss, masks=mask[None], base=mask, name="mend"
-        )
-        return float(found.double().mean())
-
-    loss_cut = mean_loss()
+    unmended = judge.measure(mask)
     mended = fit(model, anatomy, batches=batches, mask=mask, ways=ways, tell=tell)
     tried = []
     for way, weights in zip(ways, mended, strict=True):
         with having(model, weights):
-            tried.append(Tried(how=way.how, ridge=way.ridge, loss=mean_loss()))
-    best = min(range(len(ways)), key=lambda place: tried[place].loss, default=None)
-    helps = best is not None and tried[best].loss < loss_cut
+            tried.append(Tried(how=way.how, ridge=way.ridge, value=judge.measure(mask)))
+    sign = 1 if judge.higher_is_better else -1
+    best = max(range(len(ways)), key=lambda place: sign * tried[place].value, default=None)
+    helps = best is not None and sign * (tried[best].value - unmended) > 0
     if best is not None and helps:
         put_back(model, mended[best])
     return Mend(
         kept=tried[best] if best is not None and helps else None,
         fitted_on=sum(batch.num_examples for batch in batches),
-        held_out=sum(batch.num_examples for batch in held_out),
-        loss_cut=loss_cut,
+        held_out=judge.examples,
+        judged_by=judge.name,
+        unmended=unmended,
         tried=tuple(tried),
     )
