@@ -171,7 +171,7 @@ def test_a_sweep_that_was_killed_goes_on_and_ends_with_the_same_bytes(
     assert journal.count() == done
     resumed, _better = curves_of(subject, anatomy, batches, over=Pass(journal=journal))
     assert [c.model_dump_json() for c in resumed] == [c.model_dump_json() for c in whole]
-    assert journal.count() == len(batches)
+    assert journal.count() == len(batches) * (1 if name == "llama" else 7)
     # Other cuts are other results.
     other, _better = curves_of(
         subject, anatomy, batches, over=Pass(journal=journal), keeps=(1, 0.6)
@@ -378,7 +378,7 @@ def test_nothing_is_overwritten_unasked(sweep, place):
 
 @pytest.mark.parametrize("done", [2, 5])
 def test_the_same_command_goes_on_where_it_was_stopped(sweep, place, monkeypatch, done):
-    """Four batches score, four are evaluated."""
+    """Four batches score, and four are evaluated under each of two masks."""
     words = ("--methods", "gradient", "--points", "0.5", "--json")
     assert sweep(*words, "--out", "whole")[0] == 0
     one, left = Journal.put, iter([False] * done + [True])
