@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from headprune.anatomy.trace import takes_cache
@@ -198,6 +198,6 @@ def main_output(outputs: Any) -> Tensor:
     return first
 
 
-def forward(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Any:
+def forward(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
     """Run the model on a batch's inputs, without filling a key/value cache."""
     return model(**inputs, use_cache=False) if takes_cache(model) else model(**inputs)

@@ -237,23 +237,37 @@ def latency_ms(
     The models take turns, so that whatever else the machine does meets them alike; after a warm-up each size is repeated for
     about ``seconds`` a model, at least 3 times. The fastest, because other work only ever adds time.
     """
-    batch = sorted(batches, key=lambda b: b.num_tokens // b.num_rows)[len(batches) // 2]
+    batch = median_batch(batches)
     found: list[dict[str, float]] = [{} for _ in models]
     for rows in _LATENCY_BATCHES:
-        wanted = torch.arange(rows) % batch.num_rows
-        inputs = [
-            {name: value[wanted].to(model.device) for name, value in batch.inputs.items()}
-            for model in models
-        ]
-        for model, own in zip(models, inputs, strict=True):
-            forward(model, own)
-        times: list[list[float]] = [[] for _ in models]
-        while len(times[0]) < 3 or sum(map(sum, times)) < seconds * len(models):
-            for model, own, taken in zip(models, inputs, times, strict=True):
-                taken.append(_seconds(model, own))
-        for result, taken in zip(found, times, strict=True):
-            result[f"batch_{rows}"] = round(min(taken) * 1000, 3)
+        fastest = fastest_ms(models, batch=batch, rows=rows, seconds=seconds)
+        for result, milliseconds in zip(found, fastest, strict=True):
+            result[f"batch_{rows}"] = round(milliseconds, 3)
     return found
+
+
+def median_batch(batches: Sequence[Batch]) -> Batch:
+    """Return the batch whose rows are of median length."""
+    return sorted(batches, key=lambda b: b.num_tokens // b.num_rows)[len(batches) // 2]
+
+
+@torch.no_grad()
+def fastest_ms(
+    models: Sequence[PreTrainedModel], *, batch: Batch, rows: int, seconds: float
+) -> list[float]:
+    """Return each model's fastest forward of so many rows of ``batch`` in milliseconds; see :func:`latency_ms`."""
+    wanted = torch.arange(rows) % batch.num_rows
+    inputs = [
+        {name: value[wanted].to(model.device) for name, value in batch.inputs.items()}
+        for model in models
+    ]
+    for model, own in zip(models, inputs, strict=True):
+        forward(model, own)
+    times: list[list[float]] = [[] for _ in models]
+    while len(times[0]) < 3 or sum(map(sum, times)) < seconds * len(models):
+        for model, own, taken in zip(models, inputs, times, strict=True):
+            taken.append(_seconds(model, own))
+    return [min(taken) * 1000 for taken in times]
 
 
 def _seconds(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> float:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from headprune.checkpoint import Route
 from headprune.evaluation import EvalResult
 from headprune.heads import Artefact, HeadName, read_artefact
+from headprune.healing import Heal
 from headprune.surgery import Mend
 from headprune.verify import Proof
 
@@ -31,6 +32,7 @@ class Results(Artefact):
         auto_class: The ``AutoModel...`` class that loads it.
         calibration: What the scores were computed on.
         mend: What refitting the output projections did, where that was asked for.
+        heal: What healing did; before and after are then those of the same heads.
     """
 
     written_by = "prune"
@@ -46,6 +48,7 @@ class Results(Artefact):
     auto_class: str
     calibration: dict[str, Any] = {}
     mend: Mend | None = None
+    heal: Heal | None = None
 
 
 class Unmeasured(Artefact):

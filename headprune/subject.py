@@ -14,8 +14,10 @@ from headprune.config import Recipe
 from headprune.errors import ConfigError, DataError, ModelError
 from headprune.heads import HeadScores, read_artefact
 from headprune.models import ModelSource, find, fingerprint, load_tokenizer
+from headprune.results import Results
 from headprune.tasks import Task, detect_task, get_task
 from headprune.tasks.data import Columns, Table, choose_columns, read_table, without_rows_of
+from headprune.tasks.distill import Goal, taught
 from headprune.tasks.rows import Example, draw, hold_out, without_inputs
 from headprune.tasks.rows import fingerprint as fingerprint_of_rows
 
@@ -50,6 +52,13 @@ class Subject:
         return self.task.to_batches(
             examples, self.tokenizer, self.max_length, self.recipe.batch_size, self.accepts
         )
+
+    def goal(self, examples: Sequence[Example]) -> Goal:
+        """Return what importance is about: the task's loss, or how far outputs are from those of the model as it is."""
+        batches = self.batches(examples)
+        if self.recipe.objective == "distill":
+            return taught(self.model, self.task.distill, batches, seed=self.recipe.seed)
+        return Goal(batches, batches, self.task.loss)
 
     @property
     def max_length(self) -> int:
@@ -131,15 +140,26 @@ def evaluation_rows(subject: Subject, *, voice: Voice) -> Rows:
 
 
 def rows_that_chose(subject: Subject) -> tuple[str, ...]:
-    """Return the hashes of the inputs that chose the heads of a model pruned before."""
-    path = subject.source.directory / "scores.json"
-    if not pruning_record(subject.model.config) or not path.is_file():
+    """Return the hashes of the inputs that chose the heads of a model pruned before, or that it was trained on since."""
+    directory = subject.source.directory
+    if not pruning_record(subject.model.config):
         return ()
-    return read_artefact(HeadScores, path).rows
+    found: set[str] = set()
+    if (path := directory / "scores.json").is_file():
+        found |= set(read_artefact(HeadScores, path).rows)
+    if (path := directory / "results.json").is_file():
+        healed = read_artefact(Results, path).heal
+        found |= set(healed.rows if healed else ())
+    return tuple(sorted(found))
 
 
 def separate_rows(
-    subject: Subject, *, voice: Voice, chose: Collection[str] = ()
+    subject: Subject,
+    *,
+    voice: Voice,
+    chose: Collection[str] = (),
+    use: str = "choose the heads",
+    labelled: bool = True,
 ) -> tuple[Rows, Rows]:
     """Return rows that choose and rows that report: no input is in both.
 
@@ -147,14 +167,19 @@ def separate_rows(
         subject: The model, with its recipe.
         voice: How to talk meanwhile.
         chose: Hashes of inputs that chose heads before; they don't report.
+        use: What the rows that don't report are for.
+        labelled: Whether labels are read with those; where they come from the same data as those that report, they are.
 
     Raises:
         DataError: Too few rows are left on a side.
     """
     recipe = subject.recipe
-    table, columns = _read(subject, recipe.data, recipe.split, voice=voice)
+    own_rows = bool(recipe.eval_data or recipe.eval_split)
+    # Rows that also report need their labels all the same.
+    labelled = (labelled and recipe.objective != "distill") or not own_rows
+    table, columns = _read(subject, recipe.data, recipe.split, voice=voice, labelled=labelled)
     count = min(recipe.num_samples, recipe.limit or recipe.num_samples)
-    if recipe.eval_data or recipe.eval_split:
+    if own_rows:
         other, other_columns = _read(subject, *_evaluation_source(recipe), voice=voice)
         reporting = _examples(subject, other, other_columns)
         free = table
@@ -172,14 +197,14 @@ def separate_rows(
             _examples(subject, table, columns), count=count, seed=recipe.seed
         )
         voice.say(
-            f"no --eval-data: {len(choosing):,} rows choose the heads, the other {len(reporting):,} report"
+            f"no --eval-data: {len(choosing):,} rows {use}, the other {len(reporting):,} report"
         )
     left = without_inputs(reporting, chose)
     if len(left) < len(reporting):
         voice.say(f"{len(reporting) - len(left)} evaluation rows chose heads before; left out")
     if not choosing or len(left) < 2:
         raise DataError(
-            f"{len(choosing)} rows are left to choose heads and {len(left)} to report on",
+            f"{len(choosing)} rows are left to {use} and {len(left)} to report on",
             where=f"--data {recipe.data}",
             hint="give more rows, or --eval-data with other rows than --data",
         )
@@ -195,7 +220,7 @@ def _evaluation_source(recipe: Recipe) -> tuple[str | None, str | None]:
 
 
 def _read(
-    subject: Subject, source: str | None, split: str | None, *, voice: Voice
+    subject: Subject, source: str | None, split: str | None, *, voice: Voice, labelled: bool = True
 ) -> tuple[Table, Columns]:
     if source is None:
         raise DataError(
@@ -208,9 +233,9 @@ def _read(
     columns = choose_columns(
         table,
         texts=recipe.text,
-        label=recipe.label,
+        label=recipe.label if labelled else None,
         num_texts=task.num_texts,
-        needs_label=task.needs_label,
+        needs_label=task.needs_label and labelled,
     )
     label = f", label {columns.label!r}" if columns.label else ""
     shown = f"{source} {table.split}" if table.split else source

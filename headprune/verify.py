@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from headprune.anatomy import Anatomy
 from headprune.batch import forward, input_device, main_output
 from headprune.checkpoint import (
     Cut,
@@ -70,6 +71,29 @@ def masked_equals_pruned(masked: Tensor, pruned: Tensor, *, rows: int) -> Proof:
         measured=difference,
         limit=limit,
         detail=f"largest difference of outputs on {rows} real rows",
+    )
+
+
+def merged_equals_adapted(adapted: Tensor, merged: Tensor, *, rows: int) -> Proof:
+    """Compare the outputs under adapters with those of the weights that the adapters were merged into."""
+    proof = masked_equals_pruned(adapted, merged, rows=rows)
+    return proof.model_copy(update={"name": "merged == adapters"})
+
+
+def heads_are_the_same(before: Anatomy, after: Anatomy) -> Proof:
+    """Check that every attention has the very heads that it had, and the same dead weight."""
+    sites = [
+        {site.id: (site.heads, site.padding) for site in anatomy.sites}
+        for anatomy in (before, after)
+    ]
+    off = [site for site in {**sites[0], **sites[1]} if sites[0].get(site) != sites[1].get(site)]
+    return Proof(
+        name="same heads",
+        passed=not off,
+        measured=float(len(off)),
+        limit=0.0,
+        detail=", ".join(map(str, off[:3]))
+        or f"{len(after.heads)} heads in {len(after.sites)} attentions, as before",
     )
 
 

@@ -29,9 +29,11 @@ ORDER = [
     "scoring",
     "selection",
     "surgery",
+    "prices",
     "inspection",
     "checkpoint",
     "verify",
+    "healing",
     "export",
     "results",
     "runs",
@@ -113,7 +115,7 @@ def test_nothing_dangerous_is_used():
                 assert node.arg != "ignore_mismatched_sizes"
 
 
-COMMANDS = ["score", "prune", "sweep", "eval", "check", "inspect", "run", "export"]
+COMMANDS = ["score", "prune", "sweep", "eval", "heal", "check", "inspect", "run", "export"]
 HEAVY = ("torch", "transformers", "datasets", "evaluate", "numpy", "scipy", "matplotlib")
 
 

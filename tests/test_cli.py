@@ -196,6 +196,31 @@ def test_a_dry_run_writes_no_model(headprune, place):
     assert not (place / "headprune-models").exists()
 
 
+def test_the_pruned_model_is_within_its_budget(headprune, place):
+    data = ("--data", "data.csv", "--batch-size", "8", "--json")
+    (place / "headprune.yaml").write_text("model: classifier\nkeep: 0.9\n")
+    code, out, err = headprune("prune", *data, "--target-parameters", "85%", "--multiple-of", "2")
+    assert code == 0, err
+    results = json.loads(out)
+    made = place / "headprune-models" / "classifier-parameters-85pct"
+    plan = json.loads((made / "plan.json").read_text())
+    before, after = (results[when]["parameters"] for when in ("before", "after"))
+    assert (plan["budget"]["before"], plan["budget"]["after"]) == (before, after)
+    assert after <= 0.85 * before
+    assert f"{after:,} parameters left of {before:,} parameters" in err
+    assert all(kept % 2 == 0 for kept in plan["kept_per_site"].values())
+    assert "target_parameters: 85%" in (made / "headprune.yaml").read_text()
+    code, out, err = headprune("prune", *data, "--heads", "7", "--dry-run")
+    assert code == 0, err
+    assert json.loads(out)["budget"]["heads_after"] == 7
+    code, _out, err = headprune(
+        "prune", *data, "--target-latency", "80%", "--stream", "--dry-run",
+        "--scores", str(made / "scores.json"),
+    )  # fmt: skip
+    assert code == 2
+    assert "a model that isn't loaded can't run" in err
+
+
 def test_what_is_left_may_be_mended(headprune, place):
     data = ("--data", "data.csv", "--batch-size", "8")
     code, out, err = headprune(
@@ -205,14 +230,96 @@ def test_what_is_left_may_be_mended(headprune, place):
     results = json.loads(out)
     assert (results["mend"]["fitted_on"], results["mend"]["held_out"]) == (15, 5)
     assert all(proof["passed"] for proof in results["proofs"])
-    ridge = results["mend"]["ridge"]
-    assert ("not mended: " in err) == (ridge is None)
+    kept = results["mend"]["kept"]
+    assert ("not mended: " in err) == (kept is None)
     card = (place / "headprune-models" / "classifier-keep-0.4" / "README.md").read_text()
-    assert ("refitted in closed form" in card) == (ridge is not None)
+    assert ("mended in closed form" in card) == (kept is not None)
     code, _out, err = headprune("prune", "classifier", "--keep", "0.4", "--mend", "refit", "--stream",
                                 "--scores", "headprune-models/classifier-keep-0.4/scores.json", "--out", "x")  # fmt: skip
     assert code == 2
     assert "--mend" in err
+
+
+def test_a_pruned_model_heals_and_what_it_learned_from_never_reports(headprune, place):
+    rows = [(text, ("no", "yes")[index % 2]) for index, text in enumerate(sentences(30, seed=5))]
+    (place / "test.csv").write_text("text,label\n" + "".join(f"{t},{n}\n" for t, n in rows))
+    data = ("--data", "data.csv", "--eval-data", "test.csv")
+    words = ("prune", "classifier", *data, "--keep", "0.4", "--num-samples", "16", "--out", "small")
+    assert headprune(*words)[0] == 0
+    pruned = json.loads((place / "small" / "results.json").read_text())
+    train = ("--learning-rate", "1e-3", "--max-steps", "4", "--trainer", "save_steps=2")
+    code, out, err = headprune("heal", "small", *train, "--json")
+    assert code == 0, err
+    assert "data as in small/headprune.yaml" in err
+    results = json.loads(out)
+    assert results["before"]["value"] == pruned["after"]["value"]
+    assert results["after"]["heads"] == pruned["after"]["heads"]
+    assert results["after"]["n"] == pruned["after"]["n"] == 30
+    assert [proof["passed"] for proof in results["proofs"]] == [True] * 3
+    heal = results["heal"]
+    assert heal["teacher"]["name"] == "classifier"
+    assert heal["loss"][1] < heal["loss"][0]
+    assert (heal["trained_on"], heal["held_out"], heal["steps"]) == (14, 2, 4)
+    chose = json.loads((place / "small" / "scores.json").read_text())["rows"]
+    assert set(chose) <= set(heal["rows"])
+    assert not (place / "headprune-runs" / "heal-small-healed").exists()
+    assert "# small, healed" in (place / "small-healed" / "README.md").read_text()
+
+    # Rows without labels will do; a healed model can be healed, and none of its rows report.
+    (place / "texts.csv").write_text("text\n" + "\n".join(t for t, _n in rows[:9]) + "\n")
+    again = ("--data", "texts.csv", "--eval-data", "test.csv", "--out", "again", "--run", "run")
+    code, out, err = headprune("heal", "small-healed", *again, *train, "--lora", "2", "--json")
+    assert code == 2, "the evaluation rows contain these"
+    assert "left to train" in err
+    (place / "texts.csv").write_text("text\n" + "\n".join(sentences(12, seed=8)) + "\n")
+    code, out, err = headprune("heal", "small-healed", *again, *train, "--lora", "2", "--json")
+    assert code == 0, err
+    second = json.loads(out)
+    assert second["heal"]["teacher"]["name"] == "classifier"
+    assert set(heal["rows"]) < set(second["heal"]["rows"])
+    assert second["proofs"][0]["name"] == "merged == adapters"
+    assert (place / "run" / "checkpoint-4").is_dir()
+    code, out, err = headprune("eval", "again", "--data", "data.csv", "--json")
+    assert f"careful: {len(heal['rows'])} of these 40 rows" in err
+
+    code, _out, err = headprune("heal", "small-healed", *again[:-4], *train, "--run", "run", "--out", "third")  # fmt: skip
+    assert code == 2
+    assert "run holds checkpoints" in err
+    (place / "classifier").rename(place / "moved")
+    code, _out, err = headprune("heal", "small", "--out", "third")
+    assert code == 2
+    assert "classifier, which small was pruned from, can't be had" in err
+
+
+def test_a_decoder_heals_where_it_was_stopped(headprune, place, monkeypatch):
+    from headprune.healing import trainer
+
+    data = ("--data", "prose.txt", "--max-length", "16")
+    assert headprune("prune", "decoder", *data, "--keep", "0.5", "--uniform", "--out", "s")[0] == 0
+    heal = ("heal", "s", "--max-steps", "4", "--trainer", "save_steps=2", "--batch-size", "4")
+    assert headprune(*heal, "--out", "whole")[0] == 0
+    real = trainer.Distillation.compute_loss
+
+    def stop(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return real(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Distillation, "compute_loss", stop)
+        code, _out, err = headprune(*heal, "--out", "stopped")
+    assert code == 130
+    assert "--resume goes on" in err
+    assert not (place / "stopped").exists()
+    code, _out, err = headprune(*heal, "--out", "stopped", "--epochs", "9", "--resume")
+    assert code == 2
+    assert "another training (settings" in err
+    code, _out, err = headprune(*heal, "--out", "stopped", "--resume")
+    assert code == 0, err
+    assert "going on from headprune-runs/heal-stopped/checkpoint-2" in err
+    weights = [(place / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert weights[0] == weights[1]
+    assert not list((place / "stopped").glob("*.py")), "a stock model stays one"
 
 
 def test_heads_may_go_in_steps(headprune, place):
@@ -353,6 +460,14 @@ def test_heads_race_for_the_places_that_keep_leaves(headprune, place):
     assert "scoring anew" in err
 
 
+def test_scores_that_depend_on_batches_serve_the_same_batches_only(headprune, place):
+    words = ("classifier", "--data", "data.csv", "--limit", "8", "--method", "gates")
+    assert headprune("score", *words, "--batch-size", "4")[0] == 0
+    for size, answer in (("4", "scores of the latest run"), ("2", "scoring anew")):
+        prune = ("prune", *words, "--keep", "0.5", "--dry-run", "--batch-size", size)
+        assert answer in headprune(*prune)[2]
+
+
 def test_a_run_that_can_not_be_compared_is_refused_before_the_work(headprune, place):
     check = (
         "check",
@@ -467,6 +582,19 @@ def one_output(place):
     path.write_text(json.dumps({**json.loads(path.read_text()), "problem_type": "regression"}))
 
 
+def other_classes(place):
+    shutil.copytree(place / "classifier", place / "other")
+    path = place / "other" / "config.json"
+    names = {"id2label": {"0": "yes", "1": "no"}, "label2id": {"yes": 0, "no": 1}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **names}))
+
+
+def other_words(place):
+    shutil.copytree(place / "classifier", place / "other")
+    path = place / "other" / "tokenizer.json"
+    path.write_text(path.read_text().replace('"w7"', '"seven"'))
+
+
 PRUNE = ("prune", "classifier", "--data", "data.csv", "--keep", "0.5")
 MISTAKES = {
     "missing data file": (
@@ -577,6 +705,44 @@ MISTAKES = {
     "keep 1.5": ((*PRUNE[:-1], "1.5"), None, "--keep can't be 1.5", "--keep"),
     "no keep": (PRUNE[:-2], None, "how many heads to keep", "--keep 0.7"),
     "keep too small": ((*PRUNE[:-1], "0.05"), None, "at least 3 must stay", "use --keep"),
+    "two budgets": ((*PRUNE, "--heads", "9"), None, "2 budgets are set", "leave all but one out"),
+    "heads too few": ((*PRUNE[:-2], "--heads", "2"), None, "at least 3 must stay", "use --heads 3"),
+    "heads too many": (
+        (*PRUNE[:-2], "--heads", "19"),
+        None,
+        "19 heads can't stay of 18",
+        "1 to 18",
+    ),
+    "no target": (
+        (*PRUNE[:-2], "--target-flops", "much"),
+        None,
+        "'much' is no target",
+        "0.8 or 80%",
+    ),
+    "a target out of reach": (
+        (*PRUNE[:-2], "--target-parameters", "10%"),
+        None,
+        "the smallest that pruning heads can reach is",
+        "use --target-parameters 0.",
+    ),
+    "a cache target without a cache": (
+        (*PRUNE[:-2], "--target-kv-cache", "0.5"),
+        None,
+        "keeps no keys and values",
+        "--target-parameters",
+    ),
+    "steps to a target": (
+        (*PRUNE[:-2], "--target-flops", "0.9", "--steps", "3"),
+        None,
+        "steps lead to a keep ratio or a number of heads",
+        "--heads 40",
+    ),
+    "no such multiple": (
+        (*PRUNE, "--multiple-of", "7", "--protect", "L0"),
+        None,
+        "none of the numbers that may stay is a multiple of 7",
+        "divisor",
+    ),
     "output not empty": ((*PRUNE, "--out", "out"), full, "out is not empty", "--overwrite"),
     "output is a file": ((*PRUNE, "--out", "data.csv"), None, "is a file", "--out"),
     "scores of another model": (
@@ -707,6 +873,54 @@ MISTAKES = {
         None,
         "a WordLevel tokenizer",
         "--no-tokenizer",
+    ),
+    "healing what was never pruned": (
+        ("heal", "classifier", "--data", "data.csv"),
+        None,
+        "classifier is no pruned model",
+        "--teacher MODEL",
+    ),
+    "healing by a teacher that isn't there": (
+        ("heal", "classifier", "--data", "data.csv", "--teacher", "./gone"),
+        None,
+        "no directory ./gone",
+        "check the path",
+    ),
+    "healing by a teacher of something else": (
+        ("heal", "classifier", "--data", "data.csv", "--teacher", "decoder"),
+        None,
+        "the teacher decoder has no head for classification",
+        "--teacher MODEL",
+    ),
+    "healing by a teacher of other classes": (
+        ("heal", "classifier", "--data", "data.csv", "--teacher", "other"),
+        other_classes,
+        "has other classes",
+        "--teacher MODEL",
+    ),
+    "healing by a teacher of other words": (
+        ("heal", "classifier", "--data", "data.csv", "--teacher", "other"),
+        other_words,
+        "another vocabulary",
+        "--teacher MODEL",
+    ),
+    "a setting that Trainer hasn't": (
+        ("heal", "classifier", "--data", "data.csv", "--trainer", "wieght_decay=1"),
+        None,
+        "no argument 'wieght_decay'",
+        "did you mean 'weight_decay'",
+    ),
+    "healing on a device of its own": (
+        ("heal", "classifier", "--data", "data.csv", "--device", "spread"),
+        None,
+        "can't train on 'spread'",
+        "CUDA_VISIBLE_DEVICES",
+    ),
+    "nothing to resume": (
+        ("heal", "classifier", "--data", "data.csv", "--teacher", "classifier", "--resume"),
+        None,
+        "no checkpoint in headprune-runs",
+        "leave out --resume",
     ),
     "sweep by no method": (
         ("sweep", "classifier", "--data", "data.csv", "--methods", "gradiant,random"),

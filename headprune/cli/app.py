@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from headprune.cli import check, convert, evaluate, export, inspect, prune, run, score, sweep
+from headprune.cli import check, convert, evaluate, export, heal, inspect, prune, run, score, sweep
 from headprune.cli.options import add_command
 from headprune.errors import HeadpruneError
 
@@ -23,6 +23,7 @@ for name, module in {
     "prune": prune,
     "sweep": sweep,
     "eval": evaluate,
+    "heal": heal,
     "check": check,
     "inspect": inspect,
     "convert": convert,

@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from headprune.cli.options import (
-    Call,
+from headprune.cli.options import Call
+from headprune.cli.settings import (
     Gqa,
     MinHeads,
     Model,

@@ -14,7 +14,7 @@ from headprune.errors import HeadpruneError
 from headprune.evaluation import MaskedPredictions, judge, predict_masked
 from headprune.heads import HeadId, HeadMask, HeadScores, PruningPlan
 from headprune.passes import Pass
-from headprune.pipeline.scores import constraints_of
+from headprune.pipeline.course import constraints_of
 from headprune.results import LOGARITHMIC, Curve, SweepPoint
 from headprune.selection import Constraints, knee, last_within, make_plan
 from headprune.selection.names import selected_sites

@@ -39,7 +39,7 @@ from headprune.verify import (
 )
 
 # Rows on which masked == pruned and reload == memory are proven.
-_PROOF_ROWS = 16
+PROOF_ROWS = 16
 _TWIN_BYTES = 2_000_000_000
 
 
@@ -163,7 +163,7 @@ def _cut(
     timed = twin is None
     before, old = measure(subject, rows, heads=len(anatomy.heads), voice=voice, timed=timed)
     mended = mend_if_asked(subject, anatomy, plan, choosing, voice=voice)
-    sample = first_examples(batches[-1], _PROOF_ROWS)
+    sample = first_examples(batches[-1], PROOF_ROWS)
     masked = _masked_output(model, anatomy, plan, sample)
     removed = parameters_removed(model, anatomy, remove=plan.remove, pad=is_padded(plan))
     anatomy = cut(model, anatomy, remove=plan.remove, pad=is_padded(plan))

@@ -101,7 +101,7 @@ def heatmap(scores: HeadScores, plan: PruningPlan | None = None) -> RenderableTy
         (f"\n{scores.method} scores from {low:.3g} to {high:.3g}", "dim"),
         (f", n = {scores.n:,}" if scores.n else "", "dim"),
         (
-            f", {scores.steps.count} steps towards {scores.steps.keep:g}" if scores.steps else "",
+            f", {scores.steps.count} steps towards {scores.steps.budget}" if scores.steps else "",
             "dim",
         ),
     )

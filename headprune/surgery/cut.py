@@ -1,6 +1,6 @@
 """Slice the Q/K/V/O weights in place. Exact: what stays is bit for bit what it was."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -119,6 +119,13 @@ def _dead(item: Slice, site: Site) -> list[int]:
     everyone = item.kept_indices(present=site.slots, kept=site.slots)
     alive = set(item.kept_indices(present=site.slots, kept=site.heads))
     return [index for index in everyone if index not in alive]
+
+
+def dead_indices(site: Site) -> Iterator[tuple[Slice, list[int]]]:
+    """Yield the dimensions that hold dead weight of padded heads, with its indices there."""
+    for item in site.cut_slices():
+        if dead := _dead(item, site):
+            yield item, dead
 
 
 def spreads(before: Site, after: Site) -> dict[str, dict[str, Any]]:

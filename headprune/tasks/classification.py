@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 from headprune.batch import Batch
 from headprune.errors import DataError, ModelError, did_you_mean
 from headprune.tasks.collate import make_batches
-from headprune.tasks.data import Columns, Table, text_of
+from headprune.tasks.data import Columns, Table, texts_of
+from headprune.tasks.distill import CLASSES
 from headprune.tasks.rows import Example
 from headprune.tasks.task import Task
 
@@ -19,7 +20,7 @@ from headprune.tasks.task import Task
 def to_examples(
     table: Table, columns: Columns, tokenizer: Any, config: Any, max_length: int
 ) -> tuple[Example, ...]:
-    """Read texts, and their labels as the model's class indices.
+    """Read texts, and their labels, if there are any, as the model's class indices.
 
     Raises:
         ModelError: The model doesn't choose one of several classes.
@@ -34,10 +35,12 @@ def to_examples(
         )
     return tuple(
         Example(
-            tuple(text_of(table, row, name) for name in columns.texts),
+            texts_of(table, row, columns),
             class_index(
                 values[columns.label], row, table=table, column=columns.label, config=config
-            ),
+            )
+            if columns.label
+            else None,
         )
         for row, values in enumerate(table.rows)
     )
@@ -119,4 +122,5 @@ TASK = Task(
     to_batches=to_batches,
     loss=loss,
     predict=predict,
+    distill=CLASSES,
 )

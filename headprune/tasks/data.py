@@ -259,6 +259,15 @@ def text_of(table: Table, row: int, column: str) -> str:
     return value
 
 
+def texts_of(table: Table, row: int, columns: Columns) -> tuple[str, ...]:
+    """Return the text cells of a row.
+
+    Raises:
+        DataError: One is empty or not a text.
+    """
+    return tuple(text_of(table, row, name) for name in columns.texts)
+
+
 def number_of(table: Table, row: int, column: str) -> float:
     """Return a numeric cell.
 

@@ -1,0 +1,89 @@
+"""Trainer's checkpoints, in a folder that says what they are of: only the very same training goes on from them."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headprune.atomic import refuse_unwritable, write_text
+from headprune.errors import CheckpointError
+from headprune.heads import dump_json
+
+_FACTS = "heal.json"
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """A folder of checkpoints, and the one to go on from."""
+
+    folder: Path
+    last: Path | None
+
+    def drop(self) -> None:
+        """Remove everything: the healed model is saved elsewhere."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def open_checkpoints(folder: Path, *, facts: Mapping[str, Any], resume: bool) -> Checkpoints:
+    """Return the checkpoints in ``folder`` of the training that is defined by ``facts``.
+
+    Args:
+        folder: Where they are, or will be.
+        facts: The models, the rows and all settings.
+        resume: Whether to go on from the last.
+
+    Raises:
+        CheckpointError: There is none to go on from, or it is of another training; or there are some that nobody asked for.
+    """
+    refuse_unwritable(folder / _FACTS, where=f"--run {folder}")
+    last, text = last_checkpoint(folder), dump_json({"format": 1, **facts})
+    if not resume:
+        if last is not None:
+            raise CheckpointError(
+                f"{folder} holds checkpoints of a training that was stopped",
+                where=f"--run {folder}",
+                hint="say --resume to go on, choose another --run, or remove it",
+            )
+        write_text(folder / _FACTS, text)
+        return Checkpoints(folder, None)
+    if last is None:
+        raise CheckpointError(
+            f"there is no checkpoint in {folder} to go on from",
+            where="--resume",
+            hint="leave out --resume, or name the folder with --run",
+        )
+    old, new = _facts_of(folder), json.loads(text)
+    other = [name for name in new if old.get(name) != new[name]]
+    if other:
+        raise CheckpointError(
+            f"the checkpoints are of another training ({', '.join(other)}: "
+            f"{old.get(other[0])!r}, and now {new[other[0]]!r})",
+            where=f"{folder / _FACTS}",
+            hint="give the settings that it was started with, or start anew with another --run",
+        )
+    return Checkpoints(folder, last)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the last checkpoint that Trainer finished in a folder: its state is what it writes last."""
+    found = {
+        int(path.parent.name.rpartition("-")[2]): path.parent
+        for path in folder.glob("checkpoint-*/trainer_state.json")
+        if path.parent.name.rpartition("-")[2].isdecimal() and _read(path) is not None
+    }
+    return found[max(found)] if found else None
+
+
+def _facts_of(folder: Path) -> dict[str, Any]:
+    """Return what a folder says of itself; a folder that says nothing isn't ours, and nothing of it is loaded."""
+    found = _read(folder / _FACTS)
+    return found if isinstance(found, dict) else {}
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None

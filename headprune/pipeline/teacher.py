@@ -1,0 +1,136 @@
+"""Whom a pruned model learns from: the model that it says it came from, or the one that is named; refused where they differ."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from headprune.anatomy.clone import pruning_record
+from headprune.checkpoint import load_model
+from headprune.errors import ConfigError, ModelError
+from headprune.models import ModelSource, find, fingerprint, fingerprint_of, load_tokenizer
+from headprune.subject import Subject, Voice
+from headprune.tasks import Task, get_task
+from headprune.tasks.rows import Example
+
+_ANOTHER = "name the model that it was pruned from: --teacher MODEL"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The model to learn from, with its task (whose pooling is its own) and what is noted of it."""
+
+    model: PreTrainedModel
+    task: Task
+    tokenizer: Any
+    note: dict[str, Any]
+
+
+def open_teacher(subject: Subject, *, voice: Voice) -> Teacher:
+    """Find and load the teacher, and see that it is the source of the student, or at least speaks its language.
+
+    Raises:
+        ConfigError: The student doesn't say what it was pruned from, and no teacher is named.
+        ModelError: The teacher can't be found, isn't what the student was pruned from, or has another vocabulary or head.
+    """
+    recipe = subject.recipe
+    source, recorded = _find_teacher(subject)
+    task = get_task(subject.task.name, model_directory=source.directory)
+    try:
+        model = load_model(
+            source, auto_class=task.auto_class, device=recipe.device, dtype=recipe.dtype
+        )
+    except ModelError as error:
+        raise ModelError(
+            f"the teacher {source.name} has no head for {task.name}: {error.what}",
+            where="--teacher",
+            hint=_ANOTHER,
+        ) from error
+    note = {
+        "name": source.name,
+        "revision": source.revision,
+        "fingerprint": fingerprint(model),
+    }
+    if recorded and recorded not in (note["fingerprint"], _as_pruned(model, subject.model.dtype)):
+        raise ModelError(
+            f"{source.name} is no longer the model that {subject.source.name} was pruned from (its weights differ)",
+            where=f"{subject.source.directory}/config.json (headprune.source)",
+            hint=f"bring it back, or say --teacher {source.name} if it is meant",
+        )
+    _refuse_other_head(subject, model, name=source.name)
+    voice.say(f"teacher {source.name}")
+    return Teacher(model, task, load_tokenizer(source), note)
+
+
+def _find_teacher(subject: Subject) -> tuple[ModelSource, str | None]:
+    """Return the teacher, and the fingerprint that it must have: none where the user named it."""
+    if subject.recipe.teacher is not None:
+        return find(subject.recipe.teacher), None
+    record = pruning_record(subject.model.config)
+    origin = record.get("source") or {}
+    if "name" not in origin:
+        what = "doesn't say what it was pruned from" if record else "is no pruned model"
+        raise ConfigError(
+            f"{subject.source.name} {what}",
+            where=f"{subject.source.directory}/config.json (headprune.source)",
+            hint=_ANOTHER,
+        )
+    try:
+        return find(origin["name"], revision=origin.get("revision")), origin.get("fingerprint")
+    except ModelError as error:
+        raise ModelError(
+            f"{origin['name']}, which {subject.source.name} was pruned from, can't be had: {error.what}",
+            where=f"{subject.source.directory}/config.json (headprune.source)",
+            hint=_ANOTHER,
+        ) from error
+
+
+def _as_pruned(model: PreTrainedModel, dtype: torch.dtype) -> str:
+    """Return the fingerprint of a model as it is in the dtype in which it was pruned."""
+    return fingerprint_of((n, p, dtype) for n, p in sorted(model.named_parameters()))
+
+
+def _refuse_other_head(subject: Subject, teacher: PreTrainedModel, *, name: str) -> None:
+    """Refuse a teacher whose outputs have another width, or another order of classes.
+
+    Raises:
+        ModelError: It is one.
+    """
+    student = subject.model
+    facts = {
+        "similarity": {"hidden_size": "numbers in an embedding"},
+        "classification": {"num_labels": "classes", "id2label": "classes"},
+    }.get(subject.task.name, {"vocab_size": "words"})
+    for fact, meaning in facts.items():
+        own, other = getattr(student.config, fact, None), getattr(teacher.config, fact, None)
+        if own != other:
+            raise ModelError(
+                f"the teacher {name} has other {meaning}: {other}, and {subject.source.name} has {own}",
+                where=f"config.json ({fact})",
+                hint=_ANOTHER,
+            )
+
+
+def refuse_other_words(subject: Subject, teacher: Teacher, examples: Sequence[Example]) -> None:
+    """Refuse a teacher that reads texts as other tokens than the student.
+
+    Raises:
+        ModelError: It does.
+    """
+    same = subject.tokenizer.get_vocab() == teacher.tokenizer.get_vocab()
+    if same and examples:
+        both = [
+            subject.task.to_batches(
+                examples, tokenizer, subject.max_length, len(examples), subject.accepts
+            )[0].inputs
+            for tokenizer in (subject.tokenizer, teacher.tokenizer)
+        ]
+        same = all(torch.equal(value, both[1][name]) for name, value in both[0].items())
+    if not same:
+        raise ModelError(
+            f"the teacher {teacher.note['name']} has another vocabulary than {subject.source.name}",
+            where="tokenizer.json",
+            hint=_ANOTHER,
+        )

@@ -1,0 +1,21 @@
+"""What a person reads of a model that was healed."""
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from headprune.report.terminal import prune_table
+from headprune.results import Results
+
+
+def heal_table(results: Results, *, directory: str) -> RenderableType:
+    """Show what was learned from whom, then before and after, the proofs, and where the model lies."""
+    heal = results.heal
+    if heal is None:
+        return prune_table(results, directory=directory)
+    how = f"adapters of rank {heal.lora}" if heal.lora else "all weights"
+    told = Text(
+        f"{how}, {heal.steps:,} steps on {heal.trained_on:,} rows towards {heal.teacher.get('name')}: {heal.objective} "
+        f"on {heal.held_out:,} others {heal.loss[0]:.4g} -> {heal.loss[1]:.4g}\n",
+        style="dim",
+    )
+    return Group(told, prune_table(results, directory=directory))

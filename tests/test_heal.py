@@ -1,0 +1,302 @@
+"""Healing: the distances are what they say, Trainer moves the weights towards the teacher, and nothing else."""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from families import build, sentences, toy_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import headprune as hp
+from headprune.errors import CheckpointError, ConfigError, ModelError, UnsupportedError
+from headprune.healing import (
+    Course,
+    distance_between,
+    mean_distance,
+    open_checkpoints,
+    refuse_adapters,
+    train,
+    trainer_settings,
+)
+from headprune.healing.checkpoints import last_checkpoint
+from headprune.healing.loss import class_divergence, cosine_distance, token_divergence
+from headprune.healing.settings import parse_pairs
+from headprune.surgery import cut, dead_indices
+from headprune.tasks import TASKS
+from headprune.tasks.rows import Example
+
+TASK_OF = {"bert": "classification", "llama": "causal-lm", "gpt2": "causal-lm"}
+GONE = ["L0.H1", "L0.H0", "L2.H5", "L2.H4"]
+
+
+def examples_of(task, count=64):
+    if task == "causal-lm":
+        generator = torch.Generator().manual_seed(3)
+        lengths = torch.randint(4, 12, (count,), generator=generator).tolist()
+        return [
+            Example(tokens=tuple(torch.randint(7, 90, (n,), generator=generator).tolist()))
+            for n in lengths
+        ]
+    texts = sentences(2 * count, seed=3)
+    if task == "similarity":
+        return [Example((a, b)) for a, b in zip(texts[:count], texts[count:], strict=True)]
+    return [Example((text,)) for text in texts[:count]]
+
+
+class Lesson:
+    """A pruned model, the whole one, and rows of the task."""
+
+    def __init__(self, family, *, task=None, cls=None, gone=GONE, pad=False, **config):
+        self.task = TASKS[task or TASK_OF[family]]
+        self.teacher = build(family, cls=cls, **config)
+        self.model = copy.deepcopy(self.teacher)
+        anatomy = hp.inspect(self.model)
+        remove = [head for head in anatomy.heads if str(head) in gone]
+        self.anatomy = cut(self.model, anatomy, remove=remove, pad=pad)
+        self.examples = examples_of(self.task.name)
+        self.distance = distance_between(self.task, self.task)
+        self.tokenizer = toy_tokenizer()
+
+    def batches(self, examples, size=None):
+        accepts = {"input_ids", "attention_mask"}.__contains__
+        return self.task.to_batches(examples, self.tokenizer, 16, size, accepts)
+
+    def collate(self, examples):
+        return self.batches(examples, len(examples))[0].inputs
+
+    def away(self):
+        """Return how far the model is from its teacher on the last rows, which aren't trained on."""
+        batches = self.batches(self.examples[48:])
+        return mean_distance(self.model, self.teacher, batches=batches, distance=self.distance)
+
+    def train(self, folder, *, lora=None, checkpoint=None, **own):
+        own = {"max_steps": 6, "learning_rate": 1e-3, "seed": 0, **own}
+        pairs = own.pop("pairs", ())
+        course = Course(
+            teacher=self.teacher,
+            examples=self.examples[:48],
+            held_out=self.examples[48:],
+            collate=self.collate,
+            distance=self.distance,
+            arguments=trainer_settings(pairs=pairs, own=own, folder=folder, device="cpu"),
+            lora=lora,
+            checkpoint=checkpoint,
+            sample=self.collate(self.examples[48:]),
+        )
+        return train(self.model, self.anatomy, course)
+
+
+def global_states():
+    """Return what the global generators would draw next, as they are."""
+    numbers = np.random.get_state()[1].tolist()  # noqa: NPY002 - the one that Trainer seeds
+    return random.getstate(), numbers, torch.get_rng_state().tolist()
+
+
+def logits(*shape, seed=0):
+    return 2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@given(classes=st.integers(2, 9), seed=st.integers(0, 999))
+@settings(max_examples=25, deadline=None)
+def test_a_divergence_is_the_sum_over_classes_and_pulls_by_the_difference(classes, seed):
+    student, teacher = (logits(3, classes, seed=seed + n).double() for n in (0, 1))
+    student.requires_grad_()
+    found = class_divergence(student, teacher)
+    p, q = teacher.softmax(-1), student.detach().softmax(-1)
+    for row in range(3):
+        brute = sum(float(p[row, c] * (p[row, c] / q[row, c]).log()) for c in range(classes))
+        assert found[row].item() == pytest.approx(brute, abs=1e-9)
+    assert (found >= -1e-12).all()
+    found.sum().backward()
+    assert torch.allclose(student.grad, q - p, atol=1e-9)
+
+
+def test_tokens_count_where_they_are_predicted_and_padding_nowhere():
+    student, teacher = logits(2, 5, 7), logits(2, 5, 7, seed=1)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    found = token_divergence(student, teacher, mask)
+    for row, length in enumerate((5, 3)):
+        brute = [
+            class_divergence(student[row, i], teacher[row, i]).item() for i in range(length - 1)
+        ]
+        assert found[row].item() == pytest.approx(np.mean(brute), rel=1e-6)
+    student[1, 3:], teacher[1, 2:] = torch.nan, torch.inf
+    again = token_divergence(student, teacher, mask)
+    assert torch.equal(again, found), "what padding says, even nonsense, is nobody's business"
+
+
+def test_a_cosine_distance_is_that_of_directions():
+    first = torch.tensor([[1.0, 0], [1, 1], [2, 0], [3, 4]])
+    second = torch.tensor([[5.0, 0], [1, 0], [-1, 0], [4, 3]])
+    wanted = torch.tensor([0, 1 - 0.5**0.5, 2, 1 - 24 / 25])
+    assert torch.allclose(cosine_distance(first, second), wanted, atol=1e-6)
+
+
+SETTINGS = [
+    ("bert", "classification", None),
+    ("llama", "causal-lm", None),
+    ("bert", "similarity", "BertModel"),
+]
+
+
+@pytest.mark.parametrize(("family", "task", "cls"), SETTINGS)
+def test_rows_don_t_depend_on_each_other_and_a_model_is_no_way_from_itself(family, task, cls):
+    lesson = Lesson(family, task=task, cls=cls)
+    together = lesson.away()
+    alone = [
+        mean_distance(
+            lesson.model, lesson.teacher, batches=lesson.batches([e]), distance=lesson.distance
+        )
+        for e in lesson.examples[48:]
+    ]
+    assert together == pytest.approx(np.mean(alone), rel=1e-5)
+    assert together > 1e-3
+    inputs = lesson.collate(lesson.examples)
+    whole = copy.deepcopy(lesson.teacher)
+    with torch.no_grad():
+        wanted = lesson.teacher(**inputs)
+    loss = lesson.distance(whole(**inputs), wanted, inputs).mean()
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    steepest = max(p.grad.abs().max().item() for p in whole.parameters() if p.grad is not None)
+    assert steepest < 1e-5
+
+
+@pytest.mark.parametrize(("family", "task", "cls"), SETTINGS)
+def test_a_pruned_model_heals(family, task, cls, tmp_path, capsys):
+    lesson = Lesson(family, task=task, cls=cls)
+    before, config = lesson.away(), lesson.model.config.to_dict()
+    states = global_states()
+    trained = lesson.train(tmp_path, max_steps=12)
+    assert trained.steps == 12
+    assert lesson.away() < before
+    assert lesson.model.config.to_dict() == config
+    assert global_states() == states
+    assert hp.inspect(lesson.model).heads == lesson.anatomy.heads
+    assert not lesson.model.training
+    assert all(p.grad is None and p.requires_grad for p in lesson.model.parameters())
+    assert capsys.readouterr().out == "", "stdout is for data"
+
+
+def test_dead_weight_stays_dead(tmp_path):
+    lesson = Lesson("llama", gone=["L0.H1", "L1.H2", "L1.H5"], pad=True)
+    dead = [(item, places) for site in lesson.anatomy.sites for item, places in dead_indices(site)]
+    assert dead
+    lesson.train(tmp_path, max_steps=3, pairs=["weight_decay=0.1"])
+    for item, places in dead:
+        parameter = lesson.model.get_parameter(item.parameter)
+        assert not parameter.index_select(item.dim, torch.tensor(places)).any(), item.parameter
+    with pytest.raises(UnsupportedError, match="padded heads"):
+        refuse_adapters(lesson.anatomy)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_merged_adapters_say_what_they_said(family, tmp_path):
+    everything = [f"L1.H{head}" for head in range(6)]
+    lesson = Lesson(family, gone=[*GONE, *everything] if family == "bert" else GONE)
+    before = {name: p.detach().clone() for name, p in lesson.model.named_parameters()}
+    away = lesson.away()
+    trained = lesson.train(tmp_path, lora=4, max_steps=12)
+    (proof,) = trained.proofs
+    assert proof.passed
+    assert proof.name == "merged == adapters"
+    assert proof.measured <= 1e-5
+    assert lesson.away() < away
+    after = dict(lesson.model.named_parameters())
+    assert after.keys() == before.keys()
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all(name.endswith("weight") for name in moved)
+    assert not any(name.startswith(("classifier", "lm_head", "embed")) for name in moved)
+    assert all(value.requires_grad for value in after.values())
+
+
+@pytest.mark.parametrize("lora", [None, 4])
+def test_a_training_that_was_stopped_ends_with_the_same_weights(lora, tmp_path):
+    whole, stopped = Lesson("bert", attention_probs_dropout_prob=0.5), Lesson("bert")
+    start = copy.deepcopy(stopped.model)
+    keep = ["save_steps=2", "save_total_limit=9"]
+    whole.train(tmp_path / "whole", lora=lora, pairs=keep)
+    third = tmp_path / "whole" / "checkpoint-4"
+    assert last_checkpoint(tmp_path / "whole").name == "checkpoint-6"
+    stopped.model = start
+    trained = stopped.train(tmp_path / "again", lora=lora, checkpoint=third, pairs=keep)
+    assert trained.steps == 6
+    for (name, value), other in zip(
+        whole.model.named_parameters(), stopped.model.parameters(), strict=True
+    ):
+        assert torch.equal(value, other), name
+
+
+def test_half_precision_is_trained_in_single(tmp_path):
+    lesson = Lesson("bert")
+    lesson.model.to(torch.bfloat16)
+    before = lesson.away()
+    lesson.train(tmp_path, max_steps=12)
+    assert {p.dtype for p in lesson.model.parameters()} == {torch.bfloat16}
+    assert lesson.away() < before
+
+
+def test_a_training_that_diverged_is_told(tmp_path):
+    lesson = Lesson("bert")
+    with pytest.raises(ModelError, match="diverged"):
+        lesson.train(tmp_path, learning_rate=1e38, pairs=["save_strategy=no", "warmup_steps=0"])
+
+
+def test_settings_have_the_types_of_their_fields():
+    found = parse_pairs(
+        [
+            "weight-decay=1e-2",
+            "bf16=true",
+            "warmup_steps=3",
+            "lr_scheduler_type=cosine",
+            "run_name=x",
+        ]
+    )
+    assert found == {
+        "weight_decay": 0.01,
+        "bf16": True,
+        "warmup_steps": 3.0,
+        "lr_scheduler_type": "cosine",
+        "run_name": "x",
+    }
+
+
+@pytest.mark.parametrize(
+    ("pair", "what", "hint"),
+    [
+        ("weight_decay", "is no setting", "weight_decay=0.01"),
+        ("weight_dekay=1", "no argument 'weight_dekay'", "did you mean 'weight_decay'"),
+        ("weight_decay=much", "weight_decay can't be 'much'", "TrainingArguments"),
+        ("num_train_epochs=2", "num_train_epochs can't be set this way", "--epochs"),
+        ("gradient_checkpointing=true", "gradient_checkpointing can't", "without dropout"),
+        ("lr_scheduler_type=bent", "Trainer refuses these settings", "TrainingArguments"),
+    ],
+)
+def test_settings_that_are_none_are_refused(pair, what, hint, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        trainer_settings(pairs=[pair], own={}, folder=tmp_path, device="cpu")
+    assert what in caught.value.what
+    assert hint in caught.value.hint
+
+
+def test_only_the_same_training_goes_on(tmp_path):
+    folder, facts = tmp_path / "run", {"rows": "a", "seed": 1}
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        open_checkpoints(folder, facts=facts, resume=True)
+    assert open_checkpoints(folder, facts=facts, resume=False).last is None
+    for step, state in ((2, "{}"), (4, "{}"), (6, '{"half')):
+        (folder / f"checkpoint-{step}").mkdir()
+        (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    (folder / "checkpoint-8").mkdir()
+    assert open_checkpoints(folder, facts=facts, resume=True).last.name == "checkpoint-4"
+    with pytest.raises(CheckpointError, match=r"another training \(seed: 1, and now 2\)"):
+        open_checkpoints(folder, facts={**facts, "seed": 2}, resume=True)
+    with pytest.raises(CheckpointError, match="was stopped"):
+        open_checkpoints(folder, facts=facts, resume=False)
+    (folder / "heal.json").unlink()
+    with pytest.raises(CheckpointError, match="another training"):
+        open_checkpoints(folder, facts=facts, resume=True)
