@@ -11,6 +11,7 @@ from headprune.cli.settings import (
     Model,
     Normalize,
     NumSamples,
+    Objective,
     Protect,
     Sites,
     Uniform,
@@ -45,6 +46,7 @@ OPTIONS: dict[str, Any] = {
     "uniform": Uniform,
     "gqa": Gqa,
     "sites": Sites,
+    "objective": Objective,
     "normalize": Normalize,
     "num_samples": NumSamples,
     "out": Annotated[
