@@ -13,6 +13,7 @@ from headprune.cli.settings import (
     Method,
     MinHeads,
     Model,
+    MultipleOf,
     Normalize,
     NumSamples,
     Objective,
@@ -47,13 +48,7 @@ OPTIONS: dict[str, Any] = {
             ("latency", "time of a forward of 32 rows, measured here", "12ms"),
         )
     },
-    "multiple_of": Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Layers keep a multiple of N heads (of key/value groups where these go as a whole), for tensor parallelism.",
-        ),
-    ],
+    "multiple_of": MultipleOf,
     "scores": Annotated[
         str | None,
         typer.Option(
