@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -152,20 +153,28 @@ def predict_masked(
             over=over, name="evaluating",
         ).double()  # fmt: skip
         references = _in_order([batch.targets.double() for batch in batches], batches)
-        found = predictions / references
+        lost = predictions / references
     else:
+        pieces = [(batch, mask) for mask in masks for batch in batches]
         parts = each_batch(
-            batches,
-            lambda batch: _predict_masked(model, anatomy, task, batch=batch, masks=masks),
-            shape=lambda batch: (3, len(masks), batch.num_examples),
+            pieces,
+            lambda piece: _predict_masked(model, anatomy, task, batch=piece[0], mask=piece[1]),
+            shape=lambda piece: (3, piece[0].num_examples),
             dtype=torch.float64,
             over=over,
             name="evaluating",
+            key=f"-{sha256(masks.numpy().tobytes()).hexdigest()[:8]}",
         )
-        predictions, found, references = _in_order(parts, batches)
-        references = references[0]
+        count = len(batches)
+        found = torch.stack(
+            [
+                _in_order(parts[start : start + count], batches)
+                for start in range(0, len(parts), count)
+            ]
+        )
+        predictions, lost, references = found[:, 0], found[:, 1], found[0, 2]
     _insist_on_numbers(predictions)
-    return MaskedPredictions(predictions.numpy(), found.numpy(), references.numpy())
+    return MaskedPredictions(predictions.numpy(), lost.numpy(), references.numpy())
 
 
 def _in_order(parts: Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
@@ -177,18 +186,15 @@ def _in_order(parts: Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
 
 
 def _predict_masked(
-    model: PreTrainedModel, anatomy: Anatomy, task: Task, *, batch: Batch, masks: Tensor
-) -> Float64[Tensor, "three masks examples"]:
-    """Return predictions, losses and references under every mask."""
+    model: PreTrainedModel, anatomy: Anatomy, task: Task, *, batch: Batch, mask: Tensor
+) -> Float64[Tensor, "three examples"]:
+    """Return predictions, losses and references under a mask."""
     batch = batch.to(input_device(model))
-    found: list[Tensor] = []
-    for mask in masks:
-        with gated(model, anatomy, gates=mask.to(batch.example_of_row.device)):
-            outputs = forward(model, batch.inputs)
-        predicted, true = task.predict(outputs, batch)
-        lost = per_example(task.loss, outputs, batch)
-        found.append(torch.stack([part.cpu().double() for part in (predicted, lost, true)]))
-    return torch.stack(found, dim=1)
+    with gated(model, anatomy, gates=mask.to(batch.example_of_row.device)):
+        outputs = forward(model, batch.inputs)
+    predicted, true = task.predict(outputs, batch)
+    lost = per_example(task.loss, outputs, batch)
+    return torch.stack([part.cpu().double() for part in (predicted, lost, true)])
 
 
 def judge(

@@ -3,17 +3,19 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from headprune.allocator import kept_memory
-from headprune.batch import Batch
 from headprune.distributed import World
 from headprune.journal import Journal
 
-Track: TypeAlias = Callable[[Sequence[Batch], str], Iterable[Batch]]
+Piece = TypeVar("Piece")
+"""Of the work: a batch, or one with what is to be done to it."""
+
+Track: TypeAlias = Callable[[Sequence[Any], str], Iterable[Any]]
 """Wraps the iteration over batches, with a description, for a progress bar."""
 
 
@@ -46,10 +48,10 @@ IN_SILENCE = Pass()
 
 
 def each_batch(
-    batches: Sequence[Batch],
-    compute: Callable[[Batch], Tensor],
+    batches: Sequence[Piece],
+    compute: Callable[[Piece], Tensor],
     *,
-    shape: Callable[[Batch], tuple[int, ...]],
+    shape: Callable[[Piece], tuple[int, ...]],
     dtype: torch.dtype,
     over: Pass,
     name: str,

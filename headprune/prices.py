@@ -21,8 +21,9 @@ from headprune.surgery import cut
 # Rows of a forward that is timed: with one row it is overhead that counts, not heads.
 ROWS = 32
 _LEVELS = 9
-# For each of two models that take turns; and about the most for all, where the model is slow.
+# For each of two models that take turns: so long, and so many runs, for noise only goes with many; and about the most for all.
 _SECONDS = 0.5
+_RUNS = 6
 _MOST_SECONDS = 60.0
 
 _Shape: TypeAlias = tuple[object, ...]
@@ -81,6 +82,8 @@ def _measured(
     (whole,) = fastest_ms([model], batch=batch, rows=ROWS, seconds=0.0)
     # A pair of models runs 8 times or more.
     levels = max(2, min(_LEVELS, int(_MOST_SECONDS / (8 * whole / 1000 * len(alike)))))
+    share = _MOST_SECONDS / (2 * levels * len(alike))
+    seconds = max(_SECONDS, min(_RUNS * whole / 1000, share))
     table: dict[_Shape, tuple[list[int], list[float]]] = {}
     for shape, sites in alike.items():
         slots: list[int] = []
@@ -88,7 +91,7 @@ def _measured(
         for number, remove in _levels(sites, levels, constraints=constraints):
             smaller = _twin(model)
             cut(smaller, anatomy, remove=remove, pad=constraints.gqa == "pad")
-            slow, fast = fastest_ms([model, smaller], batch=batch, rows=ROWS, seconds=_SECONDS)
+            slow, fast = fastest_ms([model, smaller], batch=batch, rows=ROWS, seconds=seconds)
             whole = min(whole, slow)
             slots.append(number)
             saved.append((slow - fast) / len(sites))

@@ -184,7 +184,7 @@ class Sweep(Artefact):
     """What ``sweep`` measured: the metric against the share of heads kept, method by method (Michel et al. 2019, figure 3).
 
     ``data`` are the rows that report, ``calibration`` those that chose; no input is in both. ``seed`` is that of the scores, the
-    rows drawn, and the bootstrap. The first point of every curve is the whole model.
+    rows drawn, and the bootstrap; ``objective`` and ``normalize`` are the scores'. Every curve begins with the whole model.
     """
 
     written_by = "sweep"
@@ -196,6 +196,8 @@ class Sweep(Artefact):
     max_drop: float | None
     curves: tuple[Curve, ...]
     constraints: dict[str, Any]
+    objective: str
+    normalize: str
     limit: int | None
     seed: int
     calibration: dict[str, Any]

@@ -70,9 +70,10 @@ def main(words: Sequence[str] | None = None) -> int:
             model, anatomy, **given, price=price * worth, seed=0, over=IN_SILENCE
         )
         measured.append({"price": price, **_outcome(model, anatomy, batches, log_alpha)})
-    _show(measured, anatomy)
+    found = {"n": len(texts), "average_worth": worth, "measured": measured}
+    _show(found, anatomy)
     if asked.json:
-        asked.json.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+        asked.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
@@ -101,12 +102,13 @@ def _outcome(
     }
 
 
-def _show(measured: Sequence[dict[str, Any]], anatomy: Anatomy) -> None:
+def _show(found: dict[str, Any], anatomy: Anatomy) -> None:
     of = Counter(_kind(head) for head in anatomy.heads)
-    table = Table(title="Heads that stay (mean rank, 0 goes first)", title_justify="left")
+    title = f"Heads that stay (mean rank, 0 goes first); n = {found['n']} texts, which trained the gates, too"
+    table = Table(title=title, title_justify="left")
     for column in ("price", *(f"{kind}, of {of[kind]}" for kind in _KINDS), "loss, all -> those"):
         table.add_column(column)
-    for row in measured:
+    for row in found["measured"]:
         cells = [f"{row['stay'].get(kind, 0)} ({row['mean_rank'][kind]:.2f})" for kind in _KINDS]
         table.add_row(f"{row['price']:g}", *cells, "{:.3f} -> {:.3f}".format(*row["loss"]))
     Console(width=None if sys.stdout.isatty() else 120).print(table)

@@ -9,6 +9,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
 os.environ["COLUMNS"] = "160"
 
+import hypothesis
 import jaxtyping
 import pytest
 import torch
@@ -27,6 +28,10 @@ def _jaxtyped_once(function=None, **settings):
 
 
 jaxtyping.jaxtyped = _jaxtyped_once  # before anything of headprune is imported
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("no clock", deadline=None)
+hypothesis.settings.load_profile("no clock")
 
 from families import FAMILIES, build, toy_tokenizer  # noqa: E402
 

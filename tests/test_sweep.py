@@ -6,9 +6,9 @@ import json
 import math
 import shutil
 import sys
+from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from families import build, sentences
@@ -131,9 +131,9 @@ def test_losses_are_those_of_the_hot_path(measured):
     subject, anatomy, batches, curves, _better = measured
     points = curves[1].points
     masks = torch.tensor([[float(h not in p.removed) for h in anatomy.heads] for p in points])
-    settings = {"batches": batches, "masks": masks}
-    found = predict_masked(subject.model, anatomy, subject.task, **settings)
-    expected = losses(subject.model, anatomy, loss=subject.task.loss, **settings)
+    given_both = {"batches": batches, "masks": masks}
+    found = predict_masked(subject.model, anatomy, subject.task, **given_both)
+    expected = losses(subject.model, anatomy, loss=subject.task.loss, **given_both)
     assert torch.allclose(torch.from_numpy(found.losses).float(), expected, rtol=1e-4, atol=1e-5)
     assert [p.loss for p in points] == pytest.approx(found.losses.mean(1).tolist(), rel=1e-6)
 
@@ -171,12 +171,12 @@ def test_a_sweep_that_was_killed_goes_on_and_ends_with_the_same_bytes(
     assert journal.count() == done
     resumed, _better = curves_of(subject, anatomy, batches, over=Pass(journal=journal))
     assert [c.model_dump_json() for c in resumed] == [c.model_dump_json() for c in whole]
-    assert journal.count() == len(batches)
+    assert journal.count() == len(batches) * (1 if name == "llama" else 7)
     # Other cuts are other results.
     other, _better = curves_of(
-        subject, anatomy, batches, over=Pass(journal=journal), keeps=(1, 0.6)
+        subject, anatomy, batches, over=Pass(journal=journal), keeps=(1.0, 0.6)
     )
-    assert other == curves_of(subject, anatomy, batches, keeps=(1, 0.6))[0]
+    assert other == curves_of(subject, anatomy, batches, keeps=(1.0, 0.6))[0]
 
 
 def test_predictions_that_are_no_numbers_are_refused(tokenizer):
@@ -203,23 +203,20 @@ def test_the_knee_of_a_roof_is_its_ridge(bend, scale, offset, shares):
     assert shares[knee(shares, values)] == bend
 
 
-@given(values=st.lists(st.integers(-100, 100), min_size=2, max_size=9))
+@given(values=st.lists(st.integers(-9, 9).map(float), min_size=2, max_size=9))
 def test_the_knee_is_the_point_farthest_from_the_chord(values):
-    shares = [1 - place / len(values) for place in range(len(values))]
-    found = knee(shares, values)
-    if values[0] <= values[-1]:
+    """In fractions, where equal distances are equal: of those the knee has the fewest heads."""
+    span, fall = len(values) - 1, values[0] - values[-1]
+    found = knee([1 - place / len(values) for place in range(len(values))], values)
+    if fall <= 0:
         assert found is None
         return
-    # Distances of points to a line in the plane, on axes from 0 to 1.
-    span, fall = shares[0] - shares[-1], values[0] - values[-1]
-    x = (np.array(shares) - shares[-1]) / span
-    y = (np.array(values) - values[-1]) / fall
-    distance = (y - x) / math.sqrt(2)
-    if found is None:
-        assert distance.max() <= 1e-8
-    else:
-        assert distance[found] == pytest.approx(distance.max(), rel=1e-6)
-        assert distance[found] > 0
+    above = [
+        Fraction(value - values[-1]) / Fraction(fall) - Fraction(span - place, span)
+        for place, value in enumerate(values)
+    ]
+    ties = [place for place, height in enumerate(above) if height == max(above)]
+    assert found == (ties[-1] if max(above) > 0 else None)
 
 
 def test_curves_without_a_knee_have_none():
@@ -263,6 +260,8 @@ def test_points_that_can_not_be_cut_are_left_out_or_refused(capsys, tokenizer):
     with pytest.raises(PlanError, match="removes no head"):
         lawful_points(anatomy, Recipe(points=(0.99,)), voice=QUIET)
     assert lawful_points(anatomy, Recipe(points=(0.3, 0.8, 0.3)), voice=QUIET) == (1.0, 0.8, 0.3)
+    with pytest.raises(PlanError, match="no attention 'cross'"):
+        lawful_points(anatomy, Recipe(sites=("cross",)), voice=QUIET)
 
 
 def test_methods_are_those_named_or_a_method_and_its_controls():
@@ -318,7 +317,7 @@ def test_the_command_writes_curves_pictures_and_scores(sweep, place):
     words = ("--methods", "gradient,random", "--points", "0.8,0.5", "--max-drop", "1")
     code, out, err = sweep(*words)
     assert code == 0, err
-    assert "within a drop of 1 down to --keep 0.5" in out
+    assert "drop surely within 1 down to --keep 0.5" in out
     folder = place / "headprune-runs" / "001-sweep"
     assert "written: headprune-runs/001-sweep" in err
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -348,8 +347,8 @@ def test_rows_that_chose_are_not_rows_that_report(sweep, place):
     code, out, err = sweep("--methods", "gradient,magnitude", "--points", "0.5", "--json")
     assert code == 0, err
     found = json.loads(out)
-    settings = {"data": "train.csv", "eval_data": "test.csv", "model": "model"}
-    subject = open_subject(Recipe(**settings), voice=QUIET)
+    recipe = Recipe(data="train.csv", eval_data="test.csv", model="model")
+    subject = open_subject(recipe, voice=QUIET)
     choosing, reporting = separate_rows(subject, voice=QUIET)
     assert found["calibration"] == choosing.note
     assert found["data"] == reporting.note
@@ -378,7 +377,7 @@ def test_nothing_is_overwritten_unasked(sweep, place):
 
 @pytest.mark.parametrize("done", [2, 5])
 def test_the_same_command_goes_on_where_it_was_stopped(sweep, place, monkeypatch, done):
-    """Four batches score, four are evaluated."""
+    """Four batches score, and four are evaluated under each of two masks."""
     words = ("--methods", "gradient", "--points", "0.5", "--json")
     assert sweep(*words, "--out", "whole")[0] == 0
     one, left = Journal.put, iter([False] * done + [True])
@@ -407,11 +406,15 @@ def test_the_same_command_goes_on_where_it_was_stopped(sweep, place, monkeypatch
 
 
 def test_what_leads_to_one_cut_is_left_aside_aloud(sweep, place):
-    (place / "headprune.yaml").write_text("steps: 3\nmend: refit\nkeep: 0.5\nmethod: magnitude\n")
-    code, out, err = sweep("--points", "0.5", "--json")
+    (place / "headprune.yaml").write_text("steps: 3\nmend: refit\nheads: 4\nmethod: magnitude\n")
+    code, out, err = sweep("--points", "0.5", "--multiple-of", "2", "--json")
     assert code == 0, err
-    assert "left aside, for heads are scored once and masked: --steps, --mend" in err
-    assert [curve["method"] for curve in json.loads(out)["curves"]] == ["magnitude", "random"]
+    assert "masked at every point: --steps, --mend, --heads" in err
+    found = json.loads(out)
+    assert found["constraints"]["multiple_of"] == 2
+    assert [curve["method"] for curve in found["curves"]] == ["magnitude", "random"]
+    for curve in found["curves"]:
+        assert [point["heads"] for point in curve["points"]] == [18, 10], "not 4, and not 9"
 
 
 def test_pictures_are_the_same_bytes_and_leave_settings_alone(measured):
@@ -421,7 +424,7 @@ def test_pictures_are_the_same_bytes_and_leave_settings_alone(measured):
     metric = subject.task.metric
     found = Sweep(
         metric=metric, higher_is_better=better, n=20, num_heads=len(anatomy.heads), max_drop=0.1,
-        curves=curves, constraints={"sites": []}, limit=None, seed=0, calibration={},
+        curves=curves, constraints={"sites": []}, objective="loss", normalize="none", limit=None, seed=0, calibration={},
         data={"name": "rows"}, model={"name": "tiny"}, versions={},
     )  # fmt: skip
     assert Sweep.model_validate_json(found.to_json()) == found

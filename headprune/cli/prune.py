@@ -13,6 +13,7 @@ from headprune.cli.settings import (
     Method,
     MinHeads,
     Model,
+    MultipleOf,
     Normalize,
     NumSamples,
     Objective,
@@ -55,13 +56,7 @@ OPTIONS: dict[str, Any] = {
             "or a share (1%).",
         ),
     ],
-    "multiple_of": Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Layers keep a multiple of N heads (of key/value groups where these go as a whole), for tensor parallelism.",
-        ),
-    ],
+    "multiple_of": MultipleOf,
     "scores": Annotated[
         str | None,
         typer.Option(

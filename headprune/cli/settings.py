@@ -16,6 +16,14 @@ MinHeads = Annotated[
     int | None,
     typer.Option(help="Heads that stay in every layer. (default: 1)", show_default=False),
 ]
+MultipleOf = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Layers keep a multiple of N heads (of key/value groups where these go as a whole), for tensor parallelism.",
+        show_default=False,
+    ),
+]
 Protect = Annotated[
     list[str] | None,
     typer.Option(help="A head (L0.H1) or layer (L0) that stays; repeatable.", show_default=False),

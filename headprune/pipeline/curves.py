@@ -12,7 +12,7 @@ from headprune.batch import Batch
 from headprune.config import Recipe
 from headprune.errors import HeadpruneError
 from headprune.evaluation import MaskedPredictions, judge, predict_masked
-from headprune.heads import HeadId, HeadMask, HeadScores, PruningPlan
+from headprune.heads import HeadId, HeadMask, HeadScores
 from headprune.passes import Pass
 from headprune.pipeline.course import constraints_of
 from headprune.results import LOGARITHMIC, Curve, SweepPoint
@@ -63,14 +63,11 @@ def measure_curves(
         A curve for each method, and whether higher is better.
     """
     plans = {
-        method: [
-            make_plan(found, anatomy, constraints=constraints_at(subject.recipe, keep))
-            for keep in keeps
-        ]
+        method: [_remove(found, anatomy, subject.recipe, keep) for keep in keeps]
         for method, found in scores.items()
     }
-    # The whole model comes first: every plan list starts with it.
-    cuts = list(dict.fromkeys(Cut(plan.remove) for made in plans.values() for plan in made))
+    whole = Cut()
+    cuts = list(dict.fromkeys([whole, *(Cut(gone) for made in plans.values() for gone in made)]))
     over.tell(f"{len(plans)} methods, {len(keeps)} points: {len(cuts)} different cuts to evaluate")
     found = _run(subject, anatomy, cuts, batches=batches, over=over)
     over.tell(f"bootstrap: {len(cuts)} cuts, 1,000 samples of {len(found.references):,} rows each")
@@ -81,8 +78,8 @@ def measure_curves(
     curves = []
     for method, made in plans.items():
         points = [
-            _point(keep, plan, by_cut[Cut(plan.remove)], may_go=may_go)
-            for keep, plan in zip(keeps, made, strict=True)
+            _point(keep, gone, by_cut[Cut(gone)], heads=len(anatomy.heads), may_go=may_go)
+            for keep, gone in zip(keeps, made, strict=True)
         ]
         worth = [_worth(point.value, metric, higher_is_better=better) for point in points]
         bend = knee([point.share for point in points], worth)
@@ -98,6 +95,15 @@ def measure_curves(
             )
         )
     return tuple(curves), better
+
+
+def _remove(
+    scores: HeadScores, anatomy: Anatomy, recipe: Recipe, keep: float
+) -> tuple[HeadId, ...]:
+    """Return the heads that go; of the whole model none, whatever multiples a cut would have to keep to."""
+    if keep == 1:
+        return ()
+    return make_plan(scores, anatomy, constraints=constraints_at(recipe, keep)).remove
 
 
 def _run(
@@ -130,12 +136,14 @@ def _judged(found: MaskedPredictions, metric: str, *, recipe: Recipe) -> tuple[l
     return judged, better
 
 
-def _point(keep: float, plan: PruningPlan, found: _Judged, *, may_go: int) -> SweepPoint:
+def _point(
+    keep: float, gone: tuple[HeadId, ...], found: _Judged, *, heads: int, may_go: int
+) -> SweepPoint:
     return SweepPoint(
         keep=keep,
-        share=1 - len(plan.remove) / may_go,
-        heads=plan.budget["heads_after"],
-        removed=plan.remove,
+        share=1 - len(gone) / may_go,
+        heads=heads - len(gone),
+        removed=gone,
         value=found.value,
         interval=found.interval,
         difference=found.difference,

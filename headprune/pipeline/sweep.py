@@ -9,13 +9,14 @@ from headprune.anatomy import Anatomy
 from headprune.atomic import refuse_unusable_target, staged_directory
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.checkpoint import seal
-from headprune.config import Recipe
+from headprune.config import BUDGETS, Recipe
 from headprune.errors import ConfigError, PlanError, did_you_mean
 from headprune.heads import HeadScores
 from headprune.journal import Journal, open_journal
 from headprune.models import versions
 from headprune.passes import Pass
 from headprune.pipeline.commands import check_metric, inspect_for_pruning
+from headprune.pipeline.course import check_course
 from headprune.pipeline.curves import constraints_at, measure_curves
 from headprune.pipeline.scores import compute_scores
 from headprune.report.plots import sweep_picture
@@ -60,12 +61,17 @@ def sweep(recipe: Recipe, *, voice: Voice) -> tuple[Sweep, Path]:
     refuse_unusable_target(out, overwrite=recipe.overwrite)
     methods = methods_of(recipe)
     check_metric(recipe)
-    subject = open_subject(_scored_once(recipe, voice=voice), voice=voice)
+    recipe = _scored_once(recipe, voice=voice)
+    for method in methods:
+        check_course(_by(recipe, method))
+    subject = open_subject(recipe, voice=voice)
     anatomy = inspect_for_pruning(subject, voice=voice)
     keeps = lawful_points(anatomy, subject.recipe, voice=voice)
     choosing, reporting = separate_rows(subject, voice=voice, chose=set(rows_that_chose(subject)))
     scored = {
-        method: compute_scores(_by(subject, method), anatomy, choosing, voice=voice)
+        method: compute_scores(
+            replace(subject, recipe=_by(recipe, method)), anatomy, choosing, voice=voice
+        )
         for method in methods
     }
     scores = {method: found.scores for method, found in scored.items()}
@@ -106,35 +112,41 @@ def lawful_points(anatomy: Anatomy, recipe: Recipe, *, voice: Voice) -> tuple[fl
     """Return the keep ratios of a sweep, from the whole model (always there) on: those that ``prune`` could cut.
 
     Raises:
-        PlanError: One that was asked for can't be cut; those of the default grid are left out instead.
+        PlanError: One that was asked for can't be cut, or none of the default grid, of which others are left out.
     """
     flat = HeadScores(
         method="none", heads=anatomy.heads, values=(0.0,) * len(anatomy.heads), n=0, seed=0
     )
-    lawful = []
-    for keep in sorted({1.0, *(recipe.points or POINTS)}, reverse=True):
+    asked = sorted({*(recipe.points or POINTS)} - {1.0}, reverse=True)
+    lawful, refused = [1.0], []
+    for keep in asked:
         try:
             make_plan(flat, anatomy, constraints=constraints_at(recipe, keep))
         except PlanError as error:
-            if recipe.points or keep == 1:
+            if recipe.points:
                 raise
-            voice.say(f"left out: {error.what}")
+            refused.append(error)
         else:
             lawful.append(keep)
+    if len(refused) == len(asked) and refused:
+        raise refused[-1]
+    for why in refused:
+        voice.say(f"left out: {why.what}")
     return tuple(lawful)
 
 
 def _scored_once(recipe: Recipe, *, voice: Voice) -> Recipe:
     """Return the recipe without what leads to one cut only."""
-    single: dict[str, Any] = {"steps": 1, "until": None, "mend": "none"}
-    left = [f"--{name}" for name, value in single.items() if getattr(recipe, name) != value]
+    single: dict[str, Any] = {"steps": 1, "until": None, "mend": "none", **dict.fromkeys(BUDGETS)}
+    left = [name for name, value in single.items() if getattr(recipe, name) != value]
     if left:
-        voice.say(f"left aside, for heads are scored once and masked: {', '.join(left)}")
-    return recipe.model_copy(update={**single, "keep": None, "run": None})
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in left)
+        voice.say(f"left aside, for heads are scored once, and masked at every point: {named}")
+    return recipe.model_copy(update={**single, "run": None})
 
 
-def _by(subject: Subject, method: str) -> Subject:
-    return replace(subject, recipe=subject.recipe.model_copy(update={"method": method}))
+def _by(recipe: Recipe, method: str) -> Recipe:
+    return recipe.model_copy(update={"method": method})
 
 
 def _journal(subject: Subject, anatomy: Anatomy, batches: Sequence[Batch]) -> Journal:
@@ -168,7 +180,9 @@ def _noted(
         num_heads=len(anatomy.heads),
         max_drop=recipe.max_drop and recipe.max_drop.of(curves[0].points[0].value),
         curves=tuple(curves),
-        constraints={**constraints_at(recipe, 1.0).as_dict(), "normalize": recipe.normalize},
+        constraints=constraints_at(recipe, 1.0).as_dict(),
+        objective=recipe.objective,
+        normalize=recipe.normalize,
         limit=recipe.limit,
         seed=recipe.seed,
         calibration=choosing.note,

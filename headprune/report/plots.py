@@ -93,7 +93,7 @@ def _draw_curve(axes: "Axes", curve: Curve, place: int) -> None:
     )
     if curve.knee is not None:
         _mark(axes, curve.at(curve.knee), "o", 13, place)
-    if curve.within_drop is not None:
+    if curve.within_drop is not None and curve.within_drop < 1:
         _mark(axes, curve.at(curve.within_drop), "s", 11, place)
 
 

@@ -13,7 +13,7 @@ from headprune.results import Curve, Sweep, SweepPoint
 def sweep_table(sweep: Sweep) -> RenderableType:
     """Show every point with its interval and its paired difference to the whole model, then what is to be seen."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("scored by", "heads kept", sweep.metric, "95 %", "change", "95 %"):
+    for title in ("scored by", "--keep (heads)", sweep.metric, "95 %", "change", "95 %"):
         table.add_column(title, justify="left" if title == "scored by" else "right", no_wrap=True)
     for curve in sweep.curves:
         for place, point in enumerate(curve.points):
@@ -32,7 +32,7 @@ def sweep_table(sweep: Sweep) -> RenderableType:
 
 def _cells(point: SweepPoint) -> tuple[str, ...]:
     return (
-        f"{point.share:.0%} ({point.heads})",
+        f"{point.keep:g} ({point.heads})",
         as_number(point.value),
         as_interval(point.interval),
         as_number(point.difference, sign="+"),
@@ -42,19 +42,19 @@ def _cells(point: SweepPoint) -> tuple[str, ...]:
 
 def _findings(sweep: Sweep) -> Iterator[str]:
     for curve in sweep.curves:
-        yield f"{curve.method}: {_knee(curve, sweep)}{_within(curve, sweep)}"
+        yield f"{curve.method}: {_knee(curve)}{_within(curve, sweep)}"
 
 
-def _knee(curve: Curve, sweep: Sweep) -> str:
+def _knee(curve: Curve) -> str:
     if curve.knee is None:
         return "no knee"
     point = curve.at(curve.knee)
-    return f"knee at --keep {curve.knee:g} ({point.heads} heads, {sweep.metric} {as_number(point.value)})"
+    return f"knee at --keep {curve.knee:g} ({as_number(point.value)})"
 
 
 def _within(curve: Curve, sweep: Sweep) -> str:
     if sweep.max_drop is None:
         return ""
     if curve.within_drop is None or curve.within_drop == 1:
-        return f"; no cut of these surely stays within a drop of {sweep.max_drop:g}"
-    return f"; within a drop of {sweep.max_drop:g} down to --keep {curve.within_drop:g}"
+        return f"; no cut is surely within a drop of {sweep.max_drop:g}"
+    return f"; drop surely within {sweep.max_drop:g} down to --keep {curve.within_drop:g}"

@@ -37,7 +37,7 @@ def open_probability(log_alpha: Float64[Tensor, " heads"]) -> Float64[Tensor, " 
 def settled(log_alpha: Float64[Tensor, " heads"]) -> Float64[Tensor, " heads"]:
     """Return the gates without noise, ``clamp(sigmoid(log_alpha) (zeta - gamma) + gamma, 0, 1)``: 0 where a head is to go.
 
-    >>> settled(torch.tensor([-3.0, 0.0, 3.0], dtype=torch.float64)).tolist()
+    >>> [round(gate, 9) for gate in settled(torch.tensor([-3.0, 0.0, 3.0]).double()).tolist()]
     [0.0, 0.5, 1.0]
     """
     return _stretched(torch.sigmoid(log_alpha))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-# A straight line has no knee, whatever its last bits say.
+# A straight line has no knee, and equal heights are equal, whatever their last bits say.
 _ROUNDING = 1e-9
 
 
@@ -36,7 +36,7 @@ def knee(shares: Sequence[float], values: Sequence[float]) -> int | None:
     highest = max(above)
     if highest <= _ROUNDING * fall:
         return None
-    return max(place for place, height in enumerate(above) if height >= highest)
+    return max(place for place, height in enumerate(above) if height >= highest - _ROUNDING * fall)
 
 
 def last_within(worst: Sequence[float], limit: float) -> int | None:
