@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from headprune.heads import HeadMask, HeadScores, HeadSelection, PruningPlan, se
 from headprune.inspection import inspect
 from headprune.masking import gated
 from headprune.models import fingerprint, versions
+from headprune.prices import prices_of
 from headprune.scoring import METHODS
 from headprune.scoring import score as score_heads
 from headprune.surgery import cut
@@ -139,21 +140,90 @@ def score(
 def plan(
     scores: HeadScores,
     *,
-    keep: float,
     anatomy: Anatomy,
+    keep: float | None = None,
+    heads: int | None = None,
+    target_parameters: str | int | float | None = None,
+    target_flops: str | int | float | None = None,
+    target_kv_cache: str | int | float | None = None,
+    target_latency: str | int | float | None = None,
+    model: PreTrainedModel | None = None,
+    batches: Iterable[Batch | Mapping[str, Tensor]] = (),
+    multiple_of: int = 1,
     min_heads: int = 1,
     protect: Sequence[str] = (),
     uniform: bool = False,
     gqa: Literal["group", "even", "pad"] = "group",
     sites: Sequence[str] = (),
 ) -> PruningPlan:
-    """Choose the heads to remove: the least important ones that the architecture and the constraints allow.
+    """Choose the heads to remove: the least important ones that the budget, the architecture and the constraints allow.
+
+    One budget: a share of the heads, the most heads, or a target for the pruned model, as a share of the whole (``0.8``,
+    ``"80%"``) or a number (``"20M"``, ``"12ms"``).
+
+    Args:
+        scores: The importance of every head.
+        anatomy: Where the heads are.
+        keep: Share of the heads that stay, in whole units, rounded up.
+        heads: The most heads that stay.
+        target_parameters: The most parameters.
+        target_flops: The most FLOPs per token with 512 tokens of context.
+        target_kv_cache: The most bytes of key/value cache per token.
+        target_latency: The most time of a forward of 32 rows of ``batches``: measured here, on the model.
+        model: The model, for targets.
+        batches: For ``target_latency``: data as :func:`score` takes it.
+        multiple_of: Every layer keeps a multiple of so many heads (of key/value groups where these go as a whole).
+        min_heads: Heads that stay in every layer.
+        protect: Heads and layers that stay.
+        uniform: The same number of heads in every layer.
+        gqa: How heads go where several share keys and values.
+        sites: Which attentions may lose heads (empty: all).
 
     Raises:
-        PlanError: The constraints contradict each other, the architecture or the scores.
+        PlanError: There is not one budget, or it is out of reach; the constraints contradict each other, the architecture or
+            the scores.
     """
-    constraints = selection.Constraints(keep, min_heads, tuple(protect), uniform, gqa, tuple(sites))
-    return selection.make_plan(scores, anatomy, constraints=constraints)
+    target = _one_budget(
+        keep,
+        heads,
+        parameters=target_parameters,
+        flops=target_flops,
+        kv_cache=target_kv_cache,
+        latency=target_latency,
+    )
+    constraints = selection.Constraints(
+        keep=1.0 if keep is None else keep,
+        min_heads=min_heads,
+        protect=tuple(protect),
+        uniform=uniform,
+        gqa=gqa,
+        sites=tuple(sites),
+        multiple_of=multiple_of,
+        heads=heads,
+        target=target,
+    )
+    prices = None
+    if model is not None:
+        given = as_batches(batches) if target_latency is not None and batches else ()
+        prices = prices_of(model, anatomy, constraints=constraints, batches=lambda: given)
+    return selection.make_plan(scores, anatomy, constraints=constraints, prices=prices)
+
+
+def _one_budget(
+    keep: float | None, heads: int | None, **targets: str | int | float | None
+) -> selection.Target | None:
+    """Return the target, None where the budget is one of heads."""
+    said = {name: target for name, target in targets.items() if target is not None}
+    if len(said) + (keep is not None) + (heads is not None) != 1:
+        raise PlanError(
+            "a plan has one budget",
+            where="plan",
+            hint="give one of keep, heads, " + ", ".join(f"target_{name}" for name in targets),
+        )
+    for resource in get_args(selection.Resource):
+        if resource in said:
+            return selection.Target.parse(resource, said[resource])
+    return None
 
 
 def prune(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -10,6 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from headprune.errors import ConfigError, did_you_mean
 
 RECIPE_FILE = "headprune.yaml"
+
+TARGETS = ("target_parameters", "target_flops", "target_kv_cache", "target_latency")
+BUDGETS = ("keep", "heads", *TARGETS)
+"""Settings that say how much stays: one of them at a time."""
 
 
 class Recipe(BaseModel):
@@ -44,12 +48,15 @@ class Recipe(BaseModel):
             "gradient",
             "gradient:token",
             "gradient:batch",
+            "unique",
             "fisher",
             "fisher:batch",
             "ablation",
             "shapley",
+            "gates",
             "activation",
             "fluctuation",
+            "fluctuation:channel",
             "confidence",
             "entropy",
             "sink",
@@ -58,17 +65,26 @@ class Recipe(BaseModel):
         ]
         | None
     ) = None
+    objective: Literal["loss", "metric", "distill"] = "loss"
     normalize: Literal["none", "layer", "standard"] = "none"
     steps: int = Field(1, ge=1)
     num_samples: int = Field(1024, ge=1)
 
     keep: float | None = Field(None, gt=0, le=1)
+    heads: int | None = Field(None, ge=1)
+    target_parameters: str | None = None
+    target_flops: str | None = None
+    target_kv_cache: str | None = None
+    target_latency: str | None = None
+    multiple_of: int = Field(1, ge=1)
     min_heads: int = Field(1, ge=0)
     protect: tuple[str, ...] = ()
     uniform: bool = False
     gqa: Literal["group", "even", "pad"] = "group"
     sites: tuple[str, ...] = ()
-    mend: Literal["none", "refit"] = "none"
+    methods: tuple[str, ...] = ()
+    points: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
+    mend: Literal["none", "best", "scale", "bias", "refit"] = "none"
 
     teacher: str | None = None
     epochs: float = Field(3, gt=0)
@@ -91,10 +107,10 @@ class Recipe(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _split_lists(cls, values: Any) -> Any:
-        """Take ``text: a,b`` for ``text: [a, b]``, and ``batch_size: auto`` for none."""
+        """Take ``text: a,b`` for ``text: [a, b]``, ``batch_size: auto`` for none, and a bare number for a target."""
         if not isinstance(values, dict):
             return values
-        for name in ("text", "protect", "sites"):
+        for name in ("text", "protect", "sites", "methods", "points"):
             said = values.get(name)
             items = [said] if isinstance(said, str) else said
             if isinstance(items, (list, tuple)) and all(isinstance(item, str) for item in items):
@@ -102,7 +118,14 @@ class Recipe(BaseModel):
                 values = {**values, name: [part for part in parts if part]}
         if values.get("batch_size") == "auto":
             values = {**values, "batch_size": None}
-        return values
+        numbers = [name for name in TARGETS if isinstance(values.get(name), int | float)]
+        return {**values, **{name: str(values[name]) for name in numbers}}
+
+    @property
+    def budgets(self) -> dict[str, float | int | str]:
+        """The budgets that are set, by name; more than one contradict each other."""
+        said = {name: getattr(self, name) for name in BUDGETS}
+        return {name: value for name, value in said.items() if value is not None}
 
     def to_yaml(self) -> str:
         """Return the settings that differ from the defaults, as a YAML recipe."""
@@ -144,7 +167,10 @@ def load_recipe(
     if file is None and found.is_file():
         file = found
     if file is not None:
-        return _validated({**_read_yaml(file), **said}, str(file)), f"settings from {file}"
+        read = _read_yaml(file)
+        if any(name in said for name in BUDGETS):  # one budget at a time: the command line's
+            read = {name: value for name, value in read.items() if name not in BUDGETS}
+        return _validated({**read, **said}, str(file)), f"settings from {file}"
     if "model" not in said and "data" not in said:
         defaults = DEMO.model_dump(exclude_defaults=True)
         return _validated({**defaults, **said}, "command line"), (
@@ -194,5 +220,5 @@ def _validated(values: Mapping[str, Any], where: str) -> Recipe:
         raise ConfigError(
             f"{option} can't be {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}",
             where=where,
-            hint=f"headprune prune --help tells what {option} takes",
+            hint=f"the command's --help tells what {option} takes",
         ) from error

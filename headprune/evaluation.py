@@ -8,14 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float64
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from headprune.batch import Batch, forward, input_device
+from headprune.anatomy import Anatomy
+from headprune.batch import Batch, forward, input_device, num_examples, per_example
 from headprune.errors import DataError, ModelError
 from headprune.heads import Artefact
-from headprune.replay import example_losses
+from headprune.masking import gated
+from headprune.passes import IN_SILENCE, Pass, each_batch
+from headprune.replay import example_losses, losses
 from headprune.tasks import Task
 
 _LATENCY_BATCHES = (1, 32)
@@ -75,13 +79,17 @@ def predict(
         predicted, true = _predict(model, task, moved)
         predictions[batch.indices] = predicted.double().cpu()
         references[batch.indices] = true.double().cpu()
+    _insist_on_numbers(predictions)
+    return Predictions(predictions.numpy(), references.numpy())
+
+
+def _insist_on_numbers(predictions: Tensor) -> None:
     if not bool(predictions.isfinite().all()):
         raise ModelError(
-            f"{int((~predictions.isfinite()).sum())} of {n} predictions are not finite",
+            f"{int((~predictions.isfinite()).sum())} of {predictions.numel()} predictions are not finite",
             where="evaluation",
             hint="look for damaged weights or rows; with --dtype float16, try bfloat16 or float32",
         )
-    return Predictions(predictions.numpy(), references.numpy())
 
 
 def _predict(model: PreTrainedModel, task: Task, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -91,6 +99,96 @@ def _predict(model: PreTrainedModel, task: Task, batch: Batch) -> tuple[Tensor, 
         model, batch, task.predicted_loss, run=lambda: forward(model, batch.inputs)
     )
     return found[0], batch.targets
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedPredictions:
+    """What the metric compares, and the task's loss of every example, under each of several masks.
+
+    Args:
+        predictions: [masks, examples].
+        losses: [masks, examples].
+        references: [examples].
+    """
+
+    predictions: NDArray[np.float64]
+    losses: NDArray[np.float64]
+    references: NDArray[np.float64]
+
+    def under(self, place: int) -> Predictions:
+        """Return what the metric compares under one of the masks."""
+        return Predictions(self.predictions[place], self.references)
+
+
+@torch.no_grad()
+def predict_masked(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    task: Task,
+    *,
+    batches: Sequence[Batch],
+    masks: Float[Tensor, "masks heads"],
+    over: Pass = IN_SILENCE,
+) -> MaskedPredictions:
+    """Run the model over the data under every mask, nothing cut.
+
+    Where the predictions are a loss, :func:`~headprune.replay.losses` makes them, and the task's loss is their mean over the
+    references. Elsewhere one forward a mask and batch gives prediction and loss at once.
+
+    Args:
+        model: The model, in eval mode.
+        anatomy: Its anatomy; columns of ``masks`` are ``anatomy.heads``, 1 keeps and 0 silences.
+        task: What is measured.
+        batches: The data.
+        masks: The masks.
+        over: How to go over the data: progress, journal.
+
+    Raises:
+        ModelError: A prediction is infinite or not a number.
+    """
+    if task.predicted_loss is not None:
+        predictions = losses(
+            model, anatomy, batches=batches, loss=task.predicted_loss, masks=masks,
+            over=over, name="evaluating",
+        ).double()  # fmt: skip
+        references = _in_order([batch.targets.double() for batch in batches], batches)
+        found = predictions / references
+    else:
+        parts = each_batch(
+            batches,
+            lambda batch: _predict_masked(model, anatomy, task, batch=batch, masks=masks),
+            shape=lambda batch: (3, len(masks), batch.num_examples),
+            dtype=torch.float64,
+            over=over,
+            name="evaluating",
+        )
+        predictions, found, references = _in_order(parts, batches)
+        references = references[0]
+    _insist_on_numbers(predictions)
+    return MaskedPredictions(predictions.numpy(), found.numpy(), references.numpy())
+
+
+def _in_order(parts: Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
+    """Put results [..., examples] of the batches together, in the order of the data."""
+    together = parts[0].new_empty(*parts[0].shape[:-1], num_examples(batches))
+    for batch, found in zip(batches, parts, strict=True):
+        together[..., batch.indices] = found
+    return together
+
+
+def _predict_masked(
+    model: PreTrainedModel, anatomy: Anatomy, task: Task, *, batch: Batch, masks: Tensor
+) -> Float64[Tensor, "three masks examples"]:
+    """Return predictions, losses and references under every mask."""
+    batch = batch.to(input_device(model))
+    found: list[Tensor] = []
+    for mask in masks:
+        with gated(model, anatomy, gates=mask.to(batch.example_of_row.device)):
+            outputs = forward(model, batch.inputs)
+        predicted, true = task.predict(outputs, batch)
+        lost = per_example(task.loss, outputs, batch)
+        found.append(torch.stack([part.cpu().double() for part in (predicted, lost, true)]))
+    return torch.stack(found, dim=1)
 
 
 def judge(
@@ -133,23 +231,37 @@ def latency_ms(
     The models take turns, so that whatever else the machine does meets them alike; after a warm-up each size is repeated for
     about ``seconds`` a model, at least 3 times. The fastest, because other work only ever adds time.
     """
-    batch = sorted(batches, key=lambda b: b.num_tokens // b.num_rows)[len(batches) // 2]
+    batch = median_batch(batches)
     found: list[dict[str, float]] = [{} for _ in models]
     for rows in _LATENCY_BATCHES:
-        wanted = torch.arange(rows) % batch.num_rows
-        inputs = [
-            {name: value[wanted].to(model.device) for name, value in batch.inputs.items()}
-            for model in models
-        ]
-        for model, own in zip(models, inputs, strict=True):
-            forward(model, own)
-        times: list[list[float]] = [[] for _ in models]
-        while len(times[0]) < 3 or sum(map(sum, times)) < seconds * len(models):
-            for model, own, taken in zip(models, inputs, times, strict=True):
-                taken.append(_seconds(model, own))
-        for result, taken in zip(found, times, strict=True):
-            result[f"batch_{rows}"] = round(min(taken) * 1000, 3)
+        fastest = fastest_ms(models, batch=batch, rows=rows, seconds=seconds)
+        for result, milliseconds in zip(found, fastest, strict=True):
+            result[f"batch_{rows}"] = round(milliseconds, 3)
     return found
+
+
+def median_batch(batches: Sequence[Batch]) -> Batch:
+    """Return the batch whose rows are of median length."""
+    return sorted(batches, key=lambda b: b.num_tokens // b.num_rows)[len(batches) // 2]
+
+
+@torch.no_grad()
+def fastest_ms(
+    models: Sequence[PreTrainedModel], *, batch: Batch, rows: int, seconds: float
+) -> list[float]:
+    """Return each model's fastest forward of so many rows of ``batch`` in milliseconds; see :func:`latency_ms`."""
+    wanted = torch.arange(rows) % batch.num_rows
+    inputs = [
+        {name: value[wanted].to(model.device) for name, value in batch.inputs.items()}
+        for model in models
+    ]
+    for model, own in zip(models, inputs, strict=True):
+        forward(model, own)
+    times: list[list[float]] = [[] for _ in models]
+    while len(times[0]) < 3 or sum(map(sum, times)) < seconds * len(models):
+        for model, own, taken in zip(models, inputs, times, strict=True):
+            taken.append(_seconds(model, own))
+    return [min(taken) * 1000 for taken in times]
 
 
 def _seconds(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> float:

@@ -215,6 +215,7 @@ class Steps(BaseModel):
     Args:
         count: How many steps there were.
         keep: The keep ratio that they led to.
+        heads: The number of heads that they led to instead, if any.
         constraints: What each step kept to.
         went: The step in which each head went, parallel to the scores; 0 for those that stayed.
     """
@@ -223,8 +224,14 @@ class Steps(BaseModel):
 
     count: int
     keep: float
+    heads: int | None = None
     constraints: dict[str, Any]
     went: tuple[int, ...]
+
+    @property
+    def budget(self) -> str:
+        """How the command line asks for that cut."""
+        return f"--keep {self.keep:g}" if self.heads is None else f"--heads {self.heads}"
 
 
 class HeadScores(Artefact):

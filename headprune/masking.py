@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -52,6 +52,45 @@ def gated(
         return z * by_row.unsqueeze(-1)
 
     with changed(model, anatomy, multiply):
+        yield
+
+
+@contextmanager
+def moved(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    *,
+    steps: Float[Tensor, "rows heads"],
+    along: Mapping[SiteId, tuple[Float64[Tensor, "width width"], Float64[Tensor, " width"]]],
+) -> Iterator[None]:
+    """Add ``step * r`` to every head's ``z`` while the block lasts, ``r = z T - c`` over all heads of an attention.
+
+    Args:
+        model: The model whose forwards are changed.
+        anatomy: Its anatomy; columns of ``steps`` are ``anatomy.heads``.
+        steps: One row for every row of the batch; may require grad.
+        along: ``T`` and ``c`` of every site; no gradient goes through them.
+
+    Raises:
+        ModelError: See :func:`gated`.
+    """
+    columns = {site.id: steps[:, anatomy.columns[site.id]] for site in anatomy.sites}
+
+    def add(site: Site, z: Tensor) -> Tensor:
+        places = places_of(site, z.shape[-2])
+        where = slice(None) if places is None else torch.tensor(places, device=z.device)
+        turned, shift = (value.to(z.device, z.dtype) for value in along[site.id])
+        rest: Tensor = (z.detach()[..., where, :].flatten(-2) @ turned - shift).unflatten(
+            -1, (-1, site.head_dim)
+        )
+        by_row = _by_row(site, columns[site.id].to(z.device, z.dtype), z)
+        step: Tensor = rest * by_row.unsqueeze(-1)
+        if places is None:
+            return z + step
+        spread: Tensor = z.index_add(-2, torch.tensor(places, device=z.device), step)
+        return spread
+
+    with changed(model, anatomy, add):
         yield
 
 

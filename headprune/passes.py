@@ -77,7 +77,7 @@ def each_batch(
     with kept_memory():
         for batch in over.track(share, name) if over.track else share:
             place = next(places)
-            found[place] = _kept(over.journal, f"{name}{key}-{place:06d}", partial(compute, batch))
+            found[place] = kept(over.journal, f"{name}{key}-{place:06d}", partial(compute, batch))
     if over.world.size == 1:
         return tuple(found)
     together = over.world.summed(torch.cat([result.flatten() for result in found]))
@@ -85,8 +85,8 @@ def each_batch(
     return tuple(part.view(old.shape) for part, old in zip(parts, found, strict=True))
 
 
-def _kept(journal: Journal | None, name: str, compute: Callable[[], Tensor]) -> Tensor:
-    """Return what the journal has, else compute it and keep it."""
+def kept(journal: Journal | None, name: str, compute: Callable[[], Tensor]) -> Tensor:
+    """Return what the journal has under a name, else compute it and keep it; on the CPU."""
     if journal is None:
         return compute().cpu()
     done = journal.get(name)

@@ -8,10 +8,13 @@ from pydantic import BaseModel, ConfigDict
 
 from headprune.checkpoint import Route
 from headprune.evaluation import EvalResult
-from headprune.heads import Artefact, read_artefact
+from headprune.heads import Artefact, HeadName, read_artefact
 from headprune.healing import Heal
 from headprune.surgery import Mend
 from headprune.verify import Proof
+
+LOGARITHMIC = ("perplexity",)
+"""Metrics that are the exponential of a mean."""
 
 
 class Results(Artefact):
@@ -120,3 +123,92 @@ class Survey(Artefact):
     pruned_before: dict[str, Any] = {}
     loads_with: dict[str, Route | None] = {}
     saves: dict[str, Any] = {}
+
+
+class SweepPoint(BaseModel):
+    """One cut, measured by masking.
+
+    Args:
+        keep: The keep ratio that was asked for.
+        share: What it came to: the share of the heads that stay, of those that may go.
+        heads: Number of heads that stay, of all.
+        removed: The heads that are silent.
+        value: The metric.
+        interval: Its 95 % bootstrap interval.
+        difference: What it is more than that of the whole model.
+        difference_interval: 95 % bootstrap interval of the paired difference.
+        loss: Mean over the examples of the task's loss.
+        loss_standard_error: Of that mean.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    keep: float
+    share: float
+    heads: int
+    removed: tuple[HeadName, ...]
+    value: float
+    interval: tuple[float, float]
+    difference: float
+    difference_interval: tuple[float, float]
+    loss: float
+    loss_standard_error: float
+
+
+class Curve(BaseModel):
+    """The cuts that one method's scores make, from all heads to the fewest.
+
+    Args:
+        method: How the heads were scored.
+        scored_on: Number of calibration rows that it read.
+        points: The cuts.
+        knee: Keep ratio of the knee, see :func:`headprune.selection.knee`; None where the curve has none.
+        within_drop: The smallest keep ratio down to which no drop goes beyond the limit, see
+            :func:`headprune.selection.last_within`; None where none was given.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    scored_on: int
+    points: tuple[SweepPoint, ...]
+    knee: float | None
+    within_drop: float | None
+
+    def at(self, keep: float) -> SweepPoint:
+        """The point of this keep ratio."""
+        return next(point for point in self.points if point.keep == keep)
+
+
+class Sweep(Artefact):
+    """What ``sweep`` measured: the metric against the share of heads kept, method by method (Michel et al. 2019, figure 3).
+
+    ``data`` are the rows that report, ``calibration`` those that chose; no input is in both. ``seed`` is that of the scores, the
+    rows drawn, and the bootstrap. The first point of every curve is the whole model.
+    """
+
+    written_by = "sweep"
+
+    metric: str
+    higher_is_better: bool
+    n: int
+    num_heads: int
+    max_drop: float | None
+    curves: tuple[Curve, ...]
+    constraints: dict[str, Any]
+    limit: int | None
+    seed: int
+    calibration: dict[str, Any]
+    data: dict[str, Any]
+    model: dict[str, Any]
+    versions: dict[str, str]
+
+    @property
+    def whole(self) -> SweepPoint:
+        """The whole model."""
+        return self.curves[0].points[0]
+
+    @property
+    def is_logarithmic(self) -> bool:
+        """Whether the metric is an exponential of a mean, so that its logarithm is what is drawn and looked at."""
+        return self.metric in LOGARITHMIC

@@ -32,15 +32,20 @@ def write_scores(scores: HeadScores, run: str | None) -> Path:
         path = Path(run) / SCORES
         refuse_used_run(run)
     else:
-        last = max((number for number, _path in _numbered()), default=0)
-        path = FOLDER / f"{last + 1:03d}-{scores.method.replace(':', '-')}" / SCORES
+        path = next_run(scores.method.replace(":", "-")) / SCORES
     write_text(path, scores.to_json())
     return path
 
 
+def next_run(name: str) -> Path:
+    """Return the next numbered directory, for a run of this name."""
+    last = max(_numbered("*-*"), default=(0, FOLDER))[0]
+    return FOLDER / f"{last + 1:03d}-{name}"
+
+
 def latest_scores() -> tuple[HeadScores, Path] | None:
     """Return the scores of the run with the highest number, if there is one."""
-    found = sorted(_numbered())
+    found = sorted(_numbered(f"*-*/{SCORES}"))
     return (read_artefact(HeadScores, found[-1][1]), found[-1][1]) if found else None
 
 
@@ -65,9 +70,8 @@ def named_scores(path: Path, *, fingerprint: str) -> HeadScores:
     return scores
 
 
-def _numbered() -> list[tuple[int, Path]]:
-    return [
-        (int(path.parent.name.partition("-")[0]), path)
-        for path in FOLDER.glob(f"*-*/{SCORES}")
-        if path.parent.name.partition("-")[0].isdecimal()
-    ]
+def _numbered(pattern: str) -> list[tuple[int, Path]]:
+    """Return what the pattern finds in numbered directories, each with its number."""
+    found = [(path.relative_to(FOLDER).parts[0], path) for path in FOLDER.glob(pattern)]
+    numbers = [(name.partition("-")[0], path) for name, path in found]
+    return [(int(number), path) for number, path in numbers if number.isdecimal()]

@@ -17,6 +17,7 @@ from headprune.models import ModelSource, find, fingerprint, load_tokenizer
 from headprune.results import Results
 from headprune.tasks import Task, detect_task, get_task
 from headprune.tasks.data import Columns, Table, choose_columns, read_table, without_rows_of
+from headprune.tasks.distill import Goal, taught
 from headprune.tasks.rows import Example, draw, hold_out, without_inputs
 from headprune.tasks.rows import fingerprint as fingerprint_of_rows
 
@@ -51,6 +52,13 @@ class Subject:
         return self.task.to_batches(
             examples, self.tokenizer, self.max_length, self.recipe.batch_size, self.accepts
         )
+
+    def goal(self, examples: Sequence[Example]) -> Goal:
+        """Return what importance is about: the task's loss, or how far outputs are from those of the model as it is."""
+        batches = self.batches(examples)
+        if self.recipe.objective == "distill":
+            return taught(self.model, self.task.distill, batches, seed=self.recipe.seed)
+        return Goal(batches, batches, self.task.loss)
 
     @property
     def max_length(self) -> int:
@@ -166,10 +174,12 @@ def separate_rows(
         DataError: Too few rows are left on a side.
     """
     recipe = subject.recipe
-    labelled = labelled or not (recipe.eval_data or recipe.eval_split)
+    own_rows = bool(recipe.eval_data or recipe.eval_split)
+    # Rows that also report need their labels all the same.
+    labelled = (labelled and recipe.objective != "distill") or not own_rows
     table, columns = _read(subject, recipe.data, recipe.split, voice=voice, labelled=labelled)
     count = min(recipe.num_samples, recipe.limit or recipe.num_samples)
-    if recipe.eval_data or recipe.eval_split:
+    if own_rows:
         other, other_columns = _read(subject, *_evaluation_source(recipe), voice=voice)
         reporting = _examples(subject, other, other_columns)
         free = table
@@ -210,12 +220,7 @@ def _evaluation_source(recipe: Recipe) -> tuple[str | None, str | None]:
 
 
 def _read(
-    subject: Subject,
-    source: str | None,
-    split: str | None,
-    *,
-    voice: Voice,
-    labelled: bool = True,
+    subject: Subject, source: str | None, split: str | None, *, voice: Voice, labelled: bool = True
 ) -> tuple[Table, Columns]:
     if source is None:
         raise DataError(

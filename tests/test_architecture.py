@@ -29,6 +29,7 @@ ORDER = [
     "scoring",
     "selection",
     "surgery",
+    "prices",
     "inspection",
     "checkpoint",
     "verify",
@@ -114,8 +115,8 @@ def test_nothing_dangerous_is_used():
                 assert node.arg != "ignore_mismatched_sizes"
 
 
-COMMANDS = ["score", "prune", "eval", "check", "inspect", "run", "export", "heal"]
-HEAVY = ("torch", "transformers", "datasets", "evaluate", "numpy", "scipy")
+COMMANDS = ["score", "prune", "sweep", "eval", "heal", "check", "inspect", "run", "export"]
+HEAVY = ("torch", "transformers", "datasets", "evaluate", "numpy", "scipy", "matplotlib")
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

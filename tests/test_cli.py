@@ -196,6 +196,31 @@ def test_a_dry_run_writes_no_model(headprune, place):
     assert not (place / "headprune-models").exists()
 
 
+def test_the_pruned_model_is_within_its_budget(headprune, place):
+    data = ("--data", "data.csv", "--batch-size", "8", "--json")
+    (place / "headprune.yaml").write_text("model: classifier\nkeep: 0.9\n")
+    code, out, err = headprune("prune", *data, "--target-parameters", "85%", "--multiple-of", "2")
+    assert code == 0, err
+    results = json.loads(out)
+    made = place / "headprune-models" / "classifier-parameters-85pct"
+    plan = json.loads((made / "plan.json").read_text())
+    before, after = (results[when]["parameters"] for when in ("before", "after"))
+    assert (plan["budget"]["before"], plan["budget"]["after"]) == (before, after)
+    assert after <= 0.85 * before
+    assert f"{after:,} parameters left of {before:,} parameters" in err
+    assert all(kept % 2 == 0 for kept in plan["kept_per_site"].values())
+    assert "target_parameters: 85%" in (made / "headprune.yaml").read_text()
+    code, out, err = headprune("prune", *data, "--heads", "7", "--dry-run")
+    assert code == 0, err
+    assert json.loads(out)["budget"]["heads_after"] == 7
+    code, _out, err = headprune(
+        "prune", *data, "--target-latency", "80%", "--stream", "--dry-run",
+        "--scores", str(made / "scores.json"),
+    )  # fmt: skip
+    assert code == 2
+    assert "a model that isn't loaded can't run" in err
+
+
 def test_what_is_left_may_be_mended(headprune, place):
     data = ("--data", "data.csv", "--batch-size", "8")
     code, out, err = headprune(
@@ -205,10 +230,10 @@ def test_what_is_left_may_be_mended(headprune, place):
     results = json.loads(out)
     assert (results["mend"]["fitted_on"], results["mend"]["held_out"]) == (15, 5)
     assert all(proof["passed"] for proof in results["proofs"])
-    ridge = results["mend"]["ridge"]
-    assert ("not mended: " in err) == (ridge is None)
+    kept = results["mend"]["kept"]
+    assert ("not mended: " in err) == (kept is None)
     card = (place / "headprune-models" / "classifier-keep-0.4" / "README.md").read_text()
-    assert ("refitted in closed form" in card) == (ridge is not None)
+    assert ("mended in closed form" in card) == (kept is not None)
     code, _out, err = headprune("prune", "classifier", "--keep", "0.4", "--mend", "refit", "--stream",
                                 "--scores", "headprune-models/classifier-keep-0.4/scores.json", "--out", "x")  # fmt: skip
     assert code == 2
@@ -433,6 +458,14 @@ def test_heads_race_for_the_places_that_keep_leaves(headprune, place):
     assert "scores of the latest run" in err
     _code, _out, err = headprune("prune", *words[:-1], "0.6", "--dry-run")
     assert "scoring anew" in err
+
+
+def test_scores_that_depend_on_batches_serve_the_same_batches_only(headprune, place):
+    words = ("classifier", "--data", "data.csv", "--limit", "8", "--method", "gates")
+    assert headprune("score", *words, "--batch-size", "4")[0] == 0
+    for size, answer in (("4", "scores of the latest run"), ("2", "scoring anew")):
+        prune = ("prune", *words, "--keep", "0.5", "--dry-run", "--batch-size", size)
+        assert answer in headprune(*prune)[2]
 
 
 def test_a_run_that_can_not_be_compared_is_refused_before_the_work(headprune, place):
@@ -672,6 +705,44 @@ MISTAKES = {
     "keep 1.5": ((*PRUNE[:-1], "1.5"), None, "--keep can't be 1.5", "--keep"),
     "no keep": (PRUNE[:-2], None, "how many heads to keep", "--keep 0.7"),
     "keep too small": ((*PRUNE[:-1], "0.05"), None, "at least 3 must stay", "use --keep"),
+    "two budgets": ((*PRUNE, "--heads", "9"), None, "2 budgets are set", "leave all but one out"),
+    "heads too few": ((*PRUNE[:-2], "--heads", "2"), None, "at least 3 must stay", "use --heads 3"),
+    "heads too many": (
+        (*PRUNE[:-2], "--heads", "19"),
+        None,
+        "19 heads can't stay of 18",
+        "1 to 18",
+    ),
+    "no target": (
+        (*PRUNE[:-2], "--target-flops", "much"),
+        None,
+        "'much' is no target",
+        "0.8 or 80%",
+    ),
+    "a target out of reach": (
+        (*PRUNE[:-2], "--target-parameters", "10%"),
+        None,
+        "the smallest that pruning heads can reach is",
+        "use --target-parameters 0.",
+    ),
+    "a cache target without a cache": (
+        (*PRUNE[:-2], "--target-kv-cache", "0.5"),
+        None,
+        "keeps no keys and values",
+        "--target-parameters",
+    ),
+    "steps to a target": (
+        (*PRUNE[:-2], "--target-flops", "0.9", "--steps", "3"),
+        None,
+        "steps lead to a keep ratio or a number of heads",
+        "--heads 40",
+    ),
+    "no such multiple": (
+        (*PRUNE, "--multiple-of", "7", "--protect", "L0"),
+        None,
+        "none of the numbers that may stay is a multiple of 7",
+        "divisor",
+    ),
     "output not empty": ((*PRUNE, "--out", "out"), full, "out is not empty", "--overwrite"),
     "output is a file": ((*PRUNE, "--out", "data.csv"), None, "is a file", "--out"),
     "scores of another model": (
@@ -850,6 +921,24 @@ MISTAKES = {
         None,
         "no checkpoint in headprune-runs",
         "leave out --resume",
+    ),
+    "sweep by no method": (
+        ("sweep", "classifier", "--data", "data.csv", "--methods", "gradiant,random"),
+        None,
+        "there is no method 'gradiant'",
+        "did you mean 'gradient'",
+    ),
+    "sweep to more than all heads": (
+        ("sweep", "classifier", "--data", "data.csv", "--points", "0.5,1.5"),
+        None,
+        "--points can't be '1.5'",
+        "--help",
+    ),
+    "sweep to a point that can't be cut": (
+        ("sweep", "classifier", "--data", "data.csv", "--points", "0.05"),
+        None,
+        "--keep 0.05 leaves 1 of 18 heads",
+        "--keep 0.17 or more",
     ),
     "batch size 0": (
         ("score", "classifier", "--data", "data.csv", "--batch-size", "0"),

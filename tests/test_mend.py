@@ -12,7 +12,13 @@ import headprune as hp
 from headprune.batch import as_batches
 from headprune.heads import HeadMask
 from headprune.surgery import mend
-from headprune.surgery.mend import projections, refit
+from headprune.surgery.fit import Way, fit, projections, put_back
+
+
+def refit(model, anatomy, *, batches, mask, ridge):
+    (found,) = fit(model, anatomy, batches=batches, mask=mask, ways=[Way("refit", ridge)])
+    put_back(model, found)
+
 
 GONE = {
     "bert": ["L0.H1", "L1.H0", "L1.H3", "L2.H5"],
@@ -153,14 +159,14 @@ def test_it_is_kept_only_where_rows_that_it_did_not_see_say_so(sign):
     after = projections(model, anatomy)
     same = all(torch.equal(value, after[name]) for name, value in before.items())
     if sign == 1:
-        assert found.losses[found.ridge] == min(found.losses.values()) < found.loss_cut
+        assert found.kept.loss == min(tried.loss for tried in found.tried) < found.loss_cut
         assert not same
         with torch.no_grad(), hp.masked(model, GONE["bert"]):
             inputs = {n: v for n, v in parts[1].items() if n != "labels"}
             now = loss(model(**inputs), held_out[0]).mean().item()
-        assert now == pytest.approx(found.losses[found.ridge], rel=1e-5)
+        assert now == pytest.approx(found.kept.loss, rel=1e-5)
     else:
-        assert found.ridge is None
+        assert found.kept is None
         assert same
 
 

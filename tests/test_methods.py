@@ -14,7 +14,7 @@ from headprune.batch import Batch, as_batches
 from headprune.config import Recipe
 from headprune.errors import DataError, UnsupportedError
 from headprune.masking import gated
-from headprune.scoring import METHODS
+from headprune.scoring import DEPEND_ON_BATCHES, METHODS
 
 SHAPLEY = sys.modules[METHODS["shapley"].__module__]  # its name in the package is the function's
 
@@ -141,8 +141,12 @@ def test_fluctuation_is_the_variance_that_the_projection_lets_through(family):
         weight = weight if family == "gpt2" else weight.T
         norms = weight.square().sum(1).view(len(site.heads), site.head_dim)
         variance = found[site.id].var(0, correction=0)
-        expected.append((variance * norms).mean(1))
-    assert close(hp.score(model, [batch], loss=loss, method="fluctuation"), torch.cat(expected))
+        expected.append(variance * norms)
+    heads = torch.cat([part.mean(1) for part in expected])
+    assert close(hp.score(model, [batch], loss=loss, method="fluctuation"), heads)
+    squares = [part.square() for part in expected]
+    standard = torch.cat([((part - part.mean()) / part.std()).mean(1) for part in squares])
+    assert close(hp.score(model, [batch], loss=loss, method="fluctuation:channel"), standard)
 
 
 def summaries(weights):
@@ -194,7 +198,10 @@ def test_an_attention_that_keeps_its_weights_to_itself_is_refused(bert):
         hp.score(bert, [batch], loss=lambda o, b: o[0][:, 0], method="entropy", anatomy=anatomy)
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"random", "shapley"}))
+# By channel, scores are relative to the heads that are there; gates draw noise for as many heads as there are.
+@pytest.mark.parametrize(
+    "method", sorted(set(METHODS) - {"random", "shapley", "fluctuation:channel", "gates"})
+)
 def test_dead_weight_changes_no_score(method):
     """Padded groups hold heads that are gone: the others score as they did under a mask."""
     model, batch, loss = setting("llama")
@@ -219,7 +226,19 @@ def paired(batch):
 
 
 @pytest.mark.parametrize(
-    "method", sorted(set(METHODS) - {"random", "magnitude", "shapley", "activation", "fluctuation"})
+    "method",
+    sorted(
+        set(METHODS)
+        - {
+            "random",
+            "magnitude",
+            "shapley",
+            "activation",
+            "fluctuation",
+            "fluctuation:channel",
+            "unique",
+        }
+    ),
 )
 def test_an_example_may_have_several_rows(method):
     """Its loss is one, of both; what is averaged over positions is averaged over those of both."""
@@ -246,7 +265,7 @@ def test_an_example_may_have_several_rows(method):
     one = hp.score(model, [both], loss=loss, method=method)
     many = hp.score(model, parts, loss=loss, method=method)
     assert one.n == many.n == 2
-    if method.endswith(":batch"):
+    if method in DEPEND_ON_BATCHES:
         assert one.values != many.values
     else:
         assert one.values == pytest.approx(many.values, rel=1e-4, abs=1e-6)

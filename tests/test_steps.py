@@ -16,9 +16,11 @@ from headprune.errors import ConfigError
 from headprune.heads import HeadScores
 from headprune.journal import Journal
 from headprune.passes import Pass
-from headprune.pipeline.scores import check_course, score_with_steps
+from headprune.pipeline.course import check_course
+from headprune.pipeline.rounds import score_with_steps
 from headprune.scoring import score
 from headprune.selection import Constraints, make_plan, score_in_steps
+from headprune.tasks.distill import Goal
 
 
 def scores_of(anatomy, values):
@@ -122,11 +124,12 @@ def test_steps_on_a_model_are_those_of_pruning_it_again_and_again(name, method, 
     recipe = Recipe(keep=0.5, steps=3)
     over = Pass(journal=Journal(tmp_path))
     batches = as_batches([batch])
-    settings = {"recipe": recipe, "loss": loss, "method": method, "over": over}
-    found = score_with_steps(model, anatomy, batches, **settings)
+    goal = Goal(batches, batches, loss)
+    settings = {"recipe": recipe, "method": method, "over": over}
+    found = score_with_steps(model, anatomy, goal, **settings)
     assert over.journal.count() == 3
     with forwards(model) as count:
-        assert score_with_steps(model, anatomy, batches, **settings) == found
+        assert score_with_steps(model, anatomy, goal, **settings) == found
     assert count == []
     went = [head for head, step in zip(found.heads, found.steps.went, strict=True) if step == 1]
     first = score(model, anatomy, batches=batches, loss=loss, method=method).by_head()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from headprune.cli import check, convert, evaluate, export, heal, inspect, prune, run, score
+from headprune.cli import check, convert, evaluate, export, heal, inspect, prune, run, score, sweep
 from headprune.cli.options import add_command
 from headprune.errors import HeadpruneError
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 for name, module in {
     "score": score,
     "prune": prune,
+    "sweep": sweep,
     "eval": evaluate,
     "heal": heal,
     "check": check,

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from headprune.cli.options import Call, Model
+from headprune.cli.options import Call
+from headprune.cli.settings import Model
 from headprune.errors import ConfigError
 
 OPTIONS: dict[str, Any] = {

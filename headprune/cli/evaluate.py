@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from headprune.cli.options import Call, Model
+from headprune.cli.options import Call
+from headprune.cli.settings import Model
 
 OPTIONS: dict[str, Any] = {"model": Model}
 

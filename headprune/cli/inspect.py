@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from headprune.cli.options import Call, Gqa, Keep, MinHeads, Model, Protect, Sites, Uniform
+from headprune.cli.options import Call
+from headprune.cli.settings import Gqa, Keep, MinHeads, Model, Protect, Sites, Uniform
 
 OPTIONS: dict[str, Any] = {
     "model": Model,

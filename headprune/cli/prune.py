@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headprune.cli.options import (
-    Call,
+from headprune.cli.options import Call
+from headprune.cli.settings import (
     Gqa,
     Keep,
     Method,
@@ -15,6 +15,7 @@ from headprune.cli.options import (
     Model,
     Normalize,
     NumSamples,
+    Objective,
     Protect,
     Sites,
     Steps,
@@ -29,6 +30,30 @@ if TYPE_CHECKING:
 OPTIONS: dict[str, Any] = {
     "model": Model,
     "keep": Keep,
+    "heads": Annotated[int | None, typer.Option("--heads", help="How many heads stay, at most.")],
+    **{
+        f"target_{resource}": Annotated[
+            str | None,
+            typer.Option(
+                metavar="X",
+                help=f"The most {what}: a share of the whole model (0.8, 80%) or a number ({example}).",
+                show_default=False,
+            ),
+        ]
+        for resource, what, example in (
+            ("parameters", "parameters", "20M"),
+            ("flops", "FLOPs per token, at 512 tokens of context", "1.2G"),
+            ("kv_cache", "bytes of key/value cache per token", "48K"),
+            ("latency", "time of a forward of 32 rows, measured here", "12ms"),
+        )
+    },
+    "multiple_of": Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Layers keep a multiple of N heads (of key/value groups where these go as a whole), for tensor parallelism.",
+        ),
+    ],
     "scores": Annotated[
         str | None,
         typer.Option(
@@ -39,7 +64,7 @@ OPTIONS: dict[str, Any] = {
         str | None,
         typer.Option(
             metavar="DIR",
-            help="Where the model goes (default: headprune-models/NAME-keep-KEEP).",
+            help="Where the model goes (default: headprune-models/NAME-keep-KEEP, NAME-heads-N, ...).",
         ),
     ],
     "overwrite": Annotated[
@@ -51,14 +76,16 @@ OPTIONS: dict[str, Any] = {
     "gqa": Gqa,
     "sites": Sites,
     "method": Method,
+    "objective": Objective,
     "normalize": Normalize,
     "steps": Steps,
     "num_samples": NumSamples,
     "mend": Annotated[
         str | None,
         typer.Option(
-            metavar="none|refit",
-            help="Refit the output projections, so that the heads that stay make up for the others. (default: none)",
+            metavar="none|best|scale|bias|refit",
+            help="Make the heads that stay do what all did, in closed form: scale them, move the bias, refit the output "
+            "projections; best tries all. Kept where rows that it didn't see say so. (default: none)",
         ),
     ],
     "stream": Annotated[
@@ -81,7 +108,7 @@ def command(call: Call) -> None:
     from headprune.report.terminal import plan_table, prune_table, unmeasured_table
 
     dry = bool(call.own.get("dry_run"))
-    recipe = with_keep(call.recipe) if dry else with_output(call.recipe)
+    recipe = with_budget(call.recipe) if dry else with_output(call.recipe)
     stream = call.own.get("stream") or pipeline.is_too_large(recipe, voice=call.talk)
     if dry:
         choose = pipeline.plan_unloaded if stream else pipeline.plan
@@ -98,28 +125,30 @@ def command(call: Call) -> None:
         call.write(results.to_json()) if call.json else call.show(table)
 
 
-def with_keep(recipe: "Recipe") -> "Recipe":
-    """Return the recipe, which must say how many heads to keep.
+def with_budget(recipe: "Recipe") -> "Recipe":
+    """Return the recipe, which must say how much to keep.
 
     Raises:
         ConfigError: It doesn't.
     """
-    if recipe.keep is None:
+    if not recipe.budgets:
         raise ConfigError(
             "it isn't said how many heads to keep",
             where="--keep",
-            hint="headprune prune --keep 0.7",
+            hint="headprune prune --keep 0.7, or another budget: --heads, --target-parameters, ...",
         )
     return recipe
 
 
 def with_output(recipe: "Recipe") -> "Recipe":
     """Return the recipe with the output directory settled."""
-    recipe = with_keep(recipe)
+    recipe = with_budget(recipe)
     if recipe.out is not None:
         return recipe
     name = Path((recipe.model or "").replace(":", "-")).absolute().name
-    out = Path("headprune-models") / f"{name}-keep-{recipe.keep:g}"
+    budget, amount = next(iter(recipe.budgets.items()))
+    said = f"{amount:g}" if isinstance(amount, float) else str(amount).replace("%", "pct")
+    out = Path("headprune-models") / f"{name}-{budget.removeprefix('target_')}-{said}"
     return recipe.model_copy(update={"out": str(out)})
 
 

@@ -15,7 +15,19 @@ OPTIONS: dict[str, Any] = {
         Path | None,
         typer.Argument(metavar="RECIPE.yaml", help="All settings; options override it."),
     ],
-    **{name: PRUNE_OPTIONS[name] for name in ("keep", "out", "overwrite")},
+    **{
+        name: PRUNE_OPTIONS[name]
+        for name in (
+            "keep",
+            "heads",
+            "target_parameters",
+            "target_flops",
+            "target_kv_cache",
+            "target_latency",
+            "out",
+            "overwrite",
+        )
+    },
 }
 
 

@@ -4,11 +4,13 @@ from typing import Annotated, Any
 
 import typer
 
-from headprune.cli.options import Call, Method, Model, Normalize, NumSamples, Steps
+from headprune.cli.options import Call
+from headprune.cli.settings import Method, Model, Normalize, NumSamples, Objective, Steps
 
 OPTIONS: dict[str, Any] = {
     "model": Model,
     "method": Method,
+    "objective": Objective,
     "normalize": Normalize,
     "steps": Steps,
     "num_samples": NumSamples,
@@ -24,6 +26,10 @@ OPTIONS: dict[str, Any] = {
         typer.Option(
             "--keep", help="Share of the heads that would stay, for --until decided and --steps."
         ),
+    ],
+    "heads": Annotated[
+        int | None,
+        typer.Option("--heads", help="How many heads would stay, for --steps."),
     ],
     "max_work": Annotated[
         float | None,

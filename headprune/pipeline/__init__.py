@@ -3,6 +3,7 @@
 from headprune.pipeline.commands import evaluate, export, plan, prune, score
 from headprune.pipeline.streaming import is_too_large, plan_unloaded, prune_unloaded
 from headprune.pipeline.survey import convert, survey
+from headprune.pipeline.sweep import sweep
 
 __all__ = [
     "convert",
@@ -15,4 +16,5 @@ __all__ = [
     "prune_unloaded",
     "score",
     "survey",
+    "sweep",
 ]

@@ -24,18 +24,21 @@ from headprune.gate import Baseline, refuse_other_rows
 from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
 from headprune.models import find, fingerprint, load_tokenizer, weights_bytes
+from headprune.pipeline.course import check_course, constraints_of
 from headprune.pipeline.delivery import cut_and_save, measure
-from headprune.pipeline.scores import (
-    Scored,
-    check_course,
-    compute_scores,
-    constraints_of,
-    find_scores,
-)
+from headprune.pipeline.scores import Scored, compute_scores, find_scores
+from headprune.prices import prices_of
 from headprune.results import Results
 from headprune.runs import named_scores, refuse_used_run, write_scores
 from headprune.scoring import NEED_NO_ROWS
-from headprune.selection import Constraints, check_constraints, is_padded, make_plan, savings
+from headprune.selection import (
+    Constraints,
+    Prices,
+    check_constraints,
+    is_padded,
+    make_plan,
+    savings,
+)
 from headprune.subject import (
     Rows,
     Subject,
@@ -60,7 +63,7 @@ def score(
         world: The processes that share the work. The first one writes; the others return no path.
     """
     world = world or World()
-    check_course(recipe)
+    check_course(recipe, world=world)
     if recipe.run is not None:
         refuse_used_run(recipe.run)
     if world.size > 1 and recipe.device in ("auto", "cuda"):
@@ -170,7 +173,7 @@ def prune(
     """Score, plan, cut, prove and save.
 
     Args:
-        recipe: The settings; ``keep`` and ``out`` must be there.
+        recipe: The settings; a budget and ``out`` must be there.
         voice: How to talk meanwhile.
         show: Called with scores and plan before anything is cut.
         baseline: What the results will be compared with; refused now if they can't be.
@@ -231,9 +234,19 @@ def _plan(
     keep_parts: bool,
 ) -> tuple[Scored, PruningPlan]:
     constraints = constraints_of(subject.recipe)
-    check_constraints(anatomy, constraints)
+    if constraints.target is not None and constraints.target.resource == "latency":
+        voice.say("timing the model with fewer and fewer heads")
+    prices = prices_of(
+        subject.model,
+        anatomy,
+        constraints=constraints,
+        batches=lambda: subject.batches(rows.examples),
+    )
+    check_constraints(anatomy, constraints, prices=prices)
     found = find_scores(subject, anatomy, rows, voice=voice, keep_parts=keep_parts)
-    chosen = choose(subject.model, anatomy, found.scores, constraints=constraints, voice=voice)
+    chosen = choose(
+        subject.model, anatomy, found.scores, constraints=constraints, prices=prices, voice=voice
+    )
     show(found.scores, chosen)
     return found, chosen
 
@@ -244,13 +257,21 @@ def choose(
     scores: HeadScores,
     *,
     constraints: Constraints,
+    prices: Prices | None,
     voice: Voice,
 ) -> PruningPlan:
-    """Make the plan, with what it saves; say where it differs from what was asked."""
-    chosen = make_plan(scores, anatomy, constraints=constraints)
+    """Make the plan, with what it saves; say what a target came to, and where heads differ from what was asked."""
+    chosen = make_plan(scores, anatomy, constraints=constraints, prices=prices)
     saved = savings(model, anatomy, remove=chosen.remove, pad=is_padded(chosen))
     chosen = chosen.model_copy(update={"budget": {**chosen.budget, "saves": saved.as_dict()}})
-    wanted, left = chosen.budget["heads_wanted"], chosen.budget["heads_after"]
+    target, left = constraints.target, chosen.budget["heads_after"]
+    wanted = chosen.budget.get("heads_wanted", left)
+    if target is not None:
+        before, after = (target.told(chosen.budget[name]) for name in ("before", "after"))
+        expected = "expected" if target.resource == "latency" else "left"
+        voice.say(
+            f"{after} {expected} of {before} ({chosen.budget['share']:.1%}), with {left} heads"
+        )
     if wanted != left:
         voice.say(f"{left} heads stay instead of {wanted}: heads go in whole units here")
     return chosen

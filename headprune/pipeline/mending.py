@@ -4,7 +4,7 @@ from headprune.anatomy import Anatomy
 from headprune.errors import DataError
 from headprune.heads import HeadScores, PruningPlan
 from headprune.subject import Rows, Subject, Voice
-from headprune.surgery import Mend, mend
+from headprune.surgery import WAYS, Mend, mend
 
 _HELD_OUT = 0.25
 _FEWEST = 8
@@ -31,18 +31,20 @@ def mend_if_asked(
     if len(examples) < _FEWEST:
         raise DataError(
             f"{len(examples)} calibration rows are too few to mend with: some fit, the others decide",
-            where="--mend refit",
+            where=f"--mend {subject.recipe.mend}",
             hint=f"give {_FEWEST} or more (--num-samples), or --mend none",
         )
     fitting = len(examples) - max(2, round(_HELD_OUT * len(examples)))
-    voice.say("mending: refitting the output projections")
+    deciding = subject.goal(examples[fitting:])
+    voice.say("mending the output projections")
     found = mend(
         subject.model,
         anatomy,
         batches=subject.batches(examples[:fitting]),
-        held_out=subject.batches(examples[fitting:]),
-        loss=subject.task.loss,
+        held_out=deciding.batches,
+        loss=deciding.loss,
         remove=plan.remove,
+        ways=WAYS[subject.recipe.mend],
     )
     voice.say(_told(found))
     return found
@@ -50,11 +52,13 @@ def mend_if_asked(
 
 def _told(found: Mend) -> str:
     on = f"{found.held_out:,} calibration rows that it didn't see"
-    if found.ridge is None:
-        least = min(found.losses.values())
+    if found.kept is None:
+        least = min(tried.loss for tried in found.tried)
         return f"not mended: the loss on {on} would be {least:.4g} instead of {found.loss_cut:.4g}"
-    after = found.losses[found.ridge]
-    return f"mended (ridge {found.ridge:g}): the loss on {on} is {after:.4g} instead of {found.loss_cut:.4g}"
+    how = f"{found.kept.how}, ridge {found.kept.ridge:g}" if found.kept.ridge else found.kept.how
+    return (
+        f"mended ({how}): the loss on {on} is {found.kept.loss:.4g} instead of {found.loss_cut:.4g}"
+    )
 
 
 def rows_noted(scores: HeadScores, rows: Rows, mended: Mend | None) -> HeadScores:

@@ -1,28 +1,21 @@
 """Scores for a model: named by the user, found in the latest run, or computed."""
 
-import hashlib
-from collections.abc import Collection, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import PreTrainedModel
-
 from headprune.anatomy import Anatomy
-from headprune.batch import Batch, Loss, fingerprint_of_batches
-from headprune.config import Recipe
+from headprune.batch import Batch, fingerprint_of_batches
 from headprune.distributed import World
-from headprune.errors import ConfigError, HeadpruneError
-from headprune.heads import HeadId, HeadMask, HeadScores, Race
+from headprune.errors import HeadpruneError
+from headprune.heads import HeadScores
 from headprune.journal import Journal, open_journal
-from headprune.masking import gated
 from headprune.models import fingerprint, versions
 from headprune.passes import Pass
+from headprune.pipeline.course import check_course, steps_fit
+from headprune.pipeline.rounds import race, score_by_metric, score_with_steps
 from headprune.runs import FOLDER, latest_scores, named_scores
-from headprune.scoring import NEED_NO_ROWS, race_heads
-from headprune.scoring import score as score_heads
-from headprune.selection import Constraints, score_in_steps
+from headprune.scoring import DEPEND_ON_BATCHES, DIFFERENTIATE, NEED_NO_ROWS
 from headprune.subject import (
     Rows,
     Subject,
@@ -30,13 +23,10 @@ from headprune.subject import (
     model_note,
     rows_that_chose,
 )
+from headprune.tasks.distill import NOTHING
 
 # What must agree for the scores of an earlier run to be those that would be computed now.
 _SAME_ROWS = ("fingerprint", "max_length", "task")
-# They run many masks, from a model that has all heads; or don't run it at all.
-_ONCE = ("ablation", "shapley", *NEED_NO_ROWS)
-# Of any decision of a race being wrong.
-_ERROR_PROBABILITY = 0.05
 
 
 @dataclass(frozen=True)
@@ -78,7 +68,7 @@ def find_scores(
             )
         if not steps_fit(scores, recipe):
             how = (
-                f"in {scores.steps.count} steps for --keep {scores.steps.keep:g}"
+                f"in {scores.steps.count} steps for {scores.steps.budget}"
                 if scores.steps
                 else "once"
             )
@@ -92,9 +82,13 @@ def find_scores(
             and all(scores.data.get(name) == rows.note[name] for name in _SAME_ROWS if scores.n)
             and scores.method == (recipe.method or scores.method)
             and scores.normalize == recipe.normalize
+            and scores.objective == recipe.objective
             and (scores.race is None or (scores.race.keep == recipe.keep and not recipe.sites))
             and steps_fit(scores, recipe)
-            and not scores.method.endswith(":batch")  # they depend on a batch size that isn't noted
+            and (
+                scores.method not in DEPEND_ON_BATCHES
+                or scores.data.get("batch_size", "not noted") == recipe.batch_size
+            )
         )
         if fits:
             how = f"{scores.method}, raced" if scores.race else scores.method
@@ -120,10 +114,11 @@ def compute_scores(
     What is done lies beside the run, batch by batch: stopped at any moment, the same command goes on from there.
     """
     recipe, world = subject.recipe, world or World()
-    check_course(recipe)
+    check_course(recipe, world=world)
     method = recipe.method or "gradient"
     used = None if method in NEED_NO_ROWS else rows
-    batches = subject.batches(used.examples) if used else ()
+    goal = subject.goal(used.examples) if used else NOTHING
+    batches = goal.drawn if method in DIFFERENTIATE else goal.batches
     journal = _journal(subject, anatomy, batches, method=method) if used and keep_parts else None
     done = journal.count() if journal else 0
     world.wait()  # before the first result of anyone is counted as an earlier run's
@@ -132,161 +127,28 @@ def compute_scores(
     over = Pass(voice.track, voice.say, journal, world, recipe.compile)
     try:
         if recipe.until is not None and used is not None:
-            found = _race(subject, anatomy, used, over=over)
+            found = race(subject, anatomy, used, over=over)
+        elif recipe.objective == "metric":
+            found = score_by_metric(subject, anatomy, goal, over=over)
         else:
             found = score_with_steps(
-                subject.model,
-                anatomy,
-                batches,
-                recipe=recipe,
-                loss=subject.task.loss,
-                method=method,
-                over=over,
+                subject.model, anatomy, goal, recipe=recipe, method=method, over=over
             )
     except (KeyboardInterrupt, HeadpruneError):
         if journal is not None and (done := journal.count()):
             voice.say(f"batches done: {done}; the same command goes on from there")
         raise
+    data = dict(used.note) if used else {}
+    if method in DEPEND_ON_BATCHES:
+        data["batch_size"] = recipe.batch_size
     digests = {example.input_digest for example in used.examples} if used else set()
     note = {
         "rows": tuple(sorted(digests | set(rows_that_chose(subject)))),
-        "data": used.note if used else {},
+        "data": data,
         "model": model_note(subject),
         "versions": versions(),
     }
     return Scored(found.model_copy(update=note), journal)
-
-
-def constraints_of(recipe: Recipe) -> Constraints:
-    """Return what a recipe says of the plan."""
-    return Constraints(
-        keep=1.0 if recipe.keep is None else recipe.keep,
-        min_heads=recipe.min_heads,
-        protect=recipe.protect,
-        uniform=recipe.uniform,
-        gqa=recipe.gqa,
-        sites=recipe.sites,
-    )
-
-
-def check_course(recipe: Recipe) -> None:
-    """Refuse a race that isn't run by ablation, or not for a cut through all heads; and steps that lead nowhere.
-
-    Raises:
-        ConfigError: It is such a race, or there are such steps.
-    """
-    if recipe.steps > 1 and (recipe.keep is None or recipe.until):
-        raise ConfigError(
-            "steps lead to a keep ratio, and are no race",
-            where=f"--steps {recipe.steps}",
-            hint="say --keep 0.5, for example, and leave out --until",
-        )
-    if recipe.steps > 1 and (recipe.method in _ONCE or recipe.normalize != "none"):
-        raise ConfigError(
-            "in steps heads are scored as they are, all that are left in one pass",
-            where=f"--steps {recipe.steps}",
-            hint=f"use another method than {', '.join(_ONCE)}, and leave out --normalize",
-        )
-    if recipe.until is not None and (recipe.keep is None or recipe.method != "ablation"):
-        raise ConfigError(
-            "heads race by ablation, for the places that a keep ratio leaves",
-            where="--until decided",
-            hint="say --method ablation and --keep 0.7, for example",
-        )
-    if recipe.until is not None and (recipe.normalize != "none" or recipe.sites):
-        raise ConfigError(
-            "a race decides for one cut through the scores of all heads as they are",
-            where="--until decided",
-            hint="leave out --normalize and --sites, or score without --until",
-        )
-
-
-def steps_fit(scores: HeadScores, recipe: Recipe) -> bool:
-    """Whether scores were made in the steps that a recipe asks for; one that asks for none takes those for its own cut."""
-    if scores.steps is None or recipe.keep is None:
-        return scores.steps is None and recipe.steps == 1
-    return (
-        recipe.steps in (1, scores.steps.count)
-        and scores.steps.keep == recipe.keep
-        and scores.steps.constraints == constraints_of(recipe).as_dict()
-    )
-
-
-def score_with_steps(
-    model: PreTrainedModel,
-    anatomy: Anatomy,
-    batches: Sequence[Batch],
-    *,
-    recipe: Recipe,
-    loss: Loss,
-    method: str,
-    over: Pass,
-) -> HeadScores:
-    """Score the heads once, or as often as the recipe has steps, without those that went."""
-
-    def rescore(gone: Collection[HeadId]) -> HeadScores:
-        mask = HeadMask.without(gone, anatomy.heads)
-        journal = over.journal
-        if gone:
-            over.tell(f"scoring the {len(anatomy.heads) - len(gone)} heads that are left")
-            names = ",".join(map(str, gone)).encode()
-            journal = journal and journal.within(hashlib.sha256(names).hexdigest()[:16])
-        gates = torch.tensor(mask.values, device=model.device)
-        with gated(model, anatomy, gates=gates) if gone else nullcontext():
-            return score_heads(
-                model,
-                anatomy,
-                batches=batches,
-                loss=loss,
-                method=method,
-                normalize=recipe.normalize,
-                seed=recipe.seed,
-                over=replace(over, journal=journal),
-            )
-
-    if recipe.steps == 1:
-        return rescore(())
-    constraints = constraints_of(recipe)
-    return score_in_steps(anatomy, rescore=rescore, constraints=constraints, steps=recipe.steps)
-
-
-def _race(subject: Subject, anatomy: Anatomy, rows: Rows, *, over: Pass) -> HeadScores:
-    """Race the heads for the places that the recipe's keep ratio leaves."""
-    recipe = subject.recipe
-    keep = recipe.keep or 1.0
-
-    def batches_of(places: Sequence[int]) -> Sequence[Batch]:
-        return subject.batches([rows.examples[place] for place in places])
-
-    found = race_heads(
-        subject.model,
-        anatomy,
-        batches_of=batches_of,
-        num_rows=len(rows.examples),
-        loss=subject.task.loss,
-        keep=keep,
-        error_probability=_ERROR_PROBABILITY,
-        max_work=recipe.max_work,
-        seed=recipe.seed,
-        over=over,
-    )
-    estimate = found.estimate()
-    open_heads = zip(anatomy.heads, found.undecided.tolist(), strict=True)
-    return HeadScores(
-        method="ablation",
-        heads=anatomy.heads,
-        values=tuple(estimate.values.tolist()),
-        standard_errors=tuple(found.standard_errors.tolist()),
-        n=estimate.n,
-        seed=recipe.seed,
-        race=Race(
-            keep=keep,
-            error_probability=_ERROR_PROBABILITY,
-            work=found.work,
-            rows_per_head=tuple(found.rows_spent.tolist()),
-            undecided=tuple(head for head, undecided in open_heads if undecided),
-        ),
-    )
 
 
 def _journal(
@@ -300,6 +162,7 @@ def _journal(
         "heads": [str(head) for head in anatomy.heads],
         "model": model_note(subject),
         "batches": fingerprint_of_batches(batches),
+        "objective": recipe.objective,
         "task": subject.task.name,
         "device": subject.model.device.type,
         "compile": recipe.compile,

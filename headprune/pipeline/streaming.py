@@ -41,7 +41,8 @@ from headprune.models import (
     weights_bytes,
 )
 from headprune.pipeline.commands import anatomy_of, choose, refuse_output
-from headprune.pipeline.scores import constraints_of
+from headprune.pipeline.course import constraints_of
+from headprune.prices import prices_of
 from headprune.report.card import model_card
 from headprune.results import Unmeasured
 from headprune.runs import named_scores
@@ -206,14 +207,21 @@ def _look(recipe: Recipe, *, voice: Voice, show: Show) -> _Prospect:
             where="--stream, --mend",
             hint="leave --mend out",
         )
+    if recipe.target_latency is not None:
+        raise ConfigError(
+            "latency is measured, and a model that isn't loaded can't run",
+            where="--stream, --target-latency",
+            hint="use another budget: --target-flops 0.9, for example",
+        )
+    constraints = constraints_of(recipe)
     source = find(model_name(recipe), revision=recipe.revision)
     model, complaints = load_shapes(source)
     voice.say(f"model {recipe.model} ({model.config.model_type}), its weights left on disk")
     anatomy = anatomy_of(model, name=source.name, voice=voice)
-    constraints = constraints_of(recipe)
-    check_constraints(anatomy, constraints)
+    prices = prices_of(model, anatomy, constraints=constraints, batches=tuple)
+    check_constraints(anatomy, constraints, prices=prices)
     scores = _scores(Path(recipe.scores), source, model, voice=voice)
-    plan = choose(model, anatomy, scores, constraints=constraints, voice=voice)
+    plan = choose(model, anatomy, scores, constraints=constraints, prices=prices, voice=voice)
     show(scores, plan)
     return _Prospect(recipe, source, model, anatomy, complaints, scores, plan)
 

@@ -88,6 +88,7 @@ def _constraints(recipe: Recipe, *, keep: float, uniform: bool) -> Constraints:
         uniform=uniform,
         gqa=recipe.gqa,
         sites=recipe.sites,
+        multiple_of=recipe.multiple_of,
     )
 
 

@@ -101,7 +101,7 @@ def heatmap(scores: HeadScores, plan: PruningPlan | None = None) -> RenderableTy
         (f"\n{scores.method} scores from {low:.3g} to {high:.3g}", "dim"),
         (f", n = {scores.n:,}" if scores.n else "", "dim"),
         (
-            f", {scores.steps.count} steps towards {scores.steps.keep:g}" if scores.steps else "",
+            f", {scores.steps.count} steps towards {scores.steps.budget}" if scores.steps else "",
             "dim",
         ),
     )
@@ -216,16 +216,16 @@ def _before_and_after(results: Results) -> Table:
     table = _change_table()
     table.add_row(
         before.metric,
-        _number(before.value),
-        _number(after.value),
-        _number(results.difference, sign="+"),
+        as_number(before.value),
+        as_number(after.value),
+        as_number(results.difference, sign="+"),
         style="bold",
     )
     table.add_row(
         "  95 % interval",
-        _interval(before.interval),
-        _interval(after.interval),
-        _interval(results.difference_interval, sign="+"),
+        as_interval(before.interval),
+        as_interval(after.interval),
+        as_interval(results.difference_interval, sign="+"),
     )
     for name in ("heads", "parameters"):
         counts = getattr(before, name) or 0, getattr(after, name) or 0
@@ -287,14 +287,16 @@ def key_value_table(rows: dict[str, Any]) -> RenderableType:
 
 
 def _metric(result: EvalResult) -> str:
-    return f"{_number(result.value)} {_interval(result.interval)}"
+    return f"{as_number(result.value)} {as_interval(result.interval)}"
 
 
-def _interval(interval: tuple[float, float], *, sign: str = "-") -> str:
-    return f"[{_number(interval[0], sign=sign)}, {_number(interval[1], sign=sign)}]"
+def as_interval(interval: tuple[float, float], *, sign: str = "-") -> str:
+    """Return an interval as text."""
+    return f"[{as_number(interval[0], sign=sign)}, {as_number(interval[1], sign=sign)}]"
 
 
-def _number(value: float, *, sign: str = "-") -> str:
+def as_number(value: float, *, sign: str = "-") -> str:
+    """Return a metric, or a difference of it, as text."""
     return f"{value:{sign}.4f}" if abs(value) < 10 else f"{value:{sign}.2f}"
 
 

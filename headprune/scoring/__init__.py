@@ -20,26 +20,41 @@ from headprune.scoring.confidence import confidence
 from headprune.scoring.entropy import entropy
 from headprune.scoring.estimate import Estimate, Method
 from headprune.scoring.fisher import fisher, fisher_per_batch
-from headprune.scoring.fluctuation import fluctuation
+from headprune.scoring.fluctuation import fluctuation, fluctuation_per_channel
+from headprune.scoring.gates import gates
 from headprune.scoring.gradient import gradient, gradient_per_batch, gradient_per_token
 from headprune.scoring.magnitude import magnitude
+from headprune.scoring.metric import metric_drop
 from headprune.scoring.racing import race_heads
 from headprune.scoring.random import random
 from headprune.scoring.shapley import shapley
 from headprune.scoring.sink import sink
+from headprune.scoring.unique import unique
 
-__all__ = ["METHODS", "NEED_NO_ROWS", "Estimate", "race_heads", "score"]
+__all__ = [
+    "DEPEND_ON_BATCHES",
+    "DIFFERENTIATE",
+    "METHODS",
+    "NEED_NO_ROWS",
+    "Estimate",
+    "metric_drop",
+    "race_heads",
+    "score",
+]
 
 METHODS: dict[str, Method] = {
     "gradient": gradient,
     "gradient:token": gradient_per_token,
     "gradient:batch": gradient_per_batch,
+    "unique": unique,
     "fisher": fisher,
     "fisher:batch": fisher_per_batch,
     "ablation": ablation,
     "shapley": shapley,
+    "gates": gates,
     "activation": activation,
     "fluctuation": fluctuation,
+    "fluctuation:channel": fluctuation_per_channel,
     "confidence": confidence,
     "entropy": entropy,
     "sink": sink,
@@ -48,8 +63,14 @@ METHODS: dict[str, Method] = {
 }
 
 
+DIFFERENTIATE = ("gradient", "gradient:token", "gradient:batch", "unique", "fisher", "fisher:batch")
+"""Methods that take derivatives of the loss."""
+
 NEED_NO_ROWS = ("magnitude", "random")
 """Methods that don't run the model."""
+
+DEPEND_ON_BATCHES = ("gradient:batch", "fisher:batch", "gates")
+"""Methods whose scores are others where batches are others."""
 
 
 def score(

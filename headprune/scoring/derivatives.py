@@ -1,7 +1,8 @@
 """How much each example's loss would move with each head's gate: one backward a batch, to activations only."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Float64
@@ -10,10 +11,14 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch, Loss, forward, input_device, num_examples
-from headprune.masking import changed, gated, places_of
+from headprune.heads import SiteId
+from headprune.masking import changed, gated, moved, places_of
 from headprune.passes import Pass, each_batch
 from headprune.replay import Tape, example_losses
 from headprune.scoring.estimate import Estimate, mean_and_error
+
+Along: TypeAlias = Mapping[SiteId, tuple[Tensor, Tensor]]
+"""``T`` and ``c`` of every site: what :func:`~headprune.masking.moved` adds to ``z`` is a multiple of ``z T - c``."""
 
 
 def mean_over_examples(
@@ -25,6 +30,7 @@ def mean_over_examples(
     over: Pass,
     name: str,
     size: Callable[[Tensor], Tensor],
+    along: Along | None = None,
 ) -> Estimate:
     """Return ``mean_n size(d l_n / d xi_h)`` for every head, with its standard error.
 
@@ -36,10 +42,11 @@ def mean_over_examples(
         over: How to go over the data.
         name: What is being done.
         size: Makes derivatives [examples, heads] into numbers that are averaged.
+        along: See :func:`derivatives`.
     """
 
     def sums(batch: Batch) -> Tensor:
-        sizes = size(derivatives(model, anatomy, batch, loss).double())
+        sizes = size(derivatives(model, anatomy, batch, loss, along=along).double())
         return torch.stack([sizes.sum(0), sizes.square().sum(0)])
 
     total, squares = _summed(model, anatomy, batches, sums, parts=2, over=over, name=name)
@@ -104,24 +111,40 @@ def mean_over_positions(
 
 
 def derivatives(
-    model: PreTrainedModel, anatomy: Anatomy, batch: Batch, loss: Loss
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    batch: Batch,
+    loss: Loss,
+    *,
+    at: Float[Tensor, "examples heads"] | None = None,
+    along: Along | None = None,
 ) -> Float[Tensor, "examples heads"]:
-    """Return ``d l_n / d xi_h`` at ``xi = 1`` for every example of a batch, on the CPU.
+    """Return ``d l_n / d xi_h`` for every example of a batch, on the CPU.
 
     Every row of the batch has gates of its own, so one backward gives all examples.
+
+    Args:
+        model: The model.
+        anatomy: Its anatomy.
+        batch: The examples.
+        loss: One loss per example.
+        at: The gates ``xi`` at which the derivatives are taken (default: all 1).
+        along: What a gate multiplies, if not a head's whole output (:func:`~headprune.masking.moved`).
     """
     batch = batch.to(input_device(model))
-    xi = torch.ones(
-        batch.num_examples,
-        len(anatomy.heads),
-        device=batch.example_of_row.device,
-        requires_grad=True,
+    at = torch.ones(batch.num_examples, len(anatomy.heads)) if at is None else at
+    xi = at.to(batch.example_of_row.device).requires_grad_()
+    by_row = xi[batch.example_of_row]
+    gates = (
+        gated(model, anatomy, gates=by_row)
+        if along is None
+        else moved(model, anatomy, steps=by_row - 1, along=along)
     )
-    with torch.enable_grad(), gated(model, anatomy, gates=xi[batch.example_of_row]):
+    with torch.enable_grad(), gates:
         losses = _losses(model, anatomy, batch, loss)
     (found,) = torch.autograd.grad(losses.sum(), xi)
-    moved: Tensor = found.cpu()
-    return moved
+    on_cpu: Tensor = found.cpu()
+    return on_cpu
 
 
 def _losses(
@@ -151,7 +174,7 @@ def _summed(
     over: Pass,
     name: str,
 ) -> Float64[Tensor, "parts heads"]:
-    with _frozen(model):
+    with frozen(model):
         found = each_batch(
             batches,
             sums,
@@ -164,7 +187,8 @@ def _summed(
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Let no weight of a model learn while the block lasts: a backward goes to activations only."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in learning:
         parameter.requires_grad_(False)

@@ -1,14 +1,22 @@
 """From scores, a budget and constraints to a plan."""
 
-from headprune.selection.cost import Savings, parameters_removed, savings
-from headprune.selection.plan import Constraints, check_constraints, is_padded, make_plan
+from headprune.selection.budget import Constraints, Resource, Target
+from headprune.selection.cost import Prices, Savings, counted, parameters_removed, savings
+from headprune.selection.knee import knee, last_within
+from headprune.selection.plan import check_constraints, is_padded, make_plan
 from headprune.selection.steps import score_in_steps
 
 __all__ = [
     "Constraints",
+    "Prices",
+    "Resource",
     "Savings",
+    "Target",
     "check_constraints",
+    "counted",
     "is_padded",
+    "knee",
+    "last_within",
     "make_plan",
     "parameters_removed",
     "savings",

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 from headprune.anatomy import Anatomy
 from headprune.heads import HeadId, HeadScores, Steps
-from headprune.selection.plan import Constraints, check_constraints, heads_that_go
+from headprune.selection.budget import Constraints
+from headprune.selection.names import selected_sites
+from headprune.selection.plan import check_constraints, heads_that_go
 
 Rescore = Callable[[Collection[HeadId]], HeadScores]
 """``rescore(gone)``: scores of all heads while some are silent; what it says of these doesn't matter."""
@@ -23,13 +25,15 @@ def score_in_steps(
     Args:
         anatomy: Where the heads are.
         rescore: Scores them without some.
-        constraints: Which cut the steps lead to.
+        constraints: Which cut the steps lead to: a keep ratio or a number of heads.
         steps: How many there are; 1 is scoring once.
 
     Raises:
         PlanError: The constraints contradict each other or the architecture.
     """
     check_constraints(anatomy, constraints)
+    total = len(selected_sites(anatomy, constraints.sites).heads)
+    share = constraints.keep if constraints.heads is None else constraints.heads / total
     went: dict[HeadId, int] = {}
     found = latest = rescore(())
     scored_without = 0
@@ -37,9 +41,9 @@ def score_in_steps(
         if len(went) > scored_without:
             scored_without = len(went)
             latest = _of_those_left(found, rescore(tuple(went)), went)
-        keep = constraints.keep if step == steps else 1 - (1 - constraints.keep) * step / steps
+        part = replace(constraints, heads=None, keep=1 - (1 - share) * step / steps)
         found = _noted(latest, anatomy, went, constraints=constraints, steps=steps)
-        for head in heads_that_go(found, anatomy, replace(constraints, keep=keep)):
+        for head in heads_that_go(found, anatomy, constraints if step == steps else part):
             went.setdefault(head, step)
     return _noted(latest, anatomy, went, constraints=constraints, steps=steps)
 
@@ -69,6 +73,7 @@ def _noted(
     note = Steps(
         count=steps,
         keep=constraints.keep,
+        heads=constraints.heads,
         constraints=constraints.as_dict(),
         went=tuple(went.get(head, 0) for head in anatomy.heads),
     )

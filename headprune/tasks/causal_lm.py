@@ -12,6 +12,7 @@ from headprune.batch import Batch, PositionLoss
 from headprune.errors import DataError
 from headprune.tasks.collate import make_batches
 from headprune.tasks.data import Columns, Table
+from headprune.tasks.distill import TOKENS
 from headprune.tasks.rows import Example
 from headprune.tasks.task import Task
 
@@ -101,5 +102,6 @@ TASK = Task(
     to_batches=to_batches,
     loss=loss,
     predict=predict,
+    distill=TOKENS,
     predicted_loss=summed_loss,
 )

@@ -12,6 +12,7 @@ from headprune.batch import Batch
 from headprune.errors import DataError, ModelError, did_you_mean
 from headprune.tasks.collate import make_batches
 from headprune.tasks.data import Columns, Table, texts_of
+from headprune.tasks.distill import CLASSES
 from headprune.tasks.rows import Example
 from headprune.tasks.task import Task
 
@@ -121,4 +122,5 @@ TASK = Task(
     to_batches=to_batches,
     loss=loss,
     predict=predict,
+    distill=CLASSES,
 )

@@ -9,10 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
+from transformers import PreTrainedModel
 
-from headprune.batch import Batch
+from headprune.batch import Batch, forward
 from headprune.tasks.collate import make_batches
 from headprune.tasks.data import Columns, Table, number_of, texts_of
+from headprune.tasks.distill import Distill
 from headprune.tasks.rows import Example
 from headprune.tasks.task import Task
 
@@ -81,6 +83,37 @@ def predict(outputs: Any, batch: Batch, *, pooling: str) -> tuple[Tensor, Tensor
     return cosine(outputs, batch, pooling=pooling), batch.targets
 
 
+def embed_examples(
+    model: PreTrainedModel, batch: Batch, _generators: Sequence[torch.Generator], *, pooling: str
+) -> Float[Tensor, "examples 2 hidden"]:
+    """Return the embeddings of both sentences."""
+    found = embed(forward(model, batch.inputs), batch.inputs["attention_mask"], pooling=pooling)
+    return torch.stack(found.chunk(2), dim=1)
+
+
+def with_noise(
+    embeddings: Float[Tensor, "examples 2 hidden"], generators: Sequence[torch.Generator]
+) -> Float[Tensor, "examples 2 hidden"]:
+    """Return the embeddings, each moved by a normal vector that is about as long as they are."""
+    size = embeddings.shape[1:]
+    noise = torch.stack([torch.randn(size, generator=g) for g in generators])
+    moved: Tensor = embeddings + noise / size[-1] ** 0.5
+    return moved
+
+
+def distance(outputs: Any, batch: Batch, *, pooling: str) -> Float[Tensor, " examples"]:
+    """Half the squared distance to the targets, of both sentences: of unit vectors it is 1 less their cosine."""
+    first, second = embed(outputs, batch.inputs["attention_mask"], pooling=pooling).chunk(2)
+    apart: Tensor = (torch.stack([first, second], dim=1) - batch.targets).square().sum((1, 2)) / 2
+    return apart
+
+
+def _distill(pooling: str) -> Distill:
+    return Distill(
+        partial(embed_examples, pooling=pooling), with_noise, partial(distance, pooling=pooling)
+    )
+
+
 TASK = Task(
     name="similarity",
     auto_class="AutoModel",
@@ -91,6 +124,7 @@ TASK = Task(
     to_batches=to_batches,
     loss=partial(loss, pooling="mean"),
     predict=partial(predict, pooling="mean"),
+    distill=_distill("mean"),
     embed=partial(embed, pooling="mean"),
 )
 
@@ -101,5 +135,6 @@ def with_pooling(pooling: str) -> Task:
         TASK,
         loss=partial(loss, pooling=pooling),
         predict=partial(predict, pooling=pooling),
+        distill=_distill(pooling),
         embed=partial(embed, pooling=pooling),
     )

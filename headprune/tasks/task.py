@@ -8,6 +8,7 @@ from torch import Tensor
 
 from headprune.batch import Batch, PositionLoss
 from headprune.tasks.data import Columns, Table
+from headprune.tasks.distill import Distill
 from headprune.tasks.rows import Example
 
 
@@ -20,13 +21,14 @@ class Task:
         auto_class: The ``AutoModel...`` class that loads its models.
         metric: The default metric.
         num_texts: How many text columns it reads.
-        needs_label: Whether it reads a label.
+        needs_label: Whether its loss reads a label.
         to_examples: ``(table, columns, tokenizer, config, max_length) -> examples``.
         to_batches: ``(examples, tokenizer, max_length, batch_size, accepts) -> batches``.
         loss: ``(outputs, batch) -> [examples]``, smaller is better; one example's loss never depends on another's.
         predict: ``(outputs, batch) -> (predictions, references)``, what the metric compares, [examples] each.
-        predicted_loss: Set where the predictions are a loss of this kind, and the references the batch's targets: then the
-            logits of a few positions at a time are enough to evaluate.
+        distill: How it does without labels.
+        predicted_loss: Set where the predictions are a loss of this kind, the references the batch's targets, and ``loss`` the
+            one divided by the other: then the logits of a few positions at a time are enough to evaluate.
         embed: ``(outputs, attention_mask) -> [rows, hidden]``, where the model's outputs are embeddings.
     """
 
@@ -41,5 +43,6 @@ class Task:
     ]
     loss: Callable[[Any, Batch], Tensor]
     predict: Callable[[Any, Batch], tuple[Tensor, Tensor]]
+    distill: Distill
     predicted_loss: PositionLoss | None = None
     embed: Callable[[Any, Tensor], Tensor] | None = None

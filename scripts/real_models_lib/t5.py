@@ -51,10 +51,10 @@ def subject() -> Subject:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
     base = T5ForConditionalGeneration.from_pretrained(directory).eval()
     batches = [
-        _batch(_CALIBRATION[start : start + 4], base, tokenizer)
+        titled(_CALIBRATION[start : start + 4], base, tokenizer)
         for start in range(0, len(_CALIBRATION), 4)
     ]
-    held_out = _batch(tuple(_HELD_OUT.values()), base, tokenizer)
+    held_out = titled(tuple(_HELD_OUT.values()), base, tokenizer)
     (measured,) = as_batches([held_out])
 
     def numbers(model: PreTrainedModel) -> dict[str, float]:
@@ -98,10 +98,10 @@ def _decoded(ids: Tensor, tokenizer: PreTrainedTokenizerFast) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
-def _batch(
+def titled(
     texts: Sequence[str], base: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> dict[str, Tensor]:
-    """Return a batch for teacher forcing with the titles that ``base`` writes."""
+    """Return a batch for teacher forcing with the titles that ``base`` writes of the texts."""
     titles = [_title(base, text, tokenizer) for text in texts]
     inputs = tokenizer(list(texts), padding=True, return_tensors="pt", return_token_type_ids=False)
     return {

@@ -1,0 +1,70 @@
+"""``headprune sweep``."""
+
+from typing import Annotated, Any
+
+import typer
+
+from headprune.cli.options import Call
+from headprune.cli.settings import (
+    Gqa,
+    MinHeads,
+    Model,
+    Normalize,
+    NumSamples,
+    Protect,
+    Sites,
+    Uniform,
+)
+
+OPTIONS: dict[str, Any] = {
+    "model": Model,
+    "methods": Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="A,B",
+            help="How heads are scored, side by side. (default: gradient,magnitude,random)",
+            show_default=False,
+        ),
+    ],
+    "points": Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="0.9,0.8",
+            help="Shares of the heads that stay; the whole model is always there. (default: every tenth that can be cut)",
+            show_default=False,
+        ),
+    ],
+    "max_drop": Annotated[
+        float | None,
+        typer.Option(
+            help="Mark how far heads may go with the metric surely no worse than this, in its own units."
+        ),
+    ],
+    "min_heads": MinHeads,
+    "protect": Protect,
+    "uniform": Uniform,
+    "gqa": Gqa,
+    "sites": Sites,
+    "normalize": Normalize,
+    "num_samples": NumSamples,
+    "out": Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where curves and pictures go (default: headprune-runs/NNN-sweep).",
+        ),
+    ],
+    "overwrite": Annotated[
+        bool | None, typer.Option("--overwrite", help="Replace what is in --out.")
+    ],
+}
+
+
+def command(call: Call) -> None:
+    """Measure the metric against the share of heads kept, for several scores side by side, by masking."""
+    from headprune import pipeline
+    from headprune.report.sweep import sweep_table
+
+    found, out = pipeline.sweep(call.recipe, voice=call.talk)
+    call.write(found.to_json()) if call.json else call.show(sweep_table(found))
+    call.talk.say(f"written: {out}/sweep.json, sweep.png, sweep.svg, and the scores")

@@ -1,0 +1,110 @@
+"""What a recipe asks of scores and plan, and what of that contradicts itself."""
+
+from headprune.config import Recipe
+from headprune.distributed import World
+from headprune.errors import ConfigError
+from headprune.heads import HeadScores
+from headprune.scoring import NEED_NO_ROWS
+from headprune.selection import Constraints, Resource, Target
+
+# They run many masks, from a model that has all heads; let heads go together by themselves; or don't run the model at all.
+_ONCE = ("ablation", "shapley", "gates", *NEED_NO_ROWS)
+
+
+def constraints_of(recipe: Recipe) -> Constraints:
+    """Return what a recipe says of the plan.
+
+    Raises:
+        ConfigError: It has more than one budget.
+        PlanError: A target is none.
+    """
+    said = recipe.budgets
+    if len(said) > 1:
+        raise ConfigError(
+            f"{len(said)} budgets are set, and a plan has one",
+            where=", ".join(f"--{name.replace('_', '-')} {value}" for name, value in said.items()),
+            hint="leave all but one out",
+        )
+    asked: dict[Resource, str | None] = {
+        "parameters": recipe.target_parameters,
+        "flops": recipe.target_flops,
+        "kv_cache": recipe.target_kv_cache,
+        "latency": recipe.target_latency,
+    }
+    targets = [Target.parse(resource, text) for resource, text in asked.items() if text is not None]
+    return Constraints(
+        keep=1.0 if recipe.keep is None else recipe.keep,
+        min_heads=recipe.min_heads,
+        protect=recipe.protect,
+        uniform=recipe.uniform,
+        gqa=recipe.gqa,
+        sites=recipe.sites,
+        multiple_of=recipe.multiple_of,
+        heads=recipe.heads,
+        target=targets[0] if targets else None,
+    )
+
+
+def check_course(recipe: Recipe, *, world: World | None = None) -> None:
+    """Refuse a race that isn't run by ablation, or not for a cut through all heads; steps and budgets that lead nowhere.
+
+    Raises:
+        ConfigError: It is such a race, there are such steps or budgets, or several processes would train the same gates.
+        PlanError: A target is none.
+    """
+    constraints_of(recipe)
+    if recipe.method == "gates" and world is not None and world.size > 1:
+        raise ConfigError(
+            f"gates are trained step after step, in one process, and a launcher started {world.size}",
+            where="--method gates",
+            hint="leave out torchrun or accelerate launch, or use another method",
+        )
+    if recipe.steps > 1 and ((recipe.keep is None and recipe.heads is None) or recipe.until):
+        raise ConfigError(
+            "steps lead to a keep ratio or a number of heads, and are no race",
+            where=f"--steps {recipe.steps}",
+            hint="say --keep 0.5 or --heads 40, for example, and leave out --until and targets",
+        )
+    if recipe.steps > 1 and (recipe.method in _ONCE or recipe.normalize != "none"):
+        raise ConfigError(
+            "in steps heads are scored as they are, all that are left in one pass",
+            where=f"--steps {recipe.steps}",
+            hint=f"use another method than {', '.join(_ONCE)}, and leave out --normalize",
+        )
+    if recipe.objective == "metric" and (
+        recipe.method != "ablation" or recipe.steps > 1 or recipe.normalize != "none"
+    ):
+        raise ConfigError(
+            "the metric itself has no slope: heads are scored by what it loses without each",
+            where="--objective metric",
+            hint="say --method ablation, and leave out --steps and --normalize",
+        )
+    if recipe.until is not None and recipe.objective != "loss":
+        raise ConfigError(
+            "heads race by the loss", where="--until decided", hint="leave out --objective"
+        )
+    if recipe.until is not None and (recipe.keep is None or recipe.method != "ablation"):
+        raise ConfigError(
+            "heads race by ablation, for the places that a keep ratio leaves",
+            where="--until decided",
+            hint="say --method ablation and --keep 0.7, for example",
+        )
+    if recipe.until is not None and (recipe.normalize != "none" or recipe.sites):
+        raise ConfigError(
+            "a race decides for one cut through the scores of all heads as they are",
+            where="--until decided",
+            hint="leave out --normalize and --sites, or score without --until",
+        )
+
+
+def steps_fit(scores: HeadScores, recipe: Recipe) -> bool:
+    """Whether scores were made in the steps that a recipe asks for; one that asks for none takes those for its own cut."""
+    if scores.steps is None or (recipe.keep is None and recipe.heads is None):
+        return scores.steps is None and recipe.steps == 1
+    cut = scores.steps.heads if recipe.keep is None else scores.steps.keep
+    return (
+        recipe.steps in (1, scores.steps.count)
+        and cut == (recipe.heads if recipe.keep is None else recipe.keep)
+        and (scores.steps.heads is None) == (recipe.heads is None)
+        and scores.steps.constraints == constraints_of(recipe).as_dict()
+    )

@@ -1,0 +1,132 @@
+"""How heads are scored for a cut: once, in steps, by a race, or by the metric itself."""
+
+import hashlib
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+from transformers import PreTrainedModel
+
+from headprune.anatomy import Anatomy
+from headprune.batch import Batch
+from headprune.config import Recipe
+from headprune.heads import HeadId, HeadMask, HeadScores, Race
+from headprune.masking import gated
+from headprune.passes import Pass
+from headprune.pipeline.course import constraints_of
+from headprune.scoring import DIFFERENTIATE, metric_drop, race_heads
+from headprune.scoring import score as score_heads
+from headprune.selection import score_in_steps
+from headprune.subject import Rows, Subject
+from headprune.tasks.distill import Goal
+
+# Of any decision of a race being wrong.
+_ERROR_PROBABILITY = 0.05
+
+
+def score_with_steps(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    goal: Goal,
+    *,
+    recipe: Recipe,
+    method: str,
+    over: Pass,
+) -> HeadScores:
+    """Score the heads once, or as often as the recipe has steps, without those that went."""
+
+    def rescore(gone: Collection[HeadId]) -> HeadScores:
+        mask = HeadMask.without(gone, anatomy.heads)
+        journal = over.journal
+        if gone:
+            over.tell(f"scoring the {len(anatomy.heads) - len(gone)} heads that are left")
+            names = ",".join(map(str, gone)).encode()
+            journal = journal and journal.within(hashlib.sha256(names).hexdigest()[:16])
+        gates = torch.tensor(mask.values, device=model.device)
+        with gated(model, anatomy, gates=gates) if gone else nullcontext():
+            found = score_heads(
+                model,
+                anatomy,
+                batches=goal.drawn if method in DIFFERENTIATE else goal.batches,
+                loss=goal.loss,
+                method=method,
+                normalize=recipe.normalize,
+                seed=recipe.seed,
+                over=replace(over, journal=journal),
+            )
+        return found.model_copy(update={"objective": recipe.objective})
+
+    if recipe.steps == 1:
+        return rescore(())
+    constraints = constraints_of(recipe)
+    return score_in_steps(anatomy, rescore=rescore, constraints=constraints, steps=recipe.steps)
+
+
+def race(subject: Subject, anatomy: Anatomy, rows: Rows, *, over: Pass) -> HeadScores:
+    """Race the heads for the places that the recipe's keep ratio leaves."""
+    recipe = subject.recipe
+    keep = recipe.keep or 1.0
+
+    def batches_of(places: Sequence[int]) -> Sequence[Batch]:
+        return subject.batches([rows.examples[place] for place in places])
+
+    found = race_heads(
+        subject.model,
+        anatomy,
+        batches_of=batches_of,
+        num_rows=len(rows.examples),
+        loss=subject.task.loss,
+        keep=keep,
+        error_probability=_ERROR_PROBABILITY,
+        max_work=recipe.max_work,
+        seed=recipe.seed,
+        over=over,
+    )
+    estimate = found.estimate()
+    open_heads = zip(anatomy.heads, found.undecided.tolist(), strict=True)
+    return HeadScores(
+        method="ablation",
+        heads=anatomy.heads,
+        values=tuple(estimate.values.tolist()),
+        standard_errors=tuple(found.standard_errors.tolist()),
+        n=estimate.n,
+        seed=recipe.seed,
+        race=Race(
+            keep=keep,
+            error_probability=_ERROR_PROBABILITY,
+            work=found.work,
+            rows_per_head=tuple(found.rows_spent.tolist()),
+            undecided=tuple(head for head, undecided in open_heads if undecided),
+        ),
+    )
+
+
+def score_by_metric(subject: Subject, anatomy: Anatomy, goal: Goal, *, over: Pass) -> HeadScores:
+    """Score the heads by what the metric loses without each."""
+    from headprune.tasks.metrics import BUILT_IN, load_metric
+
+    recipe = subject.recipe
+    name = recipe.metric or subject.task.metric
+    statistic = load_metric(name, higher_is_better=recipe.higher_is_better)
+    found = metric_drop(
+        subject.model,
+        anatomy,
+        batches=goal.batches,
+        task=subject.task,
+        # The built-in function itself: the evaluate layer around it costs 10 ms a call.
+        statistic=BUILT_IN.get(name, statistic).compute,
+        higher_is_better=statistic.higher_is_better,
+        seed=recipe.seed,
+        over=over,
+    )
+    errors = found.standard_errors
+    return HeadScores(
+        method="ablation",
+        objective="metric",
+        heads=anatomy.heads,
+        values=tuple(found.values.tolist()),
+        standard_errors=None if errors is None else tuple(errors.tolist()),
+        n=found.n,
+        seed=recipe.seed,
+    )

@@ -1,0 +1,187 @@
+"""The metric against the share of heads kept, method by method: scored once, cut at many points by masking."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from headprune.anatomy import Anatomy
+from headprune.atomic import refuse_unusable_target, staged_directory
+from headprune.batch import Batch, fingerprint_of_batches
+from headprune.checkpoint import seal
+from headprune.config import Recipe
+from headprune.errors import ConfigError, PlanError, did_you_mean
+from headprune.heads import HeadScores
+from headprune.journal import Journal, open_journal
+from headprune.models import versions
+from headprune.passes import Pass
+from headprune.pipeline.commands import check_metric, inspect_for_pruning
+from headprune.pipeline.curves import constraints_at, measure_curves
+from headprune.pipeline.scores import compute_scores
+from headprune.report.plots import sweep_picture
+from headprune.results import Curve, Sweep
+from headprune.runs import FOLDER, next_run
+from headprune.scoring import METHODS
+from headprune.selection import make_plan
+from headprune.subject import (
+    Rows,
+    Subject,
+    Voice,
+    model_note,
+    open_subject,
+    rows_that_chose,
+    separate_rows,
+)
+
+POINTS = tuple(tenth / 10 for tenth in range(10, 0, -1))
+# They need no data: what any method must beat.
+_CONTROLS = ("magnitude", "random")
+
+
+def sweep(recipe: Recipe, *, voice: Voice) -> tuple[Sweep, Path]:
+    """Score by several methods on the calibration rows, and measure each one's cuts on the rows that report, by masking.
+
+    What is done lies beside the runs, batch by batch: stopped at any moment, the same command goes on from there.
+
+    Args:
+        recipe: The settings; ``methods`` (by default ``method`` and two that need no data) and ``points`` (by default every
+            tenth that the model and the constraints allow) say what is compared.
+        voice: How to talk meanwhile.
+
+    Returns:
+        The curves, and the directory that holds them with their picture and each method's scores.
+
+    Raises:
+        PlanError: A point that was asked for can't be cut.
+    """
+    out = Path(recipe.out) if recipe.out else next_run("sweep")
+    refuse_unusable_target(out, overwrite=recipe.overwrite)
+    methods = methods_of(recipe)
+    check_metric(recipe)
+    subject = open_subject(_scored_once(recipe, voice=voice), voice=voice)
+    anatomy = inspect_for_pruning(subject, voice=voice)
+    keeps = lawful_points(anatomy, subject.recipe, voice=voice)
+    choosing, reporting = separate_rows(subject, voice=voice, chose=set(rows_that_chose(subject)))
+    scored = {
+        method: compute_scores(_by(subject, method), anatomy, choosing, voice=voice)
+        for method in methods
+    }
+    scores = {method: found.scores for method, found in scored.items()}
+    batches = subject.batches(reporting.examples)
+    journal = _journal(subject, anatomy, batches)
+    if done := journal.count():
+        voice.say(f"going on with a sweep that was stopped; batches done: {done}")
+    over = Pass(voice.track, voice.say, journal, compile=recipe.compile)
+    curves, better = measure_curves(
+        subject, anatomy, scores, keeps=keeps, batches=batches, over=over
+    )
+    found = _noted(subject, anatomy, curves, choosing, reporting, higher_is_better=better)
+    _write(found, scores, out, overwrite=recipe.overwrite)
+    for each in scored.values():
+        each.kept_elsewhere()
+    journal.drop()
+    return found, out
+
+
+def methods_of(recipe: Recipe) -> tuple[str, ...]:
+    """Return the methods that a recipe compares, each once.
+
+    Raises:
+        ConfigError: There is no such method.
+    """
+    methods = recipe.methods or (recipe.method or "gradient", *_CONTROLS)
+    for method in methods:
+        if method not in METHODS:
+            raise ConfigError(
+                f"there is no method {method!r}",
+                where="--methods",
+                hint=did_you_mean(method, METHODS),
+            )
+    return tuple(dict.fromkeys(methods))
+
+
+def lawful_points(anatomy: Anatomy, recipe: Recipe, *, voice: Voice) -> tuple[float, ...]:
+    """Return the keep ratios of a sweep, from the whole model (always there) on: those that ``prune`` could cut.
+
+    Raises:
+        PlanError: One that was asked for can't be cut; those of the default grid are left out instead.
+    """
+    flat = HeadScores(
+        method="none", heads=anatomy.heads, values=(0.0,) * len(anatomy.heads), n=0, seed=0
+    )
+    lawful = []
+    for keep in sorted({1.0, *(recipe.points or POINTS)}, reverse=True):
+        try:
+            make_plan(flat, anatomy, constraints=constraints_at(recipe, keep))
+        except PlanError as error:
+            if recipe.points or keep == 1:
+                raise
+            voice.say(f"left out: {error.what}")
+        else:
+            lawful.append(keep)
+    return tuple(lawful)
+
+
+def _scored_once(recipe: Recipe, *, voice: Voice) -> Recipe:
+    """Return the recipe without what leads to one cut only."""
+    single: dict[str, Any] = {"steps": 1, "until": None, "mend": "none"}
+    left = [f"--{name}" for name, value in single.items() if getattr(recipe, name) != value]
+    if left:
+        voice.say(f"left aside, for heads are scored once and masked: {', '.join(left)}")
+    return recipe.model_copy(update={**single, "keep": None, "run": None})
+
+
+def _by(subject: Subject, method: str) -> Subject:
+    return replace(subject, recipe=subject.recipe.model_copy(update={"method": method}))
+
+
+def _journal(subject: Subject, anatomy: Anatomy, batches: Sequence[Batch]) -> Journal:
+    """Return the journal of these evaluations; which cuts they are of is in the names that it keeps."""
+    facts = {
+        "sweep": subject.task.name,
+        "heads": [str(head) for head in anatomy.heads],
+        "model": model_note(subject),
+        "batches": fingerprint_of_batches(batches),
+        "device": subject.model.device.type,
+        "compile": subject.recipe.compile,
+        "versions": versions(),
+    }
+    return open_journal(FOLDER, facts=facts)
+
+
+def _noted(
+    subject: Subject,
+    anatomy: Anatomy,
+    curves: Sequence[Curve],
+    choosing: Rows,
+    reporting: Rows,
+    *,
+    higher_is_better: bool,
+) -> Sweep:
+    recipe = subject.recipe
+    return Sweep(
+        metric=recipe.metric or subject.task.metric,
+        higher_is_better=higher_is_better,
+        n=len(reporting.examples),
+        num_heads=len(anatomy.heads),
+        max_drop=recipe.max_drop,
+        curves=tuple(curves),
+        constraints={**constraints_at(recipe, 1.0).as_dict(), "normalize": recipe.normalize},
+        limit=recipe.limit,
+        seed=recipe.seed,
+        calibration=choosing.note,
+        data=reporting.note,
+        model=model_note(subject),
+        versions=versions(),
+    )
+
+
+def _write(found: Sweep, scores: Mapping[str, HeadScores], out: Path, *, overwrite: bool) -> None:
+    with staged_directory(out, overwrite=overwrite) as staging:
+        (staging / "sweep.json").write_text(found.to_json(), encoding="utf-8")
+        for method, values in scores.items():
+            path = staging / f"scores-{method.replace(':', '-')}.json"
+            path.write_text(values.to_json(), encoding="utf-8")
+        for kind in ("png", "svg"):
+            (staging / f"sweep.{kind}").write_bytes(sweep_picture(found, kind=kind))
+        seal(staging)

@@ -1,0 +1,82 @@
+"""Leave one out, and look at the metric itself."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from headprune.anatomy import Anatomy
+from headprune.batch import Batch, Loss
+from headprune.passes import Pass
+from headprune.replay import losses
+from headprune.scoring.estimate import Estimate
+from headprune.tasks import Task
+
+_RESAMPLES = 200
+
+Numbers = NDArray[np.float64]
+
+
+def metric_drop(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    *,
+    batches: Sequence[Batch],
+    task: Task,
+    statistic: Callable[[Numbers, Numbers], float],
+    higher_is_better: bool,
+    seed: int,
+    over: Pass,
+) -> Estimate:
+    """Score heads by how much worse the metric is without them, on the calibration rows.
+
+    Standard errors are those of the paired difference under the bootstrap over examples (Efron 1979).
+
+    Args:
+        model: The model.
+        anatomy: Its anatomy.
+        batches: Calibration data.
+        task: What predicts.
+        statistic: ``(predictions, references) -> metric``.
+        higher_is_better: Its direction.
+        seed: Of the bootstrap.
+        over: How to go over the data.
+    """
+    heads = len(anatomy.heads)
+    masks = torch.cat([torch.ones(1, heads), 1 - torch.eye(heads)])
+    found = losses(
+        model,
+        anatomy,
+        batches=batches,
+        loss=task.predicted_loss or _predicted(task),
+        masks=masks,
+        over=over,
+        name="ablation-metric",
+    )
+    predictions = found.double().numpy()
+    references = np.empty(predictions.shape[1])
+    for batch in batches:
+        references[batch.indices.numpy()] = batch.targets.double().numpy()
+    sign = 1 if higher_is_better else -1
+
+    def drops(rows: Any) -> Numbers:
+        values = [statistic(one[rows], references[rows]) for one in predictions]
+        return sign * (values[0] - np.array(values[1:]))
+
+    drawn = np.random.default_rng(seed).integers(0, len(references), (_RESAMPLES, len(references)))
+    spread = np.nanstd(np.stack([drops(rows) for rows in drawn]), axis=0, ddof=1)
+    whole = torch.from_numpy(drops(slice(None)))
+    return Estimate(whole, torch.from_numpy(spread), len(references))
+
+
+def _predicted(task: Task) -> Loss:
+    """Return the predictions in a loss's place: what ``losses`` says of every mask is then what the model predicts under it."""
+
+    def predicted(outputs: Any, batch: Batch) -> Tensor:
+        return task.predict(outputs, batch)[0].float()
+
+    return predicted

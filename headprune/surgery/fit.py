@@ -1,0 +1,218 @@
+"""Fit the output projections of a model that loses heads, attention by attention, in the order in which they run.
+
+Inputs come from the model that has lost its heads and was mended so far, targets from the whole one. Several ways (see
+:mod:`~headprune.surgery.least_squares`) walk through the model side by side: the whole model costs a forward, every way one and a
+third. What is kept of the positions is their state at the block that is being mended.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from headprune.anatomy import Anatomy, Site
+from headprune.batch import Batch, input_device
+from headprune.masking import gated, places_of
+from headprune.replay.walk import (
+    Come,
+    go_on,
+    in_order,
+    list_of,
+    read_from,
+    reads_last_only,
+    stage_of,
+    without_values,
+)
+from headprune.scoring.moments import real_positions
+from headprune.surgery.least_squares import How, no_sums, solve
+
+
+class Way(NamedTuple):
+    """One way to mend."""
+
+    how: How
+    ridge: float
+
+
+@dataclass(eq=False)
+class _Walker:
+    """A model with weights of its own that is walked through, and how far every batch has come."""
+
+    weights: dict[str, Tensor]
+    way: Way | None
+    come: list[Come] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class _Path:
+    """What is the same for all walkers."""
+
+    model: PreTrainedModel
+    anatomy: Anatomy
+    batches: Sequence[Batch]
+    mask: Float[Tensor, " heads"]
+
+    @contextmanager
+    def walking(self, walker: _Walker) -> Iterator[None]:
+        """Give the model a walker's weights, and silence the heads that will go for all but the whole one."""
+        gates = self.mask.to(input_device(self.model))
+        with having(self.model, walker.weights):
+            if walker.way is None:
+                yield
+            else:
+                with gated(self.model, self.anatomy, gates=gates):
+                    yield
+
+    def batch(self, place: int) -> Batch:
+        return self.batches[place].to(input_device(self.model))
+
+
+@torch.no_grad()
+def fit(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    *,
+    batches: Sequence[Batch],
+    mask: Float[Tensor, " heads"],
+    ways: Sequence[Way],
+    tell: Callable[[str], None] | None = None,
+) -> list[dict[str, Tensor]]:
+    """Return for every way the parameters of all output projections, mended from the first attention on that loses a head.
+
+    Those that aren't linear in ``z`` (a norm or a function stands in between), and those that run more than once a forward, stay
+    as they are.
+    """
+    path = _Path(model, anatomy, batches, mask)
+    whole = _Walker(projections(model, anatomy), None, [()] * len(batches))
+    mending = [_Walker(dict(whole.weights), way) for way in ways]
+    order = in_order(model, anatomy, path.batch(0))
+    reached = False
+    for place, site in enumerate(order):
+        kept = mask[anatomy.columns[site.id]].bool()
+        if not reached and not bool(kept.all()):
+            reached = True
+            for walker in mending:
+                walker.come = list(whole.come)
+        if reached and _is_linear(model, site):
+            if tell is not None:
+                tell(f"mending {site.id}")
+            _mend_site(path, site, whole, mending)
+        later = order[place + 1] if place + 1 < len(order) else None
+        if later is not None and stage_of(model, later) is not stage_of(model, site):
+            for walker in (whole, *mending) if reached else (whole,):
+                _walk_on(path, walker, through=stage_of(model, site), next_read=later)
+    return [walker.weights for walker in mending]
+
+
+def _walk_on(path: _Path, walker: _Walker, *, through: nn.Module, next_read: Site) -> None:
+    """Take every batch through a block; drop the outputs of those before it where nothing reads them."""
+    model, module = path.model, path.model.get_submodule(next_read.output)
+    blocks = list_of(model, through)
+    drop = None
+    with path.walking(walker):
+        for place in range(len(path.batches)):
+            batch = path.batch(place)
+            come = go_on(model, path.anatomy, batch, come=walker.come[place], through=through)
+            if drop is None:
+                drop = blocks is not None and reads_last_only(
+                    model, batch, module, come=come, blocks=blocks
+                )
+            walker.come[place] = without_values(come, blocks) if drop and blocks else come
+
+
+def _mend_site(path: _Path, site: Site, whole: _Walker, mending: Sequence[_Walker]) -> None:
+    """Fit an output projection's weights, for every way."""
+    projection = path.model.get_submodule(site.output)
+    transposed = not isinstance(projection, Conv1D)
+    weight_name, bias_name = f"{site.output}.weight", f"{site.output}.bias"
+    old = whole.weights[weight_name]
+    old = (old.T if transposed else old).double()
+    bias = whole.weights[bias_name].double() if bias_name in whole.weights else None
+    columns = _columns(site, path.mask[path.anatomy.columns[site.id]].bool(), width=len(old))
+    columns = columns.to(old.device)
+    sums = [no_sums(len(columns), old.shape[1], device=old.device) for _ in mending]
+    for place in range(len(path.batches)):
+        batch = path.batch(place)
+        with path.walking(whole):
+            wanted = _inputs(path.model, site, batch, come=whole.come[place]) @ old
+        wanted = wanted if bias is None else wanted + bias
+        for index, walker in enumerate(mending):
+            with path.walking(walker):
+                left = _inputs(path.model, site, batch, come=walker.come[place])
+            sums[index] = sums[index].plus(left[:, columns], wanted)
+    for walker, found in zip(mending, sums, strict=True):
+        if walker.way is None or not float(found.gram[-1, -1]):
+            continue
+        how, ridge = walker.way
+        weight, new_bias = solve(
+            found, old[columns], bias, how=how, ridge=ridge, head_dim=site.head_dim
+        )
+        changed = old.clone()
+        changed[columns] = weight
+        _write(walker, weight_name, changed.T if transposed else changed)
+        if new_bias is not None:
+            _write(walker, bias_name, new_bias)
+
+
+def _write(walker: _Walker, name: str, value: Tensor) -> None:
+    walker.weights[name] = value.to(walker.weights[name].dtype).contiguous()
+
+
+def _is_linear(model: PreTrainedModel, site: Site) -> bool:
+    projection = model.get_submodule(site.output)
+    plain = type(projection) in (nn.Linear, Conv1D) and site.called == "module"
+    return plain and site.gate == site.output and bool(site.heads)
+
+
+def _inputs(
+    model: PreTrainedModel, site: Site, batch: Batch, *, come: Come
+) -> Float64[Tensor, "positions width"]:
+    """Return what a site's output projection reads at all positions that aren't padding."""
+    z = read_from(model, batch, model.get_submodule(site.output), come=come)
+    real = real_positions(site, z.shape[:-1], batch)
+    found = z.flatten(0, -2) if real is None else z[real]
+    return found.double()
+
+
+def _columns(site: Site, kept: Tensor, *, width: int) -> Tensor:
+    """Return which of the ``width`` inputs of the output projection belong to heads that stay."""
+    places = places_of(site, width // site.head_dim)
+    where = torch.arange(len(site.heads)) if places is None else torch.tensor(places)
+    starts = where[kept] * site.head_dim
+    return (starts[:, None] + torch.arange(site.head_dim)).flatten()
+
+
+def projections(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Tensor]:
+    """Return copies of all parameters of output projections, by name."""
+    outputs = dict.fromkeys(site.output for site in anatomy.sites)
+    return {
+        f"{output}.{name}": parameter.detach().clone()
+        for output in outputs
+        for name, parameter in model.get_submodule(output).named_parameters(recurse=False)
+    }
+
+
+@torch.no_grad()
+def put_back(model: PreTrainedModel, values: Mapping[str, Tensor]) -> None:
+    """Write parameters into the model."""
+    for name, value in values.items():
+        model.get_parameter(name).copy_(value)
+
+
+@contextmanager
+def having(model: PreTrainedModel, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let the model have other parameters for the length of a block."""
+    before: dict[str, Any] = {name: model.get_parameter(name).data for name in values}
+    for name, value in values.items():
+        model.get_parameter(name).data = value
+    try:
+        yield
+    finally:
+        for name, data in before.items():
+            model.get_parameter(name).data = data

@@ -1,0 +1,160 @@
+"""Objectives without labels: how far the outputs are from those of the whole model.
+
+The whole model runs once and what it puts out becomes the targets. A distance to them has no slope where nothing was removed yet:
+it is at its minimum. What methods differentiate therefore compares with targets that were *drawn* around them, as the Fisher
+information does: a class or a token from the model's distribution, an embedding with noise. The mean square of that slope is the
+curvature of the distance, and once heads are gone the slope itself comes in.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from headprune.batch import Batch, Loss, PositionLoss, forward, input_device
+from headprune.replay import example_losses
+
+
+@dataclass(frozen=True)
+class Distill:
+    """How a task does without labels.
+
+    Args:
+        teach: ``(model, batch, generators) -> [examples, ...]``: what the whole model puts out, one generator an example.
+        draw: ``(targets, generators) -> targets``: drawn around them.
+        loss: ``(outputs, batch) -> [examples]``: the distance to ``batch.targets``.
+    """
+
+    teach: Callable[[PreTrainedModel, Batch, Sequence[torch.Generator]], Tensor]
+    draw: Callable[[Tensor, Sequence[torch.Generator]], Tensor]
+    loss: Loss
+
+
+@dataclass(frozen=True, eq=False)
+class Goal:
+    """What importance is about: rows with targets, and a loss.
+
+    Args:
+        batches: The rows.
+        drawn: The same for methods that differentiate; with labels they are ``batches``.
+        loss: One loss per example.
+    """
+
+    batches: tuple[Batch, ...]
+    drawn: tuple[Batch, ...]
+    loss: Loss
+
+
+def _no_loss(_outputs: Any, batch: Batch) -> Tensor:
+    return torch.zeros(batch.num_examples)
+
+
+NOTHING = Goal((), (), _no_loss)
+"""Of methods that read no rows."""
+
+
+@torch.no_grad()
+def taught(
+    model: PreTrainedModel, distill: Distill, batches: Sequence[Batch], *, seed: int
+) -> Goal:
+    """Run the whole model over ``batches`` and return them with what it put out for targets.
+
+    Every example draws from a generator of its own, so that neither batches nor their order matter.
+    """
+    exact, drawn = [], []
+    for batch in batches:
+        targets = distill.teach(
+            model, batch.to(input_device(model)), _generators(batch, seed)
+        ).cpu()
+        exact.append(replace(batch, targets=targets))
+        drawn.append(replace(batch, targets=distill.draw(targets, _generators(batch, seed + 1))))
+    return Goal(tuple(exact), tuple(drawn), distill.loss)
+
+
+def _generators(batch: Batch, seed: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(_mixed(seed, index)) for index in batch.indices.tolist()]
+
+
+def _mixed(seed: int, index: int) -> int:
+    """Return a seed of 32 bits: torch's generator for the CPU reads no more of it."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:4], "big")
+
+
+def class_probabilities(
+    model: PreTrainedModel, batch: Batch, _generators: Sequence[torch.Generator]
+) -> Float[Tensor, "examples classes"]:
+    """Return the distribution over classes."""
+    probabilities: Tensor = forward(model, batch.inputs).logits.float().softmax(-1)
+    return probabilities
+
+
+def draw_class(
+    probabilities: Float[Tensor, "examples classes"], generators: Sequence[torch.Generator]
+) -> Float[Tensor, "examples classes"]:
+    """Return a distribution that is sure of a class drawn from each."""
+    chosen = _drawn(probabilities, torch.cat([torch.rand(1, generator=g) for g in generators]))
+    return torch.nn.functional.one_hot(chosen, probabilities.shape[-1]).to(probabilities)
+
+
+def class_divergence(outputs: Any, batch: Batch) -> Float[Tensor, " examples"]:
+    """``KL(p || q)``, ``p`` the targets and ``q`` what is put out."""
+    p = batch.targets
+    entropy = -torch.special.xlogy(p, p).sum(-1)
+    divergence: Tensor = cross_entropy(outputs.logits.float(), p, reduction="none") - entropy
+    return divergence
+
+
+def _drawn(probabilities: Tensor, uniform: Tensor) -> Int[Tensor, "..."]:
+    """Draw from each distribution by inverting its cumulative sum."""
+    sums = probabilities.double().cumsum(-1)
+    below = uniform[..., None].double() * sums[..., -1:]
+    chosen: Tensor = (sums <= below).sum(-1).clamp_max(probabilities.shape[-1] - 1)
+    return chosen
+
+
+def draw_tokens(
+    model: PreTrainedModel, batch: Batch, generators: Sequence[torch.Generator]
+) -> Int[Tensor, "examples positions"]:
+    """Return for every position but the last a token drawn from the model's distribution of what follows."""
+    length = batch.inputs["input_ids"].shape[1]
+    uniform = torch.stack([torch.rand(length - 1, generator=g) for g in generators])
+    pieces: list[Tensor] = []
+
+    def keep(logits: Tensor, start: int, batch: Batch) -> Tensor:
+        here = uniform[:, start : start + logits.shape[1]].to(logits.device)
+        pieces.append(_drawn(logits.float().softmax(-1), here))
+        return torch.zeros(batch.num_examples, device=logits.device)
+
+    example_losses(
+        model,
+        batch,
+        PositionLoss(keep, lambda _batch: length - 1),
+        run=lambda: forward(model, batch.inputs),
+    )
+    return torch.cat(pieces, dim=1)
+
+
+def _token_part(logits: Tensor, start: int, batch: Batch) -> Float[Tensor, " examples"]:
+    """Mean negative log-likelihood of the drawn tokens: ``KL(p || q)`` and the entropy of ``p``, but for the luck of the draw."""
+    stop = start + logits.shape[1]
+    real = batch.inputs["attention_mask"]
+    mask = real[:, start + 1 : stop + 1] * real[:, start:stop]
+    labels = batch.targets[:, start:stop]
+    by_token = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
+    count = (real[:, 1:] * real[:, :-1]).sum(1)
+    return (by_token.view(labels.shape) * mask).sum(1) / count
+
+
+token_likelihood = PositionLoss(
+    _token_part, lambda batch: int(batch.inputs["input_ids"].shape[1]) - 1
+)
+"""The loss on drawn tokens, whose expectation is the divergence and a constant."""
+
+CLASSES = Distill(class_probabilities, draw_class, class_divergence)
+TOKENS = Distill(draw_tokens, lambda targets, _generators: targets, token_likelihood)

@@ -1,0 +1,44 @@
+"""The recipes that are compared: settings of headprune, each with the work that it reproduces."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Contender(NamedTuple):
+    """A recipe in the bench.
+
+    Args:
+        settings: What it says; all else is the subject's.
+        source: What it reproduces.
+    """
+
+    settings: Mapping[str, Any]
+    source: str
+
+
+OURS = "headprune"
+CONTENDERS: dict[str, Contender] = {
+    OURS: Contender({}, "the default"),
+    "michel": Contender({"recipe": "michel"}, "Michel et al. 2019"),
+    "michel, no norm": Contender(
+        {"method": "gradient", "steps": 1, "mend": "none"}, "the same, layers not normalized"
+    ),
+    "run_bertology": Contender(
+        {"method": "gradient:batch", "normalize": "layer", "steps": 1, "mend": "none"},
+        "transformers v4's script",
+    ),
+    "textpruner": Contender(
+        {"method": "gradient:batch", "steps": 4, "mend": "none"}, "TextPruner, 4 iterations"
+    ),
+    "kwon": Contender({"recipe": "kwon"}, "Kwon et al. 2022"),
+    "flap": Contender({"recipe": "flap"}, "An et al. 2024"),
+    "minitron": Contender({"recipe": "minitron"}, "Muralidharan et al. 2024"),
+    "sink": Contender(
+        {"method": "sink", "steps": 1, "mend": "none"}, "attention to the first token"
+    ),
+    "magnitude": Contender({"method": "magnitude", "steps": 1, "mend": "none"}, "norm of W_O"),
+    "leave one out": Contender(
+        {"method": "ablation", "steps": 1, "mend": "none"}, "the exact effect of each head alone"
+    ),
+    "random": Contender({"method": "random", "steps": 1, "mend": "none"}, "a seeded control"),
+}

@@ -1,0 +1,97 @@
+"""Models with their calibration rows and the rows that report."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench_quality_lib.classifier import build_classifier
+from headprune.config import DEMO, Recipe
+from headprune.errors import DataError
+from headprune.subject import Rows, Subject, Voice, open_subject, separate_rows
+from headprune.tasks.rows import Example
+
+
+@dataclass(frozen=True)
+class Case:
+    """A subject, ready to be pruned in many ways.
+
+    Args:
+        subject: The model, its recipe and its task.
+        choosing: The calibration rows.
+        reporting: The rows that report.
+    """
+
+    subject: Subject
+    choosing: Rows
+    reporting: Rows
+
+
+Open = Callable[[int, Voice, Path | None], Case]
+"""``open(seed, voice, data)``: ``data`` is a folder with data sets that no package brings."""
+
+
+def _minilm(seed: int, voice: Voice, _data: Path | None, **settings: str) -> Case:
+    recipe = DEMO.model_copy(update={"seed": seed, **settings})
+    subject = open_subject(recipe, voice=voice)
+    return Case(subject, *separate_rows(subject, voice=voice))
+
+
+def _minilm_distill(seed: int, voice: Voice, data: Path | None) -> Case:
+    return _minilm(seed, voice, data, objective="distill")
+
+
+def _smollm2(seed: int, voice: Voice, data: Path | None) -> Case:
+    """Perplexity of the first 8,192 tokens in windows of 512; calibration on 24 windows of 256 from token 60,000 on."""
+    recipe = Recipe(model="demo:smollm2", task="causal-lm", gqa="pad", seed=seed, max_length=512)
+    subject = open_subject(recipe, voice=voice)
+    text = _needed(data, "wikitext2-raw/wiki.test.raw").read_text(encoding="utf-8")
+    tokens = subject.tokenizer(text, verbose=False)["input_ids"]
+    start = 60_000 + 24 * 256 * seed
+    return Case(
+        subject,
+        _windows(tokens[start : start + 24 * 256], 256),
+        _windows(tokens[:8192], 512),
+    )
+
+
+def _smollm2_groups(seed: int, voice: Voice, data: Path | None) -> Case:
+    """The same, whole key/value groups."""
+    case = _smollm2(seed, voice, data)
+    subject = case.subject
+    recipe = subject.recipe.model_copy(update={"gqa": "group"})
+    subject = Subject(recipe, subject.source, subject.model, subject.tokenizer, subject.task)
+    return Case(subject, case.choosing, case.reporting)
+
+
+def _windows(tokens: list[int], size: int) -> Rows:
+    examples = tuple(
+        Example(tokens=tuple(tokens[start : start + size])) for start in range(0, len(tokens), size)
+    )
+    return Rows(examples, {"n": len(examples), "window": size})
+
+
+def _classifier(seed: int, voice: Voice, data: Path | None) -> Case:
+    """MiniLM with a linear head for the 150 intents of CLINC150."""
+    directory, train, test = build_classifier(_needed(data, "clinc150/data_full.json"))
+    recipe = Recipe(
+        model=str(directory), task="classification", data=str(train), eval_data=str(test), seed=seed
+    )
+    subject = open_subject(recipe, voice=voice)
+    return Case(subject, *separate_rows(subject, voice=voice))
+
+
+def _needed(data: Path | None, name: str) -> Path:
+    if data is None or not (data / name).is_file():
+        raise DataError(
+            f"this subject needs {name}", where="--data", hint="give the folder that it lies in"
+        )
+    return data / name
+
+
+SUBJECTS: dict[str, Open] = {
+    "minilm": _minilm,
+    "minilm-distill": _minilm_distill,
+    "smollm2": _smollm2,
+    "smollm2-groups": _smollm2_groups,
+    "clinc150": _classifier,
+}

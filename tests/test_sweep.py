@@ -1,0 +1,436 @@
+"""Curves of the metric against the share of heads kept: what they hold, and what they look like."""
+
+import copy
+import itertools
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from families import build, sentences
+from hypothesis import given
+from hypothesis import strategies as st
+from test_processes import DyingJournal, StoppedError
+
+import headprune as hp
+from headprune.cli import main
+from headprune.config import Recipe
+from headprune.errors import ConfigError, ModelError, PlanError
+from headprune.evaluation import judge, predict, predict_masked
+from headprune.heads import HeadScores, read_artefact
+from headprune.journal import Journal
+from headprune.models import ModelSource
+from headprune.passes import IN_SILENCE, Pass
+from headprune.pipeline.curves import measure_curves
+from headprune.pipeline.sweep import lawful_points, methods_of
+from headprune.replay import losses
+from headprune.report.plots import spread, sweep_picture
+from headprune.report.terminal import Talk
+from headprune.results import Sweep
+from headprune.selection import knee, last_within
+from headprune.subject import Subject, open_subject, separate_rows
+from headprune.tasks import TASKS
+from headprune.tasks.rows import Example
+
+KEEPS = (1.0, 0.7, 0.5, 0.3)
+QUIET = Talk(quiet=True)
+
+
+def subject_of(name, tokenizer, **settings):
+    """Return a tiny model with its task, and rows."""
+    task = TASKS["causal-lm" if name == "llama" else "classification"]
+    recipe = Recipe(model=name, max_length=16, batch_size=8, **settings)
+    if task.name == "causal-lm":
+        ids = tokenizer("\n".join(sentences(60)), add_special_tokens=False)["input_ids"]
+        examples = [Example(tokens=tuple(ids[at : at + 16])) for at in range(0, 320, 16)]
+    else:
+        examples = [Example((text,), place % 2) for place, text in enumerate(sentences(20))]
+    model = build(name)
+    source = ModelSource(name, Path(name), None, model.config)
+    subject = Subject(recipe, source, model, tokenizer, task)
+    return subject, subject.batches(examples)
+
+
+def drawn_scores(anatomy, seed):
+    values = torch.rand(len(anatomy.heads), generator=torch.Generator().manual_seed(seed)).tolist()
+    return HeadScores(method="drawn", heads=anatomy.heads, values=tuple(values), n=0, seed=seed)
+
+
+def curves_of(subject, anatomy, batches, *, over=IN_SILENCE, keeps=KEEPS):
+    scores = {name: drawn_scores(anatomy, seed) for seed, name in enumerate(("one", "two"))}
+    return measure_curves(subject, anatomy, scores, keeps=keeps, batches=batches, over=over)
+
+
+@pytest.fixture(scope="module", params=["bert", "llama"])
+def measured(request, tokenizer):
+    """Return a subject, its anatomy and batches, and its curves."""
+    subject, batches = subject_of(request.param, tokenizer, max_drop=0.1)
+    anatomy = hp.inspect(subject.model)
+    return subject, anatomy, batches, *curves_of(subject, anatomy, batches)
+
+
+def test_the_whole_model_is_what_plain_evaluation_finds(measured):
+    subject, _anatomy, batches, curves, better = measured
+    task = subject.task
+    value, interval, higher = judge(
+        predict(subject.model, task, batches=batches), task.metric, seed=0
+    )
+    assert better is higher is (task.metric == "accuracy")
+    for curve in curves:
+        whole = curve.points[0]
+        assert (whole.keep, whole.share, whole.removed) == (1.0, 1.0, ())
+        assert whole.value == pytest.approx(value, rel=1e-6)
+        assert whole.interval == pytest.approx(interval, rel=1e-6)
+        assert (whole.difference, whole.difference_interval) == (0.0, (0.0, 0.0))
+
+
+def test_every_point_is_masking_and_evaluating_by_hand(measured):
+    subject, anatomy, batches, curves, _better = measured
+    model, task = subject.model, subject.task
+    plain = predict(model, task, batches=batches)
+    assert len({point.removed for curve in curves for point in curve.points}) == 7
+    for point in itertools.chain(*(curve.points for curve in curves)):
+        with hp.masked(model, point.removed, anatomy=anatomy):
+            found = predict(model, task, batches=batches)
+            lost = torch.cat([task.loss(model(**b.inputs), b).detach() for b in batches]).double()
+        value, interval, _ = judge(found, task.metric, seed=0)
+        difference, paired, _ = judge(found, task.metric, seed=0, other=plain)
+        assert point.value == pytest.approx(value, rel=1e-5)
+        assert point.interval == pytest.approx(interval, rel=1e-5)
+        assert point.difference == pytest.approx(difference, rel=1e-4, abs=1e-6)
+        assert point.difference_interval == pytest.approx(paired, rel=1e-4, abs=1e-6)
+        assert point.loss == pytest.approx(lost.mean().item(), rel=1e-5)
+        error = (lost.std() / len(lost) ** 0.5).item()
+        assert point.loss_standard_error == pytest.approx(error, rel=1e-4)
+
+
+def test_a_point_is_the_model_that_prune_would_make(measured):
+    subject, anatomy, batches, curves, _better = measured
+    point = curves[0].points[-1]
+    smaller = hp.prune(copy.deepcopy(subject.model), point.removed)
+    value, _, _ = judge(
+        predict(smaller, subject.task, batches=batches), subject.task.metric, seed=0
+    )
+    assert point.value == pytest.approx(value, rel=1e-5)
+    assert point.heads == len(hp.inspect(smaller).heads) == len(anatomy.heads) - len(point.removed)
+    assert point.share == pytest.approx(point.heads / len(anatomy.heads))
+
+
+def test_fewer_heads_are_some_of_the_same(measured):
+    *_rest, curves, _better = measured
+    for curve in curves:
+        cuts = [set(point.removed) for point in curve.points]
+        assert all(more < fewer for more, fewer in itertools.pairwise(cuts))
+
+
+def test_losses_are_those_of_the_hot_path(measured):
+    subject, anatomy, batches, curves, _better = measured
+    points = curves[1].points
+    masks = torch.tensor([[float(h not in p.removed) for h in anatomy.heads] for p in points])
+    settings = {"batches": batches, "masks": masks}
+    found = predict_masked(subject.model, anatomy, subject.task, **settings)
+    expected = losses(subject.model, anatomy, loss=subject.task.loss, **settings)
+    assert torch.allclose(torch.from_numpy(found.losses).float(), expected, rtol=1e-4, atol=1e-5)
+    assert [p.loss for p in points] == pytest.approx(found.losses.mean(1).tolist(), rel=1e-6)
+
+
+def test_a_predicted_loss_over_its_references_is_the_loss(tokenizer):
+    """What lets one pass measure both."""
+    for task in TASKS.values():
+        if task.predicted_loss is not None:
+            subject, batches = subject_of("llama", tokenizer)
+            outputs = subject.model(**batches[0].inputs)
+            predicted, references = task.predict(outputs, batches[0])
+            loss = task.loss(outputs, batches[0])
+            assert torch.allclose(predicted / references, loss, rtol=1e-6)
+
+
+def test_the_order_of_the_rows_does_not_matter(tokenizer):
+    subject, batches = subject_of("bert", tokenizer)
+    anatomy = hp.inspect(subject.model)
+    turned = tuple(reversed(batches))
+    assert curves_of(subject, anatomy, turned) == curves_of(subject, anatomy, batches)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+@pytest.mark.parametrize("done", [0, 2])
+def test_a_sweep_that_was_killed_goes_on_and_ends_with_the_same_bytes(
+    tmp_path, tokenizer, name, done
+):
+    subject, batches = subject_of(name, tokenizer)
+    anatomy = hp.inspect(subject.model)
+    whole, _better = curves_of(subject, anatomy, batches)
+    DyingJournal.left = done
+    with pytest.raises(StoppedError):
+        curves_of(subject, anatomy, batches, over=Pass(journal=DyingJournal(tmp_path)))
+    journal = Journal(tmp_path)
+    assert journal.count() == done
+    resumed, _better = curves_of(subject, anatomy, batches, over=Pass(journal=journal))
+    assert [c.model_dump_json() for c in resumed] == [c.model_dump_json() for c in whole]
+    assert journal.count() == len(batches)
+    # Other cuts are other results.
+    other, _better = curves_of(
+        subject, anatomy, batches, over=Pass(journal=journal), keeps=(1, 0.6)
+    )
+    assert other == curves_of(subject, anatomy, batches, keeps=(1, 0.6))[0]
+
+
+def test_predictions_that_are_no_numbers_are_refused(tokenizer):
+    subject, batches = subject_of("llama", tokenizer)
+    subject.model.model.layers[1].self_attn.o_proj.weight.data[0, 0] = math.nan
+    masks = torch.ones(1, 24)
+    with pytest.raises(ModelError, match="not finite"):
+        predict_masked(
+            subject.model, hp.inspect(subject.model), subject.task, batches=batches, masks=masks
+        )
+
+
+@given(
+    bend=st.integers(10, 90),
+    scale=st.floats(0.01, 100),
+    offset=st.floats(-10, 10),
+    shares=st.lists(st.integers(1, 999), max_size=12),
+)
+def test_the_knee_of_a_roof_is_its_ridge(bend, scale, offset, shares):
+    """A curve that is flat down to ``bend`` and falls from there: the ridge is farthest from the chord, whatever the units."""
+    bend /= 100
+    shares = sorted({1.0, 0.0, bend, *(share / 1000 for share in shares)}, reverse=True)
+    values = [offset + scale * min(1.0, share / bend) for share in shares]
+    assert shares[knee(shares, values)] == bend
+
+
+@given(values=st.lists(st.integers(-100, 100), min_size=2, max_size=9))
+def test_the_knee_is_the_point_farthest_from_the_chord(values):
+    shares = [1 - place / len(values) for place in range(len(values))]
+    found = knee(shares, values)
+    if values[0] <= values[-1]:
+        assert found is None
+        return
+    # Distances of points to a line in the plane, on axes from 0 to 1.
+    span, fall = shares[0] - shares[-1], values[0] - values[-1]
+    x = (np.array(shares) - shares[-1]) / span
+    y = (np.array(values) - values[-1]) / fall
+    distance = (y - x) / math.sqrt(2)
+    if found is None:
+        assert distance.max() <= 1e-8
+    else:
+        assert distance[found] == pytest.approx(distance.max(), rel=1e-6)
+        assert distance[found] > 0
+
+
+def test_curves_without_a_knee_have_none():
+    shares = [1.0, 0.7, 0.4, 0.1]
+    assert knee(shares, [4.0, 3.0, 2.0, 1.0]) is None, "straight"
+    assert knee(shares, [1.0, 0.3, 0.1, 0.0]) is None, "falls at once"
+    assert knee(shares, [1.0, 1.1, 1.2, 1.0]) is None, "no worse at the end"
+    assert knee([1.0], [1.0]) is None
+    assert knee([1.0, 0.75, 0.5, 0.25], [3.0, 3.0, 2.0, 0.0]) == 2, "of equals the fewest heads"
+
+
+@given(worst=st.lists(st.floats(-1, 1), max_size=8), limit=st.floats(0, 1))
+def test_the_last_within_follows_points_that_are_all_within(worst, limit):
+    found = last_within(worst, limit)
+    count = 0 if found is None else found + 1
+    assert all(drop <= limit for drop in worst[:count])
+    assert count == len(worst) or worst[count] > limit
+
+
+def test_the_limit_is_kept_by_the_worse_end_of_the_interval(measured):
+    _subject, _anatomy, _batches, curves, better = measured
+    for curve in curves:
+        held = True
+        for point in curve.points:
+            low, high = point.difference_interval
+            held = held and (-low if better else high) <= 0.1
+            assert held == (point.keep >= curve.within_drop)
+
+
+def test_points_that_can_not_be_cut_are_left_out_or_refused(capsys, tokenizer):
+    anatomy = hp.inspect(build("bert"))
+    talk = Talk()
+    assert lawful_points(anatomy, Recipe(min_heads=2), voice=talk) == (
+        1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4,
+    )  # fmt: skip
+    told = capsys.readouterr().err
+    assert "left out: --keep 0.3 leaves 5 of 18 heads, and at least 6 must stay" in told
+    asked = Recipe(min_heads=2, points=(0.5, 0.2))
+    with pytest.raises(PlanError, match=r"--keep 0.2 leaves 4 of 18"):
+        lawful_points(anatomy, asked, voice=QUIET)
+    with pytest.raises(PlanError, match="removes no head"):
+        lawful_points(anatomy, Recipe(points=(0.99,)), voice=QUIET)
+    assert lawful_points(anatomy, Recipe(points=(0.3, 0.8, 0.3)), voice=QUIET) == (1.0, 0.8, 0.3)
+
+
+def test_methods_are_those_named_or_a_method_and_its_controls():
+    assert methods_of(Recipe()) == ("gradient", "magnitude", "random")
+    assert methods_of(Recipe(method="fisher")) == ("fisher", "magnitude", "random")
+    assert methods_of(Recipe(methods="random, ablation,random")) == ("random", "ablation")
+    with pytest.raises(ConfigError, match="no method 'gradiant'"):
+        methods_of(Recipe(methods=("gradiant",)))
+
+
+@given(wanted=st.lists(st.floats(0, 1), min_size=1, max_size=7), gap=st.floats(0.01, 0.3))
+def test_names_keep_apart_and_in_order(wanted, gap):
+    found = spread(wanted, gap=gap)
+    for one, other in itertools.combinations(range(len(wanted)), 2):
+        assert abs(found[one] - found[other]) >= gap - 1e-9
+        if wanted[one] < wanted[other]:
+            assert found[one] < found[other]
+    if all(abs(a - b) >= gap for a, b in itertools.combinations(wanted, 2)):
+        assert found == pytest.approx(wanted)
+
+
+@pytest.fixture
+def place(run_here, tokenizer, monkeypatch):
+    """Return an empty directory with a model and two files of rows, some of them the same."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(run_here / ".cache"))
+    build("bert").save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    lines = [f"{text},{index % 2}\n" for index, text in enumerate(sentences(40))]
+    (run_here / "train.csv").write_text("text,label\n" + "".join(lines[:28]))
+    (run_here / "test.csv").write_text("text,label\n" + "".join(lines[20:]))
+    return run_here
+
+
+@pytest.fixture
+def sweep(place, capsys, monkeypatch):
+    """Return a function that runs the command: (exit code, stdout, stderr)."""
+
+    def run(*words):
+        data = ("--data", "train.csv", "--eval-data", "test.csv", "--batch-size", "5")
+        monkeypatch.setattr(sys, "argv", ["headprune", "sweep", "model", *data, *words])
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run
+
+
+def test_the_command_writes_curves_pictures_and_scores(sweep, place):
+    words = ("--methods", "gradient,random", "--points", "0.8,0.5", "--max-drop", "1")
+    code, out, err = sweep(*words)
+    assert code == 0, err
+    assert "within a drop of 1 down to --keep 0.5" in out
+    folder = place / "headprune-runs" / "001-sweep"
+    assert "written: headprune-runs/001-sweep" in err
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "manifest.json", "scores-gradient.json", "scores-random.json", "sweep.json", "sweep.png", "sweep.svg",
+    ]  # fmt: skip
+    assert not (place / "headprune-runs" / "partial").exists()
+    found = read_artefact(Sweep, folder / "sweep.json")
+    assert found.to_json() == (folder / "sweep.json").read_text()
+    assert [curve.method for curve in found.curves] == ["gradient", "random"]
+    assert [(point.keep, point.heads) for point in found.curves[1].points] == [
+        (1.0, 18), (0.8, 14), (0.5, 9),
+    ]  # fmt: skip
+    # The same again, in the next directory and in JSON.
+    code, out, err = sweep(*words, "--json")
+    assert code == 0, err
+    assert out == found.to_json()
+    assert (place / "headprune-runs" / "002-sweep" / "sweep.svg").read_bytes() == (
+        folder / "sweep.svg"
+    ).read_bytes()
+    # A point is a cut that prune makes of the scores beside it.
+    scores = read_artefact(HeadScores, folder / "scores-gradient.json")
+    plan = hp.plan(scores, keep=0.5, anatomy=hp.inspect(build("bert")))
+    assert plan.remove == found.curves[0].at(0.5).removed
+
+
+def test_rows_that_chose_are_not_rows_that_report(sweep, place):
+    code, out, err = sweep("--methods", "gradient,magnitude", "--points", "0.5", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    settings = {"data": "train.csv", "eval_data": "test.csv", "model": "model"}
+    subject = open_subject(Recipe(**settings), voice=QUIET)
+    choosing, reporting = separate_rows(subject, voice=QUIET)
+    assert found["calibration"] == choosing.note
+    assert found["data"] == reporting.note
+    assert (found["calibration"]["n"], found["n"]) == (20, 20)
+    scores = json.loads((place / "headprune-runs/001-sweep/scores-gradient.json").read_text())
+    assert set(scores["rows"]) == {example.input_digest for example in choosing.examples}
+    assert not set(scores["rows"]) & {example.input_digest for example in reporting.examples}
+    assert [curve["scored_on"] for curve in found["curves"]] == [20, 0]
+
+
+def test_nothing_is_overwritten_unasked(sweep, place):
+    words = ("--methods", "random", "--points", "0.5", "--out", "out")
+    (place / "out").mkdir()
+    (place / "out" / "thesis.tex").write_text("years of work")
+    code, _out, err = sweep(*words, "--overwrite")
+    assert code == 2
+    assert "headprune did not write" in err
+    shutil.rmtree(place / "out")
+    assert sweep(*words)[0] == 0
+    code, _out, err = sweep(*words)
+    assert code == 2
+    assert "not empty" in err
+    assert "evaluating" not in err
+    assert sweep(*words, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize("done", [2, 5])
+def test_the_same_command_goes_on_where_it_was_stopped(sweep, place, monkeypatch, done):
+    """Four batches score, four are evaluated."""
+    words = ("--methods", "gradient", "--points", "0.5", "--json")
+    assert sweep(*words, "--out", "whole")[0] == 0
+    one, left = Journal.put, iter([False] * done + [True])
+
+    def stop(self, name, tensor):
+        if next(left):
+            raise KeyboardInterrupt
+        one(self, name, tensor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "put", stop)
+        code, _out, err = sweep(*words, "--out", "out")
+    assert code == 130
+    assert "the same command goes on from there" in err
+    assert not (place / "out").exists()
+    code, _out, err = sweep(*words, "--out", "out")
+    assert code == 0, err
+    assert (
+        "batches done: 2" in err
+        if done == 2
+        else "a sweep that was stopped; batches done: 1" in err
+    )
+    for path in (place / "whole").iterdir():
+        assert (place / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert not (place / "headprune-runs" / "partial").exists()
+
+
+def test_what_leads_to_one_cut_is_left_aside_aloud(sweep, place):
+    (place / "headprune.yaml").write_text("steps: 3\nmend: refit\nkeep: 0.5\nmethod: magnitude\n")
+    code, out, err = sweep("--points", "0.5", "--json")
+    assert code == 0, err
+    assert "left aside, for heads are scored once and masked: --steps, --mend" in err
+    assert [curve["method"] for curve in json.loads(out)["curves"]] == ["magnitude", "random"]
+
+
+def test_pictures_are_the_same_bytes_and_leave_settings_alone(measured):
+    import matplotlib as mpl
+
+    subject, anatomy, _batches, curves, better = measured
+    metric = subject.task.metric
+    found = Sweep(
+        metric=metric, higher_is_better=better, n=20, num_heads=len(anatomy.heads), max_drop=0.1,
+        curves=curves, constraints={"sites": []}, limit=None, seed=0, calibration={},
+        data={"name": "rows"}, model={"name": "tiny"}, versions={},
+    )  # fmt: skip
+    assert Sweep.model_validate_json(found.to_json()) == found
+    svg = sweep_picture(found, kind="svg")
+    with mpl.rc_context({"font.size": 33, "axes.facecolor": "red"}):
+        assert sweep_picture(found, kind="svg") == svg
+        assert mpl.rcParams["font.size"] == 33
+    assert b"<dc:date>" not in svg
+    png = sweep_picture(found, kind="png")
+    assert sweep_picture(found, kind="png") == png
+    assert png.startswith(b"\x89PNG")
+    assert int.from_bytes(png[16:20], "big") > 1000
