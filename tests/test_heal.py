@@ -77,7 +77,7 @@ class Lesson:
 
     def train(self, folder, *, lora=None, checkpoint=None, **own):
         own = {"max_steps": 6, "learning_rate": 3e-4, "seed": 0, **own}
-        pairs = own.pop("pairs", ())
+        pairs = own.pop("pairs", ["save_strategy=no"])
         course = Course(
             teacher=self.teacher,
             examples=self.examples[:200],
@@ -193,7 +193,7 @@ def test_dead_weight_stays_dead(tmp_path):
     lesson = Lesson("llama", gone=["L0.H1", "L1.H2", "L1.H5"], pad=True)
     dead = [(item, places) for site in lesson.anatomy.sites for item, places in dead_indices(site)]
     assert dead
-    lesson.train(tmp_path, max_steps=3, pairs=["weight_decay=0.1"])
+    lesson.train(tmp_path, max_steps=3, pairs=["weight_decay=0.1", "save_strategy=no"])
     for item, places in dead:
         parameter = lesson.model.get_parameter(item.parameter)
         assert not parameter.index_select(item.dim, torch.tensor(places)).any(), item.parameter
