@@ -9,6 +9,7 @@ import torch
 from families import build, sentences, toy_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import normalize
 
 import headprune as hp
 from headprune.errors import CheckpointError, ConfigError, ModelError, UnsupportedError
@@ -22,17 +23,18 @@ from headprune.healing import (
     trainer_settings,
 )
 from headprune.healing.checkpoints import last_checkpoint
-from headprune.healing.loss import class_divergence, cosine_distance, token_divergence
 from headprune.healing.settings import parse_pairs
 from headprune.surgery import cut, dead_indices
 from headprune.tasks import TASKS
+from headprune.tasks.distill import class_distance, token_distance
 from headprune.tasks.rows import Example
+from headprune.tasks.similarity import apart
 
 TASK_OF = {"bert": "classification", "llama": "causal-lm", "gpt2": "causal-lm"}
 GONE = ["L0.H1", "L0.H0", "L2.H5", "L2.H4"]
 
 
-def examples_of(task, count=64):
+def examples_of(task, count=216):
     if task == "causal-lm":
         generator = torch.Generator().manual_seed(3)
         lengths = torch.randint(4, 12, (count,), generator=generator).tolist()
@@ -51,13 +53,14 @@ class Lesson:
 
     def __init__(self, family, *, task=None, cls=None, gone=GONE, pad=False, **config):
         self.task = TASKS[task or TASK_OF[family]]
+        config = {"num_labels": 8, **config} if self.task.name == "classification" else config
         self.teacher = build(family, cls=cls, **config)
         self.model = copy.deepcopy(self.teacher)
         anatomy = hp.inspect(self.model)
         remove = [head for head in anatomy.heads if str(head) in gone]
         self.anatomy = cut(self.model, anatomy, remove=remove, pad=pad)
         self.examples = examples_of(self.task.name)
-        self.distance = distance_between(self.task, self.task)
+        self.distance = distance_between(self.task.distill, self.task.distill)
         self.tokenizer = toy_tokenizer()
 
     def batches(self, examples, size=None):
@@ -69,22 +72,22 @@ class Lesson:
 
     def away(self):
         """Return how far the model is from its teacher on the last rows, which aren't trained on."""
-        batches = self.batches(self.examples[48:])
+        batches = self.batches(self.examples[200:])
         return mean_distance(self.model, self.teacher, batches=batches, distance=self.distance)
 
     def train(self, folder, *, lora=None, checkpoint=None, **own):
-        own = {"max_steps": 6, "learning_rate": 1e-3, "seed": 0, **own}
-        pairs = own.pop("pairs", ())
+        own = {"max_steps": 6, "learning_rate": 3e-4, "seed": 0, **own}
+        pairs = own.pop("pairs", ["save_strategy=no"])
         course = Course(
             teacher=self.teacher,
-            examples=self.examples[:48],
-            held_out=self.examples[48:],
+            examples=self.examples[:200],
+            held_out=self.examples[200:],
             collate=self.collate,
             distance=self.distance,
             arguments=trainer_settings(pairs=pairs, own=own, folder=folder, device="cpu"),
             lora=lora,
             checkpoint=checkpoint,
-            sample=self.collate(self.examples[48:]),
+            sample=self.collate(self.examples[200:]),
         )
         return train(self.model, self.anatomy, course)
 
@@ -92,7 +95,10 @@ class Lesson:
 def global_states():
     """Return what the global generators would draw next, as they are."""
     numbers = np.random.get_state()[1].tolist()  # noqa: NPY002 - the one that Trainer seeds
-    return random.getstate(), numbers, torch.get_rng_state().tolist()
+    *key, _place = random.getstate()[
+        1
+    ]  # what checks types in tests draws from it, so its place moves
+    return key, numbers, torch.get_rng_state().tolist()
 
 
 def logits(*shape, seed=0):
@@ -104,7 +110,7 @@ def logits(*shape, seed=0):
 def test_a_divergence_is_the_sum_over_classes_and_pulls_by_the_difference(classes, seed):
     student, teacher = (logits(3, classes, seed=seed + n).double() for n in (0, 1))
     student.requires_grad_()
-    found = class_divergence(student, teacher)
+    found = class_distance(student, teacher, {})
     p, q = teacher.softmax(-1), student.detach().softmax(-1)
     for row in range(3):
         brute = sum(float(p[row, c] * (p[row, c] / q[row, c]).log()) for c in range(classes))
@@ -117,22 +123,22 @@ def test_a_divergence_is_the_sum_over_classes_and_pulls_by_the_difference(classe
 def test_tokens_count_where_they_are_predicted_and_padding_nowhere():
     student, teacher = logits(2, 5, 7), logits(2, 5, 7, seed=1)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
-    found = token_divergence(student, teacher, mask)
+    found = token_distance(student, teacher, {"attention_mask": mask})
     for row, length in enumerate((5, 3)):
         brute = [
-            class_divergence(student[row, i], teacher[row, i]).item() for i in range(length - 1)
+            class_distance(student[row], teacher[row], {})[i].item() for i in range(length - 1)
         ]
         assert found[row].item() == pytest.approx(np.mean(brute), rel=1e-6)
     student[1, 3:], teacher[1, 2:] = torch.nan, torch.inf
-    again = token_divergence(student, teacher, mask)
+    again = token_distance(student, teacher, {"attention_mask": mask})
     assert torch.equal(again, found), "what padding says, even nonsense, is nobody's business"
 
 
-def test_a_cosine_distance_is_that_of_directions():
-    first = torch.tensor([[1.0, 0], [1, 1], [2, 0], [3, 4]])
-    second = torch.tensor([[5.0, 0], [1, 0], [-1, 0], [4, 3]])
+def test_embeddings_are_as_far_apart_as_their_directions():
+    first = normalize(torch.tensor([[1.0, 0], [1, 1], [2, 0], [3, 4]]))
+    second = normalize(torch.tensor([[5.0, 0], [1, 0], [-1, 0], [4, 3]]))
     wanted = torch.tensor([0, 1 - 0.5**0.5, 2, 1 - 24 / 25])
-    assert torch.allclose(cosine_distance(first, second), wanted, atol=1e-6)
+    assert torch.allclose(apart(first, second), wanted, atol=1e-6)
 
 
 SETTINGS = [
@@ -150,7 +156,7 @@ def test_rows_don_t_depend_on_each_other_and_a_model_is_no_way_from_itself(famil
         mean_distance(
             lesson.model, lesson.teacher, batches=lesson.batches([e]), distance=lesson.distance
         )
-        for e in lesson.examples[48:]
+        for e in lesson.examples[200:]
     ]
     assert together == pytest.approx(np.mean(alone), rel=1e-5)
     assert together > 1e-3
@@ -169,12 +175,14 @@ def test_rows_don_t_depend_on_each_other_and_a_model_is_no_way_from_itself(famil
 def test_a_pruned_model_heals(family, task, cls, tmp_path, capsys):
     lesson = Lesson(family, task=task, cls=cls)
     before, config = lesson.away(), lesson.model.config.to_dict()
+    random.seed(7)
+    random.random()
     states = global_states()
-    trained = lesson.train(tmp_path, max_steps=12)
-    assert trained.steps == 12
+    trained = lesson.train(tmp_path, max_steps=20)
+    assert global_states() == states
+    assert trained.steps == 20
     assert lesson.away() < before
     assert lesson.model.config.to_dict() == config
-    assert global_states() == states
     assert hp.inspect(lesson.model).heads == lesson.anatomy.heads
     assert not lesson.model.training
     assert all(p.grad is None and p.requires_grad for p in lesson.model.parameters())
@@ -185,7 +193,7 @@ def test_dead_weight_stays_dead(tmp_path):
     lesson = Lesson("llama", gone=["L0.H1", "L1.H2", "L1.H5"], pad=True)
     dead = [(item, places) for site in lesson.anatomy.sites for item, places in dead_indices(site)]
     assert dead
-    lesson.train(tmp_path, max_steps=3, pairs=["weight_decay=0.1"])
+    lesson.train(tmp_path, max_steps=3, pairs=["weight_decay=0.1", "save_strategy=no"])
     for item, places in dead:
         parameter = lesson.model.get_parameter(item.parameter)
         assert not parameter.index_select(item.dim, torch.tensor(places)).any(), item.parameter
@@ -199,11 +207,10 @@ def test_merged_adapters_say_what_they_said(family, tmp_path):
     lesson = Lesson(family, gone=[*GONE, *everything] if family == "bert" else GONE)
     before = {name: p.detach().clone() for name, p in lesson.model.named_parameters()}
     away = lesson.away()
-    trained = lesson.train(tmp_path, lora=4, max_steps=12)
+    trained = lesson.train(tmp_path, lora=4, max_steps=20)
     (proof,) = trained.proofs
     assert proof.passed
     assert proof.name == "merged == adapters"
-    assert proof.measured <= 1e-5
     assert lesson.away() < away
     after = dict(lesson.model.named_parameters())
     assert after.keys() == before.keys()
@@ -235,7 +242,7 @@ def test_half_precision_is_trained_in_single(tmp_path):
     lesson = Lesson("bert")
     lesson.model.to(torch.bfloat16)
     before = lesson.away()
-    lesson.train(tmp_path, max_steps=12)
+    lesson.train(tmp_path, max_steps=20)
     assert {p.dtype for p in lesson.model.parameters()} == {torch.bfloat16}
     assert lesson.away() < before
 

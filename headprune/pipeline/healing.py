@@ -248,7 +248,7 @@ def _train(
     lesson: _Lesson, arguments: TrainingArguments, checkpoints: Checkpoints, *, voice: Voice
 ) -> tuple[Heal, tuple[Proof, ...]]:
     subject, teacher, recipe = lesson.subject, lesson.teacher, lesson.subject.recipe
-    distance = distance_between(subject.task, teacher.task)
+    distance = distance_between(subject.task.distill, teacher.task.distill)
     unseen = subject.batches(lesson.held_out)
     course = Course(
         teacher=teacher.model,
@@ -275,7 +275,7 @@ def _train(
         voice.say(f"careful: it didn't heal: the loss {told} was {start:.4g} and is {end:.4g}")
     found = Heal(
         teacher=teacher.note,
-        objective="cosine distance" if subject.task.embed else "KL divergence",
+        objective=subject.task.distill.name,
         trained_on=len(lesson.fitting),
         held_out=len(lesson.held_out),
         loss=(start, end),

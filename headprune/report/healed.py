@@ -12,10 +12,10 @@ def heal_table(results: Results, *, directory: str) -> RenderableType:
     heal = results.heal
     if heal is None:
         return prune_table(results, directory=directory)
-    how = f"adapters of rank {heal.lora}" if heal.lora else "all weights"
+    how = f"adapters of rank {heal.lora}, merged," if heal.lora else "all weights"
     told = Text(
-        f"{how}, {heal.steps:,} steps on {heal.trained_on:,} rows towards {heal.teacher.get('name')}: {heal.objective} "
-        f"on {heal.held_out:,} others {heal.loss[0]:.4g} -> {heal.loss[1]:.4g}\n",
+        f"{how} trained towards {heal.teacher.get('name')}: {heal.steps:,} steps on {heal.trained_on:,} rows\n"
+        f"{heal.objective} on {heal.held_out:,} other rows: {heal.loss[0]:.4g} before, {heal.loss[1]:.4g} after\n",
         style="dim",
     )
     return Group(told, prune_table(results, directory=directory))

@@ -207,7 +207,7 @@ def _weights_row(results: Results | Unmeasured) -> tuple[str, str, str, str]:
         "weights on disk",
         f"{old / 1e6:.1f} MB",
         f"{new / 1e6:.1f} MB",
-        f"{new / old - 1:+.1%}",
+        "none" if new == old else f"{new / old - 1:+.1%}",
     )
 
 
@@ -246,7 +246,7 @@ def _proofs(results: Results, verdict: Verdict | None) -> Text:
     better = "higher" if after.higher_is_better else "lower"
     notes = Text(
         f"\n{after.metric}: {better} is better; n = {after.n:,} of {after.data.get('name')}{_split(after)}, "
-        "rows that chose no head\n\n",
+        f"rows that chose no head{' and that nothing was trained on' if results.heal else ''}\n\n",
         style="dim",
     )
     _add_proofs(notes, results.proofs)
@@ -306,5 +306,7 @@ def _split(result: EvalResult) -> str:
 
 
 def _change(before: int, after: int) -> str:
+    if after == before:
+        return "none"
     share = f" ({after / before - 1:+.1%})" if before else ""
     return f"{after - before:+,}{share}"

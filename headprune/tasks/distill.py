@@ -7,14 +7,14 @@ curvature of the distance, and once heads are gone the slope itself comes in.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div
 from transformers import PreTrainedModel
 
 from headprune.batch import Batch, Loss, PositionLoss, forward, input_device
@@ -26,11 +26,17 @@ class Distill:
     """How a task does without labels.
 
     Args:
+        name: What the distance is called.
+        said: ``(outputs, inputs) -> [rows, ...]``: what of a model's outputs counts.
+        distance: ``(said, wanted, inputs) -> [rows]``: how far apart two models are: 0 where both say the same.
         teach: ``(model, batch, generators) -> [examples, ...]``: what the whole model puts out, one generator an example.
         draw: ``(targets, generators) -> targets``: drawn around them.
         loss: ``(outputs, batch) -> [examples]``: the distance to ``batch.targets``.
     """
 
+    name: str
+    said: Callable[[Any, Mapping[str, Tensor]], Tensor]
+    distance: Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
     teach: Callable[[PreTrainedModel, Batch, Sequence[torch.Generator]], Tensor]
     draw: Callable[[Tensor, Sequence[torch.Generator]], Tensor]
     loss: Loss
@@ -86,12 +92,57 @@ def _mixed(seed: int, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:4], "big")
 
 
+def divergence(
+    logits: Float[Tensor, "*rows classes"], p: Float[Tensor, "*rows classes"]
+) -> Float[Tensor, "*rows"]:
+    """Return ``KL(p || q) = sum_c p_c (log p_c - log q_c)``, ``q`` the softmax of the logits (Hinton et al. 2015, temperature 1).
+
+    Its gradient by the logits is ``q - p``.
+    """
+    return kl_div(_single(logits).log_softmax(-1), p, reduction="none").sum(-1)
+
+
+def class_distance(
+    said: Float[Tensor, "rows classes"],
+    wanted: Float[Tensor, "rows classes"],
+    _inputs: Mapping[str, Tensor],
+) -> Float[Tensor, " rows"]:
+    """Return KL(wanted || said) of two distributions over classes, given as logits."""
+    return divergence(said, _single(wanted).softmax(-1))
+
+
+def token_distance(
+    said: Float[Tensor, "rows positions vocabulary"],
+    wanted: Float[Tensor, "rows positions vocabulary"],
+    inputs: Mapping[str, Tensor],
+) -> Float[Tensor, " rows"]:
+    """Return KL(wanted || said) of the next token, the mean over the positions that have one: padding counts nowhere.
+
+    A position counts where it and the next one are real, so a window of n tokens has n - 1; each window counts once, whatever
+    its length.
+    """
+    real = inputs["attention_mask"]
+    counts = real[:, :-1] * real[:, 1:]
+    found = divergence(said[:, :-1], _single(wanted[:, :-1]).softmax(-1))
+    return found.where(counts.bool(), 0.0).sum(-1) / counts.sum(-1).clamp(min=1)
+
+
+def logits_of(outputs: Any, _inputs: Mapping[str, Tensor]) -> Tensor:
+    """Return the logits."""
+    logits: Tensor = outputs.logits
+    return logits
+
+
+def _single(logits: Tensor) -> Tensor:
+    """Return logits in single precision at least."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def class_probabilities(
     model: PreTrainedModel, batch: Batch, _generators: Sequence[torch.Generator]
 ) -> Float[Tensor, "examples classes"]:
     """Return the distribution over classes."""
-    probabilities: Tensor = forward(model, batch.inputs).logits.float().softmax(-1)
-    return probabilities
+    return _single(forward(model, batch.inputs).logits).softmax(-1)
 
 
 def draw_class(
@@ -104,10 +155,7 @@ def draw_class(
 
 def class_divergence(outputs: Any, batch: Batch) -> Float[Tensor, " examples"]:
     """``KL(p || q)``, ``p`` the targets and ``q`` what is put out."""
-    p = batch.targets
-    entropy = -torch.special.xlogy(p, p).sum(-1)
-    divergence: Tensor = cross_entropy(outputs.logits.float(), p, reduction="none") - entropy
-    return divergence
+    return divergence(outputs.logits, batch.targets)
 
 
 def _drawn(probabilities: Tensor, uniform: Tensor) -> Int[Tensor, "..."]:
@@ -156,5 +204,19 @@ token_likelihood = PositionLoss(
 )
 """The loss on drawn tokens, whose expectation is the divergence and a constant."""
 
-CLASSES = Distill(class_probabilities, draw_class, class_divergence)
-TOKENS = Distill(draw_tokens, lambda targets, _generators: targets, token_likelihood)
+CLASSES = Distill(
+    name="KL divergence",
+    said=logits_of,
+    distance=class_distance,
+    teach=class_probabilities,
+    draw=draw_class,
+    loss=class_divergence,
+)
+TOKENS = Distill(
+    name="KL divergence",
+    said=logits_of,
+    distance=token_distance,
+    teach=draw_tokens,
+    draw=lambda targets, _generators: targets,
+    loss=token_likelihood,
+)

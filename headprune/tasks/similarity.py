@@ -1,6 +1,6 @@
 """Sentence similarity: the cosine of two embeddings against a human score (STS; Cer et al. 2017)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -58,18 +58,20 @@ def to_batches(
     )
 
 
-def embed(outputs: Any, attention_mask: Tensor, *, pooling: str) -> Float[Tensor, "rows hidden"]:
+def embed(
+    outputs: Any, inputs: Mapping[str, Tensor], *, pooling: str
+) -> Float[Tensor, "rows hidden"]:
     """Return unit-length sentence embeddings: the mean over real tokens, or the first token."""
     hidden = outputs.last_hidden_state.float()
     if pooling == "cls":
         return normalize(hidden[:, 0], dim=-1)
-    mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+    mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
     return normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
 
 
 def cosine(outputs: Any, batch: Batch, *, pooling: str) -> Float[Tensor, " examples"]:
     """Return the cosine of each pair's embeddings."""
-    first, second = embed(outputs, batch.inputs["attention_mask"], pooling=pooling).chunk(2)
+    first, second = embed(outputs, batch.inputs, pooling=pooling).chunk(2)
     return (first * second).sum(-1)
 
 
@@ -87,7 +89,7 @@ def embed_examples(
     model: PreTrainedModel, batch: Batch, _generators: Sequence[torch.Generator], *, pooling: str
 ) -> Float[Tensor, "examples 2 hidden"]:
     """Return the embeddings of both sentences."""
-    found = embed(forward(model, batch.inputs), batch.inputs["attention_mask"], pooling=pooling)
+    found = embed(forward(model, batch.inputs), batch.inputs, pooling=pooling)
     return torch.stack(found.chunk(2), dim=1)
 
 
@@ -101,16 +103,28 @@ def with_noise(
     return moved
 
 
+def apart(
+    said: Float[Tensor, "*rows hidden"], wanted: Float[Tensor, "*rows hidden"]
+) -> Float[Tensor, "*rows"]:
+    """Half the squared distance of two embeddings: of unit vectors it is 1 less their cosine."""
+    half: Tensor = (said - wanted).square().sum(-1) / 2
+    return half
+
+
 def distance(outputs: Any, batch: Batch, *, pooling: str) -> Float[Tensor, " examples"]:
-    """Half the squared distance to the targets, of both sentences: of unit vectors it is 1 less their cosine."""
-    first, second = embed(outputs, batch.inputs["attention_mask"], pooling=pooling).chunk(2)
-    apart: Tensor = (torch.stack([first, second], dim=1) - batch.targets).square().sum((1, 2)) / 2
-    return apart
+    """How far both sentences are from the targets, together."""
+    found = embed(outputs, batch.inputs, pooling=pooling)
+    return apart(torch.stack(found.chunk(2), dim=1), batch.targets).sum(-1)
 
 
 def _distill(pooling: str) -> Distill:
     return Distill(
-        partial(embed_examples, pooling=pooling), with_noise, partial(distance, pooling=pooling)
+        name="cosine distance",
+        said=partial(embed, pooling=pooling),
+        distance=lambda said, wanted, _inputs: apart(said, wanted),
+        teach=partial(embed_examples, pooling=pooling),
+        draw=with_noise,
+        loss=partial(distance, pooling=pooling),
     )
 
 
@@ -125,7 +139,6 @@ TASK = Task(
     loss=partial(loss, pooling="mean"),
     predict=partial(predict, pooling="mean"),
     distill=_distill("mean"),
-    embed=partial(embed, pooling="mean"),
 )
 
 
@@ -136,5 +149,4 @@ def with_pooling(pooling: str) -> Task:
         loss=partial(loss, pooling=pooling),
         predict=partial(predict, pooling=pooling),
         distill=_distill(pooling),
-        embed=partial(embed, pooling=pooling),
     )

@@ -29,7 +29,6 @@ class Task:
         distill: How it does without labels.
         predicted_loss: Set where the predictions are a loss of this kind, the references the batch's targets, and ``loss`` the
             one divided by the other: then the logits of a few positions at a time are enough to evaluate.
-        embed: ``(outputs, attention_mask) -> [rows, hidden]``, where the model's outputs are embeddings.
     """
 
     name: str
@@ -45,4 +44,3 @@ class Task:
     predict: Callable[[Any, Batch], tuple[Tensor, Tensor]]
     distill: Distill
     predicted_loss: PositionLoss | None = None
-    embed: Callable[[Any, Tensor], Tensor] | None = None
