@@ -66,12 +66,12 @@ def test_the_whole_journey(headprune, place):
     assert "L2" in out
     assert "least important" in out
     assert "label 'label'" in err
-    assert (place / "headprune-runs" / "001-gradient" / "scores.json").is_file()
+    assert (place / "headprune-runs" / "001-unique" / "scores.json").is_file()
 
     code, out, err = headprune("prune", "classifier", *data, "--keep", "0.5", "--json")
     assert code == 0, err
     results = json.loads(out)
-    assert "headprune-runs/001-gradient" in err, "the latest run's scores are used"
+    assert "headprune-runs/001-unique" in err, "the latest run's scores are used"
     assert [proof["passed"] for proof in results["proofs"]] == [True, True, True]
     assert results["after"]["heads"] == 9
     assert results["after"]["n"] == results["before"]["n"] == 20
@@ -353,7 +353,7 @@ def test_heads_may_go_in_steps(headprune, place):
     code, _out, err = headprune("prune", "classifier", *data, "--keep", "0.6", "--dry-run")
     assert code == 0, err
     assert "scoring anew" in err, "steps lead to one cut"
-    named = ("--scores", "headprune-runs/001-gradient/scores.json")
+    named = ("--scores", "headprune-runs/001-unique/scores.json")
     code, _out, err = headprune("prune", "classifier", *data, *named, "--keep", "0.6", "--dry-run")
     assert "careful: these heads were scored in 3 steps for --keep 0.5" in err
     code, _out, err = headprune("score", "classifier", *data, "--steps", "3")
@@ -375,7 +375,8 @@ def test_heads_go_as_far_as_the_metric_allows(headprune, place):
     results, scores = json.loads(out), json.loads((made / "scores.json").read_text())
     assert len(scores["rows"]) == 20
     assert results["after"]["n"] == 20
-    code, _out, err = headprune("prune", "classifier", *data, "--max-drop", "0", "--dry-run")
+    prose = ("--data", "prose.txt", "--max-length", "16", "--method", "magnitude")
+    code, _out, err = headprune("prune", "decoder", *prose, "--max-drop", "0", "--dry-run")
     assert code == 2
     assert "no cut surely stays within a drop of 0" in err
 
@@ -952,6 +953,30 @@ MISTAKES = {
         None,
         "no checkpoint in headprune-runs",
         "leave out --resume",
+    ),
+    "a drop that is none": (
+        ("prune", "classifier", "--data", "data.csv", "--max-drop", "much"),
+        None,
+        "--max-drop can't be 'much'",
+        "--help",
+    ),
+    "a recipe of nobody": (
+        ("prune", "classifier", "--data", "data.csv", "--keep", "0.5", "--recipe", "kwan"),
+        None,
+        "--recipe can't be 'kwan'",
+        "--help",
+    ),
+    "rearranging what isn't known": (
+        ("prune", "classifier", "--data", "data.csv", "--keep", "0.5", "--rearrange"),
+        None,
+        "don't say what heads lose together",
+        "--method fisher",
+    ),
+    "the slope of a metric": (
+        ("score", "classifier", "--data", "data.csv", "--objective", "metric"),
+        None,
+        "the metric itself has no slope",
+        "--method ablation",
     ),
     "sweep by no method": (
         ("sweep", "classifier", "--data", "data.csv", "--methods", "gradiant,random"),
