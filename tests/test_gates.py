@@ -203,6 +203,25 @@ def test_scores_come_from_the_seed_and_the_batches():
 
 
 @pytest.mark.usefixtures("few_steps")
+def test_every_example_draws_its_own_gates_and_every_pass_its_own_order(monkeypatch):
+    model, settings = small_setting()
+    sizes, drawn, gradient = [], [], GATES.gradient
+
+    def watched(*of, noise, **more):
+        sizes.append(of[2].num_examples)
+        drawn.append(noise.flatten())
+        return gradient(*of, noise=noise, **more)
+
+    monkeypatch.setattr(GATES, "gradient", watched)
+    scored(model, settings)
+    noise = torch.cat(drawn)
+    assert len(noise) == len(noise.unique()) == 6 * 4 * 4
+    passes = list(zip(sizes[::2], sizes[1::2], strict=True))
+    assert len(passes) == 6
+    assert set(passes) == {(3, 1), (1, 3)}
+
+
+@pytest.mark.usefixtures("few_steps")
 def test_the_unit_of_the_loss_is_of_no_matter():
     model, settings = small_setting()
     larger = {**settings, "loss": lambda *of: 128 * settings["loss"](*of)}

@@ -127,6 +127,14 @@ def test_fewer_heads_are_some_of_the_same(measured):
         assert all(more < fewer for more, fewer in itertools.pairwise(cuts))
 
 
+def test_shares_are_of_the_heads_that_may_go(tokenizer):
+    subject, batches = subject_of("bert", tokenizer, sites=("L0", "L2"))
+    curves, _better = curves_of(subject, hp.inspect(subject.model), batches, keeps=(1.0, 0.5))
+    for curve in curves:
+        assert [point.heads for point in curve.points] == [18, 12]
+        assert [point.share for point in curve.points] == [1.0, 0.5]
+
+
 def test_losses_are_those_of_the_hot_path(measured):
     subject, anatomy, batches, curves, _better = measured
     points = curves[1].points
@@ -353,6 +361,21 @@ def test_rows_that_chose_are_not_rows_that_report(sweep, place):
     assert found["calibration"] == choosing.note
     assert found["data"] == reporting.note
     assert (found["calibration"]["n"], found["n"]) == (20, 20)
+    # The rows that are named are those that were run.
+    anatomy = hp.inspect(subject.model)
+    run = {
+        name: predict_masked(
+            subject.model,
+            anatomy,
+            subject.task,
+            batches=subject.batches(rows.examples),
+            masks=torch.ones(1, len(anatomy.heads)),
+        ).losses.mean()
+        for name, rows in (("choosing", choosing), ("reporting", reporting))
+    }
+    for curve in found["curves"]:
+        assert curve["points"][0]["loss"] == pytest.approx(run["reporting"], rel=1e-5)
+    assert run["reporting"] != pytest.approx(run["choosing"], rel=1e-3)
     scores = json.loads((place / "headprune-runs/001-sweep/scores-gradient.json").read_text())
     assert set(scores["rows"]) == {example.input_digest for example in choosing.examples}
     assert not set(scores["rows"]) & {example.input_digest for example in reporting.examples}
