@@ -149,7 +149,10 @@ class Recipe(BaseModel):
     def to_yaml(self) -> str:
         """Return the settings that differ from the defaults, as a YAML recipe."""
         return yaml.safe_dump(
-            self.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True
+            # What a recipe of others says is in the settings already.
+            self.model_dump(mode="json", exclude_defaults=True, exclude={"recipe"}),
+            sort_keys=False,
+            allow_unicode=True,
         )
 
 
@@ -189,7 +192,8 @@ def load_recipe(
         file = found
     if file is not None:
         read = _read_yaml(file)
-        if any(name in said for name in BUDGETS):  # one budget at a time: the command line's
+        # One budget at a time: the command line's.
+        if any(name in said for name in (*BUDGETS, "max_drop")):
             read = {name: value for name, value in read.items() if name not in BUDGETS}
         return _validated({**read, **said}, str(file)), f"settings from {file}"
     if "model" not in said and "data" not in said:

@@ -78,8 +78,8 @@ def predict(
     for batch in track(batches, "evaluating") if track else batches:
         moved = batch.to(device)
         predicted, true = _predict(model, task, moved)
-        predictions[batch.indices] = predicted.double().cpu()
-        references[batch.indices] = true.double().cpu()
+        predictions[batch.indices] = predicted.cpu().double()
+        references[batch.indices] = true.cpu().double()
     _insist_on_numbers(predictions)
     return Predictions(predictions.numpy(), references.numpy())
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -61,7 +61,7 @@ def moved(
     anatomy: Anatomy,
     *,
     steps: Float[Tensor, "rows heads"],
-    along: Mapping[SiteId, tuple[Float64[Tensor, "width width"], Float64[Tensor, " width"]]],
+    along: Mapping[SiteId, tuple[Float[Tensor, "width width"], Float[Tensor, " width"]]],
 ) -> Iterator[None]:
     """Add ``step * r`` to every head's ``z`` while the block lasts, ``r = z T - c`` over all heads of an attention.
 
@@ -79,10 +79,10 @@ def moved(
     def add(site: Site, z: Tensor) -> Tensor:
         places = places_of(site, z.shape[-2])
         where = slice(None) if places is None else torch.tensor(places, device=z.device)
-        turned, shift = (value.to(z.device, z.dtype) for value in along[site.id])
-        rest: Tensor = (z.detach()[..., where, :].flatten(-2) @ turned - shift).unflatten(
-            -1, (-1, site.head_dim)
-        )
+        turned, shift = (value.to(z.device) for value in along[site.id])
+        # A small difference of large numbers: not in half precision.
+        left = z.detach()[..., where, :].flatten(-2).float() @ turned.float() - shift.float()
+        rest: Tensor = left.to(z.dtype).unflatten(-1, (-1, site.head_dim))
         by_row = _by_row(site, columns[site.id].to(z.device, z.dtype), z)
         step: Tensor = rest * by_row.unsqueeze(-1)
         if places is None:

@@ -177,8 +177,8 @@ def separate_rows(
     """
     recipe = subject.recipe
     own_rows = bool(recipe.eval_data or recipe.eval_split)
-    # Rows that also report need their labels all the same.
-    labelled = (labelled and recipe.objective != "distill") or not own_rows
+    # Rows that also report, or decide by the metric, need their labels all the same.
+    labelled = (labelled and recipe.objective != "distill") or not own_rows or times > 1
     table, columns = _read(subject, recipe.data, recipe.split, voice=voice, labelled=labelled)
     count = times * min(recipe.num_samples, recipe.limit or recipe.num_samples)
     if own_rows:

@@ -33,6 +33,9 @@ class Quiet:
 def main() -> None:
     """Measure what isn't measured yet, one cut after the other, and keep each as it is done."""
     asked = _read()
+    if asked.cost:
+        _tell_cost(asked)
+        return
     done = _known(asked.json)
     for name in asked.subject:
         for seed in asked.seeds:
@@ -57,6 +60,16 @@ def main() -> None:
         asked.markdown.write_text(page(_rows(asked.json)), encoding="utf-8")
 
 
+def _tell_cost(asked: argparse.Namespace) -> None:
+    for name in asked.subject:
+        case = SUBJECTS[name](asked.seeds[0], Quiet(), asked.data)
+        for keep in asked.keep:
+            with tempfile.TemporaryDirectory() as folder:
+                anatomy = inspect(case.subject.model)
+                bench = Bench(name, case, anatomy, voice=Quiet(), folder=Path(folder))
+                print(f"{name} keep {keep:g}: {bench.cost({}, keep=keep):.1f} forwards", flush=True)
+
+
 def _read() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--subject", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
@@ -64,6 +77,7 @@ def _read() -> argparse.Namespace:
     parser.add_argument("--keep", nargs="+", type=float, default=[0.9, 0.8, 0.7, 0.5, 0.3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--data", type=Path, help="folder with clinc150/ and wikitext2-raw/")
+    parser.add_argument("--cost", action="store_true", help="what headprune takes, in forwards")
     parser.add_argument("--markdown", type=Path, help="write the page from all that is in --json")
     parser.add_argument("--json", type=Path, default=Path("bench-quality.jsonl"))
     return parser.parse_args()
@@ -82,7 +96,7 @@ def _tell(found: Measured) -> None:
     seconds = time.perf_counter() - _START
     cut = f"{found.subject} {found.contender} keep {found.keep:g} seed {found.seed}"
     worth = f"{found.value:.4f} ({found.difference:+.4f} of {found.base:.4f})"
-    work = f"{found.forwards or 0:.1f} forwards, mend {found.mend}"
+    work = f"mend {found.mend}, {found.seconds:.0f} s"
     print(f"{seconds:6.0f} s  {cut}: {worth}, {work}", file=sys.stderr, flush=True)
 
 

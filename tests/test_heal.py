@@ -201,16 +201,23 @@ def test_dead_weight_stays_dead(tmp_path):
         refuse_adapters(lesson.anatomy)
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2"])
-def test_merged_adapters_say_what_they_said(family, tmp_path):
+@pytest.mark.parametrize(("family", "dtype"), [("bert", torch.float32), ("gpt2", torch.bfloat16)])
+def test_merged_adapters_say_what_they_said(family, dtype, tmp_path):
     everything = [f"L1.H{head}" for head in range(6)]
     lesson = Lesson(family, gone=[*GONE, *everything] if family == "bert" else GONE)
+    lesson.model.to(dtype)
     before = {name: p.detach().clone() for name, p in lesson.model.named_parameters()}
     away = lesson.away()
     trained = lesson.train(tmp_path, lora=4, max_steps=20)
     (proof,) = trained.proofs
     assert proof.passed
     assert proof.name == "merged == adapters"
+    with torch.no_grad():
+        largest = lesson.model(**lesson.collate(lesson.examples[200:])).logits.abs().max().item()
+    assert proof.limit == pytest.approx(1e-5 * largest, rel=0.1), (
+        "in single precision, whatever the weights' is"
+    )
+    assert {p.dtype for p in lesson.model.parameters()} == {dtype}
     assert lesson.away() < away
     after = dict(lesson.model.named_parameters())
     assert after.keys() == before.keys()

@@ -12,7 +12,7 @@ import headprune as hp
 from headprune.batch import as_batches
 from headprune.heads import HeadMask
 from headprune.replay import losses
-from headprune.surgery import WAYS, Judge, mend
+from headprune.surgery import WAYS, Judge, Look, mend
 from headprune.surgery.fit import Way, fit, projections, put_back
 from headprune.surgery.least_squares import no_sums, solve
 
@@ -20,6 +20,10 @@ from headprune.surgery.least_squares import no_sums, solve
 def refit(model, anatomy, *, batches, mask, ridge):
     (found,) = fit(model, anatomy, batches=batches, mask=mask, ways=[Way("refit", ridge)])
     put_back(model, found)
+
+
+def least_loss(looks):
+    return min(range(len(looks)), key=lambda place: looks[place].loss)
 
 
 GONE = {
@@ -159,9 +163,10 @@ def test_it_is_kept_only_where_rows_that_it_did_not_see_say_so(sign):
 
     def mean_loss(mask):
         found = losses(model, anatomy, batches=held_out, loss=loss, masks=mask[None], base=mask)
-        return found.double().mean().item()
+        mean = found.double().mean().item()
+        return Look(mean, mean)
 
-    judge = Judge(mean_loss, "loss", higher_is_better=False, examples=16)
+    judge = Judge(mean_loss, least_loss, "loss", examples=16)
     found = mend(model, anatomy, batches=fitting, judge=judge, remove=remove)
     assert (found.fitted_on, found.held_out) == (32, 16)
     after = projections(model, anatomy)
@@ -242,7 +247,7 @@ def test_only_what_has_a_bias_is_mended_by_it():
     model, batch, _loss = setting("llama", rows=12)
     anatomy = hp.inspect(model)
     remove = [head for head in anatomy.heads if str(head) in GONE["llama"]]
-    judge = Judge(lambda _mask: 0.0, "loss", higher_is_better=False, examples=12)
+    judge = Judge(lambda _mask: Look(0.0, 0.0), least_loss, "loss", examples=12)
     batches = as_batches([batch])
     found = mend(model, anatomy, batches=batches, judge=judge, remove=remove, ways=WAYS["bias"])
     assert found.tried == ()

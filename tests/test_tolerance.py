@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from headprune.config import Recipe
 from headprune.drop import Drop
-from headprune.pipeline.tolerance import Look, _bisect, is_asked
+from headprune.pipeline.course import is_tolerant
+from headprune.pipeline.tolerance import Look, _bisect
 
 
 @pytest.mark.parametrize(
@@ -28,9 +29,9 @@ def test_what_is_no_drop_is_refused(said):
 
 
 def test_a_tolerance_is_the_budget_where_there_is_no_other():
-    assert is_asked(Recipe(max_drop="1%"))
-    assert not is_asked(Recipe(max_drop="1%", keep=0.7))
-    assert not is_asked(Recipe())
+    assert is_tolerant(Recipe(max_drop="1%"))
+    assert not is_tolerant(Recipe(max_drop="1%", keep=0.7))
+    assert not is_tolerant(Recipe())
 
 
 @given(

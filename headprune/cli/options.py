@@ -237,7 +237,7 @@ def _prepare(given: dict[str, Any]) -> Call:
     said = {name: value for name, value in given.items() if value not in (None, [])}
     settings = {name: value for name, value in said.items() if name in Recipe.model_fields}
     own = {name: value for name, value in said.items() if name not in Recipe.model_fields}
-    recipe, origin = load_recipe(settings, file=own.pop("recipe", file))
+    recipe, origin = load_recipe(settings, file=own.pop("file", file))
     talk.say(origin)
     _calm_libraries(verbose=talk.verbose)
     return Call(recipe, own, talk, json)

@@ -52,7 +52,7 @@ OPTIONS: dict[str, Any] = {
         str | None,
         typer.Option(
             metavar="X",
-            help="As far as the metric surely is no worse than this, on rows that decide nothing else: in its own units (0.01), "
+            help="As far as the metric's 95 % interval is no worse than this, on rows that do nothing else: in its own units (0.01), "
             "or a share (1%).",
         ),
     ],

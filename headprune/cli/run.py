@@ -11,7 +11,7 @@ from headprune.cli.prune import OPTIONS as PRUNE_OPTIONS
 from headprune.cli.prune import shower, with_output
 
 OPTIONS: dict[str, Any] = {
-    "recipe": Annotated[
+    "file": Annotated[
         Path | None,
         typer.Argument(metavar="RECIPE.yaml", help="All settings; options override it."),
     ],

@@ -91,8 +91,9 @@ class Trained:
 def train(model: PreTrainedModel, anatomy: Anatomy, course: Course) -> Trained:
     """Train ``model`` in place; its sizes, heads, dtypes, config and the global random states stay as they were.
 
-    Weights of half precision are trained in single precision and rounded once, at the end (under adapters they are frozen and
-    stay). Dead weight of padded heads stays zero. There is no dropout: student and teacher see the same.
+    Weights of half precision are trained in single precision and rounded once, at the end; under adapters they are frozen as
+    they are, and what is rounded is their sum with the adapters. Dead weight of padded heads stays zero. There is no dropout:
+    student and teacher see the same.
 
     Args:
         model: The student.
@@ -144,12 +145,13 @@ def train(model: PreTrainedModel, anatomy: Anatomy, course: Course) -> Trained:
 
 
 def _merge(student: Any, model: PreTrainedModel, sample: Mapping[str, Tensor]) -> Proof:
-    """Merge the adapters of ``student`` into ``model``, and compare the two."""
+    """Merge the adapters of ``student`` into ``model``, and compare the two before weights of half precision are rounded."""
     student.eval()
-    adapted = run(model, sample)  # the adapters are in it
-    merge_adapters(student)
     rows = len(next(iter(sample.values())))
-    return merged_equals_adapted(adapted, run(model, sample), rows=rows)
+    with _single_precision(model):
+        adapted = run(model, sample)  # the adapters are in it
+        merge_adapters(student)
+        return merged_equals_adapted(adapted, run(model, sample), rows=rows)
 
 
 def _refuse_diverged(model: PreTrainedModel) -> None:
@@ -197,19 +199,14 @@ def _trainable_kept(model: PreTrainedModel) -> Iterator[None]:
 @contextmanager
 def _single_precision(model: PreTrainedModel) -> Iterator[None]:
     """Let weights of half precision be single: a step of training is often less than half the distance to their neighbour."""
-    half = {
-        name: parameter.dtype
-        for name, parameter in model.named_parameters()
-        if parameter.dtype in (torch.bfloat16, torch.float16)
-    }
-    for name in half:
-        parameter = model.get_parameter(name)
+    # The parameters themselves: their names change as adapters are merged.
+    half = [(p, p.dtype) for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
+    for parameter, _dtype in half:
         parameter.data = parameter.data.float()
     try:
         yield
     finally:
-        for name, dtype in half.items():
-            parameter = model.get_parameter(name)
+        for parameter, dtype in half:
             parameter.grad = None
             parameter.data = parameter.data.to(dtype)
 

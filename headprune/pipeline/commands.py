@@ -10,7 +10,7 @@ from headprune.atomic import refuse_unusable_target
 from headprune.checkpoint import load_model
 from headprune.config import Recipe
 from headprune.distributed import World
-from headprune.errors import CheckpointError, HeadpruneError, PlanError
+from headprune.errors import CheckpointError, ConfigError, HeadpruneError, PlanError
 from headprune.evaluation import EvalResult
 from headprune.export import (
     Exported,
@@ -24,10 +24,10 @@ from headprune.gate import Baseline, refuse_other_rows
 from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
 from headprune.models import find, fingerprint, load_tokenizer, weights_bytes
-from headprune.pipeline.course import check_course, constraints_of, method_of
+from headprune.pipeline.course import check_course, constraints_of, is_tolerant, method_of
 from headprune.pipeline.delivery import cut_and_save, measure
 from headprune.pipeline.scores import Scored, compute_scores, find_scores
-from headprune.pipeline.tolerance import is_asked, plan_within, rows_in_three
+from headprune.pipeline.tolerance import plan_within, rows_in_three
 from headprune.prices import prices_of
 from headprune.results import Results
 from headprune.runs import named_scores, refuse_used_run, write_scores
@@ -158,13 +158,16 @@ def plan(
 ) -> PruningPlan:
     """Choose the heads that would go, and write nothing."""
     check_course(recipe)
+    check_metric(recipe)
     subject = open_subject(recipe, voice=voice)
     anatomy = inspect_for_pruning(subject, voice=voice)
-    if is_asked(recipe):
+    if is_tolerant(recipe):
         choosing, deciding, _reporting = rows_in_three(
             subject, voice=voice, chose=rows_that_chose(subject)
         )
-        found, chosen = plan_within(subject, anatomy, choosing, deciding, voice=voice)
+        found, chosen = plan_within(
+            subject, anatomy, choosing, deciding, voice=voice, keep_parts=False
+        )
         show(found.scores, chosen)
         return chosen
     rows = calibration_rows(subject, voice=voice)
@@ -190,6 +193,12 @@ def prune(
         ProofError: A proof said no; nothing was saved.
     """
     out = Path(recipe.out or "")
+    if recipe.max_drop is not None and recipe.budgets and baseline is None:
+        raise ConfigError(
+            "a tolerance beside another budget is for a check against a baseline, and there is none",
+            where=f"--max-drop {recipe.max_drop}, --{next(iter(recipe.budgets)).replace('_', '-')}",
+            hint="leave one of them out",
+        )
     refuse_unusable_target(out, overwrite=recipe.overwrite)
     check_course(recipe)
     check_metric(recipe)
@@ -200,7 +209,7 @@ def prune(
     chose = set(rows_that_chose(subject))
     if recipe.scores is not None:
         chose |= set(named_scores(Path(recipe.scores), fingerprint=fingerprint(subject.model)).rows)
-    tolerant = is_asked(recipe)
+    tolerant = is_tolerant(recipe)
     if tolerant:
         choosing, deciding, reporting = rows_in_three(subject, voice=voice, chose=chose)
     else:
@@ -213,7 +222,9 @@ def prune(
             data=reporting.note,
         )
     if tolerant:
-        found, chosen = plan_within(subject, anatomy, choosing, deciding, voice=voice)
+        found, chosen = plan_within(
+            subject, anatomy, choosing, deciding, voice=voice, keep_parts=True
+        )
         show(found.scores, chosen)
     else:
         found, chosen = _plan(subject, anatomy, choosing, voice=voice, show=show, keep_parts=True)

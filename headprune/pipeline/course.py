@@ -63,6 +63,11 @@ def steps_of(recipe: Recipe) -> int:
     return DEFAULT_STEPS if leads_somewhere and not alone and not once else 1
 
 
+def is_tolerant(recipe: Recipe) -> bool:
+    """Whether a tolerance is the budget; beside another one it is the gate's."""
+    return recipe.max_drop is not None and not recipe.budgets
+
+
 def check_course(recipe: Recipe, *, world: World | None = None) -> None:
     """Refuse a race that isn't run by ablation, or not for a cut through all heads; steps and budgets that lead nowhere.
 
@@ -78,7 +83,8 @@ def check_course(recipe: Recipe, *, world: World | None = None) -> None:
             hint="leave out torchrun or accelerate launch, or use another method",
         )
     steps = steps_of(recipe)
-    if steps > 1 and ((recipe.keep is None and recipe.heads is None) or recipe.until):
+    leads_nowhere = recipe.keep is None and recipe.heads is None and not is_tolerant(recipe)
+    if steps > 1 and (leads_nowhere or recipe.until):
         raise ConfigError(
             "steps lead to a keep ratio or a number of heads, and are no race",
             where=f"--steps {steps}",
@@ -89,6 +95,14 @@ def check_course(recipe: Recipe, *, world: World | None = None) -> None:
             "in steps heads are scored as they are, all that are left in one pass",
             where=f"--steps {steps}",
             hint=f"use another method than {', '.join(_ONCE)}, and leave out --normalize",
+        )
+    if recipe.rearrange and (steps > 1 or method_of(recipe) not in ("fisher", "fisher:batch")):
+        raise ConfigError(
+            f"{method_of(recipe)} scores don't say what heads lose together"
+            if steps == 1
+            else "heads that go together are rearranged once",
+            where="--rearrange",
+            hint="use --method fisher or fisher:batch, in one step",
         )
     if recipe.objective == "metric" and (
         recipe.method != "ablation" or steps > 1 or recipe.normalize != "none"

@@ -38,7 +38,7 @@ from headprune.report.card import model_card
 from headprune.results import Results
 from headprune.runs import FOLDER
 from headprune.subject import Rows, Subject, Voice, open_subject, rows_that_chose, separate_rows
-from headprune.tasks.rows import Example
+from headprune.tasks.rows import Example, set_apart
 from headprune.verify import (
     Proof,
     heads_are_the_same,
@@ -172,8 +172,7 @@ def _prepare(recipe: Recipe, *, voice: Voice) -> _Lesson:
         teacher,
         anatomy,
         training,
-        examples[:fitting],
-        examples[fitting:],
+        *set_apart(examples, fitting),
         reporting,
         chose,
     )

@@ -1,20 +1,32 @@
-"""Mend what is left, on the rows that chose: some of them fit the weights, the others decide."""
+"""Mend what is left, on the rows that chose: some of them fit the weights, the others decide.
 
-from collections.abc import Collection, Sequence
+A loss need not agree with the metric: of a ranking, say, it counts distances.
+"""
 
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from headprune.anatomy import Anatomy
 from headprune.errors import DataError
-from headprune.evaluation import predict
+from headprune.evaluation import Predictions, predict_masked
 from headprune.heads import HeadId, HeadScores, PruningPlan
-from headprune.masking import gated
 from headprune.replay import losses
 from headprune.subject import Rows, Subject, Voice
-from headprune.surgery import WAYS, Judge, Mend, mend
-from headprune.tasks.rows import Example
+from headprune.surgery import WAYS, Judge, Look, Mend, mend
+from headprune.tasks.rows import Example, set_apart
 
+if TYPE_CHECKING:
+    from headprune.tasks.metrics import Statistic
+
+Compute: TypeAlias = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
+
+_RESAMPLES = 200
 _HELD_OUT = 0.25
 _FEWEST = 8
 
@@ -37,10 +49,10 @@ def mend_if_asked(
     asked, examples = subject.recipe.mend, rows.examples
     if asked == "none" or not plan.remove:
         return None
-    if len(examples) < _FEWEST and asked is None:
+    if not may_mend(rows) and asked is None:
         voice.say(f"not mended: {len(examples)} calibration rows are too few to fit and to decide")
         return None
-    if len(examples) < _FEWEST:
+    if not may_mend(rows):
         raise DataError(
             f"{len(examples)} calibration rows are too few to mend with: some fit, the others decide",
             where=f"--mend {asked}",
@@ -52,45 +64,83 @@ def mend_if_asked(
     return found
 
 
+def may_mend(rows: Rows) -> bool:
+    """Whether there are enough rows for some to fit and others to decide."""
+    return len(rows.examples) >= _FEWEST
+
+
 def mended_for(subject: Subject, anatomy: Anatomy, remove: Collection[HeadId], rows: Rows) -> Mend:
     """Mend for the heads that stay, in place; the last quarter of ``rows`` decides how."""
-    examples = rows.examples
-    fitting = len(examples) - max(2, round(_HELD_OUT * len(examples)))
+    fitting, deciding = set_apart(
+        rows.examples, len(rows.examples) - max(2, round(_HELD_OUT * len(rows.examples)))
+    )
     return mend(
         subject.model,
         anatomy,
-        batches=subject.batches(examples[:fitting]),
-        judge=_judge(subject, anatomy, examples[fitting:]),
+        batches=subject.batches(fitting),
+        judge=_judge(subject, anatomy, deciding),
         remove=remove,
         ways=WAYS[subject.recipe.mend or "best"],
     )
 
 
 def _judge(subject: Subject, anatomy: Anatomy, examples: Sequence[Example]) -> Judge:
-    """Return what decides: the task's metric, which a loss need not agree with, or without labels the loss."""
+    """Return what decides: the loss, unless the task's metric says otherwise by more than its standard error."""
     model, recipe = subject.model, subject.recipe
     goal = subject.goal(examples)
     if recipe.objective == "distill":
 
-        def mean_loss(mask: Float[Tensor, " heads"]) -> float:
+        def distance(mask: Float[Tensor, " heads"]) -> Look:
             found = losses(
                 model, anatomy, batches=goal.batches, loss=goal.loss, masks=mask[None], base=mask
             )
-            return float(found.double().mean())
+            mean = float(found.double().mean())
+            return Look(mean, mean)
 
-        return Judge(mean_loss, "loss", False, len(examples))
+        return Judge(distance, _least_loss, "loss", len(examples))
     from headprune.tasks.metrics import BUILT_IN, load_metric
 
     name = recipe.metric or subject.task.metric
     statistic = load_metric(name, higher_is_better=recipe.higher_is_better)
-    plain = BUILT_IN.get(name, statistic)
+    compute = BUILT_IN.get(name, statistic).compute
 
-    def metric(mask: Float[Tensor, " heads"]) -> float:
-        with gated(model, anatomy, gates=mask.to(model.device)):
-            found = predict(model, subject.task, batches=goal.batches)
-        return plain.compute(found.predictions, found.references)
+    def look(mask: Float[Tensor, " heads"]) -> Look:
+        found = predict_masked(model, anatomy, subject.task, batches=goal.batches, masks=mask[None])
+        value = compute(found.predictions[0], found.references)
+        return Look(value, float(found.losses[0].mean()), found.under(0))
 
-    return Judge(metric, name, statistic.higher_is_better, len(examples))
+    def best(looks: Sequence[Look]) -> int:
+        first = _least_loss(looks)
+        gains = [
+            (_gain(look.found, looks[first].found, statistic, compute, seed=recipe.seed), place)
+            for place, look in enumerate(looks)
+            if place != first
+        ]
+        sure = [(gain, place) for (gain, error), place in gains if gain > error]
+        return max(sure)[1] if sure else first
+
+    return Judge(look, best, name, len(examples))
+
+
+def _least_loss(looks: Sequence[Look]) -> int:
+    """Return the place of the least loss; what is no number is none."""
+    known = [place for place, look in enumerate(looks) if math.isfinite(look.loss)]
+    return min(known, key=lambda place: looks[place].loss, default=0)
+
+
+def _gain(
+    found: Predictions, other: Predictions, statistic: "Statistic", compute: Compute, *, seed: int
+) -> tuple[float, float]:
+    """Return how much better the metric is, and the standard error of that by the paired bootstrap (Efron 1979)."""
+    sign = 1 if statistic.higher_is_better else -1
+    count = len(found.references)
+
+    def gain(rows: Any) -> float:
+        sides = (compute(one.predictions[rows], one.references[rows]) for one in (found, other))
+        return sign * float(next(sides) - next(sides))
+
+    drawn = np.random.default_rng(seed).integers(0, count, (_RESAMPLES, count))
+    return gain(slice(None)), float(np.nanstd([gain(rows) for rows in drawn], ddof=1))
 
 
 def _told(found: Mend) -> str:

@@ -12,7 +12,7 @@ from headprune.heads import HeadScores
 from headprune.journal import Journal, open_journal
 from headprune.models import fingerprint, versions
 from headprune.passes import Pass
-from headprune.pipeline.course import check_course, method_of, steps_fit
+from headprune.pipeline.course import check_course, method_of, steps_fit, steps_of
 from headprune.pipeline.rounds import race, score_by_metric, score_with_steps
 from headprune.runs import FOLDER, latest_scores, named_scores
 from headprune.scoring import DEPEND_ON_BATCHES, DIFFERENTIATE, NEED_NO_ROWS
@@ -73,6 +73,11 @@ def find_scores(
                 else "once"
             )
             voice.say(f"careful: these heads were scored {how}, not as these settings would")
+        if recipe.method not in (None, scores.method) or recipe.objective != scores.objective:
+            voice.say(
+                f"careful: these are {scores.method} scores by {scores.objective}, "
+                f"and the settings say {method_of(recipe)} by {recipe.objective}"
+            )
         return Scored(scores)
     latest = latest_scores()
     if latest is not None:
@@ -93,6 +98,8 @@ def find_scores(
         if fits:
             how = f"{scores.method}, raced" if scores.race else scores.method
             voice.say(f"scores of the latest run: {path} ({how}, n = {scores.n:,})")
+            if scores.steps is None and steps_of(recipe) > 1 and not scores.race:
+                voice.say(f"made once; --steps {steps_of(recipe)} scores again as heads go")
             return Scored(scores)
         voice.say(
             f"the latest run ({path}) has scores of another model, data or method: scoring anew"

@@ -137,8 +137,13 @@ def lawful_points(anatomy: Anatomy, recipe: Recipe, *, voice: Voice) -> tuple[fl
 
 def _scored_once(recipe: Recipe, *, voice: Voice) -> Recipe:
     """Return the recipe without what leads to one cut only."""
-    single: dict[str, Any] = {"steps": 1, "until": None, "mend": "none", **dict.fromkeys(BUDGETS)}
-    left = [name for name, value in single.items() if getattr(recipe, name) != value]
+    single: dict[str, Any] = {"steps": 1, "until": None, "mend": "none", "rearrange": False}
+    single |= dict.fromkeys(BUDGETS)
+    left = [
+        name
+        for name, value in single.items()
+        if getattr(recipe, name) is not None and getattr(recipe, name) != value
+    ]
     if left:
         named = ", ".join(f"--{name.replace('_', '-')}" for name in left)
         voice.say(f"left aside, for heads are scored once, and masked at every point: {named}")

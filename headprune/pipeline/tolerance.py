@@ -1,4 +1,4 @@
-"""``--max-drop``: prune as far as the metric surely stays within what is tolerated, on rows that chose no head.
+"""``--max-drop``: prune as far as the interval of the metric stays within what is tolerated, on rows that chose no head.
 
 Three kinds of rows: those that score and mend, those that decide how far to go, and those that report in the end.
 """
@@ -18,13 +18,13 @@ from headprune.evaluation import Predictions, judge, predict
 from headprune.heads import HeadId, HeadMask, HeadScores, PruningPlan
 from headprune.masking import gated
 from headprune.pipeline.course import constraints_of
-from headprune.pipeline.mending import mended_for
+from headprune.pipeline.mending import may_mend, mended_for
 from headprune.pipeline.scores import Scored, find_scores
-from headprune.selection import least_heads, make_plan
+from headprune.selection import Constraints, least_heads, make_plan
 from headprune.selection.names import selected_sites
 from headprune.subject import Rows, Subject, Voice, separate_rows
 from headprune.surgery.fit import projections, put_back
-from headprune.tasks.rows import fingerprint
+from headprune.tasks.rows import fingerprint, set_apart, without_inputs
 
 TIMES = 5
 """So many times the calibration rows are drawn: one part scores, the rest decides."""
@@ -56,7 +56,8 @@ def rows_in_three(
     recipe = subject.recipe
     count = min(recipe.num_samples, recipe.limit or recipe.num_samples)
     count = min(count, max(_FEWEST, len(drawn.examples) // 3))
-    parts = drawn.examples[:count], drawn.examples[count:]
+    scoring, others = set_apart(drawn.examples, count)
+    parts = scoring, without_inputs(others, chose)
     voice.say(f"{len(parts[0]):,} rows score, {len(parts[1]):,} decide how far to go")
     choosing, deciding = (
         Rows(part, {**drawn.note, "fingerprint": fingerprint(part), "n": len(part)})
@@ -65,18 +66,19 @@ def rows_in_three(
     return choosing, deciding, reporting
 
 
-def is_asked(recipe: Recipe) -> bool:
-    """Whether a tolerance is the budget; beside another one it is the gate's."""
-    return recipe.max_drop is not None and not recipe.budgets
-
-
 def plan_within(
-    subject: Subject, anatomy: Anatomy, choosing: Rows, deciding: Rows, *, voice: Voice
+    subject: Subject,
+    anatomy: Anatomy,
+    choosing: Rows,
+    deciding: Rows,
+    *,
+    voice: Voice,
+    keep_parts: bool,
 ) -> tuple[Scored, PruningPlan]:
     """Score towards the deepest cut there is, then go as deep as the tolerance allows; see :func:`deepest`."""
     floor = keeps(anatomy, subject.recipe)[-1]
     deep = replace(subject, recipe=subject.recipe.model_copy(update={"keep": floor}))
-    found = find_scores(deep, anatomy, choosing, voice=voice, keep_parts=True)
+    found = find_scores(deep, anatomy, choosing, voice=voice, keep_parts=keep_parts)
     plan = deepest(
         subject, anatomy, found.scores, choosing=choosing, deciding=deciding, voice=voice
     )
@@ -94,10 +96,10 @@ def deepest(
     deciding: Rows,
     voice: Voice,
 ) -> PruningPlan:
-    """Return the plan for the fewest heads with which the metric surely stays within the recipe's ``max_drop``.
+    """Return the plan for the fewest heads with which the metric stays within the recipe's ``max_drop``.
 
     Keep ratios in steps of 5 % are looked at by bisection, mended as ``prune`` would, until the last whose paired difference has
-    its whole 95 % interval within the tolerance. The model is left as it was.
+    its whole 95 % interval within the tolerance (each look has its own 95 %: there are up to five). The model is left as it was.
 
     Raises:
         PlanError: Not even one step stays within it.
@@ -117,7 +119,7 @@ def deepest(
     def look(keep: float) -> Look:
         plan = _plan(subject, anatomy, scores, keep)
         with _as_it_was(subject, anatomy):
-            if recipe.mend != "none":
+            if recipe.mend != "none" and may_mend(choosing):
                 mended_for(subject, anatomy, plan.remove, choosing)
             found = _predict(subject, anatomy, plan.remove, batches=batches)
         difference, (low, high), _ = judged(found, other=whole)
@@ -132,7 +134,7 @@ def deepest(
     within = [one for one in looks if one.worst <= allowed]
     if not within:
         raise PlanError(
-            f"no cut surely stays within a drop of {recipe.max_drop}: at keep {looks[-1].keep:g} it may be {looks[-1].worst:.4g}",
+            f"no cut stays within a drop of {recipe.max_drop}: at keep {looks[-1].keep:g} it may be {looks[-1].worst:.4g}",
             where=f"--max-drop {recipe.max_drop}",
             hint="allow more, or give more --data: the interval narrows",
         )
@@ -147,11 +149,33 @@ def deepest(
 
 
 def keeps(anatomy: Anatomy, recipe: Recipe) -> tuple[float, ...]:
-    """Return the keep ratios that are looked at, falling: from one step below all heads to as few as may stay."""
+    """Return the keep ratios that are looked at, falling: from one step below all heads on, those that can be cut.
+
+    Raises:
+        PlanError: None can.
+    """
+    constraints = constraints_of(recipe)
     may_go = len(selected_sites(anatomy, recipe.sites).heads)
-    least = max(_DEEPEST, least_heads(anatomy, constraints_of(recipe)) / may_go)
+    least = round(least_heads(anatomy, constraints) / may_go + 0.005, 2)
     steps = [round(1 - place * _STEP, 2) for place in range(1, round(1 / _STEP))]
-    return tuple(keep for keep in steps if keep >= least) or (1.0,)
+    wanted = sorted({*(keep for keep in steps if keep > least), least}, reverse=True)
+    points = [keep for keep in wanted if keep >= _DEEPEST]
+    lawful = [keep for keep in points if _can_be_cut(anatomy, replace(constraints, keep=keep))]
+    if not lawful:
+        raise PlanError(
+            "no head can go", where=constraints.at_odds, hint="protect fewer, or lower --min-heads"
+        )
+    return tuple(lawful)
+
+
+def _can_be_cut(anatomy: Anatomy, constraints: Constraints) -> bool:
+    values = (0.0,) * len(anatomy.heads)
+    flat = HeadScores(method="none", heads=anatomy.heads, values=values, n=0, seed=0)
+    try:
+        make_plan(flat, anatomy, constraints=replace(constraints, rearrange=False))
+    except PlanError:
+        return False
+    return True
 
 
 def _bisect(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -70,12 +70,14 @@ def remainders(
         for site in anatomy.sites:
             for z in seen[site.id]:
                 real = real_positions(site, z.shape[:-2], batch)
-                flat = (z.flatten(0, -3) if real is None else z[real]).flatten(1)
+                flat = (z.flatten(0, -3) if real is None else z[real.to(z.device)]).flatten(1)
                 flat = flat.to(sums[site.id].device).double()
                 with_one = torch.cat([flat, flat.new_ones(len(flat), 1)], dim=1)
                 sums[site.id] += with_one.T @ with_one
     return {
-        site.id: _remainder(over.world.summed(sums[site.id]), site, centred=_has_bias(model, site))
+        site.id: _remainder(
+            over.world.summed(sums.pop(site.id)), site, centred=_has_bias(model, site)
+        )
         for site in anatomy.sites
     }
 
@@ -90,7 +92,7 @@ def _nothing(model: PreTrainedModel, site: Site) -> Tensor:
 
 def _remainder(
     sums: Float64[Tensor, "width_and_1 width_and_1"], site: Site, *, centred: bool
-) -> tuple[Float64[Tensor, "width width"], Float64[Tensor, " width"]]:
+) -> tuple[Float[Tensor, "width width"], Float[Tensor, " width"]]:
     """Return ``T`` and ``c``; ``sums`` are of ``[z, 1]^T [z, 1]``."""
     count, width = sums[-1, -1].clamp_min(1), len(sums) - 1
     mean = sums[-1, :-1] / count if centred else sums.new_zeros(width)
@@ -102,7 +104,7 @@ def _remainder(
     for start in range(0, width, site.head_dim):
         own = slice(start, start + site.head_dim)
         turned[:, own] = torch.linalg.solve(precision[own, own], precision[:, own], left=False)
-    return turned, mean @ turned
+    return turned.float(), (mean @ turned).float()
 
 
 def _has_bias(model: PreTrainedModel, site: Site) -> bool:

@@ -2,6 +2,6 @@
 
 from headprune.surgery.cut import cut, dead_indices
 from headprune.surgery.fit import Way
-from headprune.surgery.mend import WAYS, Judge, Mend, mend
+from headprune.surgery.mend import WAYS, Judge, Look, Mend, mend
 
-__all__ = ["WAYS", "Judge", "Mend", "Way", "cut", "dead_indices", "mend"]
+__all__ = ["WAYS", "Judge", "Look", "Mend", "Way", "cut", "dead_indices", "mend"]

@@ -5,7 +5,7 @@ Inputs come from the model that has lost its heads and was mended so far, target
 third. What is kept of the positions is their state at the block that is being mended.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -81,7 +81,6 @@ def fit(
     batches: Sequence[Batch],
     mask: Float[Tensor, " heads"],
     ways: Sequence[Way],
-    tell: Callable[[str], None] | None = None,
 ) -> list[dict[str, Tensor]]:
     """Return for every way the parameters of all output projections, mended from the first attention on that loses a head.
 
@@ -100,8 +99,6 @@ def fit(
             for walker in mending:
                 walker.come = list(whole.come)
         if reached and _is_linear(model, site):
-            if tell is not None:
-                tell(f"mending {site.id}")
             _mend_site(path, site, whole, mending)
         later = order[place + 1] if place + 1 < len(order) else None
         if later is not None and stage_of(model, later) is not stage_of(model, site):
@@ -132,8 +129,8 @@ def _mend_site(path: _Path, site: Site, whole: _Walker, mending: Sequence[_Walke
     transposed = not isinstance(projection, Conv1D)
     weight_name, bias_name = f"{site.output}.weight", f"{site.output}.bias"
     old = whole.weights[weight_name]
-    old = (old.T if transposed else old).double()
-    bias = whole.weights[bias_name].double() if bias_name in whole.weights else None
+    old = _double(old.T if transposed else old)
+    bias = _double(whole.weights[bias_name]) if bias_name in whole.weights else None
     columns = _columns(site, path.mask[path.anatomy.columns[site.id]].bool(), width=len(old))
     columns = columns.to(old.device)
     sums = [no_sums(len(columns), old.shape[1], device=old.device) for _ in mending]
@@ -160,8 +157,13 @@ def _mend_site(path: _Path, site: Site, whole: _Walker, mending: Sequence[_Walke
             _write(walker, bias_name, new_bias)
 
 
+def _double(tensor: Tensor) -> Tensor:
+    """Return it in double precision: on the CPU where its device has none."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
 def _write(walker: _Walker, name: str, value: Tensor) -> None:
-    walker.weights[name] = value.to(walker.weights[name].dtype).contiguous()
+    walker.weights[name] = value.to(walker.weights[name]).contiguous()
 
 
 def _is_linear(model: PreTrainedModel, site: Site) -> bool:
@@ -176,8 +178,8 @@ def _inputs(
     """Return what a site's output projection reads at all positions that aren't padding."""
     z = read_from(model, batch, model.get_submodule(site.output), come=come)
     real = real_positions(site, z.shape[:-1], batch)
-    found = z.flatten(0, -2) if real is None else z[real]
-    return found.double()
+    found = z.flatten(0, -2) if real is None else z[real.to(z.device)]
+    return _double(found)
 
 
 def _columns(site: Site, kept: Tensor, *, width: int) -> Tensor:

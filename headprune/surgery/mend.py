@@ -5,6 +5,7 @@ Several ways are fitted side by side; rows that nothing was fitted on say which 
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -61,20 +62,35 @@ class Mend(BaseModel):
     tried: tuple[Tried, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What rows that nothing was fitted on say of a model.
+
+    Args:
+        value: What users read: the metric, or the loss.
+        loss: The mean loss.
+        found: What the judge compares by.
+    """
+
+    value: float
+    loss: float
+    found: Any = None
+
+
 @dataclass(frozen=True)
 class Judge:
     """Who decides between ways.
 
     Args:
-        measure: ``measure(mask)``: how good the model is, as it stands, under a mask; on rows that nothing is fitted on.
-        name: What that is: a metric, or the loss.
-        higher_is_better: Its direction.
-        examples: How many it is measured on.
+        look: ``look(mask)``: at the model as it stands, under a mask.
+        best: ``best(looks)``: the place of the best; the first is the model that isn't mended.
+        name: What ``value`` is.
+        examples: How many it looks at.
     """
 
-    measure: Callable[[Float[Tensor, " heads"]], float]
+    look: Callable[[Float[Tensor, " heads"]], Look]
+    best: Callable[[Sequence[Look]], int]
     name: str
-    higher_is_better: bool
     examples: int
 
 
@@ -86,7 +102,6 @@ def mend(
     judge: Judge,
     remove: Collection[HeadId],
     ways: Sequence[Way] = WAYS["best"],
-    tell: Callable[[str], None] | None = None,
 ) -> Mend:
     """Mend the output projections of ``model``, whose heads are still there, for the time when ``remove`` have gone.
 
@@ -99,27 +114,27 @@ def mend(
         judge: What decides which way, and whether at all.
         remove: The heads that will go.
         ways: What is tried; the bias only where there is one.
-        tell: Told how far it has come.
     """
     if not has_bias(model, anatomy):
         ways = [way for way in ways if way.how != "bias"]
     mask = torch.tensor(HeadMask.without(remove, anatomy.heads).values)
-    unmended = judge.measure(mask)
-    mended = fit(model, anatomy, batches=batches, mask=mask, ways=ways, tell=tell)
-    tried = []
-    for way, weights in zip(ways, mended, strict=True):
+    looks = [judge.look(mask)]
+    mended = fit(model, anatomy, batches=batches, mask=mask, ways=ways) if ways else []
+    for weights in mended:
         with having(model, weights):
-            tried.append(Tried(how=way.how, ridge=way.ridge, value=judge.measure(mask)))
-    sign = 1 if judge.higher_is_better else -1
-    best = max(range(len(ways)), key=lambda place: sign * tried[place].value, default=None)
-    helps = best is not None and sign * (tried[best].value - unmended) > 0
-    if best is not None and helps:
-        put_back(model, mended[best])
+            looks.append(judge.look(mask))
+    best = judge.best(looks)
+    if best:
+        put_back(model, mended[best - 1])
+    tried = tuple(
+        Tried(how=way.how, ridge=way.ridge, value=look.value)
+        for way, look in zip(ways, looks[1:], strict=True)
+    )
     return Mend(
-        kept=tried[best] if best is not None and helps else None,
+        kept=tried[best - 1] if best else None,
         fitted_on=sum(batch.num_examples for batch in batches),
         held_out=judge.examples,
         judged_by=judge.name,
-        unmended=unmended,
-        tried=tuple(tried),
+        unmended=looks[0].value,
+        tried=tried,
     )

@@ -160,10 +160,10 @@ def class_divergence(outputs: Any, batch: Batch) -> Float[Tensor, " examples"]:
 
 def _drawn(probabilities: Tensor, uniform: Tensor) -> Int[Tensor, "..."]:
     """Draw from each distribution by inverting its cumulative sum."""
-    sums = probabilities.double().cumsum(-1)
-    below = uniform[..., None].double() * sums[..., -1:]
+    sums = probabilities.cpu().double().cumsum(-1)
+    below = uniform[..., None].cpu().double() * sums[..., -1:]
     chosen: Tensor = (sums <= below).sum(-1).clamp_max(probabilities.shape[-1] - 1)
-    return chosen
+    return chosen.to(probabilities.device)
 
 
 def draw_tokens(

@@ -31,7 +31,7 @@ class Example:
 
 def draw(examples: Sequence[Example], count: int | None, *, seed: int) -> tuple[Example, ...]:
     """Return ``count`` of the examples, chosen by the seed and their content: the order of the rows doesn't matter."""
-    if count is None or count >= len(examples):
+    if count is None:
         return tuple(examples)
     return tuple(_shuffled(examples, seed)[:count])
 
@@ -46,6 +46,14 @@ def hold_out(
     return tuple(chosen), without_inputs(
         shuffled[middle:], [example.input_digest for example in chosen]
     )
+
+
+def set_apart(
+    examples: Sequence[Example], count: int
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Return the first ``count`` examples, and those of the others whose inputs aren't among them."""
+    first = tuple(examples[:count])
+    return first, without_inputs(examples[count:], [example.input_digest for example in first])
 
 
 def without_inputs(examples: Iterable[Example], digests: Iterable[str]) -> tuple[Example, ...]:

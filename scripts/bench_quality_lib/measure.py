@@ -47,8 +47,7 @@ class Measured(BaseModel):
         n: Rows that report.
         heads: Heads that stay, and that there were.
         mend: How the rest was mended; None where it wasn't.
-        seconds: Scoring, planning and mending.
-        forwards: The same, in forwards of the calibration rows.
+        seconds: Scoring, planning and mending; steps that other keep ratios share are done once.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,7 +66,6 @@ class Measured(BaseModel):
     heads: tuple[int, int]
     mend: str | None
     seconds: float
-    forwards: float | None = None
 
 
 class Bench:
@@ -79,21 +77,17 @@ class Bench:
         self.name, self.case, self.anatomy, self.voice = name, case, anatomy, voice
         self.batches = case.subject.batches(case.reporting.examples)
         self.whole = self._predict(())
-        start = time.perf_counter()
-        with kept_memory():
-            predict(
-                case.subject.model,
-                case.subject.task,
-                batches=case.subject.batches(case.choosing.examples),
-            )
-        self._forward = time.perf_counter() - start
         self._once: dict[str, HeadScores] = {}
         self._folder = folder
 
     def measure(self, contender: str, settings: Mapping[str, Any], *, keep: float) -> Measured:
         """Prune by a recipe, judge, and leave the model as it was."""
         recipe = type(self.case.subject.recipe).model_validate(
-            {**self.case.subject.recipe.model_dump(), "keep": keep, **settings}
+            {
+                **self.case.subject.recipe.model_dump(exclude_defaults=True),
+                "keep": keep,
+                **settings,
+            }
         )
         subject = replace(self.case.subject, recipe=recipe)
         start = time.perf_counter()
@@ -114,8 +108,21 @@ class Bench:
             keep=keep,
             mend=None if kept is None else f"{kept.how} {kept.ridge:g}",
             seconds=seconds,
-            forwards=seconds / self._forward,
         )
+
+    def cost(self, settings: Mapping[str, Any], *, keep: float) -> float:
+        """Return what a recipe takes, in forwards of the calibration rows: the mean of one before and one after it."""
+        before = self._forward_seconds()
+        seconds = self.measure("cost", settings, keep=keep).seconds
+        return seconds / ((before + self._forward_seconds()) / 2)
+
+    def _forward_seconds(self) -> float:
+        subject = self.case.subject
+        batches = subject.batches(self.case.choosing.examples)
+        start = time.perf_counter()
+        with kept_memory():
+            predict(subject.model, subject.task, batches=batches)
+        return time.perf_counter() - start
 
     def _judged(self, found: Predictions, plan: PruningPlan, **told: Any) -> Measured:
         subject = self.case.subject

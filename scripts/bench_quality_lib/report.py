@@ -30,10 +30,8 @@ def page(found: Sequence[Measured]) -> str:
         for name, contender in CONTENDERS.items()
     ]
     recipes = ["## Recipes", "", "| | what | settings |", "|---|---|---|", *contenders, ""]
-    work = [row.forwards for row in found if row.contender == OURS and row.forwards is not None]
-    cost = f"- It took {min(work):.1f} to {max(work):.1f} forwards here.\n" if work else ""
     template = Template(_PAGE.read_text(encoding="utf-8"))
-    return template.render(tables=tables(found), recipes="\n".join(recipes), cost=cost)
+    return template.render(tables=tables(found), recipes="\n".join(recipes))
 
 
 def _said(settings: Mapping[str, Any]) -> str:
