@@ -52,8 +52,8 @@ OPTIONS: dict[str, Any] = {
         str | None,
         typer.Option(
             metavar="X",
-            help="As far as the metric's 95 % interval is no worse than this, on rows that do nothing else: in its own units (0.01), "
-            "or a share (1%).",
+            help="As far as the metric's 95 % interval is no worse than this, on rows that do nothing else: in its own units "
+            "(0.01), or a share (1%).",
         ),
     ],
     "multiple_of": MultipleOf,
