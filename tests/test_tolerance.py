@@ -1,13 +1,20 @@
 """--max-drop: as far as the metric surely allows, decided on rows that do nothing else."""
 
+from dataclasses import replace
+
 import pytest
+from families import build
 from hypothesis import given
 from hypothesis import strategies as st
 
+import headprune as hp
 from headprune.config import Recipe
 from headprune.drop import Drop
-from headprune.pipeline.course import is_tolerant
-from headprune.pipeline.tolerance import Look, _bisect
+from headprune.heads import HeadScores
+from headprune.pipeline.course import constraints_of, is_tolerant
+from headprune.pipeline.tolerance import Look, _bisect, keeps
+from headprune.selection import make_plan
+from headprune.tasks.rows import Example, draw, set_apart
 
 
 @pytest.mark.parametrize(
@@ -52,3 +59,41 @@ def test_bisection_finds_the_deepest_cut_within_as_looking_everywhere_does(drops
     everywhere = [keep for keep, drop in zip(points, drops, strict=True) if drop <= allowed]
     assert min(within, default=None) == min(everywhere, default=None)
     assert len(seen) == len(set(seen)) <= 5
+
+
+@pytest.fixture(scope="module")
+def anatomies():
+    return {name: hp.inspect(build(name)) for name in ("bert", "llama")}
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"gqa": "pad"}, {"multiple_of": 2}, {"uniform": True}, {"min_heads": 3}, {"protect": ("L0",)}],
+)  # fmt: skip
+def test_only_cuts_that_can_be_made_are_looked_at(anatomies, name, settings):
+    anatomy = anatomies[name]
+    recipe = Recipe(max_drop="1%", **settings)
+    found = keeps(anatomy, recipe)
+    flat = HeadScores(
+        method="none", heads=anatomy.heads, values=[0.0] * len(anatomy.heads), n=0, seed=0
+    )
+    for keep in found:
+        constraints = replace(constraints_of(recipe), keep=keep)
+        assert make_plan(flat, anatomy, constraints=constraints).remove
+    assert list(found) == sorted(found, reverse=True)
+    assert found[0] < 1
+
+
+def test_no_input_is_on_both_sides_of_a_split():
+    examples = [Example((f"text {index % 7}",), index) for index in range(20)]
+    first, rest = set_apart(examples, 5)
+    assert first == tuple(examples[:5])
+    assert not {e.input_digest for e in first} & {e.input_digest for e in rest}
+    assert {e.texts for e in rest} == {("text 5",), ("text 6",)}
+
+
+def test_all_rows_drawn_are_drawn_by_content_too():
+    examples = [Example((f"text {index}",), index) for index in range(20)]
+    one, other = draw(examples, 20, seed=3), draw(examples[::-1], 20, seed=3)
+    assert one == other != tuple(examples)
