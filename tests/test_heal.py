@@ -62,6 +62,7 @@ class Lesson:
         self.examples = examples_of(self.task.name)
         self.distance = distance_between(self.task.distill, self.task.distill)
         self.tokenizer = toy_tokenizer()
+        self.said = []
 
     def batches(self, examples, size=None):
         accepts = {"input_ids", "attention_mask"}.__contains__
@@ -87,6 +88,7 @@ class Lesson:
             arguments=trainer_settings(pairs=pairs, own=own, folder=folder, device="cpu"),
             lora=lora,
             checkpoint=checkpoint,
+            say=self.said.append,
             sample=self.collate(self.examples[200:]),
         )
         return train(self.model, self.anatomy, course)
@@ -232,13 +234,14 @@ def test_merged_adapters_say_what_they_said(family, dtype, tmp_path):
 def test_a_training_that_was_stopped_ends_with_the_same_weights(lora, tmp_path):
     whole, stopped = Lesson("bert", attention_probs_dropout_prob=0.5), Lesson("bert")
     start = copy.deepcopy(stopped.model)
-    keep = ["save_steps=2", "save_total_limit=9"]
+    keep = ["save_steps=2", "save_total_limit=9", "logging_steps=1"]
     whole.train(tmp_path / "whole", lora=lora, pairs=keep)
-    third = tmp_path / "whole" / "checkpoint-4"
+    second = tmp_path / "whole" / "checkpoint-4"
     assert last_checkpoint(tmp_path / "whole").name == "checkpoint-6"
     stopped.model = start
-    trained = stopped.train(tmp_path / "again", lora=lora, checkpoint=third, pairs=keep)
+    trained = stopped.train(tmp_path / "again", lora=lora, checkpoint=second, pairs=keep)
     assert trained.steps == 6
+    assert [line.partition(":")[0] for line in stopped.said] == ["step 5/6", "step 6/6"]
     for (name, value), other in zip(
         whole.model.named_parameters(), stopped.model.parameters(), strict=True
     ):
