@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Compute: TypeAlias = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
 
 _RESAMPLES = 200
+# Standard errors by which a metric must be better to outvote the loss, which is the steadier of the two.
+_CLEAR = 0.5
 _HELD_OUT = 0.25
 _FEWEST = 8
 
@@ -85,7 +87,7 @@ def mended_for(subject: Subject, anatomy: Anatomy, remove: Collection[HeadId], r
 
 
 def _judge(subject: Subject, anatomy: Anatomy, examples: Sequence[Example]) -> Judge:
-    """Return what decides: the loss, unless the task's metric says otherwise by more than its standard error."""
+    """Return what decides: the loss, unless the task's metric clearly says otherwise."""
     model, recipe = subject.model, subject.recipe
     goal = subject.goal(examples)
     if recipe.objective == "distill":
@@ -116,8 +118,8 @@ def _judge(subject: Subject, anatomy: Anatomy, examples: Sequence[Example]) -> J
             for place, look in enumerate(looks)
             if place != first
         ]
-        sure = [(gain, place) for (gain, error), place in gains if gain > error]
-        return max(sure)[1] if sure else first
+        clear = [(gain, place) for (gain, error), place in gains if gain > _CLEAR * error]
+        return max(clear)[1] if clear else first
 
     return Judge(look, best, name, len(examples))
 
