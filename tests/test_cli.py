@@ -371,7 +371,7 @@ def test_heads_go_as_far_as_the_metric_allows(headprune, place):
     assert budget["max_drop"] == "200%"
     assert budget["decided_on"] == 12
     # Everything is allowed: the last look is at the deepest cut that leaves a head in every layer.
-    assert budget["keep"] == budget["looks"][-1]["keep"] == 0.2
+    assert budget["keep"] == budget["looks"][-1]["keep"] == 0.17
     results, scores = json.loads(out), json.loads((made / "scores.json").read_text())
     assert len(scores["rows"]) == 20
     assert results["after"]["n"] == 20

@@ -263,7 +263,7 @@ def _reasons(scores: HeadScores, choice: Choice, protected: Collection[HeadId]) 
     by_score = set(scores.ranked()[: len(gone)])
     kept = "kept: its layer or group needs it"
     if not choice.is_plain:
-        kept += ", or others meet the budget at less cost or lose less together"
+        kept += ", or others meet the budget at less cost"
     reasons: dict[str, str] = {}
     for head in scores.heads:
         if head in by_score and head not in gone:

@@ -26,9 +26,9 @@ def headprune(*words, folder):
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory):
-    """Run `headprune prune --keep 0.7` in an empty directory; a quarter of the calibration rows will do here."""
+    """Run `headprune prune --keep 0.7` in an empty directory; an eighth of the calibration rows will do here."""
     folder = tmp_path_factory.mktemp("demo")
-    done = headprune("prune", "--keep", "0.7", "--num-samples", "256", "--json", folder=folder)
+    done = headprune("prune", "--keep", "0.7", "--num-samples", "128", "--json", folder=folder)
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout), done.stderr
 
@@ -43,7 +43,7 @@ def test_the_numbers_are_the_promised_ones(pruned):
     saved = results["weights_bytes"][0] - results["weights_bytes"][1]
     assert saved == pytest.approx(4 * 1_083_456, rel=0.02)
     assert all(proof["passed"] for proof in results["proofs"])
-    assert results["calibration"]["n"] == 256
+    assert results["calibration"]["n"] == 128
     assert "the built-in demo" in talk
 
 
