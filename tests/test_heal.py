@@ -248,13 +248,18 @@ def test_a_training_that_was_stopped_ends_with_the_same_weights(lora, tmp_path):
         assert torch.equal(value, other), name
 
 
-def test_half_precision_is_trained_in_single(tmp_path):
-    lesson = Lesson("bert")
-    lesson.model.to(torch.bfloat16)
-    before = lesson.away()
-    lesson.train(tmp_path, max_steps=20)
-    assert {p.dtype for p in lesson.model.parameters()} == {torch.bfloat16}
-    assert lesson.away() < before
+def test_half_precision_is_trained_in_single_and_rounded_once(tmp_path):
+    half, single = Lesson("bert"), Lesson("bert")
+    half.model.to(torch.bfloat16)
+    single.model.to(torch.bfloat16).float()
+    before = half.away()
+    for lesson in (half, single):
+        lesson.train(tmp_path, max_steps=20)
+    assert half.away() < before
+    for (name, found), wanted in zip(
+        half.model.named_parameters(), single.model.parameters(), strict=True
+    ):
+        assert torch.equal(found, wanted.bfloat16()), name
 
 
 def test_a_training_that_diverged_is_told(tmp_path):
