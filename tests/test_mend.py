@@ -1,7 +1,9 @@
 """Mending: the least squares that it says it solves, and only where it helps."""
 
 import copy
+import math
 
+import numpy as np
 import pytest
 import torch
 from families import build, token_inputs
@@ -10,11 +12,14 @@ from test_scoring import setting
 
 import headprune as hp
 from headprune.batch import as_batches
+from headprune.evaluation import Predictions
 from headprune.heads import HeadMask
+from headprune.pipeline.mending import best_of
 from headprune.replay import losses
 from headprune.surgery import WAYS, Judge, Look, mend
 from headprune.surgery.fit import Way, fit, projections, put_back
 from headprune.surgery.least_squares import no_sums, solve
+from headprune.tasks.metrics import spearman
 
 
 def refit(model, anatomy, *, batches, mask, ridge):
@@ -273,3 +278,39 @@ def test_a_walk_runs_every_block_a_few_times_and_not_the_whole_model(name):
     blocks, walkers = len(anatomy.sites), 1 + len(ways)
     # An order, a read of every attention by every walker, a run through all blocks but the last, two trials of what is read.
     assert real["all"] <= blocks + walkers * (blocks + (blocks - 1) + 2 * (blocks - 1))
+
+
+def looked(predictions, references, loss):
+    return Look(0.0, loss, Predictions(predictions, references))
+
+
+def spread_of(seed, noise, count=400):
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(size=count)
+    return truth, truth + noise * rng.normal(size=count)
+
+
+def test_the_loss_decides_where_the_metric_sees_no_difference():
+    truth, found = spread_of(0, 0.5)
+    looks = [looked(found, truth, 0.3), looked(found, truth, 0.1), looked(found, truth, 0.2)]
+    assert best_of(looks, spearman, seed=0) == 1
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_metric_that_is_clearly_better_outvotes_the_loss(sign):
+    """The scale of predictions changes their loss and not their ranks."""
+    truth, good = spread_of(0, 0.1)
+    _truth, poor = spread_of(0, 2.0)
+    looks = [looked(sign * poor, truth, 0.1), looked(sign * good, truth, 9.0)]
+    assert best_of(looks, lambda one, other: sign * spearman(one, other), seed=0) == 1
+    assert best_of(looks[::-1], lambda one, other: sign * spearman(one, other), seed=0) == 0
+
+
+def test_what_is_no_number_never_wins():
+    truth, found = spread_of(0, 0.5)
+    constant = np.zeros_like(found)
+    looks = [looked(found, truth, 0.2), looked(constant, truth, math.nan)]
+    assert best_of(looks, spearman, seed=0) == 0
+    assert (
+        best_of([looked(constant, truth, 0.2), looked(constant, truth, 0.3)], spearman, seed=0) == 0
+    )

@@ -148,6 +148,7 @@ def test_a_pruned_model_is_streamed_again(tmp_path, voice):
     hp.prune(model, plan["remove"])
     hp.save(model, tmp_path / "memory")
     same_bits(tensors(tmp_path / "out"), tensors(tmp_path / "memory"))
+    assert torch.equal(output(tmp_path / "out"), output(tmp_path / "memory"))
 
 
 def test_names_without_the_base_model_s_prefix_are_found(tmp_path, voice):

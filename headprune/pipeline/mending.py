@@ -5,7 +5,7 @@ A loss need not agree with the metric: of a ranking, say, it counts distances.
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -20,9 +20,6 @@ from headprune.replay import losses
 from headprune.subject import Rows, Subject, Voice
 from headprune.surgery import WAYS, Judge, Look, Mend, mend
 from headprune.tasks.rows import Example, set_apart
-
-if TYPE_CHECKING:
-    from headprune.tasks.metrics import Statistic
 
 Compute: TypeAlias = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
 
@@ -111,17 +108,29 @@ def _judge(subject: Subject, anatomy: Anatomy, examples: Sequence[Example]) -> J
         value = compute(found.predictions[0], found.references)
         return Look(value, float(found.losses[0].mean()), found.under(0))
 
+    sign = 1 if statistic.higher_is_better else -1
+
     def best(looks: Sequence[Look]) -> int:
-        first = _least_loss(looks)
-        gains = [
-            (_gain(look.found, looks[first].found, statistic, compute, seed=recipe.seed), place)
-            for place, look in enumerate(looks)
-            if place != first
-        ]
-        clear = [(gain, place) for (gain, error), place in gains if gain > _CLEAR * error]
-        return max(clear)[1] if clear else first
+        return best_of(looks, lambda one, other: sign * compute(one, other), seed=recipe.seed)
 
     return Judge(look, best, name, len(examples))
+
+
+def best_of(looks: Sequence[Look], worth: Compute, *, seed: int) -> int:
+    """Return the place of the least loss, or of the greatest worth where that is clearly greater than there.
+
+    Args:
+        looks: What was seen, each with predictions of the same examples.
+        worth: The metric, higher being better.
+        seed: Of the bootstrap.
+    """
+    first = _least_loss(looks)
+    gains = [
+        (*_gain(look.found, looks[first].found, worth, seed=seed), place)
+        for place, look in enumerate(looks)
+    ]
+    clear = [(gain, place) for gain, error, place in gains if gain > _CLEAR * error]
+    return max(clear)[1] if clear else first
 
 
 def _least_loss(looks: Sequence[Look]) -> int:
@@ -131,18 +140,20 @@ def _least_loss(looks: Sequence[Look]) -> int:
 
 
 def _gain(
-    found: Predictions, other: Predictions, statistic: "Statistic", compute: Compute, *, seed: int
+    found: Predictions, other: Predictions, worth: Compute, *, seed: int
 ) -> tuple[float, float]:
-    """Return how much better the metric is, and the standard error of that by the paired bootstrap (Efron 1979)."""
-    sign = 1 if statistic.higher_is_better else -1
+    """Return how much more one is worth, and the standard error of that by the paired bootstrap (Efron 1979)."""
     count = len(found.references)
 
     def gain(rows: Any) -> float:
-        sides = (compute(one.predictions[rows], one.references[rows]) for one in (found, other))
-        return sign * float(next(sides) - next(sides))
+        one, two = (worth(side.predictions[rows], side.references[rows]) for side in (found, other))
+        return float(one - two)
 
+    whole = gain(slice(None))
+    if not math.isfinite(whole):  # a constant has no rank correlation
+        return 0.0, 0.0
     drawn = np.random.default_rng(seed).integers(0, count, (_RESAMPLES, count))
-    return gain(slice(None)), float(np.nanstd([gain(rows) for rows in drawn], ddof=1))
+    return whole, float(np.nanstd([gain(rows) for rows in drawn], ddof=1))
 
 
 def _told(found: Mend) -> str:

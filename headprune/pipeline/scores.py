@@ -54,57 +54,63 @@ def find_scores(
         voice: How to talk meanwhile.
         keep_parts: Whether parts of new scores are kept on disk as they are computed.
     """
-    recipe = subject.recipe
-    mine = fingerprint(subject.model)
-    if recipe.scores is not None:
-        scores = named_scores(Path(recipe.scores), fingerprint=mine)
-        if scores.n and scores.data.get("fingerprint") != rows.note["fingerprint"]:
-            voice.say("the scores were computed on other rows than these settings would choose")
-        if scores.n and not scores.rows:
-            voice.say("careful: the scores don't say which rows they are from; some may report too")
-        if scores.race is not None and scores.race.keep != recipe.keep:
-            voice.say(
-                f"careful: these heads raced for --keep {scores.race.keep:g}, not for another cut"
-            )
-        if not steps_fit(scores, recipe):
-            how = (
-                f"in {scores.steps.count} steps for {scores.steps.budget}"
-                if scores.steps
-                else "once"
-            )
-            voice.say(f"careful: these heads were scored {how}, not as these settings would")
-        if recipe.method not in (None, scores.method) or recipe.objective != scores.objective:
-            voice.say(
-                f"careful: these are {scores.method} scores by {scores.objective}, "
-                f"and the settings say {method_of(recipe)} by {recipe.objective}"
-            )
-        return Scored(scores)
+    if subject.recipe.scores is not None:
+        return Scored(_named(subject, rows, path=Path(subject.recipe.scores), voice=voice))
     latest = latest_scores()
     if latest is not None:
         scores, path = latest
-        fits = (
-            scores.model.get("fingerprint") == mine
-            and all(scores.data.get(name) == rows.note[name] for name in _SAME_ROWS if scores.n)
-            and scores.method == (recipe.method or scores.method)
-            and scores.normalize == recipe.normalize
-            and scores.objective == recipe.objective
-            and (scores.race is None or (scores.race.keep == recipe.keep and not recipe.sites))
-            and steps_fit(scores, recipe)
-            and (
-                scores.method not in DEPEND_ON_BATCHES
-                or scores.data.get("batch_size", "not noted") == recipe.batch_size
-            )
-        )
-        if fits:
+        if _fits(scores, subject, rows):
             how = f"{scores.method}, raced" if scores.race else scores.method
             voice.say(f"scores of the latest run: {path} ({how}, n = {scores.n:,})")
-            if scores.steps is None and steps_of(recipe) > 1 and not scores.race:
-                voice.say(f"made once; --steps {steps_of(recipe)} scores again as heads go")
+            steps = steps_of(subject.recipe)
+            if scores.steps is None and steps > 1 and not scores.race:
+                voice.say(f"made once; --steps {steps} scores again as heads go")
             return Scored(scores)
         voice.say(
             f"the latest run ({path}) has scores of another model, data or method: scoring anew"
         )
     return compute_scores(subject, anatomy, rows, voice=voice, keep_parts=keep_parts)
+
+
+def _named(subject: Subject, rows: Rows, *, path: Path, voice: Voice) -> HeadScores:
+    """Return the scores in a file, and say in what they aren't those that the settings would make."""
+    recipe = subject.recipe
+    scores = named_scores(path, fingerprint=fingerprint(subject.model))
+    if scores.n and scores.data.get("fingerprint") != rows.note["fingerprint"]:
+        voice.say("the scores were computed on other rows than these settings would choose")
+    if scores.n and not scores.rows:
+        voice.say("careful: the scores don't say which rows they are from; some may report too")
+    if scores.race is not None and scores.race.keep != recipe.keep:
+        voice.say(
+            f"careful: these heads raced for --keep {scores.race.keep:g}, not for another cut"
+        )
+    if not steps_fit(scores, recipe):
+        how = f"in {scores.steps.count} steps for {scores.steps.budget}" if scores.steps else "once"
+        voice.say(f"careful: these heads were scored {how}, not as these settings would")
+    if recipe.method not in (None, scores.method) or recipe.objective != scores.objective:
+        voice.say(
+            f"careful: these are {scores.method} scores by {scores.objective}, "
+            f"and the settings say {method_of(recipe)} by {recipe.objective}"
+        )
+    return scores
+
+
+def _fits(scores: HeadScores, subject: Subject, rows: Rows) -> bool:
+    """Whether scores are those that the settings would make now; without a method any is taken."""
+    recipe = subject.recipe
+    return (
+        scores.model.get("fingerprint") == fingerprint(subject.model)
+        and all(scores.data.get(name) == rows.note[name] for name in _SAME_ROWS if scores.n)
+        and scores.method == (recipe.method or scores.method)
+        and scores.normalize == recipe.normalize
+        and scores.objective == recipe.objective
+        and (scores.race is None or (scores.race.keep == recipe.keep and not recipe.sites))
+        and steps_fit(scores, recipe)
+        and (
+            scores.method not in DEPEND_ON_BATCHES
+            or scores.data.get("batch_size", "not noted") == recipe.batch_size
+        )
+    )
 
 
 def compute_scores(
