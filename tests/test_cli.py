@@ -9,7 +9,12 @@ from families import build, sentences
 
 import headprune as hp
 from headprune.cli import main
+from headprune.config import Recipe
+from headprune.evaluation import judge, predict
 from headprune.journal import Journal
+from headprune.pipeline.tolerance import plan_within, rows_in_three
+from headprune.report.terminal import Talk
+from headprune.subject import open_subject
 
 
 @pytest.fixture(scope="module")
@@ -379,6 +384,32 @@ def test_heads_go_as_far_as_the_metric_allows(headprune, place):
     code, _out, err = headprune("prune", "decoder", *prose, "--max-drop", "0", "--dry-run")
     assert code == 2
     assert "no cut stays within a drop of 0" in err
+
+
+@pytest.mark.parametrize(("model", "data"), [("classifier", "data.csv"), ("decoder", "prose.txt")])
+def test_a_drop_is_how_much_worse_the_metric_is_on_the_rows_that_decide(place, model, data):
+    """By hand, for a metric that rises and one that falls; the three kinds of rows have no input in common."""
+    settings = {"max_length": 16, "method": "magnitude", "mend": "none", "max_drop": "100000%"}
+    recipe = Recipe(model=str(place / model), data=str(place / data), batch_size=8, **settings)
+    voice = Talk(quiet=True, verbose=False)
+    subject = open_subject(recipe, voice=voice)
+    anatomy = hp.inspect(subject.model)
+    kinds = rows_in_three(subject, voice=voice, chose=())
+    inputs = [{example.input_digest for example in rows.examples} for rows in kinds]
+    assert not inputs[0] & inputs[1]
+    assert not inputs[2] & (inputs[0] | inputs[1])
+    scored, plan = plan_within(subject, anatomy, kinds[0], kinds[1], voice=voice, keep_parts=False)
+    assert inputs[1] <= set(scored.scores.rows)
+    batches = subject.batches(kinds[1].examples)
+    whole = predict(subject.model, subject.task, batches=batches)
+    with hp.masked(subject.model, plan.remove, anatomy=anatomy):
+        left = predict(subject.model, subject.task, batches=batches)
+    values = [judge(found, subject.task.metric, seed=0)[0] for found in (whole, left)]
+    worse = values[1] - values[0] if model == "decoder" else values[0] - values[1]
+    last = plan.budget["looks"][-1]
+    assert last["drop"] == pytest.approx(worse, rel=1e-6, abs=1e-9)
+    assert all(look["worst"] >= look["drop"] for look in plan.budget["looks"])
+    assert any(look["worst"] > look["drop"] for look in plan.budget["looks"])
 
 
 def test_a_recipe_runs_all_stages_and_checks(headprune, place):
