@@ -16,6 +16,8 @@ from headprune.evaluation import Predictions
 from headprune.heads import HeadMask
 from headprune.pipeline.mending import best_of
 from headprune.replay import losses
+from headprune.replay.rows import tensors_in
+from headprune.replay.walk import go_on, reads_last_only, stage_of, without_values
 from headprune.surgery import WAYS, Judge, Look, mend
 from headprune.surgery.fit import Way, fit, projections, put_back
 from headprune.surgery.least_squares import no_sums, solve
@@ -314,3 +316,75 @@ def test_what_is_no_number_never_wins():
     assert (
         best_of([looked(constant, truth, 0.2), looked(constant, truth, 0.3)], spearman, seed=0) == 0
     )
+
+
+def with_a_skip(model):
+    """Let the third block read what the first put out, beside the second's output, as U-shaped models do."""
+    layers = model.bert.encoder.layer
+    first = []
+    layers[0].register_forward_hook(lambda _module, _args, output: first.append(output))
+
+    def add(_module, args):
+        output = first[-1]
+        early = output[0] if isinstance(output, tuple) else output
+        return (args[0] + early.flip(0), *args[1:])
+
+    layers[2].register_forward_pre_hook(add)
+    return model
+
+
+def come_to_the_third(model, batch):
+    anatomy = hp.inspect(model)
+    come = ()
+    for site in anatomy.sites[:2]:
+        come = go_on(model, anatomy, batch, come=come, through=stage_of(model, site))
+    return anatomy, come
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_a_walk_keeps_no_more_than_the_model_reads(skips):
+    model, batch, _loss = setting("bert", rows=8)
+    (given,) = as_batches([batch])
+    model.eval()
+    with torch.no_grad():
+        anatomy, come = come_to_the_third(with_a_skip(model) if skips else model, given)
+    layers = model.bert.encoder.layer
+    module = model.get_submodule(anatomy.sites[2].output)
+    assert reads_last_only(model, given, module, come=come, blocks=layers) is not skips
+    sizes = {
+        list(layers).index(call.module): sum(
+            tensor.untyped_storage().nbytes() for tensor in tensors_in(call.output)
+        )
+        for call in without_values(come, layers)
+        if call.module in set(layers)
+    }
+    assert sizes[0] == 4
+    assert sizes[1] >= 4 * 8 * model.config.hidden_size
+
+
+def test_a_model_that_reads_early_blocks_again_is_mended_as_exactly():
+    model, batch, _loss = setting("bert", rows=24)
+    whole = with_a_skip(copy.deepcopy(model))
+    model = with_a_skip(model)
+    anatomy = hp.inspect(model)
+    gone, ridge = GONE["bert"], 1e-2
+    refit(model, anatomy, batches=as_batches([batch]), mask=mask_of(anatomy, gone), ridge=ridge)
+    site = anatomy.sites[2]
+    kept = torch.tensor([f"{site.id}.H{head}" not in gone for head in site.heads])
+    columns = kept.repeat_interleave(site.head_dim)
+
+    def read(one, silent):
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        with hp.masked(one, silent, anatomy=anatomy), recorded(one, anatomy) as seen:
+            with torch.no_grad():
+                one(**inputs)
+        return seen[site.id][batch["attention_mask"].bool()].double()
+
+    full, left = read(whole, ()), read(model, gone)[:, columns]
+    old, new = (one.get_submodule(site.output) for one in (whole, model))
+    before = old.weight.detach().double().T
+    targets = full @ before + old.bias.detach().double()
+    found = least_squares(left, targets, before[columns], True, ridge)
+    size = found.abs().max().item()
+    after = new.weight.detach().double().T[columns]
+    assert torch.allclose(after, found[:-1], atol=1e-4 * size)
