@@ -3,8 +3,7 @@
 Three kinds of rows: those that score and mend, those that decide how far to go, and those that report in the end.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -23,7 +22,7 @@ from headprune.pipeline.scores import Scored, find_scores
 from headprune.selection import Constraints, least_heads, make_plan
 from headprune.selection.names import selected_sites
 from headprune.subject import Rows, Subject, Voice, separate_rows
-from headprune.surgery.fit import projections, put_back
+from headprune.surgery.fit import put_back_after
 from headprune.tasks.rows import fingerprint, set_apart, without_inputs
 
 TIMES = 5
@@ -118,7 +117,7 @@ def deepest(
 
     def look(keep: float) -> Look:
         plan = _plan(subject, anatomy, scores, keep)
-        with _as_it_was(subject, anatomy):
+        with put_back_after(model, anatomy):
             if recipe.mend != "none" and may_mend(choosing):
                 mended_for(subject, anatomy, plan.remove, choosing)
             found = _predict(subject, anatomy, plan.remove, batches=batches)
@@ -205,13 +204,3 @@ def _predict(
     gates = torch.tensor(HeadMask.without(gone, anatomy.heads).values)
     with gated(subject.model, anatomy, gates=gates.to(subject.model.device)):
         return predict(subject.model, subject.task, batches=batches)
-
-
-@contextmanager
-def _as_it_was(subject: Subject, anatomy: Anatomy) -> Iterator[None]:
-    """Take back what mending changed."""
-    before = projections(subject.model, anatomy)
-    try:
-        yield
-    finally:
-        put_back(subject.model, before)

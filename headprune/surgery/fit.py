@@ -214,6 +214,16 @@ def put_back(model: PreTrainedModel, values: Mapping[str, Tensor]) -> None:
 
 
 @contextmanager
+def put_back_after(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[None]:
+    """Take back, at the end of a block, whatever it did to output projections."""
+    before = projections(model, anatomy)
+    try:
+        yield
+    finally:
+        put_back(model, before)
+
+
+@contextmanager
 def having(model: PreTrainedModel, values: Mapping[str, Tensor]) -> Iterator[None]:
     """Let the model have other parameters for the length of a block."""
     before: dict[str, Any] = {name: model.get_parameter(name).data for name in values}

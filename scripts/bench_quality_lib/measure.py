@@ -4,8 +4,7 @@ Heads are masked, not cut: that both give the same is proven elsewhere, for ever
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from headprune.pipeline.rounds import score_with_steps
 from headprune.scoring import NEED_NO_ROWS
 from headprune.selection import make_plan
 from headprune.subject import Subject, Voice
-from headprune.surgery.fit import projections, put_back
+from headprune.surgery.fit import put_back_after
 from headprune.tasks.distill import NOTHING
 
 
@@ -91,7 +90,7 @@ class Bench:
         )
         subject = replace(self.case.subject, recipe=recipe)
         start = time.perf_counter()
-        with _left_alone(subject, self.anatomy):
+        with put_back_after(subject.model, self.anatomy):
             plan = make_plan(
                 self._scores(subject), self.anatomy, constraints=constraints_of(recipe)
             )
@@ -166,12 +165,3 @@ class Bench:
         gates = torch.tensor(HeadMask.without(gone, self.anatomy.heads).values)
         with kept_memory(), gated(model, self.anatomy, gates=gates.to(model.device)):
             return predict(model, self.case.subject.task, batches=self.batches)
-
-
-@contextmanager
-def _left_alone(subject: Subject, anatomy: Anatomy) -> Iterator[None]:
-    before = projections(subject.model, anatomy)
-    try:
-        yield
-    finally:
-        put_back(subject.model, before)
