@@ -59,6 +59,7 @@ class Recipe(BaseModel):
             "gradient:token",
             "gradient:batch",
             "unique",
+            "unique:token",
             "fisher",
             "fisher:batch",
             "ablation",

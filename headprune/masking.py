@@ -79,10 +79,7 @@ def moved(
     def add(site: Site, z: Tensor) -> Tensor:
         places = places_of(site, z.shape[-2])
         where = slice(None) if places is None else torch.tensor(places, device=z.device)
-        turned, shift = (value.to(z.device) for value in along[site.id])
-        # A small difference of large numbers: not in half precision.
-        left = z.detach()[..., where, :].flatten(-2).float() @ turned.float() - shift.float()
-        rest: Tensor = left.to(z.dtype).unflatten(-1, (-1, site.head_dim))
+        rest = remainder(z.detach()[..., where, :], *along[site.id])
         by_row = _by_row(site, columns[site.id].to(z.device, z.dtype), z)
         step: Tensor = rest * by_row.unsqueeze(-1)
         if places is None:
@@ -92,6 +89,18 @@ def moved(
 
     with changed(model, anatomy, add):
         yield
+
+
+def remainder(
+    z: Float[Tensor, "... heads head_dim"],
+    turn: Float[Tensor, "width width"],
+    shift: Float[Tensor, " width"],
+) -> Float[Tensor, "... heads head_dim"]:
+    """Return ``z T - c`` over all heads of an attention."""
+    # A small difference of large numbers: not in half precision.
+    left = z.flatten(-2).float() @ turn.to(z.device).float() - shift.to(z.device).float()
+    rest: Tensor = left.to(z.dtype).unflatten(-1, z.shape[-2:])
+    return rest
 
 
 @contextmanager

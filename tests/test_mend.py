@@ -19,14 +19,14 @@ from headprune.replay import losses
 from headprune.replay.rows import tensors_in
 from headprune.replay.walk import go_on, reads_last_only, stage_of, without_values
 from headprune.surgery import WAYS, Judge, Look, mend
-from headprune.surgery.fit import Way, fit, projections, put_back
-from headprune.surgery.least_squares import no_sums, solve
+from headprune.surgery.fit import fit, projections, put_back
+from headprune.surgery.least_squares import FOLDS, no_sums, solve
 from headprune.tasks.metrics import spearman
 
 
 def refit(model, anatomy, *, batches, mask, ridge):
-    (found,) = fit(model, anatomy, batches=batches, mask=mask, ways=[Way("refit", ridge)])
-    put_back(model, found)
+    (found,) = fit(model, anatomy, batches=batches, mask=mask, ways=["refit"], ridges=[ridge])
+    put_back(model, found.weights)
 
 
 def least_loss(looks):
@@ -227,7 +227,8 @@ def test_scales_and_biases_solve_what_they_say(bias):
     for part, target in zip(z.split(7), wanted.split(7), strict=True):
         sums = sums.plus(part, target)
     ridge = 0.3
-    found, same = solve(sums, weight, start, how="scale", ridge=ridge, head_dim=width)
+    folds = [sums, no_sums(heads * width, outputs, device=z.device)]
+    scaled = solve(folds, weight, start, how="scale", ridges=[ridge], head_dim=width)
     each = torch.stack(
         [
             (z[:, width * h : width * h + width] @ weight[width * h : width * h + width]).flatten()
@@ -240,14 +241,79 @@ def test_scales_and_biases_solve_what_they_say(bias):
     left = (wanted - (start if bias else 0)).flatten()[:, None]
     ones = pull * torch.ones(heads, 1, dtype=torch.float64)
     factors = torch.linalg.lstsq(rows, torch.cat([left, ones])).solution[:, 0]
-    assert torch.allclose(found, weight * factors.repeat_interleave(width)[:, None])
-    assert same is start
-    unmoved, moved = solve(sums, weight, start, how="bias", ridge=0.0, head_dim=width)
-    assert torch.equal(unmoved, weight)
+    assert torch.allclose(scaled.weight, weight * factors.repeat_interleave(width)[:, None])
+    assert scaled.bias is start
+    moved = solve(folds, weight, start, how="bias", head_dim=width)
+    assert torch.equal(moved.weight, weight)
     if bias:
-        assert torch.allclose(moved, (wanted - z @ weight).mean(0))
+        assert torch.allclose(moved.bias, (wanted - z @ weight).mean(0))
     else:
-        assert moved is None
+        assert moved.bias is None
+
+
+@pytest.mark.parametrize("how", ["refit", "scale"])
+@pytest.mark.parametrize(("bias", "noise"), [(True, 0.1), (True, 9.0), (False, 1.0), (False, 30.0)])
+def test_the_ridge_is_the_one_that_cross_validation_by_hand_takes(how, bias, noise):
+    """Fold by fold from the rows themselves: solve on the others, look at the errors on this one."""
+    heads, width, outputs, positions = 3, 2, 4, 40
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(positions, heads * width, generator=generator, dtype=torch.float64)
+    weight = torch.randn(heads * width, outputs, generator=generator, dtype=torch.float64)
+    start = torch.randn(outputs, generator=generator, dtype=torch.float64) if bias else None
+    truth = weight + 0.5 * torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+    wanted = z @ truth + (start if bias else 0)
+    wanted += noise * torch.randn(wanted.shape, generator=generator, dtype=torch.float64)
+    none = no_sums(heads * width, outputs, device=z.device)
+    fold = torch.arange(positions) % FOLDS
+    folds = [none.plus(z[fold == place], wanted[fold == place]) for place in range(FOLDS)]
+    ridges = (0.01, 0.1, 1.0, 10.0)
+    settings = {"how": how, "head_dim": width}
+    errors = []
+    for ridge in ridges:
+        left = 0.0
+        for place in range(FOLDS):
+            others = none.plus(z[fold != place], wanted[fold != place])
+            found = solve([others], weight, start, ridges=[ridge], **settings)
+            mine = z[fold == place] @ found.weight + (found.bias if bias else 0)
+            left += (mine - wanted[fold == place]).square().sum().item()
+        errors.append(left)
+    best = ridges[errors.index(min(errors))]
+    found = solve([*folds, none], weight, start, ridges=ridges, **settings)
+    assert found.ridge == best
+    every = solve([none.plus(z, wanted)], weight, start, ridges=[best], **settings)
+    assert torch.allclose(found.weight, every.weight)
+
+
+def test_of_one_example_little_is_learned():
+    z, wanted = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0)).double()
+    weight = torch.eye(4).double()
+    sums = no_sums(4, 4, device=z.device).plus(z, wanted)
+    found = solve([sums], weight, None, how="refit", head_dim=2, ridges=(0.1, 3.0, 1.0))
+    assert found.ridge == 3.0
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_mending_does_not_depend_on_batch_size(name):
+    model, batch, _loss = setting(name, rows=24)
+    anatomy = hp.inspect(model)
+    mask = mask_of(anatomy, GONE[name])
+    found = [
+        fit(
+            model,
+            anatomy,
+            batches=as_batches(
+                [{k: v[i : i + size] for k, v in batch.items()} for i in range(0, 24, size)]
+            ),
+            mask=mask,
+            ways=["refit"],
+        )[0]
+        for size in (24, 5, 1)
+    ]
+    assert len(set(found[0].ridges.values())) > 1  # projections differ in what suits them
+    for other in found[1:]:
+        assert other.ridges == found[0].ridges
+        for name, value in other.weights.items():
+            assert torch.allclose(value, found[0].weights[name], atol=1e-4)
 
 
 def test_only_what_has_a_bias_is_mended_by_it():
@@ -266,7 +332,7 @@ def test_a_walk_runs_every_block_a_few_times_and_not_the_whole_model(name):
     """Once to find the order; once through for the whole model and each way, and a read at each attention."""
     model, batch, _loss = setting(name, rows=8)
     anatomy = hp.inspect(model)
-    ways = [Way("refit", 1e-2), Way("refit", 1e-1)]
+    ways = ["refit", "scale"]
     masks = mask_of(anatomy, ["L0.H1", "L0.H0"])
     real = {"all": 0}
     attention = [model.get_submodule(site.path) for site in anatomy.sites]

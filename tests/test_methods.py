@@ -90,8 +90,8 @@ def test_per_batch_methods_cancel_within_a_batch(method, size):
 def test_per_token_gradients_are_taken_at_every_position(name):
     model, batch, loss = setting(name)
     anatomy = hp.inspect(model)
-    total = torch.zeros(len(anatomy.heads), dtype=torch.float64)
-    for row in unpadded(batch):
+    sizes = torch.zeros(4, len(anatomy.heads), dtype=torch.float64)
+    for place, row in enumerate(unpadded(batch)):
         inputs = {name: value for name, value in row.items() if name != "labels"}
         with recorded(model, anatomy) as seen:
             value = loss(model(**inputs), as_batches([row])[0]).sum()
@@ -100,9 +100,11 @@ def test_per_token_gradients_are_taken_at_every_position(name):
             anatomy.sites, calls, torch.autograd.grad(value, calls), strict=True
         ):
             by_token = (z * slope).unflatten(-1, (len(site.heads), site.head_dim)).sum(-1)
-            total[anatomy.columns[site.id]] += by_token[0].abs().sum(0).detach().double()
+            sizes[place, anatomy.columns[site.id]] = by_token[0].abs().sum(0).detach().double()
     scores = hp.score(model, [batch], loss=loss, method="gradient:token")
-    assert close(scores, total / 4)
+    assert close(scores, sizes.mean(0))
+    errors = torch.tensor(scores.standard_errors)
+    assert torch.allclose(errors, (sizes.std(0) / 2).to(errors), rtol=1e-3)
 
 
 def test_a_gradient_per_token_is_never_less_than_per_example():
@@ -237,6 +239,7 @@ def paired(batch):
             "fluctuation",
             "fluctuation:channel",
             "unique",
+            "unique:token",
         }
     ),
 )

@@ -13,13 +13,14 @@ import headprune as hp
 from headprune.batch import as_batches
 from headprune.config import Recipe
 from headprune.errors import ConfigError
-from headprune.heads import HeadScores
+from headprune.heads import HeadMask, HeadScores
 from headprune.journal import Journal
-from headprune.passes import Pass
-from headprune.pipeline.course import check_course
+from headprune.passes import IN_SILENCE, Pass
+from headprune.pipeline.course import FEWEST_TO_MEND, check_course, steps_fit
 from headprune.pipeline.rounds import score_with_steps
 from headprune.scoring import score
 from headprune.selection import Constraints, make_plan, score_in_steps
+from headprune.surgery.fit import fit, put_back
 from headprune.tasks.distill import Goal
 
 
@@ -121,7 +122,7 @@ def forwards(model):
 def test_steps_on_a_model_are_those_of_pruning_it_again_and_again(name, method, tmp_path):
     model, batch, loss = setting(name)
     anatomy = hp.inspect(model)
-    recipe = Recipe(keep=0.5, steps=3)
+    recipe = Recipe(keep=0.5, steps=3, mend="none")
     over = Pass(journal=Journal(tmp_path))
     batches = as_batches([batch])
     goal = Goal(batches, batches, loss)
@@ -144,6 +145,56 @@ def test_steps_on_a_model_are_those_of_pruning_it_again_and_again(name, method, 
         left = hp.inspect(smaller)
     constraints = Constraints(0.5)
     assert set(make_plan(found, anatomy, constraints=constraints).remove) == gone
+
+
+@pytest.mark.parametrize(("name", "asked"), [("bert", None), ("bert", "bias"), ("llama", None)])
+def test_what_is_left_is_mended_before_it_is_scored_again(name, asked):
+    """By hand: fit for those that went, cut them, score what is left."""
+    model, batch, loss = setting(name, rows=12)
+    before = copy.deepcopy(model.state_dict())
+    anatomy = hp.inspect(model)
+    batches = as_batches([batch])
+    goal = Goal(batches, batches, loss)
+    recipe = Recipe(keep=0.5, steps=3, mend=asked)
+    found = score_with_steps(model, anatomy, goal, recipe=recipe, method="unique", over=IN_SILENCE)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    how = asked or "refit"
+    assert found.steps.mended == how
+    went: list = []
+    for step in (1, 2, 3):
+        smaller = copy.deepcopy(model)
+        if went:
+            mask = torch.tensor(HeadMask.without(went, anatomy.heads).values)
+            (mended,) = fit(smaller, anatomy, batches=batches, mask=mask, ways=[how])
+            put_back(smaller, mended.weights)
+            hp.prune(smaller, went)
+        left = hp.inspect(smaller)
+        scores = score(smaller, left, batches=batches, loss=loss, method="unique")
+        keep = (1 - 0.5 * step / 3) * len(anatomy.heads) / len(left.heads)
+        plan = make_plan(scores, left, constraints=Constraints(keep))
+        for head in plan.remove:
+            value = scores.by_head()[head]
+            assert found.by_head()[head] == pytest.approx(value, rel=1e-3)
+        went += plan.remove
+    assert set(make_plan(found, anatomy, constraints=Constraints(0.5)).remove) == set(went)
+
+
+def test_too_few_rows_mend_nothing_between_steps():
+    model, batch, loss = setting("bert", rows=FEWEST_TO_MEND - 1)
+    anatomy = hp.inspect(model)
+    batches = as_batches([batch])
+    recipe = Recipe(keep=0.5, steps=2)
+    settings = {"method": "gradient", "over": IN_SILENCE}
+    found = score_with_steps(
+        model, anatomy, Goal(batches, batches, loss), recipe=recipe, **settings
+    )
+    assert found.steps.mended is None
+    bare = recipe.model_copy(update={"mend": "none"})
+    same = score_with_steps(model, anatomy, Goal(batches, batches, loss), recipe=bare, **settings)
+    assert found == same
+    assert steps_fit(found, recipe)
+    assert steps_fit(found, bare)
+    assert not steps_fit(found.model_copy(update={"n": FEWEST_TO_MEND}), recipe)
 
 
 @pytest.mark.parametrize(

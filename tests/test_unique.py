@@ -34,8 +34,9 @@ def regressed(inputs, wanted, *, ridge):
     return torch.linalg.lstsq(rows, targets).solution
 
 
+@pytest.mark.parametrize("method", ["unique", "unique:token"])
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
-def test_the_part_that_other_heads_tell_is_left_out(family):
+def test_the_part_that_other_heads_tell_is_left_out(family, method):
     model, batch, loss = setting(family, rows=12)
     anatomy = hp.inspect(model)
     model = model.double()
@@ -51,14 +52,13 @@ def test_the_part_that_other_heads_tell_is_left_out(family):
             own = torch.zeros(z.shape[1], dtype=torch.bool)
             own[head * site.head_dim : (head + 1) * site.head_dim] = True
             told = regressed(centred[:, ~own], centred[:, own], ridge=ridge)
-            moves = torch.stack(
-                [
-                    (((row - mean)[:, own] - (row - mean)[:, ~own] @ told) * slope[:, own]).sum()
-                    for row, slope in found[site.id]
-                ]
-            )
-            expected.append(moves.abs().mean())
-    scores = hp.score(model.float(), [batch], loss=loss, method="unique")
+            moves = [
+                (((row - mean)[:, own] - (row - mean)[:, ~own] @ told) * slope[:, own]).sum(1)
+                for row, slope in found[site.id]
+            ]
+            sizes = [m.sum().abs() if method == "unique" else m.abs().sum() for m in moves]
+            expected.append(torch.stack(sizes).mean())
+    scores = hp.score(model.float(), [batch], loss=loss, method=method)
     assert close(scores, torch.stack(expected).detach())
 
 

@@ -31,6 +31,13 @@ OPTIONS: dict[str, Any] = {
         int | None,
         typer.Option("--heads", help="How many heads would stay, for --steps."),
     ],
+    "mend": Annotated[
+        str | None,
+        typer.Option(
+            metavar="none|best|scale|bias|refit",
+            help="How what is left will be mended: it is before it is scored again, with --steps. (default: best)",
+        ),
+    ],
     "max_work": Annotated[
         float | None,
         typer.Option(

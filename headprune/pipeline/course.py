@@ -6,9 +6,12 @@ from headprune.errors import ConfigError
 from headprune.heads import HeadScores
 from headprune.scoring import NEED_NO_ROWS
 from headprune.selection import Constraints, Resource, Target
+from headprune.surgery import WAYS
+from headprune.surgery.least_squares import How
 
 DEFAULT_METHOD = "unique"
 DEFAULT_STEPS = 3
+FEWEST_TO_MEND = 8
 # They run many masks, from a model that has all heads; let heads go together by themselves; or don't run the model at all.
 _ONCE = ("ablation", "shapley", "gates", *NEED_NO_ROWS)
 
@@ -61,6 +64,12 @@ def steps_of(recipe: Recipe) -> int:
     alone = recipe.until or recipe.rearrange or recipe.normalize != "none"
     once = method_of(recipe) in _ONCE or recipe.objective == "metric"
     return DEFAULT_STEPS if leads_somewhere and not alone and not once else 1
+
+
+def mended_between_steps(recipe: Recipe, examples: int) -> How | None:
+    """Return how what is left is mended before it is scored again: the way that takes most off, of those asked for."""
+    enough = examples >= FEWEST_TO_MEND
+    return None if recipe.mend == "none" or not enough else WAYS[recipe.mend or "best"][-1]
 
 
 def is_tolerant(recipe: Recipe) -> bool:
@@ -137,6 +146,7 @@ def steps_fit(scores: HeadScores, recipe: Recipe) -> bool:
     cut = scores.steps.heads if recipe.keep is None else scores.steps.keep
     return (
         recipe.steps in (None, 1, scores.steps.count)
+        and scores.steps.mended == mended_between_steps(recipe, scores.n)
         and cut == (recipe.heads if recipe.keep is None else recipe.keep)
         and (scores.steps.heads is None) == (recipe.heads is None)
         and scores.steps.constraints == constraints_of(recipe).as_dict()

@@ -16,6 +16,7 @@ from headprune.anatomy import Anatomy
 from headprune.errors import DataError
 from headprune.evaluation import Predictions, predict_masked
 from headprune.heads import HeadId, HeadScores, PruningPlan
+from headprune.pipeline.course import FEWEST_TO_MEND
 from headprune.replay import losses
 from headprune.subject import Rows, Subject, Voice
 from headprune.surgery import WAYS, Judge, Look, Mend, mend
@@ -27,7 +28,6 @@ _RESAMPLES = 200
 # Standard errors by which a metric must be better to outvote the loss, which is the steadier of the two.
 _CLEAR = 0.5
 _HELD_OUT = 0.25
-_FEWEST = 8
 
 
 def mend_if_asked(
@@ -55,7 +55,7 @@ def mend_if_asked(
         raise DataError(
             f"{len(examples)} calibration rows are too few to mend with: some fit, the others decide",
             where=f"--mend {asked}",
-            hint=f"give {_FEWEST} or more (--num-samples), or --mend none",
+            hint=f"give {FEWEST_TO_MEND} or more (--num-samples), or --mend none",
         )
     voice.say("mending the output projections")
     found = mended_for(subject, anatomy, plan.remove, rows)
@@ -65,7 +65,7 @@ def mend_if_asked(
 
 def may_mend(rows: Rows) -> bool:
     """Whether there are enough rows for some to fit and others to decide."""
-    return len(rows.examples) >= _FEWEST
+    return len(rows.examples) >= FEWEST_TO_MEND
 
 
 def mended_for(subject: Subject, anatomy: Anatomy, remove: Collection[HeadId], rows: Rows) -> Mend:
@@ -165,8 +165,7 @@ def _told(found: Mend) -> str:
         return (
             f"not mended: {found.judged_by} on {on} is {found.unmended:.4g}, and would be {tried}"
         )
-    how = f"{found.kept.how}, ridge {found.kept.ridge:g}" if found.kept.ridge else found.kept.how
-    return f"mended ({how}): {found.judged_by} on {on} is {found.kept.value:.4g} instead of {found.unmended:.4g}"
+    return f"mended ({found.kept.how}): {found.judged_by} on {on} is {found.kept.value:.4g} instead of {found.unmended:.4g}"
 
 
 def rows_noted(scores: HeadScores, rows: Rows, mended: Mend | None) -> HeadScores:

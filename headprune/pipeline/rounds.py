@@ -1,24 +1,26 @@
 """How heads are scored for a cut: once, in steps, by a race, or by the metric itself."""
 
 import hashlib
-from collections.abc import Collection, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.batch import Batch
+from headprune.batch import Batch, num_examples
 from headprune.config import Recipe
 from headprune.heads import HeadId, HeadMask, HeadScores, Race
 from headprune.masking import gated
 from headprune.passes import Pass
-from headprune.pipeline.course import constraints_of, steps_of
+from headprune.pipeline.course import constraints_of, mended_between_steps, steps_of
 from headprune.scoring import DIFFERENTIATE, metric_drop, race_heads
 from headprune.scoring import score as score_heads
 from headprune.selection import score_in_steps
 from headprune.subject import Rows, Subject
+from headprune.surgery.fit import fit, having
+from headprune.surgery.least_squares import How
 from headprune.tasks.distill import Goal
 
 # Of any decision of a race being wrong.
@@ -34,17 +36,19 @@ def score_with_steps(
     method: str,
     over: Pass,
 ) -> HeadScores:
-    """Score the heads once, or as often as the recipe has steps, without those that went."""
+    """Score the heads once, or as often as the recipe has steps, without those that went.
+
+    What is left is scored as it will be: mended, where that is what the recipe leads to.
+    """
+    how = mended_between_steps(recipe, num_examples(goal.batches))
 
     def rescore(gone: Collection[HeadId]) -> HeadScores:
-        mask = HeadMask.without(gone, anatomy.heads)
         journal = over.journal
         if gone:
             over.tell(f"scoring the {len(anatomy.heads) - len(gone)} heads that are left")
-            names = ",".join(map(str, gone)).encode()
+            names = ",".join([str(how), *map(str, gone)]).encode()
             journal = journal and journal.within(hashlib.sha256(names).hexdigest()[:16])
-        gates = torch.tensor(mask.values, device=model.device)
-        with gated(model, anatomy, gates=gates) if gone else nullcontext():
+        with _without(model, anatomy, gone, batches=goal.batches, how=how):
             found = score_heads(
                 model,
                 anatomy,
@@ -61,7 +65,31 @@ def score_with_steps(
     if steps == 1:
         return rescore(())
     constraints = constraints_of(recipe)
-    return score_in_steps(anatomy, rescore=rescore, constraints=constraints, steps=steps)
+    found = score_in_steps(anatomy, rescore=rescore, constraints=constraints, steps=steps)
+    note = found.steps and found.steps.model_copy(update={"mended": how})
+    return found.model_copy(update={"steps": note})
+
+
+@contextmanager
+def _without(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    gone: Collection[HeadId],
+    *,
+    batches: Sequence[Batch],
+    how: How | None,
+) -> Iterator[None]:
+    """Silence heads for the length of a block, and let those that stay make up for it."""
+    if not gone:
+        yield
+        return
+    mask = torch.tensor(HeadMask.without(gone, anatomy.heads).values)
+    weights = {}
+    if how is not None:
+        (mended,) = fit(model, anatomy, batches=batches, mask=mask, ways=[how])
+        weights = mended.weights
+    with having(model, weights), gated(model, anatomy, gates=mask.to(model.device)):
+        yield
 
 
 def race(subject: Subject, anatomy: Anatomy, rows: Rows, *, over: Pass) -> HeadScores:

@@ -30,7 +30,7 @@ from headprune.scoring.racing import race_heads
 from headprune.scoring.random import random
 from headprune.scoring.shapley import shapley
 from headprune.scoring.sink import sink
-from headprune.scoring.unique import unique
+from headprune.scoring.unique import unique, unique_per_token
 
 __all__ = [
     "DEPEND_ON_BATCHES",
@@ -48,6 +48,7 @@ METHODS: dict[str, Method] = {
     "gradient:token": gradient_per_token,
     "gradient:batch": gradient_per_batch,
     "unique": unique,
+    "unique:token": unique_per_token,
     "fisher": fisher,
     "fisher:batch": fisher_per_batch,
     "ablation": ablation,
@@ -64,7 +65,15 @@ METHODS: dict[str, Method] = {
 }
 
 
-DIFFERENTIATE = ("gradient", "gradient:token", "gradient:batch", "unique", "fisher", "fisher:batch")
+DIFFERENTIATE = (
+    "gradient",
+    "gradient:token",
+    "gradient:batch",
+    "unique",
+    "unique:token",
+    "fisher",
+    "fisher:batch",
+)
 """Methods that take derivatives of the loss."""
 
 NEED_NO_ROWS = ("magnitude", "random")

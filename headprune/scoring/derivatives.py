@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch, Loss, forward, input_device, num_examples
 from headprune.heads import SiteId
-from headprune.masking import changed, gated, moved, places_of
+from headprune.masking import changed, gated, moved, places_of, remainder
 from headprune.passes import Pass, each_batch
 from headprune.replay import Tape, example_losses
 from headprune.scoring.estimate import Estimate, mean_and_error
+from headprune.scoring.moments import example_of_position
 
 Along: TypeAlias = Mapping[SiteId, tuple[Tensor, Tensor]]
 """``T`` and ``c`` of every site: what :func:`~headprune.masking.moved` adds to ``z`` is a multiple of ``z T - c``."""
@@ -109,10 +110,15 @@ def mean_over_positions(
     loss: Loss,
     over: Pass,
     name: str,
+    along: Along | None = None,
 ) -> Estimate:
-    """Return ``mean_n sum_t |z_t . d l_n / d z_t|``: gates of every position on its own, summed without their signs."""
+    """Return ``mean_n sum_t |r_t . d l_n / d z_t|``: gates of every position on its own, summed without their signs.
+
+    ``r`` is ``z``, or what is ``along`` (see :func:`derivatives`).
+    """
 
     def sums(batch: Batch) -> Tensor:
+        batch = batch.to(input_device(model))
         calls: list[tuple[Site, Tensor, Tensor]] = []
 
         def add_nothing(site: Site, z: Tensor) -> Tensor:
@@ -121,21 +127,24 @@ def mean_over_positions(
             return z + leaf
 
         with changed(model, anatomy, add_nothing):
-            losses = _losses(model, anatomy, batch.to(input_device(model)), loss)
+            losses = _losses(model, anatomy, batch, loss)
         leaves = [leaf for _site, _z, leaf in calls]
         # Where logits weren't made piece by piece after all, the forward ran twice, and the loss knows nothing of the first.
         slopes = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
-        found = torch.zeros(1, len(anatomy.heads), dtype=torch.float64)
+        sizes = torch.zeros(batch.num_examples, len(anatomy.heads), dtype=torch.float64)
         for (site, z, _leaf), slope in zip(calls, slopes, strict=True):
             if slope is not None:
-                by_place = (z * slope).sum(-1).abs().flatten(0, -2).sum(0).cpu().double()
-                places = places_of(site, len(by_place))
-                found[0, anatomy.columns[site.id]] += by_place[places or slice(None)]
-        return found
+                places = places_of(site, z.shape[-2]) or slice(None)
+                z, slope = z[..., places, :], slope[..., places, :]
+                rest = z if along is None else remainder(z, *along[site.id])
+                moves = (rest * slope).sum(-1).abs().flatten(0, -2).cpu().double()
+                example = example_of_position(site, z.shape[:-2], batch).cpu()
+                by_example = moves.new_zeros(len(sizes), moves.shape[1])
+                sizes[:, anatomy.columns[site.id]] += by_example.index_add(0, example, moves)
+        return torch.stack([sizes.sum(0), sizes.square().sum(0)])
 
-    (total,) = _summed(model, anatomy, batches, sums, parts=1, over=over, name=name)
-    examples = num_examples(batches)
-    return Estimate(total / examples, None, examples)
+    total, squares = _summed(model, anatomy, batches, sums, parts=2, over=over, name=name)
+    return mean_and_error(total, squares, n=num_examples(batches))
 
 
 def derivatives(

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -81,6 +82,20 @@ def real_positions(site: Site, shape: Sequence[int], batch: Batch) -> Tensor | N
     if tuple(shape) == (mask.numel(),):
         return mask.flatten()
     return mask if tuple(shape) == tuple(mask.shape) else None
+
+
+def example_of_position(
+    site: Site, shape: Sequence[int], batch: Batch
+) -> Int[Tensor, " positions"]:
+    """Return the example of every position, flattened, of what a site reads, which begins with ``shape``.
+
+    Where the model has split rows, into windows say, the parts of a row follow each other.
+    """
+    rows, positions = batch.num_rows, prod(shape)
+    place = torch.arange(positions, device=batch.example_of_row.device)
+    row = place % rows if site.rows == "time-major" else place * rows // positions
+    found: Tensor = batch.example_of_row[row]
+    return found
 
 
 def padding_mask(site: Site, batch: Batch) -> Tensor | None:

@@ -12,7 +12,7 @@ from headprune.batch import Batch, Loss, forward, input_device
 from headprune.heads import SiteId
 from headprune.masking import observed
 from headprune.passes import Pass
-from headprune.scoring.derivatives import mean_over_examples
+from headprune.scoring.derivatives import mean_over_examples, mean_over_positions
 from headprune.scoring.estimate import Estimate
 from headprune.scoring.moments import real_positions
 
@@ -49,6 +49,26 @@ def unique(
         name="unique",
         size=torch.abs,
         along=rest,
+    )
+
+
+def unique_per_token(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    *,
+    batches: Sequence[Batch],
+    loss: Loss,
+    seed: int,
+    over: Pass,
+) -> Estimate:
+    """Score heads by ``mean_n sum_t |r_h,t . d l_n / d z_h,t|``: as :func:`unique`, the absolute value taken per token.
+
+    What a head does at one position can't make up for what it does at another, and long texts say as much as many short ones.
+    """
+    del seed
+    rest = remainders(model, anatomy, batches=batches, over=over)
+    return mean_over_positions(
+        model, anatomy, batches=batches, loss=loss, over=over, name="unique by token", along=rest
     )
 
 

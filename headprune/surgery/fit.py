@@ -8,10 +8,10 @@ third. What is kept of the positions is their state at the block that is being m
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -29,24 +29,34 @@ from headprune.replay.walk import (
     stage_of,
     without_values,
 )
-from headprune.scoring.moments import real_positions
-from headprune.surgery.least_squares import How, no_sums, solve
+from headprune.scoring.moments import example_of_position, real_positions
+from headprune.surgery.least_squares import FOLDS, How, Sums, no_sums, solve
 
 
-class Way(NamedTuple):
-    """One way to mend."""
+@dataclass(frozen=True, eq=False)
+class Mended:
+    """What one way came to.
 
-    how: How
-    ridge: float
+    Args:
+        weights: The parameters of all output projections, by name.
+        ridges: By the name of the projection, how strongly it was held to what was there.
+    """
+
+    weights: dict[str, Tensor]
+    ridges: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
 class _Walker:
     """A model with weights of its own that is walked through, and how far every batch has come."""
 
-    weights: dict[str, Tensor]
-    way: Way | None
+    made: Mended
+    how: How | None
     come: list[Come] = field(default_factory=list)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return self.made.weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +67,14 @@ class _Path:
     anatomy: Anatomy
     batches: Sequence[Batch]
     mask: Float[Tensor, " heads"]
+    ridges: Sequence[float] | None
 
     @contextmanager
     def walking(self, walker: _Walker) -> Iterator[None]:
         """Give the model a walker's weights, and silence the heads that will go for all but the whole one."""
         gates = self.mask.to(input_device(self.model))
         with having(self.model, walker.weights):
-            if walker.way is None:
+            if walker.how is None:
                 yield
             else:
                 with gated(self.model, self.anatomy, gates=gates):
@@ -80,16 +91,25 @@ def fit(
     *,
     batches: Sequence[Batch],
     mask: Float[Tensor, " heads"],
-    ways: Sequence[Way],
-) -> list[dict[str, Tensor]]:
-    """Return for every way the parameters of all output projections, mended from the first attention on that loses a head.
+    ways: Sequence[How],
+    ridges: Sequence[float] | None = None,
+) -> list[Mended]:
+    """Return for every way the output projections, mended from the first attention on that loses a head.
 
     Those that aren't linear in ``z`` (a norm or a function stands in between), and those that run more than once a forward, stay
     as they are.
+
+    Args:
+        model: The model; it is left as it was.
+        anatomy: Its anatomy.
+        batches: What is fitted on.
+        mask: 0 for the heads that will go.
+        ways: What is solved.
+        ridges: Those to choose from, if not :data:`~headprune.surgery.least_squares.RIDGES`.
     """
-    path = _Path(model, anatomy, batches, mask)
-    whole = _Walker(projections(model, anatomy), None, [()] * len(batches))
-    mending = [_Walker(dict(whole.weights), way) for way in ways]
+    path = _Path(model, anatomy, batches, mask, ridges)
+    whole = _Walker(Mended(projections(model, anatomy)), None, [()] * len(batches))
+    mending = [_Walker(Mended(dict(whole.weights)), how) for how in ways]
     order = in_order(model, anatomy, path.batch(0))
     reached = False
     for place, site in enumerate(order):
@@ -104,7 +124,7 @@ def fit(
         if later is not None and stage_of(model, later) is not stage_of(model, site):
             for walker in (whole, *mending) if reached else (whole,):
                 _walk_on(path, walker, through=stage_of(model, site), next_read=later)
-    return [walker.weights for walker in mending]
+    return [walker.made for walker in mending]
 
 
 def _walk_on(path: _Path, walker: _Walker, *, through: nn.Module, next_read: Site) -> None:
@@ -133,28 +153,44 @@ def _mend_site(path: _Path, site: Site, whole: _Walker, mending: Sequence[_Walke
     bias = _double(whole.weights[bias_name]) if bias_name in whole.weights else None
     columns = _columns(site, path.mask[path.anatomy.columns[site.id]].bool(), width=len(old))
     columns = columns.to(old.device)
-    sums = [no_sums(len(columns), old.shape[1], device=old.device) for _ in mending]
+    none = no_sums(len(columns), old.shape[1], device=old.device)
+    folds = [[none] * FOLDS for _ in mending]
+    first = 0
     for place in range(len(path.batches)):
         batch = path.batch(place)
         with path.walking(whole):
-            wanted = _inputs(path.model, site, batch, come=whole.come[place]) @ old
-        wanted = wanted if bias is None else wanted + bias
-        for index, walker in enumerate(mending):
+            left, example = _inputs(path.model, site, batch, come=whole.come[place])
+        wanted = left @ old if bias is None else left @ old + bias
+        fold = (first + example) % FOLDS
+        for walker, sums in zip(mending, folds, strict=True):
             with path.walking(walker):
-                left = _inputs(path.model, site, batch, come=walker.come[place])
-            sums[index] = sums[index].plus(left[:, columns], wanted)
-    for walker, found in zip(mending, sums, strict=True):
-        if walker.way is None or not float(found.gram[-1, -1]):
+                left, _ = _inputs(path.model, site, batch, come=walker.come[place])
+            _add(sums, left[:, columns], wanted, fold)
+        first += batch.num_examples
+    for walker, sums in zip(mending, folds, strict=True):
+        if walker.how is None or not any(float(fold.gram[-1, -1]) for fold in sums):
             continue
-        how, ridge = walker.way
-        weight, new_bias = solve(
-            found, old[columns], bias, how=how, ridge=ridge, head_dim=site.head_dim
+        found = solve(
+            sums,
+            old[columns],
+            bias,
+            how=walker.how,
+            head_dim=site.head_dim,
+            ridges=path.ridges,
         )
         changed = old.clone()
-        changed[columns] = weight
+        changed[columns] = found.weight
         _write(walker, weight_name, changed.T if transposed else changed)
-        if new_bias is not None:
-            _write(walker, bias_name, new_bias)
+        if found.bias is not None:
+            _write(walker, bias_name, found.bias)
+        if found.ridge is not None:
+            walker.made.ridges[site.output] = found.ridge
+
+
+def _add(folds: list[Sums], left: Tensor, wanted: Tensor, fold: Tensor) -> None:
+    for place, sums in enumerate(folds):
+        mine = fold == place
+        folds[place] = sums.plus(left[mine], wanted[mine])
 
 
 def _double(tensor: Tensor) -> Tensor:
@@ -174,12 +210,16 @@ def _is_linear(model: PreTrainedModel, site: Site) -> bool:
 
 def _inputs(
     model: PreTrainedModel, site: Site, batch: Batch, *, come: Come
-) -> Float64[Tensor, "positions width"]:
-    """Return what a site's output projection reads at all positions that aren't padding."""
+) -> tuple[Float64[Tensor, "positions width"], Int[Tensor, " positions"]]:
+    """Return what a site's output projection reads at all positions that aren't padding, and the example of each."""
     z = read_from(model, batch, model.get_submodule(site.output), come=come)
     real = real_positions(site, z.shape[:-1], batch)
-    found = z.flatten(0, -2) if real is None else z[real.to(z.device)]
-    return _double(found)
+    found, example = z.flatten(0, -2), example_of_position(site, z.shape[:-1], batch)
+    if real is not None:
+        found = found[real.flatten().to(z.device)]
+        example = example[real.flatten().to(example.device)]
+    found = _double(found)
+    return found, example.to(found.device)
 
 
 def _columns(site: Site, kept: Tensor, *, width: int) -> Tensor:

@@ -9,17 +9,29 @@
   "Fluctuation-based Adaptive Structured Pruning for Large Language Models", AAAI 2024, section 3.4)
 
 ``s`` and ``t`` are the mean of the diagonal of the system that is solved, so that a ridge means the same in every layer. Ridges
-pull towards what was there: few rows change little.
+pull towards what was there: few rows change little. How strongly, is found for each projection by cross-validation: the examples
+are dealt into :data:`FOLDS` parts, and the ridge is taken whose solutions on all parts but one err least on that one (Stone,
+"Cross-Validatory Choice and Assessment of Statistical Predictions", 1974). All that this needs are the sums of each part.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial, reduce
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 How = Literal["scale", "bias", "refit"]
+
+FOLDS = 4
+RIDGES: dict[How, tuple[float, ...]] = {
+    "scale": (0.001, 0.01, 0.1, 1.0),
+    "bias": (),
+    "refit": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+}
+"""What is tried."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +53,28 @@ class Sums:
         with_one = torch.cat([z, z.new_ones(len(z), 1)], dim=1)
         return Sums(self.gram + with_one.T @ with_one, self.cross + with_one.T @ wanted)
 
+    def __add__(self, other: "Sums") -> "Sums":
+        """Return the sums over the positions of both."""
+        return Sums(self.gram + other.gram, self.cross + other.cross)
+
+    def __sub__(self, other: "Sums") -> "Sums":
+        """Return the sums over the positions of one that aren't in the other."""
+        return Sums(self.gram - other.gram, self.cross - other.cross)
+
+
+class Solved(NamedTuple):
+    """A new weight and, where there was one, a new bias.
+
+    Args:
+        weight: ``W``.
+        bias: ``b``.
+        ridge: The ridge that was best, or the only one; None where the way has none.
+    """
+
+    weight: Float64[Tensor, "inputs outputs"]
+    bias: Float64[Tensor, " outputs"] | None
+    ridge: float | None = None
+
 
 def no_sums(inputs: int, outputs: int, *, device: torch.device) -> Sums:
     """Return the sums over no positions."""
@@ -49,32 +83,55 @@ def no_sums(inputs: int, outputs: int, *, device: torch.device) -> Sums:
 
 
 def solve(
-    sums: Sums,
+    folds: Sequence[Sums],
     weight: Float64[Tensor, "inputs outputs"],
     bias: Float64[Tensor, " outputs"] | None,
     *,
     how: How,
-    ridge: float,
     head_dim: int,
-) -> tuple[Float64[Tensor, "inputs outputs"], Float64[Tensor, " outputs"] | None]:
-    """Return a new weight and, where there was one, a new bias.
+    ridges: Sequence[float] | None = None,
+) -> Solved:
+    """Return what is best over all folds.
 
     Args:
-        sums: Of the positions.
+        folds: Sums over the positions of each part of the examples; a part may be empty.
         weight: ``W_0``, of the inputs that stay.
         bias: ``b_0``; where there is none, none is made, and ``bias`` changes nothing.
         how: What is solved.
-        ridge: How strongly it is held to what was there; ``bias`` has none.
         head_dim: Inputs of a head.
+        ridges: Those to choose from, if not :data:`RIDGES`; ``bias`` has none.
     """
+    ridges = RIDGES[how] if ridges is None else ridges
+    every = reduce(Sums.__add__, folds)
     if how == "bias":
-        return weight, None if bias is None else _mean_left(sums, weight)
-    if how == "scale":
-        return _scaled(sums, weight, bias, ridge=ridge, head_dim=head_dim), bias
+        return Solved(weight, None if bias is None else _mean_left(every, weight))
+    solver = _refitted if how == "refit" else partial(_scaled, head_dim=head_dim)
+    parts = [fold for fold in folds if float(fold.gram[-1, -1])]
+    ridge = ridges[0]
+    if len(ridges) > 1 and len(parts) > 1:
+        errors = [
+            sum(_error(part, *solver(every - part, weight, bias, ridge=tried)) for part in parts)
+            for tried in ridges
+        ]
+        ridge = ridges[errors.index(min(errors))]
+    elif len(ridges) > 1:
+        ridge = max(ridges)  # of one example nothing can be learned that another could confirm
+    return Solved(*solver(every, weight, bias, ridge=ridge), ridge)
+
+
+_Found: TypeAlias = tuple[Tensor, Tensor | None]
+
+
+def _error(sums: Sums, weight: Tensor, bias: Tensor | None) -> float:
+    """Return ``|| Z W + b - Y ||^2 - || Y ||^2``."""
+    whole = torch.cat([weight, torch.zeros_like(weight[:1]) if bias is None else bias[None]])
+    return float(((sums.gram @ whole - 2 * sums.cross) * whole).sum())
+
+
+def _refitted(sums: Sums, weight: Tensor, bias: Tensor | None, *, ridge: float) -> _Found:
     if bias is None:
         return _ridge(sums.gram[:-1, :-1], sums.cross[:-1], weight, ridge=ridge), None
-    start = torch.cat([weight, bias[None]])
-    found = _ridge(sums.gram, sums.cross, start, ridge=ridge, free=1)
+    found = _ridge(sums.gram, sums.cross, torch.cat([weight, bias[None]]), ridge=ridge, free=1)
     return found[:-1], found[-1]
 
 
@@ -96,10 +153,10 @@ def _mean_left(sums: Sums, weight: Tensor) -> Tensor:
 
 def _scaled(
     sums: Sums, weight: Tensor, bias: Tensor | None, *, ridge: float, head_dim: int
-) -> Tensor:
-    """Return ``W_0`` with every head's rows multiplied by its factor."""
+) -> _Found:
+    """Return ``W_0`` with every head's rows multiplied by its factor, and ``b_0``."""
     if not len(weight):
-        return weight
+        return weight, bias
     by_head = (-1, head_dim)
     products = (sums.gram[:-1, :-1] * (weight @ weight.T)).unflatten(0, by_head)
     gram = products.unflatten(2, by_head).sum((1, 3))
@@ -108,5 +165,4 @@ def _scaled(
         wanted = wanted - sums.gram[:-1, -1:] * bias
     cross = (wanted * weight).unflatten(0, by_head).sum((1, 2))
     factors = _ridge(gram, cross[:, None], torch.ones_like(cross)[:, None], ridge=ridge)
-    scaled: Tensor = (weight.unflatten(0, by_head) * factors[:, :, None]).flatten(0, 1)
-    return scaled
+    return (weight.unflatten(0, by_head) * factors[:, :, None]).flatten(0, 1), bias

@@ -16,27 +16,31 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
 from headprune.heads import HeadId, HeadMask
-from headprune.surgery.fit import Way, fit, has_bias, having, put_back
+from headprune.surgery.fit import fit, has_bias, having, put_back
 from headprune.surgery.least_squares import How
 
-SCALE, BIAS = (Way("scale", 1e-3),), (Way("bias", 0.0),)
-REFIT = (Way("refit", 1e-2), Way("refit", 1e-1), Way("refit", 1.0))
-WAYS: dict[str, tuple[Way, ...]] = {
-    "best": BIAS + REFIT[1:],
-    "scale": SCALE,
-    "bias": BIAS,
-    "refit": REFIT,
+WAYS: dict[str, tuple[How, ...]] = {
+    "best": ("bias", "refit"),
+    "scale": ("scale",),
+    "bias": ("bias",),
+    "refit": ("refit",),
 }
 """What ``--mend`` may say, and which ways are then tried."""
 
 
 class Tried(BaseModel):
-    """A way, and what was measured on rows that it didn't see."""
+    """A way, and what was measured on rows that it didn't see.
+
+    Args:
+        how: What was solved.
+        ridges: By the name of the projection, how strongly it was held to what was there.
+        value: What was measured.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     how: How
-    ridge: float
+    ridges: dict[str, float]
     value: float
 
 
@@ -101,7 +105,7 @@ def mend(
     batches: Sequence[Batch],
     judge: Judge,
     remove: Collection[HeadId],
-    ways: Sequence[Way] = WAYS["best"],
+    ways: Sequence[How] = WAYS["best"],
 ) -> Mend:
     """Mend the output projections of ``model``, whose heads are still there, for the time when ``remove`` have gone.
 
@@ -116,19 +120,19 @@ def mend(
         ways: What is tried; the bias only where there is one.
     """
     if not has_bias(model, anatomy):
-        ways = [way for way in ways if way.how != "bias"]
+        ways = [way for way in ways if way != "bias"]
     mask = torch.tensor(HeadMask.without(remove, anatomy.heads).values)
     looks = [judge.look(mask)]
     mended = fit(model, anatomy, batches=batches, mask=mask, ways=ways) if ways else []
-    for weights in mended:
-        with having(model, weights):
+    for made in mended:
+        with having(model, made.weights):
             looks.append(judge.look(mask))
     best = judge.best(looks)
     if best:
-        put_back(model, mended[best - 1])
+        put_back(model, mended[best - 1].weights)
     tried = tuple(
-        Tried(how=way.how, ridge=way.ridge, value=look.value)
-        for way, look in zip(ways, looks[1:], strict=True)
+        Tried(how=how, ridges=made.ridges, value=look.value)
+        for how, made, look in zip(ways, mended, looks[1:], strict=True)
     )
     return Mend(
         kept=tried[best - 1] if best else None,

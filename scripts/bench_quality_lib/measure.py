@@ -105,7 +105,7 @@ class Bench:
             plan,
             contender=contender,
             keep=keep,
-            mend=None if kept is None else f"{kept.how} {kept.ridge:g}",
+            mend=None if kept is None else kept.how,
             seconds=seconds,
         )
 
