@@ -59,7 +59,6 @@ class Recipe(BaseModel):
             "gradient:token",
             "gradient:batch",
             "unique",
-            "unique:token",
             "fisher",
             "fisher:batch",
             "ablation",

@@ -56,54 +56,6 @@ def gated(
 
 
 @contextmanager
-def moved(
-    model: PreTrainedModel,
-    anatomy: Anatomy,
-    *,
-    steps: Float[Tensor, "rows heads"],
-    along: Mapping[SiteId, tuple[Float[Tensor, "width width"], Float[Tensor, " width"]]],
-) -> Iterator[None]:
-    """Add ``step * r`` to every head's ``z`` while the block lasts, ``r = z T - c`` over all heads of an attention.
-
-    Args:
-        model: The model whose forwards are changed.
-        anatomy: Its anatomy; columns of ``steps`` are ``anatomy.heads``.
-        steps: One row for every row of the batch; may require grad.
-        along: ``T`` and ``c`` of every site; no gradient goes through them.
-
-    Raises:
-        ModelError: See :func:`gated`.
-    """
-    columns = {site.id: steps[:, anatomy.columns[site.id]] for site in anatomy.sites}
-
-    def add(site: Site, z: Tensor) -> Tensor:
-        places = places_of(site, z.shape[-2])
-        where = slice(None) if places is None else torch.tensor(places, device=z.device)
-        rest = remainder(z.detach()[..., where, :], *along[site.id])
-        by_row = _by_row(site, columns[site.id].to(z.device, z.dtype), z)
-        step: Tensor = rest * by_row.unsqueeze(-1)
-        if places is None:
-            return z + step
-        spread: Tensor = z.index_add(-2, torch.tensor(places, device=z.device), step)
-        return spread
-
-    with changed(model, anatomy, add):
-        yield
-
-
-def remainder(
-    z: Float[Tensor, "... heads head_dim"],
-    turn: Float[Tensor, "width width"],
-    shift: Float[Tensor, " width"],
-) -> Float[Tensor, "... heads head_dim"]:
-    """Return ``z T - c`` over all heads of an attention."""
-    # A small difference of large numbers: not in half precision.
-    left = z.flatten(-2).float() @ turn.to(z.device).float() - shift.to(z.device).float()
-    rest: Tensor = left.to(z.dtype).unflatten(-1, z.shape[-2:])
-    return rest
-
-
-@contextmanager
 def observed(
     model: PreTrainedModel, anatomy: Anatomy
 ) -> Iterator[dict[SiteId, list[Float[Tensor, "... heads head_dim"]]]]:

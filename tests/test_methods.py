@@ -22,10 +22,8 @@ SHAPLEY = sys.modules[METHODS["shapley"].__module__]  # its name in the package 
 def unpadded(batch):
     """Return each row as a batch of one without its padding."""
     for row in one_row_at_a_time(batch):
-        length = int(row["attention_mask"].sum())
-        yield {
-            name: value[:, :length] if name != "labels" else value for name, value in row.items()
-        }
+        real = row["attention_mask"][0].bool()
+        yield {name: value[:, real] if name != "labels" else value for name, value in row.items()}
 
 
 def moves(model, batch, loss):
@@ -239,7 +237,6 @@ def paired(batch):
             "fluctuation",
             "fluctuation:channel",
             "unique",
-            "unique:token",
         }
     ),
 )

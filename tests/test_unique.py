@@ -1,13 +1,18 @@
 """What only one head brings: against regressions head by head, and what it means for heads that do the same."""
 
+import sys
+
 import pytest
 import torch
-from test_methods import close, recorded, unpadded
+from families import build, token_inputs
+from test_methods import close, paired, recorded, unpadded
 from test_scoring import setting
 
 import headprune as hp
 from headprune.batch import as_batches
-from headprune.scoring.unique import _RIDGE
+from headprune.passes import IN_SILENCE
+from headprune.scoring.derivatives import mean_over_stretches
+from headprune.scoring.unique import _RIDGE, _STRETCH
 
 
 def slopes(model, batch, loss):
@@ -34,10 +39,15 @@ def regressed(inputs, wanted, *, ridge):
     return torch.linalg.lstsq(rows, targets).solution
 
 
-@pytest.mark.parametrize("method", ["unique", "unique:token"])
-@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
-def test_the_part_that_other_heads_tell_is_left_out(family, method):
-    model, batch, loss = setting(family, rows=12)
+@pytest.mark.parametrize("stretch", [_STRETCH, 2])
+@pytest.mark.parametrize(
+    ("family", "left"), [("bert", False), ("gpt2", False), ("llama", False), ("llama", True)]
+)
+def test_the_part_that_other_heads_tell_is_left_out(family, left, stretch, monkeypatch):
+    """Row by row without padding, whichever side it was on: stretches begin where the row does."""
+    # By name: the package calls the function as its module.
+    monkeypatch.setattr(sys.modules["headprune.scoring.unique"], "_STRETCH", stretch)
+    model, batch, loss = setting(family, rows=12, left=left)
     anatomy = hp.inspect(model)
     model = model.double()
     expected = []
@@ -56,9 +66,9 @@ def test_the_part_that_other_heads_tell_is_left_out(family, method):
                 (((row - mean)[:, own] - (row - mean)[:, ~own] @ told) * slope[:, own]).sum(1)
                 for row, slope in found[site.id]
             ]
-            sizes = [m.sum().abs() if method == "unique" else m.abs().sum() for m in moves]
+            sizes = [torch.stack([p.sum().abs() for p in m.split(stretch)]).sum() for m in moves]
             expected.append(torch.stack(sizes).mean())
-    scores = hp.score(model.float(), [batch], loss=loss, method=method)
+    scores = hp.score(model.float(), [batch], loss=loss, method="unique")
     assert close(scores, torch.stack(expected).detach())
 
 
@@ -94,3 +104,42 @@ def test_the_only_head_of_an_attention_counts_by_its_gradient():
         head = site.heads[0]
         name = next(h for h in anatomy.heads if h.site == site.id and h.head == head)
         assert alone[name] == pytest.approx(whole[name], rel=1e-4)
+
+
+def stretched(model, batches, loss, length):
+    """Return ``mean_n sum_s |sum_{t in s} z_t . d l_n / d z_t|``."""
+    return mean_over_stretches(
+        model,
+        hp.inspect(model),
+        batches=batches,
+        loss=loss,
+        over=IN_SILENCE,
+        name="stretches",
+        length=length,
+    )
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize(("length", "method"), [(10**6, "gradient"), (1, "gradient:token")])
+def test_the_longest_stretch_is_the_example_and_the_shortest_is_the_token(family, length, method):
+    model, batch, loss = setting(family)
+    found = stretched(model, as_batches([batch]), loss, length)
+    scores = hp.score(model, [batch], loss=loss, method=method)
+    assert close(scores, found.values)
+    assert torch.allclose(torch.tensor(scores.standard_errors).double(), found.standard_errors)
+
+
+def test_rows_of_an_example_have_stretches_in_common():
+    """As a gate has that is the same for both: what it does in one may make up for what it does in the other."""
+    model = build("bert", cls="BertModel")
+    both = paired(token_inputs())
+
+    def loss(outputs, batch):
+        rows = outputs[0][:, 0]
+        return torch.stack([rows[batch.example_of_row == i].prod(0).mean() for i in range(2)])
+
+    found = stretched(model, [both], loss, 10**6)
+    assert close(hp.score(model, [both], loss=loss), found.values)
+    apart = stretched(model, [both], loss, None)
+    assert (apart.values > 0.999 * found.values).all()
+    assert (apart.values > 1.1 * found.values).any()

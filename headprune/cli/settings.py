@@ -53,7 +53,7 @@ Method = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="How heads are scored: gradient, gradient:token, gradient:batch, unique, unique:token, fisher, fisher:batch, "
+        help="How heads are scored: gradient, gradient:token, gradient:batch, unique, fisher, fisher:batch, "
         "ablation, shapley, gates, activation, fluctuation, fluctuation:channel, confidence, entropy, sink, magnitude, "
         "random. (default: unique)",
         show_default=False,

@@ -30,7 +30,7 @@ from headprune.scoring.racing import race_heads
 from headprune.scoring.random import random
 from headprune.scoring.shapley import shapley
 from headprune.scoring.sink import sink
-from headprune.scoring.unique import unique, unique_per_token
+from headprune.scoring.unique import unique
 
 __all__ = [
     "DEPEND_ON_BATCHES",
@@ -48,7 +48,6 @@ METHODS: dict[str, Method] = {
     "gradient:token": gradient_per_token,
     "gradient:batch": gradient_per_batch,
     "unique": unique,
-    "unique:token": unique_per_token,
     "fisher": fisher,
     "fisher:batch": fisher_per_batch,
     "ablation": ablation,
@@ -70,7 +69,6 @@ DIFFERENTIATE = (
     "gradient:token",
     "gradient:batch",
     "unique",
-    "unique:token",
     "fisher",
     "fisher:batch",
 )

@@ -5,21 +5,21 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch, Loss, forward, input_device, num_examples
 from headprune.heads import SiteId
-from headprune.masking import changed, gated, moved, places_of, remainder
+from headprune.masking import changed, gated, places_of
 from headprune.passes import Pass, each_batch
 from headprune.replay import Tape, example_losses
 from headprune.scoring.estimate import Estimate, mean_and_error
-from headprune.scoring.moments import example_of_position
+from headprune.scoring.moments import real_positions, row_of_position
 
 Along: TypeAlias = Mapping[SiteId, tuple[Tensor, Tensor]]
-"""``T`` and ``c`` of every site: what :func:`~headprune.masking.moved` adds to ``z`` is a multiple of ``z T - c``."""
+"""``T`` [width, width] and ``c`` [width] of every site."""
 
 
 def mean_over_examples(
@@ -31,7 +31,6 @@ def mean_over_examples(
     over: Pass,
     name: str,
     size: Callable[[Tensor], Tensor],
-    along: Along | None = None,
 ) -> Estimate:
     """Return ``mean_n size(d l_n / d xi_h)`` for every head, with its standard error.
 
@@ -43,11 +42,10 @@ def mean_over_examples(
         over: How to go over the data.
         name: What is being done.
         size: Makes derivatives [examples, heads] into numbers that are averaged.
-        along: See :func:`derivatives`.
     """
 
     def sums(batch: Batch) -> Tensor:
-        sizes = size(derivatives(model, anatomy, batch, loss, along=along).double())
+        sizes = size(derivatives(model, anatomy, batch, loss).double())
         return torch.stack([sizes.sum(0), sizes.square().sum(0)])
 
     total, squares = _summed(model, anatomy, batches, sums, parts=2, over=over, name=name)
@@ -102,7 +100,7 @@ def each_derivative(
     return torch.cat(parts)
 
 
-def mean_over_positions(
+def mean_over_stretches(
     model: PreTrainedModel,
     anatomy: Anatomy,
     *,
@@ -110,11 +108,21 @@ def mean_over_positions(
     loss: Loss,
     over: Pass,
     name: str,
+    length: int | None,
     along: Along | None = None,
 ) -> Estimate:
-    """Return ``mean_n sum_t |r_t . d l_n / d z_t|``: gates of every position on its own, summed without their signs.
+    """Return ``mean_n sum_s |sum_{t in s} r_t . d l_n / d z_t|``: gates of every stretch of positions, summed without signs.
 
-    ``r`` is ``z``, or what is ``along`` (see :func:`derivatives`).
+    Args:
+        model: The model.
+        anatomy: Its anatomy.
+        batches: Calibration data.
+        loss: One loss per example.
+        over: How to go over the data.
+        name: What is being done.
+        length: Positions of a stretch, padding not counted; all rows of an example have stretches in common. None: each position
+            is on its own.
+        along: ``T`` and ``c`` of every site: ``r`` is ``z T - c``. Without, it is ``z``.
     """
 
     def sums(batch: Batch) -> Tensor:
@@ -136,15 +144,57 @@ def mean_over_positions(
             if slope is not None:
                 places = places_of(site, z.shape[-2]) or slice(None)
                 z, slope = z[..., places, :], slope[..., places, :]
-                rest = z if along is None else remainder(z, *along[site.id])
-                moves = (rest * slope).sum(-1).abs().flatten(0, -2).cpu().double()
-                example = example_of_position(site, z.shape[:-2], batch).cpu()
-                by_example = moves.new_zeros(len(sizes), moves.shape[1])
-                sizes[:, anatomy.columns[site.id]] += by_example.index_add(0, example, moves)
+                rest = z if along is None else _remainder(z, *along[site.id])
+                moves = (rest * slope).sum(-1).cpu().double()
+                sizes[:, anatomy.columns[site.id]] += _by_stretch(site, moves, batch, length=length)
         return torch.stack([sizes.sum(0), sizes.square().sum(0)])
 
     total, squares = _summed(model, anatomy, batches, sums, parts=2, over=over, name=name)
     return mean_and_error(total, squares, n=num_examples(batches))
+
+
+def _remainder(
+    z: Float[Tensor, "... heads head_dim"], turn: Tensor, shift: Tensor
+) -> Float[Tensor, "... heads head_dim"]:
+    """Return ``z T - c`` over all heads of an attention; not in half precision: a small difference of large numbers."""
+    left = z.flatten(-2).float() @ turn.to(z.device).float() - shift.to(z.device).float()
+    rest: Tensor = left.unflatten(-1, z.shape[-2:])
+    return rest
+
+
+def _by_stretch(
+    site: Site, moves: Float64[Tensor, "... heads"], batch: Batch, *, length: int | None
+) -> Float64[Tensor, "examples heads"]:
+    """Return for every example the sum over stretches of the size of what is summed within them."""
+    shape, heads = moves.shape[:-1], moves.shape[-1]
+    row = row_of_position(site, shape, batch).cpu()
+    example = batch.example_of_row.cpu()[row]
+    flat = moves.flatten(0, -2)
+    if length is None:
+        none = flat.new_zeros(batch.num_examples, heads)
+        by_example: Tensor = none.index_add(0, example, flat.abs())
+        return by_example
+    real = real_positions(site, shape, batch)
+    counts = torch.ones(len(row), dtype=torch.long) if real is None else real.flatten().long().cpu()
+    stretch = _place_in_row(row, counts, rows=batch.num_rows) // length
+    many = int(stretch.max()) + 1 if len(stretch) else 1
+    none = flat.new_zeros(batch.num_examples * many, heads)
+    summed: Tensor = none.index_add(0, example * many + stretch, flat)
+    sizes: Tensor = summed.abs().unflatten(0, (-1, many)).sum(1)
+    return sizes
+
+
+def _place_in_row(
+    row: Int[Tensor, " positions"], counts: Int[Tensor, " positions"], *, rows: int
+) -> Int[Tensor, " positions"]:
+    """Return how many positions that count each has before it in its row."""
+    order = row.argsort(stable=True)
+    before = counts[order].cumsum(0) - counts[order]
+    starts = torch.zeros(rows, dtype=torch.long).index_add(0, row, counts).cumsum(0)
+    first = torch.cat([starts.new_zeros(1), starts[:-1]])
+    place = torch.empty_like(before)
+    place[order] = before - first[row[order]]
+    return place
 
 
 def derivatives(
@@ -154,7 +204,6 @@ def derivatives(
     loss: Loss,
     *,
     at: Float[Tensor, "examples heads"] | None = None,
-    along: Along | None = None,
 ) -> Float[Tensor, "examples heads"]:
     """Return ``d l_n / d xi_h`` for every example of a batch, on the CPU.
 
@@ -166,18 +215,11 @@ def derivatives(
         batch: The examples.
         loss: One loss per example.
         at: The gates ``xi`` at which the derivatives are taken (default: all 1).
-        along: What a gate multiplies, if not a head's whole output (:func:`~headprune.masking.moved`).
     """
     batch = batch.to(input_device(model))
     at = torch.ones(batch.num_examples, len(anatomy.heads)) if at is None else at
     xi = at.to(batch.example_of_row.device).requires_grad_()
-    by_row = xi[batch.example_of_row]
-    gates = (
-        gated(model, anatomy, gates=by_row)
-        if along is None
-        else moved(model, anatomy, steps=by_row - 1, along=along)
-    )
-    with torch.enable_grad(), gates:
+    with torch.enable_grad(), gated(model, anatomy, gates=xi[batch.example_of_row]):
         losses = _losses(model, anatomy, batch, loss)
     (found,) = torch.autograd.grad(losses.sum(), xi)
     on_cpu: Tensor = found.cpu()

@@ -11,7 +11,7 @@ from headprune.passes import Pass
 from headprune.scoring.derivatives import (
     mean_over_batches,
     mean_over_examples,
-    mean_over_positions,
+    mean_over_stretches,
 )
 from headprune.scoring.estimate import Estimate
 
@@ -54,8 +54,14 @@ def gradient_per_token(
     position can't make up for what it does at another.
     """
     del seed
-    return mean_over_positions(
-        model, anatomy, batches=batches, loss=loss, over=over, name="gradient by token"
+    return mean_over_stretches(
+        model,
+        anatomy,
+        batches=batches,
+        loss=loss,
+        over=over,
+        name="gradient by token",
+        length=None,
     )
 
 

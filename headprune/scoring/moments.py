@@ -84,18 +84,14 @@ def real_positions(site: Site, shape: Sequence[int], batch: Batch) -> Tensor | N
     return mask if tuple(shape) == tuple(mask.shape) else None
 
 
-def example_of_position(
-    site: Site, shape: Sequence[int], batch: Batch
-) -> Int[Tensor, " positions"]:
-    """Return the example of every position, flattened, of what a site reads, which begins with ``shape``.
+def row_of_position(site: Site, shape: Sequence[int], batch: Batch) -> Int[Tensor, " positions"]:
+    """Return the row of the batch of every position, flattened, of what a site reads, which begins with ``shape``.
 
     Where the model has split rows, into windows say, the parts of a row follow each other.
     """
     rows, positions = batch.num_rows, prod(shape)
     place = torch.arange(positions, device=batch.example_of_row.device)
-    row = place % rows if site.rows == "time-major" else place * rows // positions
-    found: Tensor = batch.example_of_row[row]
-    return found
+    return place % rows if site.rows == "time-major" else place * rows // positions
 
 
 def padding_mask(site: Site, batch: Batch) -> Tensor | None:

@@ -12,12 +12,13 @@ from headprune.batch import Batch, Loss, forward, input_device
 from headprune.heads import SiteId
 from headprune.masking import observed
 from headprune.passes import Pass
-from headprune.scoring.derivatives import mean_over_examples, mean_over_positions
+from headprune.scoring.derivatives import mean_over_stretches
 from headprune.scoring.estimate import Estimate
 from headprune.scoring.moments import real_positions
 
 # Of the mean square of a coordinate of z: coordinates that are nearly sums of others have no weights of any size.
 _RIDGE = 1e-2
+_STRETCH = 32
 
 
 def unique(
@@ -29,46 +30,29 @@ def unique(
     seed: int,
     over: Pass,
 ) -> Estimate:
-    """Score heads by ``mean_n |sum_t r_h,t . d l_n / d z_h,t|``, ``r_h`` what the other heads don't tell of ``z_h``.
+    """Score heads by ``mean_n sum_s |sum_{t in s} r_h,t . d l_n / d z_h,t|``, ``r_h`` what the other heads don't tell of ``z_h``.
 
     ``r_h = z_h - [z_-h, 1] A_h`` with ``A_h`` the ridge regression of a head's output on the outputs of the others of its
     attention (and on a constant, where the output projection has a bias), over all positions. It is :func:`gradient` of the
     model in which the output projection is refitted after the head has gone: two heads that do the same are both cheap as long as
     one of them stays. Meant for cuts that are mended, in few heads at a time (``--steps``, ``--mend``).
 
+    ``s`` are stretches of 32 positions of an example. Over a long text what a head does here makes up for what it does there, to
+    first order, and few texts make a noisy mean; over a sentence a stretch is the example.
+
     Takes one forward more than ``gradient``, and a matrix of ``(heads * head_dim)^2`` for each attention.
     """
     del seed
     rest = remainders(model, anatomy, batches=batches, over=over)
-    return mean_over_examples(
+    return mean_over_stretches(
         model,
         anatomy,
         batches=batches,
         loss=loss,
         over=over,
         name="unique",
-        size=torch.abs,
+        length=_STRETCH,
         along=rest,
-    )
-
-
-def unique_per_token(
-    model: PreTrainedModel,
-    anatomy: Anatomy,
-    *,
-    batches: Sequence[Batch],
-    loss: Loss,
-    seed: int,
-    over: Pass,
-) -> Estimate:
-    """Score heads by ``mean_n sum_t |r_h,t . d l_n / d z_h,t|``: as :func:`unique`, the absolute value taken per token.
-
-    What a head does at one position can't make up for what it does at another, and long texts say as much as many short ones.
-    """
-    del seed
-    rest = remainders(model, anatomy, batches=batches, over=over)
-    return mean_over_positions(
-        model, anatomy, batches=batches, loss=loss, over=over, name="unique by token", along=rest
     )
 
 

@@ -29,7 +29,7 @@ from headprune.replay.walk import (
     stage_of,
     without_values,
 )
-from headprune.scoring.moments import example_of_position, real_positions
+from headprune.scoring.moments import real_positions, row_of_position
 from headprune.surgery.least_squares import FOLDS, How, Sums, no_sums, solve
 
 
@@ -214,7 +214,8 @@ def _inputs(
     """Return what a site's output projection reads at all positions that aren't padding, and the example of each."""
     z = read_from(model, batch, model.get_submodule(site.output), come=come)
     real = real_positions(site, z.shape[:-1], batch)
-    found, example = z.flatten(0, -2), example_of_position(site, z.shape[:-1], batch)
+    found = z.flatten(0, -2)
+    example = batch.example_of_row[row_of_position(site, z.shape[:-1], batch)]
     if real is not None:
         found = found[real.flatten().to(z.device)]
         example = example[real.flatten().to(example.device)]
