@@ -10,7 +10,7 @@ from headprune.surgery import WAYS
 from headprune.surgery.least_squares import How
 
 DEFAULT_METHOD = "unique"
-DEFAULT_STEPS = 3
+DEFAULT_STEPS = 2
 FEWEST_TO_MEND = 8
 # They run many masks, from a model that has all heads; let heads go together by themselves; or don't run the model at all.
 _ONCE = ("ablation", "shapley", "gates", *NEED_NO_ROWS)
