@@ -1,6 +1,7 @@
 """How good pruned models are, beside the recipes of others. See scripts/bench_quality."""
 
 import argparse
+import contextlib
 import sys
 import tempfile
 import time
@@ -12,6 +13,7 @@ from bench_quality_lib.measure import Bench, Measured
 from bench_quality_lib.recipes import CONTENDERS
 from bench_quality_lib.report import page
 from bench_quality_lib.subjects import SUBJECTS
+from bench_quality_lib.tolerance import go_within
 
 from headprune.inspection import inspect
 
@@ -35,6 +37,9 @@ def main() -> None:
     asked = _read()
     if asked.cost:
         _tell_cost(asked)
+        return
+    if asked.max_drop is not None:
+        _tell_how_far(asked)
         return
     done = _known(asked.json)
     for name in asked.subject:
@@ -70,6 +75,19 @@ def _tell_cost(asked: argparse.Namespace) -> None:
                 print(f"{name} keep {keep:g}: {bench.cost({}, keep=keep):.1f} forwards", flush=True)
 
 
+def _tell_how_far(asked: argparse.Namespace) -> None:
+    for seed in asked.seeds:
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            found = go_within(asked.max_drop, seed=seed, voice=Quiet())
+        low, high = found.interval
+        print(
+            f"minilm --max-drop {asked.max_drop} seed {seed}: {found.removed:.1%} of the heads went, "
+            f"{found.base:.4f} -> {found.value:.4f} [{low:+.4f}, {high:+.4f}] (n = {found.n:,}), "
+            f"{'within' if found.kept_its_word else 'NOT within'} what was tolerated",
+            flush=True,
+        )
+
+
 def _read() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--subject", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
@@ -78,6 +96,7 @@ def _read() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--data", type=Path, help="folder with clinc150/ and wikitext2-raw/")
     parser.add_argument("--cost", action="store_true", help="what headprune takes, in forwards")
+    parser.add_argument("--max-drop", help="how far that goes on MiniLM, for each of --seeds")
     parser.add_argument("--markdown", type=Path, help="write the page from all that is in --json")
     parser.add_argument("--json", type=Path, default=Path("bench-quality.jsonl"))
     return parser.parse_args()

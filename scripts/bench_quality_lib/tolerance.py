@@ -1,0 +1,71 @@
+"""How far ``--max-drop`` goes, and whether it keeps its word on rows that neither scored nor decided."""
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from headprune.config import DEMO, Recipe
+from headprune.evaluation import judge, predict
+from headprune.heads import HeadMask
+from headprune.inspection import inspect
+from headprune.masking import gated
+from headprune.pipeline.mending import mend_if_asked
+from headprune.pipeline.tolerance import plan_within, rows_in_three
+from headprune.subject import Voice, open_subject
+from headprune.surgery.fit import put_back_after
+
+
+class Within(BaseModel):
+    """One cut of MiniLM by ``--max-drop``.
+
+    Args:
+        seed: Of the rows.
+        max_drop: What was tolerated.
+        removed: The share of heads that went.
+        base: The metric of the whole model on rows that report.
+        value: That of what is left.
+        kept_its_word: Whether the difference is no more than what was tolerated.
+        interval: 95 % bootstrap interval of the paired difference.
+        n: Rows that report.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int
+    max_drop: str
+    removed: float
+    base: float
+    value: float
+    kept_its_word: bool
+    interval: tuple[float, float]
+    n: int
+
+
+def go_within(max_drop: str, *, seed: int, voice: Voice) -> Within:
+    """Prune MiniLM on pairs of STS-B as far as a tolerance allows, and look at the test pairs."""
+    said = {**DEMO.model_dump(exclude_defaults=True), "seed": seed, "max_drop": max_drop}
+    recipe = Recipe.model_validate(said)
+    subject = open_subject(recipe, voice=voice)
+    model, anatomy = subject.model, inspect(subject.model)
+    choosing, deciding, reporting = rows_in_three(subject, voice=voice, chose=())
+    _scored, plan = plan_within(subject, anatomy, choosing, deciding, voice=voice, keep_parts=False)
+    batches = subject.batches(reporting.examples)
+    whole = predict(model, subject.task, batches=batches)
+    gates = torch.tensor(HeadMask.without(plan.remove, anatomy.heads).values)
+    with put_back_after(model, anatomy):
+        mend_if_asked(subject, anatomy, plan, choosing, voice=voice)
+        with gated(model, anatomy, gates=gates):
+            left = predict(model, subject.task, batches=batches)
+    metric = subject.task.metric
+    base, _, _ = judge(whole, metric, seed=seed)
+    value, _, _ = judge(left, metric, seed=seed)
+    _, interval, _ = judge(left, metric, seed=seed, other=whole)
+    return Within(
+        seed=seed,
+        max_drop=max_drop,
+        removed=len(plan.remove) / len(anatomy.heads),
+        base=base,
+        value=value,
+        kept_its_word=recipe.max_drop is not None and base - value <= recipe.max_drop.of(base),
+        interval=interval,
+        n=len(whole.references),
+    )
