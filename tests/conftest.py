@@ -15,6 +15,10 @@ import pytest
 import torch
 import transformers
 
+# Here and not by headprune's modules: what is loaded while those are instrumented is compiled anew, all of transformers.
+import transformers.modeling_utils
+import transformers.models.auto.modeling_auto
+
 _jaxtyped = jaxtyping.jaxtyped
 
 
