@@ -23,6 +23,7 @@ from headprune.passes import IN_SILENCE, Pass, each_batch
 from headprune.replay import example_losses, losses
 from headprune.tasks import Task
 
+_MOST_REPEATS = 100
 _LATENCY_BATCHES = (1, 32)
 
 
@@ -235,7 +236,7 @@ def latency_ms(
     """Return for each model the fastest forward in milliseconds, for 1 row and for 32 rows of real data of median length.
 
     The models take turns, so that whatever else the machine does meets them alike; after a warm-up each size is repeated for
-    about ``seconds`` a model, at least 3 times. The fastest, because other work only ever adds time.
+    about ``seconds`` a model, at least 3 times and at most 100 times. The fastest, because other work only ever adds time.
     """
     batch = median_batch(batches)
     found: list[dict[str, float]] = [{} for _ in models]
@@ -264,7 +265,9 @@ def fastest_ms(
     for model, own in zip(models, inputs, strict=True):
         forward(model, own)
     times: list[list[float]] = [[] for _ in models]
-    while len(times[0]) < 3 or sum(map(sum, times)) < seconds * len(models):
+    while len(times[0]) < 3 or (
+        len(times[0]) < _MOST_REPEATS and sum(map(sum, times)) < seconds * len(models)
+    ):
         for model, own, taken in zip(models, inputs, times, strict=True):
             taken.append(_seconds(model, own))
     return [min(taken) * 1000 for taken in times]
