@@ -218,7 +218,7 @@ class Steps(BaseModel):
         heads: The number of heads that they led to instead, if any.
         constraints: What each step kept to.
         went: The step in which each head went, parallel to the scores; 0 for those that stayed.
-        mended: How what was left was mended before it was scored again, if it was.
+        mended: How what was left was mended before it was scored again, where it could be; None: not at all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -284,6 +284,14 @@ def test_the_ridge_is_the_one_that_cross_validation_by_hand_takes(how, bias, noi
     assert torch.allclose(found.weight, every.weight)
 
 
+def test_what_overflows_chooses_no_weak_ridge():
+    z, wanted = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0)).double()
+    none = no_sums(4, 4, device=z.device)
+    folds = [none.plus(z, wanted), none.plus(z, wanted * 1e308 * 1e308)]
+    found = solve(folds, torch.eye(4).double(), None, how="refit", head_dim=2)
+    assert found.ridge == 3.0
+
+
 def test_of_one_example_little_is_learned():
     z, wanted = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0)).double()
     weight = torch.eye(4).double()

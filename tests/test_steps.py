@@ -4,6 +4,7 @@ import copy
 import itertools
 from contextlib import contextmanager
 
+import accelerate
 import pytest
 import torch
 from families import build
@@ -20,7 +21,7 @@ from headprune.pipeline.course import FEWEST_TO_MEND, check_course, steps_fit
 from headprune.pipeline.rounds import score_with_steps
 from headprune.scoring import score
 from headprune.selection import Constraints, make_plan, score_in_steps
-from headprune.surgery.fit import fit, put_back
+from headprune.surgery.fit import can_fit, fit, put_back
 from headprune.tasks.distill import Goal
 
 
@@ -177,6 +178,55 @@ def test_what_is_left_is_mended_before_it_is_scored_again(name, asked):
             assert found.by_head()[head] == pytest.approx(value, rel=1e-3)
         went += plan.remove
     assert set(make_plan(found, anatomy, constraints=Constraints(0.5)).remove) == set(went)
+
+
+def test_a_journal_tells_apart_what_was_mended(tmp_path):
+    model, batch, loss = setting("bert", rows=12)
+    anatomy = hp.inspect(model)
+    goal = Goal(as_batches([batch]), as_batches([batch]), loss)
+    kept = Pass(journal=Journal(tmp_path))
+    for asked in ("none", "bias", "refit"):
+        recipe = Recipe(keep=0.5, steps=2, mend=asked)
+        settings = {"recipe": recipe, "method": "gradient"}
+        found = score_with_steps(model, anatomy, goal, over=kept, **settings)
+        assert found == score_with_steps(model, anatomy, goal, over=IN_SILENCE, **settings)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
+def test_whatever_stops_a_step_leaves_the_model_as_it_was(stop):
+    model, batch, loss = setting("bert", rows=12)
+    before = copy.deepcopy(model.state_dict())
+    anatomy = hp.inspect(model)
+    batches = as_batches([batch])
+    passes = []
+
+    def stopping(outputs, batch):
+        passes.append(1)
+        if len(passes) > 1:  # of the first step there is one
+            raise stop
+        return loss(outputs, batch)
+
+    recipe = Recipe(keep=0.5, steps=2)
+    goal = Goal(batches, batches, stopping)
+    with pytest.raises(stop):
+        score_with_steps(model, anatomy, goal, recipe=recipe, method="gradient", over=IN_SILENCE)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    found = hp.score(model, batches, loss=loss).values
+    assert found == hp.score(setting("bert", rows=12)[0], batches, loss=loss).values
+
+
+def test_weights_that_wait_elsewhere_are_scored_in_steps_unmended():
+    model, batch, loss = setting("bert", rows=12)
+    anatomy = hp.inspect(model)
+    goal = Goal(as_batches([batch]), as_batches([batch]), loss)
+    settings = {"method": "gradient", "over": IN_SILENCE}
+    bare = score_with_steps(
+        model, anatomy, goal, recipe=Recipe(keep=0.5, steps=2, mend="none"), **settings
+    )
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    assert not can_fit(model, anatomy)
+    found = score_with_steps(model, anatomy, goal, recipe=Recipe(keep=0.5, steps=2), **settings)
+    assert found.values == pytest.approx(bare.values, rel=1e-5)
 
 
 def test_too_few_rows_mend_nothing_between_steps():

@@ -1,17 +1,20 @@
 """What only one head brings: against regressions head by head, and what it means for heads that do the same."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from families import build, token_inputs
 from test_methods import close, paired, recorded, unpadded
-from test_scoring import setting
+from test_scoring import classifier_loss, setting
 
 import headprune as hp
-from headprune.batch import as_batches
+from headprune.batch import Batch, as_batches
 from headprune.passes import IN_SILENCE
 from headprune.scoring.derivatives import mean_over_stretches
+from headprune.scoring.moments import row_of_position
 from headprune.scoring.unique import _RIDGE, _STRETCH
 
 
@@ -119,14 +122,52 @@ def stretched(model, batches, loss, length):
     )
 
 
-@pytest.mark.parametrize("family", ["bert", "llama"])
-@pytest.mark.parametrize(("length", "method"), [(10**6, "gradient"), (1, "gradient:token")])
+@pytest.mark.parametrize(
+    ("family", "length", "method"),
+    [
+        ("bert", 10**6, "gradient"),
+        ("llama", 10**6, "gradient"),
+        ("bert", 1, "gradient:token"),
+        ("llama", 1, "gradient:token"),
+    ],
+)
 def test_the_longest_stretch_is_the_example_and_the_shortest_is_the_token(family, length, method):
     model, batch, loss = setting(family)
     found = stretched(model, as_batches([batch]), loss, length)
     scores = hp.score(model, [batch], loss=loss, method=method)
     assert close(scores, found.values)
     assert torch.allclose(torch.tensor(scores.standard_errors).double(), found.standard_errors)
+
+
+def test_an_attention_that_runs_several_times_has_one_gate():
+    """What a head does in one call may make up for what it does in another."""
+    config = transformers.AlbertConfig(
+        vocab_size=96,
+        embedding_size=16,
+        hidden_size=32,
+        num_attention_heads=4,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        initializer_range=0.4,
+    )
+    torch.manual_seed(0)
+    model = transformers.AlbertForSequenceClassification(config).eval()
+    batch = {**token_inputs(), "labels": torch.arange(4) % 2}
+    found = stretched(model, as_batches([batch]), classifier_loss, 10**6)
+    scores = hp.score(model, [batch], loss=classifier_loss)
+    assert close(scores, found.values)
+
+
+def test_positions_know_their_row_however_the_model_lays_them_out():
+    batch = Batch({}, torch.zeros(2), torch.tensor([0, 0, 1]), torch.arange(2))
+    major = hp.inspect(build("bert")).sites[0]
+    minor = replace(major, rows="time-major")
+    assert row_of_position(major, (3, 2), batch).tolist() == [0, 0, 1, 1, 2, 2]
+    assert row_of_position(minor, (2, 3), batch).tolist() == [0, 1, 2, 0, 1, 2]
+    windows = row_of_position(major, (6, 2), batch)  # two windows of every row, one after the other
+    assert windows.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert row_of_position(major, (6,), batch).tolist() == [0, 0, 1, 1, 2, 2]
+    assert row_of_position(major, (1, 6), batch) is None  # packed into one row: nobody knows
 
 
 def test_rows_of_an_example_have_stretches_in_common():

@@ -79,7 +79,7 @@ Normalize = Annotated[
 Steps = Annotated[
     int | None,
     typer.Option(
-        help="Heads go in so many steps, scored anew. (default: 3 where scores can be made again)",
+        help="Heads go in so many steps, scored anew. (default: 2 where scores can be made again)",
         show_default=False,
     ),
 ]

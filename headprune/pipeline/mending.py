@@ -20,6 +20,7 @@ from headprune.pipeline.course import FEWEST_TO_MEND
 from headprune.replay import losses
 from headprune.subject import Rows, Subject, Voice
 from headprune.surgery import WAYS, Judge, Look, Mend, mend
+from headprune.surgery.fit import can_fit
 from headprune.tasks.rows import Example, set_apart
 
 Compute: TypeAlias = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
@@ -57,6 +58,9 @@ def mend_if_asked(
             where=f"--mend {asked}",
             hint=f"give {FEWEST_TO_MEND} or more (--num-samples), or --mend none",
         )
+    if not can_fit(subject.model, anatomy):
+        voice.say("not mended: the output projections are in memory only while their layers run")
+        return None
     voice.say("mending the output projections")
     found = mended_for(subject, anatomy, plan.remove, rows)
     voice.say(_told(found))

@@ -8,9 +8,11 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
+from headprune.allocator import kept_memory
 from headprune.anatomy import Anatomy
-from headprune.batch import Batch, num_examples
+from headprune.batch import Batch, input_device, num_examples
 from headprune.config import Recipe
+from headprune.distributed import World
 from headprune.heads import HeadId, HeadMask, HeadScores, Race
 from headprune.masking import gated
 from headprune.passes import Pass
@@ -19,7 +21,7 @@ from headprune.scoring import DIFFERENTIATE, metric_drop, race_heads
 from headprune.scoring import score as score_heads
 from headprune.selection import score_in_steps
 from headprune.subject import Rows, Subject
-from headprune.surgery.fit import fit, having
+from headprune.surgery.fit import can_fit, fit, having
 from headprune.surgery.least_squares import How
 from headprune.tasks.distill import Goal
 
@@ -45,10 +47,11 @@ def score_with_steps(
     def rescore(gone: Collection[HeadId]) -> HeadScores:
         journal = over.journal
         if gone:
-            over.tell(f"scoring the {len(anatomy.heads) - len(gone)} heads that are left")
+            mending = "mending, then " if how is not None and can_fit(model, anatomy) else ""
+            over.tell(f"{mending}scoring the {len(anatomy.heads) - len(gone)} heads that are left")
             names = ",".join([str(how), *map(str, gone)]).encode()
             journal = journal and journal.within(hashlib.sha256(names).hexdigest()[:16])
-        with _without(model, anatomy, gone, batches=goal.batches, how=how):
+        with _without(model, anatomy, gone, batches=goal.batches, how=how, world=over.world):
             found = score_heads(
                 model,
                 anatomy,
@@ -78,17 +81,22 @@ def _without(
     *,
     batches: Sequence[Batch],
     how: How | None,
+    world: World,
 ) -> Iterator[None]:
-    """Silence heads for the length of a block, and let those that stay make up for it."""
+    """Silence heads for the length of a block, and let those that stay make up for it: the same weights in every process."""
     if not gone:
         yield
         return
     mask = torch.tensor(HeadMask.without(gone, anatomy.heads).values)
     weights = {}
-    if how is not None:
-        (mended,) = fit(model, anatomy, batches=batches, mask=mask, ways=[how])
-        weights = mended.weights
-    with having(model, weights), gated(model, anatomy, gates=mask.to(model.device)):
+    if how is not None and can_fit(model, anatomy):
+        with kept_memory():
+            (mended,) = fit(model, anatomy, batches=batches, mask=mask, ways=[how])
+        weights = {
+            name: world.summed(value if world.is_main else torch.zeros_like(value))
+            for name, value in mended.weights.items()
+        }
+    with having(model, weights), gated(model, anatomy, gates=mask.to(input_device(model))):
         yield
 
 

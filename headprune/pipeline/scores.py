@@ -67,7 +67,7 @@ def find_scores(
                 voice.say(f"made once; --steps {steps} scores again as heads go")
             return Scored(scores)
         voice.say(
-            f"the latest run ({path}) has scores of another model, data or method: scoring anew"
+            f"the latest run ({path}) has scores of another model, data, method or cut: scoring anew"
         )
     return compute_scores(subject, anatomy, rows, voice=voice, keep_parts=keep_parts)
 
@@ -85,7 +85,10 @@ def _named(subject: Subject, rows: Rows, *, path: Path, voice: Voice) -> HeadSco
             f"careful: these heads raced for --keep {scores.race.keep:g}, not for another cut"
         )
     if not steps_fit(scores, recipe):
-        how = f"in {scores.steps.count} steps for {scores.steps.budget}" if scores.steps else "once"
+        how = "once"
+        if scores.steps:
+            between = f"mended ({scores.steps.mended})" if scores.steps.mended else "not mended"
+            how = f"in {scores.steps.count} steps for {scores.steps.budget}, {between} in between"
         voice.say(f"careful: these heads were scored {how}, not as these settings would")
     if recipe.method not in (None, scores.method) or recipe.objective != scores.objective:
         voice.say(

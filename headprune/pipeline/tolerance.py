@@ -22,7 +22,7 @@ from headprune.pipeline.scores import Scored, find_scores
 from headprune.selection import Constraints, least_heads, make_plan
 from headprune.selection.names import selected_sites
 from headprune.subject import Rows, Subject, Voice, separate_rows
-from headprune.surgery.fit import put_back_after
+from headprune.surgery.fit import can_fit, put_back_after
 from headprune.tasks.rows import fingerprint, set_apart, without_inputs
 
 TIMES = 5
@@ -118,7 +118,7 @@ def deepest(
     def look(keep: float) -> Look:
         plan = _plan(subject, anatomy, scores, keep)
         with put_back_after(model, anatomy):
-            if recipe.mend != "none" and may_mend(choosing):
+            if recipe.mend != "none" and may_mend(choosing) and can_fit(model, anatomy):
                 mended_for(subject, anatomy, plan.remove, choosing)
             found = _predict(subject, anatomy, plan.remove, batches=batches)
         difference, (low, high), _ = judged(found, other=whole)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch, Loss, forward, input_device, num_examples
+from headprune.errors import ModelError
 from headprune.heads import SiteId
 from headprune.masking import changed, gated, places_of
 from headprune.passes import Pass, each_batch
@@ -139,14 +140,20 @@ def mean_over_stretches(
         leaves = [leaf for _site, _z, leaf in calls]
         # Where logits weren't made piece by piece after all, the forward ran twice, and the loss knows nothing of the first.
         slopes = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
-        sizes = torch.zeros(batch.num_examples, len(anatomy.heads), dtype=torch.float64)
+        moves: dict[SiteId, Tensor] = {}
         for (site, z, _leaf), slope in zip(calls, slopes, strict=True):
             if slope is not None:
                 places = places_of(site, z.shape[-2]) or slice(None)
                 z, slope = z[..., places, :], slope[..., places, :]
                 rest = z if along is None else _remainder(z, *along[site.id])
-                moves = (rest * slope).sum(-1).cpu().double()
-                sizes[:, anatomy.columns[site.id]] += _by_stretch(site, moves, batch, length=length)
+                found = (rest * slope).sum(-1).cpu().double()
+                found = _by_stretch(site, found, batch, length=length)
+                # An attention that runs several times has one gate.
+                moves[site.id] = found + moves[site.id] if site.id in moves else found
+        sizes = torch.zeros(batch.num_examples, len(anatomy.heads), dtype=torch.float64)
+        for site in anatomy.sites:
+            if site.id in moves:
+                sizes[:, anatomy.columns[site.id]] = moves[site.id].abs().sum(1)
         return torch.stack([sizes.sum(0), sizes.square().sum(0)])
 
     total, squares = _summed(model, anatomy, batches, sums, parts=2, over=over, name=name)
@@ -164,24 +171,31 @@ def _remainder(
 
 def _by_stretch(
     site: Site, moves: Float64[Tensor, "... heads"], batch: Batch, *, length: int | None
-) -> Float64[Tensor, "examples heads"]:
-    """Return for every example the sum over stretches of the size of what is summed within them."""
+) -> Float64[Tensor, "examples stretches heads"]:
+    """Return what is summed within every stretch of every example; of positions on their own the sum of sizes, in one stretch."""
     shape, heads = moves.shape[:-1], moves.shape[-1]
-    row = row_of_position(site, shape, batch).cpu()
+    row = row_of_position(site, shape, batch)
+    if row is None:
+        raise ModelError(
+            f"{site.gate} got {shape[0]} rows, and the batch has {batch.num_rows}: which is whose can't be told",
+            where="scoring",
+            hint="use --batch-size 1, or --method fluctuation",
+        )
+    row = row.cpu()
     example = batch.example_of_row.cpu()[row]
     flat = moves.flatten(0, -2)
     if length is None:
         none = flat.new_zeros(batch.num_examples, heads)
         by_example: Tensor = none.index_add(0, example, flat.abs())
-        return by_example
+        return by_example[:, None]
     real = real_positions(site, shape, batch)
     counts = torch.ones(len(row), dtype=torch.long) if real is None else real.flatten().long().cpu()
     stretch = _place_in_row(row, counts, rows=batch.num_rows) // length
     many = int(stretch.max()) + 1 if len(stretch) else 1
     none = flat.new_zeros(batch.num_examples * many, heads)
     summed: Tensor = none.index_add(0, example * many + stretch, flat)
-    sizes: Tensor = summed.abs().unflatten(0, (-1, many)).sum(1)
-    return sizes
+    by_stretch: Tensor = summed.unflatten(0, (-1, many))
+    return by_stretch
 
 
 def _place_in_row(

@@ -84,12 +84,17 @@ def real_positions(site: Site, shape: Sequence[int], batch: Batch) -> Tensor | N
     return mask if tuple(shape) == tuple(mask.shape) else None
 
 
-def row_of_position(site: Site, shape: Sequence[int], batch: Batch) -> Int[Tensor, " positions"]:
+def row_of_position(
+    site: Site, shape: Sequence[int], batch: Batch
+) -> Int[Tensor, " positions"] | None:
     """Return the row of the batch of every position, flattened, of what a site reads, which begins with ``shape``.
 
-    Where the model has split rows, into windows say, the parts of a row follow each other.
+    Where the model has split rows, into windows say, the parts of a row follow each other. None where rows can't be told apart:
+    images of different sizes in one row.
     """
     rows, positions = batch.num_rows, prod(shape)
+    if (positions if site.rows == "time-major" else shape[0]) % rows:
+        return None
     place = torch.arange(positions, device=batch.example_of_row.device)
     return place % rows if site.rows == "time-major" else place * rows // positions
 

@@ -30,7 +30,7 @@ from headprune.replay.walk import (
     without_values,
 )
 from headprune.scoring.moments import real_positions, row_of_position
-from headprune.surgery.least_squares import FOLDS, How, Sums, no_sums, solve
+from headprune.surgery.least_squares import FOLDS, RIDGES, How, Sums, no_sums, solve
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class _Walker:
     """A model with weights of its own that is walked through, and how far every batch has come."""
 
     made: Mended
-    how: How | None
+    how: How | None = None
     come: list[Come] = field(default_factory=list)
 
     @property
@@ -108,7 +108,7 @@ def fit(
         ridges: Those to choose from, if not :data:`~headprune.surgery.least_squares.RIDGES`.
     """
     path = _Path(model, anatomy, batches, mask, ridges)
-    whole = _Walker(Mended(projections(model, anatomy)), None, [()] * len(batches))
+    whole = _Walker(Mended(projections(model, anatomy)), come=[()] * len(batches))
     mending = [_Walker(Mended(dict(whole.weights)), how) for how in ways]
     order = in_order(model, anatomy, path.batch(0))
     reached = False
@@ -154,29 +154,32 @@ def _mend_site(path: _Path, site: Site, whole: _Walker, mending: Sequence[_Walke
     columns = _columns(site, path.mask[path.anatomy.columns[site.id]].bool(), width=len(old))
     columns = columns.to(old.device)
     none = no_sums(len(columns), old.shape[1], device=old.device)
-    folds = [[none] * FOLDS for _ in mending]
+    ways = [walker.how for walker in mending if walker.how is not None]
+    ridges = [RIDGES[how] if path.ridges is None else path.ridges for how in ways]
+    # Parts are for choosing: without a choice there is one.
+    folds = [[none] * (FOLDS if len(choice) > 1 else 1) for choice in ridges]
     first = 0
     for place in range(len(path.batches)):
         batch = path.batch(place)
         with path.walking(whole):
             left, example = _inputs(path.model, site, batch, come=whole.come[place])
         wanted = left @ old if bias is None else left @ old + bias
-        fold = (first + example) % FOLDS
+        place_of = first + example
         for walker, sums in zip(mending, folds, strict=True):
             with path.walking(walker):
                 left, _ = _inputs(path.model, site, batch, come=walker.come[place])
-            _add(sums, left[:, columns], wanted, fold)
+            _add(sums, left[:, columns], wanted, place_of % len(sums))
         first += batch.num_examples
-    for walker, sums in zip(mending, folds, strict=True):
-        if walker.how is None or not any(float(fold.gram[-1, -1]) for fold in sums):
+    for walker, how, sums, choice in zip(mending, ways, folds, ridges, strict=True):
+        if not any(float(fold.gram[-1, -1]) for fold in sums):
             continue
         found = solve(
             sums,
             old[columns],
             bias,
-            how=walker.how,
+            how=how,
             head_dim=site.head_dim,
-            ridges=path.ridges,
+            ridges=choice,
         )
         changed = old.clone()
         changed[columns] = found.weight
@@ -190,7 +193,8 @@ def _mend_site(path: _Path, site: Site, whole: _Walker, mending: Sequence[_Walke
 def _add(folds: list[Sums], left: Tensor, wanted: Tensor, fold: Tensor) -> None:
     for place, sums in enumerate(folds):
         mine = fold == place
-        folds[place] = sums.plus(left[mine], wanted[mine])
+        if bool(mine.any()):
+            folds[place] = sums.plus(left[mine], wanted[mine])
 
 
 def _double(tensor: Tensor) -> Tensor:
@@ -215,7 +219,11 @@ def _inputs(
     z = read_from(model, batch, model.get_submodule(site.output), come=come)
     real = real_positions(site, z.shape[:-1], batch)
     found = z.flatten(0, -2)
-    example = batch.example_of_row[row_of_position(site, z.shape[:-1], batch)]
+    row = row_of_position(site, z.shape[:-1], batch)
+    # Of rows that can't be told apart, all are one example.
+    example = (
+        torch.zeros(len(found), dtype=torch.long) if row is None else batch.example_of_row[row]
+    )
     if real is not None:
         found = found[real.flatten().to(z.device)]
         example = example[real.flatten().to(example.device)]
@@ -229,6 +237,14 @@ def _columns(site: Site, kept: Tensor, *, width: int) -> Tensor:
     where = torch.arange(len(site.heads)) if places is None else torch.tensor(places)
     starts = where[kept] * site.head_dim
     return (starts[:, None] + torch.arange(site.head_dim)).flatten()
+
+
+def can_fit(model: PreTrainedModel, anatomy: Anatomy) -> bool:
+    """Whether all output projections are there: not where they wait elsewhere until their layer runs (accelerate)."""
+    outputs = (model.get_submodule(site.output) for site in anatomy.sites)
+    return not any(
+        parameter.is_meta for output in outputs for parameter in output.parameters(recurse=False)
+    )
 
 
 def has_bias(model: PreTrainedModel, anatomy: Anatomy) -> bool:
@@ -268,9 +284,9 @@ def put_back_after(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[None]:
 def having(model: PreTrainedModel, values: Mapping[str, Tensor]) -> Iterator[None]:
     """Let the model have other parameters for the length of a block."""
     before: dict[str, Any] = {name: model.get_parameter(name).data for name in values}
-    for name, value in values.items():
-        model.get_parameter(name).data = value
     try:
+        for name, value in values.items():
+            model.get_parameter(name).data = value
         yield
     finally:
         for name, data in before.items():

@@ -17,6 +17,7 @@ are dealt into :data:`FOLDS` parts, and the ridge is taken whose solutions on al
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
+from math import isfinite
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
@@ -113,7 +114,8 @@ def solve(
             sum(_error(part, *solver(every - part, weight, bias, ridge=tried)) for part in parts)
             for tried in ridges
         ]
-        ridge = ridges[errors.index(min(errors))]
+        known = [error for error in errors if isfinite(error)]
+        ridge = ridges[errors.index(min(known))] if len(known) == len(errors) else max(ridges)
     elif len(ridges) > 1:
         ridge = max(ridges)  # of one example nothing can be learned that another could confirm
     return Solved(*solver(every, weight, bias, ridge=ridge), ridge)

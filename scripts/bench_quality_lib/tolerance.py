@@ -65,7 +65,7 @@ def go_within(max_drop: str, *, seed: int, voice: Voice) -> Within:
         removed=len(plan.remove) / len(anatomy.heads),
         base=base,
         value=value,
-        kept_its_word=recipe.max_drop is not None and base - value <= recipe.max_drop.of(base),
+        kept_its_word=base - value <= plan.budget["allowed"],
         interval=interval,
         n=len(whole.references),
     )
