@@ -302,7 +302,7 @@ def test_of_one_example_little_is_learned():
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_mending_does_not_depend_on_batch_size(name):
-    model, batch, _loss = setting(name, rows=24)
+    model, batch, _loss = setting(name, rows=12)
     anatomy = hp.inspect(model)
     mask = mask_of(anatomy, GONE[name])
     found = [
@@ -310,12 +310,12 @@ def test_mending_does_not_depend_on_batch_size(name):
             model,
             anatomy,
             batches=as_batches(
-                [{k: v[i : i + size] for k, v in batch.items()} for i in range(0, 24, size)]
+                [{k: v[i : i + size] for k, v in batch.items()} for i in range(0, 12, size)]
             ),
             mask=mask,
             ways=["refit"],
         )[0]
-        for size in (24, 5, 1)
+        for size in (12, 5, 1)
     ]
     assert len(set(found[0].ridges.values())) > 1  # projections differ in what suits them
     for other in found[1:]:
