@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from headprune.drop import AllowedDrop
 from headprune.errors import ConfigError, did_you_mean
+from headprune.method_names import MethodName
 
 RECIPE_FILE = "headprune.yaml"
 
@@ -53,28 +54,7 @@ class Recipe(BaseModel):
     until: Literal["decided"] | None = None
     max_work: float = Field(1 / 3, gt=0, le=1)
 
-    method: (
-        Literal[
-            "gradient",
-            "gradient:token",
-            "gradient:batch",
-            "unique",
-            "fisher",
-            "fisher:batch",
-            "ablation",
-            "shapley",
-            "gates",
-            "activation",
-            "fluctuation",
-            "fluctuation:channel",
-            "confidence",
-            "entropy",
-            "sink",
-            "magnitude",
-            "random",
-        ]
-        | None
-    ) = None
+    method: MethodName | None = None
     recipe: Literal["michel", "kwon", "flap", "minitron"] | None = None
     objective: Literal["loss", "metric", "distill"] = "loss"
     normalize: Literal["none", "layer", "standard"] = "none"

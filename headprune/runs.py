@@ -1,5 +1,6 @@
 """Where scores lie between commands: numbered run directories, the latest last, nothing overwritten."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from headprune.atomic import write_text
@@ -22,19 +23,27 @@ def refuse_used_run(run: str) -> None:
         )
 
 
-def write_scores(scores: HeadScores, run: str | None) -> Path:
-    """Write scores to ``run``, or to the next numbered directory; returns the file.
+def write_scores(scores: Sequence[HeadScores], run: str | None) -> tuple[Path, ...]:
+    """Write scores to ``run``, or to the next numbered directory; returns the files.
+
+    Those by the first method are the run's own; those by others lie beside them, their method in the name.
 
     Raises:
         CheckpointError: ``run`` holds scores already, or can't be written.
     """
+    first, *others = scores
     if run is not None:
-        path = Path(run) / SCORES
         refuse_used_run(run)
-    else:
-        path = next_run(scores.method.replace(":", "-")) / SCORES
-    write_text(path, scores.to_json())
-    return path
+    folder = next_run(_word(first.method)) if run is None else Path(run)
+    written = {folder / f"scores.{_word(other.method)}.json": other for other in others}
+    written[folder / SCORES] = first  # the last: a directory that has it has all
+    for path, content in written.items():
+        write_text(path, content.to_json())
+    return folder / SCORES, *(path for path in written if path.name != SCORES)
+
+
+def _word(method: str) -> str:
+    return method.replace(":", "-")
 
 
 def next_run(name: str) -> Path:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
 from headprune.heads import HeadScores, PruningPlan, read_artefact
-from headprune.report.terminal import heatmap
+from headprune.report.scores import heatmap
 
 # rich's own template, without the fonts that it would fetch.
 TEMPLATE = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">

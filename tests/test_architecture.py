@@ -17,6 +17,7 @@ ORDER = [
     "journal",
     "heads",
     "demo",
+    "method_names",
     "drop",
     "config",
     "models",

@@ -507,6 +507,35 @@ def test_methods_without_data_need_none(headprune, place):
     assert (scores["n"], scores["data"], scores["rows"]) == (0, {}, [])
 
 
+def test_several_methods_score_as_each_does_alone(headprune, place):
+    words = ("score", "classifier", "--data", "data.csv", "--json", "--method")
+    methods = ("fisher", "gradient:batch", "entropy", "magnitude")
+    code, out, err = headprune(*words, ",".join(methods), "--run", "together")
+    assert code == 0, err
+    together = json.loads(out)
+    assert [scores["method"] for scores in together] == list(methods)
+    for scores in together:
+        code, out, err = headprune(*words, scores["method"])
+        assert code == 0, err
+        assert json.loads(out) == scores
+        word = scores["method"].replace(":", "-")
+        name = "scores.json" if word == "fisher" else f"scores.{word}.json"
+        assert json.loads((place / "together" / name).read_text(encoding="utf-8")) == scores
+    assert not list(place.rglob("partial"))
+
+
+def test_several_methods_are_shown_beside_each_other(headprune, place):
+    words = ("classifier", "--method", "magnitude,random", "--task", "classification")
+    code, out, err = headprune("score", *words)
+    assert code == 0, err
+    assert "same order (Spearman)" in out
+    assert "scores.random.json" in err.replace("\n", "")
+    code, out, err = headprune("score", "classifier", "--method", "magnitude,fischer")
+    assert code == 2
+    assert "there is no method 'fischer'" in err
+    assert "did you mean 'fisher'" in err
+
+
 def test_heads_race_for_the_places_that_keep_leaves(headprune, place):
     words = ("classifier", "--data", "data.csv", "--method", "ablation", "--keep", "0.5")
     code, out, err = headprune("score", *words, "--until", "decided", "--max-work", "1")

@@ -13,8 +13,12 @@ import headprune as hp
 from headprune.batch import Batch, as_batches
 from headprune.config import Recipe
 from headprune.errors import DataError, UnsupportedError
+from headprune.journal import Journal
 from headprune.masking import gated
+from headprune.method_names import METHOD_NAMES
+from headprune.passes import Pass
 from headprune.scoring import DEPEND_ON_BATCHES, METHODS
+from headprune.scoring import score as score_heads
 
 SHAPLEY = sys.modules[METHODS["shapley"].__module__]  # its name in the package is the function's
 
@@ -338,6 +342,36 @@ def test_standardized_layers_have_mean_0_and_deviation_1():
     assert torch.equal(order, by_layer.argsort(1))
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
-def test_recipes_know_every_method(method):
-    assert Recipe(method=method).method == method
+def test_every_method_has_a_name_that_recipes_and_help_know():
+    assert tuple(METHODS) == METHOD_NAMES
+    assert all(Recipe(method=method).method == method for method in METHODS)
+
+
+@pytest.mark.parametrize(
+    "together",
+    [
+        ("gradient", "fisher", "gradient:batch", "fisher:batch"),
+        ("activation", "fluctuation", "fluctuation:channel"),
+        ("confidence", "entropy", "sink"),
+    ],
+)
+def test_methods_that_are_made_of_the_same_pass_share_it(tmp_path, together):
+    model, batch, loss = setting("bert")
+    anatomy, batches = hp.inspect(model), as_batches(one_row_at_a_time(batch))
+    forwards = []
+    model.register_forward_pre_hook(lambda *_: forwards.append(1))
+
+    def score(method, folder):
+        before = len(forwards)
+        over = Pass(journal=Journal(folder))
+        given = {"batches": batches, "loss": loss, "method": method, "over": over}
+        return score_heads(model, anatomy, **given), len(forwards) - before
+
+    apart = {method: score(method, tmp_path / method.replace(":", "-")) for method in together}
+    shared = {method: score(method, tmp_path / "shared") for method in together}
+    for method in together:
+        assert shared[method][0] == apart[method][0]
+        assert apart[method][1] >= len(batches)
+    first, *others = (count for _scores, count in shared.values())
+    assert first == apart[together[0]][1]
+    assert sum(others) <= len(others)  # attention is looked at once to see whether it shows

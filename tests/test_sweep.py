@@ -26,7 +26,7 @@ from headprune.journal import Journal
 from headprune.models import ModelSource
 from headprune.passes import IN_SILENCE, Pass
 from headprune.pipeline.curves import measure_curves
-from headprune.pipeline.sweep import lawful_points, methods_of
+from headprune.pipeline.sweep import lawful_points, recipes_of
 from headprune.replay import losses
 from headprune.report.plots import spread, sweep_picture
 from headprune.report.terminal import Talk
@@ -273,11 +273,11 @@ def test_points_that_can_not_be_cut_are_left_out_or_refused(capsys, tokenizer):
 
 
 def test_methods_are_those_named_or_a_method_and_its_controls():
-    assert methods_of(Recipe()) == ("gradient", "magnitude", "random")
-    assert methods_of(Recipe(method="fisher")) == ("fisher", "magnitude", "random")
-    assert methods_of(Recipe(methods="random, ablation,random")) == ("random", "ablation")
+    assert tuple(recipes_of(Recipe())) == ("gradient", "magnitude", "random")
+    assert tuple(recipes_of(Recipe(method="fisher"))) == ("fisher", "magnitude", "random")
+    assert tuple(recipes_of(Recipe(methods="random, ablation,random"))) == ("random", "ablation")
     with pytest.raises(ConfigError, match="no method 'gradiant'"):
-        methods_of(Recipe(methods=("gradiant",)))
+        recipes_of(Recipe(methods=("gradiant",)))
 
 
 @given(wanted=st.lists(st.floats(0, 1), min_size=1, max_size=7), gap=st.floats(0.01, 0.3))

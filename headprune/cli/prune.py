@@ -174,7 +174,7 @@ def with_output(recipe: "Recipe") -> "Recipe":
 
 def shower(call: Call) -> "Callable[[HeadScores, PruningPlan], None]":
     """Return what shows scores and plan as a heatmap while the work goes on."""
-    from headprune.report.terminal import heatmap
+    from headprune.report.scores import heatmap
 
     def show(scores: "HeadScores", plan: "PruningPlan") -> None:
         if not call.talk.quiet and not call.json:

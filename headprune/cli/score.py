@@ -5,11 +5,21 @@ from typing import Annotated, Any
 import typer
 
 from headprune.cli.options import Call
-from headprune.cli.settings import Method, Model, Normalize, NumSamples, Objective, Steps
+from headprune.cli.settings import Model, Normalize, NumSamples, Objective, Steps
+from headprune.method_names import METHOD_NAMES
 
 OPTIONS: dict[str, Any] = {
     "model": Model,
-    "method": Method,
+    "methods": Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            "--methods",
+            metavar="NAME[,NAME]",
+            help=f"How heads are scored: {', '.join(METHOD_NAMES)}. Several share what passes they can. (default: unique)",
+            show_default=False,
+        ),
+    ],
     "objective": Objective,
     "normalize": Normalize,
     "steps": Steps,
@@ -54,7 +64,8 @@ OPTIONS: dict[str, Any] = {
     "run": Annotated[
         str | None,
         typer.Option(
-            metavar="DIR", help="Where scores.json goes (default: headprune-runs/NNN-METHOD)."
+            metavar="DIR",
+            help="Where scores.json goes, and scores.METHOD.json of further methods (default: headprune-runs/NNN-METHOD).",
         ),
     ],
 }
@@ -64,20 +75,22 @@ def command(call: Call) -> None:
     """Score every attention head on your data, and show a heatmap."""
     from headprune import pipeline
     from headprune.distributed import join_world, leave_world
-    from headprune.report.terminal import heatmap, race_text, score_table
+    from headprune.report.scores import agreement_table, heatmap, race_text, score_table
 
     world = join_world(cpu=call.recipe.device == "cpu")
-    scores, path = pipeline.score(call.recipe, voice=call.talk, world=world)
+    found, paths = pipeline.score(call.recipe, voice=call.talk, world=world)
     leave_world(world)
-    if path is None:
+    if not paths:
         return
     if call.json:
-        call.write(scores.to_json())
+        documents = ",\n".join(scores.to_json().rstrip() for scores in found)
+        call.write(documents + "\n" if len(found) == 1 else f"[\n{documents}\n]\n")
     else:
-        call.show(heatmap(scores))
-        call.show("")
-        call.show(score_table(scores))
-        if scores.race is not None:
+        shown = [part for scores in found for part in (heatmap(scores), score_table(scores))]
+        shown += [race_text(scores.race, scores) for scores in found if scores.race is not None]
+        shown += [agreement_table(found)] if len(found) > 1 else []
+        call.show(shown[0])
+        for part in shown[1:]:
             call.show("")
-            call.show(race_text(scores.race, scores))
-    call.talk.say(f"written: {path}")
+            call.show(part)
+    call.talk.say(f"written: {', '.join(map(str, paths))}")

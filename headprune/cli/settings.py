@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from headprune.method_names import METHOD_NAMES
+
 Model = Annotated[
     str | None,
     typer.Argument(metavar="MODEL", help="Hub id, directory, or demo:minilm.", show_default=False),
@@ -53,9 +55,7 @@ Method = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="How heads are scored: gradient, gradient:token, gradient:batch, unique, fisher, fisher:batch, "
-        "ablation, shapley, gates, activation, fluctuation, fluctuation:channel, confidence, entropy, sink, magnitude, "
-        "random. (default: unique)",
+        help=f"How heads are scored: {', '.join(METHOD_NAMES)}. (default: unique)",
         show_default=False,
     ),
 ]

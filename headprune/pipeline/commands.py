@@ -24,9 +24,15 @@ from headprune.gate import Baseline, refuse_other_rows
 from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
 from headprune.models import find, fingerprint, load_tokenizer, weights_bytes
-from headprune.pipeline.course import check_course, constraints_of, is_tolerant, method_of
+from headprune.pipeline.course import (
+    by_method,
+    check_course,
+    constraints_of,
+    is_tolerant,
+    method_of,
+)
 from headprune.pipeline.delivery import cut_and_save, measure
-from headprune.pipeline.scores import Scored, compute_scores, find_scores
+from headprune.pipeline.scores import Scored, compute_each, find_scores
 from headprune.pipeline.tolerance import plan_within, rows_in_three
 from headprune.prices import prices_of
 from headprune.results import Results
@@ -55,30 +61,34 @@ from headprune.subject import (
 
 def score(
     recipe: Recipe, *, voice: Voice, world: World | None = None
-) -> tuple[HeadScores, Path | None]:
+) -> tuple[tuple[HeadScores, ...], tuple[Path, ...]]:
     """Score every head on the calibration rows (methods that need no data read none), and write the scores.
 
     Args:
-        recipe: The settings.
+        recipe: The settings; with ``methods``, by each of them, in as few passes over the rows as they are made of.
         voice: How to talk meanwhile.
-        world: The processes that share the work. The first one writes; the others return no path.
+        world: The processes that share the work. The first one writes; the others return no paths.
     """
     world = world or World()
-    check_course(recipe, world=world)
+    recipes = by_method(recipe, method_of(recipe))
+    for by_one in recipes.values():
+        check_course(by_one, world=world)
     if recipe.run is not None:
         refuse_used_run(recipe.run)
     if world.size > 1 and recipe.device in ("auto", "cuda"):
         recipe = recipe.model_copy(update={"device": world.device})
     subject = open_subject(recipe, voice=voice)
     anatomy = inspect_for_pruning(subject, voice=voice)
-    needs_rows = method_of(recipe) not in NEED_NO_ROWS
+    needs_rows = not set(recipes) <= set(NEED_NO_ROWS)
     rows = calibration_rows(subject, voice=voice) if needs_rows else None
-    found = compute_scores(subject, anatomy, rows, voice=voice, world=world)
+    found = compute_each(subject, recipes, anatomy, rows, voice=voice, world=world)
+    scores = tuple(scored.scores for scored in found.values())
     if not world.is_main:
-        return found.scores, None
-    path = write_scores(found.scores, recipe.run)
-    found.kept_elsewhere()
-    return found.scores, path
+        return scores, ()
+    paths = write_scores(scores, recipe.run)
+    for scored in found.values():
+        scored.kept_elsewhere()
+    return scores, paths
 
 
 def inspect_for_pruning(subject: Subject, *, voice: Voice) -> Anatomy:

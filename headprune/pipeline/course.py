@@ -2,8 +2,9 @@
 
 from headprune.config import Recipe
 from headprune.distributed import World
-from headprune.errors import ConfigError
+from headprune.errors import ConfigError, did_you_mean
 from headprune.heads import HeadScores
+from headprune.method_names import METHOD_NAMES
 from headprune.scoring import NEED_NO_ROWS
 from headprune.selection import Constraints, Resource, Target
 from headprune.surgery import WAYS
@@ -54,6 +55,29 @@ def constraints_of(recipe: Recipe) -> Constraints:
 def method_of(recipe: Recipe) -> str:
     """Return how heads are scored."""
     return recipe.method or DEFAULT_METHOD
+
+
+def by_method(recipe: Recipe, *default: str) -> dict[str, Recipe]:
+    """Return for every method that a recipe compares, each once, the recipe that scores by it.
+
+    Args:
+        recipe: Its ``methods`` are compared.
+        *default: What they are where it has none.
+
+    Raises:
+        ConfigError: There is no such method.
+    """
+    methods = recipe.methods or default
+    for method in methods:
+        if method not in METHOD_NAMES:
+            raise ConfigError(
+                f"there is no method {method!r}",
+                where=f"methods: {', '.join(methods)}",
+                hint=did_you_mean(method, METHOD_NAMES),
+            )
+    return {
+        method: recipe.model_copy(update={"method": method, "methods": ()}) for method in methods
+    }
 
 
 def steps_of(recipe: Recipe) -> int:

@@ -1,11 +1,12 @@
 """Scores for a model: named by the user, found in the latest run, or computed."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, fingerprint_of_batches
+from headprune.config import Recipe
 from headprune.distributed import World
 from headprune.errors import HeadpruneError
 from headprune.heads import HeadScores
@@ -116,6 +117,27 @@ def _fits(scores: HeadScores, subject: Subject, rows: Rows) -> bool:
     )
 
 
+def compute_each(
+    subject: Subject,
+    recipes: Mapping[str, Recipe],
+    anatomy: Anatomy,
+    rows: Rows | None,
+    *,
+    voice: Voice,
+    world: World | None = None,
+) -> dict[str, Scored]:
+    """Score by several methods; a pass over the data that several are made of is run once, and found again in the journal."""
+    found: dict[str, Scored] = {}
+    for method, recipe in recipes.items():
+        if len(recipes) > 1:
+            voice.say(f"{method}:")
+        by_one = replace(subject, recipe=recipe)
+        found[method] = compute_scores(
+            by_one, anatomy, rows, voice=voice, world=world, is_first=not found
+        )
+    return found
+
+
 def compute_scores(
     subject: Subject,
     anatomy: Anatomy,
@@ -124,10 +146,12 @@ def compute_scores(
     voice: Voice,
     keep_parts: bool = True,
     world: World | None = None,
+    is_first: bool = True,
 ) -> Scored:
     """Score every head on ``rows``; methods that need no data leave them aside.
 
-    What is done lies beside the run, batch by batch: stopped at any moment, the same command goes on from there.
+    What is done lies beside the run, batch by batch: stopped at any moment, the same command goes on from there. Of any but the
+    first of several methods what is found there isn't an earlier run's alone, and nothing is said of it.
     """
     recipe, world = subject.recipe, world or World()
     check_course(recipe, world=world)
@@ -135,10 +159,10 @@ def compute_scores(
     used = None if method in NEED_NO_ROWS else rows
     goal = subject.goal(used.examples) if used else NOTHING
     batches = goal.drawn if method in DIFFERENTIATE else goal.batches
-    journal = _journal(subject, anatomy, batches, method=method) if used and keep_parts else None
+    journal = _journal(subject, anatomy, batches) if used and keep_parts else None
     done = journal.count() if journal else 0
     world.wait()  # before the first result of anyone is counted as an earlier run's
-    if done:
+    if done and is_first:
         voice.say(f"going on with a run that was stopped; batches done: {done}")
     over = Pass(voice.track, voice.say, journal, world, recipe.compile)
     try:
@@ -167,13 +191,13 @@ def compute_scores(
     return Scored(found.model_copy(update=note), journal)
 
 
-def _journal(
-    subject: Subject, anatomy: Anatomy, batches: Sequence[Batch], *, method: str
-) -> Journal:
-    """Return the journal of these scores: another model, other rows or settings, and it is another one."""
+def _journal(subject: Subject, anatomy: Anatomy, batches: Sequence[Batch]) -> Journal:
+    """Return the journal of these scores: another model, other rows or settings, and it is another one.
+
+    The method is none of these: passes have names, and those of the same name are the same, whatever is made of them.
+    """
     recipe = subject.recipe
     facts = {
-        "method": method,
         "seed": recipe.seed,
         "heads": [str(head) for head in anatomy.heads],
         "model": model_note(subject),

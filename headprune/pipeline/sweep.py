@@ -1,7 +1,6 @@
 """The metric against the share of heads kept, method by method: scored once, cut at many points by masking."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +9,18 @@ from headprune.atomic import refuse_unusable_target, staged_directory
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.checkpoint import seal
 from headprune.config import BUDGETS, Recipe
-from headprune.errors import ConfigError, PlanError, did_you_mean
+from headprune.errors import PlanError
 from headprune.heads import HeadScores
 from headprune.journal import Journal, open_journal
 from headprune.models import versions
 from headprune.passes import Pass
 from headprune.pipeline.commands import check_metric, inspect_for_pruning
-from headprune.pipeline.course import check_course
+from headprune.pipeline.course import by_method, check_course
 from headprune.pipeline.curves import constraints_at, measure_curves
-from headprune.pipeline.scores import compute_scores
+from headprune.pipeline.scores import compute_each
 from headprune.report.plots import sweep_picture
 from headprune.results import Curve, Sweep
 from headprune.runs import FOLDER, next_run
-from headprune.scoring import METHODS
 from headprune.selection import make_plan
 from headprune.subject import (
     Rows,
@@ -59,21 +57,16 @@ def sweep(recipe: Recipe, *, voice: Voice) -> tuple[Sweep, Path]:
     """
     out = Path(recipe.out) if recipe.out else next_run("sweep")
     refuse_unusable_target(out, overwrite=recipe.overwrite)
-    methods = methods_of(recipe)
     check_metric(recipe)
     recipe = _scored_once(recipe, voice=voice)
-    for method in methods:
-        check_course(_by(recipe, method))
+    recipes = recipes_of(recipe)
+    for by_one in recipes.values():
+        check_course(by_one)
     subject = open_subject(recipe, voice=voice)
     anatomy = inspect_for_pruning(subject, voice=voice)
     keeps = lawful_points(anatomy, subject.recipe, voice=voice)
     choosing, reporting = separate_rows(subject, voice=voice, chose=set(rows_that_chose(subject)))
-    scored = {
-        method: compute_scores(
-            replace(subject, recipe=_by(recipe, method)), anatomy, choosing, voice=voice
-        )
-        for method in methods
-    }
+    scored = compute_each(subject, recipes, anatomy, choosing, voice=voice)
     scores = {method: found.scores for method, found in scored.items()}
     batches = subject.batches(reporting.examples)
     journal = _journal(subject, anatomy, batches)
@@ -91,21 +84,13 @@ def sweep(recipe: Recipe, *, voice: Voice) -> tuple[Sweep, Path]:
     return found, out
 
 
-def methods_of(recipe: Recipe) -> tuple[str, ...]:
-    """Return the methods that a recipe compares, each once.
+def recipes_of(recipe: Recipe) -> dict[str, Recipe]:
+    """Return the recipe of every method that is compared.
 
     Raises:
         ConfigError: There is no such method.
     """
-    methods = recipe.methods or (recipe.method or _MASKED, *_CONTROLS)
-    for method in methods:
-        if method not in METHODS:
-            raise ConfigError(
-                f"there is no method {method!r}",
-                where="--methods",
-                hint=did_you_mean(method, METHODS),
-            )
-    return tuple(dict.fromkeys(methods))
+    return by_method(recipe, recipe.method or _MASKED, *_CONTROLS)
 
 
 def lawful_points(anatomy: Anatomy, recipe: Recipe, *, voice: Voice) -> tuple[float, ...]:
@@ -148,10 +133,6 @@ def _scored_once(recipe: Recipe, *, voice: Voice) -> Recipe:
         named = ", ".join(f"--{name.replace('_', '-')}" for name in left)
         voice.say(f"left aside, for heads are scored once, and masked at every point: {named}")
     return recipe.model_copy(update={**single, "run": None})
-
-
-def _by(recipe: Recipe, method: str) -> Recipe:
-    return recipe.model_copy(update={"method": method})
 
 
 def _journal(subject: Subject, anatomy: Anatomy, batches: Sequence[Batch]) -> Journal:

@@ -23,7 +23,8 @@ from headprune.replay.rows import tensors_in
 from headprune.scoring.estimate import Estimate, mean_and_error
 from headprune.scoring.moments import padding_mask
 
-Summary = Callable[[Float[Tensor, "rows heads queries keys"]], Float[Tensor, "rows heads queries"]]
+NUMBERS = ("confidence", "entropy", "sink")
+"""What is made of every query's weights, in one pass for all: the largest, the negative entropy, what doesn't go to the first."""
 
 
 @torch.no_grad()
@@ -33,18 +34,16 @@ def mean_over_queries(
     *,
     batches: Sequence[Batch],
     over: Pass,
-    name: str,
-    summary: Summary,
+    number: str,
 ) -> Estimate:
-    """Return ``mean_n mean_t summary(weights of query t)`` for every head, with its standard error over examples.
+    """Return ``mean_n mean_t number(weights of query t)`` for every head, with its standard error over examples.
 
     Args:
         model: The model.
         anatomy: Its anatomy.
         batches: Calibration data; queries that are padding don't count.
         over: How to go over the data.
-        name: What is being done.
-        summary: One number for every query's weights.
+        number: Which of :data:`NUMBERS`; the others are kept, too, where a journal is.
 
     Raises:
         UnsupportedError: An attention doesn't hand out its weights.
@@ -52,7 +51,7 @@ def mean_over_queries(
     asking: dict[str, Any] = {}
 
     def look(batch: Batch) -> list[Tensor]:
-        with _listening(model, anatomy, batch, summary) as seen:
+        with _listening(model, anatomy, batch) as seen:
             forward(model, {**batch.inputs, **asking})
         return [_by_example(site, seen[site.id], batch) for site in anatomy.sites]
 
@@ -71,12 +70,12 @@ def mean_over_queries(
         found = each_batch(
             batches,
             sums,
-            shape=lambda _batch: (2, len(anatomy.heads)),
+            shape=lambda _batch: (2, len(anatomy.heads), len(NUMBERS)),
             dtype=torch.float64,
             over=over,
-            name=name,
+            name="attention weights",
         )
-    total, squares = torch.stack(found).sum(0)
+    total, squares = torch.stack(found).sum(0)[..., NUMBERS.index(number)]
     return mean_and_error(total, squares, n=num_examples(batches))
 
 
@@ -101,9 +100,9 @@ def _eager(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def _listening(
-    model: PreTrainedModel, anatomy: Anatomy, batch: Batch, summary: Summary
-) -> Iterator[dict[SiteId, list[Float[Tensor, "rows heads queries"]]]]:
-    """Collect what ``summary`` makes of the weights that attentions put out beside their results."""
+    model: PreTrainedModel, anatomy: Anatomy, batch: Batch
+) -> Iterator[dict[SiteId, list[Float[Tensor, "rows heads queries numbers"]]]]:
+    """Collect the numbers of the weights that attentions put out beside their results."""
     seen: dict[SiteId, list[Tensor]] = {site.id: [] for site in anatomy.sites}
 
     def listen(site: Site) -> Callable[..., None]:
@@ -112,7 +111,7 @@ def _listening(
                 if _are_weights(site, tensor, rows=batch.num_rows):
                     places = places_of(site, tensor.shape[1])
                     of_heads = tensor if places is None else tensor[:, places]
-                    seen[site.id].append(summary(of_heads.float()).cpu().double())
+                    seen[site.id].append(_numbers(of_heads.float()).cpu().double())
 
         return note
 
@@ -130,6 +129,14 @@ def _listening(
             )
 
 
+def _numbers(
+    weights: Float[Tensor, "rows heads queries keys"],
+) -> Float[Tensor, "rows heads queries numbers"]:
+    """Return :data:`NUMBERS`."""
+    negative_entropy = torch.special.xlogy(weights, weights).sum(-1)
+    return torch.stack([weights.amax(-1), negative_entropy, 1 - weights[..., 0]], dim=-1)
+
+
 def _are_weights(site: Site, tensor: Tensor, *, rows: int) -> bool:
     """Whether a tensor is [rows, heads, queries, keys], and every query's weights sum to one (or, with a sink, to less)."""
     if tensor.dim() != 4 or not tensor.is_floating_point() or tensor.shape[0] % rows:
@@ -142,16 +149,17 @@ def _are_weights(site: Site, tensor: Tensor, *, rows: int) -> bool:
 
 def _by_example(
     site: Site, calls: Sequence[Tensor], batch: Batch
-) -> Float64[Tensor, "examples heads"]:
-    """Return the mean over an example's queries, of all of its rows, of every head."""
-    found = torch.zeros(2, batch.num_examples, len(site.heads), dtype=torch.float64)
+) -> Float64[Tensor, "examples heads numbers"]:
+    """Return the means over an example's queries, of all of its rows, of every head."""
+    found = torch.zeros(2, batch.num_examples, len(site.heads), len(NUMBERS), dtype=torch.float64)
     mask = padding_mask(site, batch)
     for values in calls:
         counted = torch.ones(values.shape[0], 1, values.shape[2], dtype=torch.float64)
         if mask is not None and tuple(mask.shape) == (values.shape[0], values.shape[2]):
             counted = mask[:, None].cpu().double()
+        counted = counted[..., None]
         # Rows may have become several (windows).
         rows = batch.example_of_row.cpu().repeat_interleave(values.shape[0] // batch.num_rows)
         found[0].index_add_(0, rows, (values * counted).sum(2))
-        found[1].index_add_(0, rows, counted.sum(2).expand(-1, len(site.heads)))
+        found[1].index_add_(0, rows, counted.sum(2).expand(-1, *found.shape[2:]))
     return found[0] / found[1].clamp_min(1)

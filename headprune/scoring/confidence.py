@@ -27,11 +27,4 @@ def confidence(
     Source: Voita et al., "Analyzing Multi-Head Self-Attention", ACL 2019, section 4.
     """
     del loss, seed
-    return mean_over_queries(
-        model,
-        anatomy,
-        batches=batches,
-        over=over,
-        name="confidence",
-        summary=lambda weights: weights.amax(-1),
-    )
+    return mean_over_queries(model, anatomy, batches=batches, over=over, number="confidence")

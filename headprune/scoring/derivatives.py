@@ -1,6 +1,6 @@
 """How much each example's loss would move with each head's gate: one backward a batch, to activations only."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -23,56 +23,6 @@ Along: TypeAlias = Mapping[SiteId, tuple[Tensor, Tensor]]
 """``T`` [width, width] and ``c`` [width] of every site."""
 
 
-def mean_over_examples(
-    model: PreTrainedModel,
-    anatomy: Anatomy,
-    *,
-    batches: Sequence[Batch],
-    loss: Loss,
-    over: Pass,
-    name: str,
-    size: Callable[[Tensor], Tensor],
-) -> Estimate:
-    """Return ``mean_n size(d l_n / d xi_h)`` for every head, with its standard error.
-
-    Args:
-        model: The model.
-        anatomy: Its anatomy.
-        batches: Calibration data.
-        loss: One loss per example.
-        over: How to go over the data.
-        name: What is being done.
-        size: Makes derivatives [examples, heads] into numbers that are averaged.
-    """
-
-    def sums(batch: Batch) -> Tensor:
-        sizes = size(derivatives(model, anatomy, batch, loss).double())
-        return torch.stack([sizes.sum(0), sizes.square().sum(0)])
-
-    total, squares = _summed(model, anatomy, batches, sums, parts=2, over=over, name=name)
-    return mean_and_error(total, squares, n=num_examples(batches))
-
-
-def mean_over_batches(
-    model: PreTrainedModel,
-    anatomy: Anatomy,
-    *,
-    batches: Sequence[Batch],
-    loss: Loss,
-    over: Pass,
-    name: str,
-    size: Callable[[Tensor], Tensor],
-) -> Estimate:
-    """Return ``mean_b size(d l_b / d xi_h)``, where ``l_b`` is the mean loss of a batch: depends on how large batches are."""
-
-    def sums(batch: Batch) -> Tensor:
-        found = derivatives(model, anatomy, batch, loss).double()
-        return size(found.mean(0))[None]
-
-    (total,) = _summed(model, anatomy, batches, sums, parts=1, over=over, name=name)
-    return Estimate(total / len(batches), None, num_examples(batches))
-
-
 def each_derivative(
     model: PreTrainedModel,
     anatomy: Anatomy,
@@ -80,25 +30,20 @@ def each_derivative(
     batches: Sequence[Batch],
     loss: Loss,
     over: Pass,
-    name: str,
-    by_batch: bool,
-) -> Float64[Tensor, "samples heads"]:
-    """Return ``d l / d xi_h`` of every example, or of the mean loss of every batch."""
+) -> tuple[Float64[Tensor, "examples heads"], ...]:
+    """Return ``d l / d xi_h`` of every example, batch by batch.
 
-    def found(batch: Batch) -> Tensor:
-        values = derivatives(model, anatomy, batch, loss).double()
-        return values.mean(0, keepdim=True) if by_batch else values
-
+    All methods that are made of these keep them under one name: the second finds what the first has left in the journal.
+    """
     with frozen(model):
-        parts = each_batch(
+        return each_batch(
             batches,
-            found,
-            shape=lambda batch: (1 if by_batch else batch.num_examples, len(anatomy.heads)),
+            lambda batch: derivatives(model, anatomy, batch, loss).double(),
+            shape=lambda batch: (batch.num_examples, len(anatomy.heads)),
             dtype=torch.float64,
             over=over,
-            name=name,
+            name="derivatives",
         )
-    return torch.cat(parts)
 
 
 def mean_over_stretches(
@@ -156,7 +101,16 @@ def mean_over_stretches(
                 sizes[:, anatomy.columns[site.id]] = moves[site.id].abs().sum(1)
         return torch.stack([sizes.sum(0), sizes.square().sum(0)])
 
-    total, squares = _summed(model, anatomy, batches, sums, parts=2, over=over, name=name)
+    with frozen(model):
+        found = each_batch(
+            batches,
+            sums,
+            shape=lambda _batch: (2, len(anatomy.heads)),
+            dtype=torch.float64,
+            over=over,
+            name=name,
+        )
+    total, squares = torch.stack(found).sum(0)
     return mean_and_error(total, squares, n=num_examples(batches))
 
 
@@ -255,28 +209,6 @@ def _losses(
         )
     found: Tensor = losses[0]
     return found
-
-
-def _summed(
-    model: PreTrainedModel,
-    anatomy: Anatomy,
-    batches: Sequence[Batch],
-    sums: Callable[[Batch], Tensor],
-    *,
-    parts: int,
-    over: Pass,
-    name: str,
-) -> Float64[Tensor, "parts heads"]:
-    with frozen(model):
-        found = each_batch(
-            batches,
-            sums,
-            shape=lambda _batch: (parts, len(anatomy.heads)),
-            dtype=torch.float64,
-            over=over,
-            name=name,
-        )
-    return torch.stack(found).sum(0)
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
@@ -29,11 +27,4 @@ def entropy(
     Source: Clark et al., "What Does BERT Look at?", BlackboxNLP 2019, section 3.3.
     """
     del loss, seed
-    return mean_over_queries(
-        model, anatomy, batches=batches, over=over, name="entropy", summary=_negative_entropy
-    )
-
-
-def _negative_entropy(weights: Tensor) -> Tensor:
-    found: Tensor = torch.special.xlogy(weights, weights).sum(-1)
-    return found
+    return mean_over_queries(model, anatomy, batches=batches, over=over, number="entropy")

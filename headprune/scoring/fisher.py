@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float64
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -32,9 +33,7 @@ def fisher(
     :func:`fisher_per_batch`).
     """
     del seed
-    found = each_derivative(
-        model, anatomy, batches=batches, loss=loss, over=over, name="fisher", by_batch=False
-    )
+    found = torch.cat(each_derivative(model, anatomy, batches=batches, loss=loss, over=over))
     squares = found.square()
     mean = mean_and_error(squares.sum(0), squares.square().sum(0), n=len(found))
     return Estimate(mean.values, mean.standard_errors, mean.n, _products(found, anatomy))
@@ -54,9 +53,8 @@ def fisher_per_batch(
     Depends on the batch size. Here for comparison.
     """
     del seed
-    found = each_derivative(
-        model, anatomy, batches=batches, loss=loss, over=over, name="fisher by batch", by_batch=True
-    )
+    by_example = each_derivative(model, anatomy, batches=batches, loss=loss, over=over)
+    found = torch.stack([of_batch.mean(0) for of_batch in by_example])
     return Estimate(found.square().mean(0), None, num_examples(batches), _products(found, anatomy))
 
 

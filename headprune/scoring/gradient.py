@@ -6,14 +6,10 @@ import torch
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.batch import Batch, Loss
+from headprune.batch import Batch, Loss, num_examples
 from headprune.passes import Pass
-from headprune.scoring.derivatives import (
-    mean_over_batches,
-    mean_over_examples,
-    mean_over_stretches,
-)
-from headprune.scoring.estimate import Estimate
+from headprune.scoring.derivatives import each_derivative, mean_over_stretches
+from headprune.scoring.estimate import Estimate, mean_and_error
 
 
 def gradient(
@@ -34,9 +30,9 @@ def gradient(
     Source: Michel, Levy, Neubig, "Are Sixteen Heads Really Better than One?", NeurIPS 2019.
     """
     del seed
-    return mean_over_examples(
-        model, anatomy, batches=batches, loss=loss, over=over, name="gradient", size=torch.abs
-    )
+    found = each_derivative(model, anatomy, batches=batches, loss=loss, over=over)
+    sizes = torch.cat(found).abs()
+    return mean_and_error(sizes.sum(0), sizes.square().sum(0), n=len(sizes))
 
 
 def gradient_per_token(
@@ -80,12 +76,6 @@ def gradient_per_batch(
     batches are: the scores depend on the batch size. Here for comparison.
     """
     del seed
-    return mean_over_batches(
-        model,
-        anatomy,
-        batches=batches,
-        loss=loss,
-        over=over,
-        name="gradient by batch",
-        size=torch.abs,
-    )
+    found = each_derivative(model, anatomy, batches=batches, loss=loss, over=over)
+    sizes = torch.stack([of_batch.mean(0) for of_batch in found]).abs()
+    return Estimate(sizes.mean(0), None, num_examples(batches))

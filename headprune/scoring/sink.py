@@ -38,11 +38,4 @@ def sink(
             where="batches",
             hint="pad on the right",
         )
-    return mean_over_queries(
-        model,
-        anatomy,
-        batches=batches,
-        over=over,
-        name="sink",
-        summary=lambda weights: 1 - weights[..., 0],
-    )
+    return mean_over_queries(model, anatomy, batches=batches, over=over, number="sink")
