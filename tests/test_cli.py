@@ -12,9 +12,11 @@ from headprune.cli import main
 from headprune.config import Recipe
 from headprune.evaluation import judge, predict
 from headprune.journal import Journal
+from headprune.pipeline.course import by_method
+from headprune.pipeline.scores import compute_each
 from headprune.pipeline.tolerance import plan_within, rows_in_three
 from headprune.report.terminal import Talk
-from headprune.subject import open_subject
+from headprune.subject import calibration_rows, open_subject
 
 
 @pytest.fixture(scope="module")
@@ -522,6 +524,24 @@ def test_several_methods_score_as_each_does_alone(headprune, place):
         name = "scores.json" if word == "fisher" else f"scores.{word}.json"
         assert json.loads((place / "together" / name).read_text(encoding="utf-8")) == scores
     assert not list(place.rglob("partial"))
+
+
+def test_several_methods_run_what_they_share_once(place):
+    voice = Talk(quiet=True, verbose=False)
+    runs = {}
+    for methods in (("fisher",), ("fisher", "gradient", "gradient:batch", "fisher:batch")):
+        recipe = Recipe(
+            model=str(place / "classifier"), data=str(place / "data.csv"), seed=len(methods)
+        )
+        subject = open_subject(recipe.model_copy(update={"methods": methods}), voice=voice)
+        anatomy, rows = hp.inspect(subject.model), calibration_rows(subject, voice=voice)
+        forwards = []
+        subject.model.register_forward_pre_hook(lambda *_, count=forwards: count.append(1))
+        found = compute_each(subject, by_method(subject.recipe), anatomy, rows, voice=voice)
+        assert tuple(found) == methods
+        runs[methods] = len(forwards)
+    alone, together = runs.values()
+    assert together == alone > 0
 
 
 def test_several_methods_are_shown_beside_each_other(headprune, place):
