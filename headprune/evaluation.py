@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
+from headprune.anatomy.trace import takes_cache
 from headprune.batch import Batch, forward, input_device, num_examples, per_example
 from headprune.errors import DataError, ModelError
 from headprune.heads import Artefact
@@ -38,6 +39,7 @@ class Measurement(Artefact):
     parameters: int
     heads: int | None
     latency_ms: dict[str, float] = {}
+    kv_cache_bytes_per_token: int | None = None
     limit: int | None = None
     data: dict[str, Any] = {}
     model: dict[str, Any] = {}
@@ -286,6 +288,34 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+@torch.no_grad()
+def kv_cache_bytes_per_token(model: PreTrainedModel, *, batch: Batch) -> int | None:
+    """Return how many bytes of keys and values generation keeps for each further token of a text, as they lie in memory.
+
+    Counted in what the model's own cache holds after all positions of a row and after half of them, so that what doesn't grow
+    (states, the keys of an encoder) is none of it.
+
+    Returns:
+        None for models that don't generate from such a cache.
+    """
+    row = {name: value[:1].to(model.device) for name, value in batch.inputs.items()}
+    length = row["input_ids"].shape[1] if "input_ids" in row else 0
+    if length < 2 or not (model.can_generate() and takes_cache(model)):
+        return None
+    sizes = []
+    for stop in (length // 2, length):
+        start = {
+            name: value[:, :stop] if value.shape[1:2] == (length,) else value
+            for name, value in row.items()
+        }
+        layers = getattr(model(**start, use_cache=True).past_key_values, "layers", None)
+        if layers is None:
+            return None
+        held = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
+        sizes.append(sum(tensor.nbytes for tensor in held if isinstance(tensor, Tensor)))
+    return (sizes[1] - sizes[0]) // (length - length // 2)
 
 
 def first_examples(batch: Batch, count: int) -> Batch:

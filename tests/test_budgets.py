@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import build
+from families import build, token_inputs
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_selection import anatomy_of, scores_of
@@ -18,9 +18,10 @@ import headprune as hp
 from headprune.batch import as_batches
 from headprune.config import Recipe, load_recipe
 from headprune.errors import ConfigError, PlanError
+from headprune.evaluation import kv_cache_bytes_per_token
 from headprune.pipeline.course import check_course, constraints_of
 from headprune.prices import prices_of
-from headprune.selection import Constraints, Prices, Target, make_plan, score_in_steps
+from headprune.selection import Constraints, Prices, Target, make_plan, savings, score_in_steps
 from headprune.selection.knapsack import cheapest_for, combine
 
 
@@ -340,6 +341,33 @@ def test_a_cache_target_counts_groups():
         bert = build("bert")
         found = hp.inspect(bert)
         hp.plan(scores_of(found, [0.0] * 18), anatomy=found, model=bert, target_kv_cache=0.5)
+
+
+@pytest.mark.parametrize(
+    ("family", "gqa"), [("gpt2", "group"), ("llama", "group"), ("llama", "even"), ("qwen3", "pad")]
+)
+@pytest.mark.parametrize("min_heads", [0, 1])
+def test_the_cache_shrinks_in_memory_by_what_was_counted(family, gqa, min_heads):
+    """Also where a layer loses every head."""
+    model = build(family)
+    anatomy = hp.inspect(model)
+    values = [float(head.head + 10 * (head.site.layer or 0)) for head in anatomy.heads]
+    settings = {"keep": 0.5, "gqa": gqa, "min_heads": min_heads, "anatomy": anatomy}
+    plan = hp.plan(scores_of(anatomy, values), **settings)
+    batch = as_batches([token_inputs(rows=2, length=12)])[0]
+    before = kv_cache_bytes_per_token(model, batch=batch)
+    saved = savings(model, anatomy, remove=plan.remove, pad=gqa == "pad").kv_cache_bytes_per_token
+    hp.prune(model, plan, anatomy=anatomy)
+    assert kv_cache_bytes_per_token(model, batch=batch) == before - saved
+    assert saved > 0 or gqa != "group"
+
+
+def test_what_does_not_generate_keeps_no_cache():
+    batch = as_batches([token_inputs(rows=2, length=12)])[0]
+    assert kv_cache_bytes_per_token(build("bert"), batch=batch) is None
+    assert kv_cache_bytes_per_token(build("gpt2"), batch=batch) == 3 * 2 * 48 * 4
+    classifier = build("llama", cls="LlamaForSequenceClassification", num_labels=2)
+    assert kv_cache_bytes_per_token(classifier, batch=batch) is None
 
 
 def test_latency_is_planned_from_a_measured_table(monkeypatch):

@@ -14,7 +14,15 @@ from headprune.anatomy.clone import pruning_record
 from headprune.atomic import staged_directory
 from headprune.batch import Batch
 from headprune.checkpoint import Route, seal, write_model
-from headprune.evaluation import EvalResult, Predictions, first_examples, judge, latency_ms, predict
+from headprune.evaluation import (
+    EvalResult,
+    Predictions,
+    first_examples,
+    judge,
+    kv_cache_bytes_per_token,
+    latency_ms,
+    predict,
+)
 from headprune.heads import Artefact, HeadMask, HeadScores, PruningPlan
 from headprune.masking import gated
 from headprune.models import versions, weights_bytes
@@ -67,6 +75,7 @@ def measure(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         heads=heads,
         latency_ms=latency_ms([model], batches=batches)[0] if timed else {},
+        kv_cache_bytes_per_token=kv_cache_bytes_per_token(model, batch=batches[0]),
         limit=recipe.limit,
         seed=recipe.seed,
         data=rows.note,

@@ -24,6 +24,8 @@ from headprune.verify import Proof
 
 T = TypeVar("T")
 
+_CACHE = "key/value cache, per token"
+
 
 class Talk:
     """Progress and remarks on stderr; silent when asked, plain lines where nobody watches."""
@@ -71,6 +73,8 @@ def eval_table(result: EvalResult) -> RenderableType:
     table.add_row("examples", f"{result.n:,} of {result.data.get('name')}{_split(result)}")
     table.add_row("heads", "unknown" if result.heads is None else f"{result.heads:,}")
     table.add_row("parameters", f"{result.parameters:,}")
+    if result.kv_cache_bytes_per_token is not None:
+        table.add_row(_CACHE, f"{result.kv_cache_bytes_per_token:,} bytes")
     for name, value in result.latency_ms.items():
         table.add_row(f"latency, {name.replace('_', ' ')}", f"{value:.1f} ms")
     return table
@@ -145,6 +149,9 @@ def _before_and_after(results: Results) -> Table:
         counts = getattr(before, name) or 0, getattr(after, name) or 0
         table.add_row(name, f"{counts[0]:,}", f"{counts[1]:,}", _change(*counts))
     table.add_row(*_weights_row(results))
+    old, new = before.kv_cache_bytes_per_token, after.kv_cache_bytes_per_token
+    if old is not None and new is not None:
+        table.add_row(_CACHE, f"{old:,} B", f"{new:,} B", _change(old, new))
     for name, value in after.latency_ms.items():
         table.add_row(
             f"latency, {name.replace('_', ' ')}",

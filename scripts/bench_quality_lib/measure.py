@@ -3,6 +3,7 @@
 Heads are masked, not cut: that both give the same is proven elsewhere, for every family and by every ``prune``.
 """
 
+import copy
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from bench_quality_lib.subjects import Case
 from headprune.allocator import kept_memory
 from headprune.anatomy import Anatomy
-from headprune.evaluation import Predictions, judge, predict
+from headprune.evaluation import Predictions, judge, kv_cache_bytes_per_token, predict
 from headprune.heads import HeadMask, HeadScores, PruningPlan
 from headprune.journal import Journal
 from headprune.masking import gated
@@ -24,8 +25,9 @@ from headprune.pipeline.course import constraints_of, method_of, steps_of
 from headprune.pipeline.mending import mend_if_asked
 from headprune.pipeline.rounds import score_with_steps
 from headprune.scoring import NEED_NO_ROWS
-from headprune.selection import make_plan
+from headprune.selection import is_padded, make_plan
 from headprune.subject import Subject, Voice
+from headprune.surgery import cut
 from headprune.surgery.fit import put_back_after
 from headprune.tasks.distill import NOTHING
 
@@ -47,6 +49,8 @@ class Measured(BaseModel):
         heads: Heads that stay, and that there were.
         mend: How the rest was mended; None where it wasn't.
         seconds: Scoring, planning and mending; steps that other keep ratios share are done once.
+        kv_cache: Bytes of keys and values per token in memory, of a model that was cut so and of the whole one; None where it
+            keeps none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +69,7 @@ class Measured(BaseModel):
     heads: tuple[int, int]
     mend: str | None
     seconds: float
+    kv_cache: tuple[int, int] | None = None
 
 
 class Bench:
@@ -107,7 +112,19 @@ class Bench:
             keep=keep,
             mend=None if kept is None else kept.how,
             seconds=seconds,
+            kv_cache=self._kv_cache(plan),
         )
+
+    def _kv_cache(self, plan: PruningPlan) -> tuple[int, int] | None:
+        """Cut a copy, and look at what its cache holds."""
+        model, batch = self.case.subject.model, self.batches[0]
+        whole = kv_cache_bytes_per_token(model, batch=batch)
+        if whole is None:
+            return None
+        twin = copy.deepcopy(model)
+        cut(twin, self.anatomy, remove=plan.remove, pad=is_padded(plan))
+        left = kv_cache_bytes_per_token(twin, batch=batch)
+        return None if left is None else (left, whole)
 
     def cost(self, settings: Mapping[str, Any], *, keep: float) -> float:
         """Return what a recipe takes, in forwards of the calibration rows: the mean of one before and one after it."""

@@ -69,9 +69,26 @@ def _section(name: str, rows: Sequence[Measured]) -> str:
         f"| *{OURS}'s loss in shares of the best other's* | "
         + " | ".join(_share(rows, keep) for keep in keeps)
         + " |",
+        *_cache(rows, keeps),
         "",
     ]
     return "\n".join(lines)
+
+
+def _cache(rows: Sequence[Measured], keeps: Sequence[float]) -> list[str]:
+    """Return what is left of the key/value cache where headprune cut, as a row; none where there is no cache."""
+    left = {row.keep: row.kv_cache for row in rows if row.contender == OURS and row.kv_cache}
+    if not left:
+        return []
+    cells = [
+        f"{left[keep][0]:,} of {left[keep][1]:,} B ({left[keep][0] / left[keep][1]:.0%})"
+        if keep in left
+        else ""
+        for keep in keeps
+    ]
+    return [
+        f"| *key/value cache per token where {OURS} cut, in memory* | " + " | ".join(cells) + " |"
+    ]
 
 
 def _cell(rows: Sequence[Measured]) -> str:
@@ -90,7 +107,7 @@ def _cell(rows: Sequence[Measured]) -> str:
 
 
 def _share(rows: Sequence[Measured], keep: float) -> str:
-    """Return the loss beside the best other recipe's; of perplexities, of their logarithms."""
+    """Return headprune's loss beside the best other recipe's; of perplexities, of their logarithms."""
     lost = {
         name: mean(_lost(row) for row in rows if (row.contender, row.keep) == (name, keep))
         for name in {row.contender for row in rows if row.keep == keep}
