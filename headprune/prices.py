@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch
 from headprune.errors import PlanError
-from headprune.evaluation import fastest_ms, median_batch
+from headprune.footprint import fastest_ms, median_batch
 from headprune.heads import HeadId
 from headprune.selection import Constraints, Prices, counted
 from headprune.selection.names import selected_sites

@@ -28,6 +28,7 @@ ORDER = [
     "replay",
     "tasks",
     "evaluation",
+    "footprint",
     "scoring",
     "selection",
     "surgery",

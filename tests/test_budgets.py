@@ -18,7 +18,7 @@ import headprune as hp
 from headprune.batch import as_batches
 from headprune.config import Recipe, load_recipe
 from headprune.errors import ConfigError, PlanError
-from headprune.evaluation import kv_cache_bytes_per_token
+from headprune.footprint import kv_cache_bytes_per_token
 from headprune.pipeline.course import check_course, constraints_of
 from headprune.prices import prices_of
 from headprune.selection import Constraints, Prices, Target, make_plan, savings, score_in_steps

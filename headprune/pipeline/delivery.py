@@ -14,15 +14,8 @@ from headprune.anatomy.clone import pruning_record
 from headprune.atomic import staged_directory
 from headprune.batch import Batch
 from headprune.checkpoint import Route, seal, write_model
-from headprune.evaluation import (
-    EvalResult,
-    Predictions,
-    first_examples,
-    judge,
-    kv_cache_bytes_per_token,
-    latency_ms,
-    predict,
-)
+from headprune.evaluation import EvalResult, Predictions, first_examples, judge, predict
+from headprune.footprint import kv_cache_bytes_per_token, latency_ms
 from headprune.heads import Artefact, HeadMask, HeadScores, PruningPlan
 from headprune.masking import gated
 from headprune.models import versions, weights_bytes

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from bench_quality_lib.subjects import Case
 from headprune.allocator import kept_memory
 from headprune.anatomy import Anatomy
-from headprune.evaluation import Predictions, judge, kv_cache_bytes_per_token, predict
+from headprune.evaluation import Predictions, judge, predict
+from headprune.footprint import kv_cache_bytes_per_token
 from headprune.heads import HeadMask, HeadScores, PruningPlan
 from headprune.journal import Journal
 from headprune.masking import gated
