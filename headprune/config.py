@@ -76,6 +76,7 @@ class Recipe(BaseModel):
     methods: tuple[str, ...] = ()
     points: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
     rearrange: bool = False
+    swaps: int = Field(0, ge=0)
     mend: Literal["none", "best", "scale", "bias", "refit"] | None = None
 
     teacher: str | None = None

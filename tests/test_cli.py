@@ -226,7 +226,7 @@ def test_the_pruned_model_is_within_its_budget(headprune, place):
         "--scores", str(made / "scores.json"),
     )  # fmt: skip
     assert code == 2
-    assert "a model that isn't loaded can't run" in err
+    assert "from file to file no model is loaded" in err
 
 
 def test_what_is_left_may_be_mended(headprune, place):
@@ -412,6 +412,29 @@ def test_a_drop_is_how_much_worse_the_metric_is_on_the_rows_that_decide(place, m
     assert last["drop"] == pytest.approx(worse, rel=1e-6, abs=1e-9)
     assert all(look["worst"] >= look["drop"] for look in plan.budget["looks"])
     assert any(look["worst"] > look["drop"] for look in plan.budget["looks"])
+
+
+def test_swaps_are_told_in_the_plan(headprune):
+    words = ("prune", "classifier", "--data", "data.csv", "--keep", "0.5", "--mend", "none")
+    words += ("--method", "random", "--dry-run", "--json")
+    code, out, err = headprune(*words)
+    assert code == 0, err
+    plain = json.loads(out)
+    code, out, err = headprune(*words, "--swaps", "2")
+    assert code == 0, err
+    plan = json.loads(out)
+    swaps = plan["budget"]["swaps"]
+    assert ("swapped, by what the mean loss says" in err) is bool(swaps)
+    gone = set(plain["remove"])
+    for one in swaps:
+        assert one["gain"] > 1.645 * one["standard_error"]
+        gone = gone - set(one["stays"]) | set(one["goes"])
+        assert all("swapped" in plan["reasons"][name] for name in one["goes"] + one["stays"])
+    assert set(plan["remove"]) == gone
+    assert sum(plan["kept_per_site"].values()) == sum(plain["kept_per_site"].values())
+    code, _out, err = headprune(*words[:-4], "--method", "random", "--mend", "best", "--swaps", "2")
+    assert code == 2
+    assert "say --mend none" in err
 
 
 def test_a_recipe_runs_all_stages_and_checks(headprune, place):

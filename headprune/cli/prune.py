@@ -98,6 +98,14 @@ OPTIONS: dict[str, Any] = {
             help="Of every layer go the heads that lose the least together; with --method fisher or fisher:batch.",
         ),
     ],
+    "swaps": Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Up to N heads near the cut go instead of others, where the losses of both cuts say so; with --mend none.",
+            show_default=False,
+        ),
+    ],
     "recipe": Annotated[
         str | None,
         typer.Option(

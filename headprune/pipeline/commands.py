@@ -32,22 +32,16 @@ from headprune.pipeline.course import (
     method_of,
 )
 from headprune.pipeline.delivery import cut_and_save, measure
-from headprune.pipeline.scores import Scored, compute_each, find_scores
+from headprune.pipeline.planning import plan_for
+from headprune.pipeline.scores import compute_each
 from headprune.pipeline.tolerance import plan_within, rows_in_three
-from headprune.prices import prices_of
 from headprune.results import Results
 from headprune.runs import named_scores, refuse_used_run, write_scores
 from headprune.scoring import NEED_NO_ROWS
 from headprune.selection import (
-    Constraints,
-    Prices,
     check_constraints,
-    is_padded,
-    make_plan,
-    savings,
 )
 from headprune.subject import (
-    Rows,
     Subject,
     Voice,
     calibration_rows,
@@ -181,7 +175,7 @@ def plan(
         show(found.scores, chosen)
         return chosen
     rows = calibration_rows(subject, voice=voice)
-    return _plan(subject, anatomy, rows, voice=voice, show=show, keep_parts=False)[1]
+    return plan_for(subject, anatomy, rows, voice=voice, show=show, keep_parts=False)[1]
 
 
 def prune(
@@ -237,7 +231,9 @@ def prune(
         )
         show(found.scores, chosen)
     else:
-        found, chosen = _plan(subject, anatomy, choosing, voice=voice, show=show, keep_parts=True)
+        found, chosen = plan_for(
+            subject, anatomy, choosing, voice=voice, show=show, keep_parts=True
+        )
     results = cut_and_save(
         subject, anatomy, chosen, found.scores, choosing, reporting, out=out, voice=voice
     )
@@ -259,56 +255,3 @@ def refuse_output(recipe: Recipe, *, source: Path) -> None:
             hint="choose another --out",
         )
     refuse_unusable_target(out, overwrite=recipe.overwrite, needed_bytes=weights_bytes(source))
-
-
-def _plan(
-    subject: Subject,
-    anatomy: Anatomy,
-    rows: Rows,
-    *,
-    voice: Voice,
-    show: Callable[[HeadScores, PruningPlan], None],
-    keep_parts: bool,
-) -> tuple[Scored, PruningPlan]:
-    constraints = constraints_of(subject.recipe)
-    if constraints.target is not None and constraints.target.resource == "latency":
-        voice.say("timing the model with fewer and fewer heads")
-    prices = prices_of(
-        subject.model,
-        anatomy,
-        constraints=constraints,
-        batches=lambda: subject.batches(rows.examples),
-    )
-    check_constraints(anatomy, constraints, prices=prices)
-    found = find_scores(subject, anatomy, rows, voice=voice, keep_parts=keep_parts)
-    chosen = choose(
-        subject.model, anatomy, found.scores, constraints=constraints, prices=prices, voice=voice
-    )
-    show(found.scores, chosen)
-    return found, chosen
-
-
-def choose(
-    model: PreTrainedModel,
-    anatomy: Anatomy,
-    scores: HeadScores,
-    *,
-    constraints: Constraints,
-    prices: Prices | None,
-    voice: Voice,
-) -> PruningPlan:
-    """Make the plan, with what it saves; say what a target came to, and where heads differ from what was asked."""
-    chosen = make_plan(scores, anatomy, constraints=constraints, prices=prices)
-    saved = savings(model, anatomy, remove=chosen.remove, pad=is_padded(chosen))
-    chosen = chosen.model_copy(update={"budget": {**chosen.budget, "saves": saved.as_dict()}})
-    target, left = constraints.target, chosen.budget["heads_after"]
-    wanted = chosen.budget.get("heads_wanted", left)
-    if target is not None:
-        before, after = (target.told(chosen.budget[name]) for name in ("before", "after"))
-        expected = "expected" if target.resource == "latency" else "left"
-        voice.say(
-            f"{after} {expected} of {before} ({chosen.budget['share']:.1%}), with {left} heads"
-        )
-    if wanted != left:
-        voice.say(f"{left} heads stay instead of {wanted}: heads go in whole units here")
-    return chosen

@@ -40,8 +40,9 @@ from headprune.models import (
     load_tokenizer,
     weights_bytes,
 )
-from headprune.pipeline.commands import anatomy_of, choose, refuse_output
-from headprune.pipeline.course import constraints_of
+from headprune.pipeline.commands import anatomy_of, refuse_output
+from headprune.pipeline.course import constraints_of, is_tolerant
+from headprune.pipeline.planning import choose
 from headprune.prices import prices_of
 from headprune.report.card import model_card
 from headprune.results import Unmeasured
@@ -188,37 +189,40 @@ def _load_and_cut(prospect: _Prospect, staging: Path) -> tuple[Route, Proof]:
     return route, parameters_add_up(before=before, removed=removed, directory=staging, model=model)
 
 
+def _refuse_what_runs_the_model(recipe: Recipe) -> None:
+    """Refuse settings that need a model that is loaded.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    score = "headprune score MODEL --run RUN where it fits, then --stream --scores RUN/scores.json"
+    another = "use another budget: --target-flops 0.9, for example"
+    dtype = f"--dtype asks for {recipe.dtype}, and tensors are copied as they are"
+    asked = (
+        (recipe.scores is None, "no scores are named", "", score),
+        (recipe.dtype != "auto", dtype, ", --dtype", "leave --dtype out"),
+        (
+            recipe.mend not in (None, "none"),
+            "mending runs the model",
+            ", --mend",
+            "leave --mend out",
+        ),
+        (bool(recipe.swaps), "swaps are tried out", ", --swaps", "leave --swaps out"),
+        (recipe.target_latency is not None, "latency is measured", ", --target-latency", another),
+        (is_tolerant(recipe), "how far the metric drops is measured", ", --max-drop", another),
+    )
+    for is_asked, what, option, hint in asked:
+        if is_asked:
+            raise ConfigError(
+                f"{what}; from file to file no model is loaded",
+                where=f"--stream{option}",
+                hint=hint,
+            )
+
+
 def _look(recipe: Recipe, *, voice: Voice, show: Show) -> _Prospect:
-    if recipe.scores is None:
-        raise ConfigError(
-            "a model that isn't loaded can't be scored, and no scores are named",
-            where="--stream",
-            hint="headprune score MODEL --run RUN where it fits, then --stream --scores RUN/scores.json",
-        )
-    if recipe.dtype != "auto":
-        raise ConfigError(
-            f"tensors that are copied keep their dtype, and --dtype asks for {recipe.dtype}",
-            where="--stream",
-            hint="leave --dtype out",
-        )
-    if recipe.mend not in (None, "none"):
-        raise ConfigError(
-            "mending runs the model, and a model that isn't loaded can't run",
-            where="--stream, --mend",
-            hint="leave --mend out",
-        )
-    if recipe.target_latency is not None:
-        raise ConfigError(
-            "latency is measured, and a model that isn't loaded can't run",
-            where="--stream, --target-latency",
-            hint="use another budget: --target-flops 0.9, for example",
-        )
-    if recipe.max_drop is not None and not recipe.budgets:
-        raise ConfigError(
-            "how far the metric drops is measured, and a model that isn't loaded can't run",
-            where="--stream, --max-drop",
-            hint="use another budget: --keep 0.9, for example",
-        )
+    _refuse_what_runs_the_model(recipe)
+    scores_file = Path(str(recipe.scores))
     constraints = constraints_of(recipe)
     source = find(model_name(recipe), revision=recipe.revision)
     model, complaints = load_shapes(source)
@@ -226,7 +230,7 @@ def _look(recipe: Recipe, *, voice: Voice, show: Show) -> _Prospect:
     anatomy = anatomy_of(model, name=source.name, voice=voice)
     prices = prices_of(model, anatomy, constraints=constraints, batches=tuple)
     check_constraints(anatomy, constraints, prices=prices)
-    scores = _scores(Path(recipe.scores), source, model, voice=voice)
+    scores = _scores(scores_file, source, model, voice=voice)
     plan = choose(model, anatomy, scores, constraints=constraints, prices=prices, voice=voice)
     show(scores, plan)
     return _Prospect(recipe, source, model, anatomy, complaints, scores, plan)

@@ -5,12 +5,15 @@ from headprune.selection.cost import Prices, Savings, counted, parameters_remove
 from headprune.selection.knee import knee, last_within
 from headprune.selection.plan import check_constraints, is_padded, least_heads, make_plan
 from headprune.selection.steps import score_in_steps
+from headprune.selection.swaps import Swap, Swapped, swap
 
 __all__ = [
     "Constraints",
     "Prices",
     "Resource",
     "Savings",
+    "Swap",
+    "Swapped",
     "Target",
     "check_constraints",
     "counted",
@@ -22,4 +25,5 @@ __all__ = [
     "parameters_removed",
     "savings",
     "score_in_steps",
+    "swap",
 ]

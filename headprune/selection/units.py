@@ -76,7 +76,7 @@ def options(
         heads = tuple(head for unit in going for head in unit.heads)
         gone = {head.head for head in heads}
         kept = tuple(head for head in site.heads if head not in gone)
-        if _is_lawful(site, kept, constraints):
+        if is_lawful(site, kept, constraints):
             found.append(Option(heads, kept, sum((unit.cost for unit in going), 0.0)))
     if not found:
         what = "groups" if _counts_groups(site, constraints) else "heads"
@@ -127,7 +127,7 @@ def _least(site: Site, constraints: Constraints) -> int:
     return max(constraints.min_heads, site.min_heads)
 
 
-def _is_lawful(site: Site, kept: tuple[int, ...], constraints: Constraints) -> bool:
+def is_lawful(site: Site, kept: tuple[int, ...], constraints: Constraints) -> bool:
     """Whether a site may be left with ``kept``; as it is, but for the multiple, it always may."""
     pad = constraints.gqa == "pad"
     slots = site.after(kept, pad=pad).slots

@@ -1,0 +1,98 @@
+"""From a recipe to a plan: scores, the choice within the budget, swaps near the cut."""
+
+from collections.abc import Callable
+
+from transformers import PreTrainedModel
+
+from headprune.anatomy import Anatomy
+from headprune.heads import HeadScores, PruningPlan
+from headprune.pipeline.course import constraints_of
+from headprune.pipeline.scores import Scored, find_scores
+from headprune.pipeline.swapping import swap_if_asked
+from headprune.prices import prices_of
+from headprune.selection import (
+    Constraints,
+    Prices,
+    check_constraints,
+    is_padded,
+    make_plan,
+    savings,
+)
+from headprune.subject import Rows, Subject, Voice
+
+
+def plan_for(
+    subject: Subject,
+    anatomy: Anatomy,
+    rows: Rows,
+    *,
+    voice: Voice,
+    show: Callable[[HeadScores, PruningPlan], None],
+    keep_parts: bool,
+) -> tuple[Scored, PruningPlan]:
+    """Return scores and the plan that is made of them; what can't be met is refused before anything is scored.
+
+    Args:
+        subject: The model and the recipe.
+        anatomy: Where its heads are.
+        rows: The calibration rows.
+        voice: How to talk meanwhile.
+        show: Shows scores and plan.
+        keep_parts: Whether parts of the work are kept, for a run that is stopped.
+
+    Raises:
+        PlanError: The budget is out of reach, or constraints contradict each other.
+    """
+    constraints = constraints_of(subject.recipe)
+    if constraints.target is not None and constraints.target.resource == "latency":
+        voice.say("timing the model with fewer and fewer heads")
+    prices = prices_of(
+        subject.model,
+        anatomy,
+        constraints=constraints,
+        batches=lambda: subject.batches(rows.examples),
+    )
+    check_constraints(anatomy, constraints, prices=prices)
+    found = find_scores(subject, anatomy, rows, voice=voice, keep_parts=keep_parts)
+    chosen = choose(
+        subject.model, anatomy, found.scores, constraints=constraints, prices=prices, voice=voice
+    )
+    chosen = swap_if_asked(
+        subject,
+        anatomy,
+        chosen,
+        found.scores,
+        rows,
+        constraints=constraints,
+        prices=prices,
+        voice=voice,
+        journal=found.journal,
+    )
+    show(found.scores, chosen)
+    return found, chosen
+
+
+def choose(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    scores: HeadScores,
+    *,
+    constraints: Constraints,
+    prices: Prices | None,
+    voice: Voice,
+) -> PruningPlan:
+    """Make the plan, with what it saves; say what a target came to, and where heads differ from what was asked."""
+    chosen = make_plan(scores, anatomy, constraints=constraints, prices=prices)
+    saved = savings(model, anatomy, remove=chosen.remove, pad=is_padded(chosen))
+    chosen = chosen.model_copy(update={"budget": {**chosen.budget, "saves": saved.as_dict()}})
+    target, left = constraints.target, chosen.budget["heads_after"]
+    wanted = chosen.budget.get("heads_wanted", left)
+    if target is not None:
+        before, after = (target.told(chosen.budget[name]) for name in ("before", "after"))
+        expected = "expected" if target.resource == "latency" else "left"
+        voice.say(
+            f"{after} {expected} of {before} ({chosen.budget['share']:.1%}), with {left} heads"
+        )
+    if wanted != left:
+        voice.say(f"{left} heads stay instead of {wanted}: heads go in whole units here")
+    return chosen
