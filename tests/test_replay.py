@@ -178,6 +178,22 @@ def test_masks_are_resumed_from_any_base(family, seed):
     assert torch.allclose(found, expected, rtol=2e-5, atol=2e-5)
 
 
+def test_what_differs_from_a_base_in_one_attention_is_resumed_there(family):
+    """Heads that the base lacks in earlier attentions, too, whose recordings are returned: nothing of them runs."""
+    model = build(family)
+    anatomy = hp.inspect(model)
+    base = torch.tensor([float(head.head != 1) for head in anatomy.heads])
+    masks = base.repeat(len(anatomy.sites), 1)
+    for place, site in enumerate(anatomy.sites):
+        masks[place, anatomy.columns[site.id].start : anatomy.columns[site.id].start + 3] = 0
+    batches = as_batches([token_inputs(rows=3)])
+    modes = routes_of(model, anatomy, batches, masks, loss, base=base).modes
+    assert set(modes.values()) == {"shared"}
+    found = replay.losses(model, anatomy, batches=batches, loss=loss, masks=masks, base=base)
+    expected = brute(model, anatomy, batches, masks, loss)
+    assert torch.allclose(found, expected, rtol=2e-5, atol=2e-5)
+
+
 def first_token_loss(outputs, batch):
     return outputs[0][:, 0].square().mean(1)
 

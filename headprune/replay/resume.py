@@ -77,7 +77,7 @@ def _run(given: Resumption, masks: Tensor, *, site: Site, mode: Mode) -> Tensor:
     batch = given.batch
     copies, rows = masks.shape[0], batch.num_rows
     inputs = repeat(dict(batch.inputs), copies=copies, rows=rows)
-    running = _still_gated(given.anatomy, masks, without=site if mode == "shared" else None)
+    running = _still_gated(given, masks, site=site, mode=mode)
     with ExitStack() as stack:
         if given.compiled:
             stack.enter_context(replaced(_untouched(given, [*running.sites, site])))
@@ -139,15 +139,23 @@ def _columns(anatomy: Anatomy, site: Site) -> range:
     return range(where.start, where.stop)
 
 
-def _still_gated(anatomy: Anatomy, masks: Tensor, *, without: Site | None) -> Anatomy:
-    """Return the anatomy of those attentions that run under gates other than one."""
+def _still_gated(given: Resumption, masks: Tensor, *, site: Site, mode: Mode) -> Anatomy:
+    """Return the anatomy of those attentions that run under gates other than one: those before ``site`` are recordings."""
     open_everywhere = (masks == 1).all(dim=0)
+    anatomy, calls = given.anatomy, given.recording.sites
+    ended = {
+        id_
+        for id_, call in calls.items()
+        if mode != "stacked" and call.attention.ended < calls[site.id].attention.began
+    }
+    if mode == "shared":
+        ended.add(site.id)
     return Anatomy(
         anatomy.model_type,
         tuple(
-            site
-            for site in anatomy.sites
-            if site is not without and not bool(open_everywhere[anatomy.columns[site.id]].all())
+            one
+            for one in anatomy.sites
+            if one.id not in ended and not bool(open_everywhere[anatomy.columns[one.id]].all())
         ),
         anatomy.refused,
     )
