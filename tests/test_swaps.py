@@ -15,7 +15,7 @@ from headprune.heads import HeadId
 from headprune.journal import Journal
 from headprune.passes import Pass
 from headprune.pipeline.course import check_course
-from headprune.selection import Constraints, Swapped, make_plan, swap
+from headprune.selection import Constraints, Half, Swapped, make_plan, swap
 from headprune.selection.swaps import pairs_near_the_cut
 
 
@@ -64,7 +64,12 @@ def case():
         said = model(**{name: value for name, value in batch.items() if name != "labels"})
     batch["labels"] = said.logits.argmax(-1)
     parts = [{name: value[start::4] for name, value in batch.items()} for start in range(4)]
-    return model, hp.inspect(model), (as_batches(parts[:2]), as_batches(parts[2:])), loss
+    return model, hp.inspect(model), (half(parts[:2], "first"), half(parts[2:], "second")), loss
+
+
+def half(parts, name):
+    few = {key: value[:16] for key, value in parts[0].items()}
+    return Half(as_batches([few]), as_batches(parts), name)
 
 
 def values_of(anatomy, seed=0):
@@ -96,11 +101,14 @@ def search_by_hand(case, gone, values, constraints, most):
     swaps, in_vain = [], 0
     while in_vain < 2 and len(swaps) < most:
         pairs = pairs_near_the_cut(gone, anatomy, values, constraints=constraints)
-        before = by_hand(model, anatomy, proposing, loss, gone).mean()
-        means = [by_hand(model, anatomy, proposing, loss, p.applied(gone)).mean() for p in pairs]
+        few = [by_hand(model, anatomy, proposing.few, loss, p.applied(gone)).mean() for p in pairs]
+        pairs = [pairs[place] for place in torch.stack(few).argsort().tolist()[:8]]
+        rows = proposing.batches
+        before = by_hand(model, anatomy, rows, loss, gone).mean()
+        means = [by_hand(model, anatomy, rows, loss, p.applied(gone)).mean() for p in pairs]
         best = pairs[int(torch.stack(means).argmin())]
-        there = by_hand(model, anatomy, confirming, loss, gone)
-        gains = there - by_hand(model, anatomy, confirming, loss, best.applied(gone))
+        there = by_hand(model, anatomy, confirming.batches, loss, gone)
+        gains = there - by_hand(model, anatomy, confirming.batches, loss, best.applied(gone))
         error = gains.std() / len(gains) ** 0.5
         in_vain += 1
         if min(means) < before and gains.mean() > 1.645 * error:

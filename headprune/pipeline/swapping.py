@@ -1,12 +1,16 @@
 """Swap heads near the cut, on the rows that chose: half of them proposes, the other half must agree."""
 
+from collections.abc import Sequence
+
 from headprune.anatomy import Anatomy
 from headprune.heads import HeadScores, PruningPlan
 from headprune.journal import Journal
 from headprune.passes import Pass
-from headprune.selection import Constraints, Prices, Swap, is_padded, savings, swap
+from headprune.selection import Constraints, Half, Prices, Swap, is_padded, savings, swap
 from headprune.subject import Rows, Subject, Voice
-from headprune.tasks.rows import set_apart
+from headprune.tasks.rows import Example, set_apart
+
+_FEW = 64
 
 
 def swap_if_asked(
@@ -37,14 +41,14 @@ def swap_if_asked(
     most = subject.recipe.swaps
     if not most or not plan.remove:
         return plan
-    first, second = set_apart(rows.examples, len(rows.examples) // 2)
-    goals = [subject.goal(half) for half in (first, second)]
+    parts = set_apart(rows.examples, len(rows.examples) // 2)
+    halves = [_half(subject, part, f"swaps, half {place}") for place, part in enumerate(parts, 1)]
     found = swap(
         subject.model,
         anatomy,
         plan.remove,
-        halves=(goals[0].batches, goals[1].batches),
-        loss=goals[0].loss,
+        halves=(halves[0], halves[1]),
+        loss=subject.goal(parts[0][:1]).loss,
         values=scores.importance(),
         constraints=constraints,
         prices=prices,
@@ -64,6 +68,12 @@ def swap_if_asked(
             "reasons": {**reasons, **_reasons(found.swaps)},
         }
     )
+
+
+def _half(subject: Subject, examples: Sequence[Example], name: str) -> Half:
+    """Examples were drawn by chance, so that the first of them are of every kind."""
+    few = examples[: max(_FEW, len(examples) // 8)]
+    return Half(subject.goal(few).batches, subject.goal(examples).batches, name)
 
 
 def _told(swaps: tuple[Swap, ...], most: int) -> str:

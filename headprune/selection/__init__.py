@@ -5,10 +5,11 @@ from headprune.selection.cost import Prices, Savings, counted, parameters_remove
 from headprune.selection.knee import knee, last_within
 from headprune.selection.plan import check_constraints, is_padded, least_heads, make_plan
 from headprune.selection.steps import score_in_steps
-from headprune.selection.swaps import Swap, Swapped, swap
+from headprune.selection.swaps import Half, Swap, Swapped, swap
 
 __all__ = [
     "Constraints",
+    "Half",
     "Prices",
     "Resource",
     "Savings",

@@ -2,13 +2,16 @@
 
 A score is of one head, and a cut is of many: of two heads that can replace each other one must stay, which no score sees. So
 pairs around the cut are tried as what they are, other masks: half of the rows proposes the pair that gains the most, and the
-other half must agree, example by example, before it is swapped. Then the halves change places.
+other half must agree, example by example, before it is swapped. Then the halves change places. A few rows of the half that
+proposes say first which pairs are worth trying on all of it. A few rows of the half that
+proposes say first which pairs are worth trying on all of it.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -25,6 +28,10 @@ from headprune.selection.cost import Prices
 from headprune.selection.names import protected_heads, selected_sites
 from headprune.selection.units import Unit, candidates, is_lawful
 
+GainsOf: TypeAlias = Callable[..., Tensor]
+"""``gains_of(pairs, batches=, name=)``: by how much the loss of every example falls when a pair changes places."""
+
+# Units on each side of the cut that are paired; and pairs that a few rows leave over.
 _WIDTH = 8
 # One-sided 95 %: so many standard errors must the paired gain be above 0.
 _CLEAR = 1.645
@@ -76,9 +83,16 @@ class Swapped:
     swaps: tuple[Swap, ...]
 
 
-class _Half(NamedTuple):
-    """Rows, and what going over them is called: of both halves there are losses under the same masks, and a journal has both."""
+class Half(NamedTuple):
+    """One of two sets of rows that have no example in common.
 
+    Args:
+        few: Some of the rows, of every kind, on which all pairs are tried.
+        batches: All of them, on which the best of these are.
+        name: What going over them is called: under the same masks there are losses of several sets of rows.
+    """
+
+    few: Sequence[Batch]
     batches: Sequence[Batch]
     name: str
 
@@ -151,7 +165,7 @@ def swap(
     anatomy: Anatomy,
     gone: Collection[HeadId],
     *,
-    halves: tuple[Sequence[Batch], Sequence[Batch]],
+    halves: tuple[Half, Half],
     loss: Loss,
     values: Mapping[HeadId, float],
     constraints: Constraints,
@@ -165,7 +179,7 @@ def swap(
         model: The model, all its heads still there; it is left as it was.
         anatomy: Its anatomy.
         gone: The heads that go.
-        halves: Two sets of rows that have no example in common.
+        halves: What proposes and what must agree, in turns.
         loss: One loss per example.
         values: The importance of the heads, which says what is near the cut.
         constraints: What the plan keeps to.
@@ -174,7 +188,7 @@ def swap(
         over: How to go over the data.
     """
     found = Swapped(frozenset(gone), ())
-    first, second = (_Half(half, f"swaps, half {place}") for place, half in enumerate(halves, 1))
+    first, second = halves
     in_vain = 0
     while in_vain < 2 and len(found.swaps) < most:
         pairs = pairs_near_the_cut(
@@ -182,13 +196,9 @@ def swap(
         )
         if not pairs:
             break
-        gains = _gains(model, anatomy, found.gone, pairs, half=first, loss=loss, over=over)
-        best = int(gains.mean(1).argmax())
-        swapped = None
-        if float(gains[best].mean()) > 0:
-            swapped = _confirmed(
-                model, anatomy, found.gone, pairs[best], half=second, loss=loss, over=over
-            )
+        gains_of = partial(_gains, model, anatomy, found.gone, loss=loss, over=over)
+        pair = _proposed(pairs, gains_of, first)
+        swapped = None if pair is None else _confirmed(pair, gains_of, second)
         if swapped is not None:
             gone = swapped.pair.applied(found.gone)
             found = replace(found, gone=gone, swaps=(*found.swaps, swapped))
@@ -197,18 +207,18 @@ def swap(
     return found
 
 
-def _confirmed(
-    model: PreTrainedModel,
-    anatomy: Anatomy,
-    gone: Collection[HeadId],
-    pair: Pair,
-    *,
-    half: _Half,
-    loss: Loss,
-    over: Pass,
-) -> Swap | None:
+def _proposed(pairs: Sequence[Pair], gains_of: GainsOf, half: Half) -> Pair | None:
+    """Return the pair that gains the most, of those that gain the most on a few rows; None where none gains."""
+    on_few = gains_of(pairs, batches=half.few, name=f"{half.name}, a few")
+    best = [pairs[place] for place in on_few.mean(1).argsort(descending=True)[:_WIDTH].tolist()]
+    gains = gains_of(best, batches=half.batches, name=half.name).mean(1)
+    place = int(gains.argmax())
+    return best[place] if float(gains[place]) > 0 else None
+
+
+def _confirmed(pair: Pair, gains_of: GainsOf, half: Half) -> Swap | None:
     """Return the swap where rows that didn't propose it agree; None where they don't."""
-    (gains,) = _gains(model, anatomy, gone, [pair], half=half, loss=loss, over=over)
+    (gains,) = gains_of([pair], batches=half.batches, name=half.name)
     n = len(gains)
     gain = float(gains.mean())
     error = float(gains.std()) / math.sqrt(n) if n > 1 else math.inf
@@ -221,7 +231,8 @@ def _gains(
     gone: Collection[HeadId],
     pairs: Sequence[Pair],
     *,
-    half: _Half,
+    batches: Sequence[Batch],
+    name: str,
     loss: Loss,
     over: Pass,
 ) -> Float[Tensor, "pairs examples"]:
@@ -231,11 +242,11 @@ def _gains(
     found = losses(
         model,
         anatomy,
-        batches=half.batches,
+        batches=batches,
         loss=loss,
         masks=masks,
         base=masks[0],
         over=over,
-        name=half.name,
+        name=name,
     ).double()
     return found[0] - found[1:]

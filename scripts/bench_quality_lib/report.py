@@ -17,6 +17,7 @@ _TITLES = {
     "smollm2": "SmolLM2-135M, WikiText-2 test, perplexity; query heads (`--gqa pad`)",
     "smollm2-groups": "The same, whole key/value groups (`--gqa group`)",
     "clinc150": "MiniLM with a linear head for CLINC150's 150 intents, accuracy; 1,024 labelled rows of train",
+    "t5-titler": "T5 (8 + 8 layers; encoder, decoder and cross-attention heads), perplexity of the whole model's titles",
 }
 
 

@@ -4,9 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench_quality_lib import titles
 from bench_quality_lib.classifier import build_classifier
+from headprune.checkpoint import load_model
 from headprune.config import DEMO, Recipe
 from headprune.errors import DataError
+from headprune.models import find, load_tokenizer
 from headprune.subject import Rows, Subject, Voice, open_subject, separate_rows
 from headprune.tasks.rows import Example
 
@@ -80,6 +83,18 @@ def _classifier(seed: int, voice: Voice, data: Path | None) -> Case:
     return Case(subject, *separate_rows(subject, voice=voice))
 
 
+def _titles(seed: int, voice: Voice, data: Path | None) -> Case:
+    """A T5 with encoder, decoder and cross-attention heads, on titles of requests."""
+    source = _needed(data, "clinc150/data_full.json")
+    directory, *parts = titles.titled_requests(source, seed=seed)
+    found = find(str(directory), revision=None)
+    model = load_model(found, auto_class=titles.TASK.auto_class, device="auto")
+    recipe = Recipe(model=str(directory), task=titles.TASK.name, seed=seed)
+    subject = Subject(recipe, found, model, load_tokenizer(found), titles.TASK)
+    choosing, reporting = (Rows(tuple(part), {"n": len(part)}) for part in parts)
+    return Case(subject, choosing, reporting)
+
+
 def _needed(data: Path | None, name: str) -> Path:
     if data is None or not (data / name).is_file():
         raise DataError(
@@ -94,4 +109,5 @@ SUBJECTS: dict[str, Open] = {
     "smollm2": _smollm2,
     "smollm2-groups": _smollm2_groups,
     "clinc150": _classifier,
+    "t5-titler": _titles,
 }
