@@ -21,7 +21,12 @@ BUDGETS = ("keep", "heads", *TARGETS)
 RECIPES: dict[str, dict[str, Any]] = {
     "michel": {"method": "gradient", "normalize": "layer", "steps": 1, "mend": "none"},
     "kwon": {"method": "fisher:batch", "rearrange": True, "steps": 1, "mend": "scale"},
-    "flap": {"method": "fluctuation:channel", "steps": 1, "mend": "bias"},
+    "flap": {
+        "method": "fluctuation:channel",
+        "steps": 1,
+        "mend": "bias",
+        "allow_bias": True,
+    },
     "minitron": {"method": "activation", "uniform": True, "steps": 1, "mend": "none"},
 }
 """What others do, in these settings: Michel et al. 2019, Kwon et al. 2022, An et al. 2024 (FLAP), Muralidharan et al. 2024."""
@@ -78,6 +83,7 @@ class Recipe(BaseModel):
     rearrange: bool = False
     swaps: int = Field(0, ge=0)
     mend: Literal["none", "best", "scale", "bias", "refit"] | None = None
+    allow_bias: bool = False
 
     teacher: str | None = None
     epochs: float = Field(3, gt=0)

@@ -91,6 +91,13 @@ OPTIONS: dict[str, Any] = {
             "projections; best tries bias and refit. Kept where rows that it didn't see say so. (default: best)",
         ),
     ],
+    "allow_bias": Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-bias",
+            help="Where output projections have no bias and the family knows one (Llama, Qwen3), mending may create it.",
+        ),
+    ],
     "rearrange": Annotated[
         bool | None,
         typer.Option(

@@ -17,6 +17,7 @@ from headprune.checkpoint import Route, seal, write_model
 from headprune.evaluation import EvalResult, Predictions, first_examples, judge, predict
 from headprune.footprint import kv_cache_bytes_per_token, latency_ms
 from headprune.heads import Artefact, HeadMask, HeadScores, PruningPlan
+from headprune.inspection import inspect
 from headprune.masking import gated
 from headprune.models import versions, weights_bytes
 from headprune.pipeline.mending import mend_if_asked, rows_noted
@@ -29,7 +30,8 @@ from headprune.subject import (
     Voice,
     model_note,
 )
-from headprune.surgery import Mend, cut
+from headprune.surgery import Given, Mend, cut, give_biases, take_back
+from headprune.surgery.fit import has_bias
 from headprune.verify import (
     Proof,
     insist,
@@ -164,7 +166,12 @@ def _cut(
     twin = copy.deepcopy(model) if _bytes(model) <= _TWIN_BYTES else None
     timed = twin is None
     before, old = measure(subject, rows, heads=len(anatomy.heads), voice=voice, timed=timed)
+    given = _biases(subject, anatomy, plan, voice=voice)
+    anatomy = inspect(model) if given else anatomy
     mended = mend_if_asked(subject, anatomy, plan, choosing, voice=voice)
+    if given and (mended is None or mended.kept is None or mended.kept.how == "scale"):
+        take_back(model, given)
+        given, anatomy = None, inspect(model)
     sample = first_examples(batches[-1], PROOF_ROWS)
     masked = _masked_output(model, anatomy, plan, sample)
     removed = parameters_removed(model, anatomy, remove=plan.remove, pad=is_padded(plan))
@@ -183,7 +190,21 @@ def _cut(
         higher_is_better=recipe.higher_is_better,
         other=old,
     )
-    return _Made(anatomy, sample, same, removed, mended, before, after, difference, interval)
+    added = given.count if given else 0
+    return _Made(
+        anatomy, sample, same, removed - added, mended, before, after, difference, interval
+    )
+
+
+def _biases(subject: Subject, anatomy: Anatomy, plan: PruningPlan, *, voice: Voice) -> Given | None:
+    """Create biases for mending to move, where the recipe allows it and the family knows them."""
+    if not (subject.recipe.allow_bias and plan.remove):
+        return None
+    given = give_biases(subject.model, anatomy)
+    if given is None and not has_bias(subject.model, anatomy):
+        kind = type(subject.model).__name__
+        voice.say(f"no bias is created: {kind} knows none in its output projections")
+    return given
 
 
 def _origin(before: EvalResult) -> dict[str, Any]:

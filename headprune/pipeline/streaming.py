@@ -202,10 +202,10 @@ def _refuse_what_runs_the_model(recipe: Recipe) -> None:
         (recipe.scores is None, "no scores are named", "", score),
         (recipe.dtype != "auto", dtype, ", --dtype", "leave --dtype out"),
         (
-            recipe.mend not in (None, "none"),
+            recipe.mend not in (None, "none") or recipe.allow_bias,
             "mending runs the model",
             ", --mend",
-            "leave --mend out",
+            "leave out --mend and --allow-bias",
         ),
         (bool(recipe.swaps), "swaps are tried out", ", --swaps", "leave --swaps out"),
         (recipe.target_latency is not None, "latency is measured", ", --target-latency", another),

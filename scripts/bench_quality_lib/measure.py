@@ -5,7 +5,8 @@ Heads are masked, not cut: that both give the same is proven elsewhere, for ever
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from bench_quality_lib.subjects import Case
 from headprune.allocator import kept_memory
 from headprune.anatomy import Anatomy
+from headprune.config import Recipe
 from headprune.evaluation import Predictions, judge, predict
 from headprune.footprint import kv_cache_bytes_per_token
 from headprune.heads import HeadMask, HeadScores, PruningPlan
@@ -28,7 +30,7 @@ from headprune.pipeline.rounds import score_with_steps
 from headprune.scoring import NEED_NO_ROWS
 from headprune.selection import is_padded, make_plan
 from headprune.subject import Subject, Voice
-from headprune.surgery import cut
+from headprune.surgery import cut, give_biases, take_back
 from headprune.surgery.fit import put_back_after
 from headprune.tasks.distill import NOTHING
 
@@ -96,7 +98,7 @@ class Bench:
         )
         subject = replace(self.case.subject, recipe=recipe)
         start = time.perf_counter()
-        with put_back_after(subject.model, self.anatomy):
+        with put_back_after(subject.model, self.anatomy), self._biases_allowed_by(recipe):
             plan = make_plan(
                 self._scores(subject), self.anatomy, constraints=constraints_of(recipe)
             )
@@ -115,6 +117,17 @@ class Bench:
             seconds=seconds,
             kv_cache=self._kv_cache(plan),
         )
+
+    @contextmanager
+    def _biases_allowed_by(self, recipe: Recipe) -> Iterator[None]:
+        """Let mending have biases to move for the length of a block, where the recipe allows it and the family knows them."""
+        model = self.case.subject.model
+        given = give_biases(model, self.anatomy) if recipe.allow_bias else None
+        try:
+            yield
+        finally:
+            if given is not None:
+                take_back(model, given)
 
     def _kv_cache(self, plan: PruningPlan) -> tuple[int, int] | None:
         """Cut a copy, and look at what its cache holds."""

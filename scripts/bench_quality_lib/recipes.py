@@ -19,6 +19,7 @@ class Contender(NamedTuple):
 OURS = "headprune"
 CONTENDERS: dict[str, Contender] = {
     OURS: Contender({}, "the default"),
+    "headprune, with a bias": Contender({"allow_bias": True}, "the same, `o_proj` may get one"),
     "michel": Contender({"recipe": "michel"}, "Michel et al. 2019"),
     "michel, no norm": Contender(
         {"method": "gradient", "steps": 1, "mend": "none"}, "the same, layers not normalized"

@@ -1,6 +1,6 @@
 """From measurements to docs/quality.md."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import log
 from pathlib import Path
 from statistics import mean
@@ -113,16 +113,17 @@ def _share(rows: Sequence[Measured], keep: float) -> str:
         name: mean(_lost(row) for row in rows if (row.contender, row.keep) == (name, keep))
         for name in {row.contender for row in rows if row.keep == keep}
     }
-    if OURS not in lost or len(lost) == 1:
+    others = _others(lost)
+    if OURS not in lost or not others:
         return ""
-    best, least = min(_others(lost), key=lambda item: item[1])
+    best, least = min(others, key=lambda item: item[1])
     if least <= 0:
         return f"{best} loses nothing"
     return f"{lost[OURS] / least:.2f} ({best})"
 
 
-def _others(lost: dict[str, float]) -> Iterable[tuple[str, float]]:
-    return [(name, value) for name, value in lost.items() if name != OURS]
+def _others(lost: dict[str, float]) -> list[tuple[str, float]]:
+    return [(name, value) for name, value in lost.items() if not name.startswith(OURS)]
 
 
 def _lost(row: Measured) -> float:

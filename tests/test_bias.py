@@ -1,0 +1,100 @@
+"""Biases that are created for mending: zeros that change nothing, where a family knows them, and taken back where unused."""
+
+import json
+import sys
+
+import pytest
+import torch
+from families import build, real_outputs, sentences, token_inputs
+
+import headprune as hp
+from headprune.cli import main
+from headprune.surgery import give_biases, take_back
+
+KNOW_THEM = ("llama", "qwen3")
+
+
+def outputs_of(model):
+    inputs = token_inputs()
+    with torch.no_grad():
+        return real_outputs(model(**inputs), inputs)
+
+
+@pytest.mark.parametrize("family", KNOW_THEM)
+def test_biases_of_zeros_change_nothing_and_go_with_their_heads(family):
+    model = build(family)
+    before = outputs_of(model)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    given = give_biases(model, hp.inspect(model))
+    assert torch.equal(outputs_of(model), before)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count + given.count
+    anatomy = hp.inspect(model)
+    assert all(f"{site.output}.bias" in given.names for site in anatomy.sites)
+    with torch.no_grad():
+        for name in given.names:
+            model.get_parameter(name).normal_(0, 0.3)
+    with hp.masked(model, ["L0.H0", "L0.H1"], anatomy=anatomy):
+        masked = outputs_of(model)
+    assert not torch.allclose(masked, before, atol=1e-2)
+    hp.prune(model, ["L0.H0", "L0.H1"], anatomy=anatomy)
+    assert torch.allclose(outputs_of(model), masked, atol=2e-4)
+
+
+@pytest.mark.parametrize("family", KNOW_THEM)
+def test_what_is_taken_back_was_never_there(family):
+    model = build(family)
+    before, config = dict(model.state_dict()), model.config.to_dict()
+    take_back(model, give_biases(model, hp.inspect(model)))
+    assert model.config.to_dict() == config
+    assert list(model.state_dict()) == list(before)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "mistral", "qwen2"])
+def test_others_have_them_or_know_none(family):
+    model = build(family)
+    names = list(model.state_dict())
+    assert give_biases(model, hp.inspect(model)) is None
+    assert list(model.state_dict()) == names
+
+
+def test_a_model_pruned_before_is_given_biases_of_its_size():
+    model = build("llama")
+    hp.prune(model, ["L0.H0", "L0.H1"])
+    before = outputs_of(model)
+    assert give_biases(model, hp.inspect(model)) is not None
+    assert torch.equal(outputs_of(model), before)
+    hp.prune(model, ["L1.H0", "L1.H1"])
+
+
+def test_prune_creates_biases_where_it_is_allowed_to(run_here, tokenizer, capsys, monkeypatch):
+    """Mended with them, cut, saved as what the family reads, and reloaded."""
+    build("llama").save_pretrained("llama")
+    tokenizer.save_pretrained("llama")
+    (run_here / "prose.txt").write_text("\n".join(sentences(240, seed=1)))
+
+    def prune(*words):
+        data = ("--data", "prose.txt", "--max-length", "16", "--method", "magnitude")
+        said = ["headprune", "prune", "llama", *data, "--keep", "0.5", *words]
+        monkeypatch.setattr(sys, "argv", said)
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(run_here / ".cache"))
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    code, out, err = prune("--mend", "bias", "--allow-bias", "--out", "given", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["mend"]["kept"]["how"] == "bias"
+    assert json.loads((run_here / "given" / "config.json").read_text())["attention_bias"]
+    model = hp.load("given")
+    biases = [p.detach() for name, p in model.named_parameters() if name.endswith("o_proj.bias")]
+    assert len(biases) == 3
+    assert any(float(bias.abs().max()) > 0 for bias in biases)
+    code, _out, err = prune("--mend", "none", "--allow-bias")
+    assert code == 2
+    assert "a bias is created for what mending moves" in err
