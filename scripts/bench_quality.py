@@ -98,7 +98,7 @@ def _read() -> argparse.Namespace:
     parser.add_argument("--cost", action="store_true", help="what headprune takes, in forwards")
     parser.add_argument("--max-drop", help="how far that goes on MiniLM, for each of --seeds")
     parser.add_argument("--markdown", type=Path, help="write the page from all that is in --json")
-    parser.add_argument("--json", type=Path, default=Path("bench-quality.jsonl"))
+    parser.add_argument("--json", type=Path, default=Path("docs/quality.jsonl"))
     return parser.parse_args()
 
 

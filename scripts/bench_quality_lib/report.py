@@ -77,19 +77,21 @@ def _section(name: str, rows: Sequence[Measured]) -> str:
 
 
 def _cache(rows: Sequence[Measured], keeps: Sequence[float]) -> list[str]:
-    """Return what is left of the key/value cache where headprune cut, as a row; none where there is no cache."""
-    left = {row.keep: row.kv_cache for row in rows if row.contender == OURS and row.kv_cache}
-    if not left:
+    """Return what is left of the key/value cache, as a row: of whole groups every cut of as many leaves the same."""
+    cells = []
+    for keep in keeps:
+        here = [row for row in rows if row.keep == keep and row.kv_cache]
+        found = {row.kv_cache for row in here if row.contender == OURS} or {
+            row.kv_cache for row in here
+        }
+        cells.append(" or ".join(_room(*cache) for cache in found if cache))
+    if not any(cells):
         return []
-    cells = [
-        f"{left[keep][0]:,} of {left[keep][1]:,} B ({left[keep][0] / left[keep][1]:.0%})"
-        if keep in left
-        else ""
-        for keep in keeps
-    ]
-    return [
-        f"| *key/value cache per token where {OURS} cut, in memory* | " + " | ".join(cells) + " |"
-    ]
+    return ["| *key/value cache per token of such cuts, in memory* | " + " | ".join(cells) + " |"]
+
+
+def _room(left: int, whole: int) -> str:
+    return f"{left:,} of {whole:,} B ({left / whole:.0%})"
 
 
 def _cell(rows: Sequence[Measured]) -> str:
