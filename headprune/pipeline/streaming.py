@@ -198,15 +198,11 @@ def _refuse_what_runs_the_model(recipe: Recipe) -> None:
     score = "headprune score MODEL --run RUN where it fits, then --stream --scores RUN/scores.json"
     another = "use another budget: --target-flops 0.9, for example"
     dtype = f"--dtype asks for {recipe.dtype}, and tensors are copied as they are"
+    mends = recipe.mend not in (None, "none") or recipe.allow_bias
     asked = (
         (recipe.scores is None, "no scores are named", "", score),
         (recipe.dtype != "auto", dtype, ", --dtype", "leave --dtype out"),
-        (
-            recipe.mend not in (None, "none") or recipe.allow_bias,
-            "mending runs the model",
-            ", --mend",
-            "leave out --mend and --allow-bias",
-        ),
+        (mends, "mending runs the model", ", --mend", "leave out --mend and --allow-bias"),
         (bool(recipe.swaps), "swaps are tried out", ", --swaps", "leave --swaps out"),
         (recipe.target_latency is not None, "latency is measured", ", --target-latency", another),
         (is_tolerant(recipe), "how far the metric drops is measured", ", --max-drop", another),
