@@ -37,7 +37,8 @@ def page(found: Sequence[Measured]) -> str:
 
 def _said(settings: Mapping[str, Any]) -> str:
     words = [
-        f"--{name}" if value is True else f"--{name} {value}" for name, value in settings.items()
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        for name, value in settings.items()
     ]
     return f"`{' '.join(words)}`" if words else "all defaults"
 
