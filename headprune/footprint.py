@@ -84,16 +84,20 @@ def kv_cache_bytes_per_token(model: PreTrainedModel, *, batch: Batch) -> int | N
         None for models that don't generate from such a cache.
     """
     row = {name: value[:1].to(model.device) for name, value in batch.inputs.items()}
-    length = row["input_ids"].shape[1] if "input_ids" in row else 0
+    read = "decoder_input_ids" if "decoder_input_ids" in row else "input_ids"
+    length = row[read].shape[1] if read in row else 0
     if length < 2 or not (model.can_generate() and takes_cache(model)):
         return None
     sizes = []
     for stop in (length // 2, length):
         start = {
-            name: value[:, :stop] if value.shape[1:2] == (length,) else value
+            name: value[:, :stop]
+            if name in (read, read.replace("input_ids", "attention_mask"))
+            else value
             for name, value in row.items()
         }
-        layers = getattr(model(**start, use_cache=True).past_key_values, "layers", None)
+        cache = getattr(model(**start, use_cache=True), "past_key_values", None)
+        layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", None)
         if layers is None:
             return None
         held = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]

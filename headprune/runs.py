@@ -35,11 +35,16 @@ def write_scores(scores: Sequence[HeadScores], run: str | None) -> tuple[Path, .
     if run is not None:
         refuse_used_run(run)
     folder = next_run(_word(first.method)) if run is None else Path(run)
-    written = {folder / f"scores.{_word(other.method)}.json": other for other in others}
+    written = {folder / _further(other.method): other for other in others}
     written[folder / SCORES] = first  # the last: a directory that has it has all
     for path, content in written.items():
         write_text(path, content.to_json())
     return folder / SCORES, *(path for path in written if path.name != SCORES)
+
+
+def _further(method: str) -> str:
+    """Return the name of the file of a method that isn't a run's first."""
+    return f"scores.{_word(method)}.json"
 
 
 def _word(method: str) -> str:
@@ -52,10 +57,15 @@ def next_run(name: str) -> Path:
     return FOLDER / f"{last + 1:03d}-{name}"
 
 
-def latest_scores() -> tuple[HeadScores, Path] | None:
-    """Return the scores of the run with the highest number, if there is one."""
+def latest_scores(method: str | None) -> tuple[HeadScores, Path] | None:
+    """Return the scores of the run with the highest number, if there is one: of several those of the method."""
     found = sorted(_numbered(f"*-*/{SCORES}"))
-    return (read_artefact(HeadScores, found[-1][1]), found[-1][1]) if found else None
+    if not found:
+        return None
+    path = found[-1][1]
+    if method is not None and (own := path.with_name(_further(method))).is_file():
+        path = own
+    return read_artefact(HeadScores, path), path
 
 
 def named_scores(path: Path, *, fingerprint: str) -> HeadScores:

@@ -9,6 +9,8 @@ from families import build, real_outputs, sentences, token_inputs
 
 import headprune as hp
 from headprune.cli import main
+from headprune.config import Recipe
+from headprune.pipeline.course import check_course
 from headprune.surgery import give_biases, take_back
 
 KNOW_THEM = ("llama", "qwen3")
@@ -95,6 +97,9 @@ def test_prune_creates_biases_where_it_is_allowed_to(run_here, tokenizer, capsys
     biases = [p.detach() for name, p in model.named_parameters() if name.endswith("o_proj.bias")]
     assert len(biases) == 3
     assert any(float(bias.abs().max()) > 0 for bias in biases)
-    code, _out, err = prune("--mend", "none", "--allow-bias")
-    assert code == 2
-    assert "a bias is created for what mending moves" in err
+
+
+def test_a_bias_is_allowed_not_asked_for():
+    """So that a recipe of others that allows one goes with any other setting."""
+    for said in ({"mend": "none", "keep": 0.5}, {"max_drop": "1%"}):
+        check_course(Recipe(recipe="flap", **said))

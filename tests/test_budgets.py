@@ -12,7 +12,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_selection import anatomy_of, scores_of
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import headprune as hp
 from headprune.batch import as_batches
@@ -368,6 +375,18 @@ def test_what_does_not_generate_keeps_no_cache():
     assert kv_cache_bytes_per_token(build("gpt2"), batch=batch) == 3 * 2 * 48 * 4
     classifier = build("llama", cls="LlamaForSequenceClassification", num_labels=2)
     assert kv_cache_bytes_per_token(classifier, batch=batch) is None
+    small = {"vocab_size": 96, "hidden_size": 16, "state_size": 4, "num_hidden_layers": 1}
+    assert kv_cache_bytes_per_token(MambaForCausalLM(MambaConfig(**small)), batch=batch) is None
+
+
+def test_of_an_encoder_decoder_the_cache_is_the_decoder_s_own():
+    """Keys of what the encoder put out are there once, however long the text becomes."""
+    sizes = {"vocab_size": 96, "d_model": 16, "d_kv": 4, "d_ff": 16, "num_heads": 3}
+    model = T5ForConditionalGeneration(T5Config(**sizes, num_layers=1, num_decoder_layers=2))
+    inputs = token_inputs(rows=2, length=12)
+    inputs["decoder_input_ids"] = inputs["input_ids"][:, :8]
+    (batch,) = as_batches([inputs])
+    assert kv_cache_bytes_per_token(model, batch=batch) == 2 * 2 * 3 * 4 * 4
 
 
 def test_latency_is_planned_from_a_measured_table(monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from families import build
 from hypothesis import assume, given, settings
+from scipy.stats import t
 from test_scoring import setting
 from test_selection import posed, problems
 
@@ -111,7 +112,7 @@ def search_by_hand(case, gone, values, constraints, most):
         gains = there - by_hand(model, anatomy, confirming.batches, loss, best.applied(gone))
         error = gains.std() / len(gains) ** 0.5
         in_vain += 1
-        if min(means) < before and gains.mean() > 1.645 * error:
+        if min(means) < before and gains.mean() > t.ppf(0.95, len(gains) - 1) * error:
             swaps.append((best, float(gains.mean()), float(error), len(gains)))
             gone, in_vain = best.applied(gone), 0
         proposing, confirming = confirming, proposing

@@ -137,7 +137,12 @@ def check_course(recipe: Recipe, *, world: World | None = None) -> None:
             where="--rearrange",
             hint="use --method fisher or fisher:batch, in one step",
         )
-    _check_what_follows(recipe)
+    if recipe.swaps and (recipe.mend != "none" or is_tolerant(recipe)):
+        raise ConfigError(
+            "swaps are judged by heads as they are, for one cut",
+            where=f"--swaps {recipe.swaps}",
+            hint="say --mend none, and a budget such as --keep 0.7",
+        )
     if recipe.objective == "metric" and (
         recipe.method != "ablation" or steps > 1 or recipe.normalize != "none"
     ):
@@ -161,22 +166,6 @@ def check_course(recipe: Recipe, *, world: World | None = None) -> None:
             "a race decides for one cut through the scores of all heads as they are",
             where="--until decided",
             hint="leave out --normalize and --sites, or score without --until",
-        )
-
-
-def _check_what_follows(recipe: Recipe) -> None:
-    """Refuse swaps and biases where nothing comes of them."""
-    if recipe.swaps and (recipe.mend != "none" or is_tolerant(recipe)):
-        raise ConfigError(
-            "swaps are judged by heads as they are, for one cut",
-            where=f"--swaps {recipe.swaps}",
-            hint="say --mend none, and a budget such as --keep 0.7",
-        )
-    if recipe.allow_bias and (recipe.mend == "none" or is_tolerant(recipe)):
-        raise ConfigError(
-            "a bias is created for what mending moves, in one cut",
-            where="--allow-bias",
-            hint="leave --mend none out, and say a budget such as --keep 0.7",
         )
 
 

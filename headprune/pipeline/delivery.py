@@ -20,6 +20,7 @@ from headprune.heads import Artefact, HeadMask, HeadScores, PruningPlan
 from headprune.inspection import inspect
 from headprune.masking import gated
 from headprune.models import versions, weights_bytes
+from headprune.pipeline.course import is_tolerant
 from headprune.pipeline.mending import mend_if_asked, rows_noted
 from headprune.report.card import model_card
 from headprune.results import Results
@@ -145,7 +146,8 @@ def cut_and_save(
             calibration={**scores.data, "method": scores.method, "n": scores.n},
             mend=made.mended,
         )
-        scores = rows_noted(scores, choosing, made.mended)
+        if made.mended is not None or "swaps" in plan.budget:
+            scores = rows_noted(scores, choosing)
         _write_documents(subject, staging, scores=scores, plan=plan, results=results)
         seal(staging)
     return results
@@ -198,7 +200,11 @@ def _cut(
 
 def _biases(subject: Subject, anatomy: Anatomy, plan: PruningPlan, *, voice: Voice) -> Given | None:
     """Create biases for mending to move, where the recipe allows it and the family knows them."""
-    if not (subject.recipe.allow_bias and plan.remove):
+    recipe = subject.recipe
+    if not recipe.allow_bias or recipe.mend == "none" or is_tolerant(recipe) or not plan.remove:
+        return None
+    if recipe.target_parameters is not None:
+        voice.say("no bias is created: it would be parameters beyond the target")
         return None
     given = give_biases(subject.model, anatomy)
     if given is None and not has_bias(subject.model, anatomy):

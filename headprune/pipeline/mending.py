@@ -172,9 +172,7 @@ def _told(found: Mend) -> str:
     return f"mended ({found.kept.how}): {found.judged_by} on {on} is {found.kept.value:.4g} instead of {found.unmended:.4g}"
 
 
-def rows_noted(scores: HeadScores, rows: Rows, mended: Mend | None) -> HeadScores:
-    """Return the scores, saying of the rows that mended, too, that they must not report."""
-    if mended is None:
-        return scores
+def rows_noted(scores: HeadScores, rows: Rows) -> HeadScores:
+    """Return the scores, saying of rows that mended or swapped, too, that they must not report."""
     digests = {example.input_digest for example in rows.examples}
     return scores.model_copy(update={"rows": tuple(sorted({*scores.rows, *digests}))})

@@ -24,7 +24,7 @@ from headprune.subject import (
     model_note,
     rows_that_chose,
 )
-from headprune.tasks.distill import NOTHING
+from headprune.tasks.distill import NOTHING, Goal
 
 # What must agree for the scores of an earlier run to be those that would be computed now.
 _SAME_ROWS = ("fingerprint", "max_length", "task")
@@ -57,7 +57,7 @@ def find_scores(
     """
     if subject.recipe.scores is not None:
         return Scored(_named(subject, rows, path=Path(subject.recipe.scores), voice=voice))
-    latest = latest_scores()
+    latest = latest_scores(subject.recipe.method)
     if latest is not None:
         scores, path = latest
         if _fits(scores, subject, rows):
@@ -128,12 +128,13 @@ def compute_each(
 ) -> dict[str, Scored]:
     """Score by several methods; a pass over the data that several are made of is run once, and found again in the journal."""
     found: dict[str, Scored] = {}
+    goal = subject.goal(rows.examples) if rows else None
     for method, recipe in recipes.items():
         if len(recipes) > 1:
             voice.say(f"{method}:")
         by_one = replace(subject, recipe=recipe)
         found[method] = compute_scores(
-            by_one, anatomy, rows, voice=voice, world=world, is_first=not found
+            by_one, anatomy, rows, voice=voice, world=world, is_first=not found, goal=goal
         )
     return found
 
@@ -147,6 +148,7 @@ def compute_scores(
     keep_parts: bool = True,
     world: World | None = None,
     is_first: bool = True,
+    goal: Goal | None = None,
 ) -> Scored:
     """Score every head on ``rows``; methods that need no data leave them aside.
 
@@ -157,7 +159,7 @@ def compute_scores(
     check_course(recipe, world=world)
     method = method_of(recipe)
     used = None if method in NEED_NO_ROWS else rows
-    goal = subject.goal(used.examples) if used else NOTHING
+    goal = (goal or subject.goal(used.examples)) if used else NOTHING
     batches = goal.drawn if method in DIFFERENTIATE else goal.batches
     journal = _journal(subject, anatomy, batches) if used and keep_parts else None
     done = journal.count() if journal else 0

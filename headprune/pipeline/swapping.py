@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from headprune.anatomy import Anatomy
+from headprune.errors import DataError
 from headprune.heads import HeadScores, PruningPlan
 from headprune.journal import Journal
 from headprune.passes import Pass
@@ -11,6 +12,7 @@ from headprune.subject import Rows, Subject, Voice
 from headprune.tasks.rows import Example, set_apart
 
 _FEW = 64
+_FEWEST = 16
 
 
 def swap_if_asked(
@@ -37,10 +39,19 @@ def swap_if_asked(
         prices: What a target is counted in.
         voice: How to talk meanwhile.
         journal: Where losses are kept, for a run that is stopped.
+
+    Raises:
+        DataError: There are too few rows.
     """
     most = subject.recipe.swaps
     if not most or not plan.remove:
         return plan
+    if len(rows.examples) < _FEWEST:
+        raise DataError(
+            f"{len(rows.examples)} calibration rows are too few to swap by: half of them proposes, the others agree",
+            where=f"--swaps {most}",
+            hint=f"give {_FEWEST} or more (--num-samples), or leave --swaps out",
+        )
     parts = set_apart(rows.examples, len(rows.examples) // 2)
     halves = [_half(subject, part, f"swaps, half {place}") for place, part in enumerate(parts, 1)]
     found = swap(

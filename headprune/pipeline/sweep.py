@@ -122,7 +122,14 @@ def lawful_points(anatomy: Anatomy, recipe: Recipe, *, voice: Voice) -> tuple[fl
 
 def _scored_once(recipe: Recipe, *, voice: Voice) -> Recipe:
     """Return the recipe without what leads to one cut only."""
-    single: dict[str, Any] = {"steps": 1, "until": None, "mend": "none", "rearrange": False}
+    single: dict[str, Any] = {
+        "steps": 1,
+        "until": None,
+        "mend": "none",
+        "allow_bias": False,
+        "rearrange": False,
+        "swaps": 0,
+    }
     single |= dict.fromkeys(BUDGETS)
     left = [
         name

@@ -3,7 +3,6 @@
 A score is of one head, and a cut is of many: of two heads that can replace each other one must stay, which no score sees. So
 pairs around the cut are tried as what they are, other masks: half of the rows proposes the pair that gains the most, and the
 other half must agree, example by example, before it is swapped. Then the halves change places. A few rows of the half that
-proposes say first which pairs are worth trying on all of it. A few rows of the half that
 proposes say first which pairs are worth trying on all of it.
 """
 
@@ -15,6 +14,7 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
+from scipy.stats import t
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -33,8 +33,8 @@ GainsOf: TypeAlias = Callable[..., Tensor]
 
 # Units on each side of the cut that are paired; and pairs that a few rows leave over.
 _WIDTH = 8
-# One-sided 95 %: so many standard errors must the paired gain be above 0.
-_CLEAR = 1.645
+# One-sided: by Student's t the paired gain must be above 0.
+_SURE = 0.95
 
 
 class Pair(NamedTuple):
@@ -55,7 +55,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Swap:
-    """A pair that changed places, and the evidence.
+    """A pair that changed places, and the evidence: swapped for its gain, so that the gain is on the large side.
 
     Args:
         pair: The heads.
@@ -221,8 +221,8 @@ def _confirmed(pair: Pair, gains_of: GainsOf, half: Half) -> Swap | None:
     (gains,) = gains_of([pair], batches=half.batches, name=half.name)
     n = len(gains)
     gain = float(gains.mean())
-    error = float(gains.std()) / math.sqrt(n) if n > 1 else math.inf
-    return Swap(pair, gain, error, n) if gain > _CLEAR * error else None
+    error = float(gains.std()) / math.sqrt(n)
+    return Swap(pair, gain, error, n) if gain > t.ppf(_SURE, n - 1) * error else None
 
 
 def _gains(

@@ -98,10 +98,8 @@ class Bench:
         )
         subject = replace(self.case.subject, recipe=recipe)
         start = time.perf_counter()
+        plan = make_plan(self._scores(subject), self.anatomy, constraints=constraints_of(recipe))
         with put_back_after(subject.model, self.anatomy), self._biases_allowed_by(recipe):
-            plan = make_plan(
-                self._scores(subject), self.anatomy, constraints=constraints_of(recipe)
-            )
             mended = mend_if_asked(
                 subject, self.anatomy, plan, self.case.choosing, voice=self.voice
             )
