@@ -26,6 +26,7 @@ _PAGE = Path(__file__).with_name("quality.md.jinja")
 
 def page(found: Sequence[Measured]) -> str:
     """Return the page."""
+    found = sorted(found, key=lambda row: row.seed)
     contenders = [
         f"| {name} | {contender.source} | {_said(contender.settings)} |"
         for name, contender in CONTENDERS.items()
@@ -82,10 +83,11 @@ def _cache(rows: Sequence[Measured], keeps: Sequence[float]) -> list[str]:
     cells = []
     for keep in keeps:
         here = [row for row in rows if row.keep == keep and row.kv_cache]
-        found = {row.kv_cache for row in here if row.contender == OURS} or {
-            row.kv_cache for row in here
-        }
-        cells.append(" or ".join(_room(*cache) for cache in found if cache))
+        ours = {row.kv_cache for row in here if row.contender == OURS}
+        found = ours or {row.kv_cache for row in here}
+        cells.append(
+            " or ".join(_room(*cache) for cache in found if cache and (ours or len(found) == 1))
+        )
     if not any(cells):
         return []
     return ["| *key/value cache per token of such cuts, in memory* | " + " | ".join(cells) + " |"]
