@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_EVALUATE_OFFLINE"] = "1"
@@ -86,3 +87,21 @@ def run_here(tmp_path, monkeypatch):
     """Work in an empty directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def command_line(capsys, monkeypatch):
+    """Return a function that runs the command line in this process: (exit code, stdout, stderr)."""
+    from headprune.cli import main
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["headprune", *map(str, words)])
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run

@@ -1,14 +1,13 @@
 """Biases that are created for mending: zeros that change nothing, where a family knows them, and taken back where unused."""
 
 import json
-import sys
+from functools import partial
 
 import pytest
 import torch
 from families import build, real_outputs, sentences, token_inputs
 
 import headprune as hp
-from headprune.cli import main
 from headprune.config import Recipe
 from headprune.pipeline.course import check_course
 from headprune.surgery import give_biases, take_back
@@ -69,26 +68,20 @@ def test_a_model_pruned_before_is_given_biases_of_its_size():
     hp.prune(model, ["L1.H0", "L1.H1"])
 
 
-def test_prune_creates_biases_where_it_is_allowed_to(run_here, tokenizer, capsys, monkeypatch):
-    """Mended with them, cut, saved as what the family reads, and reloaded."""
+@pytest.fixture
+def prune(run_here, tokenizer, command_line, monkeypatch):
+    """Return a function that prunes a Llama: (exit code, stdout, stderr)."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(run_here / ".cache"))
     build("llama").save_pretrained("llama")
     tokenizer.save_pretrained("llama")
     (run_here / "prose.txt").write_text("\n".join(sentences(240, seed=1)))
+    data = ("--data", "prose.txt", "--max-length", "16", "--method", "magnitude")
+    return partial(command_line, "prune", "llama", *data, "--keep", "0.5", "--json")
 
-    def prune(*words):
-        data = ("--data", "prose.txt", "--max-length", "16", "--method", "magnitude")
-        said = ["headprune", "prune", "llama", *data, "--keep", "0.5", *words]
-        monkeypatch.setattr(sys, "argv", said)
-        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(run_here / ".cache"))
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        out = capsys.readouterr()
-        return code, out.out, out.err
 
-    code, out, err = prune("--mend", "bias", "--allow-bias", "--out", "given", "--json")
+def test_prune_creates_biases_where_it_is_allowed_to(prune, run_here):
+    """Mended with them, cut, saved as what the family reads, and reloaded."""
+    code, out, err = prune("--mend", "bias", "--allow-bias", "--out", "given")
     assert code == 0, err
     found = json.loads(out)
     assert found["mend"]["kept"]["how"] == "bias"
@@ -97,6 +90,13 @@ def test_prune_creates_biases_where_it_is_allowed_to(run_here, tokenizer, capsys
     biases = [p.detach() for name, p in model.named_parameters() if name.endswith("o_proj.bias")]
     assert len(biases) == 3
     assert any(float(bias.abs().max()) > 0 for bias in biases)
+
+
+def test_prune_takes_biases_back_that_nothing_moved(prune, run_here):
+    code, _out, err = prune("--mend", "scale", "--allow-bias", "--out", "scaled")
+    assert code == 0, err
+    assert not json.loads((run_here / "scaled" / "config.json").read_text())["attention_bias"]
+    assert not [name for name in hp.load("scaled").state_dict() if name.endswith("bias")]
 
 
 def test_a_bias_is_allowed_not_asked_for():

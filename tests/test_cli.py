@@ -7,17 +7,19 @@ import sys
 import pytest
 import torch
 from families import build, sentences
+from rich.console import Console
 from scipy.stats import t
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import headprune as hp
-from headprune.cli import main
 from headprune.config import Recipe
 from headprune.evaluation import judge, predict
+from headprune.heads import HeadId, HeadScores, SiteId
 from headprune.journal import Journal
 from headprune.pipeline.course import by_method
 from headprune.pipeline.scores import compute_each
 from headprune.pipeline.tolerance import plan_within, rows_in_three
+from headprune.report.scores import agreement_table
 from headprune.report.terminal import Talk
 from headprune.subject import calibration_rows, open_subject
 
@@ -53,20 +55,9 @@ def place(run_here, classifier, decoder, monkeypatch):
 
 
 @pytest.fixture
-def headprune(place, capsys, monkeypatch):
-    """Return a function that runs the command line: (exit code, stdout, stderr)."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["headprune", *map(str, words)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return run
+def headprune(place, command_line):
+    """Return what runs the command line, where the models and the data are."""
+    return command_line
 
 
 def test_the_whole_journey(headprune, place):
@@ -152,6 +143,9 @@ def test_a_decoder_goes_the_whole_way_too(headprune, place, mode):
     assert results["before"]["metric"] == "perplexity"
     plan = json.loads((place / mode / "plan.json").read_text())
     assert all(kept % (4 if mode == "even" else 2) == 0 for kept in plan["kept_per_site"].values())
+    before, after = (results[when]["kv_cache_bytes_per_token"] for when in ("before", "after"))
+    assert before - after == plan["budget"]["saves"]["kv_cache_bytes_per_token"]
+    assert (after < before) is (mode == "group")
 
 
 def test_a_uniform_plan_needs_no_extra_file(headprune, place):
@@ -597,6 +591,24 @@ def test_several_methods_run_what_they_share_once(place):
         runs[methods] = len(forwards)
     alone, together = runs.values()
     assert together == alone > 0
+
+
+def test_methods_agree_as_far_as_their_orders_do():
+    heads = tuple(HeadId(SiteId("", 0, "self"), head) for head in range(3))
+    found = [
+        HeadScores(method=method, heads=heads, values=values, n=1, seed=0)
+        for method, values in (
+            ("sink", (1.0, 2.0, 9.0)),
+            ("gates", (0.3, 0.2, 0.1)),
+            ("fisher", (5.0, 5.0, 5.0)),
+        )
+    ]
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(agreement_table(found))
+    rows = [line.split() for line in shown.get().splitlines()[1:]]
+    assert rows[0] == ["sink", "1.00", "-1.00", "-"]
+    assert rows[1] == ["gates", "-1.00", "1.00", "-"]
 
 
 def test_several_methods_are_shown_beside_each_other(headprune, place):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ import headprune as hp
 from headprune import pipeline
 from headprune.checkpoint import differing, find_cuts, load_shapes, stored_tensors
 from headprune.checkpoint.shards import shards
-from headprune.cli import main
 from headprune.config import Recipe
 from headprune.errors import ModelError, ProofError
 from headprune.inspection import inspect
@@ -328,24 +326,13 @@ def test_available_memory_is_a_number_of_this_machine():
 
 
 @pytest.fixture
-def headprune(run_here, tokenizer, capsys, monkeypatch):
+def headprune(run_here, tokenizer, command_line):
     """Return a function that runs the command line beside a model and its scores: (exit code, stdout, stderr)."""
     model = build("llama")
     saved(model, run_here / "model")
     tokenizer.save_pretrained(run_here / "model")
     scored(model, run_here, method="magnitude")
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["headprune", *map(str, words)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return run
+    return command_line
 
 
 PRUNE = ("prune", "model", "--scores", "scores.json", "--keep", "0.5", "--out", "out")

@@ -5,8 +5,8 @@ import itertools
 import json
 import math
 import shutil
-import sys
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from test_processes import DyingJournal, StoppedError
 
 import headprune as hp
-from headprune.cli import main
 from headprune.config import Recipe
 from headprune.errors import ConfigError, ModelError, PlanError
 from headprune.evaluation import judge, predict, predict_masked
@@ -304,21 +303,10 @@ def place(run_here, tokenizer, monkeypatch):
 
 
 @pytest.fixture
-def sweep(place, capsys, monkeypatch):
+def sweep(place, command_line):
     """Return a function that runs the command: (exit code, stdout, stderr)."""
-
-    def run(*words):
-        data = ("--data", "train.csv", "--eval-data", "test.csv", "--batch-size", "5")
-        monkeypatch.setattr(sys, "argv", ["headprune", "sweep", "model", *data, *words])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return run
+    data = ("--data", "train.csv", "--eval-data", "test.csv", "--batch-size", "5")
+    return partial(command_line, "sweep", "model", *data)
 
 
 def test_the_command_writes_curves_pictures_and_scores(sweep, place):

@@ -151,17 +151,23 @@ def check_course(recipe: Recipe, *, world: World | None = None) -> None:
             where="--objective metric",
             hint="say --method ablation, and leave out --steps and --normalize",
         )
-    if recipe.until is not None and recipe.objective != "loss":
+    if recipe.until is not None:
+        _check_race(recipe)
+
+
+def _check_race(recipe: Recipe) -> None:
+    """Refuse a race that isn't run by ablation, by the loss, for one cut through all heads as they are."""
+    if recipe.objective != "loss":
         raise ConfigError(
             "heads race by the loss", where="--until decided", hint="leave out --objective"
         )
-    if recipe.until is not None and (recipe.keep is None or recipe.method != "ablation"):
+    if recipe.keep is None or recipe.method != "ablation":
         raise ConfigError(
             "heads race by ablation, for the places that a keep ratio leaves",
             where="--until decided",
             hint="say --method ablation and --keep 0.7, for example",
         )
-    if recipe.until is not None and (recipe.normalize != "none" or recipe.sites):
+    if recipe.normalize != "none" or recipe.sites:
         raise ConfigError(
             "a race decides for one cut through the scores of all heads as they are",
             where="--until decided",

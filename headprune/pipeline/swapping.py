@@ -7,7 +7,7 @@ from headprune.errors import DataError
 from headprune.heads import HeadScores, PruningPlan
 from headprune.journal import Journal
 from headprune.passes import Pass
-from headprune.selection import Constraints, Half, Prices, Swap, is_padded, savings, swap
+from headprune.selection import Constraints, Half, Prices, Swap, Swapped, is_padded, savings, swap
 from headprune.subject import Rows, Subject, Voice
 from headprune.tasks.rows import Example, set_apart
 
@@ -67,6 +67,12 @@ def swap_if_asked(
         over=Pass(voice.track, voice.say, journal),
     )
     voice.say(_told(found.swaps, most))
+    return _replanned(plan, found, subject, anatomy)
+
+
+def _replanned(
+    plan: PruningPlan, found: Swapped, subject: Subject, anatomy: Anatomy
+) -> PruningPlan:
     kept = anatomy.kept_per_site(found.gone)
     remove = tuple(head for head in anatomy.heads if head in found.gone)
     saves = savings(subject.model, anatomy, remove=remove, pad=is_padded(plan)).as_dict()
