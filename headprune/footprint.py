@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from headprune.anatomy.trace import takes_cache
 from headprune.batch import Batch, forward
 
-_MOST_REPEATS = 100
+_MOST_REPEATS = 30
 _LATENCY_BATCHES = (1, 32)
 
 
@@ -21,7 +21,7 @@ def latency_ms(
     """Return for each model the fastest forward in milliseconds, for 1 row and for 32 rows of real data of median length.
 
     The models take turns, so that whatever else the machine does meets them alike; after a warm-up each size is repeated for
-    about ``seconds`` a model, at least 3 times and at most 100 times. The fastest, because other work only ever adds time.
+    about ``seconds`` a model, at least 3 times and at most 30 times. The fastest, because other work only ever adds time.
     """
     batch = median_batch(batches)
     found: list[dict[str, float]] = [{} for _ in models]

@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+import typing
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_EVALUATE_OFFLINE"] = "1"
@@ -23,13 +24,25 @@ import transformers.models.auto.modeling_auto
 _jaxtyped = jaxtyping.jaxtyped
 
 
-def _jaxtyped_once(function=None, **settings):
-    """Leave functions inside functions unchecked: they'd be instrumented anew on every call, half of all that tests would do."""
+def _tells_shapes(annotation):
+    """Say whether there is an array with its shape anywhere in what a parameter may be."""
+    if isinstance(annotation, type) and issubclass(annotation, jaxtyping.AbstractArray):
+        return True
+    return any(map(_tells_shapes, typing.get_args(annotation)))
+
+
+def _jaxtyped_once(function=None, *, typechecker=None):
+    """Check shapes where a signature tells some, and types alone elsewhere: to bind names to sizes takes a while.
+
+    Functions inside functions stay unchecked: they'd be instrumented anew on every call, half of all that is left.
+    """
     if function is None:
-        return lambda function: _jaxtyped_once(function, **settings)
+        return lambda function: _jaxtyped_once(function, typechecker=typechecker)
     if "<locals>" in function.__qualname__:
         return function
-    return _jaxtyped(function, **settings)
+    if isinstance(function, type) or any(map(_tells_shapes, function.__annotations__.values())):
+        return _jaxtyped(function, typechecker=typechecker)
+    return typechecker(function)
 
 
 jaxtyping.jaxtyped = _jaxtyped_once  # before anything of headprune is imported

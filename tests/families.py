@@ -4,6 +4,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+import headprune as hp
+
 WORDS = [f"w{number}" for number in range(80)]
 _PLAIN = {
     "vocab_size": 96,
@@ -56,6 +58,22 @@ FAMILIES = {
 }
 GROUPED = ("llama", "mistral", "qwen2", "qwen3")
 DECODERS = ("gpt2", *GROUPED)
+
+
+_ANATOMIES = {}
+
+
+def inspected(model):
+    """Return ``hp.inspect(model)``, asked once a make of model: classes, config and shapes are all that it depends on."""
+    make = (
+        model.config.to_json_string(use_diff=False),
+        model.config._attn_implementation,
+        tuple((name, type(module)) for name, module in model.named_modules()),
+        tuple((name, tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items()),
+    )
+    if make not in _ANATOMIES:
+        _ANATOMIES[make] = hp.inspect(model)
+    return _ANATOMIES[make]
 
 
 def build(family, *, attention="sdpa", cls=None, seed=0, **settings):

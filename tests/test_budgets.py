@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import build, token_inputs
+from families import build, inspected, token_inputs
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_selection import anatomy_of, scores_of
@@ -302,7 +302,7 @@ def test_steps_lead_to_a_number_of_heads():
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
 def test_the_cut_model_is_what_the_plan_says(name):
     model = build(name)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     scores = scores_of(
         anatomy, [float(i * 7 % len(anatomy.heads)) for i in range(len(anatomy.heads))]
     )
@@ -313,7 +313,7 @@ def test_the_cut_model_is_what_the_plan_says(name):
     after = sum(parameter.numel() for parameter in smaller.parameters())
     assert plan.budget["after"] == after <= 0.9 * whole
     # What is pruned again counts from where it is.
-    left = hp.inspect(smaller)
+    left = inspected(smaller)
     again = hp.plan(
         scores_of(left, [1.0] * len(left.heads)),
         anatomy=left,
@@ -326,7 +326,7 @@ def test_the_cut_model_is_what_the_plan_says(name):
 def test_flops_of_the_whole_model_are_those_that_torch_counts():
     model = build("llama").float()
     model.set_attn_implementation("eager")
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     scores = scores_of(anatomy, [1.0] * len(anatomy.heads))
     budget = hp.plan(scores, anatomy=anatomy, model=model, target_flops="1").budget
     counter = FlopCounterMode(display=False)
@@ -337,7 +337,7 @@ def test_flops_of_the_whole_model_are_those_that_torch_counts():
 
 def test_a_cache_target_counts_groups():
     model = build("llama")
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     scores = scores_of(anatomy, [float(i) for i in range(len(anatomy.heads))])
     plan = hp.plan(scores, anatomy=anatomy, model=model, target_kv_cache="50%")
     assert (
@@ -346,7 +346,7 @@ def test_a_cache_target_counts_groups():
     assert sum(plan.kept_per_site.values()) == 12
     with pytest.raises(PlanError, match="keeps no keys and values"):
         bert = build("bert")
-        found = hp.inspect(bert)
+        found = inspected(bert)
         hp.plan(scores_of(found, [0.0] * 18), anatomy=found, model=bert, target_kv_cache=0.5)
 
 
@@ -357,7 +357,7 @@ def test_a_cache_target_counts_groups():
 def test_the_cache_shrinks_in_memory_by_what_was_counted(family, gqa, min_heads):
     """Also where a layer loses every head."""
     model = build(family)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     values = [float(head.head + 10 * (head.site.layer or 0)) for head in anatomy.heads]
     settings = {"keep": 0.5, "gqa": gqa, "min_heads": min_heads, "anatomy": anatomy}
     plan = hp.plan(scores_of(anatomy, values), **settings)
@@ -398,7 +398,7 @@ def test_latency_is_planned_from_a_measured_table(monkeypatch):
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     before = copy.deepcopy(model.state_dict())
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     scores = scores_of(anatomy, [float(i * 5 % 16) for i in range(16)])
     batch = {"input_ids": torch.ones(4, 24, dtype=torch.long)}
     constraints = Constraints(target=Target.parse("latency", "75%"))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import build, token_inputs
+from families import build, inspected, token_inputs
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
@@ -74,7 +74,7 @@ def test_gates_open_with_log_alpha(place, noise):
 
 def test_the_gradient_is_that_of_autograd_on_a_model_gated_by_hand():
     model, batch, loss = setting("bert")
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     generator = torch.Generator().manual_seed(3)
     log_alpha = torch.randn(18, generator=generator, dtype=torch.float64) + 1
     noise = torch.rand(4, 18, generator=generator, dtype=torch.float64)
@@ -157,7 +157,7 @@ def useful(name):
 def test_a_head_that_does_nothing_is_worth_least(monkeypatch, name):
     monkeypatch.setattr(GATES, "_STEPS", 60)
     model, inputs = useful(name)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     useless = {HeadId(site.id, site.id.layer) for site in anatomy.sites}
     with torch.no_grad():
         for site in anatomy.sites:
@@ -188,7 +188,7 @@ def small_setting():
 
 
 def scored(model, settings, **more):
-    return score(model, hp.inspect(model), **settings, **more).values
+    return score(model, inspected(model), **settings, **more).values
 
 
 @pytest.mark.usefixtures("few_steps")
@@ -232,7 +232,7 @@ def test_a_higher_price_closes_more_gates(monkeypatch):
     monkeypatch.setattr(GATES, "_STEPS", 60)
     model, settings = small_setting()
     given = {"batches": settings["batches"], "loss": settings["loss"]}
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     found = [
         GATES.trained_gates(model, anatomy, **given, price=price, seed=0, over=IN_SILENCE)
         for price in (0.0, 100.0)
@@ -250,7 +250,7 @@ def test_examples_count_the_same_whatever_the_size_of_their_batch(monkeypatch):
     monkeypatch.setattr(GATES, "_STEPS", 2)
     monkeypatch.setattr(GATES, "_START", 20.0)  # all gates are 1, whatever the noise
     monkeypatch.setattr(GATES, "sample", lambda log_alpha, noise: (log_alpha - 19).expand_as(noise))
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     GATES.trained_gates(model, anatomy, **given, price=0.0, seed=0, over=IN_SILENCE)
     assert len(slopes) == 2
     expected = torch.cat([derivatives(model, anatomy, b, given["loss"]) for b in given["batches"]])

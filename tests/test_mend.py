@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from families import build, token_inputs
+from families import build, inspected, token_inputs
 from test_methods import recorded, unpadded
 from test_scoring import setting
 
@@ -47,7 +47,7 @@ def mask_of(anatomy, gone):
 
 def reads(model, batch, gone=()):
     """Return what every output projection reads at all positions of all rows, padding left out."""
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     found = {site.id: [] for site in anatomy.sites}
     for row in unpadded(batch):
         inputs = {name: value for name, value in row.items() if name != "labels"}
@@ -80,7 +80,7 @@ def least_squares(inputs, targets, start, bias, ridge):
 def test_every_attention_solves_its_least_squares(name, ridge):
     model, batch, _loss = setting(name, rows=24)
     whole = copy.deepcopy(model)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     gone = GONE[name]
     parts = as_batches([{k: v[i : i + 8] for k, v in batch.items()} for i in (0, 8, 16)])
     refit(model, anatomy, batches=parts, mask=mask_of(anatomy, gone), ridge=ridge)
@@ -123,7 +123,7 @@ def test_of_two_equal_heads_one_does_the_work_of_both():
             linear.bias[8:16] = linear.bias[:8]
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         expected = model(**inputs).logits
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     mask = mask_of(anatomy, ["L0.H1"])
     with torch.no_grad(), hp.masked(model, ["L0.H1"]):
         cut = (model(**inputs).logits - expected).abs().max()
@@ -137,7 +137,7 @@ def test_of_two_equal_heads_one_does_the_work_of_both():
 def test_padding_is_not_fitted():
     model, batch, _loss = setting("bert", rows=12)
     other = copy.deepcopy(model)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     mask = mask_of(anatomy, GONE["bert"])
     refit(model, anatomy, batches=as_batches([batch]), mask=mask, ridge=1e-2)
     refit(other, anatomy, batches=as_batches(list(unpadded(batch))), mask=mask, ridge=1e-2)
@@ -164,7 +164,7 @@ def test_it_is_kept_only_where_rows_that_it_did_not_see_say_so(sign):
         for rows in (slice(0, 32), slice(32, 48))
     ]
     fitting, held_out = (as_batches([part]) for part in parts)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     before = projections(model, anatomy)
     remove = [head for head in anatomy.heads if str(head) in GONE["bert"]]
 
@@ -192,7 +192,7 @@ def test_it_is_kept_only_where_rows_that_it_did_not_see_say_so(sign):
 
 def test_nothing_removed_is_nothing_mended():
     model, batch, _loss = setting("llama")
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     before = projections(model, anatomy)
     refit(model, anatomy, batches=as_batches([batch]), mask=torch.ones(24), ridge=1e-2)
     after = projections(model, anatomy)
@@ -202,7 +202,7 @@ def test_nothing_removed_is_nothing_mended():
 def test_a_layer_without_heads_keeps_the_mean_in_its_bias():
     model, batch, _loss = setting("bert", rows=12)
     whole = copy.deepcopy(model)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     gone = [f"L1.H{head}" for head in range(6)]
     refit(model, anatomy, batches=as_batches([batch]), mask=mask_of(anatomy, gone), ridge=1e-2)
     old = whole.bert.encoder.layer[1].attention.output.dense
@@ -303,7 +303,7 @@ def test_of_one_example_little_is_learned():
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_mending_does_not_depend_on_batch_size(name):
     model, batch, _loss = setting(name, rows=12)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     mask = mask_of(anatomy, GONE[name])
     found = [
         fit(
@@ -326,7 +326,7 @@ def test_mending_does_not_depend_on_batch_size(name):
 
 def test_only_what_has_a_bias_is_mended_by_it():
     model, batch, _loss = setting("llama", rows=12)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     remove = [head for head in anatomy.heads if str(head) in GONE["llama"]]
     judge = Judge(lambda _mask: Look(0.0, 0.0), least_loss, "loss", examples=12)
     batches = as_batches([batch])
@@ -339,7 +339,7 @@ def test_only_what_has_a_bias_is_mended_by_it():
 def test_a_walk_runs_every_block_a_few_times_and_not_the_whole_model(name):
     """Once to find the order; once through for the whole model and each way, and a read at each attention."""
     model, batch, _loss = setting(name, rows=8)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     ways = ["refit", "scale"]
     masks = mask_of(anatomy, ["L0.H1", "L0.H0"])
     real = {"all": 0}
@@ -408,7 +408,7 @@ def with_a_skip(model):
 
 
 def come_to_the_third(model, batch):
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     come = ()
     for site in anatomy.sites[:2]:
         come = go_on(model, anatomy, batch, come=come, through=stage_of(model, site))
@@ -440,7 +440,7 @@ def test_a_model_that_reads_early_blocks_again_is_mended_as_exactly():
     model, batch, _loss = setting("bert", rows=24)
     whole = with_a_skip(copy.deepcopy(model))
     model = with_a_skip(model)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     gone, ridge = GONE["bert"], 1e-2
     refit(model, anatomy, batches=as_batches([batch]), mask=mask_of(anatomy, gone), ridge=ridge)
     site = anatomy.sites[2]

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
-from families import build, token_inputs
+from families import build, inspected, token_inputs
 from test_scoring import one_row_at_a_time, setting
 
 import headprune as hp
@@ -32,7 +32,7 @@ def unpadded(batch):
 
 def moves(model, batch, loss):
     """Return d l_n / d xi_h [examples, heads], an example a backward."""
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     found = []
     for row in unpadded(batch):
         inputs = {name: value for name, value in row.items() if name != "labels"}
@@ -91,7 +91,7 @@ def test_per_batch_methods_cancel_within_a_batch(method, size):
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
 def test_per_token_gradients_are_taken_at_every_position(name):
     model, batch, loss = setting(name)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     sizes = torch.zeros(4, len(anatomy.heads), dtype=torch.float64)
     for place, row in enumerate(unpadded(batch)):
         inputs = {name: value for name, value in row.items() if name != "labels"}
@@ -118,7 +118,7 @@ def test_a_gradient_per_token_is_never_less_than_per_example():
 
 def all_z(model, batch):
     """Return every site's z over all positions of all rows: [positions, heads, head_dim]."""
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     found = {site.id: [] for site in anatomy.sites}
     for row in unpadded(batch):
         inputs = {name: value for name, value in row.items() if name != "labels"}
@@ -138,7 +138,7 @@ def test_activation_is_the_norm_of_mean_sizes(family):
 
 def test_fluctuation_is_the_variance_that_the_projection_lets_through(family):
     model, batch, loss = setting(family)
-    anatomy, found = hp.inspect(model), all_z(model, batch)
+    anatomy, found = inspected(model), all_z(model, batch)
     expected = []
     for site in anatomy.sites:
         weight = model.get_submodule(site.output).weight.detach().double()
@@ -194,7 +194,7 @@ def test_pruned_heads_have_no_weights_and_the_others_keep_theirs():
 
 def test_an_attention_that_keeps_its_weights_to_itself_is_refused(bert):
     batch = {**token_inputs(), "labels": torch.zeros(4, dtype=torch.long)}
-    anatomy = hp.inspect(bert)
+    anatomy = inspected(bert)
     bert.bert.encoder.layer[1].attention.self.register_forward_hook(
         lambda _m, _a, output: (output[0], None)
     )
@@ -209,12 +209,12 @@ def test_an_attention_that_keeps_its_weights_to_itself_is_refused(bert):
 def test_dead_weight_changes_no_score(method):
     """Padded groups hold heads that are gone: the others score as they did under a mask."""
     model, batch, loss = setting("llama")
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     gone = ["L0.H0", "L1.H2", "L1.H3", "L1.H4"]
     with hp.masked(model, gone, anatomy=anatomy):
         masked = hp.score(model, [batch], loss=loss, method=method, anatomy=anatomy).by_head()
     hp.prune(model, gone, anatomy=anatomy, pad=True)
-    padded = hp.inspect(model)
+    padded = inspected(model)
     assert any(site.padding for site in padded.sites)
     pruned = hp.score(model, [batch], loss=loss, method=method, anatomy=padded).by_head()
     largest = max(abs(value) for value in pruned.values())
@@ -292,7 +292,7 @@ def four_heads():
 def test_shapley_shares_agree_with_all_subsets(at_once, monkeypatch):
     monkeypatch.setattr(SHAPLEY, "_AT_ONCE", at_once)
     model, batch, loss = four_heads()
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     value = {}
     for kept in itertools.product((0.0, 1.0), repeat=4):
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
@@ -357,7 +357,7 @@ def test_every_method_has_a_name_that_recipes_and_help_know():
 )
 def test_methods_that_are_made_of_the_same_pass_share_it(tmp_path, together):
     model, batch, loss = setting("bert")
-    anatomy, batches = hp.inspect(model), as_batches(one_row_at_a_time(batch))
+    anatomy, batches = inspected(model), as_batches(one_row_at_a_time(batch))
     forwards = []
     model.register_forward_pre_hook(lambda *_: forwards.append(1))
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from families import build, token_inputs
+from families import build, inspected, token_inputs
 from test_methods import unpadded
 from test_scoring import lm_batch, lm_loss, setting
 
@@ -53,7 +53,7 @@ def test_targets_do_not_depend_on_how_rows_are_batched(task):
 def test_nothing_is_lost_by_the_model_as_it_is_and_something_without_heads():
     model, batch = case("classification")
     goal = taught(model, TASKS["classification"].distill, parts_of(batch, 5), seed=0)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     masks = torch.stack([torch.ones(18), torch.tensor([0.0] * 3 + [1.0] * 15)])
     found = losses(model, anatomy, batches=goal.batches, loss=goal.loss, masks=masks)
     assert found[0].abs().max() < 1e-6
@@ -68,7 +68,7 @@ def test_nothing_is_lost_by_the_model_as_it_is_and_something_without_heads():
 
 def test_drawn_classes_have_the_models_frequencies_and_curvature():
     model, batch = case("classification", rows=6)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     goals = [
         taught(model, TASKS["classification"].distill, parts_of(batch, 6), seed=seed)
         for seed in range(200)
@@ -115,7 +115,7 @@ def test_drawn_tokens_are_a_language_models_loss():
     model, batch = case("causal-lm", rows=4)
     (part,) = parts_of(batch, 4)
     goal = taught(model, TASKS["causal-lm"].distill, [part], seed=0)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     found = losses(model, anatomy, batches=goal.batches, loss=goal.loss, masks=torch.ones(1, 24))[0]
     for row, (value, example) in enumerate(zip(found, unpadded(batch), strict=True)):
         inputs = {name: tensor for name, tensor in example.items() if name != "labels"}
@@ -130,7 +130,7 @@ def test_drawn_tokens_are_a_language_models_loss():
 @pytest.mark.parametrize("name", ["accuracy", "matthews_correlation"])
 def test_the_metric_is_measured_without_each_head(name):
     model, batch, _loss = setting("bert", rows=24)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     statistic = BUILT_IN[name]
     found = metric_drop(
         model,
@@ -162,7 +162,7 @@ def test_perplexity_that_rises_is_a_metric_that_drops():
     counts = batch["attention_mask"].sum(1) - 1
     found = metric_drop(
         model,
-        hp.inspect(model),
+        inspected(model),
         batches=[type(part)(part.inputs, counts, part.example_of_row, part.indices)],
         task=task,
         statistic=BUILT_IN["perplexity"].compute,

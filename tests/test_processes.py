@@ -7,9 +7,8 @@ import sys
 
 import pytest
 import torch
-from families import build, sentences, token_inputs, toy_tokenizer
+from families import build, inspected, sentences, token_inputs, toy_tokenizer
 
-import headprune as hp
 from headprune.batch import as_batches
 from headprune.distributed import World
 from headprune.errors import CheckpointError
@@ -44,7 +43,7 @@ class DyingJournal(Journal):
 def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bytes(tmp_path, bert, method, done):
     rows = (7, 9, 11, 13)  # no trial has as many, and no stack of masks
     batches = as_batches([token_inputs(rows=count, seed=count) for count in rows])
-    settings = {"anatomy": hp.inspect(bert), "batches": batches, "loss": loss, "method": method}
+    settings = {"anatomy": inspected(bert), "batches": batches, "loss": loss, "method": method}
     whole = score(bert, **settings)
     DyingJournal.left = done
     with pytest.raises(StoppedError):
@@ -97,7 +96,7 @@ def test_a_journal_that_can_not_be_written_is_our_error(tmp_path):
 def test_shares_add_up_to_the_whole(bert, method, size):
     """Each process's part of the work, put together without any process: fewer batches than processes split the masks."""
     batches = as_batches([token_inputs(rows=rows, seed=rows) for rows in (4, 2, 3)])
-    settings = {"anatomy": hp.inspect(bert), "batches": batches, "loss": loss, "method": method}
+    settings = {"anatomy": inspected(bert), "batches": batches, "loss": loss, "method": method}
     whole = score(bert, **settings)
     parts = []
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from families import build, token_inputs
+from families import build, inspected, token_inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -297,7 +297,7 @@ def batches_of(rows):
 
 
 def test_a_raced_model_has_the_means_of_the_rows_that_were_spent(bert):
-    anatomy = hp.inspect(bert)
+    anatomy = inspected(bert)
     found = race_heads(
         bert,
         anatomy,
@@ -332,10 +332,10 @@ def test_a_raced_model_has_the_means_of_the_rows_that_were_spent(bert):
 
 
 def test_masks_of_early_heads_cost_more(bert):
-    anatomy = hp.inspect(bert)
+    anatomy = inspected(bert)
     assert mask_costs(anatomy).tolist() == pytest.approx([2.67] * 6 + [1.67] * 6 + [0.67] * 6)
     hp.prune(bert, ["L0.H1", "L2.H0"])
-    assert mask_costs(hp.inspect(bert)).tolist() == pytest.approx(
+    assert mask_costs(inspected(bert)).tolist() == pytest.approx(
         [2.67] * 5 + [1.67] * 6 + [0.67] * 5
     )
 
@@ -345,7 +345,7 @@ def test_a_loss_that_is_not_a_number_is_an_error_of_ours():
     with pytest.raises(ModelError, match="not a number"):
         race_heads(
             model,
-            hp.inspect(model),
+            inspected(model),
             batches_of=batches_of,
             num_rows=ROWS,
             loss=lambda outputs, _batch: outputs.logits[:, 0] / 0,

@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from families import build
+from families import build, inspected
 from hypothesis import given
 from test_methods import moves
 from test_scoring import setting
@@ -21,7 +21,7 @@ from headprune.selection.rearrange import rearranged
 
 @pytest.fixture(scope="module")
 def anatomy():
-    return hp.inspect(build("bert"))
+    return inspected(build("bert"))
 
 
 def products_from(seed, anatomy, samples=5, diagonal=False):

@@ -4,7 +4,7 @@ import accelerate
 import pytest
 import torch
 import transformers
-from families import DECODERS, build, token_inputs
+from families import DECODERS, build, inspected, token_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import headprune as hp
@@ -36,7 +36,7 @@ def listen(modules, rows):
 
 def test_only_what_a_mask_can_change_is_run(bert):
     """Nothing before the first difference, and not that attention either; rows tell the batch from the trial before it."""
-    anatomy = hp.inspect(bert)
+    anatomy = inspected(bert)
     layers = bert.bert.encoder.layer
     queried = listen([layer.attention.self.query for layer in layers], rows=5)
     fed = listen([layer.intermediate for layer in layers], rows=5)
@@ -50,7 +50,7 @@ def test_only_what_a_mask_can_change_is_run(bert):
 
 def test_a_model_that_replay_would_get_wrong_runs_in_full(bert):
     """A last layer that reads an earlier one behind replay's back."""
-    anatomy = hp.inspect(bert)
+    anatomy = inspected(bert)
     layers = bert.bert.encoder.layer
     seen = {}
     original = layers[0].attention.forward
@@ -77,7 +77,7 @@ def test_a_model_that_replay_would_get_wrong_runs_in_full(bert):
 
 
 def test_a_site_that_is_never_called_is_an_error(bert):
-    anatomy = hp.inspect(bert)
+    anatomy = inspected(bert)
     layer = bert.bert.encoder.layer[1].attention.output
     dense = layer.dense
     layer.forward = lambda hidden, residual: layer.LayerNorm(
@@ -121,7 +121,7 @@ def test_no_data_is_an_error():
 
 def test_losses_come_back_in_the_order_of_the_data():
     model = build("bert")
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     whole = as_batches([token_inputs(rows=6)])[0]
     parts = [
         Batch(
@@ -158,7 +158,7 @@ def routes_of(model, anatomy, batches, masks, loss, base=None):
 def test_every_family_shares_the_attention_that_masks_start_in(family):
     """The cheapest way is taken, not fallen back from in silence."""
     model = build(family)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     masks = 1 - torch.eye(len(anatomy.heads))
     routes = routes_of(model, anatomy, as_batches([token_inputs()]), masks, loss)
     assert set(routes.modes.values()) == {"shared"}
@@ -168,7 +168,7 @@ def test_every_family_shares_the_attention_that_masks_start_in(family):
 def test_masks_are_resumed_from_any_base(family, seed):
     """The base need not be the whole model: what is recorded then is the pruned one, and heads may come back."""
     model = build(family)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     generator = torch.Generator().manual_seed(seed)
     base, *masks = (torch.rand(5, len(anatomy.heads), generator=generator) > 0.3).float()
     masks = torch.stack([*masks, base, base.clone().fill_(1)])
@@ -181,7 +181,7 @@ def test_masks_are_resumed_from_any_base(family, seed):
 def test_what_differs_from_a_base_in_one_attention_is_resumed_there(family):
     """Heads that the base lacks in earlier attentions, too, whose recordings are returned: nothing of them runs."""
     model = build(family)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     base = torch.tensor([float(head.head != 1) for head in anatomy.heads])
     masks = base.repeat(len(anatomy.sites), 1)
     for place, site in enumerate(anatomy.sites):
@@ -210,7 +210,7 @@ def largest_loss(outputs, batch):
 
 def test_the_last_block_runs_on_the_positions_that_the_loss_reads():
     model = build("bert", cls="BertModel")
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     masks = 1 - torch.eye(len(anatomy.heads))
     batches = as_batches([token_inputs(rows=5)])
     for wanted, narrow in ((first_token_loss, True), (largest_loss, False), (loss, False)):
@@ -234,7 +234,7 @@ def test_the_last_block_runs_on_the_positions_that_the_loss_reads():
 @pytest.mark.parametrize("wanted", [first_token_loss, last_token_loss])
 def test_few_positions_of_each_row_are_exact_too(family, wanted):
     model = build(family, cls=None if family in DECODERS else BASES[family])
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     masks = torch.cat([1 - torch.eye(len(anatomy.heads)), torch.zeros(1, len(anatomy.heads))])
     masks[-1, 0] = 1
     batches = as_batches([token_inputs(rows=3), token_inputs(rows=2, seed=1, length=9)])
@@ -273,7 +273,7 @@ def test_what_a_model_does_with_its_logits_is_done_to_every_piece():
         num_key_value_heads=2, head_dim=8, initializer_range=0.4, final_logit_softcapping=2.0,
     )  # fmt: skip
     model = transformers.Gemma2ForCausalLM._from_config(config, attn_implementation="eager").eval()
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     inputs = token_inputs()
     batches = as_batches([{**inputs, "labels": inputs["attention_mask"].sum(1) - 1}])
     task = TASKS["causal-lm"]
@@ -286,7 +286,7 @@ def test_what_a_model_does_with_its_logits_is_done_to_every_piece():
 
 
 def test_a_forward_that_draws_random_numbers_is_run_mask_by_mask(bert):
-    anatomy = hp.inspect(bert)
+    anatomy = inspected(bert)
     bert.bert.encoder.layer[1].register_forward_hook(
         lambda _m, _a, out: (out[0] + torch.rand(()), *out[1:]) if isinstance(out, tuple) else out + torch.rand(())
     )  # fmt: skip
@@ -303,7 +303,7 @@ def test_a_forward_that_draws_random_numbers_is_run_mask_by_mask(bert):
 
 def test_a_batch_whose_blocks_run_in_another_order_runs_in_full(bert):
     """Short rows go through the blocks backwards: what a mask of two blocks starts in is no longer where it started."""
-    anatomy = hp.inspect(bert)
+    anatomy = inspected(bert)
     layers = bert.bert.encoder.layer
 
     def forward(hidden, attention_mask=None, **_settings):
@@ -321,7 +321,7 @@ def test_a_batch_whose_blocks_run_in_another_order_runs_in_full(bert):
 
 def test_what_has_as_many_rows_as_the_batch_by_chance_is_no_row(bert):
     """A table of positions [length, width], in a batch of as many rows as positions: repeated, it would fit nothing."""
-    anatomy = hp.inspect(bert)
+    anatomy = inspected(bert)
     bert.bert.table = torch.nn.Embedding(16, bert.config.hidden_size)
     torch.nn.init.normal_(bert.bert.table.weight)
 
@@ -339,7 +339,7 @@ def test_what_has_as_many_rows_as_the_batch_by_chance_is_no_row(bert):
 
 def test_routes_of_a_language_model_are_tried_on_few_positions():
     model = build("llama")
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     task = TASKS["causal-lm"]
     ids = token_inputs(rows=1, length=120)["input_ids"].view(3, 40)
     batches = as_batches(
@@ -367,7 +367,7 @@ def test_a_batch_is_not_shortened_to_padding():
 
 def test_the_loop_waits_for_the_device_once_a_batch_not_once_a_head(bert):
     """Every ``.item()`` or ``.cpu()`` makes a GPU wait: their number is that of the batches, whatever the heads."""
-    anatomy = hp.inspect(bert)
+    anatomy = inspected(bert)
     batches = as_batches([token_inputs(seed=seed) for seed in range(3)])
 
     def waits(count):
@@ -430,7 +430,7 @@ def test_compiled_blocks_run_and_give_the_same_losses(family, monkeypatch):
     torch._dynamo.reset()  # other families' blocks count against its limit
     monkeypatch.setattr(torch, "compile", compile)
     model = build(family)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     masks = 1 - torch.eye(len(anatomy.heads))
     batches = as_batches([token_inputs(), token_inputs(rows=2, length=7)])
     plain = replay.losses(model, anatomy, batches=batches, loss=loss, masks=masks)
@@ -446,7 +446,7 @@ def test_compiled_blocks_run_and_give_the_same_losses(family, monkeypatch):
 
 def test_weights_that_wait_elsewhere_are_masked_all_the_same(bert):
     """accelerate brings each layer's weights when it runs, with forwards of its own."""
-    anatomy = hp.inspect(bert)
+    anatomy = inspected(bert)
     masks = 1 - torch.eye(18)
     batches = as_batches([token_inputs()])
     plain = replay.losses(bert, anatomy, batches=batches, loss=loss, masks=masks)
@@ -459,7 +459,7 @@ def test_weights_that_wait_elsewhere_are_masked_all_the_same(bert):
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_in_half_precision_replay_is_taken_where_it_is_right(family):
     model = build(family).to(torch.bfloat16)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     masks = 1 - torch.eye(len(anatomy.heads))
     routes = routes_of(model, anatomy, as_batches([token_inputs()]), masks, loss)
     assert set(routes.modes.values()) <= {"shared", "block"}
@@ -468,7 +468,7 @@ def test_in_half_precision_replay_is_taken_where_it_is_right(family):
 def test_in_half_precision_a_wrong_replay_is_seen(bert):
     """The last layer reads what the first one's attention put out, and a replay from the second one on would not give it that."""
     model = bert.to(torch.bfloat16)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     seen = {}
     layers = model.bert.encoder.layer
     layers[0].attention.output.register_forward_hook(lambda _m, _a, out: seen.update(value=out))
@@ -489,7 +489,7 @@ def hinge_of_last_token(outputs, batch):
 
 def test_a_row_without_gradient_is_measured_all_the_same():
     model = build("bert", cls="BertModel")
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     inputs = token_inputs(rows=4)
     with torch.no_grad():
         last = inputs["attention_mask"].sum(1) - 1

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import DECODERS, build, sentences, token_inputs
+from families import DECODERS, build, inspected, sentences, token_inputs
 from torch.nn.functional import cross_entropy
 
 import headprune as hp
@@ -62,7 +62,7 @@ def brute_force_losses(model, batch, loss, removed, anatomy):
 def test_gradient_is_the_mean_absolute_derivative_per_example(family):
     model, batch, loss = setting(family)
     scores = hp.score(model, [batch], loss=loss, method="gradient")
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     model = model.double()
     step = 1e-3
     for place, head in list(enumerate(scores.heads))[::5]:
@@ -84,7 +84,7 @@ def test_gradient_is_the_mean_absolute_derivative_per_example(family):
 
 def test_ablation_is_the_naive_loop(family):
     model, batch, loss = setting(family)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     scores = hp.score(model, [batch], loss=loss, method="ablation", anatomy=anatomy)
     base = brute_force_losses(model, batch, loss, [], anatomy)
     for place, head in enumerate(scores.heads):
@@ -96,7 +96,7 @@ def test_ablation_is_the_naive_loop(family):
 
 def test_losses_takes_any_list_of_masks(family):
     model, batch, loss = setting(family)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     generator = torch.Generator().manual_seed(0)
     masks = (torch.rand(7, len(anatomy.heads), generator=generator) > 0.4).float()
     masks[3] = 1
@@ -113,7 +113,7 @@ def test_losses_takes_any_list_of_masks(family):
 @pytest.mark.parametrize("method", ["gradient", "ablation"])
 def test_scores_do_not_depend_on_batch_size(family, method):
     model, batch, loss = setting(family, rows=16)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     every = []
     for size in (1, 3, 16):
         parts = [
@@ -213,7 +213,7 @@ def test_scores_of_a_pruned_model_are_those_of_the_masked_one():
     gone = ["L0.H1", "L1.H0", "L1.H3"]
     masks = torch.ones(1, 18)
     masks[0, [1, 6, 9]] = 0
-    whole = hp.inspect(model)
+    whole = inspected(model)
     base = brute_force_losses(model, batch, loss, gone, whole)
     hp.prune(model, gone)
     scores = hp.score(model, [batch], loss=loss, method="ablation")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import accelerate
 import pytest
 import torch
-from families import build
+from families import build, inspected
 from test_scoring import setting
 
 import headprune as hp
@@ -31,7 +31,7 @@ def scores_of(anatomy, values):
 
 @pytest.fixture(scope="module")
 def anatomies():
-    return {name: hp.inspect(build(name)) for name in ("bert", "llama")}
+    return {name: inspected(build(name)) for name in ("bert", "llama")}
 
 
 def drawn(anatomy, seed):
@@ -122,7 +122,7 @@ def forwards(model):
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_steps_on_a_model_are_those_of_pruning_it_again_and_again(name, method, tmp_path):
     model, batch, loss = setting(name)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     recipe = Recipe(keep=0.5, steps=3, mend="none")
     over = Pass(journal=Journal(tmp_path))
     batches = as_batches([batch])
@@ -143,7 +143,7 @@ def test_steps_on_a_model_are_those_of_pruning_it_again_and_again(name, method, 
         plan = make_plan(scores, left, constraints=Constraints(keep))
         gone |= set(plan.remove)
         hp.prune(smaller, plan.remove)
-        left = hp.inspect(smaller)
+        left = inspected(smaller)
     constraints = Constraints(0.5)
     assert set(make_plan(found, anatomy, constraints=constraints).remove) == gone
 
@@ -153,7 +153,7 @@ def test_what_is_left_is_mended_before_it_is_scored_again(name, asked):
     """By hand: fit for those that went, cut them, score what is left."""
     model, batch, loss = setting(name, rows=12)
     before = copy.deepcopy(model.state_dict())
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     batches = as_batches([batch])
     goal = Goal(batches, batches, loss)
     recipe = Recipe(keep=0.5, steps=3, mend=asked)
@@ -169,7 +169,7 @@ def test_what_is_left_is_mended_before_it_is_scored_again(name, asked):
             (mended,) = fit(smaller, anatomy, batches=batches, mask=mask, ways=[how])
             put_back(smaller, mended.weights)
             hp.prune(smaller, went)
-        left = hp.inspect(smaller)
+        left = inspected(smaller)
         scores = score(smaller, left, batches=batches, loss=loss, method="unique")
         keep = (1 - 0.5 * step / 3) * len(anatomy.heads) / len(left.heads)
         plan = make_plan(scores, left, constraints=Constraints(keep))
@@ -182,7 +182,7 @@ def test_what_is_left_is_mended_before_it_is_scored_again(name, asked):
 
 def test_a_journal_tells_apart_what_was_mended(tmp_path):
     model, batch, loss = setting("bert", rows=12)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     goal = Goal(as_batches([batch]), as_batches([batch]), loss)
     kept = Pass(journal=Journal(tmp_path))
     for asked in ("none", "bias", "refit"):
@@ -196,7 +196,7 @@ def test_a_journal_tells_apart_what_was_mended(tmp_path):
 def test_whatever_stops_a_step_leaves_the_model_as_it_was(stop):
     model, batch, loss = setting("bert", rows=12)
     before = copy.deepcopy(model.state_dict())
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     batches = as_batches([batch])
     passes = []
 
@@ -217,7 +217,7 @@ def test_whatever_stops_a_step_leaves_the_model_as_it_was(stop):
 
 def test_weights_that_wait_elsewhere_are_scored_in_steps_unmended():
     model, batch, loss = setting("bert", rows=12)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     goal = Goal(as_batches([batch]), as_batches([batch]), loss)
     settings = {"method": "gradient", "over": IN_SILENCE}
     bare = score_with_steps(
@@ -231,7 +231,7 @@ def test_weights_that_wait_elsewhere_are_scored_in_steps_unmended():
 
 def test_too_few_rows_mend_nothing_between_steps():
     model, batch, loss = setting("bert", rows=FEWEST_TO_MEND - 1)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     batches = as_batches([batch])
     recipe = Recipe(keep=0.5, steps=2)
     settings = {"method": "gradient", "over": IN_SILENCE}

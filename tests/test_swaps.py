@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import build
+from families import build, inspected
 from hypothesis import assume, given, settings
 from scipy.stats import t
 from test_scoring import setting
@@ -44,7 +44,7 @@ def test_whatever_is_swapped_the_plan_stays_lawful(problem):
 
 
 def test_all_pairs_are_tried_that_are_wide_enough():
-    anatomy = hp.inspect(build("bert"))
+    anatomy = inspected(build("bert"))
     values = {head: float(place) for place, head in enumerate(anatomy.heads)}
     gone = anatomy.heads[3:6]
     pairs = pairs_near_the_cut(gone, anatomy, values, constraints=Constraints(keep=0.8), width=2)
@@ -65,7 +65,7 @@ def case():
         said = model(**{name: value for name, value in batch.items() if name != "labels"})
     batch["labels"] = said.logits.argmax(-1)
     parts = [{name: value[start::4] for name, value in batch.items()} for start in range(4)]
-    return model, hp.inspect(model), (half(parts[:2], "first"), half(parts[2:], "second")), loss
+    return model, inspected(model), (half(parts[:2], "first"), half(parts[2:], "second")), loss
 
 
 def half(parts, name):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import build, sentences
+from families import build, inspected, sentences
 from hypothesis import given
 from hypothesis import strategies as st
 from test_processes import DyingJournal, StoppedError
@@ -68,7 +68,7 @@ def curves_of(subject, anatomy, batches, *, over=IN_SILENCE, keeps=KEEPS):
 def measured(request, tokenizer):
     """Return a subject, its anatomy and batches, and its curves."""
     subject, batches = subject_of(request.param, tokenizer, max_drop=0.1)
-    anatomy = hp.inspect(subject.model)
+    anatomy = inspected(subject.model)
     return subject, anatomy, batches, *curves_of(subject, anatomy, batches)
 
 
@@ -115,7 +115,7 @@ def test_a_point_is_the_model_that_prune_would_make(measured):
         predict(smaller, subject.task, batches=batches), subject.task.metric, seed=0
     )
     assert point.value == pytest.approx(value, rel=1e-5)
-    assert point.heads == len(hp.inspect(smaller).heads) == len(anatomy.heads) - len(point.removed)
+    assert point.heads == len(inspected(smaller).heads) == len(anatomy.heads) - len(point.removed)
     assert point.share == pytest.approx(point.heads / len(anatomy.heads))
 
 
@@ -128,7 +128,7 @@ def test_fewer_heads_are_some_of_the_same(measured):
 
 def test_shares_are_of_the_heads_that_may_go(tokenizer):
     subject, batches = subject_of("bert", tokenizer, sites=("L0", "L2"))
-    curves, _better = curves_of(subject, hp.inspect(subject.model), batches, keeps=(1.0, 0.5))
+    curves, _better = curves_of(subject, inspected(subject.model), batches, keeps=(1.0, 0.5))
     for curve in curves:
         assert [point.heads for point in curve.points] == [18, 12]
         assert [point.share for point in curve.points] == [1.0, 0.5]
@@ -158,7 +158,7 @@ def test_a_predicted_loss_over_its_references_is_the_loss(tokenizer):
 
 def test_the_order_of_the_rows_does_not_matter(tokenizer):
     subject, batches = subject_of("bert", tokenizer)
-    anatomy = hp.inspect(subject.model)
+    anatomy = inspected(subject.model)
     turned = tuple(reversed(batches))
     assert curves_of(subject, anatomy, turned) == curves_of(subject, anatomy, batches)
 
@@ -169,7 +169,7 @@ def test_a_sweep_that_was_killed_goes_on_and_ends_with_the_same_bytes(
     tmp_path, tokenizer, name, done
 ):
     subject, batches = subject_of(name, tokenizer)
-    anatomy = hp.inspect(subject.model)
+    anatomy = inspected(subject.model)
     whole, _better = curves_of(subject, anatomy, batches)
     DyingJournal.left = done
     with pytest.raises(StoppedError):
@@ -192,7 +192,7 @@ def test_predictions_that_are_no_numbers_are_refused(tokenizer):
     masks = torch.ones(1, 24)
     with pytest.raises(ModelError, match="not finite"):
         predict_masked(
-            subject.model, hp.inspect(subject.model), subject.task, batches=batches, masks=masks
+            subject.model, inspected(subject.model), subject.task, batches=batches, masks=masks
         )
 
 
@@ -254,7 +254,7 @@ def test_the_limit_is_kept_by_the_worse_end_of_the_interval(measured):
 
 
 def test_points_that_can_not_be_cut_are_left_out_or_refused(capsys, tokenizer):
-    anatomy = hp.inspect(build("bert"))
+    anatomy = inspected(build("bert"))
     talk = Talk()
     assert lawful_points(anatomy, Recipe(min_heads=2), voice=talk) == (
         1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4,
@@ -335,7 +335,7 @@ def test_the_command_writes_curves_pictures_and_scores(sweep, place):
     ).read_bytes()
     # A point is a cut that prune makes of the scores beside it.
     scores = read_artefact(HeadScores, folder / "scores-gradient.json")
-    plan = hp.plan(scores, keep=0.5, anatomy=hp.inspect(build("bert")))
+    plan = hp.plan(scores, keep=0.5, anatomy=inspected(build("bert")))
     assert plan.remove == found.curves[0].at(0.5).removed
 
 
@@ -350,7 +350,7 @@ def test_rows_that_chose_are_not_rows_that_report(sweep, place):
     assert found["data"] == reporting.note
     assert (found["calibration"]["n"], found["n"]) == (20, 20)
     # The rows that are named are those that were run.
-    anatomy = hp.inspect(subject.model)
+    anatomy = inspected(subject.model)
     run = {
         name: predict_masked(
             subject.model,

@@ -3,11 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from families import build
+from families import build, inspected
 from hypothesis import given
 from hypothesis import strategies as st
 
-import headprune as hp
 from headprune.config import Recipe
 from headprune.drop import Drop
 from headprune.heads import HeadScores
@@ -63,7 +62,7 @@ def test_bisection_finds_the_deepest_cut_within_as_looking_everywhere_does(drops
 
 @pytest.fixture(scope="module")
 def anatomies():
-    return {name: hp.inspect(build(name)) for name in ("bert", "llama")}
+    return {name: inspected(build(name)) for name in ("bert", "llama")}
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from families import build, token_inputs
+from families import build, inspected, token_inputs
 from test_methods import close, paired, recorded, unpadded
 from test_scoring import classifier_loss, setting
 
@@ -20,7 +20,7 @@ from headprune.scoring.unique import _RIDGE, _STRETCH
 
 def slopes(model, batch, loss):
     """Return what every output projection reads, and d l_n / d z, row by row: {site: [(z, slope)]}."""
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     found = {site.id: [] for site in anatomy.sites}
     for row in unpadded(batch):
         inputs = {name: value for name, value in row.items() if name != "labels"}
@@ -51,7 +51,7 @@ def test_the_part_that_other_heads_tell_is_left_out(family, left, stretch, monke
     # By name: the package calls the function as its module.
     monkeypatch.setattr(sys.modules["headprune.scoring.unique"], "_STRETCH", stretch)
     model, batch, loss = setting(family, rows=12, left=left)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     model = model.double()
     expected = []
     found = slopes(model, batch, loss)
@@ -96,7 +96,7 @@ def test_a_head_that_another_one_repeats_is_not_unique_and_both_count_by_their_g
 
 def test_the_only_head_of_an_attention_counts_by_its_gradient():
     model, batch, loss = setting("llama", rows=12)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     gone = [head for head in anatomy.heads if head.head]
     with hp.masked(model, gone):
         alone, whole = (
@@ -113,7 +113,7 @@ def stretched(model, batches, loss, length):
     """Return ``mean_n sum_s |sum_{t in s} z_t . d l_n / d z_t|``."""
     return mean_over_stretches(
         model,
-        hp.inspect(model),
+        inspected(model),
         batches=batches,
         loss=loss,
         over=IN_SILENCE,
@@ -160,7 +160,7 @@ def test_an_attention_that_runs_several_times_has_one_gate():
 
 def test_positions_know_their_row_however_the_model_lays_them_out():
     batch = Batch({}, torch.zeros(2), torch.tensor([0, 0, 1]), torch.arange(2))
-    major = hp.inspect(build("bert")).sites[0]
+    major = inspected(build("bert")).sites[0]
     minor = replace(major, rows="time-major")
     assert row_of_position(major, (3, 2), batch).tolist() == [0, 0, 1, 1, 2, 2]
     assert row_of_position(minor, (2, 3), batch).tolist() == [0, 1, 2, 0, 1, 2]

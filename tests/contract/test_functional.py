@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 import transformers
+from families import inspected
 from torch import nn
 
 import headprune as hp
@@ -110,7 +111,7 @@ def test_the_sites_are_found_and_nothing_is_refused(kind):
 
 def test_masked_equals_pruned_for_random_uneven_plans(kind):
     inputs = inputs_of(kind)
-    anatomy = hp.inspect(build(kind))
+    anatomy = inspected(build(kind))
     for seed in range(12):
         removed = random_plan(anatomy, seed)
         model = build(kind)
@@ -126,7 +127,7 @@ def test_masked_equals_pruned_for_random_uneven_plans(kind):
 
 def test_every_site_moves_the_output_and_ones_move_nothing(kind):
     model, inputs = build(kind), inputs_of(kind)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     with torch.no_grad():
         plain = outputs_of(model, inputs)
         with hp.masked(model, [], anatomy=anatomy):
@@ -139,7 +140,7 @@ def test_every_site_moves_the_output_and_ones_move_nothing(kind):
 
 def test_every_row_gets_its_own_mask(kind):
     model, inputs = build(kind), inputs_of(kind, rows=4)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     generator = torch.Generator().manual_seed(5)
     gates = {
         str(site.id): torch.rand(4, len(site.heads), generator=generator) for site in anatomy.sites
@@ -156,7 +157,7 @@ def test_every_row_gets_its_own_mask(kind):
 
 def test_a_pruned_model_is_masked_like_any(kind):
     inputs, model = inputs_of(kind), build(kind)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     first = [f"{site.id}.H{head}" for site in anatomy.sites for head in (0, 3)]
     second = [f"{site.id}.H4" for site in anatomy.sites]
     with torch.no_grad():
@@ -171,7 +172,7 @@ def test_a_pruned_model_is_masked_like_any(kind):
 def test_a_reload_is_bit_identical(kind, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     model, inputs = build(kind), inputs_of(kind)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     removed = random_plan(anatomy, len(anatomy.sites) - 1)
     hp.prune(model, removed, anatomy=anatomy)
     with torch.no_grad():
@@ -187,13 +188,13 @@ def test_a_reload_is_bit_identical(kind, tmp_path, monkeypatch):
         }
         with torch.no_grad():
             assert torch.equal(outputs_of(reloaded, inputs), expected)
-    left = {str(head) for head in hp.inspect(ours).heads}
+    left = {str(head) for head in inspected(ours).heads}
     assert left == {str(head) for head in anatomy.heads} - set(removed)
 
 
 def test_pruning_twice_equals_pruning_once(kind, tmp_path):
     inputs = inputs_of(kind)
-    sites = hp.inspect(build(kind)).sites
+    sites = inspected(build(kind)).sites
     first = [f"{site.id}.H{head}" for site in sites for head in (1, 2)]
     second = [f"{site.id}.H5" for site in sites] + [f"{sites[-1].id}.H{h}" for h in (0, 3, 4)]
     twice, once = build(kind), build(kind)
@@ -216,7 +217,7 @@ def test_pruning_twice_equals_pruning_once(kind, tmp_path):
 def test_what_is_stored_is_small_and_keeps_its_names(kind):
     model = build(kind)
     before = {name: value.shape for name, value in model.state_dict().items()}
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     hp.prune(model, [f"{site.id}.H0" for site in anatomy.sites], anatomy=anatomy)
     after = {name: value.shape for name, value in model.state_dict().items()}
     assert after.keys() == before.keys()
@@ -231,7 +232,7 @@ def test_what_is_stored_is_small_and_keeps_its_names(kind):
 
 def test_a_training_step_changes_the_cut_parameters(kind):
     model, inputs = build(kind), inputs_of(kind)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     removed = [f"{site.id}.H{head}" for site in anatomy.sites for head in (0, 4)]
     hp.prune(model, removed, anatomy=anatomy)
     names = {item.parameter for site in functional_sites(anatomy) for item in site.slices}
@@ -251,7 +252,7 @@ def test_a_training_step_changes_the_cut_parameters(kind):
 def test_gradients_are_those_of_the_masked_model(kind):
     full, pruned = build(kind).double(), build(kind).double()
     inputs = {n: v.double() if v.is_floating_point() else v for n, v in inputs_of(kind).items()}
-    anatomy = hp.inspect(full)
+    anatomy = inspected(full)
     removed = [f"{site.id}.H{head}" for site in anatomy.sites for head in (2, 5)]
     with hp.masked(full, removed, anatomy=anatomy):
         outputs_of(full, inputs).square().mean().backward()
@@ -269,7 +270,7 @@ def test_gradients_are_those_of_the_masked_model(kind):
 
 def test_a_copy_stands_on_its_own(kind):
     model, inputs = build(kind), inputs_of(kind)
-    hp.prune(model, [f"{site.id}.H1" for site in hp.inspect(model).sites])
+    hp.prune(model, [f"{site.id}.H1" for site in inspected(model).sites])
     with torch.no_grad():
         expected = outputs_of(model, inputs)
         other = copy.deepcopy(model)
@@ -280,7 +281,7 @@ def test_a_copy_stands_on_its_own(kind):
 
 def test_a_forward_that_fails_leaves_nothing_behind(kind):
     model, inputs = build(kind), inputs_of(kind)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     hp.prune(model, [f"{site.id}.H1" for site in anatomy.sites], anatomy=anatomy)
     with torch.no_grad():
         expected = outputs_of(model, inputs)
@@ -297,7 +298,7 @@ def test_a_forward_that_fails_leaves_nothing_behind(kind):
 def test_replayed_losses_are_those_of_whole_forwards(kind):
     """A pooling head lies in no block: its heads are masked whichever block the replay starts at."""
     model, inputs = build(kind), inputs_of(kind, rows=2)
-    anatomy = hp.inspect(model)
+    anatomy = inspected(model)
     masks = torch.ones(len(anatomy.heads), len(anatomy.heads)).fill_diagonal_(0)
 
     def loss(outputs, _batch):
