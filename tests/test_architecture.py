@@ -6,7 +6,10 @@ import sys
 import time
 from pathlib import Path
 
+import beartype.roar
+import jaxtyping
 import pytest
+import torch
 
 PACKAGE = Path(__file__).parent.parent / "headprune"
 ORDER = [
@@ -150,3 +153,17 @@ def test_help_is_there_at_once():
 def test_importing_headprune_imports_no_torch():
     script = "import sys, headprune; assert 'torch' not in sys.modules; headprune.prune; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_shapes_and_types_that_signatures_tell_are_checked_in_tests():
+    from headprune.batch import as_batches
+    from headprune.scoring.derivatives import _place_in_row
+
+    row = torch.tensor([0, 0, 1])
+    assert _place_in_row(row, torch.tensor([1, 1, 1]), rows=2).tolist() == [0, 1, 0]
+    with pytest.raises(jaxtyping.TypeCheckError):
+        _place_in_row(row, torch.tensor([1, 1]), rows=2)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        _place_in_row(row.float(), torch.tensor([1, 1, 1]), rows=2)
+    with pytest.raises(beartype.roar.BeartypeCallHintParamViolation):
+        as_batches(1)
