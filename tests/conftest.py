@@ -25,7 +25,9 @@ _jaxtyped = jaxtyping.jaxtyped
 
 
 def _tells_shapes(annotation):
-    """Say whether there is an array with its shape anywhere in what a parameter may be."""
+    """Say whether there is an array with its shape anywhere in what a parameter may be; a name that is known later may be one."""
+    if isinstance(annotation, (str, typing.ForwardRef)):
+        return True
     if isinstance(annotation, type) and issubclass(annotation, jaxtyping.AbstractArray):
         return True
     return any(map(_tells_shapes, typing.get_args(annotation)))
