@@ -25,7 +25,7 @@ import headprune as hp
 from headprune.batch import as_batches
 from headprune.config import Recipe, load_recipe
 from headprune.errors import ConfigError, PlanError
-from headprune.footprint import kv_cache_bytes_per_token
+from headprune.footprint import fastest_ms, kv_cache_bytes_per_token
 from headprune.pipeline.course import check_course, constraints_of
 from headprune.prices import prices_of
 from headprune.selection import Constraints, Prices, Target, make_plan, savings, score_in_steps
@@ -453,3 +453,15 @@ def test_one_budget_at_a_time(tmp_path):
     recipe.write_text("target_parameters: 0.8\nmodel: x\n")
     assert load_recipe({}, file=recipe)[0].budgets == {"target_parameters": "0.8"}
     assert constraints_of(load_recipe({}, file=recipe)[0]).target.is_share
+
+
+@pytest.mark.parametrize(("seconds", "turns"), [(0.0, 3), (1e9, 30)])
+def test_models_take_turns_and_not_for_ever(bert, seconds, turns):
+    other = build("bert", seed=1)
+    seen = []
+    for name, model in (("first", bert), ("other", other)):
+        model.register_forward_pre_hook(lambda _model, _args, name=name: seen.append(name))
+    (batch,) = as_batches([token_inputs(rows=4)])
+    found = fastest_ms([bert, other], batch=batch, rows=1, seconds=seconds)
+    assert seen == ["first", "other"] * (1 + turns)  # one to warm up
+    assert all(milliseconds > 0 for milliseconds in found)
