@@ -19,6 +19,7 @@ from headprune.heads import HeadMask, HeadScores, HeadSelection, PruningPlan, se
 from headprune.inspection import inspect
 from headprune.masking import gated
 from headprune.models import fingerprint, versions
+from headprune.placement import input_device, staged
 from headprune.prices import prices_of
 from headprune.scoring import METHODS
 from headprune.scoring import score as score_heads
@@ -30,7 +31,7 @@ __all__ = ["inspect", "load", "masked", "plan", "prune", "save", "score"]
 @contextmanager
 def masked(
     model: PreTrainedModel,
-    heads: HeadSelection | HeadMask | Mapping[str, Tensor],
+    heads: HeadSelection | HeadMask | Tensor | Mapping[str, Tensor | Sequence[int]],
     *,
     anatomy: Anatomy | None = None,
 ) -> Iterator[None]:
@@ -41,57 +42,70 @@ def masked(
 
     Args:
         model: The model.
-        heads: The heads to silence: names, HeadIds, ``{"L0": [1, 3]}``, or a :class:`HeadMask`; or for each site a tensor
-            [rows, heads] that multiplies its heads row by row, ``{"L0": gates}``, others untouched.
+        heads: The heads to silence: names, HeadIds, ``{"L0": [1, 3]}``, or a :class:`HeadMask`. Or gates that multiply heads, as
+            tensors on any device: [heads] or [rows, heads] over all of ``anatomy.heads``, or such a tensor for each site,
+            ``{"L0": gates, "L1": [1, 3]}``; sites that aren't named are untouched.
         anatomy: The model's anatomy, if it is known already.
 
     Raises:
-        PlanError: A head or site is named that the model doesn't have.
+        PlanError: A head or site is named that the model doesn't have, or gates have another shape.
         UnsupportedError: The model's heads can't be found.
         ModelError: A forward ran, and a site was not masked in it.
     """
     anatomy = anatomy or inspect(model)
-    gates = _gates(anatomy, heads).to(next(model.parameters()).device)
-    with gated(model, anatomy, gates=gates):
+    device = input_device(model)
+    if isinstance(heads, HeadMask):
+        values = dict(zip(heads.heads, heads.values, strict=True))
+        select_heads(heads.heads, anatomy.heads)
+        gates = torch.tensor([values.get(head, 1.0) for head in anatomy.heads])
+    elif isinstance(heads, Tensor):
+        gates = _checked(heads, len(anatomy.heads), rows=None, name="the model")
+    elif isinstance(heads, Mapping) and any(isinstance(part, Tensor) for part in heads.values()):
+        gates = _gates_by_site(anatomy, heads, device=device)
+    else:
+        removed = select_heads(heads, anatomy.heads)
+        gates = torch.tensor(HeadMask.without(removed, anatomy.heads).values)
+    with gated(model, anatomy, gates=staged(gates, device)):
         yield
 
 
-def _gates(
-    anatomy: Anatomy, heads: HeadSelection | HeadMask | Mapping[str, Tensor]
+def _gates_by_site(
+    anatomy: Anatomy, parts: Mapping[str, Any], *, device: torch.device
 ) -> Float[Tensor, "rows heads"] | Float[Tensor, " heads"]:
-    if isinstance(heads, HeadMask):
-        values = dict(zip(heads.heads, heads.values, strict=True))
-        select_heads(values, anatomy.heads)
-        return torch.tensor([values.get(head, 1.0) for head in anatomy.heads])
-    if isinstance(heads, Mapping) and any(isinstance(value, Tensor) for value in heads.values()):
-        return _gates_from_tensors(anatomy, heads)
-    removed = select_heads(heads, anatomy.heads)
-    return torch.tensor(HeadMask.without(removed, anatomy.heads).values)
-
-
-def _gates_from_tensors(
-    anatomy: Anatomy, tensors: Mapping[str, Any]
-) -> Float[Tensor, "rows heads"]:
+    """Put gates of sites, and lists of heads to silence, together in the columns of ``anatomy.heads``."""
+    tensors = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+    removed = select_heads({name: parts[name] for name in {*parts} - {*tensors}}, anatomy.heads)
     columns = {str(site): where for site, where in anatomy.columns.items()}
-    rows = next(iter(tensors.values())).shape[0]
-    parts = [torch.ones(rows, where.stop - where.start) for where in columns.values()]
-    names = list(columns)
+    rows = next((part.shape[:1] for part in tensors.values() if part.dim() == 2), ())
+    mask = torch.tensor(HeadMask.without(removed, anatomy.heads).values, device=device)
+    found = {name: mask[where].expand(*rows, -1) for name, where in columns.items()}
     for name, tensor in tensors.items():
         if name not in columns:
             raise PlanError(
                 f"the model has no attention {name!r}",
                 where="masked",
-                hint=did_you_mean(name, names),
+                hint=did_you_mean(name, columns),
             )
-        place = names.index(name)
-        if tuple(tensor.shape) != tuple(parts[place].shape):
-            raise PlanError(
-                f"the gates of {name} have shape {tuple(tensor.shape)}, wanted {tuple(parts[place].shape)}",
-                where="masked",
-                hint="give [rows, heads], the same number of rows for every site",
-            )
-        parts[place] = tensor
-    return torch.cat(parts, dim=1)
+        checked = _checked(tensor, found[name].shape[-1], rows=rows, name=name)
+        found[name] = staged(checked, device).to(mask.dtype).expand(*rows, -1)
+    return torch.cat(list(found.values()), dim=-1)
+
+
+def _checked(gates: Tensor, heads: int, *, rows: Sequence[int] | None, name: str) -> Tensor:
+    """Return gates as they are.
+
+    Raises:
+        PlanError: They aren't [heads], nor [rows, heads] with as many rows as other sites have.
+    """
+    fits = rows is None or gates.dim() == 1 or gates.shape[:1] == tuple(rows)
+    if fits and gates.dim() in (1, 2) and gates.shape[-1] == heads:
+        return gates
+    expected = f"[{heads}] or [{rows[0] if rows else 'rows'}, {heads}]"
+    raise PlanError(
+        f"the gates of {name} have shape {list(gates.shape)}, expected {expected}",
+        where="masked",
+        hint="give [heads] or [rows, heads], the same number of rows for every site",
+    )
 
 
 def score(

@@ -10,9 +10,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
-from headprune.errors import CheckpointError
+from headprune.errors import CheckpointError, UnprovenError
 
 _MARK = ".headprune-tmp-"
 MANIFEST = "manifest.json"
@@ -81,9 +82,11 @@ def staged_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]
     """Yield an empty temporary sibling of ``target`` that becomes ``target`` when the block ends well.
 
     On an error, or Ctrl-C, the temporary is removed and ``target`` stays as it was. What an earlier, killed run left
-    beside the target is removed first.
+    beside the target is removed first. Where a proof could not be run, what was written is kept beside the target, as
+    ``NAME.unproven``.
 
     Raises:
+        UnprovenError: The block raised one; it says where what was written lies now.
         CheckpointError: A write failed (the disk is full, say), or ``target`` is not empty and ``overwrite`` is off.
     """
     refuse_unusable_target(target, overwrite=overwrite)
@@ -97,7 +100,12 @@ def staged_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]
         )
     try:
         with _naming(target):
-            yield staging
+            try:
+                yield staging
+            except UnprovenError as error:
+                aside = _put_aside(staging, target)
+                kept = f"what was written is kept in {aside}; {error.hint}"
+                raise UnprovenError(error.what, where=error.where, hint=kept) from error
             # Some writers make their files private, as temporary files are.
             umask = _umask()
             staging.chmod(0o777 & ~umask)
@@ -165,6 +173,18 @@ def _naming(target: Path) -> Iterator[None]:
             where=str(error.filename or target),
             hint=hint,
         ) from error
+
+
+def _put_aside(staging: Path, target: Path) -> Path:
+    """Rename ``staging`` to a name beside ``target`` that nothing has yet, and return it."""
+    for number in count(1):
+        aside = target.with_name(f"{target.name}.unproven" + (f"-{number}" if number > 1 else ""))
+        with suppress(FileExistsError):
+            aside.mkdir()
+            break
+    staging.replace(aside)  # an empty directory is replaced as a whole
+    aside.chmod(0o777 & ~_umask())
+    return aside
 
 
 def _swap(staging: Path, target: Path) -> None:

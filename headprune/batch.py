@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from headprune.anatomy.trace import takes_cache
 from headprune.errors import DataError
+from headprune.placement import staged
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +78,9 @@ class Batch:
         """Return the batch with its tensors on ``device`` (the indices stay where they are)."""
         return replace(
             self,
-            inputs={
-                name: value.to(device, non_blocking=True) for name, value in self.inputs.items()
-            },
-            targets=self.targets.to(device, non_blocking=True),
-            example_of_row=self.example_of_row.to(device, non_blocking=True),
+            inputs={name: staged(value, device) for name, value in self.inputs.items()},
+            targets=staged(self.targets, device),
+            example_of_row=staged(self.example_of_row, device),
         )
 
 
@@ -106,16 +104,6 @@ class PositionLoss:
     def __call__(self, outputs: Any, batch: Batch) -> Tensor:
         """Return the loss of every example from all logits at once."""
         return self.part(outputs.logits[:, : self.stop(batch)], 0, batch)
-
-
-def input_device(model: PreTrainedModel) -> torch.device:
-    """Return where a model wants its inputs: where its first part runs, if it is spread over several devices."""
-    for module in model.modules():  # accelerate notes where a part runs, wherever its weights wait
-        if (
-            runs_on := getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-        ) is not None:
-            return torch.device(runs_on)
-    return next(model.parameters()).device
 
 
 def as_batches(batches: Iterable[Batch | Mapping[str, Tensor]]) -> tuple[Batch, ...]:

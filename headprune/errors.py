@@ -59,6 +59,17 @@ class ProofError(HeadpruneError):
     exit_code = 1
 
 
+class UnprovenError(HeadpruneError):
+    """A proof could not be run, which is not the same as a proof that said no: what it was to prove is kept aside."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it is memory that ran out; torch's allocator of the CPU says so in a RuntimeError of no class of its own."""
+    # By name, because this module imports no torch.
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or "can't allocate memory" in str(error)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``known``, the likeliest first, as the end of a sentence.
 

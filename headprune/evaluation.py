@@ -14,11 +14,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.batch import Batch, forward, input_device, num_examples, per_example
+from headprune.batch import Batch, forward, num_examples, per_example
 from headprune.errors import DataError, ModelError
 from headprune.heads import Artefact
 from headprune.masking import gated
 from headprune.passes import IN_SILENCE, Pass, each_batch
+from headprune.placement import input_device
 from headprune.replay import example_losses, losses
 from headprune.tasks import Task
 
@@ -188,7 +189,7 @@ def _predict_masked(
 ) -> Float64[Tensor, "three examples"]:
     """Return predictions, losses and references under a mask."""
     batch = batch.to(input_device(model))
-    with gated(model, anatomy, gates=mask.to(batch.example_of_row.device)):
+    with gated(model, anatomy, gates=mask):
         outputs = forward(model, batch.inputs)
     predicted, true = task.predict(outputs, batch)
     lost = per_example(task.loss, outputs, batch)

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy.trace import takes_cache
 from headprune.batch import Batch, forward
+from headprune.placement import input_device, staged
 
 _MOST_REPEATS = 30
 _LATENCY_BATCHES = (1, 32)
@@ -44,7 +45,7 @@ def fastest_ms(
     """Return each model's fastest forward of so many rows of ``batch`` in milliseconds; see :func:`latency_ms`."""
     wanted = torch.arange(rows) % batch.num_rows
     inputs = [
-        {name: value[wanted].to(model.device) for name, value in batch.inputs.items()}
+        {name: staged(value[wanted], input_device(model)) for name, value in batch.inputs.items()}
         for model in models
     ]
     for model, own in zip(models, inputs, strict=True):
@@ -59,18 +60,21 @@ def fastest_ms(
 
 
 def _seconds(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> float:
-    _synchronize(model.device)
+    """Return how long a forward takes: on a CUDA device by its own clock, between two events."""
+    device = input_device(model)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            forward(model, inputs)
+            end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1000
     start = time.perf_counter()
     forward(model, inputs)
-    _synchronize(model.device)
-    return time.perf_counter() - start
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
+    if device.type == "mps":
         torch.mps.synchronize()
+    return time.perf_counter() - start
 
 
 @torch.no_grad()
@@ -83,7 +87,7 @@ def kv_cache_bytes_per_token(model: PreTrainedModel, *, batch: Batch) -> int | N
     Returns:
         None for models that don't generate from such a cache.
     """
-    row = {name: value[:1].to(model.device) for name, value in batch.inputs.items()}
+    row = {name: value[:1].to(input_device(model)) for name, value in batch.inputs.items()}
     read = "decoder_input_ids" if "decoder_input_ids" in row else "input_ids"
     length = row[read].shape[1] if read in row else 0
     if length < 2 or not (model.can_generate() and takes_cache(model)):

@@ -20,6 +20,7 @@ from headprune.anatomy import Anatomy, Site
 from headprune.anatomy.functional import LinearInputs
 from headprune.errors import ModelError
 from headprune.heads import SiteId
+from headprune.placement import staged
 
 
 @contextmanager
@@ -37,16 +38,26 @@ def gated(
     Args:
         model: The model whose forwards are gated.
         anatomy: Its anatomy; columns of ``gates`` are ``anatomy.heads``.
-        gates: One row for every row of the batch, or a single row for all.
+        gates: One row for every row of the batch, or a single row for all; on any device.
 
     Raises:
         ModelError: An attention ran and its output projection was not called, so that nothing was masked there; or the batch
             has a number of rows that the gates don't fit.
     """
-    columns = {site.id: gates[..., anatomy.columns[site.id]] for site in anatomy.sites}
+    # Sent to a device once: with a copy at every attention the host would wait there, every time.
+    gates_on: dict[torch.device, Tensor] = {}
+    slots_on: dict[tuple[SiteId, int, torch.device], Tensor] = {}
 
     def multiply(site: Site, z: Tensor) -> Tensor:
-        by_row = _at_slots(site, columns[site.id], z.shape[-2]).to(z.device, z.dtype)
+        if z.device not in gates_on:
+            gates_on[z.device] = staged(gates, z.device)
+        by_row = gates_on[z.device][..., anatomy.columns[site.id]]
+        if (slots := places_of(site, z.shape[-2])) is not None:
+            key = (site.id, z.shape[-2], z.device)
+            if key not in slots_on:
+                slots_on[key] = staged(torch.tensor(slots), z.device)
+            by_row = _at_slots(by_row, slots_on[key], z.shape[-2])
+        by_row = by_row.to(z.dtype)
         if gates.dim() == 2:
             by_row = _by_row(site, by_row, z)
         return z * by_row.unsqueeze(-1)
@@ -151,13 +162,9 @@ def places_of(site: Site, width: int) -> list[int] | None:
     return [present.index(head) for head in site.heads]
 
 
-def _at_slots(site: Site, gates: Tensor, width: int) -> Tensor:
-    """Return a gate for each of the ``width`` places of ``z``: dead ones are let through."""
-    places = places_of(site, width)
-    if places is None:
-        return gates
-    columns = torch.tensor(places, device=gates.device)
-    return gates.new_ones(*gates.shape[:-1], width).index_copy(-1, columns, gates)
+def _at_slots(gates: Tensor, slots: Tensor, width: int) -> Tensor:
+    """Return a gate for each of the ``width`` slots of ``z``: dead ones are let through."""
+    return gates.new_ones(*gates.shape[:-1], width).index_copy(-1, slots, gates)
 
 
 def _by_row(site: Site, gates: Tensor, z: Tensor) -> Tensor:

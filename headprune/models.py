@@ -23,6 +23,7 @@ from transformers import (
 
 from headprune import demo
 from headprune.errors import ConfigError, ModelError, did_you_mean
+from headprune.placement import values_of
 
 # What a load, a card and a manifest need. The code beside the weights is fetched, not run.
 _WANTED_FILES = [
@@ -239,9 +240,7 @@ def load_tokenizer(source: ModelSource) -> Any:
 
 def fingerprint(model: PreTrainedModel) -> str:
     """Return a hash of the model's parameters: names, shapes, dtypes and a spread of values of each."""
-    return fingerprint_of(
-        (name, parameter, parameter.dtype) for name, parameter in sorted(model.named_parameters())
-    )
+    return fingerprint_of((name, value, value.dtype) for name, value in values_of(model))
 
 
 def fingerprint_of(parameters: Iterable[tuple[str, Tensor, torch.dtype]]) -> str:

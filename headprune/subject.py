@@ -14,6 +14,7 @@ from headprune.config import Recipe
 from headprune.errors import ConfigError, DataError, ModelError
 from headprune.heads import HeadScores, read_artefact
 from headprune.models import ModelSource, find, fingerprint, load_tokenizer
+from headprune.placement import describe
 from headprune.results import Results
 from headprune.tasks import Task, detect_task, get_task
 from headprune.tasks.data import Columns, Table, choose_columns, read_table, without_rows_of
@@ -101,8 +102,9 @@ def open_subject(recipe: Recipe, *, voice: Voice) -> Subject:
             where="config.json (pad_token_id)",
             hint="use --batch-size 1, or give the config and the tokenizer a padding token",
         )
-    device = next(model.parameters()).device
-    voice.say(f"model {recipe.model} ({model.config.model_type}), task {name}, on {device}")
+    voice.say(
+        f"model {recipe.model} ({model.config.model_type}), task {name}, on {describe(model)}"
+    )
     return Subject(recipe, source, model, tokenizer, task)
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.batch import forward, input_device, main_output
+from headprune.batch import forward, main_output
 from headprune.checkpoint import (
     Cut,
     Route,
@@ -28,7 +29,8 @@ from headprune.checkpoint import (
     stored_tensors,
     wrong_cuts,
 )
-from headprune.errors import ProofError
+from headprune.errors import ProofError, UnprovenError
+from headprune.placement import count_parameters, input_device, moved_away
 
 # Largest difference allowed between masked and pruned outputs, relative to their largest value (or 1, if that is larger).
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
@@ -101,7 +103,7 @@ def parameters_add_up(
     *, before: int, removed: int, directory: Path, model: PreTrainedModel
 ) -> Proof:
     """Check that the plan's arithmetic, the model in memory and the file on disk agree."""
-    after = sum(parameter.numel() for parameter in model.parameters())
+    after = count_parameters(model)
     on_disk = _numbers_on_disk(directory)
     in_memory = _saved_numbers(model)
     off = max(abs(before - removed - after), abs(on_disk - in_memory))
@@ -116,9 +118,13 @@ def parameters_add_up(
 
 def _saved_numbers(model: PreTrainedModel) -> int:
     """Count the numbers a save writes: tied tensors once, persistent buffers too."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
     unique = {
-        (tensor.data_ptr(), tensor.shape): tensor.numel()
-        for tensor in model.state_dict().values()
+        # Weights that wait elsewhere have no address: those are told apart by what they are tied to.
+        tied.get(name, name)
+        if tensor.is_meta
+        else (tensor.data_ptr(), tensor.shape): tensor.numel()
+        for name, tensor in model.state_dict().items()
         if tensor.numel()
     }
     return sum(unique.values())
@@ -144,8 +150,15 @@ def reload_is_identical(
     auto_class: str,
     route: Route,
 ) -> Proof:
-    """Load ``directory`` in a fresh process without headprune, run it, and compare bit for bit with the model in memory."""
+    """Load ``directory`` in a fresh process without headprune, run it, and compare bit for bit with the model in memory.
+
+    The process runs on the model's device, and meanwhile the model waits in CPU memory: there is never room needed for two there.
+
+    Raises:
+        UnprovenError: The process ran out of memory or time, or was killed.
+    """
     expected = run(model, inputs)
+    placed = getattr(model, "hf_device_map", None) or {"": str(input_device(model))}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         save_file(
@@ -158,10 +171,11 @@ def reload_is_identical(
             "inputs": str(place / "inputs"),
             "outputs": str(place / "outputs"),
             "threads": torch.get_num_threads(),
-            "device": str(next(model.parameters()).device),
+            "device_map": placed,
             "attn_implementation": model.config._attn_implementation,
         }
-        found = _run_fresh(place, job)
+        with moved_away(model):
+            found = _run_fresh(place, job)
         complaint, output = found if isinstance(found, str) else _complaint(found), None
         if not isinstance(found, str):
             try:
@@ -214,7 +228,7 @@ def loads_afresh(
             "auto_class": auto_class,
             "trust_remote_code": route == "remote-code",
             "threads": torch.get_num_threads(),
-            "device": "meta",
+            "device_map": {"": "meta"},
             "attn_implementation": None,
         }
         found = _run_fresh(Path(folder), job)
@@ -274,7 +288,11 @@ def _complaint(found: Mapping[str, Any]) -> str:
 
 
 def _run_fresh(place: Path, job: Mapping[str, Any]) -> dict[str, Any] | str:
-    """Return what loading complained of, or why there is nothing to return."""
+    """Return what loading complained of, or why there is nothing to return.
+
+    Raises:
+        UnprovenError: The process ended for want of memory or time, which says nothing about the directory.
+    """
     (place / "job.json").write_text(json.dumps(job), encoding="utf-8")
     environment = {
         **os.environ,
@@ -294,10 +312,23 @@ def _run_fresh(place: Path, job: Mapping[str, Any]) -> dict[str, Any] | str:
             timeout=_RELOAD_SECONDS,
             check=False,
         )
-    except subprocess.TimeoutExpired:
-        return f"loading took more than {_RELOAD_SECONDS} s"
+    except subprocess.TimeoutExpired as error:
+        raise _unproven(f"it took more than {_RELOAD_SECONDS} s") from error
+    if child.returncode < 0:
+        name = signal.Signals(-child.returncode).name
+        raise _unproven(f"the process was ended by {name}, as is done where memory runs out")
+    if child.returncode == fresh_process.OUT_OF_MEMORY:
+        raise _unproven("memory ran out: " + child.stderr.strip().splitlines()[-1])
     if child.returncode != 0:
         lines = child.stderr.strip().splitlines() or ["it ended without a word"]
         return f"loading failed: {lines[-1]}"
     found: dict[str, Any] = json.loads(child.stdout.strip().splitlines()[-1])
     return found
+
+
+def _unproven(why: str) -> UnprovenError:
+    return UnprovenError(
+        f"the saved model could not be loaded again to prove it: {why}",
+        where="a fresh process",
+        hint="run it again with more free memory, or on another device",
+    )

@@ -23,6 +23,7 @@ ORDER = [
     "method_names",
     "drop",
     "config",
+    "placement",
     "models",
     "anatomy",
     "batch",

@@ -1,13 +1,15 @@
 """Load a saved directory as a stranger would: a new process, plain transformers, headprune not importable.
 
-Run by path with one argument, a JSON file: directory, auto_class, trust_remote_code, inputs, outputs, threads, device. Writes the
-first output of the model to ``outputs`` and prints what loading complained of as JSON. With the device ``meta`` nothing is run:
-names and shapes are compared, no number is read.
+Run by path with one argument, a JSON file: directory, auto_class, trust_remote_code, inputs, outputs, threads, device_map. Writes
+the first output of the model to ``outputs`` and prints what loading complained of as JSON. With all on ``meta`` nothing is run:
+names and shapes are compared, no number is read. Exits with ``OUT_OF_MEMORY`` where that is what stopped it.
 """
 
 import json
 import sys
 from pathlib import Path
+
+OUT_OF_MEMORY = 77
 
 
 def main() -> None:
@@ -25,11 +27,12 @@ def main() -> None:
         output_loading_info=True,
         local_files_only=True,
         attn_implementation=job["attn_implementation"],
-        **({"device_map": "meta"} if job["device"] == "meta" else {}),
+        # The CPU is where weights come anyway; elsewhere they go straight to where they belong.
+        **({} if set(job["device_map"].values()) == {"cpu"} else {"device_map": job["device_map"]}),
     )
-    if job["device"] != "meta":
-        model = model.to(job["device"]).eval()
-        inputs = {name: value.to(job["device"]) for name, value in load_file(job["inputs"]).items()}
+    if "meta" not in job["device_map"].values():
+        model = model.eval()
+        inputs = {name: value.to(model.device) for name, value in load_file(job["inputs"]).items()}
         with torch.no_grad():
             output = model(**inputs)[0]
         save_file({"output": output.cpu().contiguous()}, job["outputs"])
@@ -37,4 +40,15 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (MemoryError, RuntimeError) as error:
+        # By name and by words: the allocator of the CPU has no class of its own for it, and torch may not be there yet.
+        if not (
+            isinstance(error, MemoryError)
+            or type(error).__name__ == "OutOfMemoryError"
+            or "can't allocate memory" in str(error)
+        ):
+            raise
+        print(" ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
+        sys.exit(OUT_OF_MEMORY)

@@ -9,7 +9,7 @@ import typer
 
 from headprune.cli import check, convert, evaluate, export, heal, inspect, prune, run, score, sweep
 from headprune.cli.options import add_command
-from headprune.errors import HeadpruneError
+from headprune.errors import HeadpruneError, is_out_of_memory
 
 app = typer.Typer(
     name="headprune",
@@ -51,6 +51,14 @@ def _options(
     del version  # its callback has done the work
 
 
+def _out_of_memory(error: Exception) -> HeadpruneError:
+    return HeadpruneError(
+        f"memory ran out: {' '.join(str(error).split())[:200] or 'on the CPU'}",
+        where="headprune " + " ".join(sys.argv[1:2]),
+        hint="use a smaller --batch-size or --max-length, --dtype bfloat16, or another --device",
+    )
+
+
 def main() -> None:
     """Run the command line; exit 0 fine, 1 a gate or proof said no, 2 anything else, 130 Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
@@ -68,6 +76,9 @@ def main() -> None:
         typer.echo("\nstopped; nothing was left half-written", err=True)
         sys.exit(130)
     except Exception as error:
+        if is_out_of_memory(error):
+            typer.echo(str(_out_of_memory(error)), err=True)
+            sys.exit(2)
         # Not a mistake of the user's that we know: say so without burying them in a traceback. Exit 1 stays the gate's.
         if os.environ.get("HEADPRUNE_DEBUG") == "1":
             raise

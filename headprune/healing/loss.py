@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from headprune.batch import Batch, forward, input_device
+from headprune.batch import Batch, forward
+from headprune.placement import input_device
 from headprune.tasks.distill import Distill
 
 Distance: TypeAlias = Callable[[Any, Any, Mapping[str, Tensor]], Tensor]

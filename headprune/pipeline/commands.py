@@ -35,6 +35,7 @@ from headprune.pipeline.delivery import cut_and_save, measure
 from headprune.pipeline.planning import plan_for
 from headprune.pipeline.scores import compute_each
 from headprune.pipeline.tolerance import plan_within, rows_in_three
+from headprune.placement import refuse_offloaded
 from headprune.results import Results
 from headprune.runs import named_scores, refuse_used_run, write_scores
 from headprune.scoring import NEED_NO_ROWS
@@ -208,6 +209,7 @@ def prune(
     check_metric(recipe)
     subject = open_subject(recipe, voice=voice)
     refuse_output(recipe, source=subject.source.directory)
+    refuse_offloaded(subject.model, to="be cut")
     anatomy = inspect_for_pruning(subject, voice=voice)
     check_constraints(anatomy, constraints_of(recipe))
     chose = set(rows_that_chose(subject))

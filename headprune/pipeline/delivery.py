@@ -22,6 +22,7 @@ from headprune.masking import gated
 from headprune.models import versions, weights_bytes
 from headprune.pipeline.course import is_tolerant
 from headprune.pipeline.mending import mend_if_asked, rows_noted
+from headprune.placement import count_parameters, input_device
 from headprune.report.card import model_card
 from headprune.results import Results
 from headprune.selection import is_padded, parameters_removed
@@ -68,7 +69,7 @@ def measure(
         interval=interval,
         n=len(rows.examples),
         higher_is_better=higher_is_better,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=count_parameters(model),
         heads=heads,
         latency_ms=latency_ms([model], batches=batches)[0] if timed else {},
         kv_cache_bytes_per_token=kv_cache_bytes_per_token(model, batch=batches[0]),
@@ -164,8 +165,9 @@ def _cut(
 ) -> _Made:
     model, recipe = subject.model, subject.recipe
     batches = subject.batches(rows.examples)
-    # Before and after are timed in turns where both fit in memory with ease.
-    twin = copy.deepcopy(model) if _bytes(model) <= _TWIN_BYTES else None
+    # Before and after are timed in turns where both fit in memory with ease; a GPU's clock is as good one after the other.
+    takes_turns = input_device(model).type == "cpu" and _bytes(model) <= _TWIN_BYTES
+    twin = copy.deepcopy(model) if takes_turns else None
     timed = twin is None
     before, old = measure(subject, rows, heads=len(anatomy.heads), voice=voice, timed=timed)
     given = _biases(subject, anatomy, plan, voice=voice)
@@ -227,7 +229,7 @@ def _masked_output(
     model: PreTrainedModel, anatomy: Anatomy, plan: PruningPlan, sample: Batch
 ) -> Tensor:
     mask = HeadMask.without(plan.remove, anatomy.heads)
-    with gated(model, anatomy, gates=torch.tensor(mask.values, device=model.device)):
+    with gated(model, anatomy, gates=torch.tensor(mask.values)):
         return run(model, sample.inputs)
 
 

@@ -10,13 +10,14 @@ from transformers import PreTrainedModel
 
 from headprune.allocator import kept_memory
 from headprune.anatomy import Anatomy
-from headprune.batch import Batch, input_device, num_examples
+from headprune.batch import Batch, num_examples
 from headprune.config import Recipe
 from headprune.distributed import World
 from headprune.heads import HeadId, HeadMask, HeadScores, Race
 from headprune.masking import gated
 from headprune.passes import Pass
 from headprune.pipeline.course import constraints_of, mended_between_steps, steps_of
+from headprune.placement import input_device
 from headprune.scoring import DIFFERENTIATE, metric_drop, race_heads
 from headprune.scoring import score as score_heads
 from headprune.selection import score_in_steps

@@ -15,6 +15,7 @@ from headprune.models import fingerprint, versions
 from headprune.passes import Pass
 from headprune.pipeline.course import check_course, method_of, steps_fit, steps_of
 from headprune.pipeline.rounds import race, score_by_metric, score_with_steps
+from headprune.placement import input_device
 from headprune.runs import FOLDER, latest_scores, named_scores
 from headprune.scoring import DEPEND_ON_BATCHES, DIFFERENTIATE, NEED_NO_ROWS
 from headprune.subject import (
@@ -206,7 +207,7 @@ def _journal(subject: Subject, anatomy: Anatomy, batches: Sequence[Batch]) -> Jo
         "batches": fingerprint_of_batches(batches),
         "objective": recipe.objective,
         "task": subject.task.name,
-        "device": subject.model.device.type,
+        "device": input_device(subject.model).type,
         "compile": recipe.compile,
         "race": [recipe.keep, recipe.max_work] if recipe.until else None,
         "versions": versions(),

@@ -43,6 +43,7 @@ from headprune.models import (
 from headprune.pipeline.commands import anatomy_of, refuse_output
 from headprune.pipeline.course import constraints_of, is_tolerant
 from headprune.pipeline.planning import choose
+from headprune.placement import count_parameters
 from headprune.prices import prices_of
 from headprune.report.card import model_card
 from headprune.results import Unmeasured
@@ -136,7 +137,7 @@ def prune_unloaded(recipe: Recipe, *, voice: Voice, show: Show) -> Unmeasured:
         insist([loads])
         results = Unmeasured(
             heads=(len(prospect.anatomy.heads), len(after.heads)),
-            parameters=(_parameters(prospect.model), _parameters(smaller)),
+            parameters=(count_parameters(prospect.model), count_parameters(smaller)),
             proofs=(*proofs, loads),
             weights_bytes=(weights_bytes(source), weights_bytes(staging)),
             removed=tuple(str(head) for head in prospect.plan.remove),
@@ -167,8 +168,8 @@ def _stream(
         smaller, staging, anatomy=after, tokenizer=_tokenizer(prospect.source), source=source
     )
     sums = numbers_add_up(
-        before=_parameters(prospect.model),
-        after=_parameters(smaller),
+        before=count_parameters(prospect.model),
+        after=count_parameters(smaller),
         removed=prospect.parameters_removed,
         files=(_numbers(source), _numbers(staging)),
     )
@@ -179,7 +180,7 @@ def _load_and_cut(prospect: _Prospect, staging: Path) -> tuple[Route, Proof]:
     """Do the same in memory."""
     source = prospect.source
     model = load_model(source, auto_class=None, device="cpu")
-    before = _parameters(model)
+    before = count_parameters(model)
     after = cut(model, prospect.anatomy, remove=prospect.plan.remove, pad=prospect.pad)
     _note_origin(prospect, model)
     route = write_model(
@@ -290,10 +291,6 @@ def _note_origin(prospect: _Prospect, smaller: PreTrainedModel) -> None:
 
 def _calibration(scores: HeadScores) -> dict[str, Any]:
     return {**scores.data, "method": scores.method, "n": scores.n}
-
-
-def _parameters(model: PreTrainedModel) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _numbers(directory: Path) -> int:

@@ -22,6 +22,7 @@ from headprune.errors import CheckpointError, PlanError
 from headprune.heads import HeadScores
 from headprune.inspection import inspect
 from headprune.models import find, load_tokenizer
+from headprune.placement import count_parameters
 from headprune.results import Survey, SurveyedSite
 from headprune.selection import Constraints, is_padded, make_plan, savings
 from headprune.subject import Voice, model_name
@@ -41,7 +42,7 @@ def survey(recipe: Recipe, *, voice: Voice) -> Survey:
         model_type=anatomy.model_type,
         architecture=type(model).__name__,
         num_heads=len(anatomy.heads),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=count_parameters(model),
         sites=tuple(_surveyed(site) for site in anatomy.sites),
         refused=dict(anatomy.refused),
         pruned_before=_before(model, v4=bool(pruned_heads(source.config))),

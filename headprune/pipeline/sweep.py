@@ -18,6 +18,7 @@ from headprune.pipeline.commands import check_metric, inspect_for_pruning
 from headprune.pipeline.course import by_method, check_course
 from headprune.pipeline.curves import constraints_at, measure_curves
 from headprune.pipeline.scores import compute_each
+from headprune.placement import input_device
 from headprune.report.plots import sweep_picture
 from headprune.results import Curve, Sweep
 from headprune.runs import FOLDER, next_run
@@ -149,7 +150,7 @@ def _journal(subject: Subject, anatomy: Anatomy, batches: Sequence[Batch]) -> Jo
         "heads": [str(head) for head in anatomy.heads],
         "model": model_note(subject),
         "batches": fingerprint_of_batches(batches),
-        "device": subject.model.device.type,
+        "device": input_device(subject.model).type,
         "compile": subject.recipe.compile,
         "versions": versions(),
     }

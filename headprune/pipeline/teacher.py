@@ -11,6 +11,7 @@ from headprune.anatomy.clone import pruning_record
 from headprune.checkpoint import load_model
 from headprune.errors import ConfigError, ModelError
 from headprune.models import ModelSource, find, fingerprint, fingerprint_of, load_tokenizer
+from headprune.placement import values_of
 from headprune.subject import Subject, Voice
 from headprune.tasks import Task, get_task
 from headprune.tasks.rows import Example
@@ -89,7 +90,7 @@ def _find_teacher(subject: Subject) -> tuple[ModelSource, str | None]:
 
 def _as_pruned(model: PreTrainedModel, dtype: torch.dtype) -> str:
     """Return the fingerprint of a model as it is in the dtype in which it was pruned."""
-    return fingerprint_of((n, p, dtype) for n, p in sorted(model.named_parameters()))
+    return fingerprint_of((name, value, dtype) for name, value in values_of(model))
 
 
 def _refuse_other_head(subject: Subject, teacher: PreTrainedModel, *, name: str) -> None:

@@ -202,5 +202,5 @@ def _predict(
     subject: Subject, anatomy: Anatomy, gone: Collection[HeadId], *, batches: Sequence[Batch]
 ) -> Predictions:
     gates = torch.tensor(HeadMask.without(gone, anatomy.heads).values)
-    with gated(subject.model, anatomy, gates=gates.to(subject.model.device)):
+    with gated(subject.model, anatomy, gates=gates):
         return predict(subject.model, subject.task, batches=batches)

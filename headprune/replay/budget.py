@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from headprune.batch import Batch
-from headprune.errors import ModelError
+from headprune.errors import ModelError, is_out_of_memory
+from headprune.placement import release_memory
 from headprune.replay.recording import Recording
 
 TOKENS_ON_CPU = 4096
@@ -34,10 +35,13 @@ def tokens_that_fit(run: Callable[[int], object], *, per_copy: int, device: torc
         try:
             run(copies)  # the first one of its size finds its kernels
             torch.cuda.synchronize(device)
-            start = time.perf_counter()
+            start: float | None = time.perf_counter()
             run(copies)
             torch.cuda.synchronize(device)
         except torch.OutOfMemoryError:
+            start = None
+        if start is None:
+            release_memory()
             return float("inf")
         return time.perf_counter() - start
 
@@ -82,10 +86,11 @@ def in_chunks(masks: Tensor, size: int, run: Callable[[Tensor], Tensor]) -> Tens
     found: list[Tensor] = []
     start = 0
     while start < len(masks):
+        losses = None
         try:
-            found.append(run(masks[start : start + size]))
+            losses = run(masks[start : start + size])
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if size == 1:
                 raise ModelError(
@@ -93,15 +98,11 @@ def in_chunks(masks: Tensor, size: int, run: Callable[[Tensor], Tensor]) -> Tens
                     where="replay",
                     hint="use a smaller --batch-size or --max-length",
                 ) from error
+        if losses is None:
+            # Only out here is what the failed forward held let go of: the error holds its frames.
+            release_memory()
             size //= 2
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
             continue
-        start += len(found[-1])
+        found.append(losses)
+        start += len(losses)
     return torch.cat(found)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether it is memory that ran out; the CPU's allocator says so in a RuntimeError of no class of its own."""
-    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or "can't allocate memory" in str(error)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
-from headprune.batch import Batch, Loss, input_device
+from headprune.batch import Batch, Loss
 from headprune.distributed import World
 from headprune.passes import IN_SILENCE, Pass, each_batch
+from headprune.placement import input_device
 from headprune.replay.budget import TOKENS_ON_CPU, in_chunks, tokens_of, tokens_that_fit
 from headprune.replay.narrow import find_tail, reads_nothing_else
 from headprune.replay.recording import compiled_blocks, record
@@ -153,7 +154,7 @@ def _digest(run: _Run) -> str:
 
 
 def _batch_losses(run: _Run, batch: Batch) -> Float[Tensor, "masks examples"]:
-    """Return the losses of one batch, on the model's device: nothing in here waits for it once a mask."""
+    """Return the losses of one batch, on the CPU: nothing in here waits for the model's device once a mask or a site."""
     batch = batch.to(input_device(run.model))
     recording = record(run.model, run.anatomy, batch, run.loss, base=run.base)
     last = run.routes.last
@@ -164,16 +165,22 @@ def _batch_losses(run: _Run, batch: Batch) -> Float[Tensor, "masks examples"]:
     given = Resumption(
         run.model, run.anatomy, batch, run.loss, run.base, recording, tail, run.compiled
     )
-    found = recording.losses.new_empty(len(run.masks), batch.num_examples)
+    order: list[Tensor] = []
+    found: list[Tensor] = []
     stacked = max(1, run.tokens_per_forward // tokens_of(recording, batch))
     modes = modes_on(run.routes, given, stacks=stacked > 1)
     for site, members in run.routes.starts.items():
-        if site is None:
-            found[members] = recording.losses
-        elif len(members):
-            found[members] = in_chunks(
-                run.masks[members],
-                stacked,
-                partial(run_masks, given, site=site, mode=modes[site]),
+        if len(members):
+            order.append(members)
+            found.append(
+                recording.losses.expand(len(members), -1)
+                if site is None
+                else in_chunks(
+                    run.masks[members],
+                    stacked,
+                    partial(run_masks, given, site=site, mode=modes[site]),
+                )
             )
-    return found
+    losses = torch.empty(len(run.masks), batch.num_examples)
+    losses[torch.cat(order)] = torch.cat(found).cpu()
+    return losses

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from headprune.anatomy import Site
 from headprune.masking import places_of
+from headprune.placement import staged
 from headprune.replay.recording import SiteCall
 from headprune.replay.rows import map_tensors, repeat, tensors_in
 
@@ -77,10 +78,10 @@ def _projected(
     # As many heads for every mask as the one that changes most; those that needn't are changed by zero.
     most = max(1, int((changes != 0).sum(dim=1).max()))
     heads = changes.abs().topk(most, dim=1).indices
-    scale = changes.gather(1, heads).to(z.device, z.dtype, non_blocking=True)
+    scale = staged(changes.gather(1, heads).to(z.dtype), z.device)
     width = z.shape[-1] // site.head_dim
     at = torch.tensor(places_of(site, width) or range(width))
-    places = at[heads].flatten().to(z.device, non_blocking=True)
+    places = staged(at[heads].flatten(), z.device)
     by_head = z.flatten(0, 1).unflatten(-1, (width, site.head_dim)).transpose(0, 1)
     parts = by_head[places].unflatten(0, heads.shape) * scale[:, :, None, None]
     weights = _weight(here.projection.module).unflatten(0, (width, site.head_dim))[places]

@@ -82,10 +82,7 @@ def record(
 ) -> Recording:
     """Run a batch once, its heads gated by ``base``, and keep what later forwards needn't compute again."""
     tape = Tape(model, anatomy)
-    device = next(iter(batch.inputs.values())).device
-    gates = (
-        nullcontext() if bool((base == 1).all()) else gated(model, anatomy, gates=base.to(device))
-    )
+    gates = nullcontext() if bool((base == 1).all()) else gated(model, anatomy, gates=base)
     # The tape listens first, so that it hears z as it is before the gates: heads that the base silences may come back.
     with tape.recording(), gates:
         losses = example_losses(

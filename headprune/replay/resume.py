@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch, Loss, forward
 from headprune.masking import gated
+from headprune.placement import staged
 from headprune.replay.logits import example_losses
 from headprune.replay.narrow import Tail, narrowed
 from headprune.replay.projection import shared_forwards
@@ -85,7 +86,7 @@ def _run(given: Resumption, masks: Tensor, *, site: Site, mode: Mode) -> Tensor:
             _resume(stack, given, masks, site=site, mode=mode)
         if running.sites:
             columns = [column for s in running.sites for column in _columns(given.anatomy, s)]
-            gates = masks[:, columns].to(_device(batch), non_blocking=True)
+            gates = staged(masks[:, columns], batch.example_of_row.device)
             by_row = gates.repeat_interleave(rows, dim=0) if copies > 1 else gates[0]
             stack.enter_context(gated(given.model, running, gates=by_row))
         return example_losses(
@@ -128,10 +129,6 @@ def _untouched(
 def _after_blocks(given: Resumption) -> Any:
     with returning(given.recording.done()):
         return forward(given.model, given.batch.inputs)
-
-
-def _device(batch: Batch) -> torch.device:
-    return next(iter(batch.inputs.values())).device
 
 
 def _columns(anatomy: Anatomy, site: Site) -> range:

@@ -14,11 +14,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
-from headprune.batch import Batch, forward, input_device, num_examples
+from headprune.batch import Batch, forward, num_examples
 from headprune.errors import UnsupportedError
 from headprune.heads import SiteId
 from headprune.masking import places_of
 from headprune.passes import Pass, each_batch
+from headprune.placement import input_device
 from headprune.replay.rows import tensors_in
 from headprune.scoring.estimate import Estimate, mean_and_error
 from headprune.scoring.moments import padding_mask

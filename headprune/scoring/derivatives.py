@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
-from headprune.batch import Batch, Loss, forward, input_device, num_examples
+from headprune.batch import Batch, Loss, forward, num_examples
 from headprune.errors import ModelError
 from headprune.heads import SiteId
 from headprune.masking import changed, gated, places_of
 from headprune.passes import Pass, each_batch
+from headprune.placement import input_device, staged
 from headprune.replay import Tape, example_losses
 from headprune.scoring.estimate import Estimate, mean_and_error
 from headprune.scoring.moments import real_positions, row_of_position
@@ -85,16 +86,19 @@ def mean_over_stretches(
         leaves = [leaf for _site, _z, leaf in calls]
         # Where logits weren't made piece by piece after all, the forward ran twice, and the loss knows nothing of the first.
         slopes = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
-        moves: dict[SiteId, Tensor] = {}
+        on_device: list[tuple[Site, Tensor]] = []
         for (site, z, _leaf), slope in zip(calls, slopes, strict=True):
             if slope is not None:
                 places = places_of(site, z.shape[-2]) or slice(None)
                 z, slope = z[..., places, :], slope[..., places, :]
                 rest = z if along is None else _remainder(z, *along[site.id])
-                found = (rest * slope).sum(-1).cpu().double()
-                found = _by_stretch(site, found, batch, length=length)
-                # An attention that runs several times has one gate.
-                moves[site.id] = found + moves[site.id] if site.id in moves else found
+                on_device.append((site, (rest * slope).sum(-1)))
+        moves: dict[SiteId, Tensor] = {}
+        # All of the device's work is under way before the first result is waited for.
+        for site, found in on_device:
+            by_stretch = _by_stretch(site, found.cpu().double(), batch, length=length)
+            # An attention that runs several times has one gate.
+            moves[site.id] = by_stretch + moves[site.id] if site.id in moves else by_stretch
         sizes = torch.zeros(batch.num_examples, len(anatomy.heads), dtype=torch.float64)
         for site in anatomy.sites:
             if site.id in moves:
@@ -186,7 +190,7 @@ def derivatives(
     """
     batch = batch.to(input_device(model))
     at = torch.ones(batch.num_examples, len(anatomy.heads)) if at is None else at
-    xi = at.to(batch.example_of_row.device).requires_grad_()
+    xi = staged(at, batch.example_of_row.device).requires_grad_()
     with torch.enable_grad(), gated(model, anatomy, gates=xi[batch.example_of_row]):
         losses = _losses(model, anatomy, batch, loss)
     (found,) = torch.autograd.grad(losses.sum(), xi)

@@ -10,10 +10,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
-from headprune.batch import Batch, forward, input_device
+from headprune.batch import Batch, forward
 from headprune.heads import SiteId
 from headprune.masking import observed
 from headprune.passes import Pass, each_batch
+from headprune.placement import input_device
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,10 +8,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
-from headprune.batch import Batch, Loss, forward, input_device
+from headprune.batch import Batch, Loss, forward
 from headprune.heads import SiteId
 from headprune.masking import observed
 from headprune.passes import Pass
+from headprune.placement import input_device
 from headprune.scoring.derivatives import mean_over_stretches
 from headprune.scoring.estimate import Estimate
 from headprune.scoring.moments import real_positions

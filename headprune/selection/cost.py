@@ -11,6 +11,7 @@ from headprune.anatomy import Anatomy, Site
 from headprune.anatomy.trace import takes_cache
 from headprune.errors import PlanError
 from headprune.heads import HeadId
+from headprune.placement import count_parameters
 from headprune.selection.budget import Amount
 
 # The context at which the arithmetic of attention itself is counted.
@@ -100,7 +101,7 @@ def _site_savings(model: nn.Module, site: Site, kept: tuple[int, ...], *, pad: b
 
 
 def _all_numbers(model: nn.Module, _anatomy: Anatomy) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    return count_parameters(model)
 
 
 def _all_flops(model: nn.Module, anatomy: Anatomy) -> int:

@@ -11,6 +11,7 @@ from headprune.anatomy import Anatomy, Site, Slice
 from headprune.anatomy.clone import original_head_counts, pruning_record
 from headprune.errors import PlanError
 from headprune.heads import HeadId
+from headprune.placement import refuse_offloaded
 from headprune.surgery.modeling_headprune import (
     keep_width,
     replace_parameter,
@@ -40,7 +41,9 @@ def cut(
     Raises:
         PlanError: A head is not there, a site would be left with heads that its attention can't run, or a parameter is shared.
             Nothing was changed then.
+        UnsupportedError: Weights wait in CPU memory or on disk until their layer runs.
     """
+    refuse_offloaded(model, to="be cut")
     unknown = set(remove) - set(anatomy.heads)
     if unknown:
         raise PlanError(

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from headprune.anatomy import Anatomy, Site
-from headprune.batch import Batch, input_device
+from headprune.batch import Batch
 from headprune.masking import gated, places_of
+from headprune.placement import input_device
 from headprune.replay.walk import (
     Come,
     go_on,
@@ -72,12 +73,11 @@ class _Path:
     @contextmanager
     def walking(self, walker: _Walker) -> Iterator[None]:
         """Give the model a walker's weights, and silence the heads that will go for all but the whole one."""
-        gates = self.mask.to(input_device(self.model))
         with having(self.model, walker.weights):
             if walker.how is None:
                 yield
             else:
-                with gated(self.model, self.anatomy, gates=gates):
+                with gated(self.model, self.anatomy, gates=self.mask):
                     yield
 
     def batch(self, place: int) -> Batch:

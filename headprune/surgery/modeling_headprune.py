@@ -91,9 +91,8 @@ class ConfigView:
         self.__dict__.update(_config=config, _values={})
 
     def __getattr__(self, name):
-        if name.startswith(
-            "__"
-        ):  # copying and pickling ask before there is anything to answer with
+        # Copying and pickling ask before there is anything to answer with.
+        if name.startswith("__"):
             raise AttributeError(name)
         values = self.__dict__["_values"]
         return values[name] if name in values else getattr(self.__dict__["_config"], name)
@@ -155,7 +154,7 @@ class WidthKeeper:
 
 class _Width:
     def __init__(self, size, kept):
-        self.size, self.kept = size, kept
+        self.size, self.kept, self.indices = size, kept, {}
 
     def is_hook_of(self, layer):
         """Whether a layer calls this."""
@@ -169,9 +168,11 @@ class _Width:
                 del hooks[key]
 
     def index(self, device):
-        # Made when it is needed: a buffer that isn't saved would be garbage after a load without memory.
-        places = [place for start, stop in self.kept for place in range(start, stop)]
-        return torch.tensor(places, dtype=torch.long, device=device)
+        # A buffer that isn't saved would be garbage after a load without memory. Once a device: sending it makes the host wait.
+        if device not in self.indices:
+            places = [place for start, stop in self.kept for place in range(start, stop)]
+            self.indices[device] = torch.tensor(places, dtype=torch.long, device=device)
+        return self.indices[device]
 
 
 class Spread(_Width):

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 from transformers import PreTrainedModel
 
-from headprune.batch import Batch, Loss, PositionLoss, forward, input_device
+from headprune.batch import Batch, Loss, PositionLoss, forward
+from headprune.placement import input_device
 from headprune.replay import example_losses
 
 

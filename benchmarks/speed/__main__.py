@@ -8,8 +8,8 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from bench_hotpath_lib.memory import Memory, measure_memory
-from bench_hotpath_lib.settings import Request, read
+from benchmarks.speed.memory import Memory, measure_memory
+from benchmarks.speed.settings import Request, read
 
 _START = time.perf_counter()
 
@@ -27,15 +27,16 @@ def main() -> None:
 def _timings(request: Request, memory: Memory) -> bool:
     """Measure and print the rest; returns whether all targets are met. Large libraries are imported in here."""
     import torch
-    from bench_hotpath_lib import report
-    from bench_hotpath_lib.cases import open_case
-    from bench_hotpath_lib.compare import compare
-    from bench_hotpath_lib.flops import Peak
-    from bench_hotpath_lib.linear import measure_linear
-    from bench_hotpath_lib.machine import describe, load
-    from bench_hotpath_lib.profiling import profile_batch
-    from bench_hotpath_lib.targets import judge
     from rich.console import Console
+
+    from benchmarks.speed import report
+    from benchmarks.speed.cases import open_case
+    from benchmarks.speed.compare import compare
+    from benchmarks.speed.flops import Peak
+    from benchmarks.speed.linear import measure_linear
+    from benchmarks.speed.machine import describe, load
+    from benchmarks.speed.profiling import profile_batch
+    from benchmarks.speed.targets import judge
 
     device = torch.device(request.device)
     machine = describe(device)
@@ -81,9 +82,7 @@ def _timings(request: Request, memory: Memory) -> bool:
 
 def _tell(text: str) -> None:
     """Say what is going on, beside what is printed for keeps."""
-    print(
-        f"bench_hotpath: {time.perf_counter() - _START:4.0f} s  {text}", file=sys.stderr, flush=True
-    )
+    print(f"speed: {time.perf_counter() - _START:4.0f} s  {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,8 @@ def read(words: Sequence[str] | None = None) -> Request:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="bench_hotpath", description="Measure exact leave-one-out ablation, side by side."
+        prog="python -m benchmarks.speed",
+        description="Measure exact leave-one-out ablation, side by side.",
     )
     add = parser.add_argument
     add("--subject", action="append", choices=SUBJECTS, help="again for several; default: all")
@@ -159,6 +160,7 @@ def _refuse(parser: argparse.ArgumentParser, item: str) -> NoReturn:
 
 
 def positive_number(text: str) -> int:
+    """Read a number of at least 1."""
     number = int(text)
     if number < 1:
         raise ValueError
@@ -166,6 +168,7 @@ def positive_number(text: str) -> int:
 
 
 def token_count(text: str) -> int:
+    """Read a number of at least 2: a prediction needs two tokens."""
     number = int(text)
     if number < 2:
         raise ValueError
@@ -173,6 +176,7 @@ def token_count(text: str) -> int:
 
 
 def four_numbers(text: str) -> tuple[int, int, int, int]:
+    """Read ``LAYERS,HEADS,WIDTH,FEED_FORWARD``."""
     layers, heads, width, inner = map(positive_number, text.split(","))
     if width % heads:
         raise ValueError

@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench_hotpath_lib.settings import Request, Sizes
+from benchmarks.speed.settings import Request, Sizes
 
-_SCRIPTS = Path(__file__).parent.parent
+_ROOT = Path(__file__).parent.parent.parent
 _HEADS = 6
 _TURNS = 3
 
@@ -105,7 +105,7 @@ def _median(children: Sequence[Child]) -> Child:
 
 
 def _start(work: str, name: str, sizes: Sizes, device: str, *, times: int) -> subprocess.Popen[str]:
-    path = os.pathsep.join(filter(None, [str(_SCRIPTS), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
     order = {
         "work": work,
         "name": name,
@@ -114,7 +114,7 @@ def _start(work: str, name: str, sizes: Sizes, device: str, *, times: int) -> su
         "times": times,
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "bench_hotpath_lib.memory", json.dumps(order)],
+        [sys.executable, "-m", "benchmarks.speed.memory", json.dumps(order)],
         env={**os.environ, "PYTHONPATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -125,7 +125,7 @@ def _start(work: str, name: str, sizes: Sizes, device: str, *, times: int) -> su
 def _finish(process: subprocess.Popen[str]) -> Child:
     output, complaint = process.communicate()
     if process.returncode != 0:
-        sys.exit(f"bench_hotpath: a process that measures memory failed\n{complaint}")
+        sys.exit(f"speed: a process that measures memory failed\n{complaint}")
     return Child(**json.loads(output.strip().splitlines()[-1]))
 
 
@@ -134,7 +134,7 @@ def _work(order: Mapping[str, Any]) -> Child:
     import datasets  # noqa: F401 - is imported when rows are read
     from transformers.models.bert import modeling_bert  # noqa: F401 - when a model is loaded
 
-    from bench_hotpath_lib.cases import open_case
+    from benchmarks.speed.cases import open_case
     from headprune.evaluation import predict
 
     device = order["device"]
@@ -151,7 +151,7 @@ def _work(order: Mapping[str, Any]) -> Child:
 def _ablate(case: Any, times: int) -> None:
     import torch
 
-    from bench_hotpath_lib.methods import replay
+    from benchmarks.speed.methods import replay
 
     batches = [
         replace(batch, indices=batch.indices + time * case.num_examples)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from bench_hotpath_lib.cases import Case
-from bench_hotpath_lib.clock import wait
-from bench_hotpath_lib.methods import replay, whole
+from benchmarks.speed.cases import Case
+from benchmarks.speed.clock import wait
+from benchmarks.speed.methods import replay, whole
 from headprune.batch import Batch
 from headprune.passes import Pass
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bench_hotpath_lib.cases import Case, open_case
-from bench_hotpath_lib.compare import Tell, spread
-from bench_hotpath_lib.methods import ours_with, replay, whole
-from bench_hotpath_lib.settings import Effort, Sizes
+from benchmarks.speed.cases import Case, open_case
+from benchmarks.speed.compare import Tell, spread
+from benchmarks.speed.methods import ours_with, replay, whole
+from benchmarks.speed.settings import Effort, Sizes
 
 _SITES = 6
 _HEADS_PER_SITE = 2

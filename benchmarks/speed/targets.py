@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from bench_hotpath_lib.compare import Comparison
-from bench_hotpath_lib.memory import Memory
+from benchmarks.speed.compare import Comparison
+from benchmarks.speed.memory import Memory
 
 OVER_NAIVE = {"bert-base": 1.8, "minilm": 1.65, "smollm2": 1.6}
 OVER_REFERENCE = {"minilm": 8.0}

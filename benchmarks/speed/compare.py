@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench_hotpath_lib.cases import Case
-from bench_hotpath_lib.flops import Peak, minimal_flops, shape_of
-from bench_hotpath_lib.methods import (
+from benchmarks.speed.cases import Case
+from benchmarks.speed.flops import Peak, minimal_flops, shape_of
+from benchmarks.speed.methods import (
     Run,
     gradient_seconds,
     naive,
@@ -18,7 +18,7 @@ from bench_hotpath_lib.methods import (
     reference,
     warm_up,
 )
-from bench_hotpath_lib.settings import Effort
+from benchmarks.speed.settings import Effort
 from headprune.batch import PositionLoss
 
 Tell = Callable[[str], None]

@@ -1,13 +1,13 @@
 """How many operations exact leave-one-out ablation needs at the least, and what the machine can do."""
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
 
-from bench_hotpath_lib.clock import wait
+from benchmarks.speed.clock import timed
 
 _SHAPES = ((4096, 768, 3072), (4096, 3072, 768), (1024, 768, 3072), (2048, 2048, 2048))
 
@@ -106,14 +106,18 @@ def minimal_flops(
 
 @dataclass
 class Peak:
-    """The most operations a second that this machine was seen to do in a matrix product in fp32, several shapes tried.
+    """The most operations a second that this machine was seen to do in a matrix product, several shapes tried.
 
     Args:
         device: What is measured.
+        dtype: Of the matrices.
+        shapes: ``(rows, inner, columns)`` of the products.
         samples: The best of each time it was measured.
     """
 
     device: torch.device
+    dtype: torch.dtype = torch.float32
+    shapes: tuple[tuple[int, int, int], ...] = _SHAPES
     samples: list[float] = field(default_factory=list)
 
     @property
@@ -124,14 +128,11 @@ class Peak:
     def sample(self, *, times: int = 4) -> None:
         """Measure once more."""
         best = 0.0
-        for rows, inner, columns in _SHAPES:
-            one = torch.randn(rows, inner, device=self.device)
-            other = torch.randn(inner, columns, device=self.device)
-            made = torch.empty(rows, columns, device=self.device)
-            for _ in range(times):
-                wait(self.device)
-                start = time.perf_counter()
-                torch.mm(one, other, out=made)
-                wait(self.device)
-                best = max(best, 2 * rows * inner * columns / (time.perf_counter() - start))
+        for rows, inner, columns in self.shapes:
+            one = torch.randn(rows, inner, device=self.device, dtype=self.dtype)
+            other = torch.randn(inner, columns, device=self.device, dtype=self.dtype)
+            made = torch.empty(rows, columns, device=self.device, dtype=self.dtype)
+            product = partial(torch.mm, one, other, out=made)
+            seconds = min(timed(self.device, product)[0] for _ in range(times))
+            best = max(best, 2 * rows * inner * columns / seconds)
         self.samples.append(best)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench_hotpath_lib.cases import Case
-from bench_hotpath_lib.clock import timed, wait
+from benchmarks.speed.cases import Case
+from benchmarks.speed.clock import timed, wait
 from headprune.batch import Batch, forward, per_example
 from headprune.masking import gated
 from headprune.passes import IN_SILENCE, Pass

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 from transformers.utils.logging import disable_progress_bar
 
 import headprune as hp
-from bench_hotpath_lib.settings import Sizes
+from benchmarks.speed.settings import Sizes
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
 from headprune.config import Recipe
@@ -92,16 +92,18 @@ def open_case(name: str, sizes: Sizes, device: str) -> Case:
 
 def _bert(sizes: Sizes, device: str) -> Case:
     layers, heads, width, inner = sizes.bert
-    config = BertConfig(
-        num_labels=2,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        hidden_size=width,
-        intermediate_size=inner,
-        attn_implementation="sdpa",
-    )
+    settings: dict[str, Any] = {
+        "num_labels": 2,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "attn_implementation": "sdpa",
+    }
+    config = BertConfig(**settings)
     torch.manual_seed(0)
-    model = BertForSequenceClassification(config).to(choose_device(device)).eval()
+    model = BertForSequenceClassification(config).eval()
+    model.to(choose_device(device))  # type: ignore[arg-type] # typed as a decorator
     rows, length = sizes.rows["bert-base"], sizes.bert_length
     data = _random_batch(rows, length, words=config.vocab_size)
     return _case(

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench_hotpath_lib.compare import Comparison
-from bench_hotpath_lib.linear import Point
-from bench_hotpath_lib.memory import Child, Memory
-from bench_hotpath_lib.profiling import Operator
-from bench_hotpath_lib.targets import Verdict
+from benchmarks.speed.compare import Comparison
+from benchmarks.speed.linear import Point
+from benchmarks.speed.memory import Child, Memory
+from benchmarks.speed.profiling import Operator
+from benchmarks.speed.targets import Verdict
 
 
 def show_comparison(found: Comparison, console: Console, *, peak: float) -> None:

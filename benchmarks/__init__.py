@@ -1,0 +1,1 @@
+"""What headprune is measured by. Not part of the installed package; run from the root of a checkout."""
