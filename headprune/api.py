@@ -77,7 +77,7 @@ def _gates_by_site(
     removed = select_heads({name: parts[name] for name in {*parts} - {*tensors}}, anatomy.heads)
     columns = {str(site): where for site, where in anatomy.columns.items()}
     rows = next((part.shape[:1] for part in tensors.values() if part.dim() == 2), ())
-    mask = torch.tensor(HeadMask.without(removed, anatomy.heads).values, device=device)
+    mask = staged(torch.tensor(HeadMask.without(removed, anatomy.heads).values), device)
     found = {name: mask[where].expand(*rows, -1) for name, where in columns.items()}
     for name, tensor in tensors.items():
         if name not in columns:

@@ -103,7 +103,7 @@ def _bert(sizes: Sizes, device: str) -> Case:
     config = BertConfig(**settings)
     torch.manual_seed(0)
     model = BertForSequenceClassification(config).eval()
-    model.to(choose_device(device))  # type: ignore[arg-type] # typed as a decorator
+    model.to(choose_device(device))
     rows, length = sizes.rows["bert-base"], sizes.bert_length
     data = _random_batch(rows, length, words=config.vocab_size)
     return _case(

@@ -1,0 +1,71 @@
+"""Weights that wait in CPU memory until their layer runs: counted, read and scored as they are, and never cut."""
+
+import accelerate
+import pytest
+import torch
+from families import build, inspected, token_inputs
+
+import headprune as hp
+from gpu.subjects import batches, loss
+from headprune.errors import UnsupportedError
+from headprune.models import fingerprint
+from headprune.placement import count_parameters, describe, is_offloaded, values_of
+from headprune.verify import parameters_add_up, run
+
+
+def _partly_waiting(model, device):
+    """Let a model's blocks wait in CPU memory, and run on the device; the rest lies there."""
+    inner = getattr(model, model.base_model_prefix)
+    blocks = inner.encoder if hasattr(inner, "encoder") else inner.layers
+    model.to(device)
+    accelerate.cpu_offload(blocks.cpu(), execution_device=device)
+    if device.type != "cpu":
+        # What a spread model does at its boundaries.
+        accelerate.hooks.add_hook_to_module(
+            model, accelerate.hooks.AlignDevicesHook(execution_device=device, io_same_device=True)
+        )
+    return model
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_what_waits_elsewhere_is_counted_and_read(family, device, tmp_path):
+    settings = {"tie_word_embeddings": True} if family == "llama" else {}
+    whole, model = build(family, **settings), build(family, **settings)
+    hp.save(whole, tmp_path / "out")
+    spread = accelerate.cpu_offload(model, execution_device=device)
+    assert is_offloaded(spread)
+    assert not is_offloaded(whole)
+    assert count_parameters(spread) == count_parameters(whole)
+    assert fingerprint(spread) == fingerprint(whole)
+    for (name, value), (other, expected) in zip(values_of(spread), values_of(whole), strict=True):
+        assert name == other
+        assert torch.equal(value.cpu(), expected)
+    proof = parameters_add_up(
+        before=count_parameters(whole), removed=0, directory=tmp_path / "out", model=spread
+    )
+    assert proof.passed, proof.detail
+    assert str(device) in describe(spread)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize("method", ["gradient", "ablation", "unique"])
+def test_scores_are_those_of_the_whole_model(method, family, device):
+    whole = build(family)
+    anatomy = inspected(whole)
+    expected = hp.score(whole, batches(), loss=loss, method=method, anatomy=anatomy)
+    spread = _partly_waiting(build(family), device)
+    found = hp.score(spread, batches(), loss=loss, method=method, anatomy=anatomy)
+    scale = max(map(abs, expected.values))
+    assert found.values == pytest.approx(expected.values, abs=1e-4 * scale)
+    assert found.model["fingerprint"] == expected.model["fingerprint"]
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_cutting_is_refused_and_nothing_is_changed(family, device):
+    model = _partly_waiting(build(family), device)
+    anatomy = inspected(build(family))
+    before = run(model, token_inputs())
+    with pytest.raises(UnsupportedError, match="wait in CPU memory") as refused:
+        hp.prune(model, [str(anatomy.heads[0])], anatomy=anatomy)
+    assert "--stream" in refused.value.hint
+    assert torch.equal(run(model, token_inputs()), before)
