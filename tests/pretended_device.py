@@ -28,9 +28,25 @@ _WAITING = {"_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_sel
 
 def set_up():
     """Let torch know the device; once a process, before anything is differentiated."""
-    global DEVICE
+    global DEVICE, _KERNELS
     backend_registration._setup_privateuseone_for_python_backend(NAME)
     DEVICE = torch.device(NAME, 0)
+    # What torch.tensor(..., device=...) calls past any mode.
+    _KERNELS = torch.library.Library("aten", "IMPL", "PrivateUse1")
+    _KERNELS.impl("empty_strided", _empty)
+    _KERNELS.impl("_copy_from", _copy_from)
+
+
+def _empty(size, stride, dtype=None, layout=None, device=None, pin_memory=None):
+    del layout, device, pin_memory
+    return There(torch.empty_strided(size, stride, dtype=dtype))
+
+
+def _copy_from(source, target, non_blocking=False):
+    if not non_blocking:
+        WAITS.append("a copy to the device")
+    target.inner.copy_(source)
+    return target
 
 
 class There(torch.Tensor):
@@ -114,7 +130,7 @@ def _dispatch(func, args, kwargs):
 
 
 def _see_where_tensors_lie(func, args, kwargs, name):
-    """As on a GPU: tensors of the CPU are refused, but for single numbers, and indices of what lies there, which are waited for."""
+    """As on a GPU: tensors of the CPU are refused, but for single numbers, and for indices, which are waited for."""
     values, _ = tree_flatten((args, kwargs))
     indexes = func in _INDEXING and isinstance(args[0], There)
     indices = tree_flatten(args[1])[0] if indexes else []

@@ -15,20 +15,39 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
-# What a machine with torch, transformers, accelerate, numpy, scipy, pandas, pyarrow, rich, typer, matplotlib, jaxtyping, pytest
-# and hypothesis still lacks, by the name under which it is imported. Versions are those of constraints.txt.
+# What a machine with torch, transformers, accelerate, numpy, scipy, pandas, pyarrow, rich, typer, safetensors, jaxtyping, pytest and
+# hypothesis (and what those need) may lack, by the name under which it is imported. Versions are those of constraints.txt.
 WHEELS = {
     "pydantic": "pydantic",
     "pydantic_core": "pydantic_core",
     "annotated_types": "annotated-types",
     "typing_inspection": "typing-inspection",
-    "datasets": "datasets",
-    "evaluate": "evaluate",
-    "dill": "dill",
-    "multiprocess": "multiprocess",
-    "beartype": "beartype",
     "yaml": "PyYAML",
+    "datasets": "datasets",
+    "multiprocess": "multiprocess",
+    "dill": "dill",
     "xxhash": "xxhash",
+    "aiohttp": "aiohttp",
+    "aiosignal": "aiosignal",
+    "aiohappyeyeballs": "aiohappyeyeballs",
+    "attrs": "attrs",
+    "frozenlist": "frozenlist",
+    "multidict": "multidict",
+    "propcache": "propcache",
+    "yarl": "yarl",
+    "evaluate": "evaluate",
+    "requests": "requests",
+    "certifi": "certifi",
+    "charset_normalizer": "charset-normalizer",
+    "urllib3": "urllib3",
+    "matplotlib": "matplotlib",
+    "contourpy": "contourpy",
+    "cycler": "cycler",
+    "fontTools": "fonttools",
+    "kiwisolver": "kiwisolver",
+    "PIL": "pillow",
+    "pyparsing": "pyparsing",
+    "beartype": "beartype",
     "pytest_timeout": "pytest-timeout",
     "xdist": "pytest-xdist",
     "execnet": "execnet",
@@ -82,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
 def fetch_wheels(folder: Path) -> int:
     """Download what a bare machine lacks, for its Python and processor; return the exit code."""
     versions = _pinned()
-    wanted = [f"{name}=={versions[name.lower()]}" for name in WHEELS.values()]
+    wanted = [f"{name}=={versions[_plain(name)]}" for name in WHEELS.values()]
     platforms = [f"manylinux_2_{number}_x86_64" for number in (28, 27, 24, 17)]
     command = [
         *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
@@ -103,7 +122,12 @@ def fetch_wheels(folder: Path) -> int:
 def _pinned() -> dict[str, str]:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pairs = [line.partition("==") for line in lines if "==" in line and not line.startswith("#")]
-    return {name.lower(): version for name, _, version in pairs}
+    return {_plain(name): version for name, _, version in pairs}
+
+
+def _plain(name: str) -> str:
+    """Return a package's name as indexes compare it."""
+    return name.lower().replace("_", "-")
 
 
 def _environment(site: Path, wheels: Path) -> dict[str, str]:
