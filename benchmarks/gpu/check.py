@@ -4,6 +4,7 @@ Imports nothing but the standard library: on a bare machine the packages come as
 """
 
 import argparse
+import importlib.metadata
 import importlib.util
 import os
 import subprocess
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
-# What a machine with torch, transformers, accelerate, numpy, scipy, pandas, pyarrow, rich, typer, safetensors, jaxtyping, pytest and
-# hypothesis (and what those need) may lack, by the name under which it is imported. Versions are those of constraints.txt.
+# What may be missing beside torch, transformers, accelerate, numpy, scipy, pandas, pyarrow, rich, typer, safetensors, jaxtyping,
+# pytest, hypothesis and what those need, by the name under which it is imported. Versions are those of constraints.txt.
 WHEELS = {
     "pydantic": "pydantic",
     "pydantic_core": "pydantic_core",
@@ -134,6 +135,7 @@ def _environment(site: Path, wheels: Path) -> dict[str, str]:
     """Return the environment of the steps; what is missing is installed into ``site``, nowhere else."""
     paths = [str(ROOT)]
     missing = [name for name in WHEELS if importlib.util.find_spec(name) is None]
+    missing += [] if list(importlib.metadata.distributions(name="headprune")) else ["headprune"]
     if missing:
         found = sorted(map(str, wheels.glob("*.whl")))
         if not found:
