@@ -1,20 +1,13 @@
 """The proofs that ``prune`` gives before it says done."""
 
-import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -25,16 +18,15 @@ from headprune.checkpoint import (
     Route,
     complaints,
     differing,
-    fresh_process,
+    load_afresh,
     stored_tensors,
     wrong_cuts,
 )
-from headprune.errors import ProofError, UnprovenError
+from headprune.errors import ProofError
 from headprune.placement import count_parameters, input_device, moved_away
 
 # Largest difference allowed between masked and pruned outputs, relative to their largest value (or 1, if that is larger).
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
-_RELOAD_SECONDS = 600
 
 
 class Proof(BaseModel):
@@ -159,41 +151,37 @@ def reload_is_identical(
     """
     expected = run(model, inputs)
     placed = getattr(model, "hf_device_map", None) or {"": str(input_device(model))}
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        save_file(
-            {name: value.cpu().contiguous() for name, value in inputs.items()}, place / "inputs"
-        )
-        job = {
-            "directory": str(directory.absolute()),
-            "auto_class": auto_class,
-            "trust_remote_code": route == "remote-code",
-            "inputs": str(place / "inputs"),
-            "outputs": str(place / "outputs"),
-            "threads": torch.get_num_threads(),
-            "device_map": placed,
-            "attn_implementation": model.config._attn_implementation,
-        }
-        with moved_away(model):
-            found = _run_fresh(place, job)
-        complaint, output = found if isinstance(found, str) else _complaint(found), None
-        if not isinstance(found, str):
-            try:
-                output = load_file(place / "outputs")["output"]
-            except (OSError, SafetensorError, KeyError) as error:
-                complaint = f"no output came back: {error}"
+    job = {**_job(directory, auto_class, route), "device_map": placed}
+    job["attn_implementation"] = model.config._attn_implementation
+    with moved_away(model):
+        found, output = load_afresh(job, inputs)
+    complaint = found if isinstance(found, str) else _complaint(found)
     measured = math.inf
     if output is not None and output.dtype == expected.dtype and output.shape == expected.shape:
         largest = float((output.float() - expected.float()).abs().max())
         measured = math.inf if math.isnan(largest) else largest
-    how = "trust_remote_code=True" if route == "remote-code" else "no extra file"
     return Proof(
         name="reload is identical",
         passed=measured == 0 and not complaint,
         measured=measured,
         limit=0.0,
-        detail=complaint or f"{auto_class}.from_pretrained in a fresh process, {how}",
+        detail=complaint or f"{auto_class}.from_pretrained in a fresh process, {_how(route)}",
     )
+
+
+def _job(directory: Path, auto_class: str, route: Route) -> dict[str, Any]:
+    return {
+        "directory": str(directory.absolute()),
+        "auto_class": auto_class,
+        "trust_remote_code": route == "remote-code",
+        "threads": torch.get_num_threads(),
+        "device_map": {"": "meta"},
+        "attn_implementation": None,
+    }
+
+
+def _how(route: Route) -> str:
+    return "trust_remote_code=True" if route == "remote-code" else "no extra file"
 
 
 def insist(proofs: Sequence[Proof]) -> None:
@@ -222,25 +210,15 @@ def loads_afresh(
         route: How.
         known: What loading the source complained of already (a tensor that the model has no use for, say).
     """
-    with tempfile.TemporaryDirectory() as folder:
-        job = {
-            "directory": str(directory.absolute()),
-            "auto_class": auto_class,
-            "trust_remote_code": route == "remote-code",
-            "threads": torch.get_num_threads(),
-            "device_map": {"": "meta"},
-            "attn_implementation": None,
-        }
-        found = _run_fresh(Path(folder), job)
+    found, _none = load_afresh(_job(directory, auto_class, route))
     new = [found] if isinstance(found, str) else sorted(complaints(found) - set(known))
-    how = "trust_remote_code=True" if route == "remote-code" else "no extra file"
     return Proof(
         name="loads in a fresh process",
         passed=not new,
         measured=float(len(new)),
         limit=0.0,
         detail="; ".join(new[:3])
-        or f"{auto_class}.from_pretrained, {how}: every name and shape is there, none is left over",
+        or f"{auto_class}.from_pretrained, {_how(route)}: every name and shape is there, none is left over",
     )
 
 
@@ -285,50 +263,3 @@ def numbers_add_up(*, before: int, after: int, removed: int, files: tuple[int, i
 
 def _complaint(found: Mapping[str, Any]) -> str:
     return "; ".join(f"{name}: {', '.join(names[:3])}" for name, names in found.items())
-
-
-def _run_fresh(place: Path, job: Mapping[str, Any]) -> dict[str, Any] | str:
-    """Return what loading complained of, or why there is nothing to return.
-
-    Raises:
-        UnprovenError: The process ended for want of memory or time, which says nothing about the directory.
-    """
-    (place / "job.json").write_text(json.dumps(job), encoding="utf-8")
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "HF_MODULES_CACHE": str(place / "modules"),
-        "TRANSFORMERS_VERBOSITY": "error",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    try:
-        child = subprocess.run(
-            [sys.executable, "-P", str(fresh_process.__file__), str(place / "job.json")],
-            capture_output=True,
-            text=True,
-            env=environment,
-            cwd=place,
-            stdin=subprocess.DEVNULL,
-            timeout=_RELOAD_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise _unproven(f"it took more than {_RELOAD_SECONDS} s") from error
-    if child.returncode < 0:
-        name = signal.Signals(-child.returncode).name
-        raise _unproven(f"the process was ended by {name}, as is done where memory runs out")
-    if child.returncode == fresh_process.OUT_OF_MEMORY:
-        raise _unproven("memory ran out: " + child.stderr.strip().splitlines()[-1])
-    if child.returncode != 0:
-        lines = child.stderr.strip().splitlines() or ["it ended without a word"]
-        return f"loading failed: {lines[-1]}"
-    found: dict[str, Any] = json.loads(child.stdout.strip().splitlines()[-1])
-    return found
-
-
-def _unproven(why: str) -> UnprovenError:
-    return UnprovenError(
-        f"the saved model could not be loaded again to prove it: {why}",
-        where="a fresh process",
-        hint="run it again with more free memory, or on another device",
-    )

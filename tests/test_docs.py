@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from benchmarks.gpu.check import _parser as gpu_check_options
 from headprune.cli.app import app
 from headprune.cli.options import SHARED
 
@@ -47,6 +48,7 @@ def test_every_option_in_the_documents_exists():
         known |= {
             f"--{name.replace('_', '-')}" for name in inspect.signature(command.callback).parameters
         }
+    known |= set(gpu_check_options()._option_string_actions)
     for path in DOCS:
         text = re.sub(r"pip install[^\n]*", "", path.read_text(encoding="utf-8"))
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text):

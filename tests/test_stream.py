@@ -43,7 +43,7 @@ def voice():
 @pytest.fixture
 def no_child(monkeypatch):
     """Leave out the fresh process, which takes seconds, where another test has it."""
-    monkeypatch.setattr("headprune.verify._run_fresh", lambda place, job: {})
+    monkeypatch.setattr("headprune.verify.load_afresh", lambda job: ({}, None))
 
 
 def saved(model, directory, *, size="15KB"):

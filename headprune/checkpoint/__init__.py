@@ -1,5 +1,6 @@
 """The only place that writes and reads models."""
 
+from headprune.checkpoint.afresh import load_afresh
 from headprune.checkpoint.empty import empty_model
 from headprune.checkpoint.legacy import pruned_heads
 from headprune.checkpoint.load import complaints, load, load_model, load_shapes
@@ -28,6 +29,7 @@ __all__ = [
     "empty_model",
     "find_cuts",
     "load",
+    "load_afresh",
     "load_model",
     "load_shapes",
     "names_in_memory",

@@ -1,0 +1,91 @@
+"""Let a fresh process load a directory, and hear what became of it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from headprune.checkpoint import fresh_process
+from headprune.errors import UnprovenError
+
+_SECONDS = 600
+
+
+def load_afresh(
+    job: Mapping[str, Any], inputs: Mapping[str, Tensor] | None = None
+) -> tuple[dict[str, Any] | str, Tensor | None]:
+    """Load a directory in a fresh process, without headprune.
+
+    Args:
+        job: What :mod:`~headprune.checkpoint.fresh_process` is to do.
+        inputs: What the model is run on; None only loads it.
+
+    Returns:
+        What loading complained of, or why it failed; and the output, if there is one.
+
+    Raises:
+        UnprovenError: The process ended for want of memory or time, which says nothing about the directory.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        files = {name: str(place / name) for name in ("inputs", "outputs")}
+        if inputs is not None:
+            moved = {name: value.cpu().contiguous() for name, value in inputs.items()}
+            save_file(moved, files["inputs"])
+        (place / "job.json").write_text(json.dumps({**job, **files}), encoding="utf-8")
+        child = _child(place)
+        if child.returncode < 0:
+            name = signal.Signals(-child.returncode).name
+            raise _unproven(f"the process was ended by {name}, as is done where memory runs out")
+        lines = child.stderr.strip().splitlines() or ["it ended without a word"]
+        if child.returncode == fresh_process.OUT_OF_MEMORY:
+            raise _unproven(f"memory ran out: {lines[-1]}")
+        if child.returncode != 0:
+            return f"loading failed: {lines[-1]}", None
+        found: dict[str, Any] = json.loads(child.stdout.strip().splitlines()[-1])
+        if inputs is None:
+            return found, None
+        try:
+            return found, load_file(files["outputs"])["output"]
+        except (OSError, SafetensorError, KeyError) as error:
+            return f"no output came back: {error}", None
+
+
+def _child(place: Path) -> "subprocess.CompletedProcess[str]":
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": str(place / "modules"),
+        "TRANSFORMERS_VERBOSITY": "error",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    try:
+        return subprocess.run(
+            [sys.executable, "-P", str(fresh_process.__file__), str(place / "job.json")],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=place,
+            stdin=subprocess.DEVNULL,
+            timeout=_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise _unproven(f"it took more than {_SECONDS} s") from error
+
+
+def _unproven(why: str) -> UnprovenError:
+    return UnprovenError(
+        f"the saved model could not be loaded again to prove it: {why}",
+        where="a fresh process",
+        hint="run it again with more free memory, or on another device",
+    )

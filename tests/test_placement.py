@@ -1,0 +1,150 @@
+"""A proof that can't be run is not one that said no; weights that wait elsewhere aren't lost sight of."""
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from families import build, inspected, token_inputs
+
+from headprune.atomic import staged_directory
+from headprune.checkpoint import fresh_process, save
+from headprune.errors import UnprovenError, is_out_of_memory
+from headprune.placement import moved_away, staged
+from headprune.verify import loads_afresh, reload_is_identical
+
+
+def _python(folder, monkeypatch, *, does):
+    """Let child processes do something else than run Python."""
+    script = folder / "python"
+    script.write_text(f"#!/bin/sh\n{does}\n")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(sys, "executable", str(script))
+
+
+ENDS = {
+    "killed": ("kill -9 $$", "ended by SIGKILL"),
+    "out of memory": (
+        f"echo CUDA out of memory >&2; exit {fresh_process.OUT_OF_MEMORY}",
+        "memory ran out: CUDA out of memory",
+    ),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("numbers", [True, False], ids=["reload", "names only"])
+def test_a_process_that_ends_for_want_of_memory_proves_nothing(numbers, end, tmp_path, monkeypatch):
+    model = build("bert")
+    save(model, tmp_path / "out", anatomy=inspected(model))
+    does, words = ENDS[end]
+    _python(tmp_path, monkeypatch, does=does)
+    with pytest.raises(UnprovenError, match=words) as caught:
+        if numbers:
+            reload_is_identical(
+                model, tmp_path / "out", inputs=token_inputs(), auto_class="AutoModel",
+                route="stock",
+            )  # fmt: skip
+        else:
+            loads_afresh(tmp_path / "out", auto_class="AutoModel", route="stock", known=())
+    assert caught.value.exit_code == 2
+
+
+def test_the_fresh_process_says_that_memory_ran_out(tmp_path):
+    """With as much address space as its libraries take, and less than the model's size more."""
+    import json
+    import resource
+    import subprocess
+
+    model = build("bert", vocab_size=4_000_000)  # 770 MB
+    save(model, tmp_path / "out", anatomy=inspected(build("bert")))
+    job = {
+        "directory": str(tmp_path / "out"),
+        "auto_class": "AutoModel",
+        "trust_remote_code": False,
+        "threads": 1,
+        "device_map": {"": "cpu"},
+        "attn_implementation": "eager",
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    probe = "import torch, transformers.modeling_utils; print(open('/proc/self/status').read())"
+    status = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=True
+    ).stdout
+    peak = 1024 * int(status.partition("VmPeak:")[2].split()[0])
+    room = peak + 300_000_000
+    child = subprocess.run(
+        [sys.executable, "-P", fresh_process.__file__, str(tmp_path / "job.json")],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (room, room)),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert child.returncode == fresh_process.OUT_OF_MEMORY, child.stderr
+    assert len(child.stderr.strip().splitlines()[-1]) > 10
+
+
+def test_what_could_not_be_proven_is_kept_aside_and_named(tmp_path):
+    def write(number):
+        with pytest.raises(UnprovenError) as caught, staged_directory(tmp_path / "out") as staging:
+            (staging / "model").write_text(number)
+            raise UnprovenError("memory ran out", where="a fresh process", hint="use more")
+        return caught.value.hint
+
+    assert write("1") == f"what was written is kept in {tmp_path / 'out.unproven'}; use more"
+    assert "out.unproven-2;" in write("2")
+    found = {path.name: (path / "model").read_text() for path in tmp_path.iterdir()}
+    assert found == {"out.unproven": "1", "out.unproven-2": "2"}
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "out.unproven").stat().st_mode) == 0o777 & ~umask
+
+
+def test_the_command_line_leaves_with_2_where_a_proof_could_not_be_run(
+    run_here, tokenizer, command_line, monkeypatch
+):
+    names = {0: "no", 1: "yes"}
+    build("bert", id2label=names, label2id={"no": 0, "yes": 1}).save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    rows = [f"w{index} w{index + 1},{names[index % 2]}" for index in range(40)]
+    Path("data.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(run_here / ".cache"))
+    _python(run_here, monkeypatch, does="kill -9 $$")
+    code, _out, err = command_line(
+        *("prune", "model", "--data", "data.csv", "--keep", "0.5", "--out", "small"),
+        *("--method", "magnitude", "--mend", "none"),
+    )
+    assert code == 2, err
+    assert not Path("small").exists()
+    assert (Path("small.unproven") / "model.safetensors").is_file()
+    assert "small.unproven;" in err
+
+
+def test_memory_that_runs_out_is_told_as_such(command_line, monkeypatch):
+    import headprune.pipeline
+
+    def run_out(*_args, **_kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(headprune.pipeline, "score", run_out)
+    code, _out, err = command_line("score", "demo:minilm")
+    assert code == 2
+    assert "memory ran out: CUDA out of memory" in err
+    assert "--batch-size" in err
+
+
+def test_what_memory_errors_look_like():
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.OutOfMemoryError("x"))
+    assert is_out_of_memory(
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+    )
+    assert not is_out_of_memory(RuntimeError("the sizes of tensors must match"))
+
+
+def test_on_the_cpu_nothing_is_moved():
+    model = build("bert")
+    before = {name: value.data_ptr() for name, value in model.state_dict().items()}
+    with moved_away(model):
+        assert {name: value.data_ptr() for name, value in model.state_dict().items()} == before
+    tensor = torch.ones(3)
+    assert staged(tensor, torch.device("cpu")) is tensor
