@@ -31,7 +31,7 @@ __all__ = ["inspect", "load", "masked", "plan", "prune", "save", "score"]
 @contextmanager
 def masked(
     model: PreTrainedModel,
-    heads: HeadSelection | HeadMask | Tensor | Mapping[str, Tensor | Sequence[int]],
+    heads: PruningPlan | HeadSelection | HeadMask | Tensor | Mapping[str, Tensor | Sequence[int]],
     *,
     anatomy: Anatomy | None = None,
 ) -> Iterator[None]:
@@ -42,9 +42,9 @@ def masked(
 
     Args:
         model: The model.
-        heads: The heads to silence: names, HeadIds, ``{"L0": [1, 3]}``, or a :class:`HeadMask`. Or gates that multiply heads, as
-            tensors on any device: [heads] or [rows, heads] over all of ``anatomy.heads``, or such a tensor for each site,
-            ``{"L0": gates, "L1": [1, 3]}``; sites that aren't named are untouched.
+        heads: The heads to silence: names, HeadIds, ``{"L0": [1, 3]}``, a plan, or a :class:`HeadMask`. Or gates that multiply
+            heads, as tensors on any device: [heads] or [rows, heads] over all of ``anatomy.heads``, or such a tensor for each
+            site, ``{"L0": gates, "L1": [1, 3]}``; sites that aren't named are untouched.
         anatomy: The model's anatomy, if it is known already.
 
     Raises:
@@ -63,7 +63,8 @@ def masked(
     elif isinstance(heads, Mapping) and any(isinstance(part, Tensor) for part in heads.values()):
         gates = _gates_by_site(anatomy, heads, device=device)
     else:
-        removed = select_heads(heads, anatomy.heads)
+        names = heads.remove if isinstance(heads, PruningPlan) else heads
+        removed = select_heads(names, anatomy.heads)
         gates = torch.tensor(HeadMask.without(removed, anatomy.heads).values)
     with gated(model, anatomy, gates=staged(gates, device)):
         yield

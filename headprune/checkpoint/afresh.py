@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from headprune.checkpoint import fresh_process
 from headprune.errors import UnprovenError
 
 _SECONDS = 600
+# What ends a process for want of memory says so in its last line, in the words of whoever asked for it.
+_MEMORY = re.compile(r"OutOfMemory|MemoryError|[Oo]ut of memory|allocate memory|bad_alloc")
 
 
 def load_afresh(
@@ -37,7 +40,7 @@ def load_afresh(
     """
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        files = {name: str(place / name) for name in ("inputs", "outputs")}
+        files = {name: str(place / name) for name in ("inputs", "outputs", "offload")}
         if inputs is not None:
             moved = {name: value.cpu().contiguous() for name, value in inputs.items()}
             save_file(moved, files["inputs"])
@@ -47,7 +50,7 @@ def load_afresh(
             name = signal.Signals(-child.returncode).name
             raise _unproven(f"the process was ended by {name}, as is done where memory runs out")
         lines = child.stderr.strip().splitlines() or ["it ended without a word"]
-        if child.returncode == fresh_process.OUT_OF_MEMORY:
+        if child.returncode != 0 and _MEMORY.search(lines[-1]):
             raise _unproven(f"memory ran out: {lines[-1]}")
         if child.returncode != 0:
             return f"loading failed: {lines[-1]}", None

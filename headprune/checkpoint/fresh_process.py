@@ -2,14 +2,12 @@
 
 Run by path with one argument, a JSON file: directory, auto_class, trust_remote_code, inputs, outputs, threads, device_map. Writes
 the first output of the model to ``outputs`` and prints what loading complained of as JSON. With all on ``meta`` nothing is run:
-names and shapes are compared, no number is read. Exits with ``OUT_OF_MEMORY`` where that is what stopped it.
+names and shapes are compared, no number is read.
 """
 
 import json
 import sys
 from pathlib import Path
-
-OUT_OF_MEMORY = 77
 
 
 def main() -> None:
@@ -21,6 +19,7 @@ def main() -> None:
 
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(job["threads"])
+    placed = job["device_map"]
     model, info = getattr(transformers, job["auto_class"]).from_pretrained(
         job["directory"],
         trust_remote_code=job["trust_remote_code"],
@@ -28,11 +27,13 @@ def main() -> None:
         local_files_only=True,
         attn_implementation=job["attn_implementation"],
         # The CPU is where weights come anyway; elsewhere they go straight to where they belong.
-        **({} if set(job["device_map"].values()) == {"cpu"} else {"device_map": job["device_map"]}),
+        **({} if set(placed.values()) == {"cpu"} else {"device_map": placed}),
+        **({"offload_folder": job["offload"]} if "disk" in placed.values() else {}),
     )
-    if "meta" not in job["device_map"].values():
+    if "meta" not in placed.values():
         model = model.eval()
-        inputs = {name: value.to(model.device) for name, value in load_file(job["inputs"]).items()}
+        device = next((name for name in placed.values() if name not in ("cpu", "disk")), "cpu")
+        inputs = {name: value.to(device) for name, value in load_file(job["inputs"]).items()}
         with torch.no_grad():
             output = model(**inputs)[0]
         save_file({"output": output.cpu().contiguous()}, job["outputs"])
@@ -40,15 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (MemoryError, RuntimeError) as error:
-        # By name and by words: the allocator of the CPU has no class of its own for it, and torch may not be there yet.
-        if not (
-            isinstance(error, MemoryError)
-            or type(error).__name__ == "OutOfMemoryError"
-            or "can't allocate memory" in str(error)
-        ):
-            raise
-        print(" ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
-        sys.exit(OUT_OF_MEMORY)
+    main()

@@ -7,7 +7,7 @@ from families import build, inspected, token_inputs
 import headprune as hp
 from gpu.subjects import plain
 from headprune.errors import PlanError
-from headprune.heads import HeadMask
+from headprune.heads import HeadMask, PruningPlan
 
 
 def _forms(anatomy, device):
@@ -21,6 +21,7 @@ def _forms(anatomy, device):
         "ids": removed,
         "indices": {"L0": [1, 3]},
         "mask": HeadMask.without(removed, anatomy.heads),
+        "plan": PruningPlan(remove=tuple(removed), kept_per_site={"L0": 4}),
         "tensor": whole.to(device),
         "tensor on the cpu": whole,
         "a row each": whole.expand(4, -1).to(device),

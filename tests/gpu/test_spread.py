@@ -3,6 +3,7 @@
 import accelerate
 import pytest
 import torch
+import transformers
 from families import build, inspected, token_inputs
 
 import headprune as hp
@@ -10,7 +11,7 @@ from gpu.subjects import batches, loss
 from headprune.errors import UnsupportedError
 from headprune.models import fingerprint
 from headprune.placement import count_parameters, describe, is_offloaded, values_of
-from headprune.verify import parameters_add_up, run
+from headprune.verify import parameters_add_up, reload_is_identical, run
 
 
 def _partly_waiting(model, device):
@@ -45,6 +46,27 @@ def test_what_waits_elsewhere_is_counted_and_read(family, device, tmp_path):
     )
     assert proof.passed, proof.detail
     assert str(device) in describe(spread)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_a_spread_model_is_proven_to_load_again(family, device, tmp_path):
+    route = hp.save(build(family), tmp_path / "out")
+    auto_class = {"bert": "AutoModelForSequenceClassification", "llama": "AutoModelForCausalLM"}
+    load = getattr(transformers, auto_class[family]).from_pretrained
+    parts = [
+        name for name, _ in getattr(build(family), build(family).base_model_prefix).named_children()
+    ]
+    prefix = build(family).base_model_prefix
+    head = {"bert": "classifier", "llama": "lm_head"}[family]
+    places = dict.fromkeys([*(f"{prefix}.{name}" for name in parts), head], str(device))
+    places[f"{prefix}.{parts[0]}"] = "disk"
+    places[f"{prefix}.{parts[1]}"] = "cpu"
+    spread = load(tmp_path / "out", device_map=places, offload_folder=tmp_path / "disk").eval()
+    assert is_offloaded(spread)
+    proof = reload_is_identical(
+        spread, tmp_path / "out", inputs=token_inputs(), auto_class=auto_class[family], route=route
+    )
+    assert proof.passed, proof.detail
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
