@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -15,9 +14,9 @@ from headprune.anatomy import Anatomy
 from headprune.batch import Batch, as_batches
 from headprune.checkpoint import load
 from headprune.errors import PlanError, did_you_mean
-from headprune.heads import HeadMask, HeadScores, HeadSelection, PruningPlan, select_heads
+from headprune.heads import HeadId, HeadMask, HeadScores, HeadSelection, PruningPlan, select_heads
 from headprune.inspection import inspect
-from headprune.masking import gated
+from headprune.masking import checked_gates, gated, gates_by_site
 from headprune.models import fingerprint, versions
 from headprune.placement import input_device, staged
 from headprune.prices import prices_of
@@ -59,54 +58,31 @@ def masked(
         select_heads(heads.heads, anatomy.heads)
         gates = torch.tensor([values.get(head, 1.0) for head in anatomy.heads])
     elif isinstance(heads, Tensor):
-        gates = _checked(heads, len(anatomy.heads), rows=None, name="the model")
+        gates = checked_gates(heads, len(anatomy.heads), rows=None, name="the model")
     elif isinstance(heads, Mapping) and any(isinstance(part, Tensor) for part in heads.values()):
-        gates = _gates_by_site(anatomy, heads, device=device)
+        gates = gates_by_site(anatomy, heads, device=device)
     else:
-        names = heads.remove if isinstance(heads, PruningPlan) else heads
+        names = _planned(model, heads) if isinstance(heads, PruningPlan) else heads
         removed = select_heads(names, anatomy.heads)
         gates = torch.tensor(HeadMask.without(removed, anatomy.heads).values)
     with gated(model, anatomy, gates=staged(gates, device)):
         yield
 
 
-def _gates_by_site(
-    anatomy: Anatomy, parts: Mapping[str, Any], *, device: torch.device
-) -> Float[Tensor, "rows heads"] | Float[Tensor, " heads"]:
-    """Put gates of sites, and lists of heads to silence, together in the columns of ``anatomy.heads``."""
-    tensors = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
-    removed = select_heads({name: parts[name] for name in {*parts} - {*tensors}}, anatomy.heads)
-    columns = {str(site): where for site, where in anatomy.columns.items()}
-    rows = next((part.shape[:1] for part in tensors.values() if part.dim() == 2), ())
-    mask = staged(torch.tensor(HeadMask.without(removed, anatomy.heads).values), device)
-    found = {name: mask[where].expand(*rows, -1) for name, where in columns.items()}
-    for name, tensor in tensors.items():
-        if name not in columns:
-            raise PlanError(
-                f"the model has no attention {name!r}",
-                where="masked",
-                hint=did_you_mean(name, columns),
-            )
-        checked = _checked(tensor, found[name].shape[-1], rows=rows, name=name)
-        found[name] = staged(checked, device).to(mask.dtype).expand(*rows, -1)
-    return torch.cat(list(found.values()), dim=-1)
-
-
-def _checked(gates: Tensor, heads: int, *, rows: Sequence[int] | None, name: str) -> Tensor:
-    """Return gates as they are.
+def _planned(model: PreTrainedModel, plan: PruningPlan) -> tuple[HeadId, ...]:
+    """Return the heads that a plan removes.
 
     Raises:
-        PlanError: They aren't [heads], nor [rows, heads] with as many rows as other sites have.
+        PlanError: It is of another model.
     """
-    fits = rows is None or gates.dim() == 1 or gates.shape[:1] == tuple(rows)
-    if fits and gates.dim() in (1, 2) and gates.shape[-1] == heads:
-        return gates
-    expected = f"[{heads}] or [{rows[0] if rows else 'rows'}, {heads}]"
-    raise PlanError(
-        f"the gates of {name} have shape {list(gates.shape)}, expected {expected}",
-        where="masked",
-        hint="give [heads] or [rows, heads], the same number of rows for every site",
-    )
+    made_for = plan.model.get("fingerprint")
+    if made_for is not None and made_for != fingerprint(model):
+        raise PlanError(
+            f"the plan was made for another model ({plan.model.get('name', made_for)})",
+            where="plan",
+            hint="make it from scores of this model, or name the heads: plan.remove",
+        )
+    return plan.remove
 
 
 def score(
@@ -263,14 +239,7 @@ def prune(
     """
     anatomy = anatomy or inspect(model)
     if isinstance(heads, PruningPlan):
-        made_for = heads.model.get("fingerprint")
-        if made_for is not None and made_for != fingerprint(model):
-            raise PlanError(
-                f"the plan was made for another model ({heads.model.get('name', made_for)})",
-                where="plan",
-                hint="make it from scores of this model, or prune by names: prune(model, plan.remove)",
-            )
-        remove = select_heads(heads.remove, anatomy.heads)
+        remove = select_heads(_planned(model, heads), anatomy.heads)
         pad = pad or selection.is_padded(heads)
     elif isinstance(heads, HeadMask):
         remove = select_heads(heads.removed, anatomy.heads)

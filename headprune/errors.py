@@ -4,6 +4,7 @@ The command line prints an error as three lines and leaves with its ``exit_code`
 ``HEADPRUNE_DEBUG=1``. Exit code 1 is kept for a proof or a gate that says no, 2 is anything else that stopped us.
 """
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -63,11 +64,21 @@ class UnprovenError(HeadpruneError):
     """A proof could not be run, which is not the same as a proof that said no: what it was to prove is kept aside."""
 
 
+_OUT_OF_MEMORY = re.compile(
+    r"OutOfMemory|MemoryError|out of memory|allocate memory|bad_alloc|_STATUS_ALLOC_FAILED",
+    re.IGNORECASE,
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it is memory that ran out; torch's allocator of the CPU says so in a RuntimeError of no class of its own."""
-    # By name, because this module imports no torch.
-    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return known or "can't allocate memory" in str(error)
+    """Whether it is memory that ran out: allocators, CUDA and its libraries say so in errors of many classes."""
+    known = isinstance(error, MemoryError)
+    return known or (isinstance(error, RuntimeError) and says_out_of_memory(f"{error!r}"))
+
+
+def says_out_of_memory(text: str) -> bool:
+    """Whether a message is one of memory that ran out."""
+    return _OUT_OF_MEMORY.search(text) is not None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

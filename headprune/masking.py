@@ -7,7 +7,7 @@ its own mask, one forward evaluates as many masks as it has rows.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
 from headprune.anatomy.functional import LinearInputs
-from headprune.errors import ModelError
-from headprune.heads import SiteId
+from headprune.errors import ModelError, PlanError, did_you_mean
+from headprune.heads import HeadMask, SiteId, select_heads
 from headprune.placement import staged
 
 
@@ -64,6 +64,54 @@ def gated(
 
     with changed(model, anatomy, multiply):
         yield
+
+
+def gates_by_site(
+    anatomy: Anatomy, parts: Mapping[str, Any], *, device: torch.device
+) -> Float[Tensor, "rows heads"] | Float[Tensor, " heads"]:
+    """Put gates of sites, and lists of heads to silence, together in the columns of ``anatomy.heads``.
+
+    Args:
+        anatomy: The model's anatomy.
+        parts: By site, gates [heads] or [rows, heads], or the indices of the heads to silence.
+        device: Where the gates go.
+
+    Raises:
+        PlanError: A site or head isn't there, or gates have another shape.
+    """
+    tensors = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+    removed = select_heads({name: parts[name] for name in {*parts} - {*tensors}}, anatomy.heads)
+    columns = {str(site): where for site, where in anatomy.columns.items()}
+    rows = next((part.shape[:1] for part in tensors.values() if part.dim() == 2), ())
+    mask = staged(torch.tensor(HeadMask.without(removed, anatomy.heads).values), device)
+    found = {name: mask[where].expand(*rows, -1) for name, where in columns.items()}
+    for name, tensor in tensors.items():
+        if name not in columns:
+            raise PlanError(
+                f"the model has no attention {name!r}",
+                where="masked",
+                hint=did_you_mean(name, columns),
+            )
+        checked = checked_gates(tensor, found[name].shape[-1], rows=rows, name=name)
+        found[name] = staged(checked, device).to(mask.dtype).expand(*rows, -1)
+    return torch.cat(list(found.values()), dim=-1)
+
+
+def checked_gates(gates: Tensor, heads: int, *, rows: Sequence[int] | None, name: str) -> Tensor:
+    """Return gates as they are.
+
+    Raises:
+        PlanError: They aren't [heads], nor [rows, heads] with as many rows as other sites have.
+    """
+    fits = rows is None or gates.dim() == 1 or gates.shape[:1] == tuple(rows)
+    if fits and gates.dim() in (1, 2) and gates.shape[-1] == heads:
+        return gates
+    expected = f"[{heads}] or [{rows[0] if rows else 'rows'}, {heads}]"
+    raise PlanError(
+        f"the gates of {name} have shape {list(gates.shape)}, expected {expected}",
+        where="masked",
+        hint="give [heads] or [rows, heads], the same number of rows for every site",
+    )
 
 
 @contextmanager

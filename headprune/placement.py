@@ -34,7 +34,7 @@ def describe(model: PreTrainedModel) -> str:
 def staged(tensor: Tensor, device: torch.device) -> Tensor:
     """Return ``tensor`` on ``device``; to a CUDA device it goes through pinned memory, so that nothing waits for the copy."""
     if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
+        tensor = tensor.contiguous().pin_memory()  # rows that share memory can't be pinned
     return tensor.to(device, non_blocking=True)
 
 
@@ -81,7 +81,7 @@ def is_offloaded(model: nn.Module) -> bool:
 
 
 def refuse_offloaded(model: PreTrainedModel, *, to: str) -> None:
-    """Refuse to change or write weights that aren't there.
+    """Refuse to change weights that aren't there.
 
     Args:
         model: The model.

@@ -22,7 +22,7 @@ from headprune.checkpoint import (
     stored_tensors,
     wrong_cuts,
 )
-from headprune.errors import ProofError
+from headprune.errors import ProofError, UnprovenError, is_out_of_memory
 from headprune.placement import count_parameters, input_device, moved_away
 
 # Largest difference allowed between masked and pruned outputs, relative to their largest value (or 1, if that is larger).
@@ -149,12 +149,21 @@ def reload_is_identical(
     Raises:
         UnprovenError: The process ran out of memory or time, or was killed.
     """
-    expected = run(model, inputs)
     placed = getattr(model, "hf_device_map", None) or {"": str(input_device(model))}
     job = {**_job(directory, auto_class, route), "device_map": placed}
     job["attn_implementation"] = model.config._attn_implementation
-    with moved_away(model):
-        found, output = load_afresh(job, inputs)
+    try:
+        expected = run(model, inputs)
+        with moved_away(model):
+            found, output = load_afresh(job, inputs)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UnprovenError(
+            f"the saved model could not be compared with the one in memory: {str(error)[:200]}",
+            where="reload is identical",
+            hint="run it again with more free memory, or on another device",
+        ) from error
     complaint = found if isinstance(found, str) else _complaint(found)
     measured = math.inf
     if output is not None and output.dtype == expected.dtype and output.shape == expected.shape:

@@ -24,6 +24,7 @@ def test_the_whole_check_passes_on_the_cpu(tmp_path):
     assert len(lines) <= 60
     assert lines[-1] == "passed"
     assert " 0 failed" in done.stdout
+    assert "on the CPU" in lines
     document = json.loads((tmp_path / "out" / "gpu.json").read_text())
     for cases in document["results"].values():
         assert len(cases) == 3
@@ -43,14 +44,14 @@ def test_failures_come_first_and_all_is_short(capsys):
         Step("tests", [f"test {number}" for number in range(40)], ["some passed"], 1.0),
         Step("benchmark", [], [f"line {number}" for number in range(90)], 2.0),
     ]
-    assert _report(steps, Path("out")) == 1
+    assert _report(steps, Path("out"), device="a GPU") == 1
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 60
     assert lines[0] == "FAILED tests: test 0"
     assert lines[29] == "... and 11 more failed"
-    assert lines[30] == "tests (1 s)"
+    assert lines[30:32] == ["on a GPU", "tests (1 s)"]
     assert lines[-1] == "FAILED"
-    assert _report([Step("tests", [], ["fine"], 1.0)], Path("out")) == 0
+    assert _report([Step("tests", [], ["fine"], 1.0)], Path("out"), device="") == 0
 
 
 def test_every_wheel_has_a_version():

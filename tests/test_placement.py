@@ -26,12 +26,25 @@ def _python(folder, monkeypatch, *, does):
 
 
 ENDS = {
-    "killed": ("kill -9 $$", "ended by SIGKILL"),
+    "killed": ("kill -9 $$", "the process was killed"),
     "out of memory": (
         "echo torch.OutOfMemoryError: CUDA out of memory. >&2; exit 1",
         "memory ran out: torch.OutOfMemoryError: CUDA out of memory",
     ),
+    "no room for a context": (
+        "echo torch.AcceleratorError: CUDA error: out of memory >&2; echo Compile with X >&2; exit 1",
+        "memory ran out: torch.AcceleratorError",
+    ),
 }
+
+
+def test_a_crash_is_not_a_lack_of_memory(tmp_path, monkeypatch):
+    model = build("bert")
+    save(model, tmp_path / "out", anatomy=inspected(model))
+    _python(tmp_path, monkeypatch, does="kill -SEGV $$")
+    proof = loads_afresh(tmp_path / "out", auto_class="AutoModel", route="stock", known=())
+    assert not proof.passed
+    assert "signal 11" in proof.detail
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -123,6 +136,11 @@ def test_what_memory_errors_look_like():
     assert is_out_of_memory(
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
     )
+    assert is_out_of_memory(
+        RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA")
+    )
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"))
+    assert not is_out_of_memory(ValueError("out of memory"))
     assert not is_out_of_memory(RuntimeError("the sizes of tensors must match"))
 
 

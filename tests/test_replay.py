@@ -411,8 +411,14 @@ def test_memory_that_runs_out_halves_the_stack_and_nothing_is_done_twice():
         return masks * 2
 
     masks = torch.arange(10.0)[:, None]
-    assert torch.equal(in_chunks(masks, 8, run), masks * 2)
+    found, fitted = in_chunks(masks, 8, run)
+    assert torch.equal(found, masks * 2)
     assert ran == [8, 4, 2, 2, 2, 2, 2]
+    assert fitted == 2
+    assert in_chunks(masks[:2], 8, run)[1] is None
+    ran.clear()
+    in_chunks(masks, 1_000_000, run)
+    assert ran[0] == len(masks), "more than there are isn't tried"
     with pytest.raises(ModelError, match="out of memory"):
         in_chunks(masks + 0, 8, lambda _masks: (_ for _ in ()).throw(torch.OutOfMemoryError("x")))
 

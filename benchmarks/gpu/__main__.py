@@ -1,9 +1,10 @@
 """Measure batched evaluation of masked heads on a device, within some minutes; exit 1 where something failed."""
 
 import argparse
+import gc
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -11,34 +12,48 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.gpu import page
 from benchmarks.gpu.cases import FULL, QUICK, Size, fewest_flops, open_case
-from benchmarks.gpu.measure import NO_TIME, Clock, Measured, in_a_line, measure, with_compiled
+from benchmarks.gpu.measure import (
+    COMPILED,
+    NO_TIME,
+    Clock,
+    Measured,
+    in_a_line,
+    measure,
+    with_compiled,
+)
+from benchmarks.gpu.page import Results
 from benchmarks.speed.cases import Case
 from benchmarks.speed.flops import Peak
 from benchmarks.speed.machine import describe
 from headprune.models import choose_device
+from headprune.placement import release_memory
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, and write after every case, so that whatever ends this early loses one case at the most."""
     asked = _parser().parse_args()
     device = choose_device(asked.device)
     disable_progress_bar()
+    torch.set_float32_matmul_precision("highest")
     clock = Clock(60 * asked.minutes)
     peaks = {name: _peak(device, dtype) for name, dtype in _DTYPES.items()}
-    results = _measured(QUICK if asked.quick else FULL, device, clock=clock, quick=asked.quick)
     machine = describe(device)
-    if asked.json:
-        document = page.as_json(results, peaks=peaks, machine=machine)
-        Path(asked.json).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    if asked.page:
-        text = page.page(results, peaks=peaks, machine=machine)
-        Path(asked.page).write_text(text, encoding="utf-8")
+    sizes = QUICK if asked.quick else FULL
+    results: Results = {}
+    for results in _measured(sizes, device, clock=clock, quick=asked.quick):
+        if asked.json:
+            document = page.as_json(results, peaks=peaks, machine=machine)
+            text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+            Path(asked.json).write_text(text, encoding="utf-8")
+        if asked.page:
+            text = page.page(results, peaks=peaks, machine=machine)
+            Path(asked.page).write_text(text, encoding="utf-8")
     print("\n".join(page.table(results, peaks=peaks)))
-    missing = page.problems(results)
-    print("\n".join(f"NOT MEASURED {line}" for line in missing))
-    sys.exit(1 if any(NO_TIME not in line for line in missing) else 0)
+    failed, no_time = page.problems(results)
+    print("\n".join([f"failed: {line}" for line in failed] + [f"{line}" for line in no_time]))
+    sys.exit(1 if failed else 0)
 
 
 def _peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -50,29 +65,37 @@ def _peak(device: torch.device, dtype: torch.dtype) -> float:
 
 def _measured(
     sizes: Mapping[str, Size], device: torch.device, *, clock: Clock, quick: bool
-) -> dict[str, dict[str, Measured]]:
-    """Return what was found by data type and case: what is compiled comes last, for compiling takes long."""
+) -> Iterator[Results]:
+    """Yield what was found so far, by data type and case. What is compiled comes last, for compiling takes long."""
     results: dict[str, dict[str, Measured]] = {name: {} for name in _DTYPES}
     each = [(dtype, name) for dtype in _DTYPES for name in sizes]
-    compiled = each[:1] if quick else each
 
     def opened(dtype: str, name: str) -> Case:
         print(f"gpu: {clock.left:4.0f} s left  {dtype} {name}", file=sys.stderr, flush=True)
         return open_case(name, sizes[name], device=device, dtype=_DTYPES[dtype])
 
-    for dtype, name in each:
+    def measured(dtype: str, name: str) -> Measured:
+        case = opened(dtype, name)
+        return measure(case, fewest_flops(case, sizes[name]), clock=clock)
+
+    def compiled(dtype: str, name: str) -> Measured:
+        return with_compiled(results[dtype][name], opened(dtype, name), clock=clock)
+
+    steps = [(measured, one) for one in each]
+    steps += [(compiled, one) for one in (each[:1] if quick else each)]
+    for step, (dtype, name) in steps:
+        known = results[dtype].get(name) or Measured.nothing()
+        way = COMPILED if step is compiled else "all"
         try:
-            case = opened(dtype, name)
-            found = measure(case, fewest_flops(case, sizes[name]), clock=clock)
-            del case
+            if clock.left <= 0:
+                results[dtype][name] = known.without(way, NO_TIME)
+            elif "all" not in known.problems:
+                results[dtype][name] = step(dtype, name)
         except Exception as error:  # noqa: BLE001 - the other cases are still to be measured
-            found = Measured(float("nan"), {}, {"all": in_a_line(error)}, None, float("nan"), None)
-        results[dtype][name] = found
-    for dtype, name in compiled:
-        if "all" not in results[dtype][name].problems:
-            known = results[dtype][name]
-            results[dtype][name] = with_compiled(known, opened(dtype, name), clock=clock)
-    return results
+            results[dtype][name] = known.without(way, in_a_line(error))
+        gc.collect()
+        release_memory()
+        yield results
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -72,7 +72,7 @@ def open_case(name: str, size: Size, *, device: torch.device, dtype: torch.dtype
     with device:
         model: PreTrainedModel = kind._from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.eval()
-    causal = "input_ids" in inputs() and needed is None
+    causal = kind is LlamaForCausalLM
     batches = tuple(
         _batch(inputs(), index, causal=causal, dtype=dtype).to(device)
         for index in range(size.batches)

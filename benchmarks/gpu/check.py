@@ -6,6 +6,7 @@ Imports nothing but the standard library: on a bare machine the packages come as
 import argparse
 import importlib.metadata
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -57,6 +58,7 @@ WHEELS = {
 BUILD = {"hatchling": "hatchling", "pathspec": "pathspec", "trove_classifiers": "trove-classifiers"}
 _PYTHON = "3.12"
 _LARGEST_BYTES = 60_000_000
+_LONGEST_TESTS = 90
 _LINES = 60
 
 
@@ -78,10 +80,13 @@ def main() -> None:
         environment = _environment(Path(site), Path(asked.wheels))
         out = Path(asked.out)
         out.mkdir(parents=True, exist_ok=True)
-        device = _device(asked.device, environment)
+        device, name = _device(asked.device, environment)
         environment["HEADPRUNE_TEST_DEVICE"] = device
-        steps = [_tests(out, environment), _benchmark(asked, device, out, environment)]
-    sys.exit(_report(steps, out))
+        steps = [
+            _tests(device, out, environment),
+            _benchmark(asked, device, out, environment),
+        ]
+    sys.exit(_report(steps, out, device=name))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -154,6 +159,7 @@ def _environment(site: Path, wheels: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "HF_EVALUATE_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "0",
     }
 
 
@@ -166,22 +172,33 @@ def _install(site: Path, what: list[str], *, path: str = "") -> None:
     )
 
 
-def _device(asked: str, environment: dict[str, str]) -> str:
-    if asked != "auto":
-        return asked
-    probe = "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')"
-    return subprocess.run(
+def _device(asked: str, environment: dict[str, str]) -> tuple[str, str]:
+    """Return ``cuda`` or ``cpu``, and what it is; of several GPUs the one that is asked for is the only one to be seen."""
+    kind, _, number = asked.partition(":")
+    if number:
+        environment["CUDA_VISIBLE_DEVICES"] = number
+    probe = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
+    seen = subprocess.run(
         [sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=True
     ).stdout.strip()
+    if kind == "cpu" or (kind == "auto" and not seen):
+        return "cpu", "the CPU" + (", for there is no GPU" if kind == "auto" else "")
+    if not seen:
+        sys.exit(
+            "error: torch sees no GPU\n"
+            f"  in:   --device {asked}\n"
+            "  try:  nvidia-smi tells whether there is one; --device cpu --quick needs none"
+        )
+    return "cuda", seen
 
 
-def _tests(out: Path, environment: dict[str, str]) -> Step:
+def _tests(device: str, out: Path, environment: dict[str, str]) -> Step:
     report = out / "tests.xml"
     report.unlink(missing_ok=True)
     started = time.monotonic()
     command = [
         *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests/gpu"),
-        *("-n", "0", "--durations=8", f"--junitxml={report.absolute()}"),
+        *("-n", "0", "--durations=8", "--timeout=60", f"--junitxml={report.absolute()}"),
     ]
     code = _logged(command, out / "tests.log", environment)
     seconds = time.monotonic() - started
@@ -201,6 +218,10 @@ def _tests(out: Path, environment: dict[str, str]) -> Step:
     passed = len(cases) - skipped - len(failed)
     slow = sorted(cases, key=lambda case: -float(case.get("time") or 0))[:3]
     shown = [f"{passed} passed, {len(failed)} failed, {skipped} skipped"]
+    if device != "cpu" and seconds > _LONGEST_TESTS:
+        failed.append(f"the tests took {seconds:.0f} s, and {_LONGEST_TESTS} s are allowed")
+    if not passed:
+        failed.append("no test passed")
     shown += [f"  {float(case.get('time') or 0):.1f} s  {case.get('name')}" for case in slow]
     return Step("tests", failed, shown, seconds)
 
@@ -214,18 +235,23 @@ def _benchmark(
         *("--minutes", str(asked.minutes), "--json", str((out / "gpu.json").absolute())),
         *("--page", str((out / "gpu.md").absolute()), *(["--quick"] if asked.quick else [])),
     ]
+    for name in ("gpu.json", "gpu.md"):
+        (out / name).unlink(missing_ok=True)
     code = _logged(command, out / "benchmark.log", environment)
-    lines = [
-        line
-        for line in (out / "benchmark.log").read_text(encoding="utf-8").splitlines()
-        if line.startswith(("|", "NOT MEASURED"))
-    ]
-    failed = [line for line in lines if line.startswith("NOT MEASURED") and "no time" not in line]
+    seconds = time.monotonic() - started
+    if not (out / "gpu.json").exists():
+        failed = [f"the benchmark ended with exit {code}", *_end(out / "benchmark.log")]
+        return Step("benchmark", failed, [], seconds)
+    document = json.loads((out / "gpu.json").read_text(encoding="utf-8"))
+    text = (out / "gpu.md").read_text(encoding="utf-8")
+    rows = [line for line in text.partition("## Kernels")[0].splitlines() if line.startswith("|")]
+    failed = document["failed"]
     if code and not failed:
         failed = [f"the benchmark ended with exit {code}", *_end(out / "benchmark.log")]
-    if device != "cpu" and not asked.quick and (out / "gpu.md").exists():
-        (ROOT / "docs" / "gpu.md").write_bytes((out / "gpu.md").read_bytes())
-    return Step("benchmark", failed, lines, time.monotonic() - started)
+    if device != "cpu" and not asked.quick:
+        (ROOT / "docs" / "gpu.md").write_text(text, encoding="utf-8")
+    missing = [f"no time was left for: {line}" for line in document["no_time"]]
+    return Step("benchmark", failed, [*rows, *missing], seconds)
 
 
 def _logged(command: list[str], log: Path, environment: dict[str, str]) -> int:
@@ -240,7 +266,7 @@ def _end(log: Path) -> list[str]:
     return log.read_text(encoding="utf-8", errors="replace").splitlines()[-6:]
 
 
-def _report(steps: list[Step], out: Path) -> int:
+def _report(steps: list[Step], out: Path, *, device: str) -> int:
     """Print what failed, then a summary, in at most 60 lines; return the exit code."""
     failed = [f"FAILED {step.name}: {line}" for step in steps for line in step.failed]
     summary = [
@@ -249,10 +275,20 @@ def _report(steps: list[Step], out: Path) -> int:
     head = failed[: _LINES // 2]
     if len(failed) > len(head):
         head[-1] = f"... and {len(failed) - len(head) + 1} more failed"
-    room = _LINES - len(head) - 2
+    room = _LINES - len(head) - 3
     if len(summary) > room:
         summary = [*summary[: room - 1], f"... {len(summary) - room + 1} more lines"]
-    print("\n".join([*head, *summary, f"everything: {out}", "FAILED" if failed else "passed"]))
+    print(
+        "\n".join(
+            [
+                *head,
+                f"on {device}",
+                *summary,
+                f"everything: {out}",
+                "FAILED" if failed else "passed",
+            ]
+        )
+    )
     return int(bool(failed))
 
 

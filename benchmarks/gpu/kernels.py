@@ -1,7 +1,7 @@
 """Which kernels take the time of ablation, and how long the device has none to run."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,8 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.speed.cases import Case
 from benchmarks.speed.clock import wait
 from benchmarks.speed.methods import replay, whole
+from headprune.batch import Batch
+from headprune.passes import Pass
 
 _HEADS = 48
 _SHOWN = 10
@@ -29,18 +31,27 @@ class Profile:
 
 
 def profile_ablation(case: Case) -> Profile:
-    """Profile the ablation of some heads on the first batch."""
+    """Profile the ablation of some heads on the first batch.
+
+    Raises:
+        RuntimeError: The profiler saw no kernel.
+    """
     heads = case.num_heads
     masks = 1 - torch.eye(heads)[:: max(1, heads // _HEADS)]
     batch = whole(case.batches[0])
     on_gpu = case.device.type == "cuda"
-    replay(case, [batch], masks)
-    wait(case.device)
-    with profile(
-        activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    ) as seen:
-        replay(case, [batch], masks)
+    seen = profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])])
+
+    def begin(batches: Sequence[Batch], _name: str) -> Sequence[Batch]:
+        """Start where the batch does: what is done once a run (trials of modes and sizes) is none of it."""
         wait(case.device)
+        seen.start()
+        return batches
+
+    replay(case, [batch], masks)
+    replay(case, [batch], masks, over=Pass(track=begin))
+    wait(case.device)
+    seen.stop()
     if not on_gpu:
         operators = seen.key_averages()
         total = sum(event.self_cpu_time_total for event in operators) or 1
@@ -48,6 +59,8 @@ def profile_ablation(case: Case) -> Profile:
         found = tuple((one.key, one.count, one.self_cpu_time_total / total) for one in most)
         return Profile(found, None)
     ran = [event for event in seen.events() or () if event.device_type.name == "CUDA"]
+    if not ran:
+        raise RuntimeError("the profiler saw no kernel: it may not read them on this machine")
     spans = [(event.time_range.start, event.time_range.end) for event in ran]
     calls: Counter[str] = Counter(event.name for event in ran)
     times: Counter[str] = Counter()

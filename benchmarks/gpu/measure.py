@@ -2,8 +2,9 @@
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from statistics import median
 from typing import Any
 
@@ -12,17 +13,25 @@ from torch import Tensor
 
 from benchmarks.gpu.kernels import Profile, profile_ablation
 from benchmarks.speed.cases import Case
-from benchmarks.speed.clock import timed, wait
+from benchmarks.speed.clock import timed
 from benchmarks.speed.compare import spread
 from benchmarks.speed.methods import naive, one_forward, replay
+from headprune.batch import Batch
 from headprune.passes import Pass
 from headprune.placement import release_memory
 from headprune.scoring import METHODS
 
+NAIVE = "naive"
+ABLATION = "ablation"
+UNIQUE = "unique"
 COMPILED = "ablation --compile"
 NO_TIME = "no time was left"
 _NAIVE_HEADS = 6
 _TURNS = 3
+# A run that takes longer is neither warmed up nor repeated.
+_LONG_SECONDS = 4.0
+# Of a loss in single precision, relative to the largest: more than rounding can do.
+_DIFFERENCE = 1e-3
 
 
 @dataclass
@@ -69,53 +78,68 @@ class Measured:
         forward: Seconds of one forward of all rows.
         timings: By the name of the way; a way that failed, or for which no time was left, is not there.
         problems: By the name of the way, what went wrong, or that no time was left.
-        difference: Largest difference of a loss, ours to naive, on the heads that naive ran.
+        difference: Largest difference of a loss, ours to naive, on the heads that naive ran, relative to the largest loss.
         flops: The fewest operations of ablation.
         profile: Which kernels ran, and how long none did.
+        said: What ablation told about how it ran.
     """
 
-    forward: float
+    forward: float | None
     timings: dict[str, Timing]
     problems: dict[str, str]
     difference: float | None
-    flops: float
+    flops: float | None
     profile: Profile | None
+    said: tuple[str, ...] = ()
+
+    @classmethod
+    def nothing(cls) -> "Measured":
+        """Return what is known of a case before it is measured."""
+        return cls(None, {}, {}, None, None, None)
+
+    def without(self, way: str, why: str) -> "Measured":
+        """Return the same, noting why a way is not there."""
+        return replace(self, problems={**self.problems, way: why})
 
 
 def measure(case: Case, flops: float, *, clock: Clock) -> Measured:
     """Run the naive loop, ablation and `unique` as far as there is time, and profile; what fails doesn't stop the others."""
     columns = spread(case.num_heads, _NAIVE_HEADS)
-    given: dict[str, Any] = {
-        "batches": case.batches,
-        "loss": case.task.loss,
-        "seed": 0,
-        "over": Pass(),
-    }
+    given: dict[str, Any] = {"batches": case.batches, "loss": case.task.loss, "seed": 0}
+    said: list[str] = []
     timings, found, problems = _attempt(
         case,
         {
-            "naive": lambda: naive(case, columns),
-            "ablation": lambda: _ablation(case, Pass()),
-            "unique": lambda: METHODS["unique"](case.model, case.anatomy, **given),
+            NAIVE: lambda: naive(case, columns),
+            ABLATION: lambda: _ablation(case, said=said),
+            UNIQUE: lambda: METHODS["unique"](case.model, case.anatomy, over=Pass(), **given),
         },
         clock=clock,
     )
     difference = None
-    if "naive" in found and "ablation" in found:
+    if NAIVE in found and ABLATION in found:
         rows = [0, *(column + 1 for column in columns)]
-        difference = float((found["ablation"][rows] - found["naive"].losses).abs().max())
+        difference = _difference(found[ABLATION][rows], found[NAIVE].losses)
+        if difference is None or (case.model.dtype == torch.float32 and difference > _DIFFERENCE):
+            problems["losses"] = f"they differ from those of the naive loop by {difference}"
     profile = None
     try:
         profile = profile_ablation(case) if clock.left > 0 else None
     except Exception as error:  # noqa: BLE001 - the numbers are there all the same
         problems["profile"] = in_a_line(error)
     forward = median(one_forward(case) for _ in range(_TURNS))
-    return Measured(forward, timings, problems, difference, flops, profile)
+    return Measured(forward, timings, problems, difference, flops, profile, tuple(set(said)))
+
+
+def _difference(ours: Tensor, others: Tensor) -> float | None:
+    """Return the largest difference relative to the largest loss; None where there is what isn't a number."""
+    largest = float((ours - others).abs().max() / others.abs().max())
+    return largest if isfinite(largest) else None
 
 
 def with_compiled(known: Measured, case: Case, *, clock: Clock) -> Measured:
     """Return what is known and how long compiled ablation takes, the compiling itself left out."""
-    ways = {COMPILED: lambda: _ablation(case, Pass(compile=True))}
+    ways = {COMPILED: lambda: _ablation(case, compile=True)}
     timings, _found, problems = _attempt(case, ways, clock=clock)
     return replace(
         known, timings={**known.timings, **timings}, problems={**known.problems, **problems}
@@ -127,11 +151,23 @@ def in_a_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _ablation(case: Case, over: Pass) -> Tensor:
+def _ablation(case: Case, *, compile: bool = False, said: list[str] | None = None) -> Tensor:
     """Return the losses with all heads and without each, as `headprune score --method ablation` computes them."""
     heads = case.num_heads
     masks = torch.cat([torch.ones(1, heads), 1 - torch.eye(heads)])
-    return replay(case, case.batches, masks, over=over)
+
+    def begin(batches: Sequence[Batch], _name: str) -> Sequence[Batch]:
+        """Count memory from here on: how many masks fit was tried before."""
+        _forget_peak(case.device)
+        return batches
+
+    say = None if said is None else said.append
+    return replay(case, case.batches, masks, over=Pass(track=begin, say=say, compile=compile))
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _attempt(
@@ -155,18 +191,16 @@ def _attempt(
 
 
 def _timed(case: Case, name: str, run: Callable[[], Any], *, clock: Clock) -> tuple[Timing, Any]:
-    """Warm up once, then run up to three times, fewer where the time wouldn't last."""
-    on_gpu = case.device.type == "cuda"
-    begin = time.monotonic()
-    found = run()
-    wait(case.device)
-    taken = time.monotonic() - begin
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(case.device)
+    """Warm up, then run three times; what takes long is run once, and counts as it is."""
+    seconds, found = timed(case.device, run)
+    repeats = 0 if seconds > _LONG_SECONDS or clock.left < 3 * seconds else _TURNS
     samples: list[float] = []
-    while len(samples) < _TURNS and (not samples or clock.left > 2 * taken):
+    _forget_peak(case.device)
+    for _ in range(repeats):
         seconds, found = timed(case.device, run)
-        # The naive loop ran some heads, and tells what all would take.
-        samples.append(found.seconds if name == "naive" else seconds)
+        samples.append(found.seconds if name == NAIVE else seconds)
+    if not samples:  # of the naive loop, what all heads would take
+        samples = [found.seconds if name == NAIVE else seconds]
+    on_gpu = case.device.type == "cuda"
     peak = torch.cuda.max_memory_allocated(case.device) if on_gpu else None
     return Timing(tuple(samples), peak), found

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.gpu.measure import COMPILED, Measured
+from benchmarks.gpu.measure import ABLATION, COMPILED, NAIVE, NO_TIME, UNIQUE, Measured
 
 Results = Mapping[str, Mapping[str, Measured]]
 """By data type and case."""
 
-WAYS = ("naive", "ablation", COMPILED, "unique")
+WAYS = (NAIVE, ABLATION, COMPILED, UNIQUE)
 _HEAD = "| type | case | forward ms | way | seconds | forwards | x naive | TFLOP/s | of peak | peak GB |"
 
 
@@ -20,20 +20,20 @@ def table(results: Results, *, peaks: Mapping[str, float]) -> list[str]:
         for name, found in cases.items():
             for way in WAYS:
                 cells = _cells(found, way, peak=peaks[dtype])
-                forward = f"{found.forward * 1000:.2f}"
+                forward = "" if found.forward is None else f"{found.forward * 1000:.2f}"
                 lines.append(f"| {dtype} | {name} | {forward} | {way} | {' | '.join(cells)} |")
     return lines
 
 
 def _cells(found: Measured, way: str, *, peak: float) -> list[str]:
     timing = found.timings.get(way)
-    if timing is None:
+    if timing is None or found.forward is None or found.flops is None:
         why = found.problems.get(way) or found.problems.get("all") or "not run"
         return [why[:60], *[""] * 5]
-    naive = found.timings.get("naive")
+    naive = found.timings.get(NAIVE)
     rate = found.flops / timing.seconds
     # Operations are counted for ablation: `unique` does another thing.
-    counted = way != "unique"
+    counted = way != UNIQUE
     return [
         f"{timing.seconds:.3f}",
         f"{timing.seconds / found.forward:.1f}",
@@ -60,22 +60,27 @@ def kernels(results: Results) -> list[str]:
     return lines
 
 
-def problems(results: Results) -> list[str]:
-    """Return a line for everything that failed or found no time."""
-    return [
-        f"{dtype}, {name}, {way}: {what}"
-        for dtype, cases in results.items()
-        for name, found in cases.items()
-        for way, what in found.problems.items()
-    ]
+def problems(results: Results) -> tuple[list[str], list[str]]:
+    """Return a line for everything that failed, and one for everything that found no time."""
+    failed: list[str] = []
+    no_time: list[str] = []
+    for dtype, cases in results.items():
+        for name, found in cases.items():
+            for way, what in found.problems.items():
+                kind = no_time if what == NO_TIME else failed
+                kind.append(f"{dtype}, {name}, {way}: {what}")
+    return failed, no_time
 
 
 def as_json(
     results: Results, *, peaks: Mapping[str, float], machine: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return everything that was measured."""
+    failed, no_time = problems(results)
     return {
         "format": 1,
+        "failed": failed,
+        "no_time": no_time,
         "machine": dict(machine),
         "peak_flops_per_second": dict(peaks),
         "results": {
@@ -95,6 +100,7 @@ def page(results: Results, *, peaks: Mapping[str, float], machine: Mapping[str, 
         for name, found in cases.items()
         if found.difference is not None
     )
+    missing = [line for kind in problems(results) for line in kind]
     return "\n".join(
         [
             "# On a GPU",
@@ -107,7 +113,9 @@ def page(results: Results, *, peaks: Mapping[str, float], machine: Mapping[str, 
             "  `ablation`: what `headprune score --method ablation` runs. Seconds are medians, by the device's own clock.",
             "- `forwards`: seconds in forwards of the same rows. `TFLOP/s`: the fewest operations that exact ablation can do,",
             "  whatever was really done, over the seconds (benchmarks/speed/flops.py); `of peak`: over the matrix-product peak.",
-            f"- Largest difference of a loss, ablation to naive: {differences or 'not measured'}.",
+            f"- Products in single precision: {machine['matrix_precision']}.",
+            f"- Largest difference of a loss, ablation to naive, relative: {differences or 'not measured'}.",
+            *(f"- {line}" for line in _said(results)),
             "",
             *table(results, peaks=peaks),
             "",
@@ -115,7 +123,16 @@ def page(results: Results, *, peaks: Mapping[str, float], machine: Mapping[str, 
             "",
             "Ablation of about 48 heads on one batch, from torch's profiler.",
             *kernels(results),
-            *(["", "## Not measured", "", *(f"- {line}" for line in problems(results))] if problems(results) else []),
+            *(["", "## Not measured", "", *(f"- {line}" for line in missing)] if missing else []),
             "",
         ]
     )  # fmt: skip
+
+
+def _said(results: Results) -> list[str]:
+    return [
+        f"{name}, {dtype}: {text}"
+        for dtype, cases in results.items()
+        for name, found in cases.items()
+        for text in found.said
+    ]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,11 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from headprune.checkpoint import fresh_process
-from headprune.errors import UnprovenError
+from headprune.errors import UnprovenError, says_out_of_memory
 
 _SECONDS = 600
-# What ends a process for want of memory says so in its last line, in the words of whoever asked for it.
-_MEMORY = re.compile(r"OutOfMemory|MemoryError|[Oo]ut of memory|allocate memory|bad_alloc")
 
 
 def load_afresh(
@@ -46,14 +43,8 @@ def load_afresh(
             save_file(moved, files["inputs"])
         (place / "job.json").write_text(json.dumps({**job, **files}), encoding="utf-8")
         child = _child(place)
-        if child.returncode < 0:
-            name = signal.Signals(-child.returncode).name
-            raise _unproven(f"the process was ended by {name}, as is done where memory runs out")
-        lines = child.stderr.strip().splitlines() or ["it ended without a word"]
-        if child.returncode != 0 and _MEMORY.search(lines[-1]):
-            raise _unproven(f"memory ran out: {lines[-1]}")
         if child.returncode != 0:
-            return f"loading failed: {lines[-1]}", None
+            return _failure(child), None
         found: dict[str, Any] = json.loads(child.stdout.strip().splitlines()[-1])
         if inputs is None:
             return found, None
@@ -61,6 +52,21 @@ def load_afresh(
             return found, load_file(files["outputs"])["output"]
         except (OSError, SafetensorError, KeyError) as error:
             return f"no output came back: {error}", None
+
+
+def _failure(child: "subprocess.CompletedProcess[str]") -> str:
+    """Return why loading failed.
+
+    Raises:
+        UnprovenError: Memory ran out, or somebody killed the process, as is done where memory runs out.
+    """
+    lines = child.stderr.strip().splitlines() or ["it ended without a word"]
+    if memory := [line for line in lines if says_out_of_memory(line)]:
+        raise _unproven(f"memory ran out: {memory[-1].strip()[:200]}")
+    if child.returncode == -signal.SIGKILL:
+        raise _unproven("the process was killed, as is done where memory runs out")
+    crash = f" (signal {-child.returncode})" if child.returncode < 0 else ""
+    return f"loading failed{crash}: {lines[-1]}"
 
 
 def _child(place: Path) -> "subprocess.CompletedProcess[str]":

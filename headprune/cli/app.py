@@ -76,12 +76,12 @@ def main() -> None:
         typer.echo("\nstopped; nothing was left half-written", err=True)
         sys.exit(130)
     except Exception as error:
+        if os.environ.get("HEADPRUNE_DEBUG") == "1":
+            raise
         if is_out_of_memory(error):
             typer.echo(str(_out_of_memory(error)), err=True)
             sys.exit(2)
         # Not a mistake of the user's that we know: say so without burying them in a traceback. Exit 1 stays the gate's.
-        if os.environ.get("HEADPRUNE_DEBUG") == "1":
-            raise
         typer.echo(
             f"error: something unexpected went wrong: {type(error).__name__}: {error}\n"
             "  in:   headprune itself\n"

@@ -77,14 +77,20 @@ def best_copies(seconds: Callable[[int], float], *, most: int) -> int:
     return copies
 
 
-def in_chunks(masks: Tensor, size: int, run: Callable[[Tensor], Tensor]) -> Tensor:
+def in_chunks(
+    masks: Tensor, size: int, run: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, int | None]:
     """Return ``run`` of all masks, ``size`` of them at a time; half as many where memory runs out, nothing done twice.
+
+    Returns:
+        The results, and how many at a time fitted where it was fewer than ``size``, else None.
 
     Raises:
         ModelError: A single mask is too much.
     """
     found: list[Tensor] = []
-    start = 0
+    start, fitted = 0, None
+    size = min(size, len(masks))
     while start < len(masks):
         losses = None
         try:
@@ -101,8 +107,8 @@ def in_chunks(masks: Tensor, size: int, run: Callable[[Tensor], Tensor]) -> Tens
         if losses is None:
             # Only out here is what the failed forward held let go of: the error holds its frames.
             release_memory()
-            size //= 2
+            fitted = size = size // 2
             continue
         found.append(losses)
         start += len(losses)
-    return torch.cat(found)
+    return torch.cat(found), fitted

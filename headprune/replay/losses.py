@@ -172,15 +172,13 @@ def _batch_losses(run: _Run, batch: Batch) -> Float[Tensor, "masks examples"]:
     for site, members in run.routes.starts.items():
         if len(members):
             order.append(members)
-            found.append(
-                recording.losses.expand(len(members), -1)
-                if site is None
-                else in_chunks(
-                    run.masks[members],
-                    stacked,
-                    partial(run_masks, given, site=site, mode=modes[site]),
-                )
-            )
+            if site is None:
+                found.append(recording.losses.expand(len(members), -1))
+                continue
+            run_here = partial(run_masks, given, site=site, mode=modes[site])
+            losses_here, fitted = in_chunks(run.masks[members], stacked, run_here)
+            stacked = fitted or stacked  # what was too much for one attention is for the next
+            found.append(losses_here)
     losses = torch.empty(len(run.masks), batch.num_examples)
     losses[torch.cat(order)] = torch.cat(found).cpu()
     return losses

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch, Loss, PositionLoss
+from headprune.errors import is_out_of_memory
 from headprune.replay.narrow import find_tail, reads_nothing_else
 from headprune.replay.projection import can_share
 from headprune.replay.recording import Recording, record
@@ -175,7 +176,9 @@ def _tried(given: Resumption, masks: Tensor, site: Site, mode: Mode) -> Tensor |
     """Return the losses, or None: a block that is handed what doesn't fit raises what it likes."""
     try:
         return run_masks(given, masks, site=site, mode=mode)
-    except Exception:  # noqa: BLE001 - see above
+    except Exception as error:
+        if is_out_of_memory(error):  # which says nothing about the mode
+            raise
         return None
 
 
@@ -195,7 +198,10 @@ def modes_on(routes: Routes, given: Resumption, *, stacks: bool) -> Mapping[Site
     last, mode = list(routes.modes.items())[-1]
     trusted = given.recording.order == routes.order
     if trusted and stacks and mode != "plain":
-        twice = _tried(given, given.base.repeat(2, 1), last, mode)
+        try:
+            twice = _tried(given, given.base.repeat(2, 1), last, mode)
+        except (RuntimeError, MemoryError):  # two don't fit: then none will be stacked
+            return routes.modes
         trusted = twice is not None and all(
             is_same(one, given.recording.losses, dtype=given.model.dtype) for one in twice
         )

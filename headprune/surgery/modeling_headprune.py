@@ -68,9 +68,7 @@ def replace_parameter(module: nn.Module, name: str, value: torch.Tensor) -> None
     setattr(module, name, nn.Parameter(value, requires_grad=old.requires_grad))
     if name == "weight" and isinstance(module, nn.Linear):
         module.out_features, module.in_features = value.shape
-    elif name == "weight" and hasattr(
-        module, "nf"
-    ):  # transformers' Conv1D keeps its weight as [in, out]
+    elif name == "weight" and hasattr(module, "nf"):  # transformers' Conv1D: [in, out]
         module.nx, module.nf = value.shape
 
 
@@ -171,7 +169,8 @@ class _Width:
         # A buffer that isn't saved would be garbage after a load without memory. Once a device: sending it makes the host wait.
         if device not in self.indices:
             places = [place for start, stop in self.kept for place in range(start, stop)]
-            self.indices[device] = torch.tensor(places, dtype=torch.long, device=device)
+            with torch.inference_mode(False):  # training may read it later
+                self.indices[device] = torch.tensor(places, dtype=torch.long, device=device)
         return self.indices[device]
 
 
@@ -238,6 +237,7 @@ class Unfold:
 
     def __init__(self, parameters):
         self.unfolded = parameters
+        self.widths = {n: _Width(spec["size"], spec["kept"]) for n, spec in parameters.items()}
 
     def __call__(self, module, _args):
         """Make the tensors anew: the parameters may have been trained or moved."""
@@ -246,7 +246,7 @@ class Unfold:
             owner = module.get_submodule(owner)
             part = owner.get_parameter(leaf)
             shape = [*part.shape[: spec["dim"]], spec["size"], *part.shape[spec["dim"] + 1 :]]
-            places = _Width(spec["size"], spec["kept"]).index(part.device)
+            places = self.widths[name].index(part.device)
             vars(owner)[leaf] = part.new_zeros(shape).index_copy(spec["dim"], places, part)
 
 

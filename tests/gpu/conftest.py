@@ -1,13 +1,17 @@
 """Tests for a GPU. ``HEADPRUNE_TEST_DEVICE=cpu`` runs them without one, on the CPU or on a device that pretends to be apart."""
 
 import os
+import warnings
+from contextlib import contextmanager
 
 import pretended_device
 import pytest
 import torch
 
 ASKED = os.environ.get("HEADPRUNE_TEST_DEVICE")
-ON_GPU = torch.cuda.is_available() and ASKED != "cpu"
+# Beside other tests on the same card, those that fill its memory would disturb them: scripts/gpu-check runs these alone.
+ALONE = ASKED == "cuda" or "PYTEST_XDIST_WORKER" not in os.environ
+ON_GPU = torch.cuda.is_available() and ASKED != "cpu" and ALONE
 
 if ASKED == "cpu" and pretended_device.AVAILABLE:
     pretended_device.set_up()  # now: torch counts devices when it first runs a backward
@@ -18,7 +22,7 @@ def pytest_collection_modifyitems(items):
         if "tests/gpu/" in item.path.as_posix():
             item.add_marker(pytest.mark.gpu)
             if not ON_GPU and ASKED != "cpu":
-                item.add_marker(pytest.mark.skip(reason="there is no GPU"))
+                item.add_marker(pytest.mark.skip(reason="no GPU, or not alone on it"))
 
 
 @pytest.fixture(scope="session")
@@ -47,33 +51,45 @@ def apart():
         yield torch.device("cpu")
 
 
+@contextmanager
+def synchronising(mode):
+    """Let torch warn of everything that the host waits for, or raise; yields the warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")  # also for the one that says that this mode is a prototype
+        try:
+            torch.cuda.set_sync_debug_mode(mode)
+            caught.clear()
+            yield caught
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.fixture
 def waits(apart):
     """A function that returns what the host waits for while ``run`` runs."""
+    if apart.type == "cpu":
+        pytest.skip("this torch can't pretend to be a device")
 
     def count(run):
         if apart.type != "cuda":
             pretended_device.WAITS.clear()
             run()
             return list(pretended_device.WAITS)
-        import warnings
-
         torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                run()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+        with synchronising("warn") as caught:
+            run()
         return [str(one.message) for one in caught if "synchroniz" in str(one.message)]
 
     return count
 
 
 @pytest.fixture(autouse=True)
-def _room_again():
+def _as_found():
+    """Products in single precision are just that; what a test took of a GPU is given back."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
     yield
+    torch.set_float32_matmul_precision(precision)
     if ON_GPU:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()

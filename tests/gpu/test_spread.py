@@ -4,7 +4,7 @@ import accelerate
 import pytest
 import torch
 import transformers
-from families import build, inspected, token_inputs
+from families import build, inspected, sentences, token_inputs
 
 import headprune as hp
 from gpu.subjects import batches, loss
@@ -91,3 +91,30 @@ def test_cutting_is_refused_and_nothing_is_changed(family, device):
         hp.prune(model, [str(anatomy.heads[0])], anatomy=anatomy)
     assert "--stream" in refused.value.hint
     assert torch.equal(run(model, token_inputs()), before)
+
+
+def test_the_command_line_refuses_to_cut_a_spread_model(
+    device, on_gpu, tmp_path, monkeypatch, tokenizer, command_line
+):
+    """Most of the card is taken, so that part of the model has to wait in CPU memory."""
+    if not on_gpu:
+        pytest.skip("memory of a GPU is what is short here")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / ".cache"))
+    large = {"hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 12}
+    names = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
+    build("bert", **large, **names).save_pretrained("model")  # 1.4 GB
+    tokenizer.save_pretrained("model")
+    rows = [f"{text},{('no', 'yes')[index % 2]}" for index, text in enumerate(sentences(40))]
+    (tmp_path / "data.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    torch.cuda.empty_cache()
+    free = torch.cuda.mem_get_info(device)[0]
+    ballast = torch.empty(free - 900_000_000, dtype=torch.uint8, device=device)
+    data = ("--data", "data.csv", "--device", "spread")
+    code, _out, err = command_line("prune", "model", *data, "--keep", "0.5")
+    assert code == 2, err
+    assert "--stream" in err
+    assert not (tmp_path / "headprune-runs").exists(), "no head was scored"
+    code, _out, err = command_line("score", "model", *data, "--method", "gradient")
+    assert code == 0, err
+    del ballast
