@@ -30,9 +30,11 @@ def _scores(model, method, anatomy):
 def test_scores_of_every_method_are_those_of_the_cpu(family, apart):
     model = build(family, **SMALL)
     anatomy = inspected(model)
-    expected = {method: _scores(model, method, anatomy) for method in COMPARED}
+    # A device that pretends is slow, and what `shapley` does there is what `ablation` does, many times.
+    methods = [name for name in COMPARED if name != "shapley" or apart.type == "cuda"]
+    expected = {method: _scores(model, method, anatomy) for method in methods}
     model.to(apart)
-    for method in COMPARED:
+    for method in methods:
         found = _scores(model, method, anatomy)
         scale = float(expected[method].abs().max())
         assert float((found - expected[method]).abs().max()) <= 1e-4 * scale, method
