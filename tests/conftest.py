@@ -54,6 +54,7 @@ hypothesis.settings.register_profile("no clock", deadline=None)
 hypothesis.settings.load_profile("no clock")
 
 from families import FAMILIES, build, toy_tokenizer  # noqa: E402
+from warm_python import WarmPython  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -70,6 +71,15 @@ def _no_network():
     transformers.utils.logging.set_verbosity_error()
     yield
     socket.socket.connect = connect
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _fresh_processes_start_at_once(tmp_path_factory):
+    warm = WarmPython(tmp_path_factory.mktemp("warm"))
+    real, sys.executable = sys.executable, str(warm.executable)
+    yield
+    sys.executable = real
+    warm.stop()
 
 
 @pytest.fixture(autouse=True)

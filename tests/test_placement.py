@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import build, inspected, token_inputs
+from warm_python import REAL
 
 from headprune.atomic import staged_directory
 from headprune.checkpoint import save
@@ -74,7 +75,7 @@ def test_a_fresh_process_without_memory_proves_nothing(tmp_path, monkeypatch):
         [sys.executable, "-c", probe], capture_output=True, text=True, check=True
     ).stdout
     room = int(status.partition("VmPeak:")[2].split()[0]) + 300_000  # kB
-    _python(tmp_path, monkeypatch, does=f'ulimit -v {room}; exec {sys.executable} "$@"')
+    _python(tmp_path, monkeypatch, does=f'ulimit -v {room}; exec {REAL} "$@"')
     with pytest.raises(UnprovenError, match="memory ran out"):
         reload_is_identical(
             model, tmp_path / "out", inputs=token_inputs(), auto_class="AutoModel", route=route
