@@ -1,209 +1,227 @@
 """Writing that is all or nothing: a temporary sibling, fsync, rename. Nothing is overwritten unasked.
 
 The temporary lies beside its target (the same file system, never the system's temporary folder), so that the rename is
-one atomic step; whoever looks at the target sees the old state or the new one, never a half.
+one atomic step; whoever looks at the target sees the old state or the new one, never a half. A target that is a link is written
+through: what it leads to is replaced, and the link stays. Devices, pipes and sockets are refused.
 """
 
 import errno
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from itertools import count
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from headprune import leftovers
 from headprune.errors import CheckpointError, UnprovenError
+from headprune.replacing import Check, discard, put_file_in_place, put_in_place
+from headprune.targets import (
+    behind_links,
+    named_error,
+    naming,
+    refuse_other_kinds,
+    refuse_unwritable,
+)
 
-_MARK = ".headprune-tmp-"
 MANIFEST = "manifest.json"
 """Lies in every directory that we saved; only such a one is ever replaced."""
 
 
-def refuse_unusable_target(directory: Path, *, overwrite: bool, needed_bytes: int = 0) -> None:
+def require_manifest(directory: Path) -> None:
+    """Ask the least of a directory that is to be replaced: that a manifest lies in it.
+
+    Raises:
+        CheckpointError: None does.
+    """
+    if not (directory / MANIFEST).is_file():
+        raise CheckpointError(
+            f"{directory} holds something that headprune did not write, and is not replaced",
+            where="output directory",
+            hint=f"choose another --out, or remove it yourself (--overwrite replaces what has a {MANIFEST})",
+        )
+
+
+def refuse_unusable_target(
+    directory: Path, *, overwrite: bool, needed_bytes: int = 0, check: Check = require_manifest
+) -> bool:
     """Check, before any work starts, that a directory can be written later.
 
-    Raises:
-        CheckpointError: It exists and isn't empty (and ``overwrite`` is off), is a file, can't be created, or the disk
-            has less than ``needed_bytes`` left.
-    """
-    if directory.exists() and not directory.is_dir():
-        raise CheckpointError(
-            f"{directory} is a file, not a directory",
-            where="output directory",
-            hint="choose another --out",
-        )
-    if Path.cwd().is_relative_to(directory.absolute()):
-        raise CheckpointError(
-            f"{directory} is the working directory, or holds it, and can't be replaced as a whole",
-            where="output directory",
-            hint="choose another --out, such as a new directory in it",
-        )
-    if directory.is_dir() and any(directory.iterdir()):
-        if not overwrite:
-            raise CheckpointError(
-                f"the output directory {directory} is not empty",
-                where="output directory",
-                hint="choose another --out, or say --overwrite to replace it",
-            )
-        if not (directory / MANIFEST).is_file():
-            raise CheckpointError(
-                f"{directory} holds something that headprune did not write, and is not replaced",
-                where="output directory",
-                hint=f"choose another --out, or remove it yourself (--overwrite replaces what has a {MANIFEST})",
-            )
-    refuse_unwritable(directory, where=f"output directory {directory}", needed_bytes=needed_bytes)
+    What a run that was killed while it replaced the directory had moved aside is put back first.
 
+    Args:
+        directory: Where something will be written.
+        overwrite: Whether what is there may be replaced.
+        needed_bytes: How much will be written.
+        check: What is asked of a directory that is to be replaced.
 
-def refuse_unwritable(path: Path, *, where: str, needed_bytes: int = 0) -> None:
-    """Check that a file or directory could be made.
+    Returns:
+        Whether something was put back.
 
     Raises:
-        CheckpointError: The place may not be written to, or the disk has less than ``needed_bytes`` left.
+        CheckpointError: It exists and isn't empty (and ``overwrite`` is off, or ``check`` says no), is a file, can't be
+            created, or the disk has less than ``needed_bytes`` left.
     """
-    parent = _nearest_existing(path if path.is_dir() else path.parent)
-    if not os.access(parent, os.W_OK | os.X_OK):
+    refuse_unwritable(
+        directory, where=f"output directory {directory}", needed_bytes=needed_bytes, is_file=False
+    )
+    with naming(directory):
+        place = behind_links(directory)
+        if Path.cwd().is_relative_to(place):
+            raise CheckpointError(
+                f"{directory} is the working directory, or holds it, and can't be replaced as a whole",
+                where="output directory",
+                hint="choose another --out, such as a new directory in it",
+            )
+        was_put_back = leftovers.put_back(place)
+        if leftovers.is_vacant(place):
+            return was_put_back
+    if not overwrite:
         raise CheckpointError(
-            f"{parent} can't be written to",
-            where=where,
-            hint="choose another place, or change the permissions",
+            f"the output directory {directory} is not empty",
+            where="output directory",
+            hint="choose another --out, or say --overwrite to replace it",
         )
-    free = shutil.disk_usage(parent).free
-    if free < needed_bytes:
-        raise CheckpointError(
-            f"the disk has {free / 1e9:.2f} GB left and {needed_bytes / 1e9:.2f} GB are needed",
-            where=where,
-            hint="free some space, or choose a place on another disk",
-        )
+    check(directory)
+    return was_put_back
 
 
 @contextmanager
-def staged_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def staged_directory(
+    target: Path,
+    *,
+    overwrite: bool = False,
+    check: Check = require_manifest,
+    keep_aside: bool = True,
+) -> Iterator[Path]:
     """Yield an empty temporary sibling of ``target`` that becomes ``target`` when the block ends well.
 
-    On an error, or Ctrl-C, the temporary is removed and ``target`` stays as it was. What an earlier, killed run left
-    beside the target is removed first. Where a proof could not be run, what was written is kept beside the target, as
-    ``NAME.unproven``.
+    On an error, or Ctrl-C, the temporary is removed and ``target`` stays as it was. What earlier, killed runs left
+    beside the target is put back or removed first. Where a proof could not be run, what was written is kept beside the target,
+    as ``NAME.unproven``; where something came to lie at ``target`` meanwhile that may not be replaced, as ``NAME.unplaced``.
+
+    Args:
+        target: The directory to be made.
+        overwrite: Whether what is there may be replaced.
+        check: What is asked of a directory that is to be replaced, now and again right before it is.
+        keep_aside: Whether what can't take its place is kept.
 
     Raises:
         UnprovenError: The block raised one; it says where what was written lies now.
-        CheckpointError: A write failed (the disk is full, say), or ``target`` is not empty and ``overwrite`` is off.
+        CheckpointError: A write failed (the disk is full, say), or ``target`` is not empty and may not be replaced.
     """
-    refuse_unusable_target(target, overwrite=overwrite)
-    with _naming(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in target.parent.glob(f".{target.name}{_MARK}*"):
-            if not _is_alive(leftover):
-                shutil.rmtree(leftover, ignore_errors=True)
-        staging = Path(
-            tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}{_MARK}{os.getpid()}-")
-        )
-    try:
-        with _naming(target):
-            try:
-                yield staging
-            except UnprovenError as error:
-                aside = _put_aside(staging, target)
-                kept = f"what was written is kept in {aside}; {error.hint}"
-                raise UnprovenError(error.what, where=error.where, hint=kept) from error
-            # Some writers make their files private, as temporary files are.
-            umask = _umask()
-            staging.chmod(0o777 & ~umask)
-            for path in sorted(staging.rglob("*")):
-                path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
-                _fsync(path)
-            _fsync(staging)
-            _swap(staging, target)
-        # The target is whole by now. Should the disk fail here, the rename may be lost with the power, but nothing is half.
-        with suppress(OSError):
-            _fsync(target.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    was_put_back = refuse_unusable_target(target, overwrite=overwrite, check=check)
+    with naming(target), ExitStack() as stack:
+        place = behind_links(target)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        leftovers.clean(place)
+        was_there = place.exists()
+        staging = stack.enter_context(leftovers.temporary_directory(place))
+        try:
+            yield staging
+        except UnprovenError as error:
+            aside = _put_aside(staging, place, "unproven")
+            kept = f"what was written is kept in {aside}; {error.hint}"
+            raise UnprovenError(error.what, where=error.where, hint=kept) from error
+        _settle(staging)
+        try:
+            asked = check if overwrite else None
+            old = put_in_place(staging, place, check=asked, was_there=was_there)
+        except (CheckpointError, OSError) as error:
+            if keep_aside and not leftovers.is_stranded(staging):
+                raise _kept_aside(error, staging, place) from error
+            raise
+        if old is not None:
+            discard(old, place, check=check, is_precious=was_put_back)
+    # The target is whole by now. Should the disk fail here, the rename may be lost with the power, but nothing is half.
+    with suppress(OSError):
+        _fsync(place.parent)
 
 
 @contextmanager
-def staged_file(target: Path) -> Iterator[Path]:
+def staged_file(
+    target: Path, *, overwrite: bool = True, check: Check | None = None
+) -> Iterator[Path]:
     """Yield an empty temporary sibling of ``target`` that replaces it when the block ends well, and is removed when not.
 
+    Args:
+        target: The file to be made; a link is written through.
+        overwrite: Whether a file that is there may be replaced.
+        check: What is asked of a file right before it is replaced. Where it may not be, what was written is kept beside it, as
+            ``NAME.unplaced``.
+
     Raises:
-        CheckpointError: A write failed; ``target`` is as it was.
+        CheckpointError: A write failed, or ``target`` is no file; it is as it was.
     """
-    with _naming(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            dir=target.parent, prefix=f".{target.name}{_MARK}{os.getpid()}-"
-        )
-        os.close(handle)
-        temporary = Path(name)
+    where = str(target)
+    with naming(target), ExitStack() as stack:
+        place = behind_links(target)
+        refuse_other_kinds(target, where=where, is_file=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        leftovers.clean(place)
+        temporary = stack.enter_context(leftovers.temporary_file(place))
+        yield temporary
+        refuse_other_kinds(target, where=where, is_file=True)
+        temporary.chmod(place.stat().st_mode & 0o777 if place.exists() else 0o666 & ~_umask())
+        _fsync(temporary)
         try:
-            yield temporary
-            temporary.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask())
-            _fsync(temporary)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+            put_file_in_place(temporary, place, overwrite=overwrite, check=check)
+        except CheckpointError as error:
+            aside = leftovers.put_file_aside(temporary, place, "unplaced")
+            kept = f"what was written is kept in {aside}; {error.hint}"
+            raise CheckpointError(error.what, where=where, hint=kept) from error
     with suppress(OSError):  # as above
-        _fsync(target.parent)
+        _fsync(place.parent)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file atomically, replacing what was there.
+def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
+    """Write a small file atomically, replacing what was there unless ``overwrite`` is off.
 
     Raises:
         CheckpointError: The write failed; the file is as it was.
     """
-    with staged_file(path) as temporary:
+    with staged_file(path, overwrite=overwrite) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-@contextmanager
-def _naming(target: Path) -> Iterator[None]:
-    """Turn a failed system call into an error that names the target."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        hint = (
-            "free some space, or choose a place on another disk"
-            if error.errno in (errno.ENOSPC, errno.EDQUOT)
-            else "choose another place, or repair this one; nothing was left half-written"
-        )
-        raise CheckpointError(
-            f"{target.name} can't be written: {reason}",
-            where=str(error.filename or target),
-            hint=hint,
-        ) from error
+def append_text(path: Path, text: str) -> None:
+    """Append to a file, or make it; nothing is replaced, and a pipe that nobody reads doesn't hold us up.
+
+    Raises:
+        CheckpointError: It can't be written.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
+    with (
+        naming(path),
+        os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8", newline="\n") as file,
+    ):
+        file.write(text)
 
 
-def _put_aside(staging: Path, target: Path) -> Path:
-    """Rename ``staging`` to a name beside ``target`` that nothing has yet, and return it."""
-    for number in count(1):
-        aside = target.with_name(f"{target.name}.unproven" + (f"-{number}" if number > 1 else ""))
-        with suppress(FileExistsError):
-            aside.mkdir()
-            break
-    staging.replace(aside)  # an empty directory is replaced as a whole
+def _put_aside(staging: Path, place: Path, word: str) -> Path:
+    aside = leftovers.put_aside(staging, place, word)
     aside.chmod(0o777 & ~_umask())
     return aside
 
 
-def _swap(staging: Path, target: Path) -> None:
-    """Put ``staging`` in the place of ``target``; the old one is moved aside first and comes back on failure."""
-    if not target.exists():
-        staging.rename(target)
-        return
-    if not any(target.iterdir()):
-        target.rmdir()
-        staging.rename(target)
-        return
-    old = staging.with_name(staging.name + "-old")
-    target.rename(old)
+def _kept_aside(error: CheckpointError | OSError, staging: Path, place: Path) -> CheckpointError:
+    """Keep what can't take its place beside it, and return the error that says so."""
+    why = named_error(error, place) if isinstance(error, OSError) else error
     try:
-        staging.rename(target)
+        aside = _put_aside(staging, place, "unplaced")
     except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        return why
+    kept = f"what was written is kept in {aside}; {why.hint}"
+    return CheckpointError(why.what, where=why.where, hint=kept)
+
+
+def _settle(staging: Path) -> None:
+    """Give what was written the usual permissions, and see to it that it is on the disk."""
+    # Some writers make their files private, as temporary files are.
+    umask = _umask()
+    staging.chmod(0o777 & ~umask)
+    for path in sorted(staging.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+        _fsync(path)
+    _fsync(staging)
 
 
 def _fsync(path: Path) -> None:
@@ -217,27 +235,6 @@ def _fsync(path: Path) -> None:
                 raise
         finally:
             os.close(descriptor)
-
-
-def _is_alive(leftover: Path) -> bool:
-    """Whether the process that made a temporary still runs (its number is in the name)."""
-    number = leftover.name.rpartition(_MARK)[2].partition("-")[0]
-    if not number.isdigit():
-        return False
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _nearest_existing(path: Path) -> Path:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path
 
 
 def _umask() -> int:

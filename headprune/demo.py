@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from headprune.atomic import staged_directory
-from headprune.errors import DataError, ModelError
+from headprune.errors import CheckpointError, DataError, ModelError
 
 PREFIX = "demo:"
 
@@ -148,7 +148,11 @@ def _convert_gguf(gguf: Path) -> Path:
         ) from error
     if (target / "config.json").is_file():  # another process was faster; its result is the same
         return target
-    with staged_directory(target) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    try:
+        with staged_directory(target, keep_aside=False) as folder:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    except CheckpointError:
+        if not (target / "config.json").is_file():  # else another process was faster, as above
+            raise
     return target

@@ -9,6 +9,7 @@ from headprune.atomic import write_text
 from headprune.errors import ConfigError
 from headprune.evaluation import EvalResult, Measurement
 from headprune.heads import Artefact, read_artefact
+from headprune.targets import refuse_unwritable
 
 
 class Baseline(Measurement):
@@ -83,6 +84,15 @@ def read_baseline(path: Path) -> Baseline:
             hint=f"make one from a model you trust: headprune check MODEL --baseline {path} --update-baseline",
         )
     return read_artefact(Baseline, path)
+
+
+def refuse_unusable_baseline(path: Path) -> None:
+    """Check, before a model is measured, that the baseline can be written.
+
+    Raises:
+        CheckpointError: It can't, or something else lies there.
+    """
+    refuse_unwritable(path, where=f"--baseline {path}")
 
 
 def write_baseline(path: Path, result: EvalResult) -> Baseline:

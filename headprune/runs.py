@@ -1,11 +1,13 @@
 """Where scores lie between commands: numbered run directories, the latest last, nothing overwritten."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from headprune.atomic import write_text
 from headprune.errors import CheckpointError, PlanError
 from headprune.heads import HeadScores, read_artefact
+from headprune.targets import exclusive, naming, refuse_unwritable
 
 FOLDER = Path("headprune-runs")
 SCORES = "scores.json"
@@ -17,10 +19,27 @@ def refuse_used_run(run: str) -> None:
     Raises:
         CheckpointError: It does.
     """
+    refuse_unwritable(Path(run) / SCORES, where=f"--run {run}")
     if (Path(run) / SCORES).exists():
         raise CheckpointError(
             f"{run} holds scores already", where=f"--run {run}", hint="choose another --run"
         )
+
+
+@contextmanager
+def unused_run(run: str | None) -> Iterator[None]:
+    """Hold a run directory from the start of the work to its end; without one the next numbered is taken when scores are there.
+
+    Raises:
+        CheckpointError: It holds scores already, or another process holds it, or it can't be written.
+    """
+    if run is None:
+        refuse_unwritable(FOLDER / "000-run" / SCORES, where=str(FOLDER))
+        yield
+        return
+    refuse_used_run(run)
+    with exclusive(Path(run), where=f"--run {run}"):
+        yield
 
 
 def write_scores(scores: Sequence[HeadScores], run: str | None) -> tuple[Path, ...]:
@@ -34,12 +53,25 @@ def write_scores(scores: Sequence[HeadScores], run: str | None) -> tuple[Path, .
     first, *others = scores
     if run is not None:
         refuse_used_run(run)
-    folder = next_run(_word(first.method)) if run is None else Path(run)
+    folder = _make_next_run(_word(first.method)) if run is None else Path(run)
     written = {folder / _further(other.method): other for other in others}
     written[folder / SCORES] = first  # the last: a directory that has it has all
     for path, content in written.items():
-        write_text(path, content.to_json())
+        write_text(path, content.to_json(), overwrite=False)
     return folder / SCORES, *(path for path in written if path.name != SCORES)
+
+
+def _make_next_run(name: str) -> Path:
+    """Make the next numbered directory; another process that does so at the same time gets another number."""
+    with naming(FOLDER):
+        while True:
+            folder = next_run(name)
+            folder.parent.mkdir(exist_ok=True)
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            return folder
 
 
 def _further(method: str) -> str:

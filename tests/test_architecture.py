@@ -14,6 +14,10 @@ import torch
 PACKAGE = Path(__file__).parent.parent / "headprune"
 ORDER = [
     "errors",
+    "locks",
+    "leftovers",
+    "targets",
+    "replacing",
     "atomic",
     "allocator",
     "distributed",

@@ -4,7 +4,12 @@ from headprune.checkpoint.afresh import load_afresh
 from headprune.checkpoint.empty import empty_model
 from headprune.checkpoint.legacy import pruned_heads
 from headprune.checkpoint.load import complaints, load, load_model, load_shapes
-from headprune.checkpoint.manifest import check_manifest, seal
+from headprune.checkpoint.manifest import check_manifest, refuse_strangers, seal
+from headprune.checkpoint.output import (
+    output_directory,
+    refuse_source,
+    refuse_unusable_output,
+)
 from headprune.checkpoint.save import (
     MAX_SHARD_SIZE,
     Route,
@@ -33,7 +38,11 @@ __all__ = [
     "load_model",
     "load_shapes",
     "names_in_memory",
+    "output_directory",
     "pruned_heads",
+    "refuse_source",
+    "refuse_strangers",
+    "refuse_unusable_output",
     "rewrite",
     "save",
     "seal",

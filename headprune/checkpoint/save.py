@@ -21,8 +21,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
 from headprune.anatomy.clone import pruning_record, quiet, stock_class
-from headprune.atomic import staged_directory
 from headprune.checkpoint.manifest import seal
+from headprune.checkpoint.output import output_directory
 from headprune.heads import SiteId
 from headprune.surgery import modeling_headprune
 from headprune.surgery.modeling_headprune import unfolded, width_kept
@@ -71,7 +71,7 @@ def save(
     Raises:
         CheckpointError: The directory isn't empty, or a write failed; nothing is left half-written.
     """
-    with staged_directory(Path(directory), overwrite=overwrite) as staging:
+    with output_directory(Path(directory), overwrite=overwrite) as staging:
         route = write_model(
             model, staging, anatomy=anatomy, tokenizer=tokenizer, max_shard_size=max_shard_size
         )

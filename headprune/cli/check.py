@@ -64,6 +64,7 @@ def command(call: Call) -> None:
         )
     path = Path(call.recipe.baseline)
     if call.own.get("update_baseline"):
+        gate.refuse_unusable_baseline(path)
         call.write(gate.write_baseline(path, _result(call)).to_json())
         call.talk.say(f"written: {path}")
         return

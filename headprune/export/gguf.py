@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from headprune.atomic import refuse_unwritable, staged_file
+from headprune.atomic import staged_file
 from headprune.errors import CheckpointError, ConfigError, UnsupportedError
 from headprune.export.layout import Layout, lay_out, rope_factors
 from headprune.export.readback import file_equals_model
 from headprune.export.vocabulary import Vocabulary
 from headprune.heads import Artefact
+from headprune.targets import refuse_unwritable
 from headprune.verify import Proof, insist
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def refuse_unusable_file(path: Path, *, overwrite: bool, needed_bytes: int = 0) 
         raise CheckpointError(
             f"{path} is a directory", where="--gguf", hint=f"name a file: --gguf {path}/model.gguf"
         )
+    refuse_unwritable(path, where=f"--gguf {path}", needed_bytes=needed_bytes)
     if path.exists():
         if not overwrite:
             raise CheckpointError(
@@ -82,15 +84,23 @@ def refuse_unusable_file(path: Path, *, overwrite: bool, needed_bytes: int = 0) 
                 where="--gguf",
                 hint="choose another name, or say --overwrite to replace it",
             )
-        with path.open("rb") as file:
-            start = file.read(len(_MAGIC))
-        if start != _MAGIC:
-            raise CheckpointError(
-                f"{path} is not a GGUF file, and is not replaced",
-                where="--gguf",
-                hint="choose another name, or remove it yourself",
-            )
-    refuse_unwritable(path, where=f"--gguf {path}", needed_bytes=needed_bytes)
+        _refuse_other_files(path)
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Refuse to replace a file that isn't GGUF.
+
+    Raises:
+        CheckpointError: It isn't.
+    """
+    with path.open("rb") as file:
+        start = file.read(len(_MAGIC))
+    if start != _MAGIC:
+        raise CheckpointError(
+            f"{path} is not a GGUF file, and is not replaced",
+            where="--gguf",
+            hint="choose another name, or remove it yourself",
+        )
 
 
 def export_gguf(
@@ -118,7 +128,7 @@ def export_gguf(
     layout = lay_out(model)
     numbers = sum(tensor.numel() for tensor in model.state_dict().values())
     refuse_unusable_file(path, overwrite=overwrite, needed_bytes=numbers * _dtype(model).itemsize)
-    with staged_file(path) as temporary:
+    with staged_file(path, overwrite=overwrite, check=_refuse_other_files) as temporary:
         _write(model, temporary, layout=layout, vocabulary=vocabulary, name=name)
         proof = file_equals_model(temporary, model, vocabulary=vocabulary)
         insist([proof])

@@ -3,13 +3,15 @@
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headprune.atomic import refuse_unwritable, write_text
+from headprune.atomic import write_text
 from headprune.errors import CheckpointError
 from headprune.heads import dump_json
+from headprune.targets import refuse_unwritable
 
 _FACTS = "heal.json"
 
@@ -22,8 +24,13 @@ class Checkpoints:
     last: Path | None
 
     def drop(self) -> None:
-        """Remove everything: the healed model is saved elsewhere."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the checkpoints: the healed model is saved elsewhere. What else lies in the folder stays."""
+        for path in self.folder.glob("checkpoint-*"):
+            if not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+        (self.folder / _FACTS).unlink(missing_ok=True)
+        with suppress(OSError):  # something of the user's lies there
+            self.folder.rmdir()
 
 
 def open_checkpoints(folder: Path, *, facts: Mapping[str, Any], resume: bool) -> Checkpoints:

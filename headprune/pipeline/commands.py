@@ -1,16 +1,16 @@
 """One function per command: settings in, values out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.atomic import refuse_unusable_target
-from headprune.checkpoint import load_model
+from headprune.checkpoint import load_model, refuse_source, refuse_unusable_output
 from headprune.config import Recipe
 from headprune.distributed import World
-from headprune.errors import CheckpointError, ConfigError, HeadpruneError, PlanError
+from headprune.errors import ConfigError, HeadpruneError, PlanError
 from headprune.evaluation import EvalResult
 from headprune.export import (
     Exported,
@@ -37,7 +37,7 @@ from headprune.pipeline.scores import compute_each
 from headprune.pipeline.tolerance import plan_within, rows_in_three
 from headprune.placement import refuse_offloaded
 from headprune.results import Results
-from headprune.runs import named_scores, refuse_used_run, write_scores
+from headprune.runs import named_scores, unused_run, write_scores
 from headprune.scoring import NEED_NO_ROWS
 from headprune.selection import (
     check_constraints,
@@ -68,10 +68,15 @@ def score(
     recipes = by_method(recipe, method_of(recipe))
     for by_one in recipes.values():
         check_course(by_one, world=world)
-    if recipe.run is not None:
-        refuse_used_run(recipe.run)
     if world.size > 1 and recipe.device in ("auto", "cuda"):
         recipe = recipe.model_copy(update={"device": world.device})
+    with unused_run(recipe.run) if world.is_main else nullcontext():
+        return _score(recipe, recipes, voice=voice, world=world)
+
+
+def _score(
+    recipe: Recipe, recipes: Mapping[str, Recipe], *, voice: Voice, world: World
+) -> tuple[tuple[HeadScores, ...], tuple[Path, ...]]:
     subject = open_subject(recipe, voice=voice)
     anatomy = inspect_for_pruning(subject, voice=voice)
     needs_rows = not set(recipes) <= set(NEED_NO_ROWS)
@@ -204,7 +209,7 @@ def prune(
             where=f"--max-drop {recipe.max_drop}, --{next(iter(recipe.budgets)).replace('_', '-')}",
             hint="leave one of them out",
         )
-    refuse_unusable_target(out, overwrite=recipe.overwrite)
+    refuse_unusable_output(out, overwrite=recipe.overwrite)
     check_course(recipe)
     check_metric(recipe)
     subject = open_subject(recipe, voice=voice)
@@ -250,10 +255,5 @@ def refuse_output(recipe: Recipe, *, source: Path) -> None:
         CheckpointError: See above.
     """
     out = Path(recipe.out or "")
-    if source.absolute().is_relative_to(out.absolute()):
-        raise CheckpointError(
-            f"the model to prune lies in {out}, which would be replaced",
-            where="--out",
-            hint="choose another --out",
-        )
-    refuse_unusable_target(out, overwrite=recipe.overwrite, needed_bytes=weights_bytes(source))
+    refuse_source(out, source)
+    refuse_unusable_output(out, overwrite=recipe.overwrite, needed_bytes=weights_bytes(source))

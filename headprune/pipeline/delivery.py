@@ -11,9 +11,8 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record
-from headprune.atomic import staged_directory
 from headprune.batch import Batch
-from headprune.checkpoint import Route, seal, write_model
+from headprune.checkpoint import Route, output_directory, seal, write_model
 from headprune.evaluation import EvalResult, Predictions, first_examples, judge, predict
 from headprune.footprint import kv_cache_bytes_per_token, latency_ms
 from headprune.heads import Artefact, HeadMask, HeadScores, PruningPlan
@@ -124,7 +123,7 @@ def cut_and_save(
         ProofError: A proof said no; nothing was saved.
     """
     made = _cut(subject, anatomy, plan, choosing, rows, voice=voice)
-    with staged_directory(out, overwrite=subject.recipe.overwrite) as staging:
+    with output_directory(out, overwrite=subject.recipe.overwrite) as staging:
         route = write_model(
             subject.model,
             staging,

@@ -11,9 +11,8 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from headprune.anatomy import Anatomy
-from headprune.atomic import refuse_unusable_target, staged_directory
 from headprune.batch import Batch
-from headprune.checkpoint import seal, write_model
+from headprune.checkpoint import output_directory, refuse_unusable_output, seal, write_model
 from headprune.config import RECIPE_FILE, Recipe, load_recipe
 from headprune.errors import ConfigError, DataError
 from headprune.evaluation import first_examples, judge
@@ -38,6 +37,7 @@ from headprune.report.card import model_card
 from headprune.results import Results
 from headprune.runs import FOLDER
 from headprune.subject import Rows, Subject, Voice, open_subject, rows_that_chose, separate_rows
+from headprune.targets import exclusive
 from headprune.tasks.rows import Example, set_apart
 from headprune.verify import (
     Proof,
@@ -109,10 +109,17 @@ def heal(recipe: Recipe, *, resume: bool, voice: Voice) -> Results:
         ProofError: A proof said no; nothing was saved.
     """
     recipe = with_recorded_data(recipe, voice=voice)
-    refuse_unusable_target(Path(recipe.out or ""), overwrite=recipe.overwrite)
+    refuse_unusable_output(Path(recipe.out or ""), overwrite=recipe.overwrite)
     check_metric(recipe)
     folder = Path(recipe.run) if recipe.run else FOLDER / f"heal-{Path(recipe.out or '').name}"
     arguments = _arguments(recipe, folder)
+    with exclusive(folder, where=f"--run {folder}"):
+        return _prepare_and_heal(recipe, arguments, folder, resume=resume, voice=voice)
+
+
+def _prepare_and_heal(
+    recipe: Recipe, arguments: TrainingArguments, folder: Path, *, resume: bool, voice: Voice
+) -> Results:
     lesson = _prepare(recipe, voice=voice)
     checkpoints = open_checkpoints(folder, facts=_facts(lesson), resume=resume)
     if checkpoints.last is not None:
@@ -206,7 +213,7 @@ def _heal(
     anatomy = inspect(subject.model)
     proofs = (*proofs, heads_are_the_same(lesson.anatomy, anatomy))
     insist(proofs)
-    with staged_directory(Path(recipe.out or ""), overwrite=recipe.overwrite) as staging:
+    with output_directory(Path(recipe.out or ""), overwrite=recipe.overwrite) as staging:
         source = subject.source.directory
         route = write_model(
             subject.model, staging, anatomy=anatomy, tokenizer=subject.tokenizer, source=source

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record, stock_class
-from headprune.atomic import refuse_unusable_target, staged_directory
 from headprune.checkpoint import (
     Cut,
     Route,
@@ -23,6 +22,8 @@ from headprune.checkpoint import (
     load_model,
     load_shapes,
     names_in_memory,
+    output_directory,
+    refuse_unusable_output,
     rewrite,
     seal,
     stored_tensors,
@@ -116,14 +117,14 @@ def prune_unloaded(recipe: Recipe, *, voice: Voice, show: Show) -> Unmeasured:
         ProofError: A proof said no; nothing was saved.
     """
     out = Path(recipe.out or "")
-    refuse_unusable_target(out, overwrite=recipe.overwrite)
+    refuse_unusable_output(out, overwrite=recipe.overwrite)
     prospect = _look(recipe, voice=voice, show=show)
     source = prospect.source.directory
     refuse_output(recipe, source=source)
     smaller = copy.deepcopy(prospect.model)
     after = cut(smaller, prospect.anatomy, remove=prospect.plan.remove, pad=prospect.pad)
     cuts = find_cuts(prospect.model, stored_tensors(source), before=prospect.anatomy, after=after)
-    with staged_directory(out, overwrite=recipe.overwrite) as staging:
+    with output_directory(out, overwrite=recipe.overwrite) as staging:
         if isinstance(cuts, str):
             voice.say(f"loading the whole model: {cuts}")
             route, *proofs = _load_and_cut(prospect, staging)

@@ -14,6 +14,8 @@ from headprune.checkpoint import (
     empty_model,
     load_model,
     pruned_heads,
+    refuse_source,
+    refuse_unusable_output,
     save,
     stock_config,
 )
@@ -60,7 +62,9 @@ def convert(recipe: Recipe, *, out: Path, voice: Voice) -> Route:
     Raises:
         CheckpointError: The model isn't one, or ``out`` isn't empty.
     """
+    refuse_unusable_output(out, overwrite=recipe.overwrite)
     source = find(model_name(recipe), revision=recipe.revision)
+    refuse_source(out, source.directory)
     if not pruned_heads(source.config):
         raise CheckpointError(
             "transformers v4 didn't prune this model: its config has no pruned_heads",

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from headprune.anatomy import Anatomy
-from headprune.atomic import refuse_unusable_target, staged_directory
 from headprune.batch import Batch, fingerprint_of_batches
-from headprune.checkpoint import seal
+from headprune.checkpoint import output_directory, refuse_unusable_output, seal
 from headprune.config import BUDGETS, Recipe
 from headprune.errors import PlanError
 from headprune.heads import HeadScores
@@ -57,7 +56,7 @@ def sweep(recipe: Recipe, *, voice: Voice) -> tuple[Sweep, Path]:
         PlanError: A point that was asked for can't be cut.
     """
     out = Path(recipe.out) if recipe.out else next_run("sweep")
-    refuse_unusable_target(out, overwrite=recipe.overwrite)
+    refuse_unusable_output(out, overwrite=recipe.overwrite)
     check_metric(recipe)
     recipe = _scored_once(recipe, voice=voice)
     recipes = recipes_of(recipe)
@@ -78,6 +77,7 @@ def sweep(recipe: Recipe, *, voice: Voice) -> tuple[Sweep, Path]:
         subject, anatomy, scores, keeps=keeps, batches=batches, over=over
     )
     found = _noted(subject, anatomy, curves, choosing, reporting, higher_is_better=better)
+    out = Path(recipe.out) if recipe.out else next_run("sweep")  # another may have taken the number
     _write(found, scores, out, overwrite=recipe.overwrite)
     for each in scored.values():
         each.kept_elsewhere()
@@ -187,7 +187,7 @@ def _noted(
 
 
 def _write(found: Sweep, scores: Mapping[str, HeadScores], out: Path, *, overwrite: bool) -> None:
-    with staged_directory(out, overwrite=overwrite) as staging:
+    with output_directory(out, overwrite=overwrite) as staging:
         (staging / "sweep.json").write_text(found.to_json(), encoding="utf-8")
         for method, values in scores.items():
             path = staging / f"scores-{method.replace(':', '-')}.json"

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from headprune.anatomy.clone import pruning_record
-from headprune.checkpoint import load_model
+from headprune.checkpoint import load_model, refuse_source
 from headprune.errors import ConfigError, ModelError
 from headprune.models import ModelSource, find, fingerprint, fingerprint_of, load_tokenizer
 from headprune.placement import values_of
@@ -33,11 +34,13 @@ def open_teacher(subject: Subject, *, voice: Voice) -> Teacher:
     """Find and load the teacher, and see that it is the source of the student, or at least speaks its language.
 
     Raises:
+        CheckpointError: The output directory is, or holds, the teacher.
         ConfigError: The student doesn't say what it was pruned from, and no teacher is named.
         ModelError: The teacher can't be found, isn't what the student was pruned from, or has another vocabulary or head.
     """
     recipe = subject.recipe
     source, recorded = _find_teacher(subject)
+    refuse_source(Path(recipe.out or ""), source.directory)
     task = get_task(subject.task.name, model_directory=source.directory)
     try:
         model = load_model(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
+from headprune.atomic import append_text
 from headprune.gate import Finding, Verdict
 
 # GitHub shows 10 annotations of a kind per step and drops the rest without a word.
@@ -30,8 +31,7 @@ def to_github(verdict: Verdict) -> str:
     """Workflow commands, failures first; the Markdown table goes to the step summary where there is one."""
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary:
-        with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(to_markdown(verdict))
+        append_text(Path(summary), to_markdown(verdict))
     ordered = sorted(verdict.findings, key=lambda finding: finding.passed)
     lines = [_annotation(finding) for finding in ordered[:_ANNOTATIONS]]
     return "\n".join(lines) + "\n"
