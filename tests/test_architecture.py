@@ -14,6 +14,8 @@ import torch
 PACKAGE = Path(__file__).parent.parent / "headprune"
 ORDER = [
     "errors",
+    "untrusted",
+    "local",
     "atomic",
     "allocator",
     "distributed",

@@ -10,6 +10,7 @@ from typing import Any
 from headprune.atomic import refuse_unwritable, write_text
 from headprune.errors import CheckpointError
 from headprune.heads import dump_json
+from headprune.untrusted import read_json
 
 _FACTS = "heal.json"
 
@@ -84,6 +85,6 @@ def _facts_of(folder: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return read_json(path)
+    except CheckpointError:
         return None
