@@ -10,8 +10,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from headprune.drop import AllowedDrop
 from headprune.errors import ConfigError, did_you_mean
 from headprune.method_names import MethodName
+from headprune.untrusted import first_line, parse_yaml, read_text
+from headprune.untrusted.documents import MOST_BYTES_OF_YAML
 
 RECIPE_FILE = "headprune.yaml"
+
+METRIC_NAMES = (
+    *("spearman", "pearson", "accuracy", "f1"),
+    *("matthews_correlation", "perplexity"),
+)
+"""The built-in metrics. Any other is a script that ``evaluate`` runs."""
+
+OF_THE_ROWS = (
+    *("task", "data", "split", "eval_data", "eval_split", "text", "label", "max_length"),
+    *("metric", "higher_is_better", "limit", "num_samples", "seed"),
+)
+"""Settings that define the rows of a run and how they are judged: all that is ever taken from a model's record."""
 
 TARGETS = ("target_parameters", "target_flops", "target_kv_cache", "target_latency")
 BUDGETS = ("keep", "heads", *TARGETS)
@@ -155,7 +169,11 @@ DEMO = Recipe(
 
 
 def load_recipe(
-    settings: Mapping[str, Any], *, file: Path | None = None, folder: Path | None = None
+    settings: Mapping[str, Any],
+    *,
+    file: Path | None = None,
+    folder: Path | None = None,
+    trust_metric_code: bool = False,
 ) -> tuple[Recipe, str]:
     """Put a recipe together.
 
@@ -163,44 +181,94 @@ def load_recipe(
         settings: What the command line said; None means it said nothing.
         file: A YAML recipe. Without one, ``headprune.yaml`` of ``folder`` is used where there is one; without that, and
             where neither a model nor data were named, the built-in demo.
-        folder: Where to look for ``headprune.yaml``; the working directory by default.
+        folder: Where to look for ``headprune.yaml``; the working directory by default. One that lies beside a model is the
+            record of that model, and no settings.
+        trust_metric_code: Whether a metric that the file names, and that isn't built in, may be loaded: it is code.
 
     Returns:
         The recipe, and a sentence that says where its settings come from.
 
     Raises:
-        ConfigError: The file can't be read, a key is unknown, or a value is out of range.
+        ConfigError: The file can't be read, a key is unknown, a value is out of range, or it names code that isn't trusted.
     """
     said = {name: value for name, value in settings.items() if value is not None}
     # A recipe that was named goes before what a file says.
     said = {**RECIPES.get(str(said.get("recipe")), {}), **said}
+    aside = ""
     found = (folder or Path()) / RECIPE_FILE
     if file is None and found.is_file():
-        file = found
+        if is_record(found):
+            aside = f" ({found} is the record of the model beside it and no settings; -c {found} makes it so)"
+        else:
+            file = found
     if file is not None:
         read = _read_yaml(file)
+        if "metric" not in said and not trust_metric_code:
+            _refuse_metric_code(read.get("metric"), file)
         # One budget at a time: the command line's.
         if any(name in said for name in (*BUDGETS, "max_drop")):
             read = {name: value for name, value in read.items() if name not in BUDGETS}
-        return _validated({**read, **said}, str(file)), f"settings from {file}"
+        where = "./" if file == found and folder is None else ""
+        return _validated({**read, **said}, str(file)), f"settings from {where}{file}"
     if "model" not in said and "data" not in said:
         defaults = DEMO.model_dump(exclude_defaults=True)
         return _validated({**defaults, **said}, "command line"), (
-            f"no MODEL, no {RECIPE_FILE}: the built-in demo (all-MiniLM-L6-v2 on STS-B)"
+            f"no MODEL, no {RECIPE_FILE}: the built-in demo (all-MiniLM-L6-v2 on STS-B){aside}"
         )
-    return _validated(said, "command line"), "settings from the command line"
+    return _validated(said, "command line"), f"settings from the command line{aside}"
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def is_record(file: Path) -> bool:
+    """Whether a recipe file lies beside a model, as the record of how it was made."""
+    return any((file.parent / name).exists() for name in ("config.json", "manifest.json"))
+
+
+def recorded_rows(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return what the record of a model says of its rows, and the settings of that kind that aren't taken from it.
+
+    Nothing else of a record is read: whoever made the directory made it, and its user named the directory alone.
+
+    Raises:
+        ConfigError: The record can't be read, or a value is out of range.
+    """
+    read = _read_yaml(file, any_name=True)
+    rows = {name: read[name] for name in OF_THE_ROWS if name in read}
+    refused: tuple[str, ...] = ()
+    if rows.get("metric") not in (None, *METRIC_NAMES):
+        refused = (f"metric: {rows['metric']}",)
+        rows = {k: v for k, v in rows.items() if k not in ("metric", "higher_is_better")}
+    recipe = _validated(rows, str(file))
+    return {name: getattr(recipe, name) for name in rows}, refused
+
+
+def _refuse_metric_code(metric: Any, file: Path) -> None:
+    """Refuse a metric that a file names and that is somebody's script.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    if metric is not None and metric not in METRIC_NAMES:
+        raise ConfigError(
+            f"the metric {str(metric)[:100]!r} isn't built in: it is code, and {file} names it",
+            where=f"{file} (metric)",
+            hint="say --metric yourself, or --trust-metric-code if you trust the file; built in: "
+            + ", ".join(METRIC_NAMES),
+        )
+
+
+def _read_yaml(file: Path, *, any_name: bool = False) -> dict[str, Any]:
+    text = read_text(
+        file,
+        error=ConfigError,
+        hint="check the path",
+        most_bytes=MOST_BYTES_OF_YAML,
+        called="the recipe",
+    )
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        content = parse_yaml(text)
+    except ValueError as error:
         raise ConfigError(
-            f"the recipe can't be read: {error}", where=f"--config {file}", hint="check the path"
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"the recipe is not YAML: {str(error).splitlines()[0]}",
+            f"the recipe is not YAML: {first_line(error)}",
             where=f"--config {file}",
             hint="check the indentation; a recipe is a list of `name: value` lines",
         ) from error
@@ -212,7 +280,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
             where=f"--config {file}",
             hint="write `name: value` lines",
         )
-    for name in content:
+    for name in () if any_name else content:
         if name not in Recipe.model_fields:
             raise ConfigError(
                 f"unknown setting {name!r}",
@@ -230,7 +298,7 @@ def _validated(values: Mapping[str, Any], where: str) -> Recipe:
         name = str(first["loc"][0]) if first["loc"] else "settings"
         option = f"--{name.replace('_', '-')}"
         raise ConfigError(
-            f"{option} can't be {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}",
+            f"{option} can't be {repr(first['input'])[:200]}: {first['msg'][0].lower()}{first['msg'][1:]}",
             where=where,
             hint=f"the command's --help tells what {option} takes",
         ) from error

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from headprune.errors import CheckpointError, PlanError
+from headprune.untrusted import read_json
 
 _SITE = re.compile(
     r"(?:(?P<stack>[a-z][a-z0-9_]*)\.)?L(?P<layer>\d+)(?:\.(?P<kind>[a-z][a-z0-9_]*))?"
@@ -153,14 +154,9 @@ def read_artefact(kind: type[A], path: Path) -> A:
     Raises:
         CheckpointError: The file is missing, is not JSON, or is not a ``kind``.
     """
+    document = read_json(path, hint=f"write it again: headprune {kind.written_by}")
     try:
-        return kind.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(
-            f"{path.name} can't be read: {error.strerror or error}",
-            where=str(path),
-            hint="check the path",
-        ) from error
+        return kind.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -240,7 +236,8 @@ class HeadScores(Artefact):
     """The importance of every head (higher matters more), with what it was measured on.
 
     ``values``, ``standard_errors`` and ``heads`` are parallel; ``standard_errors`` is None for methods that don't sample.
-    ``rows`` are short hashes of the inputs that were scored, so that they can be kept out of any report. ``race`` is there where
+    ``rows`` are keyed hashes of the inputs that were scored, so that they can be kept out of any report (on this machine alone:
+    nobody else can compare them with a text). ``race`` is there where
     heads were run on as many rows as it took to decide on which side of a cut they fall; ``n`` is the most any had. ``steps`` is
     there where heads went step by step, each with the value that it had when it went. ``products`` are, attention by attention,
     the mean products of the derivatives of two heads, where the method has them.

@@ -1,9 +1,7 @@
 """Find and load models and tokenizers: hub ids, directories, demo models; device, dtype, revision. Never a pickle."""
 
 import hashlib
-import json
 import platform
-import struct
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,12 +22,21 @@ from transformers import (
 from headprune import demo
 from headprune.errors import ConfigError, ModelError, did_you_mean
 from headprune.placement import values_of
+from headprune.untrusted import (
+    check_settings,
+    first_line,
+    indexed_files,
+    read_header,
+    read_json,
+    refuse_foreign_files,
+)
 
 # What a load, a card and a manifest need. The code beside the weights is fetched, not run.
 _WANTED_FILES = [
     *("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"),
     *("*.py", "*.yaml", "README.md", "1_Pooling/*"),
 ]
+_MOST_BYTES_OF_CONFIG = 20_000_000
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -68,11 +75,9 @@ def find(name: str, *, revision: str | None = None, weights: bool = True) -> Mod
     """
     if name.startswith(demo.PREFIX):
         directory, commit = demo.locate_model(name), None
-    elif Path(name).exists():
-        directory, commit = Path(name), None
     else:
-        directory = _download(name, revision, weights=weights)
-        commit = directory.name
+        directory, commit = _directory(name, revision, weights=weights)
+        refuse_foreign_files(directory)
     if not (directory / "config.json").is_file():
         raise ModelError(
             f"{name} holds no model: config.json is missing",
@@ -84,6 +89,32 @@ def find(name: str, *, revision: str | None = None, weights: bool = True) -> Mod
     if weights:
         _check_weights(source)
     return source
+
+
+def _directory(name: str, revision: str | None, *, weights: bool) -> tuple[Path, str | None]:
+    """Return where a model's files lie, and the commit of a hub model.
+
+    Raises:
+        ModelError: There is no such directory or hub id.
+    """
+    try:
+        is_here, is_directory = Path(name).exists(), Path(name).is_dir()
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{name[:100]!r} can't be looked for: {getattr(error, 'strerror', None) or error}",
+            where="MODEL",
+            hint="check the path and the permissions",
+        ) from error
+    if is_here and not is_directory:
+        raise ModelError(
+            f"{name} is a file, not the directory of a model",
+            where=f"MODEL {name}",
+            hint="name the directory that holds config.json and model.safetensors",
+        )
+    if is_here:
+        return Path(name), None
+    directory = _download(name, revision, weights=weights)
+    return directory, directory.name
 
 
 def _download(name: str, revision: str | None, *, weights: bool) -> Path:
@@ -113,14 +144,12 @@ def _download(name: str, revision: str | None, *, weights: bool) -> Path:
 
 def _config(name: str, directory: Path) -> PreTrainedConfig:
     path = directory / "config.json"
-    try:
-        settings = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ModelError(
-            f"config.json is damaged: {error}", where=str(path), hint="fetch the model again"
-        ) from error
-    model_type = settings.get("model_type") if isinstance(settings, dict) else None
-    if model_type not in CONFIG_MAPPING:
+    settings = read_json(
+        path, error=ModelError, hint="fetch the model again", most_bytes=_MOST_BYTES_OF_CONFIG
+    )
+    check_settings(settings, where=str(path))
+    model_type = settings.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ModelError(
             f"unknown model type {model_type!r}",
             where=f"{path} (model_type)",
@@ -131,11 +160,19 @@ def _config(name: str, directory: Path) -> PreTrainedConfig:
         config: PreTrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:  # config classes validate with exceptions of many kinds
         raise ModelError(
-            f"the config of {name} is not valid: {str(error).strip().splitlines()[-1]}",
+            f"the config of {name} is not valid: {_last_line(error)}",
             where=str(path),
             hint="repair config.json",
         ) from error
     return config
+
+
+def _last_line(error: BaseException) -> str:
+    return (
+        first_line(ValueError(str(error).strip().splitlines()[-1]))
+        if str(error).strip()
+        else type(error).__name__
+    )
 
 
 def _closest(word: str, known: Any) -> list[str]:
@@ -161,38 +198,9 @@ def _check_weights(source: ModelSource) -> None:
             if pickled
             else "name the directory that holds config.json and model.safetensors",
         )
+    indexed_files(source.directory)
     for path in source.weight_files:
-        problem = damage(path)
-        if problem:
-            raise ModelError(
-                f"{path.name} is damaged: {problem}", where=str(path), hint="fetch the file again"
-            )
-
-
-def damage(path: Path) -> str | None:
-    """Return what is wrong with a safetensors file, judged by its header and size, or None."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        if len(start) < 8:
-            return f"it has {size} bytes"
-        (length,) = struct.unpack("<Q", start)
-        if length > min(size - 8, 100_000_000):
-            return "its header is longer than the file"
-        try:
-            header = json.loads(file.read(length))
-            end = max(
-                (
-                    entry["data_offsets"][1]
-                    for key, entry in header.items()
-                    if key != "__metadata__"
-                ),
-                default=0,
-            )
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            return "its header can't be read"
-    expected = 8 + length + end
-    return None if size == expected else f"it has {size} bytes and should have {expected}"
+        read_header(path)
 
 
 def choose_device(name: str) -> torch.device:
@@ -210,7 +218,7 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(
-            f"the device {name!r} can't be used: {str(error).splitlines()[0]}",
+            f"the device {name!r} can't be used: {first_line(error)}",
             where="--device",
             hint="use auto, cpu, cuda, cuda:0, mps, or spread (over all GPUs)",
         ) from error
@@ -232,7 +240,7 @@ def load_tokenizer(source: ModelSource) -> Any:
         return AutoTokenizer.from_pretrained(source.directory, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise ModelError(
-            f"the tokenizer of {source.name} can't be loaded: {str(error).strip().splitlines()[0]}",
+            f"the tokenizer of {source.name} can't be loaded: {first_line(error)}",
             where=str(source.directory),
             hint="put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the weights",
         ) from error

@@ -1,6 +1,5 @@
 """What ``prune`` found out, as one value: ``results.json``."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from headprune.evaluation import EvalResult
 from headprune.heads import Artefact, HeadName, read_artefact
 from headprune.healing import Heal
 from headprune.surgery import Mend
+from headprune.untrusted import read_json
 from headprune.verify import Proof
 
 LOGARITHMIC = ("perplexity",)
@@ -85,11 +85,7 @@ def read_result(path: Path) -> EvalResult:
     Raises:
         CheckpointError: It is neither.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        content = {}
-    if isinstance(content, dict) and "after" in content:
+    if "after" in read_json(path, hint="write it again: headprune eval --json"):
         return read_artefact(Results, path).after
     return read_artefact(EvalResult, path)
 

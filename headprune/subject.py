@@ -13,13 +13,14 @@ from headprune.checkpoint import load_model
 from headprune.config import Recipe
 from headprune.errors import ConfigError, DataError, ModelError
 from headprune.heads import HeadScores, read_artefact
+from headprune.local import count_noted_elsewhere, published_name
 from headprune.models import ModelSource, find, fingerprint, load_tokenizer
 from headprune.placement import describe
 from headprune.results import Results
 from headprune.tasks import Task, detect_task, get_task
 from headprune.tasks.data import Columns, Table, choose_columns, read_table, without_rows_of
 from headprune.tasks.distill import Goal, taught
-from headprune.tasks.rows import Example, draw, hold_out, without_inputs
+from headprune.tasks.rows import Example, draw, hold_out, without_inputs, without_noted
 from headprune.tasks.rows import fingerprint as fingerprint_of_rows
 
 
@@ -135,7 +136,8 @@ def evaluation_rows(subject: Subject, *, voice: Voice) -> Rows:
         _examples(subject, table, columns), subject.recipe.limit, seed=subject.recipe.seed
     )
     chose = rows_that_chose(subject)
-    seen = len(examples) - len(without_inputs(examples, chose))
+    seen = len(examples) - len(without_noted(examples, chose))
+    _say_what_cannot_be_told(chose, voice=voice)
     if seen:
         voice.say(f"careful: {seen} of these {len(examples)} rows chose the heads of this model")
     return _noted(subject, examples, table)
@@ -203,7 +205,8 @@ def separate_rows(
         voice.say(
             f"no --eval-data: {len(choosing):,} rows {use}, the other {len(reporting):,} report"
         )
-    left = without_inputs(reporting, chose)
+    _say_what_cannot_be_told(chose, voice=voice)
+    left = without_noted(reporting, chose)
     if len(left) < len(reporting):
         voice.say(f"{len(reporting) - len(left)} evaluation rows chose heads before; left out")
     if not choosing or len(left) < 2:
@@ -214,6 +217,16 @@ def separate_rows(
         )
     report = draw(left, recipe.limit, seed=recipe.seed)
     return _noted(subject, choosing, table), _noted(subject, report, other)
+
+
+def _say_what_cannot_be_told(chose: Collection[str], *, voice: Voice) -> None:
+    """Say that some rows that chose heads may report, where nobody here can recognise them."""
+    unknown = count_noted_elsewhere(chose)
+    if unknown:
+        voice.say(
+            f"careful: {unknown:,} rows that chose heads before were noted on another machine, or by another version: "
+            "whether they report can't be told here"
+        )
 
 
 def _evaluation_source(recipe: Recipe) -> tuple[str | None, str | None]:
@@ -255,7 +268,7 @@ def _examples(subject: Subject, table: Table, columns: Columns) -> tuple[Example
 
 def _noted(subject: Subject, examples: tuple[Example, ...], table: Table) -> Rows:
     note = {
-        "name": table.name,
+        "name": published_name(table.name),
         "split": table.split,
         "task": subject.task.name,
         "max_length": subject.max_length,
@@ -268,7 +281,7 @@ def _noted(subject: Subject, examples: tuple[Example, ...], table: Table) -> Row
 def model_note(subject: Subject) -> dict[str, Any]:
     """Return what artefacts say of the model; a pruned one names what it was pruned from."""
     note = {
-        "name": subject.source.name,
+        "name": published_name(subject.source.name),
         "revision": subject.source.revision,
         "model_type": subject.model.config.model_type,
         "fingerprint": fingerprint(subject.model),

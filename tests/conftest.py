@@ -1,10 +1,15 @@
 """Tiny random models of every supported family, a toy tokenizer, and no network."""
 
+import atexit
 import os
+import shutil
 import socket
 import sys
+import tempfile
 import typing
 
+# The key of row hashes and the places of data: nobody's own.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="headprune-state-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_EVALUATE_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -20,6 +25,8 @@ import transformers
 # Here and not by headprune's modules: what is loaded while those are instrumented is compiled anew, all of transformers.
 import transformers.modeling_utils
 import transformers.models.auto.modeling_auto
+
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 _jaxtyped = jaxtyping.jaxtyped
 

@@ -18,6 +18,8 @@ ORDER = [
     "leftovers",
     "targets",
     "replacing",
+    "untrusted",
+    "local",
     "atomic",
     "allocator",
     "distributed",

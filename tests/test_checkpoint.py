@@ -14,7 +14,7 @@ from families import build, token_inputs
 import headprune as hp
 from headprune.checkpoint import check_manifest
 from headprune.errors import CheckpointError, HeadpruneError, ModelError
-from headprune.models import damage
+from headprune.untrusted import damage
 from headprune.verify import reload_is_identical
 
 

@@ -1,20 +1,29 @@
 """Load a model, pruned or not, without running any file of its directory."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
+from headprune.anatomy.clone import quiet
 from headprune.checkpoint.legacy import converted_config, pruned_heads
 from headprune.checkpoint.manifest import check_manifest
 from headprune.checkpoint.save import auto_classes
 from headprune.errors import CheckpointError, ModelError
 from headprune.models import ModelSource, choose_device, choose_dtype, find
+from headprune.placement import count_parameters
 from headprune.surgery import modeling_headprune
+from headprune.untrusted import first_line, read_header
+
+# Heads and poolers that a task adds, and tables that are computed.
+_SLACK = 10_000_000
 
 
 def load(
@@ -102,6 +111,7 @@ def _load(
         source = modernised(source, auto_class)
         given["config"] = source.config
     kind = model_class(source, auto_class)
+    _refuse_larger_than_weights(source, kind)
     # A pooler that wasn't saved is drawn at random: no task of ours reads one, but drawing must not move the caller's state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -114,9 +124,12 @@ def _load(
                 **options,
                 **given,
             )
-        except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+        except (
+            *(OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError),
+            *(IndexError, AssertionError, ArithmeticError, ImportError, SafetensorError),
+        ) as error:
             raise ModelError(
-                f"the model can't be loaded: {str(error).strip().splitlines()[0]}",
+                f"the model can't be loaded: {first_line(error)}",
                 where=str(source.directory),
                 hint="check that config.json and the weights belong together",
             ) from error
@@ -130,6 +143,45 @@ def _load(
             hint="choose the --task that the model was trained for",
         )
     return model, info
+
+
+def _refuse_larger_than_weights(source: ModelSource, kind: Any) -> None:
+    """Refuse a config that describes a model far larger than its weights: loading would first take the memory for all of it.
+
+    Raises:
+        ModelError: It does, or no model can be built from it.
+    """
+    if getattr(source.config, "quantization_config", None) is not None:
+        return  # packed: several numbers in one
+    described = count_parameters(build_empty(source, kind))
+    files = map(read_header, source.weight_files)
+    stored = sum(prod(tensor.shape) for header in files for tensor in header.tensors)
+    if described > 2 * stored + _SLACK:
+        raise ModelError(
+            f"the config describes a model of {described:,} numbers, and the weights hold {stored:,}",
+            where=str(source.directory),
+            hint="check that config.json and the weights belong together",
+        )
+
+
+def build_empty(source: ModelSource, kind: Any) -> PreTrainedModel:
+    """Build the model of a config on the meta device, in the dtype the config names; no weights are read.
+
+    Raises:
+        ModelError: No model can be built from the config.
+    """
+    config = copy.deepcopy(source.config)
+    try:
+        with quiet(), torch.device("meta"):
+            model: PreTrainedModel = kind._from_config(config, dtype=config.dtype or torch.float32)
+    except Exception as error:
+        raise ModelError(
+            f"no {kind.__name__} can be built from the config: {first_line(error)}",
+            where=str(source.directory / "config.json"),
+            hint="repair config.json",
+        ) from error
+    model.eval()
+    return model
 
 
 def modernised(source: ModelSource, auto_class: str | None) -> ModelSource:

@@ -23,6 +23,7 @@ from headprune.anatomy import Anatomy, Site
 from headprune.anatomy.clone import pruning_record, quiet, stock_class
 from headprune.checkpoint.manifest import seal
 from headprune.checkpoint.output import output_directory
+from headprune.checkpoint.side_files import copy_side_files, drop_foreign_code
 from headprune.heads import SiteId
 from headprune.surgery import modeling_headprune
 from headprune.surgery.modeling_headprune import unfolded, width_kept
@@ -34,16 +35,6 @@ Route = Literal["stock", "remote-code"]
 _SAME_MATHEMATICS = {"llama": "mistral"}
 # As transformers has it.
 MAX_SHARD_SIZE = "50GB"
-# How a model generates, what reads its images or sounds, and what makes a directory a sentence-embedding model.
-_SIDE_FILES = (
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "1_Pooling",
-)
 
 
 def save(
@@ -115,14 +106,9 @@ def write_description(
         shutil.copyfile(str(modeling_headprune.__file__), code)
     else:
         code.unlink(missing_ok=True)
-    for name in _SIDE_FILES if source else ():
-        side = source / name  # type: ignore[operator]
-        if (directory / name).exists():
-            continue
-        if side.is_dir():
-            shutil.copytree(side, directory / name)
-        elif side.is_file():
-            shutil.copyfile(side, directory / name)
+    if source is not None:
+        copy_side_files(source, directory)
+    drop_foreign_code(directory)
     return "remote-code" if stock is None else "stock"
 
 

@@ -13,9 +13,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from headprune.errors import ModelError
+from headprune.untrusted import INDEX, WHOLE, indexed_files, read_header
 
-_WHOLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 _CHUNK = 1 << 24
 
 
@@ -59,24 +58,15 @@ def shards(directory: Path) -> tuple[Path, ...]:
     Raises:
         ModelError: The index names a file that isn't there, or is damaged.
     """
-    if (directory / _WHOLE).is_file():
-        return (directory / _WHOLE,)
-    index = directory / _INDEX
-    try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    names = indexed_files(directory)
+    if (directory / WHOLE).is_file():
+        return (directory / WHOLE,)
+    if names is None:
         raise ModelError(
-            f"there is no {_WHOLE}, and {_INDEX} can't be read",
-            where=str(index),
+            f"there is neither {WHOLE} nor {INDEX}",
+            where=str(directory),
             hint="fetch the model again",
-        ) from error
-    for name in names:
-        if not (directory / name).is_file():
-            raise ModelError(
-                f"the index names {name}, which isn't there",
-                where=str(index),
-                hint="fetch the model again",
-            )
+        )
     return tuple(directory / name for name in names)
 
 
@@ -86,21 +76,8 @@ def stored_tensors(directory: Path) -> tuple[Stored, ...]:
 
 
 def _header(path: Path) -> tuple[tuple[Stored, ...], dict[str, str]]:
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    metadata = header.pop("__metadata__", {})
-    found = [
-        Stored(
-            path,
-            name,
-            entry["dtype"],
-            tuple(entry["shape"]),
-            *(8 + length + offset for offset in entry["data_offsets"]),
-        )
-        for name, entry in header.items()
-    ]
-    return tuple(sorted(found, key=lambda stored: (stored.start, stored.stop))), metadata
+    tensors, metadata = read_header(path)
+    return tuple(Stored(path, *tensor) for tensor in tensors), metadata
 
 
 def rewrite(directory: Path, target: Path, *, changes: Mapping[str, Change]) -> None:
@@ -117,9 +94,9 @@ def rewrite(directory: Path, target: Path, *, changes: Mapping[str, Change]) -> 
     for path in paths:
         total += _rewrite_file(path, target / path.name, changes=changes)
         places |= {stored.name: path.name for stored in _header(path)[0]}
-    if paths[0].name != _WHOLE:
+    if paths[0].name != WHOLE:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-        (target / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _rewrite_file(path: Path, target: Path, *, changes: Mapping[str, Change]) -> int:

@@ -84,6 +84,15 @@ SHARED: dict[str, Any] = {
             show_default=False,
         ),
     ],
+    "trust_metric_code": Annotated[
+        bool | None,
+        typer.Option(
+            "--trust-metric-code/--no-trust-metric-code",
+            help="Load a metric that isn't built in although a file names it, not you: it is code that runs.",
+            rich_help_panel=_DATA,
+            show_default=False,
+        ),
+    ],
     "higher_is_better": Annotated[
         bool | None,
         typer.Option(
@@ -237,7 +246,11 @@ def _prepare(given: dict[str, Any]) -> Call:
     said = {name: value for name, value in given.items() if value not in (None, [])}
     settings = {name: value for name, value in said.items() if name in Recipe.model_fields}
     own = {name: value for name, value in said.items() if name not in Recipe.model_fields}
-    recipe, origin = load_recipe(settings, file=own.pop("file", file))
+    recipe, origin = load_recipe(
+        settings,
+        file=own.pop("file", file),
+        trust_metric_code=bool(own.pop("trust_metric_code", None)),
+    )
     talk.say(origin)
     _calm_libraries(verbose=talk.verbose)
     return Call(recipe, own, talk, json)

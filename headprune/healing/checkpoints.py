@@ -12,6 +12,7 @@ from headprune.atomic import write_text
 from headprune.errors import CheckpointError
 from headprune.heads import dump_json
 from headprune.targets import refuse_unwritable
+from headprune.untrusted import read_json
 
 _FACTS = "heal.json"
 
@@ -91,6 +92,6 @@ def _facts_of(folder: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return read_json(path)
+    except CheckpointError:
         return None

@@ -33,6 +33,7 @@ from headprune.pipeline.course import (
 )
 from headprune.pipeline.delivery import cut_and_save, measure
 from headprune.pipeline.planning import plan_for
+from headprune.pipeline.record import with_recorded_rows
 from headprune.pipeline.scores import compute_each
 from headprune.pipeline.tolerance import plan_within, rows_in_three
 from headprune.placement import refuse_offloaded
@@ -65,6 +66,7 @@ def score(
         world: The processes that share the work. The first one writes; the others return no paths.
     """
     world = world or World()
+    recipe = with_recorded_rows(recipe, voice=voice)
     recipes = by_method(recipe, method_of(recipe))
     for by_one in recipes.values():
         check_course(by_one, world=world)
@@ -108,6 +110,8 @@ def anatomy_of(model: PreTrainedModel, *, name: str, voice: Voice) -> Anatomy:
 
 def evaluate(recipe: Recipe, *, voice: Voice) -> EvalResult:
     """Evaluate a model, pruned or not."""
+    if recipe.eval_data is None:
+        recipe = with_recorded_rows(recipe, voice=voice)
     check_metric(recipe)
     subject = open_subject(recipe, voice=voice)
     rows = evaluation_rows(subject, voice=voice)
@@ -167,6 +171,7 @@ def plan(
     recipe: Recipe, *, voice: Voice, show: Callable[[HeadScores, PruningPlan], None]
 ) -> PruningPlan:
     """Choose the heads that would go, and write nothing."""
+    recipe = with_recorded_rows(recipe, voice=voice)
     check_course(recipe)
     check_metric(recipe)
     subject = open_subject(recipe, voice=voice)
@@ -202,6 +207,7 @@ def prune(
     Raises:
         ProofError: A proof said no; nothing was saved.
     """
+    recipe = with_recorded_rows(recipe, voice=voice)
     out = Path(recipe.out or "")
     if recipe.max_drop is not None and recipe.budgets and baseline is None:
         raise ConfigError(

@@ -21,6 +21,7 @@ from headprune.masking import gated
 from headprune.models import versions, weights_bytes
 from headprune.pipeline.course import is_tolerant
 from headprune.pipeline.mending import mend_if_asked, rows_noted
+from headprune.pipeline.record import note_where, record_of
 from headprune.placement import count_parameters, input_device
 from headprune.report.card import model_card
 from headprune.results import Results
@@ -260,6 +261,7 @@ def _write_documents(
     documents: dict[str, Artefact] = {"scores": scores, "plan": plan, "results": results}
     for name, document in documents.items():
         (staging / f"{name}.json").write_text(document.to_json(), encoding="utf-8")
-    (staging / "headprune.yaml").write_text(subject.recipe.to_yaml(), encoding="utf-8")
+    (staging / "headprune.yaml").write_text(record_of(subject.recipe), encoding="utf-8")
+    note_where(subject.recipe, results=results, model=results.before.model)
     card = model_card(results, plan, source=subject.source)
     (staging / "README.md").write_text(card, encoding="utf-8")

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
 from headprune.checkpoint import output_directory, refuse_unusable_output, seal, write_model
-from headprune.config import RECIPE_FILE, Recipe, load_recipe
+from headprune.config import RECIPE_FILE, Recipe
 from headprune.errors import ConfigError, DataError
 from headprune.evaluation import first_examples, judge
 from headprune.heads import PruningPlan
@@ -32,13 +32,14 @@ from headprune.inspection import inspect
 from headprune.models import choose_device, fingerprint, versions, weights_bytes
 from headprune.pipeline.commands import check_metric, refuse_output
 from headprune.pipeline.delivery import PROOF_ROWS, measure
+from headprune.pipeline.record import note_where, record_of, with_recorded_rows
 from headprune.pipeline.teacher import Teacher, open_teacher, refuse_other_words
 from headprune.report.card import model_card
 from headprune.results import Results
 from headprune.runs import FOLDER
 from headprune.subject import Rows, Subject, Voice, open_subject, rows_that_chose, separate_rows
 from headprune.targets import exclusive
-from headprune.tasks.rows import Example, set_apart
+from headprune.tasks.rows import Example, noted_rows, set_apart
 from headprune.verify import (
     Proof,
     heads_are_the_same,
@@ -51,11 +52,6 @@ _HELD_OUT = 0.1
 _FEWEST = 8
 _LEARNING_RATE = 5e-5
 _LEARNING_RATE_OF_ADAPTERS = 1e-3
-# What defines the rows of a run, and so is taken over from the run that pruned.
-_OF_THE_DATA = (
-    *("task", "data", "split", "eval_data", "eval_split", "text", "label", "max_length"),
-    *("metric", "higher_is_better", "limit", "num_samples", "seed"),
-)
 _RECORDS = ("scores.json", "plan.json")
 
 
@@ -86,17 +82,6 @@ class _Lesson:
         return made[0].inputs
 
 
-def with_recorded_data(recipe: Recipe, *, voice: Voice) -> Recipe:
-    """Return the recipe; where it names no data, with the data of the run that made the model."""
-    recorded = Path(recipe.model or "") / RECIPE_FILE
-    if recipe.data is not None or recipe.model is None or not recorded.is_file():
-        return recipe
-    known, _origin = load_recipe({}, file=recorded)
-    voice.say(f"data as in {recorded}")
-    unsaid = [name for name in _OF_THE_DATA if name not in recipe.model_fields_set]
-    return recipe.model_copy(update={name: getattr(known, name) for name in unsaid})
-
-
 def heal(recipe: Recipe, *, resume: bool, voice: Voice) -> Results:
     """Train a pruned model towards its source, measure, prove and save.
 
@@ -108,7 +93,7 @@ def heal(recipe: Recipe, *, resume: bool, voice: Voice) -> Results:
     Raises:
         ProofError: A proof said no; nothing was saved.
     """
-    recipe = with_recorded_data(recipe, voice=voice)
+    recipe = with_recorded_rows(recipe, voice=voice)
     refuse_unusable_output(Path(recipe.out or ""), overwrite=recipe.overwrite)
     check_metric(recipe)
     folder = Path(recipe.run) if recipe.run else FOLDER / f"heal-{Path(recipe.out or '').name}"
@@ -288,7 +273,7 @@ def _train(
         steps=trained.steps,
         lora=recipe.lora,
         settings=_settings(recipe, arguments),
-        rows=tuple(sorted(lesson.chose | {e.input_digest for e in lesson.training.examples})),
+        rows=noted_rows(lesson.training.examples, earlier=lesson.chose),
     )
     return found, trained.proofs
 
@@ -307,7 +292,8 @@ def _write_documents(lesson: _Lesson, staging: Path, *, results: Results) -> Non
         if (source.directory / name).is_file():
             shutil.copyfile(source.directory / name, staging / name)
     (staging / "results.json").write_text(results.to_json(), encoding="utf-8")
-    (staging / RECIPE_FILE).write_text(recipe.to_yaml(), encoding="utf-8")
+    (staging / RECIPE_FILE).write_text(record_of(recipe), encoding="utf-8")
     kept = {str(site.id): len(site.heads) for site in lesson.anatomy.sites}
+    note_where(recipe, results=results, model=results.before.model)
     card = model_card(results, PruningPlan(remove=(), kept_per_site=kept), source=source)
     (staging / "README.md").write_text(card, encoding="utf-8")

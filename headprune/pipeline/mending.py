@@ -21,7 +21,7 @@ from headprune.replay import losses
 from headprune.subject import Rows, Subject, Voice
 from headprune.surgery import WAYS, Judge, Look, Mend, mend
 from headprune.surgery.fit import can_fit
-from headprune.tasks.rows import Example, set_apart
+from headprune.tasks.rows import Example, noted_rows, set_apart
 
 Compute: TypeAlias = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
 
@@ -174,5 +174,4 @@ def _told(found: Mend) -> str:
 
 def rows_noted(scores: HeadScores, rows: Rows) -> HeadScores:
     """Return the scores, saying of rows that mended or swapped, too, that they must not report."""
-    digests = {example.input_digest for example in rows.examples}
-    return scores.model_copy(update={"rows": tuple(sorted({*scores.rows, *digests}))})
+    return scores.model_copy(update={"rows": noted_rows(rows.examples, earlier=scores.rows)})

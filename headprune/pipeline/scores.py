@@ -26,6 +26,7 @@ from headprune.subject import (
     rows_that_chose,
 )
 from headprune.tasks.distill import NOTHING, Goal
+from headprune.tasks.rows import noted_rows
 
 # What must agree for the scores of an earlier run to be those that would be computed now.
 _SAME_ROWS = ("fingerprint", "max_length", "task")
@@ -184,9 +185,8 @@ def compute_scores(
     data = dict(used.note) if used else {}
     if method in DEPEND_ON_BATCHES:
         data["batch_size"] = recipe.batch_size
-    digests = {example.input_digest for example in used.examples} if used else set()
     note = {
-        "rows": tuple(sorted(digests | set(rows_that_chose(subject)))),
+        "rows": noted_rows(used.examples if used else (), earlier=rows_that_chose(subject)),
         "data": data,
         "model": model_note(subject),
         "versions": versions(),

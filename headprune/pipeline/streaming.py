@@ -33,6 +33,7 @@ from headprune.checkpoint import (
 from headprune.config import Recipe
 from headprune.errors import ConfigError
 from headprune.heads import HeadScores, PruningPlan, read_artefact
+from headprune.local import published_name
 from headprune.models import (
     ModelSource,
     available_memory,
@@ -44,6 +45,7 @@ from headprune.models import (
 from headprune.pipeline.commands import anatomy_of, refuse_output
 from headprune.pipeline.course import constraints_of, is_tolerant
 from headprune.pipeline.planning import choose
+from headprune.pipeline.record import note_where, record_of
 from headprune.placement import count_parameters
 from headprune.prices import prices_of
 from headprune.report.card import model_card
@@ -283,7 +285,7 @@ def _dtype_name(dtype: torch.dtype) -> str:
 def _note_origin(prospect: _Prospect, smaller: PreTrainedModel) -> None:
     record = pruning_record(smaller.config)
     origin = {
-        "name": prospect.source.name,
+        "name": published_name(prospect.source.name),
         "revision": prospect.source.revision,
         "fingerprint": prospect.scores.model.get("fingerprint"),
     }
@@ -311,6 +313,7 @@ def _write_documents(prospect: _Prospect, staging: Path, results: Unmeasured) ->
         ("proofs", results),
     ):
         (staging / f"{name}.json").write_text(document.to_json(), encoding="utf-8")
-    (staging / "headprune.yaml").write_text(prospect.recipe.to_yaml(), encoding="utf-8")
+    (staging / "headprune.yaml").write_text(record_of(prospect.recipe), encoding="utf-8")
+    note_where(prospect.recipe, results=results, model=prospect.scores.model)
     card = model_card(results, prospect.plan, source=prospect.source)
     (staging / "README.md").write_text(card, encoding="utf-8")

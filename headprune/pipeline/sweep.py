@@ -16,6 +16,7 @@ from headprune.passes import Pass
 from headprune.pipeline.commands import check_metric, inspect_for_pruning
 from headprune.pipeline.course import by_method, check_course
 from headprune.pipeline.curves import constraints_at, measure_curves
+from headprune.pipeline.record import with_recorded_rows
 from headprune.pipeline.scores import compute_each
 from headprune.placement import input_device
 from headprune.report.plots import sweep_picture
@@ -55,6 +56,7 @@ def sweep(recipe: Recipe, *, voice: Voice) -> tuple[Sweep, Path]:
     Raises:
         PlanError: A point that was asked for can't be cut.
     """
+    recipe = with_recorded_rows(recipe, voice=voice)
     out = Path(recipe.out) if recipe.out else next_run("sweep")
     refuse_unusable_output(out, overwrite=recipe.overwrite)
     check_metric(recipe)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from headprune.anatomy.clone import pruning_record
 from headprune.checkpoint import load_model, refuse_source
 from headprune.errors import ConfigError, ModelError
+from headprune.local import place_of, published_name
 from headprune.models import ModelSource, find, fingerprint, fingerprint_of, load_tokenizer
 from headprune.placement import values_of
 from headprune.subject import Subject, Voice
@@ -53,7 +54,7 @@ def open_teacher(subject: Subject, *, voice: Voice) -> Teacher:
             hint=_ANOTHER,
         ) from error
     note = {
-        "name": source.name,
+        "name": published_name(source.name),
         "revision": source.revision,
         "fingerprint": fingerprint(model),
     }
@@ -74,18 +75,26 @@ def _find_teacher(subject: Subject) -> tuple[ModelSource, str | None]:
         return find(subject.recipe.teacher), None
     record = pruning_record(subject.model.config)
     origin = record.get("source") or {}
-    if "name" not in origin:
+    if not origin.get("name"):
         what = "doesn't say what it was pruned from" if record else "is no pruned model"
         raise ConfigError(
             f"{subject.source.name} {what}",
             where=f"{subject.source.directory}/config.json (headprune.source)",
             hint=_ANOTHER,
         )
+    name, fingerprint = str(origin["name"]), origin.get("fingerprint")
+    noted = place_of(fingerprint, name=name)
+    if noted is None and (Path(name).is_absolute() or fingerprint is None):
+        raise ModelError(
+            f"{subject.source.name} was pruned from {Path(name).name}, and where that lies isn't known here",
+            where=f"{subject.source.directory}/config.json (headprune.source)",
+            hint=_ANOTHER,
+        )
     try:
-        return find(origin["name"], revision=origin.get("revision")), origin.get("fingerprint")
+        return find(noted or name, revision=origin.get("revision")), fingerprint
     except ModelError as error:
         raise ModelError(
-            f"{origin['name']}, which {subject.source.name} was pruned from, can't be had: {error.what}",
+            f"{name}, which {subject.source.name} was pruned from, can't be had: {error.what}",
             where=f"{subject.source.directory}/config.json (headprune.source)",
             hint=_ANOTHER,
         ) from error

@@ -23,7 +23,7 @@ from headprune.selection import Constraints, least_heads, make_plan
 from headprune.selection.names import selected_sites
 from headprune.subject import Rows, Subject, Voice, separate_rows
 from headprune.surgery.fit import can_fit, put_back_after
-from headprune.tasks.rows import fingerprint, set_apart, without_inputs
+from headprune.tasks.rows import fingerprint, noted_rows, set_apart, without_noted
 
 TIMES = 5
 """So many times the calibration rows are drawn: one part scores, the rest decides."""
@@ -56,7 +56,7 @@ def rows_in_three(
     count = min(recipe.num_samples, recipe.limit or recipe.num_samples)
     count = min(count, max(_FEWEST, len(drawn.examples) // 3))
     scoring, others = set_apart(drawn.examples, count)
-    parts = scoring, without_inputs(others, chose)
+    parts = scoring, without_noted(others, chose)
     voice.say(f"{len(parts[0]):,} rows score, {len(parts[1]):,} decide how far to go")
     choosing, deciding = (
         Rows(part, {**drawn.note, "fingerprint": fingerprint(part), "n": len(part)})
@@ -81,8 +81,9 @@ def plan_within(
     plan = deepest(
         subject, anatomy, found.scores, choosing=choosing, deciding=deciding, voice=voice
     )
-    digests = {example.input_digest for example in deciding.examples}
-    noted = found.scores.model_copy(update={"rows": tuple(sorted({*found.scores.rows, *digests}))})
+    noted = found.scores.model_copy(
+        update={"rows": noted_rows(deciding.examples, earlier=found.scores.rows)}
+    )
     return replace(found, scores=noted), plan
 
 

@@ -1,38 +1,30 @@
 """The model card (README.md) of a pruned model."""
 
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from headprune.errors import CheckpointError
 from headprune.heads import PruningPlan
+from headprune.local import published_name
 from headprune.models import ModelSource
 from headprune.results import Results, Unmeasured
+from headprune.untrusted import parse_yaml, read_text
 
+_MOST_BYTES = 1_000_000
+_KEPT = ("license", "language", "pipeline_tag")
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
 
 def model_card(results: Results | Unmeasured, plan: PruningPlan, *, source: ModelSource) -> str:
     """Return the card: what was removed, before and after with intervals where measured, the proofs, and how to load it."""
-    base = source.directory / "README.md"
-    inherited = {}
-    if base.is_file():
-        text = base.read_text(encoding="utf-8", errors="replace")
-        # A card that can't be read is no reason to lose the work: nothing is inherited from it.
-        with suppress(yaml.YAMLError, ValueError):
-            old = ModelCard(text, ignore_metadata_errors=True)
-            inherited = {
-                name: value
-                for name in ("license", "language", "pipeline_tag")
-                if (value := getattr(old.data, name, None))
-            }
     is_hub_id = source.revision is not None
     data = ModelCardData(
         library_name="transformers",
         tags=["headprune", "attention-head-pruning"],
         base_model=source.name if is_hub_id else None,
-        **inherited,
+        **_inherited(source.directory / "README.md"),
     )
     card = ModelCard.from_template(
         data,
@@ -41,10 +33,32 @@ def model_card(results: Results | Unmeasured, plan: PruningPlan, *, source: Mode
         measured=isinstance(results, Results),
         counts=_counts(results),
         plan=plan,
-        base=source.name,
+        base=published_name(source.name),
         layers=plan.kept_per_site.items(),
     )
     return str(card)
+
+
+def _inherited(card: Path) -> dict[str, Any]:
+    """Return what the card of the source says of its licence, languages and use; nothing where it can't be read.
+
+    A card that can't be read is no reason to lose the work.
+    """
+    if not card.is_file():
+        return {}
+    try:
+        _, begin, rest = read_text(card, most_bytes=_MOST_BYTES).partition("---\n")
+        old = parse_yaml(rest.partition("\n---")[0]) if begin else {}
+    except (CheckpointError, ValueError):
+        return {}
+    said = {name: old.get(name) for name in _KEPT} if isinstance(old, dict) else {}
+    return {name: value for name, value in said.items() if _is_plain(value)}
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is a word, or a list of some."""
+    words = value if isinstance(value, list) else [value]
+    return bool(words) and all(isinstance(word, str) and len(word) <= 100 for word in words)
 
 
 def _counts(results: Results | Unmeasured) -> dict[str, tuple[int | None, int | None]]:

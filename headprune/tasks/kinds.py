@@ -1,12 +1,12 @@
 """The tasks there are, and which one a model was made for."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from headprune.errors import ConfigError, ModelError, did_you_mean
 from headprune.tasks import causal_lm, classification, similarity
 from headprune.tasks.task import Task
+from headprune.untrusted import read_json
 
 TASKS: dict[str, Task] = {
     task.name: task for task in (similarity.TASK, classification.TASK, causal_lm.TASK)
@@ -53,12 +53,7 @@ def _pooling(directory: Path) -> str:
     path = directory / "1_Pooling" / "config.json"
     if not path.is_file():
         return "mean"
-    try:
-        settings = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ModelError(
-            f"the pooling's settings are not JSON: {error}", where=str(path), hint="repair the file"
-        ) from error
+    settings = read_json(path, error=ModelError, hint="repair the file")
     modes = [
         name for name, on in settings.items() if name.startswith("pooling_mode_") and on is True
     ]

@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from headprune.local import noted_hash
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -60,6 +62,21 @@ def without_inputs(examples: Iterable[Example], digests: Iterable[str]) -> tuple
     """Return the examples whose inputs are not among those with these digests."""
     taken = set(digests)
     return tuple(example for example in examples if example.input_digest not in taken)
+
+
+def noted_rows(examples: Iterable[Example], *, earlier: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return how artefacts note the inputs of examples, beside those that were noted before: by keyed hashes."""
+    return tuple(sorted({*earlier, *(noted_hash(example.input_digest) for example in examples)}))
+
+
+def without_noted(examples: Iterable[Example], noted: Iterable[str]) -> tuple[Example, ...]:
+    """Return the examples whose inputs are not among those that were noted, on this machine."""
+    taken = set(noted)
+    return (
+        tuple(example for example in examples if noted_hash(example.input_digest) not in taken)
+        if taken
+        else tuple(examples)
+    )
 
 
 def fingerprint(examples: Iterable[Example]) -> str:

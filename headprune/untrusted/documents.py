@@ -1,0 +1,204 @@
+"""JSON and YAML from anybody: bounded in size and depth, UTF-8, an object at the top. The only readers of such files."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from headprune.errors import CheckpointError, HeadpruneError
+from headprune.untrusted.files import kind_if_special
+
+MOST_BYTES = 100_000_000
+MOST_BYTES_OF_YAML = 200_000
+MOST_DEPTH = 50
+# Larger than any size, seed or placeholder (tokenizers say 1e30 for "no limit"); Python can't even print much larger ones.
+_LARGEST = 10**40
+_AGAIN = "fetch or make the file again"
+
+
+def read_json(
+    path: Path,
+    *,
+    error: type[HeadpruneError] = CheckpointError,
+    hint: str = _AGAIN,
+    most_bytes: int = MOST_BYTES,
+) -> dict[str, Any]:
+    """Read a JSON document that is an object.
+
+    Args:
+        path: The file.
+        error: What is raised.
+        hint: What the user can do.
+        most_bytes: The largest that is read.
+
+    Raises:
+        HeadpruneError: The file can't be read, or is no such document.
+    """
+    raw = _read(path, error=error, hint=hint, most_bytes=most_bytes)
+    try:
+        return parse_json(raw)
+    except ValueError as reason:
+        raise error(
+            f"{path.name} is damaged: {first_line(reason)}", where=str(path), hint=hint
+        ) from reason
+
+
+def read_text(
+    path: Path,
+    *,
+    error: type[HeadpruneError] = CheckpointError,
+    hint: str = _AGAIN,
+    most_bytes: int = MOST_BYTES,
+    called: str | None = None,
+) -> str:
+    """Read a text in UTF-8; messages call it by its name, or as it is ``called``.
+
+    Raises:
+        HeadpruneError: The file can't be read, is too large, or is not UTF-8; ``error`` is its class.
+    """
+    raw = _read(path, error=error, hint=hint, most_bytes=most_bytes, called=called)
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as reason:
+        raise error(
+            f"{called or path.name} can't be read: {first_line(reason)}", where=str(path), hint=hint
+        ) from reason
+
+
+def _read(
+    path: Path,
+    *,
+    error: type[HeadpruneError],
+    hint: str,
+    most_bytes: int,
+    called: str | None = None,
+) -> bytes:
+    name = called or path.name
+    try:
+        special = kind_if_special(path)
+        if special:
+            raise error(f"{name} is {special}, not a file", where=str(path), hint=hint)
+        with path.open("rb") as file:
+            raw = file.read(most_bytes + 1)
+    except OSError as reason:
+        raise error(
+            f"{name} can't be read: {reason.strerror or reason}",
+            where=str(path),
+            hint="check the path and the permissions",
+        ) from reason
+    if len(raw) > most_bytes:
+        raise error(
+            f"{name} has more than {most_bytes / 1e6:g} MB, which no such file needs",
+            where=str(path),
+            hint=hint,
+        )
+    return raw
+
+
+def parse_json(raw: bytes) -> dict[str, Any]:
+    """Return a JSON document, which must be an object.
+
+    Raises:
+        ValueError: It is not UTF-8, not JSON, no object, nested too deep, or holds a number or text that nothing can print.
+    """
+    try:
+        document = json.loads(raw.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if not isinstance(document, dict):
+        raise ValueError(f"it is {_kind(document)}, not an object")  # noqa: TRY004 - of the text
+    _refuse_unusable(document)
+    return document
+
+
+def parse_yaml(text: str) -> Any:
+    """Return a YAML document without anchors, aliases and tags.
+
+    Raises:
+        ValueError: It is not YAML, has one of those, is too large or nested too deep.
+    """
+    if len(text) > MOST_BYTES_OF_YAML:
+        raise ValueError(f"it has more than {MOST_BYTES_OF_YAML / 1e3:g} kB")
+    try:
+        loader = _PlainLoader(text)
+        try:
+            document = loader.get_single_data()
+        finally:
+            loader.dispose()
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    _refuse_unusable(document)
+    return document
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML of plain values: what an alias repeats can be a million times as large as its text, so there are none."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose a node; refuse what recipes don't need."""
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise ValueError("it has an anchor or an alias (& or *), which recipes don't need")
+        if getattr(event, "tag", None):
+            raise ValueError(f"it has the tag {event.tag}, which recipes don't need")
+        if self.depth > MOST_DEPTH:
+            raise ValueError("it is nested too deep")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def _refuse_unusable(document: Any) -> None:
+    """Refuse depths, numbers and texts that break whoever walks through or prints the document.
+
+    Raises:
+        ValueError: There is one.
+    """
+    level = [document]
+    for _ in range(MOST_DEPTH):
+        if not level:
+            return
+        for value in level:
+            if isinstance(value, int) and abs(value) > _LARGEST:
+                raise ValueError("it holds a number that is too large")
+            if isinstance(value, str) and not _is_text(value):
+                raise ValueError("it holds a text that is not Unicode")
+        level = [child for value in level for child in _children(value)]
+    if level:
+        raise ValueError("it is nested too deep")
+
+
+def _is_text(value: str) -> bool:
+    if value.isascii():
+        return "\0" not in value
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in value
+
+
+def _children(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        yield from value
+        yield from value.values()
+    elif isinstance(value, (list, tuple, set)):
+        yield from value
+
+
+def _kind(value: Any) -> str:
+    names = {"NoneType": "null", "list": "a list", "str": "a text", "bool": "true or false"}
+    return names.get(type(value).__name__, "a number")
+
+
+def first_line(error: BaseException, *, longest: int = 300) -> str:
+    """Return what an error says, on one line; its class where it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= longest else f"{lines[0][:longest]}…"

@@ -1,0 +1,164 @@
+"""``config.json`` before a library builds anything from it: types that are read, sizes that are plausible, no code named."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from headprune.errors import ModelError
+
+# Several times of what there is: 128 layers, 16 thousand experts, 20 million words.
+_LAYERS = re.compile(r"(layers?|blocks|depths?|stages)$")
+_ENTRIES = re.compile(r"(experts|heads|n_head|num_labels|groups|kernel\w*|channels)$")
+_SIZES = re.compile(
+    r"vocab|hidden|size|dim|embd|embed|d_model|d_ff|ffn|inner|width|positions|^num_|^n_|length"
+)
+_LIMITS = ((_LAYERS, 500), (_ENTRIES, 1_000_000), (_SIZES, 100_000_000))
+# Its table of positions is computed in Python, number by number.
+_MOST_POSITIONS = {"marian": 65_536}
+# A mark for "the last layer but one", and the like.
+_MOST_NEGATIVE = -1_000
+_LARGEST = 2**53
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_pruned_heads(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        layer.isdecimal()
+        and isinstance(heads, list)
+        and all(type(head) is int and head >= 0 for head in heads)
+        for layer, heads in value.items()
+    )
+
+
+def _is_file_name(value: Any) -> bool:
+    return isinstance(value, str) and Path(value).name == value
+
+
+_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "architectures": (_is_texts, "a list of class names"),
+    "headprune": (_is_mapping, "an object"),
+    "pruned_heads": (_is_pruned_heads, "lists of heads by layer"),
+    "id2label": (_is_mapping, "an object"),
+    "label2id": (_is_mapping, "an object"),
+    "dtype": (_is_text, "the name of a dtype"),
+    "torch_dtype": (_is_text, "the name of a dtype"),
+    "quantization_config": (_is_mapping, "an object"),
+    "transformers_weights": (_is_file_name, "a file of the directory"),
+}
+
+Count = Annotated[int, Field(ge=0, le=100_000_000)]
+Run = Annotated[list[Count], Field(min_length=2, max_length=2)]
+
+
+class _Spread(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    size: Count
+    kept: Annotated[list[Run], Field(max_length=100_000)]
+
+
+class _Site(BaseModel):
+    shapes: dict[str, list[Count]]
+    attributes: dict[str, dict[str, int]]
+    spread: dict[str, _Spread]
+    unfolded: dict[str, dict[str, _Spread]] = {}
+
+
+class _Record(BaseModel):
+    """What earlier pruning left, as ``config.json`` has it under ``headprune``."""
+
+    removed: list[str] = []
+    original: dict[str, Count] = {}
+    source: dict[str, str | None] | None = None
+    sites: dict[str, _Site] = {}
+
+
+def check_settings(settings: dict[str, Any], *, where: str) -> None:
+    """Refuse a config that says what no model is.
+
+    Args:
+        settings: The content of ``config.json``.
+        where: Its path.
+
+    Raises:
+        ModelError: A value has the wrong type, a size is absurd, or code of somebody else is named.
+    """
+    for name, (is_right, expected) in _TYPES.items():
+        value = settings.get(name)
+        if value is not None and not is_right(value):
+            raise _wrong(name, value, f"is not {expected}", where=where)
+    positions = _MOST_POSITIONS.get(str(settings.get("model_type")), _LARGEST)
+    for name, value in _numbers(settings):
+        _refuse_absurd(name, value, positions=positions, where=where)
+    for name, value in _pairs(settings):
+        if name.removesuffix("_internal").endswith("implementation") and "/" in str(value):
+            raise _wrong(name, value, "names code from the hub, which isn't run", where=where)
+    record = settings.get("headprune")
+    if isinstance(record, dict) and record.get("format", 1) == 1:
+        _check_record(record, where=where)
+
+
+def _refuse_absurd(name: str, value: int, *, positions: int, where: str) -> None:
+    limit = next((most for pattern, most in _LIMITS if pattern.search(name)), _LARGEST)
+    if name.endswith(("_token_id", "_token_index")):
+        limit = _LARGEST
+    elif "position" in name:
+        limit = min(limit, positions)
+    if value > limit:
+        raise _wrong(name, value, f"is more than any model has (at most {limit:,})", where=where)
+    if value < _MOST_NEGATIVE:
+        raise _wrong(name, value, "is negative", where=where)
+
+
+def _check_record(record: dict[str, Any], *, where: str) -> None:
+    try:
+        _Record.model_validate(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, ("headprune", *first["loc"])))
+        raise _wrong(place, first["input"], f"can't be: {first['msg']}", where=where) from error
+
+
+def _wrong(name: str, value: Any, what: str, *, where: str) -> ModelError:
+    shown = repr(value)
+    shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
+    return ModelError(
+        f"the config's {name} ({shown}) {what}",
+        where=f"{where} ({name})",
+        hint="repair config.json, or fetch the model again",
+    )
+
+
+def _pairs(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield every setting by name, those of the configs inside too."""
+    level = [settings]
+    while level:
+        inside: list[dict[str, Any]] = []
+        for part in level:
+            for name, value in part.items():
+                yield name, value
+                items = value if isinstance(value, list) else [value]
+                inside += [item for item in items if isinstance(item, dict)]
+        level = inside
+
+
+def _numbers(settings: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yield every integer, the items of lists too."""
+    for name, value in _pairs(settings):
+        for item in value if isinstance(value, list) else [value]:
+            if type(item) is int:
+                yield name, item

@@ -1,0 +1,168 @@
+"""Headers of safetensors files and indices of sharded ones, checked before a library reads them."""
+
+import math
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from headprune.errors import ModelError
+from headprune.untrusted.documents import first_line, parse_json, read_json
+from headprune.untrusted.files import kind_if_special
+
+WHOLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+# As the format has it.
+_MOST_BYTES = 100_000_000
+_BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+    **dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
+    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
+}
+_AGAIN = "fetch the file again"
+
+
+class TensorEntry(NamedTuple):
+    """A tensor as a header has it; ``start`` and ``stop`` count from the file's first byte."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class Header(NamedTuple):
+    """What a file holds, in the order in which it lies there."""
+
+    tensors: tuple[TensorEntry, ...]
+    metadata: dict[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """Read the header of a safetensors file.
+
+    Raises:
+        ModelError: It can't be read, or isn't what the format allows.
+    """
+    try:
+        special = kind_if_special(path)
+        if special:
+            raise ModelError(f"{path.name} is {special}, not a file", where=str(path), hint=_AGAIN)
+        return _parsed(path)
+    except OSError as error:
+        raise ModelError(
+            f"{path.name} can't be read: {error.strerror or error}",
+            where=str(path),
+            hint="check the permissions",
+        ) from error
+    except ValueError as error:
+        raise ModelError(
+            f"{path.name} is damaged: {first_line(error)}", where=str(path), hint=_AGAIN
+        ) from error
+
+
+def damage(path: Path) -> str | None:
+    """Return what is wrong with a safetensors file, judged by its header and size, or None."""
+    try:
+        read_header(path)
+    except ModelError as error:
+        return error.what
+    return None
+
+
+def _parsed(path: Path) -> Header:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        if len(start) < 8:
+            raise ValueError(f"it has {size} bytes")
+        (length,) = struct.unpack("<Q", start)
+        if length > min(size - 8, _MOST_BYTES):
+            raise ValueError("its header is longer than the file")
+        raw = file.read(length)
+    try:
+        content = parse_json(raw)
+    except ValueError as error:
+        raise ValueError(f"its header can't be read: {first_line(error)}") from error
+    metadata = content.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError("its header's __metadata__ is no mapping of texts")
+    tensors = [_entry(name, value, first=8 + length) for name, value in content.items()]
+    tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
+    end = 8 + length
+    for tensor in tensors:
+        if tensor.start != end:
+            raise ValueError(
+                f"{tensor.name} doesn't begin where the tensor before it ends (data_offsets)"
+            )
+        end = tensor.stop
+    if end != size:
+        raise ValueError(f"it has {size} bytes and should have {end}")
+    return Header(tuple(tensors), metadata)
+
+
+def _entry(name: str, value: Any, *, first: int) -> TensorEntry:
+    """Return one entry.
+
+    Raises:
+        ValueError: The format doesn't allow it.
+    """
+    if not isinstance(value, dict) or not {"dtype", "shape", "data_offsets"} <= set(value):
+        raise ValueError(f"its header doesn't describe {name} (dtype, shape, data_offsets)")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _BITS:
+        raise ValueError(f"{name} has the dtype {dtype!r}, which isn't known")
+    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+        raise ValueError(f"{name} has the shape {shape!r} and the data_offsets {offsets!r}")
+    bits = math.prod(shape) * _BITS[dtype]
+    if bits % 8 or offsets[1] - offsets[0] != bits // 8:
+        raise ValueError(
+            f"{name} has {offsets[1] - offsets[0]} bytes, and its shape and dtype need {bits // 8}"
+        )
+    return TensorEntry(name, dtype, tuple(shape), first + offsets[0], first + offsets[1])
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        type(item) is int and 0 <= item < 2**63 for item in value
+    )
+
+
+def indexed_files(directory: Path) -> tuple[str, ...] | None:
+    """Return the names of the files that a directory's index lists; None where it has no index.
+
+    Raises:
+        ModelError: The index is damaged, or names something that isn't a file of the directory.
+    """
+    path = directory / INDEX
+    if not path.is_file():
+        return None
+    listed = read_json(path, error=ModelError, hint="fetch the model again").get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise ModelError(
+            f"{INDEX} has no weight_map", where=str(path), hint="fetch the model again"
+        )
+    for name in listed.values():
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+            raise ModelError(
+                f"the index names {name!r}, which is no file of its own directory",
+                where=str(path),
+                hint="fetch the model from somebody you trust",
+            )
+    names = tuple(sorted(set(listed.values())))
+    if not (directory / WHOLE).is_file():
+        _refuse_missing(directory, names, index=path)
+    return names
+
+
+def _refuse_missing(directory: Path, names: tuple[str, ...], *, index: Path) -> None:
+    for name in names:
+        if not (directory / name).is_file():
+            raise ModelError(
+                f"the index names {name}, which isn't there",
+                where=str(index),
+                hint="fetch the model again",
+            )
