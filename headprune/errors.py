@@ -63,6 +63,10 @@ class UnprovenError(HeadpruneError):
     """A proof could not be run, which is not the same as a proof that said no: what it was to prove is kept aside."""
 
 
+class MemoryLimitError(HeadpruneError):
+    """Memory ran out on work that can't be done in smaller parts."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether it is memory that ran out; torch's allocator of the CPU says so in a RuntimeError of no class of its own."""
     # By name, because this module imports no torch.

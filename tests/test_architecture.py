@@ -27,6 +27,7 @@ ORDER = [
     "models",
     "anatomy",
     "batch",
+    "memory",
     "masking",
     "passes",
     "replay",

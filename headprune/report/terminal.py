@@ -153,6 +153,8 @@ def _before_and_after(results: Results) -> Table:
     if old is not None and new is not None:
         table.add_row(_CACHE, f"{old:,} B", f"{new:,} B", _change(old, new))
     for name, value in after.latency_ms.items():
+        if name not in before.latency_ms:  # memory held it for one of the models only
+            continue
         table.add_row(
             f"latency, {name.replace('_', ' ')}",
             f"{before.latency_ms[name]:.1f} ms",
