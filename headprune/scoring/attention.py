@@ -18,6 +18,7 @@ from headprune.batch import Batch, forward, num_examples
 from headprune.errors import UnsupportedError
 from headprune.heads import SiteId
 from headprune.masking import places_of
+from headprune.memory import Parts, halves_of_batch
 from headprune.passes import Pass, Work, each_batch, summed
 from headprune.placement import input_device
 from headprune.replay.rows import tensors_in
@@ -62,7 +63,8 @@ def mean_over_queries(
 
     with _eager(model):
         try:
-            look(batches[0].take(1).to(input_device(model)))
+            first = batches[0].take(1).to(input_device(model))
+            Parts("attention weights", halves_of_batch).run(first, look)
         except UnsupportedError:
             # Some hand them out only when they are asked, and then keep those of all layers.
             asking["output_attentions"] = True
