@@ -74,6 +74,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return known or "can't allocate memory" in str(error)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an exception of a library says, or what it is called where it says nothing.
+
+    >>> first_line(ValueError("no such layer")), first_line(KeyError())
+    ('no such layer', 'KeyError')
+    """
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``known``, the likeliest first, as the end of a sentence.
 

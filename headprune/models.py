@@ -4,8 +4,8 @@ import hashlib
 import json
 import platform
 import struct
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -55,6 +55,24 @@ class ModelSource:
         return tuple(sorted(self.directory.glob("*.safetensors")))
 
 
+@contextmanager
+def _reading_files() -> Iterator[None]:
+    """Name a file of a model that may not be read.
+
+    Raises:
+        ModelError: There is one.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(
+            f"a file of the model can't be read: {error.strerror or error}",
+            where=f"MODEL {error.filename or ''}".strip(),
+            hint="check the path and its permissions",
+        ) from error
+
+
+@_reading_files()
 def find(name: str, *, revision: str | None = None, weights: bool = True) -> ModelSource:
     """Find a model by directory, ``demo:NAME`` or hub id, and check its files before anything is loaded.
 

@@ -1,14 +1,17 @@
 """A verdict for machines: JSON, Markdown, GitHub annotations, JUnit."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
+from headprune.errors import CheckpointError
 from headprune.gate import Finding, Verdict
 
 # GitHub shows 10 annotations of a kind per step and drops the rest without a word.
 _ANNOTATIONS = 10
+_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def to_json(verdict: Verdict) -> str:
@@ -30,8 +33,15 @@ def to_github(verdict: Verdict) -> str:
     """Workflow commands, failures first; the Markdown table goes to the step summary where there is one."""
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary:
-        with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(to_markdown(verdict))
+        try:
+            with Path(summary).open("a", encoding="utf-8", errors="replace") as file:
+                file.write(to_markdown(verdict))
+        except OSError as error:
+            raise CheckpointError(
+                f"the step summary can't be written: {error.strerror or error}",
+                where=f"GITHUB_STEP_SUMMARY={summary}",
+                hint="unset GITHUB_STEP_SUMMARY, or let it name a file in a directory that exists",
+            ) from error
     ordered = sorted(verdict.findings, key=lambda finding: finding.passed)
     lines = [_annotation(finding) for finding in ordered[:_ANNOTATIONS]]
     return "\n".join(lines) + "\n"
@@ -48,13 +58,12 @@ def to_junit(verdict: Verdict) -> str:
         errors="0",
     )
     for finding in verdict.findings:
-        case = ElementTree.SubElement(
-            suite, "testcase", classname="headprune.check", name=finding.name
-        )
+        name, message = _xml_text(finding.name), _xml_text(finding.message)
+        case = ElementTree.SubElement(suite, "testcase", classname="headprune.check", name=name)
         if finding.passed:
-            ElementTree.SubElement(case, "system-out").text = finding.message
+            ElementTree.SubElement(case, "system-out").text = message
         else:
-            ElementTree.SubElement(case, "failure", message=finding.message)
+            ElementTree.SubElement(case, "failure", message=message)
     ElementTree.indent(suite)
     text = ElementTree.tostring(suite, encoding="unicode", xml_declaration=False)
     return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'
@@ -82,6 +91,11 @@ FORMATS: dict[str, Callable[[Verdict], str]] = {
     "github": to_github,
     "junit": to_junit,
 }
+
+
+def _xml_text(text: str) -> str:
+    """Return the text with a replacement for every character that XML 1.0 has no way to say, not even as a reference."""
+    return _NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _cell(text: str) -> str:
