@@ -61,6 +61,24 @@ class Batch:
             torch.arange(min(count, self.num_examples)),
         )
 
+    def halves(self) -> tuple["Batch", ...]:
+        """Return two batches that hold half of the examples each; nothing where there is one, or inputs don't come row by row."""
+        if self.num_examples < 2 or any(
+            value.shape[:1] != (self.num_rows,) for value in self.inputs.values()
+        ):
+            return ()
+        middle = self.num_examples // 2
+        first = self.example_of_row < middle
+        return tuple(
+            Batch(
+                {name: value[rows.to(value.device)] for name, value in self.inputs.items()},
+                self.targets[examples],
+                self.example_of_row[rows] - (examples.start or 0),
+                self.indices[examples],
+            )
+            for rows, examples in ((first, slice(0, middle)), (~first, slice(middle, None)))
+        )
+
     def start(self, length: int) -> "Batch":
         """Return the first ``length`` positions of every row; the whole batch where there is padding among them.
 

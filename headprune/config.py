@@ -8,9 +8,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from headprune.drop import AllowedDrop
-from headprune.errors import ConfigError, did_you_mean
+from headprune.errors import ConfigError, did_you_mean, first_line
 from headprune.method_names import MethodName
-from headprune.untrusted import first_line, parse_yaml, read_text
+from headprune.untrusted import parse_yaml, read_text
 from headprune.untrusted.documents import MOST_BYTES_OF_YAML
 
 RECIPE_FILE = "headprune.yaml"

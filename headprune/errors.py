@@ -70,6 +70,10 @@ _OUT_OF_MEMORY = re.compile(
 )
 
 
+class MemoryLimitError(HeadpruneError):
+    """Memory ran out on work that can't be done in smaller parts."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether it is memory that ran out: allocators, CUDA and its libraries say so in errors of many classes."""
     known = isinstance(error, MemoryError)
@@ -79,6 +83,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 def says_out_of_memory(text: str) -> bool:
     """Whether a message is one of memory that ran out."""
     return _OUT_OF_MEMORY.search(text) is not None
+
+
+def first_line(error: BaseException, *, longest: int = 300) -> str:
+    """Return the first line of what an exception of a library says, or what it is called where it says nothing.
+
+    >>> first_line(ValueError("no such layer")), first_line(KeyError())
+    ('no such layer', 'KeyError')
+    """
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line if len(line) <= longest else f"{line[:longest]}..."
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

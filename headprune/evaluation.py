@@ -18,7 +18,8 @@ from headprune.batch import Batch, forward, num_examples, per_example
 from headprune.errors import DataError, ModelError
 from headprune.heads import Artefact
 from headprune.masking import gated
-from headprune.passes import IN_SILENCE, Pass, each_batch
+from headprune.memory import Parts, halves_of_batch
+from headprune.passes import IN_SILENCE, Pass, Work, each_batch, one_after_another
 from headprune.placement import input_device
 from headprune.replay import example_losses, losses
 from headprune.tasks import Task
@@ -70,15 +71,20 @@ def predict(
 
     Raises:
         ModelError: A prediction is infinite or not a number.
+        MemoryLimitError: Memory ran out on a single example.
     """
     n = sum(batch.num_examples for batch in batches)
     device = input_device(model)
     predictions, references = torch.empty(n).double(), torch.empty(n).double()
+    parts = Parts("evaluating", halves_of_batch)
+
+    def compute(batch: Batch) -> Tensor:
+        predicted, true = _predict(model, task, batch.to(device))
+        return torch.stack([predicted.cpu().double(), true.cpu().double()])
+
     for batch in track(batches, "evaluating") if track else batches:
-        moved = batch.to(device)
-        predicted, true = _predict(model, task, moved)
-        predictions[batch.indices] = predicted.cpu().double()
-        references[batch.indices] = true.cpu().double()
+        found = torch.cat(parts.run(batch, compute), dim=1)
+        predictions[batch.indices], references[batch.indices] = found
     _insist_on_numbers(predictions)
     return Predictions(predictions.numpy(), references.numpy())
 
@@ -155,15 +161,15 @@ def predict_masked(
         lost = predictions / references
     else:
         pieces = [(batch, mask) for mask in masks for batch in batches]
-        parts = each_batch(
-            pieces,
+        work = Work[tuple[Batch, Tensor]](
             lambda piece: _predict_masked(model, anatomy, task, batch=piece[0], mask=piece[1]),
             shape=lambda piece: (3, piece[0].num_examples),
             dtype=torch.float64,
-            over=over,
-            name="evaluating",
-            key=f"-{sha256(masks.numpy().tobytes()).hexdigest()[:8]}",
+            join=one_after_another(1),
+            halves=lambda piece: [(half, piece[1]) for half in piece[0].halves()],
         )
+        key = f"-{sha256(masks.numpy().tobytes()).hexdigest()[:8]}"
+        parts = each_batch(pieces, work, over=over, name="evaluating", key=key)
         count = len(batches)
         found = torch.stack(
             [

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy.trace import takes_cache
 from headprune.batch import Batch, forward
+from headprune.memory import attempt
 from headprune.placement import input_device, staged
 
 _MOST_REPEATS = 30
@@ -23,11 +25,15 @@ def latency_ms(
 
     The models take turns, so that whatever else the machine does meets them alike; after a warm-up each size is repeated for
     about ``seconds`` a model, at least 3 times and at most 30 times. The fastest, because other work only ever adds time.
+    A size that memory doesn't hold is left out.
     """
     batch = median_batch(batches)
     found: list[dict[str, float]] = [{} for _ in models]
     for rows in _LATENCY_BATCHES:
-        fastest = fastest_ms(models, batch=batch, rows=rows, seconds=seconds)
+        measure = partial(fastest_ms, models, batch=batch, rows=rows, seconds=seconds)
+        fastest, _reason = attempt(measure)
+        if fastest is None:
+            break
         for result, milliseconds in zip(found, fastest, strict=True):
             result[f"batch_{rows}"] = round(milliseconds, 3)
     return found

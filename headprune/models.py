@@ -2,8 +2,8 @@
 
 import hashlib
 import platform
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from headprune import demo
-from headprune.errors import ConfigError, ModelError, did_you_mean
+from headprune.errors import ConfigError, ModelError, did_you_mean, first_line
 from headprune.placement import values_of
 from headprune.untrusted import (
     check_settings,
@@ -62,6 +62,24 @@ class ModelSource:
         return tuple(sorted(self.directory.glob("*.safetensors")))
 
 
+@contextmanager
+def _reading_files() -> Iterator[None]:
+    """Name a file of a model that may not be read.
+
+    Raises:
+        ModelError: There is one.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(
+            f"a file of the model can't be read: {error.strerror or error}",
+            where=f"MODEL {error.filename or ''}".strip(),
+            hint="check the path and its permissions",
+        ) from error
+
+
+@_reading_files()
 def find(name: str, *, revision: str | None = None, weights: bool = True) -> ModelSource:
     """Find a model by directory, ``demo:NAME`` or hub id, and check its files before anything is loaded.
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from headprune.allocator import kept_memory
 from headprune.distributed import World
 from headprune.journal import Journal
+from headprune.memory import Parts, halves_of_batch
 
 Piece = TypeVar("Piece")
 """Of the work: a batch, or one with what is to be done to it."""
@@ -47,23 +48,45 @@ IN_SILENCE = Pass()
 """One process, nothing said, nothing kept."""
 
 
+@dataclass(frozen=True)
+class Work(Generic[Piece]):
+    """What is done to every batch.
+
+    Args:
+        compute: ``compute(piece)``; its result has shape ``shape(piece)`` and type ``dtype``, wherever it is computed.
+        shape: Shape of a piece's result.
+        dtype: Type of the results.
+        join: Makes a piece's result of those of its parts, in their order: :func:`summed`, or :func:`one_after_another`.
+        halves: Returns the two halves of a piece, or nothing where it can't be halved.
+    """
+
+    compute: Callable[[Piece], Tensor]
+    shape: Callable[[Piece], tuple[int, ...]]
+    dtype: torch.dtype
+    join: Callable[[Sequence[Tensor]], Tensor]
+    halves: Callable[[Piece], Sequence[Piece]] = halves_of_batch  # type: ignore[assignment] # of a Batch
+
+
+def summed(parts: Sequence[Tensor]) -> Tensor:
+    """Return the sum of the results of a piece's parts."""
+    return parts[0] if len(parts) == 1 else torch.stack(tuple(parts)).sum(0)
+
+
+def one_after_another(dim: int) -> Callable[[Sequence[Tensor]], Tensor]:
+    """Return what puts the results of a piece's parts one behind the other."""
+    return lambda parts: torch.cat(tuple(parts), dim=dim)
+
+
 def each_batch(
-    batches: Sequence[Piece],
-    compute: Callable[[Piece], Tensor],
-    *,
-    shape: Callable[[Piece], tuple[int, ...]],
-    dtype: torch.dtype,
-    over: Pass,
-    name: str,
-    key: str = "",
+    batches: Sequence[Piece], work: Work[Piece], *, over: Pass, name: str, key: str = ""
 ) -> tuple[Tensor, ...]:
-    """Return ``compute(batch)`` for every batch, on the CPU, the same on every process.
+    """Return ``work.compute(batch)`` for every batch, on the CPU, the same on every process.
+
+    Where memory runs out, a batch is computed in halves, and what they come to is put together: its result is that of the batch.
 
     Args:
         batches: The data. Every process has all of it, and computes its share.
-        compute: The work; its result has shape ``shape(batch)`` and type ``dtype``, wherever the batch is computed.
-        shape: Shape of a batch's result.
-        dtype: Type of the results.
+        work: What is done to each.
         over: How to go over the data.
         name: What is being done, for the progress bar; results are kept under it.
         key: Tells results of the same name apart.
@@ -71,27 +94,41 @@ def each_batch(
     Raises:
         WorkerError: Another process died.
         CheckpointError: A result can't be kept.
+        MemoryLimitError: Memory ran out on a batch that can't be halved.
     """
-    found = [torch.zeros(shape(batch), dtype=dtype) for batch in batches]
+    found = [torch.zeros(work.shape(batch), dtype=work.dtype) for batch in batches]
     mine = over.world.share(len(batches))
     share = [batches[index] for index in mine]
     places = iter(mine)
+    parts = Parts(name, work.halves, over.say)
+
+    def compute(batch: Piece) -> Tensor:
+        return work.join(parts.run(batch, lambda part: work.compute(part).cpu()))
+
     with kept_memory():
         for batch in over.track(share, name) if over.track else share:
             place = next(places)
-            found[place] = kept(over.journal, f"{name}{key}-{place:06d}", partial(compute, batch))
+            found[place] = kept(
+                over.journal, f"{name}{key}-{place:06d}", partial(compute, batch), say=over.say
+            )
     if over.world.size == 1:
         return tuple(found)
     together = over.world.summed(torch.cat([result.flatten() for result in found]))
-    parts = together.split([result.numel() for result in found])
-    return tuple(part.view(old.shape) for part, old in zip(parts, found, strict=True))
+    parts_of_all = together.split([result.numel() for result in found])
+    return tuple(part.view(old.shape) for part, old in zip(parts_of_all, found, strict=True))
 
 
-def kept(journal: Journal | None, name: str, compute: Callable[[], Tensor]) -> Tensor:
+def kept(
+    journal: Journal | None,
+    name: str,
+    compute: Callable[[], Tensor],
+    *,
+    say: Callable[[str], None] | None = None,
+) -> Tensor:
     """Return what the journal has under a name, else compute it and keep it; on the CPU."""
     if journal is None:
         return compute().cpu()
-    done = journal.get(name)
+    done = journal.get(name, say=say)
     if done is None:
         done = compute().cpu()
         journal.put(name, done)

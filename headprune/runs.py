@@ -1,6 +1,6 @@
 """Where scores lie between commands: numbered run directories, the latest last, nothing overwritten."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -89,15 +89,22 @@ def next_run(name: str) -> Path:
     return FOLDER / f"{last + 1:03d}-{name}"
 
 
-def latest_scores(method: str | None) -> tuple[HeadScores, Path] | None:
-    """Return the scores of the run with the highest number, if there is one: of several those of the method."""
-    found = sorted(_numbered(f"*-*/{SCORES}"))
-    if not found:
-        return None
-    path = found[-1][1]
-    if method is not None and (own := path.with_name(_further(method))).is_file():
-        path = own
-    return read_artefact(HeadScores, path), path
+def latest_scores(
+    method: str | None, *, say: Callable[[str], None] | None = None
+) -> tuple[HeadScores, Path] | None:
+    """Return the scores of the run with the highest number, if there is one: of several those of the method.
+
+    Nobody named that run: a file of it that can't be read, or that another version wrote, is said and passed over.
+    """
+    for _number, path in sorted(_numbered(f"*-*/{SCORES}"), reverse=True):
+        own = path if method is None else path.with_name(_further(method))
+        path = own if own.is_file() else path
+        try:
+            return read_artefact(HeadScores, path), path
+        except CheckpointError as error:
+            if say is not None:
+                say(f"passed over {path}, a file of an earlier run: {error.what}")
+    return None
 
 
 def named_scores(path: Path, *, fingerprint: str) -> HeadScores:

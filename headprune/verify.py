@@ -1,7 +1,9 @@
 """The proofs that ``prune`` gives before it says done."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,11 @@ from headprune.checkpoint import (
     stored_tensors,
     wrong_cuts,
 )
-from headprune.errors import ProofError, UnprovenError, is_out_of_memory
+from headprune.errors import MemoryLimitError, ProofError, UnprovenError, is_out_of_memory
+from headprune.memory import Parts, halves_of_inputs
 from headprune.placement import count_parameters, input_device, moved_away
 
+_OUTPUTS = "outputs of the model on real rows"
 # Largest difference allowed between masked and pruned outputs, relative to their largest value (or 1, if that is larger).
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 
@@ -41,9 +45,38 @@ class Proof(BaseModel):
     detail: str
 
 
-@torch.no_grad()
+@contextmanager
+def proving(claim: str) -> Iterator[None]:
+    """Say of a proof that memory runs out in that it could not be run: it has not said no.
+
+    Raises:
+        UnprovenError: Memory ran out.
+    """
+    try:
+        yield
+    except (MemoryLimitError, RuntimeError, MemoryError) as error:
+        if not (isinstance(error, MemoryLimitError) or is_out_of_memory(error)):
+            raise
+        raise UnprovenError(
+            f"the proof '{claim}' could not be run: {getattr(error, 'what', error) or 'memory ran out'!s}",
+            where=claim,
+            hint="run it again with more free memory, or on another device",
+        ) from error
+
+
 def run(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Return the first output of the model (logits, or hidden states) on the CPU."""
+    """Return the first output of the model (logits, or hidden states) on the CPU; part by part, where memory runs out.
+
+    Raises:
+        UnprovenError: Memory ran out on a single row.
+    """
+    parts = Parts[Mapping[str, Tensor]](_OUTPUTS, halves_of_inputs)
+    with proving(_OUTPUTS):
+        return torch.cat(parts.run(inputs, partial(_output, model)))
+
+
+@torch.no_grad()
+def _output(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
     device = input_device(model)
     moved = {name: value.to(device) for name, value in inputs.items()}
     return main_output(forward(model, moved)).cpu()
@@ -91,6 +124,7 @@ def heads_are_the_same(before: Anatomy, after: Anatomy) -> Proof:
     )
 
 
+@proving("parameters add up")
 def parameters_add_up(
     *, before: int, removed: int, directory: Path, model: PreTrainedModel
 ) -> Proof:
@@ -145,25 +179,19 @@ def reload_is_identical(
     """Load ``directory`` in a fresh process without headprune, run it, and compare bit for bit with the model in memory.
 
     The process runs on the model's device, and meanwhile the model waits in CPU memory: there is never room needed for two there.
+    Where memory runs out, both run on fewer rows: in parts, a forward needn't round alike.
 
     Raises:
         UnprovenError: The process ran out of memory or time, or was killed.
     """
+    parts = Parts[Mapping[str, Tensor]](_OUTPUTS, halves_of_inputs)
+    with proving(_OUTPUTS):
+        inputs, expected = parts.largest(inputs, partial(_output, model))
     placed = getattr(model, "hf_device_map", None) or {"": str(input_device(model))}
     job = {**_job(directory, auto_class, route), "device_map": placed}
     job["attn_implementation"] = model.config._attn_implementation
-    try:
-        expected = run(model, inputs)
-        with moved_away(model):
-            found, output = load_afresh(job, inputs)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UnprovenError(
-            f"the saved model could not be compared with the one in memory: {str(error)[:200]}",
-            where="reload is identical",
-            hint="run it again with more free memory, or on another device",
-        ) from error
+    with proving(_OUTPUTS), moved_away(model):
+        found, output = load_afresh(job, inputs)
     complaint = found if isinstance(found, str) else _complaint(found)
     measured = math.inf
     if output is not None and output.dtype == expected.dtype and output.shape == expected.shape:
@@ -231,6 +259,7 @@ def loads_afresh(
     )
 
 
+@proving("files are exact")
 def files_are_exact(source: Path, directory: Path, *, cuts: Sequence[Cut]) -> Proof:
     """Read both directories, tensor by tensor: what wasn't cut is the same bit for bit, what was cut is the rows that stay."""
     old = {stored.name: stored for stored in stored_tensors(source)}

@@ -33,6 +33,7 @@ ORDER = [
     "models",
     "anatomy",
     "batch",
+    "memory",
     "masking",
     "passes",
     "replay",

@@ -419,7 +419,7 @@ def test_memory_that_runs_out_halves_the_stack_and_nothing_is_done_twice():
     ran.clear()
     in_chunks(masks, 1_000_000, run)
     assert ran[0] == len(masks), "more than there are isn't tried"
-    with pytest.raises(ModelError, match="out of memory"):
+    with pytest.raises(torch.OutOfMemoryError):  # whoever made the batch makes it smaller
         in_chunks(masks + 0, 8, lambda _masks: (_ for _ in ()).throw(torch.OutOfMemoryError("x")))
 
 

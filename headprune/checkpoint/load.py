@@ -9,18 +9,24 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from headprune.anatomy.clone import quiet
 from headprune.checkpoint.legacy import converted_config, pruned_heads
 from headprune.checkpoint.manifest import check_manifest
 from headprune.checkpoint.save import auto_classes
-from headprune.errors import CheckpointError, ModelError
+from headprune.errors import (
+    CheckpointError,
+    HeadpruneError,
+    MemoryLimitError,
+    ModelError,
+    first_line,
+    is_out_of_memory,
+)
 from headprune.models import ModelSource, choose_device, choose_dtype, find
 from headprune.placement import count_parameters
 from headprune.surgery import modeling_headprune
-from headprune.untrusted import first_line, read_header
+from headprune.untrusted import read_header
 
 # Heads and poolers that a task adds, and tables that are computed.
 _SLACK = 10_000_000
@@ -77,9 +83,16 @@ def load_model(
     if device == "spread":
         options["device_map"] = "auto"
     model, _info = _load(source, auto_class, dtype=choose_dtype(dtype), **options)
-    loaded: PreTrainedModel = (
-        model.eval() if device == "spread" else model.to(choose_device(device)).eval()
-    )
+    if device == "spread":
+        spread: PreTrainedModel = model.eval()
+        return spread
+    chosen = choose_device(device)
+    try:
+        loaded: PreTrainedModel = model.to(chosen).eval()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _unloadable(error, source) from error
     return loaded
 
 
@@ -112,7 +125,7 @@ def _load(
         given["config"] = source.config
     kind = model_class(source, auto_class)
     _refuse_larger_than_weights(source, kind)
-    # A pooler that wasn't saved is drawn at random: no task of ours reads one, but drawing must not move the caller's state.
+    # What wasn't saved is drawn at random, before it is refused or, where nothing reads it, left: the caller's state stays.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
@@ -124,16 +137,11 @@ def _load(
                 **options,
                 **given,
             )
-        except (
-            *(OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError),
-            *(IndexError, AssertionError, ArithmeticError, ImportError, SafetensorError),
-        ) as error:
-            raise ModelError(
-                f"the model can't be loaded: {first_line(error)}",
-                where=str(source.directory),
-                hint="check that config.json and the weights belong together",
-            ) from error
-    missing = [name for name in sorted(info["missing_keys"]) if "pooler" not in name]
+        except Exception as error:  # a config sends transformers, and what it imports, anywhere
+            raise _unloadable(error, source) from error
+    # A pooler is read by heads that have one; of the model alone, we read what comes before it.
+    unread = "pooler" if model.base_model is model else None
+    missing = [name for name in sorted(info["missing_keys"]) if not (unread and unread in name)]
     if missing:
         raise ModelError(
             f"the weights have no {missing[0]}"
@@ -182,6 +190,20 @@ def build_empty(source: ModelSource, kind: Any) -> PreTrainedModel:
         ) from error
     model.eval()
     return model
+
+
+def _unloadable(error: Exception, source: ModelSource) -> HeadpruneError:
+    where = str(source.directory)
+    if is_out_of_memory(error):
+        return MemoryLimitError(
+            f"memory ran out while the model was loaded: {first_line(error)}",
+            where=where,
+            hint="use --dtype bfloat16, --device cpu, or --device spread: over all GPUs",
+        )
+    hint = "check that config.json and the weights belong together"
+    if isinstance(error, ImportError):
+        hint = "install what it names, or take a copy of the model that doesn't need it"
+    return ModelError(f"the model can't be loaded: {first_line(error)}", where=where, hint=hint)
 
 
 def modernised(source: ModelSource, auto_class: str | None) -> ModelSource:

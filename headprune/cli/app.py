@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from headprune.cli import check, convert, evaluate, export, heal, inspect, prune, run, score, sweep
-from headprune.cli.options import add_command
+from headprune.cli.options import CommandError, add_command, discard, stdout_error
 from headprune.errors import HeadpruneError, is_out_of_memory
 
 app = typer.Typer(
@@ -51,7 +51,7 @@ def _options(
     del version  # its callback has done the work
 
 
-def _out_of_memory(error: Exception) -> HeadpruneError:
+def _out_of_memory(error: BaseException) -> HeadpruneError:
     return HeadpruneError(
         f"memory ran out: {' '.join(str(error).split())[:200] or 'on the CPU'}",
         where="headprune " + " ".join(sys.argv[1:2]),
@@ -59,33 +59,49 @@ def _out_of_memory(error: Exception) -> HeadpruneError:
     )
 
 
-def main() -> None:
-    """Run the command line; exit 0 fine, 1 a gate or proof said no, 2 anything else, 130 Ctrl-C."""
+def run_app() -> int:
+    """Run the command line and return its exit code: 0 fine, 1 a gate or proof said no, 2 anything else.
+
+    Raises:
+        KeyboardInterrupt: It was stopped; its notes say what can be resumed.
+    """
     for stream in (sys.stdout, sys.stderr):
         # A terminal that can't show a heatmap's bars gets question marks, not a crash after the work.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
         app()
-    except HeadpruneError as error:
-        if os.environ.get("HEADPRUNE_DEBUG") == "1":
-            raise
-        typer.echo(str(error), err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("\nstopped; nothing was left half-written", err=True)
-        sys.exit(130)
-    except Exception as error:
-        if os.environ.get("HEADPRUNE_DEBUG") == "1":
-            raise
-        if is_out_of_memory(error):
-            typer.echo(str(_out_of_memory(error)), err=True)
-            sys.exit(2)
+    except SystemExit as left:
+        # A broken pipe under --help is answered with 1, which is the gate's; Ctrl-C while options are read with 130.
+        if left.code == 130:
+            raise KeyboardInterrupt from None
+        broken = isinstance(left.__context__, OSError)
+        return _failed(stdout_error(left.__context__)) if broken else int(left.code or 0)
+    except CommandError as ended:
+        error = ended.error
+        if isinstance(error, KeyboardInterrupt):
+            raise error from None
+        return _failed(error)
+    except OSError as error:  # of a command they come as CommandError: this is --help, or --version
+        return _failed(stdout_error(error))
+    return 0
+
+
+def _failed(error: BaseException) -> int:
+    """Say what is wrong, in three parts, and return the exit code."""
+    if os.environ.get("HEADPRUNE_DEBUG") == "1":
+        raise error
+    if is_out_of_memory(error):
+        error = _out_of_memory(error)
+    if not isinstance(error, HeadpruneError):
         # Not a mistake of the user's that we know: say so without burying them in a traceback. Exit 1 stays the gate's.
-        typer.echo(
-            f"error: something unexpected went wrong: {type(error).__name__}: {error}\n"
-            "  in:   headprune itself\n"
-            "  try:  HEADPRUNE_DEBUG=1 shows where; please report it",
-            err=True,
+        error = HeadpruneError(
+            f"something unexpected went wrong: {type(error).__name__}: {error}",
+            where="headprune itself",
+            hint="HEADPRUNE_DEBUG=1 shows where; please report it",
         )
-        sys.exit(2)
+    try:
+        typer.echo(str(error), err=True)
+    except (OSError, ValueError):  # stderr is full or closed: the exit code says it
+        discard(sys.stderr)
+    return error.exit_code

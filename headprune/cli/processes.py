@@ -1,7 +1,5 @@
 """What a command that is one process's work says to a launcher."""
 
-import os
-
 from headprune.errors import ConfigError
 
 
@@ -9,9 +7,11 @@ def refuse_several_processes(name: str) -> None:
     """Refuse a launcher's processes where each would do, and write, the same.
 
     Raises:
-        ConfigError: There are several.
+        ConfigError: There are several, or a launcher's variable is no number.
     """
-    if (size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+    from headprune.distributed import launched_size  # imports torch
+
+    if (size := launched_size()) > 1:
         raise ConfigError(
             f"{name} runs in one process, and a launcher started {size}",
             where="torchrun, accelerate launch",

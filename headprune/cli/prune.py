@@ -137,7 +137,7 @@ OPTIONS: dict[str, Any] = {
 def command(call: Call) -> None:
     """Remove the least important heads, prove it, and save the smaller model."""
     from headprune import pipeline
-    from headprune.report.terminal import plan_table, prune_table, unmeasured_table
+    from headprune.report.terminal import plan_table, prune_table
 
     dry = bool(call.own.get("dry_run"))
     recipe = with_budget(call.recipe) if dry else with_output(call.recipe)
@@ -148,13 +148,21 @@ def command(call: Call) -> None:
         call.write(plan.to_json()) if call.json else call.show(plan_table(plan))
         call.talk.say("dry run: no model was written")
     elif stream:
-        made = pipeline.prune_unloaded(recipe, voice=call.talk, show=shower(call))
-        table = unmeasured_table(made, directory=str(recipe.out))
-        call.write(made.to_json()) if call.json else call.show(table)
+        show_unmeasured(call, recipe)
     else:
         results = pipeline.prune(recipe, voice=call.talk, show=shower(call))
         table = prune_table(results, directory=str(recipe.out))
         call.write(results.to_json()) if call.json else call.show(table)
+
+
+def show_unmeasured(call: Call, recipe: "Recipe") -> None:
+    """Prune from file to file, and show what is known of a model that wasn't loaded."""
+    from headprune import pipeline
+    from headprune.report.terminal import unmeasured_table
+
+    results = pipeline.prune_unloaded(recipe, voice=call.talk, show=shower(call))
+    table = unmeasured_table(results, directory=str(recipe.out))
+    call.write(results.to_json()) if call.json else call.show(table)
 
 
 def with_budget(recipe: "Recipe") -> "Recipe":

@@ -8,7 +8,8 @@ import typer
 from headprune.cli.check import limits_of
 from headprune.cli.options import Call
 from headprune.cli.prune import OPTIONS as PRUNE_OPTIONS
-from headprune.cli.prune import shower, with_output
+from headprune.cli.prune import show_unmeasured, shower, with_output
+from headprune.errors import ConfigError
 
 OPTIONS: dict[str, Any] = {
     "file": Annotated[
@@ -39,6 +40,15 @@ def command(call: Call) -> None:
 
     recipe = with_output(call.recipe)
     baseline = gate.read_baseline(Path(recipe.baseline)) if recipe.baseline else None
+    if pipeline.is_too_large(recipe, voice=call.talk):
+        if baseline is not None:
+            raise ConfigError(
+                "the weights are larger than the memory: from file to file nothing is measured that could be compared",
+                where="baseline",
+                hint="free some memory, or leave the baseline out and check on another machine: headprune check",
+            )
+        show_unmeasured(call, recipe)
+        return
     results = pipeline.prune(recipe, voice=call.talk, show=shower(call), baseline=baseline)
     verdict = None
     if baseline:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.export.vocabulary import Vocabulary
-from headprune.verify import Proof
+from headprune.verify import Proof, proving
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
@@ -36,6 +36,7 @@ _IN_LAYER = {
 }
 
 
+@proving("file == model")
 def file_equals_model(
     path: Path, model: PreTrainedModel, *, vocabulary: Vocabulary | None
 ) -> Proof:

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.batch import Batch, forward
+from headprune.memory import Parts, halves_of_batch
 from headprune.placement import input_device
 from headprune.tasks.distill import Distill
 
@@ -37,9 +38,14 @@ def mean_distance(
 ) -> float:
     """Return the mean distance over all rows of ``batches``, both models as they are."""
     total, rows = 0.0, 0
-    for batch in batches:
+    parts = Parts("distance to the teacher", halves_of_batch)
+
+    def summed(batch: Batch) -> float:
         inputs = batch.to(input_device(model)).inputs
         found = distance(forward(model, inputs), forward(teacher, inputs), inputs)
-        total += float(found.double().sum())
+        return float(found.double().sum())
+
+    for batch in batches:
+        total += sum(parts.run(batch, summed))
         rows += batch.num_rows
     return total / rows

@@ -15,7 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from headprune.anatomy import Anatomy
-from headprune.errors import CheckpointError, ConfigError, ModelError
+from headprune.errors import (
+    CheckpointError,
+    ConfigError,
+    MemoryLimitError,
+    ModelError,
+    is_out_of_memory,
+)
 from headprune.healing.adapters import add_adapters, merge_adapters
 from headprune.healing.loss import Distance
 from headprune.surgery import dead_indices
@@ -103,6 +109,7 @@ def train(model: PreTrainedModel, anatomy: Anatomy, course: Course) -> Trained:
     Raises:
         CheckpointError: A checkpoint can't be written.
         ConfigError: Trainer can't be run with these arguments.
+        MemoryLimitError: Memory ran out on a batch.
         ModelError: A weight is infinite or not a number afterwards.
     """
     from headprune.healing.trainer import Distillation
@@ -135,6 +142,10 @@ def train(model: PreTrainedModel, anatomy: Anatomy, course: Course) -> Trained:
                 where=str(course.arguments.output_dir),
                 hint="free some space, or choose another --run",
             ) from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise _too_large(course.arguments) from error
         # Mixed precision wraps the forward; what is saved and measured is the plain one.
         trainer.accelerator.unwrap_model(student, keep_fp32_wrapper=False)
         proofs = () if course.lora is None else (_merge(student, model, course.sample),)
@@ -142,6 +153,19 @@ def train(model: PreTrainedModel, anatomy: Anatomy, course: Course) -> Trained:
     model.eval()
     _refuse_diverged(model)
     return Trained(int(trainer.state.global_step), proofs)
+
+
+def _too_large(arguments: TrainingArguments) -> MemoryLimitError:
+    """Return the error for batches that memory doesn't hold with their gradients: steps depend on them, so none is halved."""
+    rows, gathered = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+    smaller = (
+        f"--batch-size {rows // 2} --trainer gradient_accumulation_steps={2 * gathered} makes the same steps"
+        if rows > 1
+        else "use a smaller --max-length, --lora 8, or a --device with more memory"
+    )
+    return MemoryLimitError(
+        f"memory ran out while training on batches of {rows} row(s)", where="heal", hint=smaller
+    )
 
 
 def _merge(student: Any, model: PreTrainedModel, sample: Mapping[str, Tensor]) -> Proof:
@@ -190,10 +214,13 @@ def _config_kept(model: PreTrainedModel) -> Iterator[None]:
 @contextmanager
 def _trainable_kept(model: PreTrainedModel) -> Iterator[None]:
     """Adapters freeze what is under them."""
-    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    yield
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(before[name])
+    # The parameters themselves: while adapters are there, their names are others, and an error leaves them there.
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, learns in before:
+            parameter.requires_grad_(learns)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from headprune.healing import (
     Course,
     Heal,
     distance_between,
+    last_checkpoint,
     mean_distance,
     open_checkpoints,
     refuse_adapters,
@@ -257,8 +258,11 @@ def _train(
     voice.say(f"healing on {len(lesson.fitting):,} rows")
     try:
         trained = train(subject.model, lesson.anatomy, course)
-    except KeyboardInterrupt:
-        voice.say(f"checkpoints are in {checkpoints.folder}; --resume goes on from the last")
+    except KeyboardInterrupt as stopped:
+        if last_checkpoint(checkpoints.folder) is not None:
+            stopped.add_note(
+                f"checkpoints are in {checkpoints.folder}; --resume goes on from the last"
+            )
         raise
     end = mean_distance(subject.model, teacher.model, batches=unseen, distance=distance)
     told = f"on {len(lesson.held_out):,} rows that it wasn't trained on"

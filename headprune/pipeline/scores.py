@@ -59,7 +59,7 @@ def find_scores(
     """
     if subject.recipe.scores is not None:
         return Scored(_named(subject, rows, path=Path(subject.recipe.scores), voice=voice))
-    latest = latest_scores(subject.recipe.method)
+    latest = latest_scores(subject.recipe.method, say=voice.say)
     if latest is not None:
         scores, path = latest
         if _fits(scores, subject, rows):
@@ -178,9 +178,13 @@ def compute_scores(
             found = score_with_steps(
                 subject.model, anatomy, goal, recipe=recipe, method=method, over=over
             )
-    except (KeyboardInterrupt, HeadpruneError):
+    except KeyboardInterrupt as stopped:
         if journal is not None and (done := journal.count()):
-            voice.say(f"batches done: {done}; the same command goes on from there")
+            stopped.add_note(_resumable(done))
+        raise
+    except HeadpruneError:
+        if journal is not None and (done := journal.count()):
+            voice.say(_resumable(done))
         raise
     data = dict(used.note) if used else {}
     if method in DEPEND_ON_BATCHES:
@@ -192,6 +196,10 @@ def compute_scores(
         "versions": versions(),
     }
     return Scored(found.model_copy(update=note), journal)
+
+
+def _resumable(done: int) -> str:
+    return f"batches done: {done}; the same command goes on from there"
 
 
 def _journal(subject: Subject, anatomy: Anatomy, batches: Sequence[Batch]) -> Journal:

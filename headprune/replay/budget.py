@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from headprune.batch import Batch
-from headprune.errors import ModelError, is_out_of_memory
+from headprune.memory import attempt
 from headprune.placement import release_memory
 from headprune.replay.recording import Recording
 
@@ -82,33 +83,24 @@ def in_chunks(
 ) -> tuple[Tensor, int | None]:
     """Return ``run`` of all masks, ``size`` of them at a time; half as many where memory runs out, nothing done twice.
 
+    Where memory runs out on a single mask, that is raised: whoever made the batch makes it smaller.
+
     Returns:
         The results, and how many at a time fitted where it was fewer than ``size``, else None.
-
-    Raises:
-        ModelError: A single mask is too much.
     """
     found: list[Tensor] = []
     start, fitted = 0, None
     size = min(size, len(masks))
     while start < len(masks):
-        losses = None
-        try:
-            losses = run(masks[start : start + size])
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if size == 1:
-                raise ModelError(
-                    "the device ran out of memory on a batch of the usual size",
-                    where="replay",
-                    hint="use a smaller --batch-size or --max-length",
-                ) from error
-        if losses is None:
-            # Only out here is what the failed forward held let go of: the error holds its frames.
-            release_memory()
-            fitted = size = size // 2
-            continue
+        piece = masks[start : start + size]
+        if len(piece) == 1:
+            losses = run(piece)
+        else:
+            made, _reason = attempt(partial(run, piece))
+            if made is None:
+                fitted = size = len(piece) // 2
+                continue
+            losses = made
         found.append(losses)
         start += len(losses)
     return torch.cat(found), fitted

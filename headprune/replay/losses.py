@@ -14,13 +14,14 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch, Loss
 from headprune.distributed import World
-from headprune.passes import IN_SILENCE, Pass, each_batch
+from headprune.memory import Parts, halves_of_batch
+from headprune.passes import IN_SILENCE, Pass, Work, each_batch, one_after_another
 from headprune.placement import input_device
 from headprune.replay.budget import TOKENS_ON_CPU, in_chunks, tokens_of, tokens_that_fit
 from headprune.replay.narrow import find_tail, reads_nothing_else
 from headprune.replay.recording import compiled_blocks, record
 from headprune.replay.resume import Resumption, run_masks
-from headprune.replay.routes import Routes, find_routes, modes_on, summary
+from headprune.replay.routes import TRIED, Routes, find_routes, modes_on, summary
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,10 @@ def losses(
     masks = masks.cpu()
     base = torch.ones(masks.shape[1]) if base is None else base.cpu()
     first = batches[0].to(input_device(model))
-    routes = find_routes(model, anatomy, first, loss, base=base, masks=masks)
+    _few, routes = Parts(name, halves_of_batch).largest(
+        first.take(TRIED),
+        lambda few: find_routes(model, anatomy, few, loss, base=base, masks=masks),
+    )
     if (text := summary(routes)) is not None:
         over.tell(text)
     compiled = compiled_blocks(model, anatomy) if over.compile else {}
@@ -104,7 +108,13 @@ def _tokens(run: _Run, batch: Batch, over: Pass) -> int:
     name, found = f"tokens-{batch.num_tokens}", torch.zeros(1, dtype=torch.long)
     if over.world.is_main:
         kept = over.journal.get(name) if over.journal else None
-        found[0] = _measured(run, batch, site) if kept is None else int(kept)
+        found[0] = (
+            Parts("replay", halves_of_batch).largest(
+                batch, lambda part: _measured(run, part, site)
+            )[1]
+            if kept is None
+            else int(kept)
+        )
         if over.journal is not None:
             over.journal.put(name, found)
     return int(over.world.summed(found))
@@ -132,15 +142,13 @@ def _only(run: _Run, wanted: Tensor) -> _Run:
 
 
 def _over_batches(run: _Run, batches: Sequence[Batch], *, over: Pass, name: str) -> Tensor:
-    found = each_batch(
-        batches,
+    work = Work[Batch](
         lambda batch: _batch_losses(run, batch),
         shape=lambda batch: (len(run.masks), batch.num_examples),
         dtype=torch.float32,
-        over=over,
-        name=name,
-        key=_digest(run),
+        join=one_after_another(1),
     )
+    found = each_batch(batches, work, over=over, name=name, key=_digest(run))
     result = torch.empty(len(run.masks), sum(batch.num_examples for batch in batches))
     for batch, values in zip(batches, found, strict=True):
         result[:, batch.indices] = values

@@ -22,7 +22,9 @@ from headprune.replay.projection import can_share
 from headprune.replay.recording import Recording, record
 from headprune.replay.resume import Mode, Resumption, run_masks
 
-_EXAMPLES = 2
+TRIED = 2
+"""Examples that are tried."""
+
 # Of a loss that is a sum over positions: a few show as well as a thousand would whether a block is resumed exactly.
 _POSITIONS = 16
 # In units of the data type's rounding: some operations round otherwise in another batch. A wrong replay is off by far more.
@@ -60,7 +62,7 @@ def find_routes(
     masks: Float[Tensor, "masks heads"],
 ) -> Routes:
     """Find where each mask starts, and try out on the first examples of ``batch`` how it can be run from there."""
-    few = batch.take(_EXAMPLES)
+    few = batch.take(TRIED)
     if isinstance(loss, PositionLoss):
         few, loss = _shortened(few, loss)
     given = Resumption(

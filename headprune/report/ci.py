@@ -1,6 +1,7 @@
 """A verdict for machines: JSON, Markdown, GitHub annotations, JUnit."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,6 +11,7 @@ from headprune.gate import Finding, Verdict
 
 # GitHub shows 10 annotations of a kind per step and drops the rest without a word.
 _ANNOTATIONS = 10
+_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def to_json(verdict: Verdict) -> str:
@@ -48,13 +50,12 @@ def to_junit(verdict: Verdict) -> str:
         errors="0",
     )
     for finding in verdict.findings:
-        case = ElementTree.SubElement(
-            suite, "testcase", classname="headprune.check", name=finding.name
-        )
+        name, message = _xml_text(finding.name), _xml_text(finding.message)
+        case = ElementTree.SubElement(suite, "testcase", classname="headprune.check", name=name)
         if finding.passed:
-            ElementTree.SubElement(case, "system-out").text = finding.message
+            ElementTree.SubElement(case, "system-out").text = message
         else:
-            ElementTree.SubElement(case, "failure", message=finding.message)
+            ElementTree.SubElement(case, "failure", message=message)
     ElementTree.indent(suite)
     text = ElementTree.tostring(suite, encoding="unicode", xml_declaration=False)
     return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'
@@ -82,6 +83,11 @@ FORMATS: dict[str, Callable[[Verdict], str]] = {
     "github": to_github,
     "junit": to_junit,
 }
+
+
+def _xml_text(text: str) -> str:
+    """Return the text with a replacement for every character that XML 1.0 has no way to say, not even as a reference."""
+    return _NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _cell(text: str) -> str:

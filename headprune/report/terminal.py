@@ -31,14 +31,18 @@ class Talk:
     """Progress and remarks on stderr; silent when asked, plain lines where nobody watches."""
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        # Names are shown as they are: [ ] in a path is no markup, and :x: no picture.
+        self.console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self.quiet = quiet
         self.verbose = verbose
 
     def say(self, text: str) -> None:
-        """Tell the user what is going on."""
+        """Tell the user what is going on; where stderr can't be written to, nobody listens, and the work goes on."""
         if not self.quiet:
-            self.console.print(text, style="dim", markup=False, soft_wrap=True)
+            try:
+                self.console.print(text, style="dim", soft_wrap=True)
+            except (OSError, SystemExit):  # rich turns a broken pipe into the end of the program
+                self.quiet = True
 
     def track(self, items: Sequence[T], description: str) -> Iterator[T]:
         """Yield ``items`` under a progress bar with an estimate of the time left; without a terminal, a line per tenth."""
@@ -55,7 +59,7 @@ class Talk:
 
     def _bar(self, items: Sequence[T], description: str) -> Iterable[T]:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -153,6 +157,8 @@ def _before_and_after(results: Results) -> Table:
     if old is not None and new is not None:
         table.add_row(_CACHE, f"{old:,} B", f"{new:,} B", _change(old, new))
     for name, value in after.latency_ms.items():
+        if name not in before.latency_ms:  # memory held it for one of the models only
+            continue
         table.add_row(
             f"latency, {name.replace('_', ' ')}",
             f"{before.latency_ms[name]:.1f} ms",

@@ -18,7 +18,8 @@ from headprune.batch import Batch, forward, num_examples
 from headprune.errors import UnsupportedError
 from headprune.heads import SiteId
 from headprune.masking import places_of
-from headprune.passes import Pass, each_batch
+from headprune.memory import Parts, halves_of_batch
+from headprune.passes import Pass, Work, each_batch, summed
 from headprune.placement import input_device
 from headprune.replay.rows import tensors_in
 from headprune.scoring.estimate import Estimate, mean_and_error
@@ -62,20 +63,20 @@ def mean_over_queries(
 
     with _eager(model):
         try:
-            look(batches[0].take(1).to(input_device(model)))
+            first = batches[0].take(1).to(input_device(model))
+            Parts("attention weights", halves_of_batch).run(first, look)
         except UnsupportedError:
             # Some hand them out only when they are asked, and then keep those of all layers.
             asking["output_attentions"] = True
             if "output_attentions" not in signature(model.forward).parameters:
                 raise
-        found = each_batch(
-            batches,
+        work = Work(
             sums,
             shape=lambda _batch: (2, len(anatomy.heads), len(NUMBERS)),
             dtype=torch.float64,
-            over=over,
-            name="attention weights",
+            join=summed,
         )
+        found = each_batch(batches, work, over=over, name="attention weights")
     total, squares = torch.stack(found).sum(0)[..., NUMBERS.index(number)]
     return mean_and_error(total, squares, n=num_examples(batches))
 

@@ -14,7 +14,7 @@ from headprune.batch import Batch, Loss, forward, num_examples
 from headprune.errors import ModelError
 from headprune.heads import SiteId
 from headprune.masking import changed, gated, places_of
-from headprune.passes import Pass, each_batch
+from headprune.passes import Pass, Work, each_batch, one_after_another, summed
 from headprune.placement import input_device, staged
 from headprune.replay import Tape, example_losses
 from headprune.scoring.estimate import Estimate, mean_and_error
@@ -37,14 +37,13 @@ def each_derivative(
     All methods that are made of these keep them under one name: the second finds what the first has left in the journal.
     """
     with frozen(model):
-        return each_batch(
-            batches,
+        work = Work[Batch](
             lambda batch: derivatives(model, anatomy, batch, loss).double(),
             shape=lambda batch: (batch.num_examples, len(anatomy.heads)),
             dtype=torch.float64,
-            over=over,
-            name="derivatives",
+            join=one_after_another(0),
         )
+        return each_batch(batches, work, over=over, name="derivatives")
 
 
 def mean_over_stretches(
@@ -106,14 +105,10 @@ def mean_over_stretches(
         return torch.stack([sizes.sum(0), sizes.square().sum(0)])
 
     with frozen(model):
-        found = each_batch(
-            batches,
-            sums,
-            shape=lambda _batch: (2, len(anatomy.heads)),
-            dtype=torch.float64,
-            over=over,
-            name=name,
+        work = Work(
+            sums, shape=lambda _batch: (2, len(anatomy.heads)), dtype=torch.float64, join=summed
         )
+        found = each_batch(batches, work, over=over, name=name)
     total, squares = torch.stack(found).sum(0)
     return mean_and_error(total, squares, n=num_examples(batches))
 

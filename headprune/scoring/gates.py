@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.optim.adam import adam
 from transformers import PreTrainedModel
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from headprune.allocator import kept_memory
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss, num_examples
+from headprune.memory import Parts
 from headprune.passes import Pass, kept
 from headprune.replay import losses
 from headprune.scoring.derivatives import derivatives, frozen
@@ -115,7 +116,10 @@ def trained_gates(
             shape = (batch.num_examples, len(anatomy.heads))
             noise = torch.rand(shape, generator=generator, dtype=torch.float64)
             state = kept(
-                over.journal, f"gates-step-{step:06d}", partial(stepped, batch, noise, step)
+                over.journal,
+                f"gates-step-{step:06d}",
+                partial(stepped, batch, noise, step),
+                say=over.say,
             )
     return state[0]
 
@@ -146,7 +150,7 @@ def gradient(
     log_alpha = log_alpha.clone().requires_grad_()
     with torch.enable_grad():
         sampled = sample(log_alpha, noise)
-        slopes = derivatives(model, anatomy, batch, loss, at=sampled.detach().float())
+        slopes = _slopes(model, anatomy, batch, loss, at=sampled.detach().float())
         # Linear in the gates, with the slopes of the loss: so its gradient is that of the loss.
         cost = (
             weight * (slopes.double() * sampled).sum() + price * open_probability(log_alpha).sum()
@@ -154,6 +158,32 @@ def gradient(
     (found,) = torch.autograd.grad(cost, log_alpha)
     slope: Tensor = found
     return slope
+
+
+def _slopes(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    batch: Batch,
+    loss: Loss,
+    *,
+    at: Float[Tensor, "examples heads"],
+) -> Float[Tensor, "examples heads"]:
+    """Return the derivatives of every example: where memory runs out, of half of them at a time."""
+
+    def halves(piece: tuple[Batch, Tensor]) -> list[tuple[Batch, Tensor]]:
+        two = piece[0].halves()
+        return (
+            list(zip(two, piece[1].split([half.num_examples for half in two]), strict=True))
+            if two
+            else []
+        )
+
+    parts = Parts[tuple[Batch, Tensor]]("gates", halves)
+    return torch.cat(
+        parts.run(
+            (batch, at), lambda piece: derivatives(model, anatomy, piece[0], loss, at=piece[1])
+        )
+    )
 
 
 def _moved(

@@ -13,7 +13,7 @@ from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch, forward
 from headprune.heads import SiteId
 from headprune.masking import observed
-from headprune.passes import Pass, each_batch
+from headprune.passes import Pass, Work, each_batch, summed
 from headprune.placement import input_device
 
 
@@ -45,14 +45,8 @@ def moments(
         parts = [_sums(site, seen[site.id], batch) for site in anatomy.sites]
         return torch.cat([part.flatten(1) for part in parts], dim=1)
 
-    found = each_batch(
-        batches,
-        sums,
-        shape=lambda _batch: (4, sum(widths)),
-        dtype=torch.float64,
-        over=over,
-        name="activations",
-    )
+    work = Work(sums, shape=lambda _batch: (4, sum(widths)), dtype=torch.float64, join=summed)
+    found = each_batch(batches, work, over=over, name="activations")
     by_site = torch.stack(found).sum(0).split(widths, dim=1)
     return {
         site.id: Moments(*(part[:3] / part[3].clamp_min(1)).unflatten(1, (-1, site.head_dim)))

@@ -11,6 +11,7 @@ from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch, Loss, forward
 from headprune.heads import SiteId
 from headprune.masking import observed
+from headprune.memory import Parts, halves_of_batch
 from headprune.passes import Pass
 from headprune.placement import input_device
 from headprune.scoring.derivatives import mean_over_stretches
@@ -67,24 +68,38 @@ def remainders(
     are ``z P_:h P_hh^-1``.
     """
     sums = {site.id: _nothing(model, site) for site in anatomy.sites}
+    # Of every site, whose examples are in its sums: memory that runs out in a batch leaves those of some sites there.
+    counted: dict[SiteId, set[int]] = {site.id: set() for site in anatomy.sites}
+    parts = Parts("outputs of heads", halves_of_batch, over.say)
+
+    def add(batch: Batch) -> None:
+        moved, examples = batch.to(input_device(model)), set(batch.indices.tolist())
+        with observed(model, anatomy) as seen:
+            forward(model, moved.inputs)
+        for site in anatomy.sites:
+            if not examples <= counted[site.id]:
+                total = sums[site.id]
+                total += sum(_products(site, z, moved, like=total) for z in seen[site.id])
+                counted[site.id] |= examples
+
     share = [batches[index] for index in over.world.share(len(batches))]
     for batch in over.track(share, "outputs of heads") if over.track else share:
-        batch = batch.to(input_device(model))
-        with observed(model, anatomy) as seen:
-            forward(model, batch.inputs)
-        for site in anatomy.sites:
-            for z in seen[site.id]:
-                real = real_positions(site, z.shape[:-2], batch)
-                flat = (z.flatten(0, -3) if real is None else z[real.to(z.device)]).flatten(1)
-                flat = flat.to(sums[site.id].device).double()
-                with_one = torch.cat([flat, flat.new_ones(len(flat), 1)], dim=1)
-                sums[site.id] += with_one.T @ with_one
+        parts.run(batch, add)
     return {
         site.id: _remainder(
             over.world.summed(sums.pop(site.id)), site, centred=_has_bias(model, site)
         )
         for site in anatomy.sites
     }
+
+
+def _products(site: Site, z: Tensor, batch: Batch, *, like: Tensor) -> Tensor:
+    """Return ``[z, 1]^T [z, 1]`` over the positions that aren't padding, where and as ``like`` is."""
+    real = real_positions(site, z.shape[:-2], batch)
+    flat = (z.flatten(0, -3) if real is None else z[real.to(z.device)]).flatten(1)
+    flat = flat.to(like)
+    with_one = torch.cat([flat, flat.new_ones(len(flat), 1)], dim=1)
+    return with_one.T @ with_one
 
 
 def _nothing(model: PreTrainedModel, site: Site) -> Tensor:

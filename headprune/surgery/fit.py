@@ -8,6 +8,7 @@ third. What is kept of the positions is their state at the block that is being m
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch
 from headprune.masking import gated, places_of
+from headprune.memory import Parts
 from headprune.placement import input_device
 from headprune.replay.walk import (
     Come,
@@ -96,6 +98,8 @@ def fit(
 ) -> list[Mended]:
     """Return for every way the output projections, mended from the first attention on that loses a head.
 
+    Where memory runs out, all of it is done again with smaller batches: the same sums over the same positions.
+
     Those that aren't linear in ``z`` (a norm or a function stands in between), and those that run more than once a forward, stay
     as they are.
 
@@ -106,7 +110,30 @@ def fit(
         mask: 0 for the heads that will go.
         ways: What is solved.
         ridges: Those to choose from, if not :data:`~headprune.surgery.least_squares.RIDGES`.
+
+    Raises:
+        MemoryLimitError: Memory ran out with one example a batch.
     """
+    parts = Parts[Sequence[Batch]]("mending", _with_halves)
+    made = partial(_fit, model, anatomy, mask=mask, ways=ways, ridges=ridges)
+    return parts.largest(batches, made)[1]
+
+
+def _with_halves(batches: Sequence[Batch]) -> Sequence[Sequence[Batch]]:
+    """Return the same batches in halves, in one list; no list where none can be halved."""
+    smaller = [half for batch in batches for half in (batch.halves() or (batch,))]
+    return [smaller] if len(smaller) > len(batches) else []
+
+
+def _fit(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    batches: Sequence[Batch],
+    *,
+    mask: Float[Tensor, " heads"],
+    ways: Sequence[How],
+    ridges: Sequence[float] | None,
+) -> list[Mended]:
     path = _Path(model, anatomy, batches, mask, ridges)
     whole = _Walker(Mended(projections(model, anatomy)), come=[()] * len(batches))
     mending = [_Walker(Mended(dict(whole.weights)), how) for how in ways]

@@ -1,7 +1,10 @@
 """Rows from local files, the hub or the demo packages; which columns mean what; which rows choose and which report."""
 
+import errno
 import re
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,7 @@ _LABELS = (
     "class",
     "intent",
 )
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 # Some rows end in two more fields, where the sentences come from.
 _STSB_COLUMNS = [
     "genre",
@@ -81,6 +85,44 @@ def read_table(source: str, *, split: str | None = None) -> Table:
     Raises:
         DataError: The file is missing, empty, of an unknown format or malformed; or the data set can't be had.
     """
+    with _reading(source):
+        table, split = _read(source, split)
+        rows = list(table)  # here texts are decoded
+    if not rows:
+        raise DataError("the data has no rows", where=f"--data {source}", hint="check the file")
+    names = {
+        column: tuple(feature.names)
+        for column, feature in table.features.items()
+        if getattr(feature, "names", None)
+    }
+    return Table(source, split, tuple(table.column_names), rows, names)
+
+
+@contextmanager
+def _reading(source: str) -> Iterator[None]:
+    """Name data whose files may not be read, or whose texts aren't UTF-8.
+
+    Raises:
+        DataError: They are such.
+    """
+    try:
+        yield
+    except UnicodeError as error:
+        raise DataError(
+            f"the data is not UTF-8: {error}",
+            where=f"--data {source}",
+            hint="convert it: iconv -f LATIN1 -t UTF-8 FILE",
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"the data can't be read: {error.strerror or error}",
+            where=f"--data {source}",
+            hint="check the path and its permissions",
+        ) from error
+
+
+def _read(source: str, split: str | None) -> tuple[Any, str | None]:
+    """Return the data set that is named, and its split."""
     path = Path(source)
     if source.startswith(demo.PREFIX):
         split = split or "train"
@@ -106,20 +148,7 @@ def read_table(source: str, *, split: str | None = None) -> Table:
         name, _, config = source.partition(":")
         split = split or "train"
         table = _load(name, source, *([config] if config else []), split=split)
-    if not len(table):
-        raise DataError("the data has no rows", where=f"--data {source}", hint="check the file")
-    names = {
-        column: tuple(feature.names)
-        for column, feature in table.features.items()
-        if getattr(feature, "names", None)
-    }
-    return Table(
-        source,
-        split,
-        tuple(table.column_names),
-        list(table),
-        names,
-    )
+    return table, split
 
 
 def _read_file(path: Path) -> Any:
@@ -152,14 +181,11 @@ def _load(builder: str, source: str, *args: str, split: str = "train", **options
     }
     try:
         if "data_files" in options:
-            return readers[builder](options.pop("data_files"), **options)
+            return _from_file(readers[builder], options.pop("data_files"), options)
         return datasets.load_dataset(builder, *args, split=split, **options)
     except Exception as error:
-        # The builders raise whatever their parsers raise (pandas, pyarrow, UnicodeDecodeError, hub errors), with the
-        # parser's own words at the end of the chain of causes.
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
+        # The builders raise whatever their parsers raise (pandas, pyarrow, UnicodeDecodeError, hub errors).
+        cause = _first_cause(error)
         local = builder in readers
         raise DataError(
             f"the data can't be read: {str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__}",
@@ -169,6 +195,26 @@ def _load(builder: str, source: str, *args: str, split: str = "train", **options
             else "check the name (HUB_ID[:CONFIG]), the split and the network; a local file needs one of the endings "
             + ", ".join(_BUILDERS),
         ) from error
+
+
+def _from_file(reader: Callable[..., Any], file: str, options: Mapping[str, Any]) -> Any:
+    """Read a file; where the library's cache can't be written, with a cache of our own that is gone afterwards."""
+    try:
+        return reader(file, **options)
+    except Exception as error:
+        cause = _first_cause(error)
+        of_the_cache = isinstance(cause, OSError) and cause.errno in _UNWRITABLE
+        if not of_the_cache or str(getattr(cause, "filename", None)) == file:
+            raise
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        return reader(file, cache_dir=folder, keep_in_memory=True, **options)
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """Return the end of a chain of causes, where a parser's own words are."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def choose_columns(

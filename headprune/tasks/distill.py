@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from transformers import PreTrainedModel
 
 from headprune.batch import Batch, Loss, PositionLoss, forward
+from headprune.memory import Parts, halves_of_batch
 from headprune.placement import input_device
 from headprune.replay import example_losses
 
@@ -75,10 +76,14 @@ def taught(
     Every example draws from a generator of its own, so that neither batches nor their order matter.
     """
     exact, drawn = [], []
+    parts = Parts("the whole model's outputs", halves_of_batch)
+
+    def teach(batch: Batch) -> Tensor:
+        moved = batch.to(input_device(model))
+        return distill.teach(model, moved, _generators(batch, seed)).cpu()
+
     for batch in batches:
-        targets = distill.teach(
-            model, batch.to(input_device(model)), _generators(batch, seed)
-        ).cpu()
+        targets = torch.cat(parts.run(batch, teach))
         exact.append(replace(batch, targets=targets))
         drawn.append(replace(batch, targets=distill.draw(targets, _generators(batch, seed + 1))))
     return Goal(tuple(exact), tuple(drawn), distill.loss)

@@ -1,6 +1,6 @@
 """What comes from strangers, read within bounds: documents, the files of a model's directory, weights' headers, configs."""
 
-from headprune.untrusted.documents import first_line, parse_json, parse_yaml, read_json, read_text
+from headprune.untrusted.documents import parse_json, parse_yaml, read_json, read_text
 from headprune.untrusted.files import kind_if_special, lies_within, refuse_foreign_files
 from headprune.untrusted.settings import check_settings
 from headprune.untrusted.weights import (
@@ -20,7 +20,6 @@ __all__ = [
     "TensorEntry",
     "check_settings",
     "damage",
-    "first_line",
     "indexed_files",
     "kind_if_special",
     "lies_within",

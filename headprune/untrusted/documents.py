@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from headprune.errors import CheckpointError, HeadpruneError
+from headprune.errors import CheckpointError, HeadpruneError, first_line
 from headprune.untrusted.files import kind_if_special
 
 MOST_BYTES = 100_000_000
@@ -196,9 +196,3 @@ def _children(value: Any) -> Iterator[Any]:
 def _kind(value: Any) -> str:
     names = {"NoneType": "null", "list": "a list", "str": "a text", "bool": "true or false"}
     return names.get(type(value).__name__, "a number")
-
-
-def first_line(error: BaseException, *, longest: int = 300) -> str:
-    """Return what an error says, on one line; its class where it says nothing."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0] if len(lines[0]) <= longest else f"{lines[0][:longest]}…"

@@ -5,8 +5,8 @@ import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from headprune.errors import ModelError
-from headprune.untrusted.documents import first_line, parse_json, read_json
+from headprune.errors import ModelError, first_line
+from headprune.untrusted.documents import parse_json, read_json
 from headprune.untrusted.files import kind_if_special
 
 WHOLE = "model.safetensors"
