@@ -24,7 +24,6 @@ from headprune.errors import ConfigError, ModelError, did_you_mean, first_line
 from headprune.placement import values_of
 from headprune.untrusted import (
     check_settings,
-    first_line,
     indexed_files,
     read_header,
     read_json,
