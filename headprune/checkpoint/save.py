@@ -8,11 +8,8 @@ The two routes:
   loads it, and so does ``headprune.load(directory)`` without running a file of the directory.
 """
 
-import os
-import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
@@ -20,7 +17,6 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
@@ -28,7 +24,7 @@ from headprune.anatomy.clone import pruning_record, quiet, stock_class
 from headprune.checkpoint.manifest import seal
 from headprune.checkpoint.output import output_directory
 from headprune.checkpoint.side_files import copy_side_files, drop_foreign_code
-from headprune.errors import CheckpointError, first_line
+from headprune.checkpoint.writing import writing
 from headprune.heads import SiteId
 from headprune.surgery import modeling_headprune
 from headprune.surgery.modeling_headprune import unfolded, width_kept
@@ -40,8 +36,6 @@ Route = Literal["stock", "remote-code"]
 _SAME_MATHEMATICS = {"llama": "mistral"}
 # As transformers has it.
 MAX_SHARD_SIZE = "50GB"
-# In the words of both libraries: "I/O error: File too large (os error 27)".
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def save(
@@ -91,32 +85,9 @@ def write_model(
     Raises:
         CheckpointError: A write failed: the disk is full, say.
     """
-    with quiet(), _writing(directory, "the weights"):
+    with quiet(), writing(directory, "the weights"):
         model.save_pretrained(directory, max_shard_size=max_shard_size)
     return write_description(model, directory, anatomy=anatomy, tokenizer=tokenizer, source=source)
-
-
-@contextmanager
-def _writing(directory: Path, what: str) -> Iterator[None]:
-    """Name a write that failed inside a library: safetensors' own exception, and the bare ones of tokenizers, are no OSError.
-
-    Raises:
-        OSError: The system refused; whoever knows the target names it.
-        CheckpointError: Anything else.
-    """
-    try:
-        yield
-    except Exception as error:
-        if type(error) is not Exception and not isinstance(error, SafetensorError):
-            raise
-        refused = _OS_ERROR.search(str(error))
-        if refused is not None:
-            raise OSError(int(refused[1]), os.strerror(int(refused[1]))) from error
-        raise CheckpointError(
-            f"{what} can't be written: {first_line(error)}",
-            where=str(directory),
-            hint="free some space, or choose a place on another disk; nothing was left half-written",
-        ) from error
 
 
 def write_description(
@@ -131,7 +102,7 @@ def write_description(
     with quiet():
         stock = stock_config(model, anatomy)
         if tokenizer is not None:
-            with _writing(directory, "the tokenizer"):
+            with writing(directory, "the tokenizer"):
                 tokenizer.save_pretrained(directory)
         config = stock or remote_config(model, anatomy)
         config.dtype = model.config.dtype  # as save_pretrained found it

@@ -25,8 +25,12 @@ def main() -> None:
     sys.exit(code)
 
 
+class _StoppedError(KeyboardInterrupt):
+    """A signal to stop. Of a class of its own: Python kills itself by the signal where it ever saw a plain KeyboardInterrupt."""
+
+
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    raise _StoppedError
 
 
 @contextmanager
@@ -36,9 +40,10 @@ def _termination_interrupts() -> Iterator[None]:
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # A signal that whoever started us wants ignored (nohup, a shell's background job) stays so.
-    if before[signal.SIGTERM] == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _interrupt)
+    for number, handler in before.items():
+        # A signal that whoever started us wants ignored (nohup, a shell's background job) stays so.
+        if handler in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _interrupt)
     try:
         yield
     finally:
