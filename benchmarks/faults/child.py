@@ -3,6 +3,7 @@
 Importing torch and transformers takes seconds and a fork milliseconds, so that thousands of trials fit into an hour.
 """
 
+import fcntl
 import os
 import resource
 import shutil
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from benchmarks.faults.watch import Fault, Watch
 
 Action = Callable[[], None]
 _TRACEBACK = 98
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 
 
 class Running(NamedTuple):
@@ -31,6 +33,7 @@ class Running(NamedTuple):
     files: Path
     started: float
     limits: Limits
+    pipes: tuple[int, ...] = ()
 
     def wait(self, *, blow: float | None = None, number: int = signal.SIGKILL) -> Ended:
         """Wait for the end; ``blow`` seconds after it has begun send signal ``number``, and at the limit kill it."""
@@ -50,6 +53,9 @@ class Running(NamedTuple):
                 _kill_all(self.pid)
             time.sleep(0.003)
         _kill_all(self.pid)
+        for pipe, name in zip(self.pipes, ("out", "err"), strict=False):
+            with open(pipe, "rb") as stream:  # noqa: PTH123 - a descriptor
+                (self.files / name).write_bytes(stream.read())
         told = dict(
             line.partition("=")[::2] for line in read(self.files / "told").splitlines() if line
         )
@@ -117,14 +123,35 @@ def start(
     limits = limits or Limits()
     sys.stdout.flush()
     sys.stderr.flush()
+    # What is printed must not be cut where files may not grow: a pipe isn't a file.
+    pipes = [_wide_pipe(), _wide_pipe()] if limits.file_size else []
     started = time.monotonic()
     pid = os.fork()
     if pid == 0:
-        _child(place, action, fault=fault or Fault(), limits=limits, files=files)
-    return Running(pid, files, started, limits)
+        writes = [write for _, write in pipes]
+        _child(place, action, fault=fault or Fault(), limits=limits, files=files, writes=writes)
+    for _, write in pipes:
+        os.close(write)
+    return Running(pid, files, started, limits, tuple(read for read, _ in pipes))
 
 
-def _child(place: Place, action: Action, *, fault: Fault, limits: Limits, files: Path) -> None:
+def _wide_pipe() -> tuple[int, int]:
+    """Return a pipe that holds all that a trial prints, for it is read at the end."""
+    reading, writing = os.pipe()
+    if sys.platform == "linux":
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 1 << 20)
+    return reading, writing
+
+
+def _child(
+    place: Place,
+    action: Action,
+    *,
+    fault: Fault,
+    limits: Limits,
+    files: Path,
+    writes: Sequence[int],
+) -> None:
     """Be the child; never returns."""
     code = _TRACEBACK
     try:
@@ -132,10 +159,10 @@ def _child(place: Place, action: Action, *, fault: Fault, limits: Limits, files:
         for number in (signal.SIGINT, signal.SIGTERM):
             default = number == signal.SIGINT
             signal.signal(number, signal.default_int_handler if default else signal.SIG_DFL)
-        _redirect(files)
+        _redirect(writes or [os.open(files / name, _APPEND) for name in ("out", "err")])
         _settle(place)
-        escaped = os.open(files / "escaped", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        told = os.open(files / "told", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        escaped = os.open(files / "escaped", _APPEND)
+        told = os.open(files / "told", _APPEND)
         watch = Watch(fault, (place.work, place.temporary, place.home, files), escaped)
         fork_fresh_processes(files, _lawfully)
         _limit(limits)
@@ -143,6 +170,8 @@ def _child(place: Place, action: Action, *, fault: Fault, limits: Limits, files:
         (files / "begun").touch()
         watch.install()
         code = _lawfully(action)
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         counts = f"calls={watch.calls}\nchanges={watch.changes}\nafter={watch.after}\n"
         taken = f"memory={_status('VmPeak:') - size}\nmodules={' '.join(sys.modules)}\n"
         os.write(told, f"{counts}{taken}".encode())
@@ -171,11 +200,11 @@ def _lawfully(action: Action) -> int:
     return code
 
 
-def _redirect(files: Path) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+def _redirect(writes: Sequence[int]) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(os.open(files / "out", flags), 1)
-    os.dup2(os.open(files / "err", flags), 2)
+    for number, descriptor in zip((1, 2), writes, strict=True):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
     sys.stdout = open(1, "w", closefd=False, encoding="utf-8")  # noqa: SIM115
     sys.stderr = open(2, "w", closefd=False, encoding="utf-8")  # noqa: SIM115
 
@@ -194,7 +223,8 @@ def _settle(place: Place) -> None:
 def _limit(limits: Limits) -> None:
     if limits.file_size:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limits.file_size, limits.file_size))
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limits.file_size, hard))
     if limits.memory:
         cap = _status("VmSize:") + limits.memory
         resource.setrlimit(resource.RLIMIT_AS, (cap, cap))

@@ -13,7 +13,7 @@ from benchmarks.faults.child import run
 from benchmarks.faults.place import Limits
 from benchmarks.faults.scenarios import Bench
 
-_FULL, _QUICK = 1000, 20
+_FULL, _QUICK = 1000, 12
 _GROWTH_BYTES = 8192
 """A cycle may not take more than this for good; the model's weights are about 40 kB."""
 
@@ -42,7 +42,7 @@ def _cycle(work: Path, cycles: int) -> list[dict[str, int]]:
         headprune.prune(model, [f"L{number % 2}.H{number % 4}"])
         headprune.save(model, "out", overwrite=number > 0)
         model = headprune.load("out")
-        if number % max(cycles // 20, 1) == 0 or number == cycles - 1:
+        if number % max(cycles // 20, 2) == 0 or number == cycles - 1:
             found.append(_held(work, model))
     return found
 
@@ -67,7 +67,8 @@ def _held(work: Path, model: Any) -> dict[str, int]:
 
 def _grown(held: list[dict[str, int]], cycles: int) -> str:
     """Say what is more at the end than when all was warm; memory by the median of a stretch, for it breathes."""
-    warm, end = held[len(held) // 4 :][:4], held[-4:]
+    width = max(len(held) // 5, 1)
+    warm, end = held[2 * width - 1 :][:width], held[-width:]
     between = cycles * 0.6
     memory = median(at["bytes"] for at in end) - median(at["bytes"] for at in warm)
     if cycles == _FULL and memory > _GROWTH_BYTES * between:

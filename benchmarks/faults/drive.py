@@ -5,6 +5,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,8 @@ def drive(request: Request, folder: Path) -> list[Record]:
         sys.exit(
             f"error: there is no campaign {min(unknown)!r}\n  in:   --only\n  try:  {', '.join(CAMPAIGNS)}"
         )
+    # Newer Pythons warn of every fork of a process that has threads; a child of ours uses none of its parent's.
+    warnings.filterwarnings("ignore", message=".*multi-threaded", category=DeprecationWarning)
     started = time.monotonic()
     import_all()
     ground = Ground(folder / "ground", request.seed, Place(folder / "w0" / "trial"))

@@ -30,7 +30,8 @@ def _trial(bench: Bench, number: int) -> Outcome:
     kind = f"{scenario.name}{', between the renames' if between else ''}"
     if ended.code != -9 and (problem := ended.problem(codes=(0,))):
         return Outcome(kind, problem)
-    return Outcome(kind, _aftermath(bench, scenario, before), f"target {bench.standing(scenario)}")
+    standing = bench.standing(scenario)
+    return Outcome(kind, _aftermath(bench, scenario, before), f"target {standing}")
 
 
 def _aftermath(bench: Bench, scenario: Scenario, before: Files) -> str:

@@ -4,6 +4,7 @@ An audit hook sees every file operation of Python before it happens, whoever ask
 a limit on the size of files (:mod:`benchmarks.faults.child`) makes those fail.
 """
 
+import errno
 import os
 import signal
 import stat
@@ -134,7 +135,10 @@ class Watch:
             return
         if fault.error == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        raise OSError(fault.error, os.strerror(fault.error), str(path))
+        # What is only read needs no room.
+        full = fault.error == errno.ENOSPC and not (changing and event in _FILLING)
+        error = errno.EIO if full else fault.error
+        raise OSError(error, os.strerror(error), str(path))
 
 
 def _directory_of(event: str, args: tuple[Any, ...]) -> int:
