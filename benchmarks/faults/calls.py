@@ -62,6 +62,6 @@ CAMPAIGN = Campaign(
     "grow beyond a size (EFBIG).",
     full=2000,
     quick=tuple(range(8)),
-    weight=35,
+    weight=33,
     trial=_trial,
 )

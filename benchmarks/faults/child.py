@@ -212,7 +212,8 @@ def _redirect(writes: Sequence[int]) -> None:
 def _settle(place: Place) -> None:
     """Make everything that libraries keep for themselves lie in the trial's own folder."""
     moved = constants()
-    here = {"HOME": place.home, "HF_HOME": place.home, "TMPDIR": place.temporary}
+    names = {"HOME": place.home, "HF_HOME": place.home, "MPLCONFIGDIR": place.home}
+    here = {**names, "TMPDIR": place.temporary}
     os.environ.update({name: str(path) for name, path in here.items()})
     os.chdir(place.work)
     tempfile.tempdir = None

@@ -170,6 +170,6 @@ CAMPAIGN = Campaign(
     tried="A bit flipped, the end cut off, or a stretch blanked, in every file that is read.",
     full=5000,
     quick=tuple(range(20)),
-    weight=18,
+    weight=20,
     trial=_trial,
 )

@@ -26,7 +26,7 @@ from benchmarks.faults.campaign import Campaign, Outcome
 from benchmarks.faults.ground import Ground, build
 from benchmarks.faults.place import Place
 from benchmarks.faults.scenarios import Bench
-from benchmarks.faults.warm import constants, import_all
+from benchmarks.faults.warm import PICTURES, constants, import_all
 
 CAMPAIGNS = {
     module.CAMPAIGN.name: module.CAMPAIGN
@@ -60,6 +60,8 @@ def drive(request: Request, folder: Path) -> list[Record]:
     warnings.filterwarnings("ignore", message=".*multi-threaded", category=DeprecationWarning)
     started = time.monotonic()
     import_all()
+    if not request.quick:
+        import_all(PICTURES)
     ground = Ground(folder / "ground", request.seed, Place(folder / "w0" / "trial"))
     ground.folder.mkdir()
     ground.place.renew()
@@ -98,6 +100,7 @@ def _work(
                 share = campaign.weight / sum(other.weight for other in chosen[place:])
                 numbers = _numbers(campaign, request, number)
                 end = time.monotonic() + (left * share if not request.quick else 600)
+                bench.until = end
                 for record in _trials(campaign, numbers, bench, end=end):
                     log.write(json.dumps(record) + "\n")
                     log.flush()

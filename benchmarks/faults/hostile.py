@@ -118,6 +118,6 @@ CAMPAIGN = Campaign(
     "depths and headers, thousands of files, strange names.",
     full=400,
     quick=(0, 4, 9, 12),
-    weight=8,
+    weight=6,
     trial=_trial,
 )

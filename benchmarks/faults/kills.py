@@ -53,6 +53,6 @@ CAMPAIGN = Campaign(
     tried="SIGKILL at a random time, before a random file operation, and between the renames of a replacement.",
     full=500,
     quick=tuple(range(6)),
-    weight=12,
+    weight=9,
     trial=_trial,
 )

@@ -72,6 +72,6 @@ CAMPAIGN = Campaign(
     tried="The same command twice, at the same time or a moment apart, on one output directory, file, run or baseline.",
     full=100,
     quick=(0, 1),
-    weight=4,
+    weight=3,
     trial=_trial,
 )

@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 LIMIT_SECONDS = 30.0
 _THREE_PARTS = re.compile(r"^error: .+\n(?:.*\n)*?  in:   .+\n(?:.*\n)*?  try:  .+", re.MULTILINE)
+_USAGE = re.compile(
+    r"^Usage: |^Error: (No such|Got|Option|Missing|Invalid|Unexpected)", re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Ended(NamedTuple):
 
 def is_three_part(err: str) -> bool:
     """Whether an error says what, where and what to do; the options' own parser says the command's usage instead."""
-    return bool(_THREE_PARTS.search(err)) or "Usage: " in err
+    return bool(_THREE_PARTS.search(err) or _USAGE.search(err))
 
 
 def brief(text: str) -> str:

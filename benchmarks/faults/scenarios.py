@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import math
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -105,6 +106,8 @@ class Bench:
     def __init__(self, ground: Ground) -> None:
         """Take the ground that trials happen on."""
         self.ground = ground
+        self.until = math.inf
+        """When a trial that can end early does so, by the monotonic clock."""
         self.reference: Callable[[Scenario], Reference] = cache(self._reference)
 
     @property

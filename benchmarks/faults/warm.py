@@ -25,6 +25,14 @@ _FIRST = (
     "datasets",
     "evaluate",
 )
+PICTURES = (
+    "headprune.report.plots",
+    "matplotlib.figure",
+    "matplotlib.ticker",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_svg",
+)
+"""What ``sweep`` draws with: it takes seconds for its list of fonts alone."""
 
 
 def import_all(names: Iterable[str] = _FIRST) -> None:
