@@ -1,0 +1,96 @@
+"""Try what happens to files when things go wrong, within some minutes; exit 1 where a promise didn't hold. See scripts/faults."""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+
+def main() -> None:
+    """Try, print, write; large libraries are imported late, after HF_HOME names a folder of our own."""
+    given = _parser().parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="headprune-faults-"))
+    owner = os.getpid()
+    try:
+        _own_environment(folder)
+        from benchmarks.faults import page
+        from benchmarks.faults.drive import Request, drive
+        from benchmarks.faults.safety import become_ordinary
+
+        as_root = become_ordinary(folder, as_root=given.as_root)
+        request = Request(
+            seed=given.seed,
+            seconds=60 * given.minutes,
+            quick=given.quick,
+            jobs=1 if given.trial is not None else given.jobs,
+            only=tuple(name for name in given.only.split(",") if name),
+            trial=given.trial,
+        )
+        document = page.document(drive(request, folder), request=request, as_root=as_root)
+        if given.json:
+            Path(given.json).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        if given.page:
+            Path(given.page).write_text(page.page(document), encoding="utf-8")
+        print("\n".join(page.summary(document)))
+        sys.exit(1 if page.failures(document) else 0)
+    finally:
+        if os.getpid() == owner and not given.keep_folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _own_environment(folder: Path) -> None:
+    """Let every library keep what it keeps in ``folder``, use one thread, and stay offline."""
+    home = folder / "home"
+    home.mkdir()
+    for name in ("HF_MODULES_CACHE", "HF_DATASETS_CACHE", "HF_HUB_CACHE", "XDG_CACHE_HOME"):
+        os.environ.pop(name, None)
+    os.environ.update(
+        HOME=str(home),
+        HF_HOME=str(home),
+        MPLCONFIGDIR=str(home),
+        HF_HUB_OFFLINE="1",
+        HF_EVALUATE_OFFLINE="1",
+        TOKENIZERS_PARALLELISM="false",
+        OMP_NUM_THREADS="1",
+        MKL_NUM_THREADS="1",
+        CUDA_VISIBLE_DEVICES="",
+        COLUMNS="160",
+        PYTHONDONTWRITEBYTECODE="1",
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
+    add = parser.add_argument
+    add(
+        "--minutes",
+        type=float,
+        default=60,
+        help="what is not begun by then is left out (default: 60)",
+    )
+    add("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
+    add("--quick", action="store_true", help="a few trials of each kind, in about half a minute")
+    add(
+        "--only",
+        metavar="A,B",
+        default="",
+        help="kills, calls, damage, malformed, hostile, pairs, memory, cycles, signals",
+    )
+    add("--trial", type=int, help="this trial alone, of the campaign that --only names")
+    add("--jobs", type=int, default=2, help="processes that try at the same time (default: 2)")
+    add("--json", metavar="FILE", help="write everything that was found")
+    add("--page", metavar="FILE", help="write the page, docs/reliability.md")
+    add(
+        "--as-root",
+        action="store_true",
+        help="go on as root where no ordinary user can read this Python",
+    )
+    add("--keep-folder", action="store_true", help="leave the temporary folder, to look into it")
+    return parser  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
