@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from headprune.cli import check, convert, evaluate, export, heal, inspect, prune, run, score, sweep
-from headprune.cli.options import CommandError, add_command, discard, stdout_error
+from headprune.cli.options import CommandError, add_command
+from headprune.cli.surroundings import discard, stdout_error
 from headprune.errors import HeadpruneError, is_out_of_memory
 
 app = typer.Typer(

@@ -6,10 +6,7 @@ there at once.
 
 import functools
 import inspect
-import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headprune.cli.processes import refuse_several_processes
-from headprune.errors import HeadpruneError
+from headprune.cli.surroundings import check_surroundings, writing_stdout
 
 if TYPE_CHECKING:
     from headprune.config import Recipe
@@ -189,13 +186,13 @@ class Call:
         """Print a table, or text, to stdout."""
         from rich.console import Console
 
-        with _writing_stdout():
+        with writing_stdout():
             # Names are shown as they are, as in Talk.
             Console(highlight=False, markup=False, emoji=False).print(value)
 
     def write(self, text: str) -> None:
         """Write a document to stdout as it is."""
-        with _writing_stdout():
+        with writing_stdout():
             typer.echo(text, nl=False)
 
 
@@ -205,59 +202,6 @@ class CommandError(Exception):
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))
         self.error = error
-
-
-@contextmanager
-def _writing_stdout() -> Iterator[None]:
-    """Name a stdout that can't be written to: its disk is full, or its reader went away (``headprune ... | head``).
-
-    Raises:
-        HeadpruneError: It can't.
-    """
-    try:
-        yield
-        sys.stdout.flush()
-    except (OSError, SystemExit) as error:  # rich turns a broken pipe into the end of the program
-        discard(sys.stdout)
-        raise stdout_error(error) from error
-
-
-def stdout_error(error: BaseException | None) -> HeadpruneError:
-    """Return the error for a stdout that can't be written to."""
-    reason = getattr(error, "strerror", None) or "its reader went away"
-    return HeadpruneError(
-        f"stdout can't be written to: {reason}",
-        where="stdout",
-        hint="send it to a file on a disk with room, or to a program that reads all of it",
-    )
-
-
-def discard(stream: Any) -> None:
-    """Let go of what a stream still holds: as the interpreter ends it would try once more to write it, and fail."""
-    with suppress(OSError, ValueError, AttributeError):  # no file of the operating system's
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _check_surroundings() -> None:
-    """Refuse what would end the command after its work.
-
-    Raises:
-        HeadpruneError: Stdout is closed, or the working directory is gone.
-    """
-    if sys.stdout is None or sys.stdout.closed:
-        raise HeadpruneError(
-            "stdout is closed, and that is where results go",
-            where="stdout",
-            hint="send it somewhere: headprune ... > results.txt, or > /dev/null",
-        )
-    try:
-        Path.cwd()
-    except OSError as error:
-        raise HeadpruneError(
-            f"the working directory can't be used: {error.strerror}",
-            where="working directory",
-            hint="change to a directory that exists: cd ~",
-        ) from error
 
 
 def add_command(
@@ -271,7 +215,7 @@ def add_command(
     @functools.wraps(function)
     def run(**given: Any) -> None:
         try:
-            _check_surroundings()
+            check_surroundings()
             if name != "score":
                 refuse_several_processes(name)
             function(_prepare(given))

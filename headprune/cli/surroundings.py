@@ -1,0 +1,63 @@
+"""What the operating system gives a command: stdout, and a working directory. Where they are unfit, they are named."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from headprune.errors import HeadpruneError
+
+
+@contextmanager
+def writing_stdout() -> Iterator[None]:
+    """Name a stdout that can't be written to: its disk is full, or its reader went away (``headprune ... | head``).
+
+    Raises:
+        HeadpruneError: It can't.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except (OSError, SystemExit) as error:  # rich turns a broken pipe into the end of the program
+        discard(sys.stdout)
+        raise stdout_error(error) from error
+
+
+def stdout_error(error: BaseException | None) -> HeadpruneError:
+    """Return the error for a stdout that can't be written to."""
+    reason = getattr(error, "strerror", None) or "its reader went away"
+    return HeadpruneError(
+        f"stdout can't be written to: {reason}",
+        where="stdout",
+        hint="send it to a file on a disk with room, or to a program that reads all of it",
+    )
+
+
+def discard(stream: Any) -> None:
+    """Let go of what a stream still holds: as the interpreter ends it would try once more to write it, and fail."""
+    with suppress(OSError, ValueError, AttributeError):  # no file of the operating system's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def check_surroundings() -> None:
+    """Refuse what would end the command after its work.
+
+    Raises:
+        HeadpruneError: Stdout is closed, or the working directory is gone.
+    """
+    if sys.stdout is None or sys.stdout.closed:
+        raise HeadpruneError(
+            "stdout is closed, and that is where results go",
+            where="stdout",
+            hint="send it somewhere: headprune ... > results.txt, or > /dev/null",
+        )
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise HeadpruneError(
+            f"the working directory can't be used: {error.strerror}",
+            where="working directory",
+            hint="change to a directory that exists: cd ~",
+        ) from error
