@@ -14,13 +14,9 @@ import torch
 PACKAGE = Path(__file__).parent.parent / "headprune"
 ORDER = [
     "errors",
-    "locks",
-    "leftovers",
-    "targets",
-    "replacing",
+    "files",
     "untrusted",
     "local",
-    "atomic",
     "allocator",
     "distributed",
     "journal",

@@ -11,19 +11,19 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from headprune.atomic import (
+from headprune.errors import CheckpointError
+from headprune.files.atomic import (
     append_text,
     refuse_unusable_target,
     staged_directory,
     staged_file,
     write_text,
 )
-from headprune.errors import CheckpointError
-from headprune.targets import exclusive, refuse_unwritable
+from headprune.files.targets import exclusive, refuse_unwritable
 
 KILLED = r"""
 import json, os, pathlib, sys, tempfile
-from headprune.atomic import staged_directory
+from headprune.files.atomic import staged_directory
 
 def state(path):
     return path.joinpath("a").read_text() if path.joinpath("a").is_file() else None
@@ -380,7 +380,7 @@ def test_a_name_that_is_not_refused_before_the_work_can_be_written(
 
 
 HOLD = (
-    "import sys; from pathlib import Path; from headprune.targets import exclusive\n"
+    "import sys; from pathlib import Path; from headprune.files.targets import exclusive\n"
     "with exclusive(Path(sys.argv[1]), where='--run'): print('held', flush=True); sys.stdin.read()"
 )
 

@@ -16,6 +16,7 @@ from headprune.checkpoint import output_directory, refuse_unusable_output, seal,
 from headprune.config import RECIPE_FILE, Recipe
 from headprune.errors import ConfigError, DataError
 from headprune.evaluation import first_examples, judge
+from headprune.files.targets import exclusive
 from headprune.heads import PruningPlan
 from headprune.healing import (
     Checkpoints,
@@ -39,7 +40,6 @@ from headprune.report.card import model_card
 from headprune.results import Results
 from headprune.runs import FOLDER
 from headprune.subject import Rows, Subject, Voice, open_subject, rows_that_chose, separate_rows
-from headprune.targets import exclusive
 from headprune.tasks.rows import Example, noted_rows, set_apart
 from headprune.verify import (
     Proof,

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from headprune import leftovers
 from headprune.errors import CheckpointError
-from headprune.locks import locked
+from headprune.files import leftovers
+from headprune.files.locks import locked
 
 
 def refuse_unwritable(

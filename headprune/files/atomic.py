@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from headprune import leftovers
 from headprune.errors import CheckpointError, UnprovenError
-from headprune.replacing import Check, discard, put_file_in_place, put_in_place
-from headprune.targets import (
+from headprune.files import leftovers
+from headprune.files.replacing import Check, discard, put_file_in_place, put_in_place
+from headprune.files.targets import (
     behind_links,
     named_error,
     naming,

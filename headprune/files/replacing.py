@@ -6,8 +6,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from headprune import leftovers
 from headprune.errors import CheckpointError
+from headprune.files import leftovers
 
 Check = Callable[[Path], None]
 """Raises a CheckpointError where a directory or file may not be replaced."""
