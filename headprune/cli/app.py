@@ -7,8 +7,20 @@ from typing import Annotated
 
 import typer
 
-from headprune.cli import check, convert, evaluate, export, heal, inspect, prune, run, score, sweep
-from headprune.cli.options import CommandError, add_command, discard, stdout_error
+from headprune.cli import (
+    check,
+    convert,
+    discard,
+    evaluate,
+    export,
+    heal,
+    inspect,
+    prune,
+    run,
+    score,
+    sweep,
+)
+from headprune.cli.options import CommandError, add_command, stdout_error
 from headprune.errors import HeadpruneError, is_out_of_memory
 
 app = typer.Typer(
@@ -83,6 +95,7 @@ def run_app() -> int:
             raise error from None
         return _failed(error)
     except OSError as error:  # of a command they come as CommandError: this is --help, or --version
+        discard(sys.stdout)
         return _failed(stdout_error(error))
     return 0
 
@@ -103,5 +116,5 @@ def _failed(error: BaseException) -> int:
     try:
         typer.echo(str(error), err=True)
     except (OSError, ValueError):  # stderr is full or closed: the exit code says it
-        discard(sys.stderr)
+        pass
     return error.exit_code

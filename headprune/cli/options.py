@@ -6,16 +6,16 @@ there at once.
 
 import functools
 import inspect
-import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headprune.cli import discard
 from headprune.cli.processes import refuse_several_processes
 from headprune.errors import HeadpruneError
 
@@ -221,12 +221,6 @@ def stdout_error(error: BaseException | None) -> HeadpruneError:
         where="stdout",
         hint="send it to a file on a disk with room, or to a program that reads all of it",
     )
-
-
-def discard(stream: Any) -> None:
-    """Let go of what a stream still holds: as the interpreter ends it would try once more to write it, and fail."""
-    with suppress(OSError, ValueError, AttributeError):  # no file of the operating system's
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _check_surroundings() -> None:
