@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -113,8 +114,6 @@ def _failed(error: BaseException) -> int:
             where="headprune itself",
             hint="HEADPRUNE_DEBUG=1 shows where; please report it",
         )
-    try:
+    with suppress(OSError, ValueError):  # stderr is full or closed: the exit code says it
         typer.echo(str(error), err=True)
-    except (OSError, ValueError):  # stderr is full or closed: the exit code says it
-        pass
     return error.exit_code

@@ -132,7 +132,10 @@ def _load(builder: str, source: str, *args: str, split: str = "train", **options
 
 
 def _from_file(reader: Callable[..., Any], file: str, options: Mapping[str, Any]) -> Any:
-    """Read a file, whose name is no pattern; where the library's cache can't be written, with a cache of our own that is gone afterwards."""
+    """Read a file, whose name is no pattern.
+
+    Where the library's cache can't be written, it has one of our own, which is gone afterwards.
+    """
     try:
         return reader(glob.escape(file), **options)
     except Exception as error:
