@@ -60,7 +60,7 @@ jaxtyping.jaxtyped = _jaxtyped_once  # before anything of headprune is imported
 hypothesis.settings.register_profile("no clock", deadline=None)
 hypothesis.settings.load_profile("no clock")
 
-from families import FAMILIES, build, toy_tokenizer  # noqa: E402
+from families import FAMILIES, build, sentences, toy_tokenizer  # noqa: E402
 from warm_python import WarmPython  # noqa: E402
 
 
@@ -137,3 +137,20 @@ def command_line(capsys, monkeypatch):
         return code, out.out, out.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def bert_directory(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("models") / "bert"
+    build("bert").save_pretrained(directory)
+    toy_tokenizer().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def here(run_here, bert_directory):
+    """A working directory with a model and data."""
+    shutil.copytree(bert_directory, run_here / "m")
+    rows = "".join(f"{text},{n % 2}\n" for n, text in enumerate(sentences(40)))
+    (run_here / "d.csv").write_text(f"text,label\n{rows}")
+    return run_here

@@ -3,12 +3,14 @@
 Nothing is imported before :func:`main` runs: Ctrl-C in the first second is answered as any later one is.
 """
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 __all__ = ["main"]
 
@@ -22,7 +24,19 @@ def main() -> None:
             code = run_app()
         except KeyboardInterrupt as stopped:
             code = _stopped(stopped)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            discard(stream)
     sys.exit(code)
+
+
+def discard(stream: Any) -> None:
+    """Let go of what a stream still holds: as the interpreter ends it would try once more to write it, and fail."""
+    with suppress(OSError, ValueError, AttributeError):  # no file of the operating system's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class _StoppedError(KeyboardInterrupt):

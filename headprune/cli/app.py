@@ -3,13 +3,26 @@
 import io
 import os
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
-from headprune.cli import check, convert, evaluate, export, heal, inspect, prune, run, score, sweep
+from headprune.cli import (
+    check,
+    convert,
+    discard,
+    evaluate,
+    export,
+    heal,
+    inspect,
+    prune,
+    run,
+    score,
+    sweep,
+)
 from headprune.cli.options import CommandError, add_command
-from headprune.cli.surroundings import discard, stdout_error
+from headprune.cli.surroundings import stdout_error
 from headprune.errors import HeadpruneError, is_out_of_memory
 
 app = typer.Typer(
@@ -84,6 +97,7 @@ def run_app() -> int:
             raise error from None
         return _failed(error)
     except OSError as error:  # of a command they come as CommandError: this is --help, or --version
+        discard(sys.stdout)
         return _failed(stdout_error(error))
     return 0
 
@@ -101,8 +115,6 @@ def _failed(error: BaseException) -> int:
             where="headprune itself",
             hint="HEADPRUNE_DEBUG=1 shows where; please report it",
         )
-    try:
+    with suppress(OSError, ValueError):  # stderr is full or closed: the exit code says it
         typer.echo(str(error), err=True)
-    except (OSError, ValueError):  # stderr is full or closed: the exit code says it
-        discard(sys.stderr)
     return error.exit_code

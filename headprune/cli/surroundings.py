@@ -1,12 +1,11 @@
 """What the operating system gives a command: stdout, and a working directory. Where they are unfit, they are named."""
 
-import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from headprune.cli import discard
 from headprune.errors import HeadpruneError
 
 
@@ -33,12 +32,6 @@ def stdout_error(error: BaseException | None) -> HeadpruneError:
         where="stdout",
         hint="send it to a file on a disk with room, or to a program that reads all of it",
     )
-
-
-def discard(stream: Any) -> None:
-    """Let go of what a stream still holds: as the interpreter ends it would try once more to write it, and fail."""
-    with suppress(OSError, ValueError, AttributeError):  # no file of the operating system's
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def check_surroundings() -> None:

@@ -1,6 +1,6 @@
 """Data sets by name: local files by their ending, the hub, the demo packages; and what is said where they can't be read."""
 
-import errno
+import glob
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +18,6 @@ _BUILDERS = {
     ".parquet": "parquet",
     ".txt": "text",
 }
-_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 # Some rows end in two more fields, where the sentences come from.
 _STSB_COLUMNS = [
     "genre",
@@ -133,16 +132,18 @@ def _load(builder: str, source: str, *args: str, split: str = "train", **options
 
 
 def _from_file(reader: Callable[..., Any], file: str, options: Mapping[str, Any]) -> Any:
-    """Read a file; where the library's cache can't be written, with a cache of our own that is gone afterwards."""
+    """Read a file, whose name is no pattern.
+
+    Where the library's cache can't be written, it has one of our own, which is gone afterwards.
+    """
     try:
-        return reader(file, **options)
+        return reader(glob.escape(file), **options)
     except Exception as error:
         cause = _first_cause(error)
-        of_the_cache = isinstance(cause, OSError) and cause.errno in _UNWRITABLE
-        if not of_the_cache or str(getattr(cause, "filename", None)) == file:
+        if not isinstance(cause, OSError) or str(cause.filename) in ("None", file):
             raise
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        return reader(file, cache_dir=folder, keep_in_memory=True, **options)
+        return reader(glob.escape(file), cache_dir=folder, keep_in_memory=True, **options)
 
 
 def _first_cause(error: BaseException) -> BaseException:

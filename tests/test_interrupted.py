@@ -1,0 +1,193 @@
+"""No work lost: signals leave with 130 and one line, damaged pieces are computed again, old runs' files stop nobody."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import headprune as hp
+from headprune.journal import Journal
+from headprune.runs import latest_scores
+
+
+def is_lawful(code, err):
+    """Whether a command left with 2 and said why in three parts."""
+    return (
+        code == 2
+        and sum(line.startswith("error: ") for line in err.splitlines()) == 1
+        and "\n  in:   " in err
+        and "\n  try:  " in err
+        and "unexpected" not in err
+        and "Traceback" not in err
+    )
+
+
+SCORE = ("score", "m", "--data", "d.csv", "--method", "ablation", "--batch-size", "8")
+
+
+@pytest.fixture(scope="module")
+def scores_of_a_whole_run():
+    return []
+
+
+@pytest.fixture
+def undisturbed(here, command_line, scores_of_a_whole_run):
+    """The scores of a run that wasn't stopped: the same bytes for every test."""
+    if not scores_of_a_whole_run:
+        assert command_line(*SCORE, "--run", "whole", "-q")[0] == 0
+        scores_of_a_whole_run.append(Path("whole/scores.json").read_bytes())
+    return scores_of_a_whole_run[0]
+
+
+# Signals.
+
+
+class Kill:
+    """Sends this process a signal after so many pieces were kept, as a user or a batch system does."""
+
+    def __init__(self, monkeypatch, number, after):
+        real, kept = Journal.put, []
+
+        def put(journal, *args):
+            real(journal, *args)
+            kept.append(args)
+            if len(kept) == after:
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(Journal, "put", put)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_with_130_and_says_what_goes_on(
+    number, here, command_line, monkeypatch, undisturbed
+):
+    handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        Kill(patch, number, after=3)
+        code, out, err = command_line(*SCORE, "--run", "stopped", "-q")
+    assert (code, out) == (130, "")
+    assert err.strip() == "stopped; batches done: 3; the same command goes on from there"
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert command_line(*SCORE, "--run", "stopped", "-q")[0] == 0
+    assert Path("stopped/scores.json").read_bytes() == undisturbed
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "entry", [["-m", "headprune"], ["-c", "from headprune.cli import main; main()"]]
+)
+def test_a_signal_while_libraries_are_imported_is_answered_alike(entry, number, here):
+    process = subprocess.Popen(
+        [sys.executable, *entry, *SCORE],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(hp.__file__).parent.parent)},
+    )
+    wait_for(process, "torch")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert err.strip().splitlines()[-1] == "stopped; nothing was left half-written"
+    assert "Traceback" not in err
+
+
+def wait_for(process, name):
+    """Wait until a process has mapped a library; without /proc, a while."""
+    maps, end = Path(f"/proc/{process.pid}/maps"), time.monotonic() + 30
+    while time.monotonic() < end and process.poll() is None:
+        if not maps.exists():
+            time.sleep(0.5)
+            return
+        if f"/{name}/" in maps.read_text():
+            return
+        time.sleep(0.01)
+
+
+# Partial results.
+
+
+@given(data=st.data())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_piece_is_none_and_said(data, tmp_path):
+    journal, piece = Journal(tmp_path), torch.randn(3, 5)
+    journal.put("piece", piece)
+    (path,) = tmp_path.glob("piece*")
+    content = bytearray(path.read_bytes())
+    told = []
+    assert torch.equal(journal.get("piece", say=told.append), piece)
+    assert not told
+    kind = data.draw(st.sampled_from(["flip", "cut", "longer"]))
+    place = data.draw(st.integers(0, len(content) - 1))
+    if kind == "flip":
+        content[place] ^= 1 << data.draw(st.integers(0, 7))
+    elif kind == "cut":
+        content = content[:place]
+    else:
+        content += data.draw(st.binary(min_size=1, max_size=9))
+    path.write_bytes(content)
+    assert journal.get("piece", say=told.append) is None
+    assert len(told) == 1
+    assert str(path) in told[0]
+    assert journal.get("another", say=told.append) is None
+    assert len(told) == 1, "what was never there isn't damaged"
+
+
+def test_scores_are_the_same_bytes_after_a_piece_was_damaged(
+    here, command_line, monkeypatch, undisturbed
+):
+    with monkeypatch.context() as patch:
+        Kill(patch, signal.SIGINT, after=3)
+        command_line(*SCORE, "--run", "stopped", "-q")
+    pieces = sorted(Path("stopped").rglob("*.safetensors"))
+    content = bytearray(pieces[1].read_bytes())
+    content[-40] ^= 0x40
+    pieces[1].write_bytes(content)
+    code, _out, err = command_line(*SCORE, "--run", "stopped")
+    assert code == 0
+    assert str(pieces[1].name) in err.replace("\n", "")
+    assert "computed again" in err
+    assert Path("stopped/scores.json").read_bytes() == undisturbed
+
+
+@pytest.mark.parametrize("kind", ["empty", "binary", "newer", "directory"])
+def test_a_file_of_an_earlier_run_that_nobody_named_stops_nobody(kind, here, command_line):
+    for _ in range(2):
+        code, _out, err = command_line("score", "m", "--method", "magnitude", "-q")
+        assert code == 0, err
+    older, newer = sorted(Path("headprune-runs").glob("*/scores.json"))
+    text = newer.read_text()
+    newer.unlink()
+    if kind == "directory":
+        newer.mkdir()
+    else:
+        newer.write_bytes(
+            {
+                "empty": b"",
+                "binary": b"\xff\x00\xfe",
+                "newer": json.dumps({**json.loads(text), "temperature": 1}).encode(),
+            }[kind]
+        )
+    told = []
+    assert latest_scores(None, say=told.append)[1] == older
+    assert len(told) == 1
+    assert str(newer) in told[0]
+    code, _out, err = command_line(
+        "prune", "m", "--data", "d.csv", "--keep", "0.7", "--method", "magnitude", "--mend", "none",
+        "--steps", "1", "--dry-run",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "passed over" in err
+    code, _out, err = command_line(
+        "prune", "m", "--data", "d.csv", "--keep", "0.7", "--scores", str(newer), "--dry-run", "-q"
+    )
+    assert is_lawful(code, err), "a file that somebody names is another matter"
