@@ -169,7 +169,7 @@ CAMPAIGN = Campaign(
     "or the results are the same. Text and rows carry no checksum: they are named, or read as what they then say (P6).",
     tried="A bit flipped, the end cut off, or a stretch blanked, in every file that is read.",
     full=5000,
-    quick=tuple(range(20)),
+    quick=(0, 1, 2, *range(9, 20)),
     weight=20,
     trial=_trial,
 )

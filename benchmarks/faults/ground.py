@@ -114,15 +114,18 @@ def _models(folder: Path) -> None:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    settings: dict[str, tuple[str, str, dict[str, Any]]] = {
-        "bert": ("BertConfig", "BertForSequenceClassification", {"hidden_size": 16, "heads": 4}),
-        "llama": ("LlamaConfig", "LlamaForCausalLM", {"hidden_size": 32, "heads": 4, "groups": 2}),
+    bert = ("BertConfig", "BertForSequenceClassification")
+    llama = ("LlamaConfig", "LlamaForCausalLM")
+    small = {"hidden_size": 16, "num_attention_heads": 4}
+    grouped = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    settings: dict[str, tuple[tuple[str, str], dict[str, int]]] = {
+        "bert": (bert, small),
+        "llama": (llama, grouped),
+        "wide-bert": (bert, {**small, "intermediate_size": 2048}),
+        "wide-llama": (llama, {**grouped, "vocab_size": 4000}),
     }
-    for name, (config_name, class_name, sizes) in settings.items():
-        given = {**_PLAIN, "hidden_size": sizes["hidden_size"]}
-        given["num_attention_heads"] = sizes["heads"]
-        if "groups" in sizes:
-            given["num_key_value_heads"] = sizes["groups"]
+    for name, ((config_name, class_name), sizes) in settings.items():
+        given = {**_PLAIN, **sizes}
         config = getattr(transformers, config_name)(**given)
         torch.manual_seed(0)
         model = getattr(transformers, class_name)._from_config(config)
