@@ -33,7 +33,7 @@ from headprune.results import Sweep
 from headprune.selection import knee, last_within
 from headprune.subject import Subject, open_subject, separate_rows
 from headprune.tasks import TASKS
-from headprune.tasks.rows import Example
+from headprune.tasks.rows import Example, noted_rows
 
 KEEPS = (1.0, 0.7, 0.5, 0.3)
 QUIET = Talk(quiet=True)
@@ -365,8 +365,8 @@ def test_rows_that_chose_are_not_rows_that_report(sweep, place):
         assert curve["points"][0]["loss"] == pytest.approx(run["reporting"], rel=1e-5)
     assert run["reporting"] != pytest.approx(run["choosing"], rel=1e-3)
     scores = json.loads((place / "headprune-runs/001-sweep/scores-gradient.json").read_text())
-    assert set(scores["rows"]) == {example.input_digest for example in choosing.examples}
-    assert not set(scores["rows"]) & {example.input_digest for example in reporting.examples}
+    assert set(scores["rows"]) == set(noted_rows(choosing.examples))
+    assert not set(scores["rows"]) & set(noted_rows(reporting.examples))
     assert [curve["scored_on"] for curve in found["curves"]] == [20, 0]
 
 

@@ -18,9 +18,11 @@ from transformers.utils import logging
 from headprune.anatomy.exceptions import SMALL_CONFIGS
 from headprune.anatomy.shrink import shrunk
 from headprune.errors import UnsupportedError
+from headprune.untrusted import first_line
 
 # A clone larger than this would take more than the second and the memory that looking is worth.
 _MOST_PARAMETERS = 120_000_000
+_MOST_BYTES_OF_TABLES = 2_000_000_000
 _HEADS = ("num_attention_heads", "num_key_value_heads")
 
 
@@ -84,8 +86,9 @@ def tiny_clone(model: PreTrainedModel, *, size: Size) -> PreTrainedModel:
             with torch.device("cpu"):
                 clone = kind._from_config(config, dtype=torch.float32, attn_implementation="eager")
         except Exception as error:  # config and model classes raise whatever they like
+            why = first_line(error)
             raise UnsupportedError(
-                f"model type {model.config.model_type!r} is not supported: no small copy of it could be built ({error})",
+                f"model type {model.config.model_type!r} is not supported: no small copy of it could be built ({why})",
                 where=f"{kind.__name__} (config.json: model_type)",
                 hint="headprune inspect MODEL tells what is supported; a small copy is needed to prove the pruning",
             ) from error
@@ -96,9 +99,13 @@ def tiny_clone(model: PreTrainedModel, *, size: Size) -> PreTrainedModel:
 
 def _refuse_large(kind: type[PreTrainedModel], config: PreTrainedConfig) -> None:
     with torch.device("meta"):
-        numbers = sum(p.numel() for p in kind(copy.deepcopy(config)).parameters())
+        empty = kind(copy.deepcopy(config))
+    numbers = sum(p.numel() for p in empty.parameters())
     if numbers > _MOST_PARAMETERS:
         raise ValueError(f"it would have {numbers:,} parameters")
+    tables = sum(buffer.nbytes for buffer in empty.buffers())  # of positions by positions, say
+    if tables > _MOST_BYTES_OF_TABLES:
+        raise ValueError(f"its tables would take {tables / 1e9:,.1f} GB")
 
 
 def refuse_quantised(model: PreTrainedModel) -> None:

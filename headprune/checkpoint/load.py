@@ -30,6 +30,7 @@ from headprune.untrusted import read_header
 
 # Heads and poolers that a task adds, and tables that are computed.
 _SLACK = 10_000_000
+_MOST_BYTES_OF_TABLES = 4_000_000_000
 
 
 def load(
@@ -161,7 +162,8 @@ def _refuse_larger_than_weights(source: ModelSource, kind: Any) -> None:
     """
     if getattr(source.config, "quantization_config", None) is not None:
         return  # packed: several numbers in one
-    described = count_parameters(build_empty(source, kind))
+    empty = build_empty(source, kind)
+    described = count_parameters(empty)
     files = map(read_header, source.weight_files)
     stored = sum(prod(tensor.shape) for header in files for tensor in header.tensors)
     if described > 2 * stored + _SLACK:
@@ -169,6 +171,13 @@ def _refuse_larger_than_weights(source: ModelSource, kind: Any) -> None:
             f"the config describes a model of {described:,} numbers, and the weights hold {stored:,}",
             where=str(source.directory),
             hint="check that config.json and the weights belong together",
+        )
+    tables = sum(buffer.nbytes for buffer in empty.buffers())
+    if tables > 16 * stored + _MOST_BYTES_OF_TABLES:
+        raise ModelError(
+            f"the config describes tables of {tables / 1e9:,.1f} GB beside weights of {stored:,} numbers",
+            where=str(source.directory / "config.json"),
+            hint="check its number of positions",
         )
 
 

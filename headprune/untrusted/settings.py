@@ -10,12 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from headprune.errors import ModelError
 
 # Several times of what there is: 128 layers, 16 thousand experts, 20 million words.
+_MOST_LABELS = 100_000
 _LAYERS = re.compile(r"(layers?|blocks|depths?|stages)$")
-_ENTRIES = re.compile(r"(experts|heads|n_head|num_labels|groups|kernel\w*|channels)$")
+_LABELS = re.compile(r"labels$")
+_ENTRIES = re.compile(r"(experts|heads|n_head|groups|kernel\w*|channels)$")
 _SIZES = re.compile(
     r"vocab|hidden|size|dim|embd|embed|d_model|d_ff|ffn|inner|width|positions|^num_|^n_|length"
 )
-_LIMITS = ((_LAYERS, 500), (_ENTRIES, 1_000_000), (_SIZES, 100_000_000))
+_LIMITS = ((_LAYERS, 500), (_LABELS, _MOST_LABELS), (_ENTRIES, 1_000_000), (_SIZES, 100_000_000))
 # Its table of positions is computed in Python, number by number.
 _MOST_POSITIONS = {"marian": 65_536}
 # A mark for "the last layer but one", and the like.
@@ -35,6 +37,10 @@ def _is_mapping(value: Any) -> bool:
     return isinstance(value, dict)
 
 
+def _is_labels(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) <= _MOST_LABELS
+
+
 def _is_pruned_heads(value: Any) -> bool:
     return isinstance(value, dict) and all(
         layer.isdecimal()
@@ -52,8 +58,8 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "architectures": (_is_texts, "a list of class names"),
     "headprune": (_is_mapping, "an object"),
     "pruned_heads": (_is_pruned_heads, "lists of heads by layer"),
-    "id2label": (_is_mapping, "an object"),
-    "label2id": (_is_mapping, "an object"),
+    "id2label": (_is_labels, f"an object of at most {_MOST_LABELS:,} classes"),
+    "label2id": (_is_labels, f"an object of at most {_MOST_LABELS:,} classes"),
     "dtype": (_is_text, "the name of a dtype"),
     "torch_dtype": (_is_text, "the name of a dtype"),
     "quantization_config": (_is_mapping, "an object"),
