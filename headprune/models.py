@@ -255,7 +255,11 @@ def load_tokenizer(source: ModelSource) -> Any:
     """
     try:
         return AutoTokenizer.from_pretrained(source.directory, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises bare Exceptions
+    except (
+        BaseException
+    ) as error:  # the tokenizers library raises bare Exceptions, and panics, which aren't even that
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise ModelError(
             f"the tokenizer of {source.name} can't be loaded: {first_line(error)}",
             where=str(source.directory),

@@ -193,6 +193,8 @@ def test_leftovers_are_found_whatever_the_name_and_nothing_else_is(name, tmp_pat
     (folder / "kept" / "precious").write_text("x")
     link = folder / f".{name}.headprune-tmp-1-link"
     link.symlink_to("kept")
+    pipe = folder / f".{name}.headprune-tmp-1-pipe"
+    os.mkfifo(pipe)
     others = [
         f".{name}.headprune-tmp-1-a.headprune-tmp-1-b",
         f".{name}.headprune-tmp-notes",
@@ -205,6 +207,7 @@ def test_leftovers_are_found_whatever_the_name_and_nothing_else_is(name, tmp_pat
     assert not dead.exists()
     assert not dead_file.exists()
     assert link.is_symlink()
+    assert pipe.is_fifo()
     assert (folder / "kept" / "precious").is_file()
     assert all((folder / other).is_dir() for other in others)
 
@@ -355,28 +358,51 @@ def test_what_is_no_file_or_directory_is_refused_before_the_work_and_stays(unusa
     assert snapshot(tmp_path) == before
 
 
-@given(st.integers(1, 255), st.sampled_from("né漢"))
-@settings(max_examples=40, deadline=None)
-def test_a_name_that_is_not_refused_before_the_work_can_be_written(
-    tmp_path_factory, length, letter
-):
-    target = tmp_path_factory.getbasetemp() / "long" / (letter * length)
-    for is_file in (True, False):
-        entered = False
+@pytest.mark.parametrize("letter", "né漢")
+def test_a_name_that_is_not_refused_before_the_work_can_be_written_and_replaced(tmp_path, letter):
+    refused = []
+    for length in range(1, 256):
+        target = tmp_path / (letter * length)
         try:
-            refuse_unwritable(target, where="--out", is_file=is_file)
+            refuse_unwritable(target, where="--out", is_file=False)
         except CheckpointError as error:
             assert "too long" in str(error)
-            assert length * len(letter.encode()) > 150
+            refused.append(length * len(letter.encode()))
+            with pytest.raises(CheckpointError), staged_directory(target):
+                raise AssertionError("entered")
             continue
-        with staged_file(target) if is_file else staged_directory(target) as temporary:
-            entered = True
-            if not is_file:
-                (temporary / "a").write_text("x")
-        assert entered
-        (target if is_file else target / "a").unlink()
-        if not is_file:
-            target.rmdir()
+        assert not refused
+        for _again in range(2):
+            with staged_directory(target, overwrite=True) as staging:
+                (staging / "manifest.json").write_text("{}")
+    assert min(refused) > 150
+    assert len(list(tmp_path.iterdir())) + len(refused) == 255
+
+
+def test_where_only_the_second_rename_fails_the_old_one_is_back_and_the_work_is_kept(
+    tmp_path, monkeypatch
+):
+    target = tmp_path / "x"
+    put(target)
+    real = Path.rename
+    calls = []
+
+    def rename(self, to):
+        calls.append(to)
+        if len(calls) == 2:
+            raise OSError(5, "Input/output error", str(self))
+        return real(self, to)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with (
+        pytest.raises(CheckpointError, match="Input/output") as caught,
+        staged_directory(target, overwrite=True) as staging,
+    ):
+        (staging / "a").write_text("new")
+    assert (target / "a").read_text() == "old"
+    assert (tmp_path / "x.unplaced" / "a").read_text() == "new"
+    assert str(tmp_path / "x.unplaced") in caught.value.hint
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "x.unplaced"]
 
 
 HOLD = (

@@ -17,8 +17,7 @@ from transformers.utils import logging
 
 from headprune.anatomy.exceptions import SMALL_CONFIGS
 from headprune.anatomy.shrink import shrunk
-from headprune.errors import UnsupportedError
-from headprune.untrusted import first_line
+from headprune.errors import UnsupportedError, first_line
 
 # A clone larger than this would take more than the second and the memory that looking is worth.
 _MOST_PARAMETERS = 120_000_000
