@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 import headprune as hp
-from headprune.errors import CheckpointError, ConfigError, ModelError, UnsupportedError
+from headprune.errors import (
+    CheckpointError,
+    ConfigError,
+    MemoryLimitError,
+    ModelError,
+    UnsupportedError,
+)
 from headprune.healing import (
     Course,
     distance_between,
@@ -322,3 +328,24 @@ def test_only_the_same_training_goes_on(tmp_path):
     (folder / "heal.json").unlink()
     with pytest.raises(CheckpointError, match="another training"):
         open_checkpoints(folder, facts=facts, resume=True)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, torch.OutOfMemoryError])
+def test_weights_that_adapters_froze_learn_again_whatever_ended_the_training(error, tmp_path):
+    """And what didn't learn before doesn't learn now; memory that runs out is told with what would fit."""
+    lesson = Lesson("bert")
+    model = lesson.model
+    frozen = next(model.parameters())
+    frozen.requires_grad_(False)
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+
+    def fail(*_args):
+        raise error("the surroundings")
+
+    model.register_forward_pre_hook(fail)
+    expected = MemoryLimitError if error is torch.OutOfMemoryError else error
+    with pytest.raises(expected) as caught:
+        lesson.train(tmp_path, lora=4, max_steps=2)
+    assert all(parameter.requires_grad is learns for parameter, learns in before)
+    if expected is MemoryLimitError:
+        assert "--batch-size" in caught.value.hint

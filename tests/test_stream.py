@@ -361,6 +361,19 @@ def test_the_command_line_streams(headprune, run_here):
     assert "headprune.load" in out
 
 
+@pytest.mark.parametrize("command", ["prune", "run"])
+def test_weights_larger_than_the_memory_are_streamed_by_every_command(
+    command, headprune, run_here, monkeypatch
+):
+    monkeypatch.setattr("headprune.pipeline.streaming.available_memory", lambda: 1000)
+    settings = {"model": "model", "scores": "scores.json", "keep": 0.5, "out": "out"}
+    (run_here / "recipe.yaml").write_text(json.dumps(settings))
+    words = ("run", "recipe.yaml") if command == "run" else ("prune", "--config", "recipe.yaml")
+    code, out, err = headprune(*words, "--json")
+    assert code == 0, err
+    assert json.loads(out)["streamed"] is True
+
+
 def test_a_dry_run_of_a_stream_reads_no_data_and_writes_nothing(headprune, run_here):
     code, out, err = headprune(*PRUNE, "--stream", "--dry-run", "--json")
     assert code == 0, err
