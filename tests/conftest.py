@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -55,6 +56,10 @@ def _jaxtyped_once(function=None, *, typechecker=None):
 
 
 jaxtyping.jaxtyped = _jaxtyped_once  # before anything of headprune is imported
+
+# Where tests run in the background, Ctrl-C is ignored, and by what they start as well.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says how busy the machine is.
 hypothesis.settings.register_profile("no clock", deadline=None)

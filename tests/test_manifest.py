@@ -169,7 +169,7 @@ def test_a_manifest_names_files_of_its_own_directory(ours, name):
     document["files"][name] = document["files"]["config.json"]
     path.write_text(json.dumps(document))
     (ours.parent / "outside.json").write_text("config.json")
-    with pytest.raises(CheckpointError, match="no file of this directory"):
+    with pytest.raises(CheckpointError, match="no file of this directory|not Unicode"):
         check_manifest(ours)
     with pytest.raises(CheckpointError):
         refuse_strangers(ours)

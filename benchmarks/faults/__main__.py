@@ -45,7 +45,10 @@ def _own_environment(folder: Path) -> None:
     """Let every library keep what it keeps in ``folder``, use one thread, and stay offline."""
     home = folder / "home"
     home.mkdir()
-    for name in ("HF_MODULES_CACHE", "HF_DATASETS_CACHE", "HF_HUB_CACHE", "XDG_CACHE_HOME"):
+    for name in (
+        *("HF_MODULES_CACHE", "HF_DATASETS_CACHE", "HF_HUB_CACHE"),
+        *("XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"),
+    ):
         os.environ.pop(name, None)
     os.environ.update(
         HOME=str(home),

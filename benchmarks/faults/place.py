@@ -50,6 +50,10 @@ class Place:
         shutil.rmtree(self.base, ignore_errors=True)
         for folder in (self.work, self.temporary, self.home, self.outside, self.streams):
             folder.mkdir(parents=True, exist_ok=True)
+        # All trials note rows by one key, as all commands of a user do.
+        key = self.home / ".local" / "state" / "headprune" / "row-key"
+        key.parent.mkdir(parents=True)
+        key.write_bytes(bytes(range(32)))
 
 
 class Ended(NamedTuple):

@@ -22,7 +22,7 @@ from headprune.cli import (
     sweep,
 )
 from headprune.cli.options import CommandError, add_command
-from headprune.cli.surroundings import stdout_error
+from headprune.cli.surroundings import ReaderGoneError, stdout_error
 from headprune.errors import HeadpruneError, is_out_of_memory
 
 app = typer.Typer(
@@ -106,6 +106,8 @@ def _failed(error: BaseException) -> int:
     """Say what is wrong, in three parts, and return the exit code."""
     if os.environ.get("HEADPRUNE_DEBUG") == "1":
         raise error
+    if isinstance(error, ReaderGoneError):
+        return error.exit_code
     if is_out_of_memory(error):
         error = _out_of_memory(error)
     if not isinstance(error, HeadpruneError):

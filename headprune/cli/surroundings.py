@@ -24,10 +24,17 @@ def writing_stdout() -> Iterator[None]:
         raise stdout_error(error) from error
 
 
+class ReaderGoneError(HeadpruneError):
+    """Nobody reads stdout any more (``headprune ... | head``): nothing is said to who has heard enough."""
+
+
 def stdout_error(error: BaseException | None) -> HeadpruneError:
     """Return the error for a stdout that can't be written to."""
+    kind = HeadpruneError
     reason = getattr(error, "strerror", None) or "its reader went away"
-    return HeadpruneError(
+    if error is None or isinstance(error, (BrokenPipeError, SystemExit)):
+        kind = ReaderGoneError
+    return kind(
         f"stdout can't be written to: {reason}",
         where="stdout",
         hint="send it to a file on a disk with room, or to a program that reads all of it",

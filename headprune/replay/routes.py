@@ -7,6 +7,7 @@ of whole forwards; that two masks may share a forward is tried once.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch, Loss, PositionLoss
 from headprune.errors import is_out_of_memory
+from headprune.memory import attempt
 from headprune.replay.narrow import find_tail, reads_nothing_else
 from headprune.replay.projection import can_share
 from headprune.replay.recording import Recording, record
@@ -167,7 +169,7 @@ def _narrows(
 
 
 def _agrees(given: Resumption, trial: _Trial, mode: Mode) -> bool:
-    found = _tried(given, trial.masks, trial.site, mode)
+    found, _reason = attempt(partial(_tried, given, trial.masks, trial.site, mode))
     effect = trial.expected - given.recording.losses
     return found is not None and is_same(
         found, trial.expected, dtype=given.model.dtype, effect=effect
@@ -200,9 +202,9 @@ def modes_on(routes: Routes, given: Resumption, *, stacks: bool) -> Mapping[Site
     last, mode = list(routes.modes.items())[-1]
     trusted = given.recording.order == routes.order
     if trusted and stacks and mode != "plain":
-        try:
-            twice = _tried(given, given.base.repeat(2, 1), last, mode)
-        except (RuntimeError, MemoryError):  # two don't fit: then none will be stacked
+        masks = given.base.repeat(2, 1)
+        twice, reason = attempt(partial(_tried, given, masks, last, mode))
+        if reason is not None:  # two don't fit: then none will be stacked
             return routes.modes
         trusted = twice is not None and all(
             is_same(one, given.recording.losses, dtype=given.model.dtype) for one in twice

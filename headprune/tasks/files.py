@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from headprune import demo
-from headprune.errors import DataError, did_you_mean
+from headprune.errors import DataError, did_you_mean, first_line
 
 _BUILDERS = {
     ".csv": "csv",
@@ -43,13 +43,13 @@ def reading(source: str) -> Iterator[None]:
         yield
     except UnicodeError as error:
         raise DataError(
-            f"the data is not UTF-8: {error}",
+            f"the data is not UTF-8: {first_line(error)}",
             where=f"--data {source}",
             hint="convert it: iconv -f LATIN1 -t UTF-8 FILE",
         ) from error
     except OSError as error:
         raise DataError(
-            f"the data can't be read: {error.strerror or error}",
+            f"the data can't be read: {error.strerror or first_line(error)}",
             where=f"--data {source}",
             hint="check the path and its permissions",
         ) from error
@@ -122,7 +122,7 @@ def _load(builder: str, source: str, *args: str, split: str = "train", **options
         cause = _first_cause(error)
         local = builder in readers
         raise DataError(
-            f"the data can't be read: {str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__}",
+            f"the data can't be read: {first_line(cause)}",
             where=f"--data {source}" + ("" if local else f" --split {split}"),
             hint="check that the content fits the file's ending"
             if local
