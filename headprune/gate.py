@@ -5,9 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from headprune.atomic import write_text
 from headprune.errors import ConfigError
 from headprune.evaluation import EvalResult, Measurement
-from headprune.files.atomic import write_text
 from headprune.files.targets import refuse_unwritable
 from headprune.heads import Artefact, read_artefact
 

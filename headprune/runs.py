@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from headprune.atomic import write_text
 from headprune.errors import CheckpointError, PlanError
-from headprune.files.atomic import write_text
 from headprune.files.targets import exclusive, naming, refuse_unwritable
 from headprune.heads import HeadScores, read_artefact
 

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "headprune"
 ORDER = [
     "errors",
     "files",
+    "atomic",
     "untrusted",
     "local",
     "allocator",

@@ -11,19 +11,19 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from headprune.errors import CheckpointError
-from headprune.files.atomic import (
+from headprune.atomic import (
     append_text,
     refuse_unusable_target,
     staged_directory,
     staged_file,
     write_text,
 )
+from headprune.errors import CheckpointError
 from headprune.files.targets import exclusive, refuse_unwritable
 
 KILLED = r"""
 import json, os, pathlib, sys, tempfile
-from headprune.files.atomic import staged_directory
+from headprune.atomic import staged_directory
 
 def state(path):
     return path.joinpath("a").read_text() if path.joinpath("a").is_file() else None

@@ -11,9 +11,9 @@ import torch
 from families import build, inspected, token_inputs
 from warm_python import REAL
 
+from headprune.atomic import staged_directory
 from headprune.checkpoint import save
 from headprune.errors import UnprovenError, is_out_of_memory
-from headprune.files.atomic import staged_directory
 from headprune.placement import moved_away, staged
 from headprune.verify import loads_afresh, reload_is_identical
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from headprune.atomic import MANIFEST
 from headprune.errors import CheckpointError
-from headprune.files.atomic import MANIFEST
 from headprune.heads import Artefact, read_artefact
 
 # May be edited freely; whatever is loaded may not.

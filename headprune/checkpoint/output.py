@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from headprune.atomic import refuse_unusable_target, staged_directory
 from headprune.checkpoint.manifest import refuse_strangers
 from headprune.errors import CheckpointError
-from headprune.files.atomic import refuse_unusable_target, staged_directory
 from headprune.files.targets import naming
 
 
@@ -14,7 +14,7 @@ def refuse_unusable_output(out: Path, *, overwrite: bool, needed_bytes: int = 0)
     """Check, before any work starts, that a directory can be written later, and holds nothing that isn't ours.
 
     Raises:
-        CheckpointError: See :func:`headprune.files.atomic.refuse_unusable_target` and :func:`refuse_strangers`.
+        CheckpointError: See :func:`headprune.atomic.refuse_unusable_target` and :func:`refuse_strangers`.
     """
     refuse_unusable_target(
         out, overwrite=overwrite, needed_bytes=needed_bytes, check=refuse_strangers
@@ -46,7 +46,7 @@ def output_directory(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield an empty directory that becomes ``out`` when the block ends well, replacing only what is ours.
 
     Raises:
-        CheckpointError: See :func:`headprune.files.atomic.staged_directory` and :func:`refuse_strangers`.
+        CheckpointError: See :func:`headprune.atomic.staged_directory` and :func:`refuse_strangers`.
     """
     with staged_directory(out, overwrite=overwrite, check=refuse_strangers) as staging:
         yield staging

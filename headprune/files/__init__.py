@@ -1,1 +1,1 @@
-"""Writing that is all or nothing, where nothing of anyone else's is replaced or removed."""
+"""What all-or-nothing writing takes, so that nothing of anyone else's is replaced or removed."""

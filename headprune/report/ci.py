@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
-from headprune.files.atomic import append_text
+from headprune.atomic import append_text
 from headprune.gate import Finding, Verdict
 
 # GitHub shows 10 annotations of a kind per step and drops the rest without a word.
