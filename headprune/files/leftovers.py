@@ -211,12 +211,14 @@ def _siblings(target: Path) -> Iterator[tuple[Path, re.Match[str]]]:
     """Yield all temporaries of ``target`` and what its replacements moved aside, each with the parts of its name."""
     prefix = _prefix(target)
     try:
-        names = sorted(path.name for path in target.parent.iterdir())
+        # No Path of each: a journal has thousands.
+        with os.scandir(target.parent) as entries:
+            names = sorted(entry.name for entry in entries if entry.name.startswith(prefix))
     except FileNotFoundError:
         return
     for name in names:
         match = _BEHIND_THE_MARK.fullmatch(name.removeprefix(prefix))
-        if name.startswith(prefix) and match:
+        if match:
             yield target.parent / name, match
 
 
