@@ -12,23 +12,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lawful import is_lawful
 
 import headprune as hp
 from headprune.journal import Journal
 from headprune.runs import latest_scores
-
-
-def is_lawful(code, err):
-    """Whether a command left with 2 and said why in three parts."""
-    return (
-        code == 2
-        and sum(line.startswith("error: ") for line in err.splitlines()) == 1
-        and "\n  in:   " in err
-        and "\n  try:  " in err
-        and "unexpected" not in err
-        and "Traceback" not in err
-    )
-
 
 SCORE = ("score", "m", "--data", "d.csv", "--method", "ablation", "--batch-size", "8")
 

@@ -401,6 +401,16 @@ class Waits(TorchDispatchMode):
         return super().__enter__()
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_few_masks_have_few_losses(bert, count):
+    """Of fewer masks than processes, some processes have none."""
+    batches = as_batches([token_inputs()])
+    masks = (1 - torch.eye(18))[:count]
+    found = replay.losses(bert, inspected(bert), batches=batches, loss=loss, masks=masks)
+    assert found.shape == (count, 4)
+    assert found.isfinite().all()
+
+
 def test_memory_that_runs_out_halves_the_stack_and_nothing_is_done_twice():
     ran = []
 

@@ -13,6 +13,7 @@ import pytest
 from families import build
 from hypothesis import given
 from hypothesis import strategies as st
+from lawful import is_lawful
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -24,19 +25,6 @@ from headprune.gate import Finding, Verdict
 from headprune.models import find
 from headprune.report.ci import to_github, to_junit
 from headprune.tasks.data import read_table
-
-
-def is_lawful(code, err):
-    """Whether a command left with 2 and said why in three parts."""
-    return (
-        code == 2
-        and sum(line.startswith("error: ") for line in err.splitlines()) == 1
-        and "\n  in:   " in err
-        and "\n  try:  " in err
-        and "unexpected" not in err
-        and "Traceback" not in err
-    )
-
 
 # Stdout, the working directory, the environment.
 

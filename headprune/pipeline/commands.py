@@ -209,12 +209,7 @@ def prune(
     """
     recipe = with_recorded_rows(recipe, voice=voice)
     out = Path(recipe.out or "")
-    if recipe.max_drop is not None and recipe.budgets and baseline is None:
-        raise ConfigError(
-            "a tolerance beside another budget is for a check against a baseline, and there is none",
-            where=f"--max-drop {recipe.max_drop}, --{next(iter(recipe.budgets)).replace('_', '-')}",
-            hint="leave one of them out",
-        )
+    _refuse_second_budget(recipe, baseline)
     refuse_unusable_output(out, overwrite=recipe.overwrite)
     check_course(recipe)
     check_metric(recipe)
@@ -252,6 +247,20 @@ def prune(
     )
     found.kept_elsewhere()
     return results
+
+
+def _refuse_second_budget(recipe: Recipe, baseline: Baseline | None) -> None:
+    """Refuse a tolerance beside another budget, unless it is the one of a check against a baseline.
+
+    Raises:
+        ConfigError: See above.
+    """
+    if recipe.max_drop is not None and recipe.budgets and baseline is None:
+        raise ConfigError(
+            "a tolerance beside another budget is for a check against a baseline, and there is none",
+            where=f"--max-drop {recipe.max_drop}, --{next(iter(recipe.budgets)).replace('_', '-')}",
+            hint="leave one of them out",
+        )
 
 
 def refuse_output(recipe: Recipe, *, source: Path) -> None:

@@ -188,5 +188,6 @@ def _batch_losses(run: _Run, batch: Batch) -> Float[Tensor, "masks examples"]:
             stacked = fitted or stacked  # what was too much for one attention is for the next
             found.append(losses_here)
     losses = torch.empty(len(run.masks), batch.num_examples)
-    losses[torch.cat(order)] = torch.cat(found).cpu()
+    if order:  # of fewer masks than processes, some have none
+        losses[torch.cat(order)] = torch.cat(found).cpu()
     return losses
