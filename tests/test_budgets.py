@@ -3,8 +3,10 @@
 import copy
 import itertools
 import re
+from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from families import build, inspected, token_inputs
@@ -30,6 +32,7 @@ from headprune.pipeline.course import check_course, constraints_of
 from headprune.prices import prices_of
 from headprune.selection import Constraints, Prices, Target, make_plan, savings, score_in_steps
 from headprune.selection.knapsack import cheapest_for, combine
+from headprune.surgery import cut
 
 
 @st.composite
@@ -389,8 +392,21 @@ def test_of_an_encoder_decoder_the_cache_is_the_decoder_s_own():
     assert kv_cache_bytes_per_token(model, batch=batch) == 2 * 2 * 3 * 4 * 4
 
 
+@contextmanager
+def a_clock_of_operations(monkeypatch):
+    """What takes time is arithmetic alone, 1e9 operations a second, so that other work on the machine changes nothing."""
+    with FlopCounterMode(display=False) as counter, monkeypatch.context() as patch:
+        patch.setattr("time.perf_counter", lambda: counter.get_total_flops() / 1e9)
+        yield
+
+
+def operations_ms(model, inputs):
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(**inputs)
+    return counter.get_total_flops() / 1e6
+
+
 def test_latency_is_planned_from_a_measured_table(monkeypatch):
-    monkeypatch.setattr("headprune.prices._SECONDS", 0.1)
     monkeypatch.setattr("headprune.prices._LEVELS", 4)
     config = LlamaConfig(
         vocab_size=96, hidden_size=64, intermediate_size=8, num_hidden_layers=2, num_attention_heads=8,
@@ -402,20 +418,26 @@ def test_latency_is_planned_from_a_measured_table(monkeypatch):
     scores = scores_of(anatomy, [float(i * 5 % 16) for i in range(16)])
     batch = {"input_ids": torch.ones(4, 24, dtype=torch.long)}
     constraints = Constraints(target=Target.parse("latency", "75%"))
-    prices = prices_of(model, anatomy, constraints=constraints, batches=lambda: as_batches([batch]))
+    with a_clock_of_operations(monkeypatch):
+        prices = prices_of(
+            model, anatomy, constraints=constraints, batches=lambda: as_batches([batch])
+        )
     after = model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert [
         module.q_proj.out_features for module in (layer.self_attn for layer in model.model.layers)
     ] == [768, 768]
-    (site, _) = anatomy.sites
+    rows = {"input_ids": torch.ones(32, 24, dtype=torch.long)}
+    assert prices.whole == pytest.approx(operations_ms(model, rows))
+    (site, _other) = anatomy.sites
     saved = [prices.saved(site, tuple(range(count))) for count in range(9)]
-    assert saved == sorted(saved, reverse=True)
-    assert saved[8] == 0 < saved[1]
-    # Attention is nearly all that this model does.
-    assert 2 * saved[1] > 0.4 * prices.whole
+    # Without heads an attention isn't called at all; between 1 and 8 heads each costs as much as the next.
+    assert np.diff(saved[1:]) == pytest.approx([-saved[1] / 7] * 7)
+    assert saved[8] == 0 < saved[1] < saved[0]
     plan = make_plan(scores, anatomy, constraints=constraints, prices=prices)
     assert plan.budget["after"] <= plan.budget["limit"] == 0.75 * prices.whole
+    cut(model, anatomy, remove=plan.remove)
+    assert operations_ms(model, rows) == pytest.approx(plan.budget["after"])
     assert "32 rows of 24 tokens" in plan.budget["measured"]
     assert plan.budget["table"][0]["attentions"] == ["L0", "L1"]
     with pytest.raises(PlanError, match="measured on data"):
