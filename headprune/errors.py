@@ -64,8 +64,9 @@ class UnprovenError(HeadpruneError):
     """A proof could not be run, which is not the same as a proof that said no: what it was to prove is kept aside."""
 
 
+# oneDNN says "could not create a primitive" where a size is too large or there is no room for its code; "descriptor": no kernel.
 _OUT_OF_MEMORY = re.compile(
-    r"OutOfMemory|MemoryError|out of memory|allocate memory|bad_alloc|_STATUS_ALLOC_FAILED",
+    r"OutOfMemory|MemoryError|out of memory|allocate memory|bad_alloc|_STATUS_ALLOC_FAILED|could not create a primitive(?! desc)",
     re.IGNORECASE,
 )
 

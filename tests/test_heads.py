@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headprune.checkpoint.manifest import Manifest
 from headprune.errors import CheckpointError, HeadpruneError, PlanError
 from headprune.heads import (
     HeadId,
@@ -31,6 +32,14 @@ json_values = st.recursive(
     ),
     max_leaves=12,
 )
+
+
+L0 = [HeadId(SiteId("", 0), head) for head in range(4)]
+ARTEFACTS = (
+    HeadScores(method="gradient", heads=L0, values=[0.25, 1.5, -3.0, 1e-7], n=3, seed=0),
+    PruningPlan(remove=L0[:1], kept_per_site={"L0": 3}, reasons={"L0.H0": "the least"}, budget={"keep": 0.75}),
+    Manifest(files={"model.safetensors": {"sha256": "ab" * 32, "size": 7}}),
+)  # fmt: skip
 
 
 @given(heads)
@@ -74,6 +83,35 @@ def test_malformed_artefacts_are_refused_by_an_error_of_ours(tmp_path_factory, v
     for kind in (HeadScores, PruningPlan):
         with pytest.raises(CheckpointError):
             read_artefact(kind, path)
+
+
+@given(st.sampled_from(ARTEFACTS), st.data())
+def test_a_damaged_artefact_is_named_or_says_the_same(tmp_path_factory, artefact, data):
+    """A flipped bit in a number would be another number; the checksum is of what is said, not of how it is spaced."""
+    path = tmp_path_factory.mktemp("json") / "x.json"
+    content = bytearray(artefact.to_json().encode())
+    where = data.draw(st.integers(0, len(content) - 1))
+    if data.draw(st.booleans()):
+        content[where] ^= 1 << data.draw(st.integers(0, 7))
+    else:
+        del content[where : where + data.draw(st.integers(1, 40))]
+    path.write_bytes(content)
+    try:
+        assert read_artefact(type(artefact), path) == artefact
+    except CheckpointError as error:
+        assert error.hint
+
+
+def test_what_was_changed_on_purpose_is_taken_without_its_checksum(tmp_path):
+    path = tmp_path / "scores.json"
+    document = json.loads(ARTEFACTS[0].to_json())
+    document["values"][0] += 1
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="changed after it was written"):
+        read_artefact(HeadScores, path)
+    del document["sha256"]
+    path.write_text(json.dumps(document), encoding="utf-8")
+    assert read_artefact(HeadScores, path).values[0] == ARTEFACTS[0].values[0] + 1
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,8 @@ def test_what_memory_errors_look_like():
         RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA")
     )
     assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"))
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))
+    assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor for matmul"))
     assert not is_out_of_memory(ValueError("out of memory"))
     assert not is_out_of_memory(RuntimeError("the sizes of tensors must match"))
 

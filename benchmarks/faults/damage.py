@@ -19,6 +19,7 @@ _SCORE = ("score", "bert", "--data", "train.csv", "--limit", "8", "--batch-size"
 _RESUMED = (*_SCORE, "--method", "ablation", "--run", "run")
 _TIMES = re.compile(r'"latency_ms": \{[^}]*\}')
 _BASE = ("results.json", "baseline.json", "recipe.yaml")
+_CHECKED = ("scores.json", "results.json", "baseline.json")
 _PLAIN: dict[str, tuple[Action, tuple[str, ...]]] = {
     "scores.json": (command("prune", "bert", *CUT, "--stream", "--dry-run", "--json", "-q"), ("bert",)),
     "results.json": (command(*_CHECK), _BASE),
@@ -29,7 +30,7 @@ _PLAIN: dict[str, tuple[Action, tuple[str, ...]]] = {
         for name in ("train.csv", "rows.tsv", "rows.jsonl", "rows.parquet", "rows.txt")
     },
 }  # fmt: skip
-"""What reads a file that carries no checksum, and what that needs besides."""
+"""What reads a file that stands alone, and what that needs besides."""
 
 
 def _trial(bench: Bench, number: int) -> Outcome:
@@ -95,7 +96,7 @@ def _journal(bench: Bench, draw: Random) -> Outcome:
 
 
 def _plain(bench: Bench, draw: Random, name: str) -> Outcome:
-    """Damage a file of text or rows: lawful; it carries no checksum, so that another value in it can't be noticed."""
+    """Damage a document, a recipe or rows: what headprune wrote carries a checksum; what the user writes is what it then says."""
     action, needed = _PLAIN[name]
     undamaged = _plainly(bench.ground, name)
     work = bench.ground.lay_out(*{name, *needed})
@@ -106,8 +107,11 @@ def _plain(bench: Bench, draw: Random, name: str) -> Outcome:
         return Outcome(name, f"{name}, {what}: {problem}")
     if ended.code == 2:
         return Outcome(name, "", "named")
-    same = _numbers(ended) == undamaged
-    return Outcome(name, "", "without effect" if same else "read as another value")
+    if _numbers(ended) == undamaged:
+        return Outcome(name, "", "without effect")
+    if name in _CHECKED:
+        return Outcome(name, f"{name}, {what}: other numbers, nothing said")
+    return Outcome(name, "", "the user's own text, read as what it then says")
 
 
 def damage(path: Path, draw: Random) -> str:
@@ -165,8 +169,9 @@ def _stop_at(ground: Ground) -> int:
 
 CAMPAIGN = Campaign(
     "damage",
-    promise="A damaged file of a directory that headprune saved, of an interrupted run, or weights that were cut are named, "
-    "or the results are the same. Text and rows carry no checksum: they are named, or read as what they then say (P6).",
+    promise="A damaged file of a directory that headprune saved, of an interrupted run, scores, results, a baseline, or weights "
+    "that were cut are named, or the results are the same. What the user writes, a recipe or rows, carries no checksum: it is "
+    "named, or read as what it then says (P6).",
     tried="A bit flipped, the end cut off, or a stretch blanked, in every file that is read.",
     full=5000,
     quick=(0, 1, 2, *range(9, 20)),

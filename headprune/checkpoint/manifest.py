@@ -172,7 +172,7 @@ def _claims_to_be_ours(path: Path) -> bool:
         document: Any = json.loads(raw)
     except (ValueError, RecursionError):
         return b'"sha256"' in raw or raw.startswith(_START[: len(raw)])
-    if not isinstance(document, dict) or len(document) != 2:
+    if not isinstance(document, dict) or len(document.keys() - {"sha256"}) != 2:
         return False
     maps = [value for value in document.values() if isinstance(value, dict)]
     of_files = any(all(isinstance(value, dict) for value in found.values()) for found in maps)
