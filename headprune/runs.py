@@ -6,6 +6,7 @@ from pathlib import Path
 
 from headprune.atomic import write_text
 from headprune.errors import CheckpointError, PlanError
+from headprune.files import leftovers
 from headprune.files.targets import exclusive, naming, refuse_unwritable
 from headprune.heads import HeadScores, read_artefact
 
@@ -19,8 +20,10 @@ def refuse_used_run(run: str) -> None:
     Raises:
         CheckpointError: It does.
     """
-    refuse_unwritable(Path(run) / SCORES, where=f"--run {run}")
-    if (Path(run) / SCORES).exists():
+    path = Path(run) / SCORES
+    refuse_unwritable(path, where=f"--run {run}")
+    if path.exists():
+        leftovers.clean(path)
         raise CheckpointError(
             f"{run} holds scores already", where=f"--run {run}", hint="choose another --run"
         )

@@ -1,6 +1,7 @@
 """Healing: the distances are what they say, Trainer moves the weights towards the teacher, and nothing else."""
 
 import copy
+import os
 import random
 
 import numpy as np
@@ -28,7 +29,7 @@ from headprune.healing import (
     train,
     trainer_settings,
 )
-from headprune.healing.checkpoints import last_checkpoint
+from headprune.healing.checkpoints import Checkpoints, last_checkpoint
 from headprune.healing.settings import parse_pairs
 from headprune.surgery import cut, dead_indices
 from headprune.tasks import TASKS
@@ -328,6 +329,30 @@ def test_only_the_same_training_goes_on(tmp_path):
     (folder / "heal.json").unlink()
     with pytest.raises(CheckpointError, match="another training"):
         open_checkpoints(folder, facts=facts, resume=True)
+
+
+@pytest.mark.parametrize("removed", range(5))
+def test_checkpoints_are_whole_or_not_gone_on_from_wherever_their_removal_stops(
+    removed, tmp_path, monkeypatch
+):
+    names = {"model.safetensors", "optimizer.pt", "trainer_state.json", "training_args.bin"}
+    (tmp_path / "checkpoint-1").mkdir()
+    for name in names:
+        (tmp_path / "checkpoint-1" / name).write_text("{}")
+    unlink, calls = os.unlink, []
+
+    def stopped(*args, **options):
+        if len(calls) == removed:
+            raise KeyboardInterrupt
+        calls.append(args)
+        unlink(*args, **options)
+
+    monkeypatch.setattr(os, "unlink", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        Checkpoints(tmp_path, None).drop()
+    left = {path.name for path in (tmp_path / "checkpoint-1").glob("*")}
+    assert len(left) == len(names) - removed
+    assert last_checkpoint(tmp_path) is None or left == names
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, torch.OutOfMemoryError])

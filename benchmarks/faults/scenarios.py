@@ -20,6 +20,9 @@ _STABLE = re.compile(r"\.(safetensors|gguf)$|(^|/)(scores\.json|baseline\.json|c
 Files = Mapping[str, str]
 """Hashes by path; a directory has none."""
 
+_TEMPORARY = re.compile(r"\.headprune-tmp-[^/]*$")
+"""What only a next writer cleans away."""
+
 _KEPT_ASIDE = re.compile(r"\.(replaced|unplaced|unproven)(-\d+)?$")
 
 
@@ -130,7 +133,7 @@ class Bench:
     def standing(self, scenario: Scenario) -> str:
         """Say what lies at the target: ``old``, ``new``, ``absent``, or what is half about it."""
         files = listing(self.place.work)
-        now = _below(files, scenario.target)
+        now = {n: d for n, d in _below(files, scenario.target).items() if not _TEMPORARY.search(n)}
         if not now or (set(now) == {scenario.target} and now[scenario.target] == ""):
             return "absent"
         if scenario.name == "score" and f"{scenario.target}/scores.json" not in now:
@@ -167,11 +170,19 @@ class Bench:
         if standing == "new" and not scenario.replaces:
             # It was there already, and isn't replaced unasked.
             wrong = ended.problem(codes=(0, 2)) if scenario.words else ""
-            return wrong and f"run again: {wrong}"
+            if (
+                wrong or scenario.name == "score"
+            ):  # refused, so that it cleans up no results of single batches
+                return wrong and f"run again: {wrong}"
+            return self._left_over(scenario)
         if problem := ended.problem(codes=(0,)):
             return f"run again: {problem}"
         if (after := self.standing(scenario)) != "new":
             return f"run again: the target is {after}"
+        return self._left_over(scenario)
+
+    def _left_over(self, scenario: Scenario) -> str:
+        """Say what lies there that an undisturbed run doesn't leave."""
         left = sorted(set(listing(self.place.work)) - set(self.reference(scenario).files))
         # What couldn't take its place, or was found when it was thought to be lost, is kept: nothing of it may go.
         left = [name for name in left if not _KEPT_ASIDE.search(name.partition("/")[0])]

@@ -15,6 +15,8 @@ from headprune.heads import dump_json
 from headprune.untrusted import read_json
 
 _FACTS = "heal.json"
+_STATE = "trainer_state.json"
+"""What Trainer writes last of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Checkpoints:
         """Remove the checkpoints: the healed model is saved elsewhere. What else lies in the folder stays."""
         for path in self.folder.glob("checkpoint-*"):
             if not path.is_symlink():
+                # First what says that it is whole: should we be stopped here, nobody goes on from the rest.
+                (path / _STATE).unlink(missing_ok=True)
                 shutil.rmtree(path, ignore_errors=True)
         (self.folder / _FACTS).unlink(missing_ok=True)
         with suppress(OSError):  # something of the user's lies there
@@ -75,10 +79,10 @@ def open_checkpoints(folder: Path, *, facts: Mapping[str, Any], resume: bool) ->
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the last checkpoint that Trainer finished in a folder: its state is what it writes last."""
+    """Return the last checkpoint that Trainer finished in a folder."""
     found = {
         int(path.parent.name.rpartition("-")[2]): path.parent
-        for path in folder.glob("checkpoint-*/trainer_state.json")
+        for path in folder.glob(f"checkpoint-*/{_STATE}")
         if path.parent.name.rpartition("-")[2].isdecimal() and _read(path) is not None
     }
     return found[max(found)] if found else None
