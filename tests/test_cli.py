@@ -1,6 +1,8 @@
 """The command line as a user meets it: exit codes, streams, and messages that say what, where and what to do."""
 
+import errno
 import json
+import os
 import shutil
 import sys
 
@@ -1180,8 +1182,6 @@ def test_a_disk_that_is_full_is_told_before_the_work(headprune, monkeypatch):
 
 
 def test_a_disk_that_fills_up_while_saving_leaves_nothing(headprune, place, monkeypatch):
-    import errno
-    import os
 
     real = os.fsync
 
@@ -1199,7 +1199,6 @@ def test_a_disk_that_fills_up_while_saving_leaves_nothing(headprune, place, monk
 
 
 def made_scores(headprune, place, monkeypatch, real):
-    import os
 
     broken = os.fsync
     monkeypatch.setattr(os, "fsync", real)
@@ -1222,6 +1221,28 @@ def test_an_unexpected_failure_is_never_the_gate_s_no(headprune, monkeypatch):
     assert code == 2
     assert "HEADPRUNE_DEBUG=1" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [
+        (errno.EIO, "check the disk"),
+        (errno.EACCES, "permissions"),
+        (errno.ENOSPC, "free some space"),
+        (errno.EMFILE, "ulimit"),
+    ],
+)
+def test_a_failure_of_the_system_is_named_with_its_file(headprune, monkeypatch, number, hint):
+    def broken(*_args, **_kwargs):
+        raise OSError(number, os.strerror(number), "somewhere/rows.csv")
+
+    monkeypatch.setattr("headprune.pipeline.score", broken)
+    code, _out, err = headprune("score", "classifier", "--data", "data.csv")
+    assert code == 2
+    assert f"rows.csv: {os.strerror(number)}" in err
+    assert "in:   somewhere/rows.csv" in err
+    assert hint in err
+    assert "unexpected" not in err
 
 
 def test_a_stopped_run_says_that_it_goes_on(headprune, place, monkeypatch):
@@ -1290,7 +1311,6 @@ def test_a_reader_that_goes_away_is_not_the_gate_s_no(place, words):
 
 
 def test_a_terminal_without_unicode_is_no_reason_to_crash(place):
-    import os
     import subprocess
 
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}

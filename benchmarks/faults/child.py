@@ -216,7 +216,7 @@ def _settle(place: Place) -> None:
     here = {**names, "TMPDIR": place.temporary}
     os.environ.update({name: str(path) for name, path in here.items()})
     os.chdir(place.work)
-    tempfile.tempdir = None
+    tempfile.tempdir = str(place.temporary)
     sys.dont_write_bytecode = True
     moved.move("", place.home)
 

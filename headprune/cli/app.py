@@ -22,7 +22,7 @@ from headprune.cli import (
     sweep,
 )
 from headprune.cli.options import CommandError, add_command
-from headprune.cli.surroundings import ReaderGoneError, stdout_error
+from headprune.cli.surroundings import ReaderGoneError, stdout_error, system_error
 from headprune.errors import HeadpruneError, is_out_of_memory
 
 app = typer.Typer(
@@ -110,6 +110,8 @@ def _failed(error: BaseException) -> int:
         return error.exit_code
     if is_out_of_memory(error):
         error = _out_of_memory(error)
+    if isinstance(error, OSError) and error.strerror:
+        error = system_error(error)
     if not isinstance(error, HeadpruneError):
         # Not a mistake of the user's that we know: say so without burying them in a traceback. Exit 1 stays the gate's.
         error = HeadpruneError(

@@ -1,5 +1,6 @@
 """What the operating system gives a command: stdout, and a working directory. Where they are unfit, they are named."""
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,28 @@ def stdout_error(error: BaseException | None) -> HeadpruneError:
         f"stdout can't be written to: {reason}",
         where="stdout",
         hint="send it to a file on a disk with room, or to a program that reads all of it",
+    )
+
+
+_HINTS = {
+    errno.EACCES: "change the permissions, or choose another place",
+    errno.EPERM: "change the permissions, or choose another place",
+    errno.EROFS: "choose a place that may be written to",
+    errno.ENOSPC: "free some space, or choose a place on another disk",
+    errno.EDQUOT: "free some space, or choose a place on another disk",
+    errno.EFBIG: "choose a place on another disk: this one takes no file that large",
+    errno.EMFILE: "let a process open more files: ulimit -n 4096",
+    errno.ENOENT: "something removed it meanwhile: run the command again",
+}
+
+
+def system_error(error: OSError) -> HeadpruneError:
+    """Return the error for a call to the operating system that failed on a file that no more precise error names."""
+    place = str(error.filename or "a file that this command uses")
+    return HeadpruneError(
+        f"the system says of {Path(place).name or place}: {error.strerror}",
+        where=place,
+        hint=_HINTS.get(error.errno or 0, "check the disk, or its connection, and try again"),
     )
 
 
