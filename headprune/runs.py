@@ -6,7 +6,6 @@ from pathlib import Path
 
 from headprune.atomic import write_text
 from headprune.errors import CheckpointError, PlanError
-from headprune.files import leftovers
 from headprune.files.targets import exclusive, naming, refuse_unwritable
 from headprune.heads import HeadScores, read_artefact
 
@@ -23,7 +22,6 @@ def refuse_used_run(run: str) -> None:
     path = Path(run) / SCORES
     refuse_unwritable(path, where=f"--run {run}")
     if path.exists():
-        leftovers.clean(path)
         raise CheckpointError(
             f"{run} holds scores already", where=f"--run {run}", hint="choose another --run"
         )

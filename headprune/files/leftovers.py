@@ -214,7 +214,7 @@ def _siblings(target: Path) -> Iterator[tuple[Path, re.Match[str]]]:
         # No Path of each: a journal has thousands.
         with os.scandir(target.parent) as entries:
             names = sorted(entry.name for entry in entries if entry.name.startswith(prefix))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     for name in names:
         match = _BEHIND_THE_MARK.fullmatch(name.removeprefix(prefix))

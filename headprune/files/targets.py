@@ -16,7 +16,7 @@ from headprune.files.locks import locked
 def refuse_unwritable(
     path: Path, *, where: str, needed_bytes: int = 0, is_file: bool = True
 ) -> None:
-    """Check that a file or directory could be made, or replaced.
+    """Check that a file or directory could be made, or replaced; temporaries of it that killed runs left are removed.
 
     Args:
         path: The file or directory.
@@ -39,6 +39,7 @@ def refuse_unwritable(
                 where=where,
                 hint="choose another place, or change the permissions",
             )
+        leftovers.clean(target)
         free = shutil.disk_usage(parent).free
     if free < needed_bytes:
         raise CheckpointError(

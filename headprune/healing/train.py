@@ -20,6 +20,7 @@ from headprune.errors import (
     ConfigError,
     MemoryLimitError,
     ModelError,
+    first_line,
     is_out_of_memory,
 )
 from headprune.healing.adapters import add_adapters, merge_adapters
@@ -27,6 +28,9 @@ from headprune.healing.loss import Distance
 from headprune.surgery import dead_indices
 from headprune.tasks.rows import Example
 from headprune.verify import Proof, merged_equals_adapted, run
+
+_WRITER = "inline_container.cc"
+"""What torch.save names in an error when less could be written than it meant to."""
 
 
 class Heal(BaseModel):
@@ -136,16 +140,16 @@ def train(model: PreTrainedModel, anatomy: Anatomy, course: Course) -> Trained:
                 where="heal",
                 hint="check --trainer, or the checkpoint that --resume goes on from",
             ) from error
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise _too_large(course.arguments) from error
+            if isinstance(error, RuntimeError) and _WRITER not in str(error):
+                raise
             raise CheckpointError(
-                f"a checkpoint can't be written: {error}",
+                f"a checkpoint can't be written: {first_line(error)}",
                 where=str(course.arguments.output_dir),
                 hint="free some space, or choose another --run",
             ) from error
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise _too_large(course.arguments) from error
         # Mixed precision wraps the forward; what is saved and measured is the plain one.
         trainer.accelerator.unwrap_model(student, keep_fp32_wrapper=False)
         proofs = () if course.lora is None else (_merge(student, model, course.sample),)
