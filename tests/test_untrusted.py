@@ -420,6 +420,7 @@ def test_whatever_a_config_says_the_end_is_a_model_or_three_parts(saved, tmp_pat
         {"architectures": {"a": 1}},
         {"headprune": 5},
         {"headprune": {"removed": 5}},
+        {"headprune": {"original": {}}},
         {"headprune": {"sites": {"x": {}}}},
         {"headprune": {"original": {"num_attention_heads": "many"}}},
         {"headprune": {"source": {"name": ["x"]}}},

@@ -116,7 +116,7 @@ def _before(model: PreTrainedModel, *, v4: bool) -> dict[str, Any]:
     if not record:
         return {}
     by = "transformers v4 (config.pruned_heads)" if v4 else "headprune"
-    return {"by": by, "removed": record["removed"]}
+    return {"by": by, "removed": record.get("removed", [])}
 
 
 def _any_scores(anatomy: Anatomy) -> HeadScores:

@@ -87,7 +87,7 @@ class _Site(BaseModel):
 class _Record(BaseModel):
     """What earlier pruning left, as ``config.json`` has it under ``headprune``."""
 
-    removed: list[str] = []
+    removed: list[str]
     original: dict[str, Count] = {}
     source: dict[str, str | None] | None = None
     sites: dict[str, _Site] = {}
@@ -114,7 +114,7 @@ def check_settings(settings: dict[str, Any], *, where: str) -> None:
         if name.removesuffix("_internal").endswith("implementation") and "/" in str(value):
             raise _wrong(name, value, "names code from the hub, which isn't run", where=where)
     record = settings.get("headprune")
-    if isinstance(record, dict) and record.get("format", 1) == 1:
+    if record and record.get("format", 1) == 1:
         _check_record(record, where=where)
 
 
