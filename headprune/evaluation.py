@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
+from headprune.artefact import Artefact
 from headprune.batch import Batch, forward, num_examples, per_example
 from headprune.errors import DataError, ModelError
-from headprune.heads import Artefact
 from headprune.masking import gated
 from headprune.memory import Parts, halves_of_batch
 from headprune.passes import IN_SILENCE, Pass, Work, each_batch, one_after_another

@@ -5,11 +5,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from headprune.artefact import Artefact, read_artefact
 from headprune.atomic import write_text
 from headprune.errors import ConfigError
 from headprune.evaluation import EvalResult, Measurement
 from headprune.files.targets import refuse_unwritable
-from headprune.heads import Artefact, read_artefact
 
 
 class Baseline(Measurement):

@@ -5,9 +5,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from headprune.artefact import Artefact, read_artefact
 from headprune.checkpoint import Route
 from headprune.evaluation import EvalResult
-from headprune.heads import Artefact, HeadName, read_artefact
+from headprune.heads import HeadName
 from headprune.healing import Heal
 from headprune.surgery import Mend
 from headprune.untrusted import read_json

@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from headprune.artefact import read_artefact
 from headprune.atomic import write_text
 from headprune.errors import CheckpointError, PlanError
 from headprune.files.targets import exclusive, naming, refuse_unwritable
-from headprune.heads import HeadScores, read_artefact
+from headprune.heads import HeadScores
 
 FOLDER = Path("headprune-runs")
 SCORES = "scores.json"

@@ -8,11 +8,12 @@ from typing import Any, Protocol, runtime_checkable
 from transformers import PreTrainedModel
 
 from headprune.anatomy.clone import pruning_record
+from headprune.artefact import read_artefact
 from headprune.batch import Batch
 from headprune.checkpoint import load_model
 from headprune.config import Recipe
 from headprune.errors import ConfigError, DataError, ModelError
-from headprune.heads import HeadScores, read_artefact
+from headprune.heads import HeadScores
 from headprune.local import count_noted_elsewhere, published_name
 from headprune.models import ModelSource, find, fingerprint, load_tokenizer
 from headprune.placement import describe

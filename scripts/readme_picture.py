@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
-from headprune.heads import HeadScores, PruningPlan, read_artefact
+from headprune.artefact import read_artefact
+from headprune.heads import HeadScores, PruningPlan
 from headprune.report.scores import heatmap
 
 # rich's own template, without the fonts that it would fetch.

@@ -21,6 +21,7 @@ ORDER = [
     "allocator",
     "distributed",
     "journal",
+    "artefact",
     "heads",
     "demo",
     "method_names",
@@ -108,6 +109,20 @@ def test_files_and_functions_stay_small(path):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno + 1 <= 70, f"{path}:{node.lineno} {node.name}"
+
+
+def test_directories_are_replaced_in_one_place_alone():
+    """It asks whether what lies there is ours; the demo's has a name of its own and is never asked to replace anything."""
+    callers = {
+        path.relative_to(PACKAGE).as_posix(): [keyword.arg for keyword in node.keywords]
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "staged_directory"
+    }
+    assert callers == {
+        "checkpoint/output.py": ["overwrite", "check"],
+        "demo.py": ["keep_aside"],
+    }
 
 
 def test_nothing_dangerous_is_used():

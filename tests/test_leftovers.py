@@ -18,6 +18,7 @@ from headprune.atomic import (
     staged_file,
     write_text,
 )
+from headprune.checkpoint import refuse_unusable_output, seal
 from headprune.errors import CheckpointError
 from headprune.files.targets import exclusive, refuse_unwritable
 
@@ -147,6 +148,23 @@ def test_where_both_renames_fail_the_user_is_told_and_nothing_is_ever_deleted(
         refuse_unusable_target(target, overwrite=False)
     assert (target / "a").read_text() == "old"
     assert (tmp_path / "x.unplaced" / "a").read_text() == "new"
+
+
+def test_what_is_back_is_told_and_a_refused_target_is_left_clean(tmp_path, monkeypatch):
+    target, told = tmp_path / "x", []
+    put(target)
+    seal(target)
+    replace_failing_both_ways(target, monkeypatch)
+    refuse_unusable_output(target, overwrite=True, say=told.append)
+    assert told == [
+        f"{target} is back: a run that was killed while it replaced it had moved it aside"
+    ]
+    refuse_unusable_output(target, overwrite=True, say=told.append)
+    assert len(told) == 1
+    (tmp_path / ".x.headprune-tmp-99999999-abcdefgh").write_text("half")
+    with pytest.raises(CheckpointError, match="not empty"):
+        refuse_unusable_output(target, overwrite=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"x", "x.unplaced"}
 
 
 def test_what_was_put_back_survives_the_run_that_found_it(tmp_path, monkeypatch):

@@ -9,10 +9,11 @@ import pytest
 import torch
 from families import build, inspected, sentences, token_inputs, toy_tokenizer
 
+from headprune.artefact import read_artefact
 from headprune.batch import as_batches
 from headprune.distributed import World
 from headprune.errors import CheckpointError
-from headprune.heads import HeadScores, read_artefact
+from headprune.heads import HeadScores
 from headprune.journal import Journal, open_journal
 from headprune.passes import Pass
 from headprune.scoring import score

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headprune import local, pipeline
+from headprune.artefact import read_artefact
 from headprune.config import (
     METRIC_NAMES,
     OF_THE_ROWS,
@@ -20,7 +21,7 @@ from headprune.config import (
     recorded_rows,
 )
 from headprune.errors import ConfigError, HeadpruneError, ModelError
-from headprune.heads import HeadScores, read_artefact
+from headprune.heads import HeadScores
 from headprune.local import count_noted_elsewhere, noted_hash, published_name
 from headprune.pipeline.record import record_of, with_recorded_rows
 from headprune.pipeline.teacher import open_teacher

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from test_processes import DyingJournal, StoppedError
 
 import headprune as hp
+from headprune.artefact import read_artefact
 from headprune.config import Recipe
 from headprune.errors import ConfigError, ModelError, PlanError
 from headprune.evaluation import judge, predict, predict_masked
-from headprune.heads import HeadScores, read_artefact
+from headprune.heads import HeadScores
 from headprune.journal import Journal
 from headprune.models import ModelSource
 from headprune.passes import IN_SILENCE, Pass

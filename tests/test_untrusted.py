@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 
+from headprune.artefact import read_artefact
 from headprune.checkpoint import empty_model, load_model
 from headprune.checkpoint.shards import shards
 from headprune.checkpoint.side_files import copy_side_files, drop_foreign_code
 from headprune.errors import CheckpointError, HeadpruneError, ModelError, UnsupportedError
-from headprune.heads import HeadScores, PruningPlan, read_artefact
+from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
 from headprune.models import find
 from headprune.results import Results, read_result

@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from headprune.artefact import Artefact, read_artefact
 from headprune.atomic import MANIFEST
 from headprune.errors import CheckpointError
-from headprune.heads import Artefact, read_artefact
 
 # May be edited freely; whatever is loaded may not.
 _FREE = ("README.md",)

@@ -1,6 +1,6 @@
 """Directories that models are written to: never the source itself, and nothing in them that isn't ours is replaced."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,15 +10,29 @@ from headprune.errors import CheckpointError
 from headprune.files.targets import naming
 
 
-def refuse_unusable_output(out: Path, *, overwrite: bool, needed_bytes: int = 0) -> None:
+def refuse_unusable_output(
+    out: Path,
+    *,
+    overwrite: bool,
+    needed_bytes: int = 0,
+    say: Callable[[str], None] | None = None,
+) -> None:
     """Check, before any work starts, that a directory can be written later, and holds nothing that isn't ours.
+
+    Args:
+        out: The directory.
+        overwrite: Whether what is there may be replaced.
+        needed_bytes: How much will be written.
+        say: Tells the user that what a run that was killed had moved aside is back.
 
     Raises:
         CheckpointError: See :func:`headprune.atomic.refuse_unusable_target` and :func:`refuse_strangers`.
     """
-    refuse_unusable_target(
+    was_put_back = refuse_unusable_target(
         out, overwrite=overwrite, needed_bytes=needed_bytes, check=refuse_strangers
     )
+    if was_put_back and say is not None:
+        say(f"{out} is back: a run that was killed while it replaced it had moved it aside")
 
 
 def refuse_source(out: Path, source: Path) -> None:

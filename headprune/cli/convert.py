@@ -21,7 +21,7 @@ OPTIONS: dict[str, Any] = {
 def command(call: Call) -> None:
     """Make a model that transformers v4 pruned (config.pruned_heads) load with transformers v5."""
     from headprune import pipeline
-    from headprune.heads import dump_json
+    from headprune.artefact import dump_json
     from headprune.report.terminal import key_value_table
 
     if call.recipe.out is None:

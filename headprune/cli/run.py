@@ -35,7 +35,7 @@ OPTIONS: dict[str, Any] = {
 def command(call: Call) -> None:
     """Score, prune, save, prove, evaluate and (where the recipe names a baseline) check."""
     from headprune import gate, pipeline
-    from headprune.heads import dump_json
+    from headprune.artefact import dump_json
     from headprune.report.terminal import prune_table
 
     recipe = with_output(call.recipe)

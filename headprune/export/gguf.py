@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from headprune.artefact import Artefact
 from headprune.atomic import staged_file
 from headprune.errors import CheckpointError, ConfigError, UnsupportedError
 from headprune.export.layout import Layout, lay_out, rope_factors
 from headprune.export.readback import file_equals_model
 from headprune.export.vocabulary import Vocabulary
 from headprune.files.targets import refuse_unwritable
-from headprune.heads import Artefact
 from headprune.verify import Proof, insist
 
 if TYPE_CHECKING:

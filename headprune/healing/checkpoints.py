@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headprune.artefact import dump_json
 from headprune.atomic import write_text
 from headprune.errors import CheckpointError
 from headprune.files.targets import refuse_unwritable
-from headprune.heads import dump_json
 from headprune.untrusted import read_json
 
 _FACTS = "heal.json"

@@ -210,7 +210,7 @@ def prune(
     recipe = with_recorded_rows(recipe, voice=voice)
     out = Path(recipe.out or "")
     _refuse_second_budget(recipe, baseline)
-    refuse_unusable_output(out, overwrite=recipe.overwrite)
+    refuse_unusable_output(out, overwrite=recipe.overwrite, say=voice.say)
     check_course(recipe)
     check_metric(recipe)
     subject = open_subject(recipe, voice=voice)

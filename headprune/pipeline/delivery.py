@@ -11,11 +11,12 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record
+from headprune.artefact import Artefact
 from headprune.batch import Batch
 from headprune.checkpoint import Route, output_directory, seal, write_model
 from headprune.evaluation import EvalResult, Predictions, first_examples, judge, predict
 from headprune.footprint import kv_cache_bytes_per_token, latency_ms
-from headprune.heads import Artefact, HeadMask, HeadScores, PruningPlan
+from headprune.heads import HeadMask, HeadScores, PruningPlan
 from headprune.inspection import inspect
 from headprune.masking import gated
 from headprune.models import versions, weights_bytes

@@ -95,7 +95,7 @@ def heal(recipe: Recipe, *, resume: bool, voice: Voice) -> Results:
         ProofError: A proof said no; nothing was saved.
     """
     recipe = with_recorded_rows(recipe, voice=voice)
-    refuse_unusable_output(Path(recipe.out or ""), overwrite=recipe.overwrite)
+    refuse_unusable_output(Path(recipe.out or ""), overwrite=recipe.overwrite, say=voice.say)
     check_metric(recipe)
     folder = Path(recipe.run) if recipe.run else FOLDER / f"heal-{Path(recipe.out or '').name}"
     arguments = _arguments(recipe, folder)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record, stock_class
+from headprune.artefact import read_artefact
 from headprune.checkpoint import (
     Cut,
     Route,
@@ -32,7 +33,7 @@ from headprune.checkpoint import (
 )
 from headprune.config import Recipe
 from headprune.errors import ConfigError
-from headprune.heads import HeadScores, PruningPlan, read_artefact
+from headprune.heads import HeadScores, PruningPlan
 from headprune.local import published_name
 from headprune.models import (
     ModelSource,
@@ -119,7 +120,7 @@ def prune_unloaded(recipe: Recipe, *, voice: Voice, show: Show) -> Unmeasured:
         ProofError: A proof said no; nothing was saved.
     """
     out = Path(recipe.out or "")
-    refuse_unusable_output(out, overwrite=recipe.overwrite)
+    refuse_unusable_output(out, overwrite=recipe.overwrite, say=voice.say)
     prospect = _look(recipe, voice=voice, show=show)
     source = prospect.source.directory
     refuse_output(recipe, source=source)

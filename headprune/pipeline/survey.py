@@ -62,7 +62,7 @@ def convert(recipe: Recipe, *, out: Path, voice: Voice) -> Route:
     Raises:
         CheckpointError: The model isn't one, or ``out`` isn't empty.
     """
-    refuse_unusable_output(out, overwrite=recipe.overwrite)
+    refuse_unusable_output(out, overwrite=recipe.overwrite, say=voice.say)
     source = find(model_name(recipe), revision=recipe.revision)
     refuse_source(out, source.directory)
     if not pruned_heads(source.config):

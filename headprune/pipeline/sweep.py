@@ -58,7 +58,7 @@ def sweep(recipe: Recipe, *, voice: Voice) -> tuple[Sweep, Path]:
     """
     recipe = with_recorded_rows(recipe, voice=voice)
     out = Path(recipe.out) if recipe.out else next_run("sweep")
-    refuse_unusable_output(out, overwrite=recipe.overwrite)
+    refuse_unusable_output(out, overwrite=recipe.overwrite, say=voice.say)
     check_metric(recipe)
     recipe = _scored_once(recipe, voice=voice)
     recipes = recipes_of(recipe)

@@ -1,0 +1,80 @@
+"""What a stage found out, as one JSON document: how it is written, and read back whole."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from headprune.errors import CheckpointError
+from headprune.untrusted import read_json
+
+
+_CHECKSUM = "sha256"
+
+
+class Artefact(BaseModel):
+    """A value that lies on disk as one JSON document with a ``format`` number, and a checksum of all the rest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    written_by: ClassVar[str]
+    """The command that writes it."""
+
+    format: Literal[1] = 1
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _as_it_was_written(cls, value: Any, handler: Callable[[Any], "Artefact"]) -> "Artefact":
+        """Take a document without a checksum as it is."""
+        checksum = value.get(_CHECKSUM) if isinstance(value, dict) else None
+        if checksum is None:
+            return handler(value)
+        rest = {name: part for name, part in value.items() if name != _CHECKSUM}
+        artefact = handler(rest)
+        if checksum != _checksum(rest):
+            raise ValueError(
+                f"it was changed after it was written (if you changed it yourself, take its {_CHECKSUM} out)"
+            )
+        return artefact
+
+    def to_json(self) -> str:
+        """Return the document: sorted keys, two-space indent, a newline at the end."""
+        document = self.model_dump(mode="json")
+        return dump_json({**document, _CHECKSUM: _checksum(document)})
+
+
+A = TypeVar("A", bound=Artefact)
+
+
+def dump_json(document: object) -> str:
+    """Return ``document`` as JSON that diffs well: sorted keys, indented, newline at the end."""
+    return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def read_artefact(kind: type[A], path: Path) -> A:
+    """Read a JSON file written by :meth:`Artefact.to_json`; one without a checksum is taken as it is.
+
+    Raises:
+        CheckpointError: The file is missing, is not JSON, is not a ``kind``, or was changed since.
+    """
+    document = read_json(path, hint=f"write it again: headprune {kind.written_by}")
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        raise CheckpointError(
+            f"{path.name} is not a {kind.__name__} file: {place + ': ' if place else ''}{reason}",
+            where=str(path),
+            hint=f"write it again: headprune {kind.written_by}",
+        ) from error
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of what a document says, whatever its spaces and the order of its keys."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
