@@ -217,6 +217,10 @@ def test_failures_are_on_the_page_with_what_repeats_them():
     assert page.failures(document) == 1
     assert page.summary(document)[0].startswith("FAILED --only kills --seed 3 --trial 7: export")
     assert page.summary(document)[-1] == "FAILED"
-    text = page.page(document)
+    # Another day's run of another campaign stands beside it, each with its own command.
+    request = request._replace(seed=4, only=("pairs",))
+    text = page.page(page.document([], request=request, as_root=False, earlier=[document]))
     assert "| kills | 2 | 1 | 1 target new |" in text
     assert "trial 7, export: `it is lost`" in text
+    assert "scripts/faults --only kills --seed 3\n" in text
+    assert "scripts/faults --only pairs --seed 4\n" in text

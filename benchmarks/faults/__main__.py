@@ -14,6 +14,8 @@ def main() -> None:
     given = _parser().parse_args()
     folder = Path(tempfile.mkdtemp(prefix="headprune-faults-"))
     owner = os.getpid()
+    # Read at once: what may read them may be given up soon.
+    texts = [Path(name).read_text(encoding="utf-8") for name in given.add or ()]
     try:
         _own_environment(folder)
         from benchmarks.faults import page
@@ -29,7 +31,10 @@ def main() -> None:
             only=tuple(name for name in given.only.split(",") if name),
             trial=given.trial,
         )
-        document = page.document(drive(request, folder), request=request, as_root=as_root)
+        earlier = [json.loads(text) for text in texts]
+        document = page.document(
+            drive(request, folder), request=request, as_root=as_root, earlier=earlier
+        )
         if given.json:
             Path(given.json).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         if given.page:
@@ -85,6 +90,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--trial", type=int, help="this trial alone, of the campaign that --only names")
     add("--jobs", type=int, default=2, help="processes that try at the same time (default: 2)")
     add("--json", metavar="FILE", help="write everything that was found")
+    add(
+        "--add",
+        metavar="FILE",
+        action="append",
+        help="what another run with --json found: its campaigns stand on the page, too",
+    )
     add("--page", metavar="FILE", help="write the page, docs/reliability.md")
     add(
         "--as-root",

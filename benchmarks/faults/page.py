@@ -11,25 +11,41 @@ Document = Mapping[str, Any]
 _SHOWN = 40
 
 
-def document(records: Sequence[Record], *, request: Request, as_root: bool) -> dict[str, Any]:
-    """Return everything that was found, by campaign."""
+def document(
+    records: Sequence[Record],
+    *,
+    request: Request,
+    as_root: bool,
+    earlier: Sequence[Document] = (),
+) -> dict[str, Any]:
+    """Return everything that was found, by campaign.
+
+    Args:
+        records: The trials.
+        request: What was asked for.
+        as_root: Whether root tried it.
+        earlier: What other runs found of campaigns that this one left out.
+    """
     from headprune.models import versions
 
-    words = [f"--minutes {request.seconds / 60:g}", f"--seed {request.seed}"]
+    words = [f"--seed {request.seed}"]
     words += ["--quick"] if request.quick else []
-    words += [f"--only {','.join(request.only)}"] if request.only else []
-    return {
-        "format": 1,
-        "command": " ".join(["scripts/faults", *words]),
+    ran = {
         "date": datetime.now(UTC).date().isoformat(),
         "as_root": as_root,
         "seed": request.seed,
         "versions": versions(),
-        "campaigns": {
-            name: _campaign(name, [r for r in records if r["campaign"] == name])
-            for name in (request.only or CAMPAIGNS)
-        },
     }
+    here = {
+        name: {
+            **ran,
+            "command": " ".join(["scripts/faults", f"--only {name}", *words]),
+            **_campaign(name, [r for r in records if r["campaign"] == name]),
+        }
+        for name in (request.only or CAMPAIGNS)
+    }
+    known = {name: part for other in earlier for name, part in other["campaigns"].items()} | here
+    return {"format": 2, "campaigns": {name: known[name] for name in CAMPAIGNS if name in known}}
 
 
 def _campaign(name: str, records: Sequence[Record]) -> dict[str, Any]:
@@ -63,7 +79,7 @@ def failures(found: Document) -> int:
 def summary(found: Document) -> list[str]:
     """Return some lines for the terminal: what failed, then the counts."""
     lines = [
-        f"FAILED --only {name} --seed {found['seed']} --trial {failure['trial']}: {failure['kind']}: {failure['problem']}"
+        f"FAILED --only {name} --seed {part['seed']} --trial {failure['trial']}: {failure['kind']}: {failure['problem']}"
         for name, part in found["campaigns"].items()
         for failure in part["failures"][:5]
     ]
@@ -77,22 +93,16 @@ def summary(found: Document) -> list[str]:
 
 def page(found: Document) -> str:
     """Return docs/reliability.md."""
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     lines = [
         "# Reliability",
         "",
-        "Written by `scripts/faults`, which tries what happens to files when things go wrong. Every trial runs in a temporary",
-        "folder of its own, offline, on tiny models of two layers; an audit hook refuses, and reports, what would change",
-        "anything outside.",
+        "Written by `scripts/faults --page`, which tries what happens to files when things go wrong. Every trial runs in a",
+        "temporary folder of its own, offline, on tiny models of two layers; an audit hook refuses, and reports, what would",
+        "change anything outside. With `--trial N` behind a command, that trial alone is run again.",
         "",
         "- P6: an interrupted or failed run loses nothing, leaves nothing half-written, and resumes; nothing of anyone else's is",
         "  ever replaced or removed.",
         "- P7: no pickle, no network unless asked, no remote code unless asked, no traceback for a user's mistake.",
-        "",
-        f"    {found['command']}",
-        "",
-        f"{found['date']}; {versions}. {'As root.' if found['as_root'] else 'As an ordinary user.'} One trial again: "
-        f"`--only NAME --seed {found['seed']} --trial N`.",
         "",
         "| campaign | tried | failed | those that were right |",
         "|---|---|---|---|",
@@ -101,24 +111,34 @@ def page(found: Document) -> str:
         right = ", ".join(f"{count:,} {note}" for note, count in part["right"].items())
         lines.append(f"| {name} | {part['tried']:,} | {part['failed']:,} | {right} |")
     for name, part in found["campaigns"].items():
-        lines += ["", f"## {name}", "", f"Promised: {CAMPAIGNS[name].promise}", ""]
-        lines += [
-            f"Tried: {CAMPAIGNS[name].tried}",
-            "",
-            "| what | tried | failed |",
-            "|---|---|---|",
-        ]
-        for kind, (tried, failed) in part["kinds"].items():
-            lines.append(f"| {_cell(kind)} | {tried:,} | {failed:,} |")
-        if part["failures"]:
-            lines += ["", "What failed:", ""]
-            lines += [
-                f"- trial {failure['trial']}, {failure['kind']}: `{_code(failure['problem'])}`"
-                for failure in part["failures"][:_SHOWN]
-            ]
-            more = len(part["failures"]) - _SHOWN
-            lines += [f"- and {more} more"] if more > 0 else []
+        lines += _section(name, part)
     return "\n".join([*lines, ""])
+
+
+def _section(name: str, part: Mapping[str, Any]) -> list[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in part["versions"].items())
+    user = "root" if part["as_root"] else "an ordinary user"
+    lines = ["", f"## {name}", "", f"Promised: {CAMPAIGNS[name].promise}", ""]
+    lines += [f"Tried: {CAMPAIGNS[name].tried}", "", f"    {part['command']}", ""]
+    lines += [
+        f"{part['date']}, {versions}, by {user}.",
+        "",
+        "| what | tried | failed |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {_cell(kind)} | {tried:,} | {failed:,} |"
+        for kind, (tried, failed) in part["kinds"].items()
+    ]
+    if part["failures"]:
+        lines += ["", "What failed:", ""]
+        lines += [
+            f"- trial {failure['trial']}, {failure['kind']}: `{_code(failure['problem'])}`"
+            for failure in part["failures"][:_SHOWN]
+        ]
+        more = len(part["failures"]) - _SHOWN
+        lines += [f"- and {more} more"] if more > 0 else []
+    return lines
 
 
 def _cell(text: str) -> str:
