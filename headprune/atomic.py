@@ -80,7 +80,8 @@ def refuse_unusable_target(
             where="output directory",
             hint="choose another --out, or say --overwrite to replace it",
         )
-    check(directory)
+    with naming(directory):
+        check(directory)
     return was_put_back
 
 
