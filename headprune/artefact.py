@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from headprune.errors import CheckpointError
 from headprune.untrusted import read_json
 
-
 _CHECKSUM = "sha256"
 
 

@@ -21,6 +21,7 @@ from headprune.files.targets import (
     refuse_other_kinds,
     refuse_unwritable,
 )
+from headprune.files.walk import everything_in
 
 MANIFEST = "manifest.json"
 """Lies in every directory that we saved; only such a one is ever replaced."""
@@ -219,7 +220,7 @@ def _settle(staging: Path) -> None:
     # Some writers make their files private, as temporary files are.
     umask = _umask()
     staging.chmod(0o777 & ~umask)
-    for path in sorted(staging.rglob("*")):
+    for path in everything_in(staging):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
         _fsync(path)
     _fsync(staging)

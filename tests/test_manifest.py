@@ -1,8 +1,10 @@
 """A directory is ours by its manifest and by nothing else in it; what a load would read is in the manifest or is noticed."""
 
+import errno
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from families import build, sentences
@@ -53,6 +55,23 @@ def snapshot(folder):
         )
         for path in folder.rglob("*")
     )
+
+
+@pytest.mark.parametrize("work", [seal, refuse_strangers, check_manifest])
+@pytest.mark.parametrize("folder", ["", "1_Pooling"])
+def test_a_folder_that_cannot_be_read_is_never_taken_for_an_empty_one(
+    ours, monkeypatch, work, folder
+):
+    scandir = os.scandir
+
+    def refused(path):
+        if Path(path) == ours / folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(PermissionError):
+        work(ours)
 
 
 def test_a_manifest_names_every_file(ours):

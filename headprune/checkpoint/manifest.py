@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from headprune.artefact import Artefact, read_artefact
 from headprune.atomic import MANIFEST
 from headprune.errors import CheckpointError
+from headprune.files.walk import everything_in
 
 # May be edited freely; whatever is loaded may not.
 _FREE = ("README.md",)
@@ -191,14 +192,16 @@ def _is_loaded(name: str, files: Iterable[str]) -> bool:
 def _names(directory: Path) -> list[str]:
     """Return the files of a directory and its folders, but for its manifest."""
     found = [
-        path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()
+        path.relative_to(directory).as_posix()
+        for path in everything_in(directory)
+        if path.is_file()
     ]
     return sorted(name for name in found if name != MANIFEST)
 
 
 def _everything(directory: Path) -> Iterator[str]:
     """Yield what lies in a directory and its folders, links and empty folders too."""
-    for path in sorted(directory.rglob("*")):
+    for path in everything_in(directory):
         yield path.relative_to(directory).as_posix()
 
 

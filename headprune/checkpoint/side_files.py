@@ -68,8 +68,8 @@ def drop_foreign_code(directory: Path) -> None:
     A tokenizer, processor or config of the source may name classes in somebody's repository, which ``trust_remote_code=True``
     would fetch and run.
     """
-    for path in sorted(directory.glob("*.json")):
-        if "config" not in path.name and path.name != "modules.json":
+    for path in sorted(directory.iterdir()):
+        if path.suffix != ".json" or ("config" not in path.name and path.name != "modules.json"):
             continue
         raw = path.read_text(encoding="utf-8")
         # Few files name code, and those that don't stay byte for byte what was written.
