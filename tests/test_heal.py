@@ -317,6 +317,12 @@ def test_only_the_same_training_goes_on(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint"):
         open_checkpoints(folder, facts=facts, resume=True)
     assert open_checkpoints(folder, facts=facts, resume=False).last is None
+    strangers = ("checkpoint-5-of-a-friend", "checkpoint-notes.txt")
+    for name in strangers:
+        (folder / name).mkdir()
+        with pytest.raises(CheckpointError, match="isn't of a training by headprune"):
+            open_checkpoints(folder, facts=facts, resume=False)
+        (folder / name).rmdir()
     for step, state in ((2, "{}"), (4, "{}"), (6, '{"half')):
         (folder / f"checkpoint-{step}").mkdir()
         (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
@@ -326,9 +332,25 @@ def test_only_the_same_training_goes_on(tmp_path):
         open_checkpoints(folder, facts={**facts, "seed": 2}, resume=True)
     with pytest.raises(CheckpointError, match="was stopped"):
         open_checkpoints(folder, facts=facts, resume=False)
-    (folder / "heal.json").unlink()
-    with pytest.raises(CheckpointError, match="another training"):
-        open_checkpoints(folder, facts=facts, resume=True)
+    for resume in (
+        True,
+        False,
+    ):  # checkpoints that nobody of ours made are neither gone on from nor removed
+        for theirs in (None, '{"mood": "better"}'):
+            (folder / "heal.json").unlink(missing_ok=True)
+            if theirs is not None:
+                (folder / "heal.json").write_text(theirs)
+            with pytest.raises(CheckpointError, match="isn't of a training by headprune"):
+                open_checkpoints(folder, facts=facts, resume=resume)
+
+
+def test_checkpoints_of_others_stay_where_ours_are_removed(tmp_path):
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3-best").mkdir()
+    (tmp_path / "checkpoint-notes.txt").write_text("theirs")
+    Checkpoints(tmp_path, None).drop()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"checkpoint-3-best", "checkpoint-notes.txt"}
 
 
 @pytest.mark.parametrize("removed", range(5))

@@ -187,6 +187,17 @@ def test_what_was_moved_aside_stays_where_somebody_else_has_taken_the_place(tmp_
     assert (tmp_path / "x.replaced" / "a").read_text() == "old"
 
 
+def test_a_directory_that_only_has_the_number_of_another_is_another(tmp_path):
+    """A system gives the number of what was removed to what is made next: by it alone the only copy would be removed."""
+    target = tmp_path / "x"
+    put(target)
+    other = f"{target.stat().st_ino}-{target.stat().st_mtime_ns - 1}"
+    moved = tmp_path / f".x.headprune-tmp-99999999-abcdefgh-{other}-old"
+    put(moved, text="the only copy")
+    refuse_unusable_target(target, overwrite=True)
+    assert (tmp_path / "x.replaced" / "a").read_text() == "the only copy"
+
+
 NAMES = st.text(
     st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=30
 ).filter(lambda name: name not in (".", ".."))

@@ -325,6 +325,7 @@ def test_a_pipe_among_the_files_of_a_model_is_named_before_anything_opens_it(mod
     [
         *("config.json", "model.safetensors", "tokenizer.json", "README.md", "modules.json"),
         *("1_Pooling", "1_Pooling/config.json", "headprune.yaml", "generation_config.json"),
+        *("bpe.codes", "vocab", "2_Dense", "2_Dense/model.safetensors"),
     ],
 )
 def test_no_file_is_read_or_copied_through_a_link_that_leaves(model, name, tmp_path):
@@ -431,6 +432,8 @@ def test_whatever_a_config_says_the_end_is_a_model_or_three_parts(saved, tmp_pat
         {"text_config": {"_attn_implementation_internal": "somebody/kernel"}},
         {"experts_implementation": "somebody/kernel"},
         {"transformers_weights": "../x.safetensors"},
+        {"text_config": {"model_type": "blip_text_model", "auto_map": {"AutoModel": "x--y.C"}}},
+        {"towers": [{"inner": {"auto_map": {}}}]},
     ],
 )
 def test_absurd_sizes_wrong_types_and_names_of_code_are_refused_before_anything_is_built(change):

@@ -221,7 +221,9 @@ def add_command(
             function(_prepare(given))
         except typer.Exit:
             raise
-        except (Exception, KeyboardInterrupt) as error:
+        except (
+            BaseException
+        ) as error:  # a panic of a Rust library, or a library that leaves: 1 stays the gate's
             raise CommandError(error) from error
 
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

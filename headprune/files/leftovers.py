@@ -2,7 +2,8 @@
 
 A temporary is called ``.NAME.headprune-tmp-PROCESS-RANDOM``. Its writer holds a lock on it, which the system lets go when the
 process ends, however it ends; so a temporary whose lock can be taken is what a killed run left, whatever its process' number.
-What a replacement has moved aside is called like the temporary that takes its place, with that one's inode and ``-old`` behind.
+What a replacement has moved aside is called like the temporary that takes its place, with that one's inode, time and ``-old``
+behind.
 """
 
 import errno
@@ -23,10 +24,10 @@ from headprune.files.locks import Lock, is_still, take
 
 _MARK = ".headprune-tmp-"
 _BEHIND_THE_MARK = re.compile(
-    r"(?P<stem>(?P<process>\d+)-[a-z0-9_]+)(?P<old>(?:-(?P<inode>\d+))?-old)?"
+    r"(?P<stem>(?P<process>\d+)-[a-z0-9_]+)(?P<old>(?:-(?P<successor>\d+-\d+))?-old)?"
 )
-# The mark, a process, a random word, an inode, "-old": what a temporary's name has more than its target's.
-LONGER_BY = 1 + len(_MARK) + 10 + 1 + 8 + 1 + 20 + len("-old")
+# The mark, a process, a random word, an inode, a time, "-old": what a temporary's name has more than its target's.
+LONGER_BY = 1 + len(_MARK) + 10 + 1 + 8 + 1 + 20 + 1 + 19 + len("-old")
 # Where the file system knows no locks, a leftover is one whose process is gone and that nobody touched for this long.
 _STALE_SECONDS = 24 * 3600
 
@@ -54,7 +55,13 @@ def temporary_file(target: Path) -> Iterator[Path]:
 
 def old_name(temporary: Path) -> Path:
     """Return what the target of a temporary directory is called while the one takes the other's place."""
-    return temporary.with_name(f"{temporary.name}-{temporary.stat().st_ino}-old")
+    return temporary.with_name(f"{temporary.name}-{_identity(temporary)}-old")
+
+
+def _identity(directory: Path) -> str:
+    """Return what stays of a directory when it is renamed, and isn't that of another one: an inode alone comes again."""
+    state = directory.stat()
+    return f"{state.st_ino}-{state.st_mtime_ns}"
 
 
 def is_stranded(temporary: Path) -> bool:
@@ -119,7 +126,7 @@ def put_back(target: Path) -> bool:
         OSError: It can't be renamed.
     """
     was_put_back = False
-    for old, stem, inode in _moved_aside_from(target):
+    for old, stem, successor in _moved_aside_from(target):
         temporary = old.with_name(stem)
         if temporary.is_dir() and not _is_dead(temporary):
             continue  # its replacement is going on at this moment
@@ -128,7 +135,7 @@ def put_back(target: Path) -> bool:
             was_put_back = True
             if temporary.is_dir():
                 put_aside(temporary, target, "unplaced")
-        elif inode is not None and target.stat().st_ino == inode:
+        elif successor == _identity(target):
             shutil.rmtree(old, ignore_errors=True)  # the replacement was done
         else:
             put_aside(old, target, "replaced")
@@ -222,12 +229,12 @@ def _siblings(target: Path) -> Iterator[tuple[Path, re.Match[str]]]:
             yield target.parent / name, match
 
 
-def _moved_aside_from(target: Path) -> list[tuple[Path, str, int | None]]:
-    """Return what replacements of ``target`` moved aside, the last first: path, name of the temporary, its inode."""
+def _moved_aside_from(target: Path) -> list[tuple[Path, str, str | None]]:
+    """Return what replacements of ``target`` moved aside, the last first: path, name of the temporary, its identity."""
     found = [
-        (path, _prefix(target) + match["stem"], int(match["inode"]) if match["inode"] else None)
+        (path, _prefix(target) + match["stem"], match["successor"])
         for path, match in _siblings(target)
-        if match["old"] and stat.S_ISDIR(path.lstat().st_mode)
+        if match["old"] and path.is_dir() and _is_own(path)
     ]
     return sorted(found, key=lambda entry: entry[0].lstat().st_ctime_ns, reverse=True)
 

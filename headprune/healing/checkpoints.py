@@ -1,6 +1,7 @@
 """Trainer's checkpoints, in a folder that says what they are of: only the very same training goes on from them."""
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -28,8 +29,8 @@ class Checkpoints:
 
     def drop(self) -> None:
         """Remove the checkpoints: the healed model is saved elsewhere. What else lies in the folder stays."""
-        for path in self.folder.glob("checkpoint-*"):
-            if not path.is_symlink():
+        for path in _named_like_checkpoints(self.folder):
+            if _is_checkpoint(path):
                 # First what says that it is whole: should we be stopped here, nobody goes on from the rest.
                 (path / _STATE).unlink(missing_ok=True)
                 shutil.rmtree(path, ignore_errors=True)
@@ -47,9 +48,11 @@ def open_checkpoints(folder: Path, *, facts: Mapping[str, Any], resume: bool) ->
         resume: Whether to go on from the last.
 
     Raises:
-        CheckpointError: There is none to go on from, or it is of another training; or there are some that nobody asked for.
+        CheckpointError: There is none to go on from, or it is of another training; or there are some that nobody asked for, or
+            that aren't ours.
     """
     refuse_unwritable(folder / _FACTS, where=f"--run {folder}")
+    _refuse_strangers(folder)
     last, text = last_checkpoint(folder), dump_json({"format": 1, **facts})
     if not resume:
         if last is not None:
@@ -81,11 +84,43 @@ def open_checkpoints(folder: Path, *, facts: Mapping[str, Any], resume: bool) ->
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the last checkpoint that Trainer finished in a folder."""
     found = {
-        int(path.parent.name.rpartition("-")[2]): path.parent
-        for path in folder.glob(f"checkpoint-*/{_STATE}")
-        if path.parent.name.rpartition("-")[2].isdecimal() and _read(path) is not None
+        int(path.name.rpartition("-")[2]): path
+        for path in _named_like_checkpoints(folder)
+        if _is_checkpoint(path) and _read(path / _STATE) is not None
     }
     return found[max(found)] if found else None
+
+
+def _refuse_strangers(folder: Path) -> None:
+    """Refuse a folder with what Trainer would take for its own checkpoints, remove or go on from, and isn't.
+
+    Raises:
+        CheckpointError: There is something.
+    """
+    is_ours = _facts_of(folder).get("format") == 1
+    strangers = [
+        path for path in _named_like_checkpoints(folder) if not (is_ours and _is_checkpoint(path))
+    ]
+    if (folder / _FACTS).exists() and not is_ours:
+        strangers.append(folder / _FACTS)
+    if strangers:
+        raise CheckpointError(
+            f"{strangers[0].name} in {folder} isn't of a training by headprune",
+            where=f"--run {folder}",
+            hint="choose another --run, or move it elsewhere: Trainer removes old checkpoints",
+        )
+
+
+def _named_like_checkpoints(folder: Path) -> list[Path]:
+    """Return what Trainer would take for checkpoints by their names."""
+    if not folder.is_dir():
+        return []
+    return [path for path in sorted(folder.iterdir()) if "checkpoint-" in path.name]
+
+
+def _is_checkpoint(path: Path) -> bool:
+    named = re.fullmatch(r"checkpoint-\d+", path.name, re.ASCII)
+    return named is not None and path.is_dir() and not path.is_symlink()
 
 
 def _facts_of(folder: Path) -> dict[str, Any]:

@@ -113,6 +113,14 @@ def check_settings(settings: dict[str, Any], *, where: str) -> None:
     for name, value in _pairs(settings):
         if name.removesuffix("_internal").endswith("implementation") and "/" in str(value):
             raise _wrong(name, value, "names code from the hub, which isn't run", where=where)
+    for name, value in settings.items():
+        if any("auto_map" in inside for inside, _value in _pairs({"": value})):
+            raise _wrong(
+                f"{name}.auto_map",
+                "",
+                "names code for a part of the model, which isn't run",
+                where=where,
+            )
     record = settings.get("headprune")
     if record and record.get("format", 1) == 1:
         _check_record(record, where=where)
