@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from headprune.checkpoint import fresh_process
-from headprune.errors import UnprovenError, says_out_of_memory
+from headprune.errors import UnprovenError, first_line, says_out_of_memory
 
 _SECONDS = 600
 
@@ -33,7 +33,8 @@ def load_afresh(
         What loading complained of, or why it failed; and the output, if there is one.
 
     Raises:
-        UnprovenError: The process ended for want of memory or time, which says nothing about the directory.
+        UnprovenError: The process ended for want of memory or time, or what it found can't be read: that says nothing about the
+            directory.
     """
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -45,13 +46,16 @@ def load_afresh(
         child = _child(place)
         if child.returncode != 0:
             return _failure(child), None
-        found: dict[str, Any] = json.loads(child.stdout.strip().splitlines()[-1])
+        said = child.stdout.strip().splitlines()
+        if not said:
+            raise _unproven("the process ended and didn't say what it found")
+        found: dict[str, Any] = json.loads(said[-1])
         if inputs is None:
             return found, None
         try:
             return found, load_file(files["outputs"])["output"]
         except (OSError, SafetensorError, KeyError) as error:
-            return f"no output came back: {error}", None
+            raise _unproven(f"its output can't be read: {first_line(error)}") from error
 
 
 def _failure(child: "subprocess.CompletedProcess[str]") -> str:
