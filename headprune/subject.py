@@ -131,7 +131,7 @@ def calibration_rows(subject: Subject, *, voice: Voice) -> Rows:
 
 def evaluation_rows(subject: Subject, *, voice: Voice) -> Rows:
     """Return the rows of ``eval`` and ``check``: all of the evaluation data, or of the data where there is no other."""
-    table, columns = _read(subject, *_evaluation_source(subject.recipe), voice=voice)
+    table, columns = _read(subject, *evaluation_source(subject.recipe), voice=voice)
     examples = draw(
         _examples(subject, table, columns), subject.recipe.limit, seed=subject.recipe.seed
     )
@@ -186,7 +186,7 @@ def separate_rows(
     table, columns = _read(subject, recipe.data, recipe.split, voice=voice, labelled=labelled)
     count = times * min(recipe.num_samples, recipe.limit or recipe.num_samples)
     if own_rows:
-        other, other_columns = _read(subject, *_evaluation_source(recipe), voice=voice)
+        other, other_columns = _read(subject, *evaluation_source(recipe), voice=voice)
         reporting = _examples(subject, other, other_columns)
         free = table
         if columns.texts == other_columns.texts:
@@ -229,7 +229,7 @@ def _say_what_cannot_be_told(chose: Collection[str], *, voice: Voice) -> None:
         )
 
 
-def _evaluation_source(recipe: Recipe) -> tuple[str | None, str | None]:
+def evaluation_source(recipe: Recipe) -> tuple[str | None, str | None]:
     """Return where the rows that report come from: data and split."""
     if recipe.eval_data:
         return recipe.eval_data, recipe.eval_split

@@ -25,6 +25,7 @@ ORDER = [
     "demo",
     "method_names",
     "drop",
+    "precedence",
     "config",
     "placement",
     "models",

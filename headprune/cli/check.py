@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headprune.cli.options import Call
+from headprune.cli.settings import MODEL, ROWS, TIMES, WORK, switch
 from headprune.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from headprune.gate import Baseline, Limits
 
 OPTIONS: dict[str, Any] = {
+    **MODEL,
     "model": Annotated[
         str | None,
         typer.Argument(
@@ -40,9 +42,10 @@ OPTIONS: dict[str, Any] = {
         str | None,
         typer.Option(metavar="text|json|markdown|github|junit", help="Of stdout (default: text)."),
     ],
-    "update_baseline": Annotated[
-        bool | None, typer.Option("--update-baseline", help="Make this result the baseline.")
-    ],
+    "update_baseline": switch("update-baseline", "Make this result the baseline."),
+    **ROWS,
+    **WORK,
+    **TIMES,
 }
 
 

@@ -6,15 +6,14 @@ from typing import Annotated, Any
 import typer
 
 from headprune.cli.options import Call
-from headprune.cli.settings import Model
+from headprune.cli.settings import MODEL, WORK, Overwrite
 from headprune.errors import ConfigError
 
 OPTIONS: dict[str, Any] = {
-    "model": Model,
+    **MODEL,
+    "dtype": WORK["dtype"],
     "out": Annotated[str | None, typer.Option(metavar="DIR", help="Where the model goes.")],
-    "overwrite": Annotated[
-        bool | None, typer.Option("--overwrite", help="Replace what is in --out.")
-    ],
+    "overwrite": Overwrite,
 }
 
 

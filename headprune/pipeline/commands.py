@@ -10,7 +10,7 @@ from headprune.anatomy import Anatomy
 from headprune.checkpoint import load_model, refuse_source, refuse_unusable_output
 from headprune.config import Recipe
 from headprune.distributed import World
-from headprune.errors import ConfigError, HeadpruneError, PlanError
+from headprune.errors import HeadpruneError, PlanError
 from headprune.evaluation import EvalResult
 from headprune.export import (
     Exported,
@@ -111,7 +111,7 @@ def anatomy_of(model: PreTrainedModel, *, name: str, voice: Voice) -> Anatomy:
 def evaluate(recipe: Recipe, *, voice: Voice) -> EvalResult:
     """Evaluate a model, pruned or not."""
     if recipe.eval_data is None:
-        recipe = with_recorded_rows(recipe, voice=voice)
+        recipe = with_recorded_rows(recipe, voice=voice, measures=True)
     check_metric(recipe)
     subject = open_subject(recipe, voice=voice)
     rows = evaluation_rows(subject, voice=voice)
@@ -209,7 +209,6 @@ def prune(
     """
     recipe = with_recorded_rows(recipe, voice=voice)
     out = Path(recipe.out or "")
-    _refuse_second_budget(recipe, baseline)
     refuse_unusable_output(out, overwrite=recipe.overwrite)
     check_course(recipe)
     check_metric(recipe)
@@ -247,20 +246,6 @@ def prune(
     )
     found.kept_elsewhere()
     return results
-
-
-def _refuse_second_budget(recipe: Recipe, baseline: Baseline | None) -> None:
-    """Refuse a tolerance beside another budget, unless it is the one of a check against a baseline.
-
-    Raises:
-        ConfigError: See above.
-    """
-    if recipe.max_drop is not None and recipe.budgets and baseline is None:
-        raise ConfigError(
-            "a tolerance beside another budget is for a check against a baseline, and there is none",
-            where=f"--max-drop {recipe.max_drop}, --{next(iter(recipe.budgets)).replace('_', '-')}",
-            hint="leave one of them out",
-        )
 
 
 def refuse_output(recipe: Recipe, *, source: Path) -> None:
