@@ -31,7 +31,7 @@ def merged(
         measures: Whether the command reads one data set, which it measures: then that is what was said, whatever data the
             file would have report.
 
-    >>> merged({"keep": 0.5, "max_drop": 0.01, "seed": 3}, {"heads": 9})
+    >>> merged({"max_drop": 0.01, "seed": 3}, {"heads": 9})
     {'seed': 3, 'heads': 9}
     >>> merged({"data": "a", "eval_data": "b"}, {"data": "c"}, measures=True)
     {'data': 'c'}

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from transformers import PreTrainedModel
 
@@ -23,6 +23,8 @@ from headprune.tasks.distill import Goal, taught
 from headprune.tasks.rows import Example, draw, hold_out, without_inputs, without_noted
 from headprune.tasks.rows import fingerprint as fingerprint_of_rows
 
+Item = TypeVar("Item")
+
 
 @runtime_checkable
 class Voice(Protocol):
@@ -31,7 +33,7 @@ class Voice(Protocol):
     def say(self, text: str) -> None:
         """Tell the user what is going on."""
 
-    def track(self, items: Sequence[Batch], description: str) -> Iterable[Batch]:
+    def track(self, items: Sequence[Item], description: str) -> Iterable[Item]:
         """Yield the items, showing progress."""
 
 

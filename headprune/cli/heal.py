@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headprune.cli.options import Call
-from headprune.cli.settings import MODEL, ROWS, TIMES, WORK, Overwrite, switch
+from headprune.cli.settings import MODEL, ROWS, WORK, Overwrite, switch
 from headprune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -71,7 +71,6 @@ OPTIONS: dict[str, Any] = {
     "resume": switch("resume", "Go on from the last checkpoint.", panel=_TRAINING),
     **ROWS,
     **WORK,
-    **TIMES,
 }
 
 

@@ -6,7 +6,7 @@ there at once.
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,7 @@ import typer
 
 from headprune.cli.processes import refuse_several_processes
 from headprune.cli.surroundings import check_surroundings, writing_stdout
+from headprune.errors import HeadpruneError
 
 if TYPE_CHECKING:
     from headprune.config import Recipe
@@ -63,11 +64,10 @@ class Call:
 
     def show(self, value: Any) -> None:
         """Print a table, or text, to stdout."""
-        from rich.console import Console
+        from headprune.report.tables import make_console, show
 
         with writing_stdout():
-            # Names are shown as they are, as in Talk.
-            Console(highlight=False, markup=False, emoji=False).print(value)
+            show(make_console(), value)
 
     def write(self, text: str) -> None:
         """Write a document to stdout as it is."""
@@ -78,21 +78,29 @@ class Call:
 class CommandError(Exception):
     """What ended a command. Click never sees it: it would answer Ctrl-C, the end of a file and a broken pipe itself."""
 
-    def __init__(self, error: BaseException) -> None:
+    def __init__(self, error: BaseException, tell: Callable[[HeadpruneError], str]) -> None:
         super().__init__(str(error))
         self.error = error
+        self.tell = tell
 
 
 def add_command(
-    app: typer.Typer, name: str, function: Callable[[Call], None], *, options: dict[str, Any]
+    app: typer.Typer,
+    name: str,
+    function: Callable[[Call], None],
+    *,
+    options: dict[str, Any],
+    tell_error: Callable[[Mapping[str, Any], HeadpruneError], str] = lambda _given, _error: "",
 ) -> None:
     """Register a command with its options, and how it talks; ``function`` gets them as a :class:`Call`.
 
-    Every option defaults to None, "not said", so that a recipe's value can stand.
+    Every option defaults to None, "not said", so that a recipe's value can stand. ``tell_error`` returns what stdout says of an
+    error beside what stderr does, by the options that were given.
     """
 
     @functools.wraps(function)
     def run(**given: Any) -> None:
+        said = dict(given)
         try:
             check_surroundings()
             if name != "score":
@@ -105,7 +113,7 @@ def add_command(
         except typer.Exit:
             raise
         except (Exception, KeyboardInterrupt) as error:
-            raise CommandError(error) from error
+            raise CommandError(error, functools.partial(tell_error, said)) from error
 
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [

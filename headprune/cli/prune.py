@@ -201,9 +201,10 @@ def with_output(recipe: "Recipe") -> "Recipe":
 def shower(call: Call) -> "Callable[[HeadScores, PruningPlan], None]":
     """Return what shows scores and plan as a heatmap while the work goes on."""
     from headprune.report.scores import heatmap
+    from headprune.report.tables import show as show_on
 
     def show(scores: "HeadScores", plan: "PruningPlan") -> None:
         if not call.talk.quiet and not call.json:
-            call.talk.console.print(heatmap(scores, plan))
+            show_on(call.talk.console, heatmap(scores, plan))
 
     return show
