@@ -155,7 +155,7 @@ def plan(
     Args:
         scores: The importance of every head.
         anatomy: Where the heads are.
-        keep: Share of the heads that stay, in whole units, rounded up.
+        keep: Share of the heads that stay, rounded to the nearest number, in whole units.
         heads: The most heads that stay.
         target_parameters: The most parameters.
         target_flops: The most FLOPs per token with 512 tokens of context.

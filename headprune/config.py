@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from headprune.drop import AllowedDrop
 from headprune.errors import ConfigError, did_you_mean, first_line
 from headprune.method_names import MethodName
+from headprune.precedence import BUDGETS, TARGETS, merged, refuse_second_budget
 from headprune.untrusted import parse_yaml, read_text
 from headprune.untrusted.documents import MOST_BYTES_OF_YAML
 
@@ -27,10 +28,8 @@ OF_THE_ROWS = (
 )
 """Settings that define the rows of a run and how they are judged: all that is ever taken from a model's record."""
 
-TARGETS = ("target_parameters", "target_flops", "target_kv_cache", "target_latency")
-BUDGETS = ("keep", "heads", *TARGETS)
-"""Settings that say how much stays: one of them at a time."""
 
+_LISTS = ("text", "protect", "sites", "methods", "points", "latency_length", "latency_batch")
 
 RECIPES: dict[str, dict[str, Any]] = {
     "michel": {"method": "gradient", "normalize": "layer", "steps": 1, "mend": "none"},
@@ -69,6 +68,9 @@ class Recipe(BaseModel):
     batch_size: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0)
     limit: int | None = Field(None, ge=2)
+    latency: bool = True
+    latency_length: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    latency_batch: tuple[Annotated[int, Field(ge=1)], ...] = ()
     compile: bool = False
     until: Literal["decided"] | None = None
     max_work: float = Field(1 / 3, gt=0, le=1)
@@ -123,7 +125,7 @@ class Recipe(BaseModel):
         """Take ``text: a,b`` for ``text: [a, b]``, ``batch_size: auto`` for none, and a bare number for a target."""
         if not isinstance(values, dict):
             return values
-        for name in ("text", "protect", "sites", "methods", "points"):
+        for name in _LISTS:
             said = values.get(name)
             items = [said] if isinstance(said, str) else said
             if isinstance(items, (list, tuple)) and all(isinstance(item, str) for item in items):
@@ -174,6 +176,7 @@ def load_recipe(
     file: Path | None = None,
     folder: Path | None = None,
     trust_metric_code: bool = False,
+    measures: bool = False,
 ) -> tuple[Recipe, str]:
     """Put a recipe together.
 
@@ -184,6 +187,7 @@ def load_recipe(
         folder: Where to look for ``headprune.yaml``; the working directory by default. One that lies beside a model is the
             record of that model, and no settings.
         trust_metric_code: Whether a metric that the file names, and that isn't built in, may be loaded: it is code.
+        measures: Whether the command reads one data set, which it measures.
 
     Returns:
         The recipe, and a sentence that says where its settings come from.
@@ -194,6 +198,7 @@ def load_recipe(
     said = {name: value for name, value in settings.items() if value is not None}
     # A recipe that was named goes before what a file says.
     said = {**RECIPES.get(str(said.get("recipe")), {}), **said}
+    refuse_second_budget(said)
     aside = ""
     found = (folder or Path()) / RECIPE_FILE
     if file is None and found.is_file():
@@ -205,11 +210,9 @@ def load_recipe(
         read = _read_yaml(file)
         if "metric" not in said and not trust_metric_code:
             _refuse_metric_code(read.get("metric"), file)
-        # One budget at a time: the command line's.
-        if any(name in said for name in (*BUDGETS, "max_drop")):
-            read = {name: value for name, value in read.items() if name not in BUDGETS}
         where = "./" if file == found and folder is None else ""
-        return _validated({**read, **said}, str(file)), f"settings from {where}{file}"
+        settings = merged(read, said, measures=measures)
+        return _validated(settings, str(file)), f"settings from {where}{file}"
     if "model" not in said and "data" not in said:
         defaults = DEMO.model_dump(exclude_defaults=True)
         return _validated({**defaults, **said}, "command line"), (

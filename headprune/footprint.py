@@ -1,42 +1,157 @@
 """What a model takes while it runs, measured: time, and room for keys and values."""
 
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from statistics import median
+from typing import NamedTuple
 
 import torch
+from scipy.stats import binom
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy.trace import takes_cache
 from headprune.batch import Batch, forward
+from headprune.errors import ConfigError
+from headprune.evaluation import Latency
 from headprune.memory import attempt
 from headprune.placement import input_device, staged
 
+_FEWEST_REPEATS = 3
 _MOST_REPEATS = 30
-_LATENCY_BATCHES = (1, 32)
+_ENOUGH_REPEATS = 6
+"""The fewest whose range is a 95 % interval of their median."""
+_BATCHES = (1, 32)
+_SECONDS = 1.0
+_MOST_SECONDS = 10.0
+"""For a size that nobody asked for, of each model."""
+_LEAST_SHARE = 0.85
+"""Of the time of a forward, what its process must have had of a core."""
+_WIDEST = 0.25
+"""Of the median, how wide its interval may be."""
 
 
-@torch.no_grad()
+class Size(NamedTuple):
+    """Of which batch so many rows are run, and whether somebody asked for that."""
+
+    name: str
+    batch: Batch
+    rows: int
+    is_asked: bool
+
+
+Track = Callable[[Sequence[Size], str], Iterable[Size]]
+
+
+def sizes(
+    batches: Sequence[Batch], *, lengths: Sequence[int] = (), rows: Sequence[int] = ()
+) -> list[Size]:
+    """Return what is timed: so many rows of real data of median length, or of its tokens over and over to a given length."""
+    batch = median_batch(batches)
+    asked = bool(rows or lengths)
+    return [
+        Size(_name(count, length), of_length(batch, length) if length else batch, count, asked)
+        for length in lengths or (0,)
+        for count in rows or _BATCHES
+    ]
+
+
+def size_names(*, lengths: Sequence[int] = (), rows: Sequence[int] = ()) -> list[str]:
+    """Return what the sizes are called that :func:`sizes` would return."""
+    return [_name(count, length) for length in lengths or (0,) for count in rows or _BATCHES]
+
+
+def _name(rows: int, length: int) -> str:
+    return f"batch_{rows}_length_{length}" if length else f"batch_{rows}"
+
+
 def latency_ms(
-    models: Sequence[PreTrainedModel], *, batches: Sequence[Batch], seconds: float = 1.0
-) -> list[dict[str, float]]:
-    """Return for each model the fastest forward in milliseconds, for 1 row and for 32 rows of real data of median length.
+    models: Sequence[PreTrainedModel],
+    *,
+    sizes: Sequence[Size],
+    seconds: float = _SECONDS,
+    track: Track = lambda sizes, _description: sizes,
+    say: Callable[[str], None] = lambda _text: None,
+) -> list[dict[str, Latency]]:
+    """Return for each model how long a forward takes at each size.
 
     The models take turns, so that whatever else the machine does meets them alike; after a warm-up each size is repeated for
-    about ``seconds`` a model, at least 3 times and at most 30 times. The fastest, because other work only ever adds time.
-    A size that memory doesn't hold is left out.
+    about ``seconds`` a model, 3 to 30 times. A size that memory doesn't hold is left out, and so is one that nobody asked for
+    and that would take more than about 10 seconds a model, judged by the size before it.
     """
-    batch = median_batch(batches)
-    found: list[dict[str, float]] = [{} for _ in models]
-    for rows in _LATENCY_BATCHES:
-        measure = partial(fastest_ms, models, batch=batch, rows=rows, seconds=seconds)
-        fastest, _reason = attempt(measure)
-        if fastest is None:
-            break
-        for result, milliseconds in zip(found, fastest, strict=True):
-            result[f"batch_{rows}"] = round(milliseconds, 3)
+    found: list[dict[str, Latency]] = [{} for _ in models]
+    for_one_row: float | None = None
+    for size in track(sizes, "timing"):
+        expected = size.rows * (for_one_row or 0.0) * (1 + _FEWEST_REPEATS)
+        is_slow = input_device(models[0]).type == "cpu" and expected > _MOST_SECONDS
+        if is_slow and not size.is_asked:
+            say(
+                f"{_told(size.name)} isn't timed: that could take {expected * len(models):.0f} s; "
+                f"--latency-batch {size.rows} asks for it"
+            )
+            continue
+        measure = partial(times_in_turns, models, batch=size.batch, rows=size.rows, seconds=seconds)
+        times, _reason = attempt(partial(_with_busy, measure, models[0]))
+        if times is None:
+            say(f"{_told(size.name)} isn't timed: memory doesn't hold it")
+            continue
+        taken, busy = times
+        for_one_row = median(taken[0]) / size.rows
+        for result, own in zip(found, taken, strict=True):
+            result[size.name] = _latency(own, size.batch, busy=busy)
+        unsure = "; ".join(dict.fromkeys(m[size.name].busy for m in found if m[size.name].busy))
+        if unsure:
+            say(f"careful: {_told(size.name)}: {unsure}: small differences can't be told")
     return found
+
+
+def _told(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _latency(seconds: Sequence[float], batch: Batch, *, busy: str) -> Latency:
+    """Return the median with the interval between the repeats that lie on both sides of it with 95 % certainty."""
+    taken = sorted(value * 1000 for value in seconds)
+    outside = int(binom.ppf(0.025, len(taken), 0.5))
+    low, high = taken[max(0, outside - 1)], taken[min(len(taken) - 1, len(taken) - outside)]
+    middle = median(taken)
+    if not busy and (high - low) > _WIDEST * middle:
+        busy = f"repeats went from {taken[0]:.3g} to {taken[-1]:.3g} ms"
+    return Latency(
+        ms=round(middle, 4),
+        interval=(round(low, 4), round(high, 4)),
+        repeats=len(taken),
+        tokens=batch.num_tokens // batch.num_rows,
+        busy=busy,
+    )
+
+
+def _with_busy(
+    measure: Callable[[], list[list[float]]], model: PreTrainedModel
+) -> tuple[list[list[float]], str]:
+    """Measure, and return with the times what kept the machine from its work meanwhile, if anything did."""
+    wall, own = time.perf_counter(), time.process_time()
+    times = measure()
+    if input_device(model).type != "cpu":
+        return times, ""
+    share = (time.process_time() - own) / (time.perf_counter() - wall)
+    if share < _LEAST_SHARE:
+        return times, f"the machine is too busy: this process had {share:.0%} of a core"
+    load, cores = load_average(), os.cpu_count() or 1
+    if load > cores + 0.5:
+        return times, f"the machine is too busy: load average {load:.1f} on {cores} cores"
+    return times, ""
+
+
+def load_average() -> float:
+    """Return how many processes wanted to run in the last minute; 0 where the system doesn't tell."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return 0.0
 
 
 def median_batch(batches: Sequence[Batch]) -> Batch:
@@ -44,11 +159,55 @@ def median_batch(batches: Sequence[Batch]) -> Batch:
     return sorted(batches, key=lambda b: b.num_tokens // b.num_rows)[len(batches) // 2]
 
 
-@torch.no_grad()
+def of_length(batch: Batch, length: int) -> Batch:
+    """Return a batch of one row of so many tokens: those of the longest row, its first and last in their places.
+
+    Raises:
+        ConfigError: The model doesn't read tokens.
+    """
+    read = [name for name in ("input_ids", "decoder_input_ids") if name in batch.inputs]
+    if not read:
+        raise ConfigError(
+            "the model reads no tokens, so it can't be given more or fewer",
+            where=f"--latency-length {length}",
+            hint="leave --latency-length out",
+        )
+    there = batch.inputs[read[0]].shape[1]
+    mask = batch.inputs.get("attention_mask")
+    row = 0 if mask is None else int(mask.reshape(mask.shape[0], -1).sum(1).argmax())
+    chosen = torch.arange(length) % max(1, there - 2) + min(1, there - 1)
+    chosen[0], chosen[-1] = 0, there - 1
+    inputs = {
+        name: value[row : row + 1, chosen.clamp(max=there - 1)]
+        if value.dim() >= 2 and value.shape[1] == there
+        else value[row : row + 1]
+        for name, value in batch.inputs.items()
+    }
+    return replace(
+        batch,
+        inputs=inputs,
+        targets=batch.targets[:1],
+        example_of_row=batch.example_of_row[:1] * 0,
+        indices=batch.indices[:1],
+    )
+
+
 def fastest_ms(
     models: Sequence[PreTrainedModel], *, batch: Batch, rows: int, seconds: float
 ) -> list[float]:
-    """Return each model's fastest forward of so many rows of ``batch`` in milliseconds; see :func:`latency_ms`."""
+    """Return each model's fastest forward of so many rows of ``batch`` in milliseconds: other work only ever adds time."""
+    times = times_in_turns(models, batch=batch, rows=rows, seconds=seconds)
+    return [min(taken) * 1000 for taken in times]
+
+
+@torch.no_grad()
+def times_in_turns(
+    models: Sequence[PreTrainedModel], *, batch: Batch, rows: int, seconds: float
+) -> list[list[float]]:
+    """Return how many seconds each forward of each model took, see :func:`latency_ms`.
+
+    Turns in which a CPU was taken from this process are left out where enough others are there.
+    """
     wanted = torch.arange(rows) % batch.num_rows
     inputs = [
         {name: staged(value[wanted], input_device(model)) for name, value in batch.inputs.items()}
@@ -56,13 +215,23 @@ def fastest_ms(
     ]
     for model, own in zip(models, inputs, strict=True):
         forward(model, own)
-    times: list[list[float]] = [[] for _ in models]
-    while len(times[0]) < 3 or (
-        len(times[0]) < _MOST_REPEATS and sum(map(sum, times)) < seconds * len(models)
-    ):
-        for model, own, taken in zip(models, inputs, times, strict=True):
-            taken.append(_seconds(model, own))
-    return [min(taken) * 1000 for taken in times]
+    turns: list[list[float]] = []
+    undisturbed: list[list[float]] = []
+    while _goes_on(len(turns), sum(map(sum, turns), 0.0), seconds * len(models)):
+        began = time.process_time()
+        turns.append([_seconds(model, own) for model, own in zip(models, inputs, strict=True)])
+        if time.process_time() - began >= _LEAST_SHARE * sum(turns[-1]):
+            undisturbed.append(turns[-1])
+    enough = len(undisturbed) >= _FEWEST_REPEATS and input_device(models[0]).type == "cpu"
+    return [list(taken) for taken in zip(*(undisturbed if enough else turns), strict=True)]
+
+
+def _goes_on(repeats: int, spent: float, seconds: float) -> bool:
+    """Whether there is another turn: three, as long as that takes seconds; then for so long, or longer for an interval."""
+    if repeats < _FEWEST_REPEATS:
+        return repeats == 0 or spent < _MOST_SECONDS
+    bound = 3 * seconds if repeats < _ENOUGH_REPEATS else seconds
+    return repeats < _MOST_REPEATS and spent < bound
 
 
 def _seconds(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> float:

@@ -1,5 +1,6 @@
 """The regression check for CI: results against a baseline that lies in the repository -> verdict."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from headprune.artefact import Artefact, read_artefact
 from headprune.atomic import write_text
 from headprune.errors import ConfigError
-from headprune.evaluation import EvalResult, Measurement
+from headprune.evaluation import EvalResult, Latency, Measurement
 from headprune.files.targets import refuse_unwritable
 
 
@@ -23,11 +24,18 @@ class Baseline(Measurement):
         fields = result.model_dump(exclude={"format", "seed"})
         fields["value"] = round(result.value, 6)
         fields["interval"] = tuple(round(end, 6) for end in result.interval)
-        fields["latency_ms"] = {name: float(f"{ms:.3g}") for name, ms in result.latency_ms.items()}
-        kept = ("name", "split", "fingerprint", "max_length")
+        fields["latency_ms"] = {name: _rounded(took) for name, took in result.latency_ms.items()}
+        kept = ("name", "split", "n", "fingerprint", "max_length")
         fields["data"] = {name: result.data.get(name) for name in kept}
         fields["model"] = {name: result.model.get(name) for name in ("name", "revision")}
         return cls(**fields)
+
+
+def _rounded(took: Latency) -> Latency:
+    low, ms, high = (
+        float(f"{value:.3g}") for value in (took.interval[0], took.ms, took.interval[1])
+    )
+    return took.model_copy(update={"ms": ms, "interval": (low, high)})
 
 
 class Limits(BaseModel):
@@ -37,7 +45,7 @@ class Limits(BaseModel):
         max_drop: How much worse the metric may be, in its own units.
         min_recovery: The least share of the baseline's metric that must be reached.
         max_parameters: The most parameters.
-        max_latency_increase: How much slower, as a share (0.1 is 10 %), at any batch size of the baseline.
+        max_latency_increase: How much slower, as a share (0.1 is 10 %), at any size of the baseline; it may not be surely more.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -143,16 +151,21 @@ def refuse_incomparable(result: Measurement, baseline: Baseline) -> None:
     Raises:
         ConfigError: Other data, metric, limit or model revision.
     """
-    mine, theirs = result.model.get("source", result.model), baseline.model
-    same_name = mine.get("name") == theirs.get("name")
-    revisions = (mine.get("revision"), theirs.get("revision"))
-    _refuse_differences(
-        {
-            "direction": (result.higher_is_better, baseline.higher_is_better),
-            "model revision": revisions if same_name and None not in revisions else (None, None),
-        }
-    )
+    _refuse_difference("direction", result.higher_is_better, baseline.higher_is_better)
+    refuse_other_revision(baseline, result.model)
     refuse_other_rows(baseline, metric=result.metric, limit=result.limit, data=result.data)
+
+
+def refuse_other_revision(baseline: Baseline, model: dict[str, Any]) -> None:
+    """Refuse to compare what is, or was made from, another revision of the baseline's model.
+
+    Raises:
+        ConfigError: See above.
+    """
+    mine, theirs = model.get("source", model), baseline.model
+    revisions = (mine.get("revision"), theirs.get("revision"))
+    if mine.get("name") == theirs.get("name") and None not in revisions:
+        _refuse_difference("model revision", *revisions)
 
 
 def refuse_other_rows(
@@ -163,24 +176,51 @@ def refuse_other_rows(
     Raises:
         ConfigError: See above.
     """
-    _refuse_differences(
-        {
-            "metric": (metric, baseline.metric),
-            "limit": (limit, baseline.limit),
-            "data": (data.get("fingerprint"), baseline.data.get("fingerprint")),
-            "max_length": (data.get("max_length"), baseline.data.get("max_length")),
-        }
+    theirs = baseline.data
+    _refuse_difference("metric", metric, baseline.metric)
+    _refuse_difference("limit", limit, baseline.limit)
+    _refuse_difference("max_length", data.get("max_length"), theirs.get("max_length"))
+    if data.get("fingerprint") != theirs.get("fingerprint"):
+        here, there = _told(data), _told({"n": baseline.n, **theirs})
+        if here == there:
+            here, there = f"{here} as it is now", "other rows of that name"
+        _refuse_difference("data", here, there)
+
+
+def refuse_untimed(baseline: Baseline, limits: Limits, *, names: Collection[str]) -> None:
+    """Refuse a limit of latency where the baseline was not timed at any of the sizes that ``names`` are.
+
+    Raises:
+        ConfigError: See above.
+    """
+    if limits.max_latency_increase is None or set(names) & set(baseline.latency_ms):
+        return
+    timed = ", ".join(map(_spoken, baseline.latency_ms)) or "nothing"
+    raise ConfigError(
+        f"there is no latency to compare: {', '.join(map(_spoken, names)) or 'nothing'} here, {timed} in the baseline",
+        where="--max-latency-increase",
+        hint="time the same sizes, or make the baseline again with --update-baseline, on the machine that checks",
     )
 
 
-def _refuse_differences(pairs: dict[str, tuple[object, object]]) -> None:
-    for name, (new, old) in pairs.items():
-        if new != old:
-            raise ConfigError(
-                f"the results can't be compared: {name} is {new!r} here and {old!r} in the baseline",
-                where="--baseline",
-                hint="evaluate as the baseline was made (the same --eval-data, say), or make a new one with --update-baseline",
-            )
+def _spoken(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _told(data: dict[str, Any]) -> str:
+    """Return how a person calls rows."""
+    split = f" ({data['split']})" if data.get("split") else ""
+    rows = f", {data['n']:,} rows" if data.get("n") is not None else ""
+    return f"{data.get('name') or 'unnamed rows'}{split}{rows}"
+
+
+def _refuse_difference(name: str, new: object, old: object) -> None:
+    if new != old:
+        raise ConfigError(
+            f"the results can't be compared: {name} is {new!r} here and {old!r} in the baseline",
+            where="--baseline",
+            hint="evaluate as the baseline was made (the same --eval-data, say), or make a new one with --update-baseline",
+        )
 
 
 def _metric_findings(
@@ -248,23 +288,26 @@ def _size_findings(result: EvalResult, baseline: Baseline, *, limits: Limits) ->
             )
         )
     if limits.max_latency_increase is not None:
-        shared = sorted(name for name in result.latency_ms if baseline.latency_ms.get(name))
-        if not shared:
-            raise ConfigError(
-                "there is no latency to compare",
-                where="--max-latency-increase",
-                hint="make the baseline again with --update-baseline, on the machine that checks",
-            )
-        increases = {
-            name: result.latency_ms[name] / baseline.latency_ms[name] - 1 for name in shared
-        }
-        worst = max(increases, key=lambda name: increases[name])
-        findings.append(
-            Finding(
-                name="max-latency-increase",
-                passed=increases[worst] <= limits.max_latency_increase,
-                message=f"{worst.replace('_', ' ')}: {baseline.latency_ms[worst]:g} -> {result.latency_ms[worst]:g} ms "
-                f"({increases[worst]:+.1%}), allowed {limits.max_latency_increase:+.1%}",
-            )
-        )
+        refuse_untimed(baseline, limits, names=result.latency_ms)
+        findings.append(_latency_finding(result, baseline, allowed=limits.max_latency_increase))
     return findings
+
+
+def _latency_finding(result: EvalResult, baseline: Baseline, *, allowed: float) -> Finding:
+    """Judge the size that is most surely slower: by the interval of the increase, not by a point in it."""
+    now = Baseline.of(result).latency_ms
+    changes = {
+        name: was.change_to(now[name]) for name, was in baseline.latency_ms.items() if name in now
+    }
+    worst = max(changes, key=lambda name: changes[name][1][0])
+    increase, (low, high) = changes[worst]
+    doubt = ""
+    if low <= allowed < high:
+        doubt = "; the interval reaches the limit, so whether it is slower can't be told"
+    busy = now[worst].busy or baseline.latency_ms[worst].busy
+    return Finding(
+        name="max-latency-increase",
+        passed=low <= allowed,
+        message=f"{_spoken(worst)}: {baseline.latency_ms[worst].ms:g} -> {now[worst].ms:g} ms "
+        f"({increase:+.1%} [{low:+.1%}, {high:+.1%}]), allowed {allowed:+.1%}{doubt}{busy and '; ' + busy}",
+    )

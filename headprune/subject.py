@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from transformers import PreTrainedModel
 
@@ -24,6 +24,8 @@ from headprune.tasks.distill import Goal, taught
 from headprune.tasks.rows import Example, draw, hold_out, without_inputs, without_noted
 from headprune.tasks.rows import fingerprint as fingerprint_of_rows
 
+Item = TypeVar("Item")
+
 
 @runtime_checkable
 class Voice(Protocol):
@@ -32,7 +34,7 @@ class Voice(Protocol):
     def say(self, text: str) -> None:
         """Tell the user what is going on."""
 
-    def track(self, items: Sequence[Batch], description: str) -> Iterable[Batch]:
+    def track(self, items: Sequence[Item], description: str) -> Iterable[Item]:
         """Yield the items, showing progress."""
 
 
@@ -132,7 +134,7 @@ def calibration_rows(subject: Subject, *, voice: Voice) -> Rows:
 
 def evaluation_rows(subject: Subject, *, voice: Voice) -> Rows:
     """Return the rows of ``eval`` and ``check``: all of the evaluation data, or of the data where there is no other."""
-    table, columns = _read(subject, *_evaluation_source(subject.recipe), voice=voice)
+    table, columns = _read(subject, *evaluation_source(subject.recipe), voice=voice)
     examples = draw(
         _examples(subject, table, columns), subject.recipe.limit, seed=subject.recipe.seed
     )
@@ -187,7 +189,7 @@ def separate_rows(
     table, columns = _read(subject, recipe.data, recipe.split, voice=voice, labelled=labelled)
     count = times * min(recipe.num_samples, recipe.limit or recipe.num_samples)
     if own_rows:
-        other, other_columns = _read(subject, *_evaluation_source(recipe), voice=voice)
+        other, other_columns = _read(subject, *evaluation_source(recipe), voice=voice)
         reporting = _examples(subject, other, other_columns)
         free = table
         if columns.texts == other_columns.texts:
@@ -230,7 +232,7 @@ def _say_what_cannot_be_told(chose: Collection[str], *, voice: Voice) -> None:
         )
 
 
-def _evaluation_source(recipe: Recipe) -> tuple[str | None, str | None]:
+def evaluation_source(recipe: Recipe) -> tuple[str | None, str | None]:
     """Return where the rows that report come from: data and split."""
     if recipe.eval_data:
         return recipe.eval_data, recipe.eval_split

@@ -26,6 +26,7 @@ ORDER = [
     "demo",
     "method_names",
     "drop",
+    "precedence",
     "config",
     "placement",
     "models",

@@ -952,13 +952,13 @@ MISTAKES = {
         "--scores RUN/scores.json",
     ),
     "a stream into another dtype": (
-        (*PRUNE, "--stream", "--scores", "s.json", "--dtype", "bfloat16"),
+        (*PRUNE[:2], *PRUNE[4:], "--stream", "--scores", "s.json", "--dtype", "bfloat16"),
         None,
         "--dtype asks for bfloat16",
         "leave --dtype out",
     ),
     "a stream with scores of another model": (
-        (*PRUNE, "--stream", "--scores", "s.json"),
+        (*PRUNE[:2], *PRUNE[4:], "--stream", "--scores", "s.json"),
         other_scores,
         "of another model (other)",
         "headprune score",

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from headprune.config import DEMO, Recipe, load_recipe
 from headprune.errors import ConfigError, HeadpruneError
+from headprune.precedence import merged
+from headprune.subject import evaluation_source
 
 ROOT = Path(__file__).parent.parent
 
@@ -109,3 +111,57 @@ def test_the_demo_recipe_is_the_built_in_one():
         "method",
     )
     assert [getattr(recipe, name) for name in same] == [getattr(DEMO, name) for name in same]
+
+
+FILE = {"model": "m", "data": "d.csv", "revision": "r1"}
+BUDGET = {
+    "keep": 0.5, "heads": 9, "target_flops": "80%", "target_parameters": "0.9",
+    "target_kv_cache": "0.5", "target_latency": "12ms", "max_drop": "1%",
+}  # fmt: skip
+
+
+@given(st.sampled_from(sorted(BUDGET)), st.sets(st.sampled_from(sorted(BUDGET)), max_size=3))
+def test_a_budget_that_is_said_is_the_only_one_but_for_the_limit_of_a_check(said, read):
+    settings = merged({**FILE, **{name: BUDGET[name] for name in read}}, {said: BUDGET[said]})
+    left = {name for name in BUDGET if name in settings}
+    is_limit = "max_drop" in read and len(read) > 1
+    assert left == ({said, "max_drop"} if is_limit else {said})
+    beside_a_baseline = merged({**FILE, "baseline": "b", "max_drop": 0.01}, {"keep": 0.3})
+    assert beside_a_baseline["max_drop"] == 0.01
+
+
+def test_two_budgets_on_the_command_line_contradict():
+    with pytest.raises(ConfigError, match="said twice"):
+        load_recipe({"model": "m", "keep": 0.5, "max_drop": "1%"})
+
+
+@pytest.mark.parametrize(
+    ("said", "gone"),
+    [
+        ({"data": "new.csv"}, {"split"}),
+        ({"eval_data": "new.csv"}, {"eval_split"}),
+        ({"model": "other"}, {"revision"}),
+        ({"metric": "f1"}, {"higher_is_better"}),
+        ({"epochs": 1}, {"max_steps"}),
+        ({"method": "random"}, {"scores"}),
+    ],
+)
+def test_what_belongs_to_a_displaced_setting_goes_with_it(said, gone):
+    read = {
+        **FILE, "split": "s", "eval_data": "e.csv", "eval_split": "t", "metric": "own",
+        "higher_is_better": False, "max_steps": 3, "scores": "s.json",
+    }  # fmt: skip
+    settings = merged(read, said)
+    assert settings.items() >= said.items()
+    assert {name for name in read if name not in settings} == gone
+
+
+@given(
+    st.fixed_dictionaries({}, optional={name: st.just(name) for name in ("eval_data", "eval_split", "split")}),
+    st.sampled_from(["data", "eval_data", "split", "eval_split"]),
+)  # fmt: skip
+def test_a_command_that_measures_measures_what_was_said(read, name):
+    recipe = Recipe(**merged({**FILE, **read}, {name: "said"}, measures=True))
+    assert "said" in evaluation_source(recipe)
+    if name == "data":
+        assert evaluation_source(recipe) == ("said", None)

@@ -148,7 +148,7 @@ def test_github_annotations_are_escaped_and_the_summary_is_written(tmp_path, mon
     summary = tmp_path / "summary.md"
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     lines = FORMATS["github"](FAILED).splitlines()
-    assert lines[0].startswith("::error title=headprune check%3A max-drop::")
+    assert lines[0].startswith("::error title=headprune check%3A max-drop failed::")
     assert lines[1].startswith("::notice ")
     assert "| max-drop |" in summary.read_text(encoding="utf-8")
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from headprune.batch import Batch
 from headprune.errors import HeadpruneError, MemoryLimitError, UnprovenError
 from headprune.evaluation import predict, predict_masked
-from headprune.footprint import latency_ms
+from headprune.footprint import latency_ms, sizes
 from headprune.healing.loss import mean_distance
 from headprune.memory import Parts, attempt
 from headprune.passes import Pass
@@ -185,7 +185,7 @@ def test_a_proof_runs_on_parts_and_is_no_proof_that_said_no_where_it_cannot():
 def test_a_latency_that_memory_does_not_hold_is_left_out():
     model = build("bert")
     with memory_of(model, 4):
-        (found,) = latency_ms([model], batches=batches_of(model), seconds=0.01)
+        (found,) = latency_ms([model], sizes=sizes(batches_of(model)), seconds=0.01)
     assert set(found) == {"batch_1"}
 
 

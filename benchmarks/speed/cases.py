@@ -16,7 +16,7 @@ from headprune.anatomy import Anatomy
 from headprune.batch import Batch
 from headprune.config import Recipe
 from headprune.models import choose_device
-from headprune.subject import Subject, open_subject
+from headprune.subject import Item, Subject, open_subject
 from headprune.tasks import TASKS, Task
 from headprune.tasks.data import choose_columns, read_table
 from headprune.tasks.rows import Example, draw
@@ -78,7 +78,7 @@ class Silent:
     def say(self, text: str) -> None:
         """Drop the text."""
 
-    def track(self, items: Sequence[Batch], description: str) -> Iterable[Batch]:
+    def track(self, items: Sequence[Item], description: str) -> Iterable[Item]:
         """Return the items."""
         del description
         return items

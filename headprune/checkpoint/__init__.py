@@ -21,6 +21,7 @@ from headprune.checkpoint.save import (
 )
 from headprune.checkpoint.shards import differing, rewrite, stored_tensors
 from headprune.checkpoint.stream import Cut, changes, find_cuts, names_in_memory, wrong_cuts
+from headprune.checkpoint.tied import untie_as_stored
 
 __all__ = [
     "MAX_SHARD_SIZE",
@@ -48,6 +49,7 @@ __all__ = [
     "seal",
     "stock_config",
     "stored_tensors",
+    "untie_as_stored",
     "write_description",
     "write_model",
     "wrong_cuts",

@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated
 
@@ -44,7 +45,8 @@ for name, module in {
     "run": run,
     "export": export,
 }.items():
-    add_command(app, name, module.command, options=module.OPTIONS)
+    tell_error = {"tell_error": check.tell_error} if module is check else {}
+    add_command(app, name, module.command, options=module.OPTIONS, **tell_error)
 
 
 def _show_version(wanted: bool | None) -> None:
@@ -95,15 +97,15 @@ def run_app() -> int:
         error = ended.error
         if isinstance(error, KeyboardInterrupt):
             raise error from None
-        return _failed(error)
+        return _failed(error, tell=ended.tell)
     except OSError as error:  # of a command they come as CommandError: this is --help, or --version
         discard(sys.stdout)
         return _failed(stdout_error(error))
     return 0
 
 
-def _failed(error: BaseException) -> int:
-    """Say what is wrong, in three parts, and return the exit code."""
+def _failed(error: BaseException, *, tell: Callable[[HeadpruneError], str] | None = None) -> int:
+    """Say what is wrong, in three parts, and return the exit code; ``tell`` returns what stdout says of it."""
     if os.environ.get("HEADPRUNE_DEBUG") == "1":
         raise error
     if isinstance(error, ReaderGoneError):
@@ -121,4 +123,7 @@ def _failed(error: BaseException) -> int:
         )
     with suppress(OSError, ValueError):  # stderr is full or closed: the exit code says it
         typer.echo(str(error), err=True)
+    with suppress(OSError, ValueError, HeadpruneError):
+        if tell is not None and (text := tell(error)):
+            typer.echo(text, nl=False)
     return error.exit_code

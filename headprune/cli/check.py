@@ -1,12 +1,14 @@
 """``headprune check``: the regression check for CI."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from headprune.cli.options import Call
-from headprune.errors import ConfigError, did_you_mean
+from headprune.cli.settings import MODEL, ROWS, TIMES, WORK, switch
+from headprune.errors import ConfigError, HeadpruneError, did_you_mean
 
 if TYPE_CHECKING:
     from headprune.config import Recipe
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from headprune.gate import Baseline, Limits
 
 OPTIONS: dict[str, Any] = {
+    **MODEL,
     "model": Annotated[
         str | None,
         typer.Argument(
@@ -40,9 +43,10 @@ OPTIONS: dict[str, Any] = {
         str | None,
         typer.Option(metavar="text|json|markdown|github|junit", help="Of stdout (default: text)."),
     ],
-    "update_baseline": Annotated[
-        bool | None, typer.Option("--update-baseline", help="Make this result the baseline.")
-    ],
+    "update_baseline": switch("update-baseline", "Make this result the baseline."),
+    **ROWS,
+    **WORK,
+    **TIMES,
 }
 
 
@@ -69,7 +73,8 @@ def command(call: Call) -> None:
         call.talk.say(f"written: {path}")
         return
     baseline = gate.read_baseline(path)
-    verdict = gate.compare(_result(call), baseline, limits=limits_of(call.recipe, baseline))
+    limits = limits_of(call.recipe, baseline)
+    verdict = gate.compare(_result(call, baseline, limits), baseline, limits=limits)
     call.write(FORMATS[chosen](verdict))
     if not verdict.passed:
         raise typer.Exit(1)
@@ -84,12 +89,28 @@ def limits_of(recipe: "Recipe", baseline: "Baseline") -> "Limits":
     return Limits(**{**said, "max_drop": drop})
 
 
-def _result(call: Call) -> "EvalResult":
-    """Return the result to judge: read from a file, or measured."""
+def tell_error(given: Mapping[str, Any], error: HeadpruneError) -> str:
+    """Return what stdout says of an exit 2: whoever reads a format for machines reads it there, too."""
+    from headprune.report.ci import ERROR_FORMATS
+
+    tell = ERROR_FORMATS.get(str(given.get("format")))
+    return tell(error) if tell else ""
+
+
+def _result(
+    call: Call, baseline: "Baseline | None" = None, limits: "Limits | None" = None
+) -> "EvalResult":
+    """Return the result to judge: read from a file, or measured; what can't be judged is refused first."""
     from headprune import pipeline
+    from headprune.footprint import size_names
+    from headprune.gate import refuse_untimed
     from headprune.results import read_result
 
     target = call.recipe.model or ""
     if target.endswith(".json"):
         return read_result(Path(target))
-    return pipeline.evaluate(call.recipe, voice=call.talk)
+    recipe = call.recipe
+    if baseline is not None and limits is not None:
+        sizes = size_names(lengths=recipe.latency_length, rows=recipe.latency_batch)
+        refuse_untimed(baseline, limits, names=sizes if recipe.latency else ())
+    return pipeline.evaluate(recipe, voice=call.talk, baseline=baseline)

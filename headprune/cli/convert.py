@@ -6,15 +6,14 @@ from typing import Annotated, Any
 import typer
 
 from headprune.cli.options import Call
-from headprune.cli.settings import Model
+from headprune.cli.settings import MODEL, WORK, Overwrite
 from headprune.errors import ConfigError
 
 OPTIONS: dict[str, Any] = {
-    "model": Model,
+    **MODEL,
+    "dtype": WORK["dtype"],
     "out": Annotated[str | None, typer.Option(metavar="DIR", help="Where the model goes.")],
-    "overwrite": Annotated[
-        bool | None, typer.Option("--overwrite", help="Replace what is in --out.")
-    ],
+    "overwrite": Overwrite,
 }
 
 
@@ -22,7 +21,7 @@ def command(call: Call) -> None:
     """Make a model that transformers v4 pruned (config.pruned_heads) load with transformers v5."""
     from headprune import pipeline
     from headprune.artefact import dump_json
-    from headprune.report.terminal import key_value_table
+    from headprune.report.tables import key_value_table
 
     if call.recipe.out is None:
         raise ConfigError(

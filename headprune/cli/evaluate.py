@@ -3,9 +3,9 @@
 from typing import Any
 
 from headprune.cli.options import Call
-from headprune.cli.settings import Model
+from headprune.cli.settings import MODEL, ROWS, TIMES, WORK
 
-OPTIONS: dict[str, Any] = {"model": Model}
+OPTIONS: dict[str, Any] = {**MODEL, **ROWS, **WORK, **TIMES}
 
 
 def command(call: Call) -> None:

@@ -6,31 +6,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headprune.cli.options import Call
-from headprune.cli.settings import Model
+from headprune.cli.settings import MODEL, WORK, switch
 from headprune.errors import ConfigError
 
 if TYPE_CHECKING:
     from headprune.export import Exported
 
 OPTIONS: dict[str, Any] = {
-    "model": Model,
+    **MODEL,
+    "dtype": WORK["dtype"],
     "gguf": Annotated[
         Path | None, typer.Option(metavar="FILE", help="The file to write, for llama.cpp.")
     ],
-    "no_tokenizer": Annotated[
-        bool | None,
-        typer.Option("--no-tokenizer", help="Weights alone: the engine is given token ids."),
-    ],
-    "overwrite": Annotated[
-        bool | None, typer.Option("--overwrite", help="Replace a GGUF file of this name.")
-    ],
+    "tokenizer": switch(
+        "tokenizer", "--no-tokenizer: weights alone, the engine is given token ids."
+    ),
+    "overwrite": switch("overwrite", "Replace a GGUF file of this name."),
 }
 
 
 def command(call: Call) -> None:
     """Write a Llama-like model, pruned or not, as GGUF for llama.cpp, and prove it by reading it back."""
     from headprune import pipeline
-    from headprune.report.terminal import key_value_table
+    from headprune.report.tables import key_value_table
 
     path = call.own.get("gguf")
     if path is None:
@@ -42,7 +40,7 @@ def command(call: Call) -> None:
     made = pipeline.export(
         call.recipe,
         gguf=path,
-        with_tokenizer=not call.own.get("no_tokenizer"),
+        with_tokenizer=call.own.get("tokenizer") is not False,
         voice=call.talk,
     )
     call.write(made.to_json()) if call.json else call.show(key_value_table(_rows(made)))

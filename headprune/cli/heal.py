@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headprune.cli.options import Call
+from headprune.cli.settings import MODEL, ROWS, WORK, Overwrite, switch
 from headprune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 _TRAINING = "Training"
 OPTIONS: dict[str, Any] = {
+    **MODEL,
     "model": Annotated[
         str | None,
         typer.Argument(metavar="DIR", help="What headprune prune saved.", show_default=False),
@@ -22,9 +24,7 @@ OPTIONS: dict[str, Any] = {
         str | None,
         typer.Option(metavar="DIR", help="Where the healed model goes (default: DIR-healed)."),
     ],
-    "overwrite": Annotated[
-        bool | None, typer.Option("--overwrite", help="Replace what is in --out.")
-    ],
+    "overwrite": Overwrite,
     "teacher": Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="Whom it learns from (default: what it came from)."),
@@ -68,10 +68,9 @@ OPTIONS: dict[str, Any] = {
             rich_help_panel=_TRAINING,
         ),
     ],
-    "resume": Annotated[
-        bool | None,
-        typer.Option("--resume", help="Go on from the last checkpoint.", rich_help_panel=_TRAINING),
-    ],
+    "resume": switch("resume", "Go on from the last checkpoint.", panel=_TRAINING),
+    **ROWS,
+    **WORK,
 }
 
 

@@ -3,14 +3,15 @@
 from typing import Any
 
 from headprune.cli.options import Call
-from headprune.cli.settings import Gqa, Keep, MinHeads, Model, Protect, Sites, Uniform
+from headprune.cli.settings import MODEL, Gqa, Keep, MinHeads, MultipleOf, Protect, Sites, Uniform
 
 OPTIONS: dict[str, Any] = {
-    "model": Model,
+    **MODEL,
     "keep": Keep,
     "gqa": Gqa,
     "sites": Sites,
     "min_heads": MinHeads,
+    "multiple_of": MultipleOf,
     "protect": Protect,
     "uniform": Uniform,
 }

@@ -8,19 +8,25 @@ import typer
 
 from headprune.cli.options import Call
 from headprune.cli.settings import (
+    MODEL,
+    ROWS,
+    TIMES,
+    WORK,
+    Compile,
     Gqa,
     Keep,
     Method,
     MinHeads,
-    Model,
     MultipleOf,
     Normalize,
     NumSamples,
     Objective,
+    Overwrite,
     Protect,
     Sites,
     Steps,
     Uniform,
+    switch,
 )
 from headprune.errors import ConfigError
 
@@ -29,7 +35,7 @@ if TYPE_CHECKING:
     from headprune.heads import HeadScores, PruningPlan
 
 OPTIONS: dict[str, Any] = {
-    "model": Model,
+    **MODEL,
     "keep": Keep,
     "heads": Annotated[int | None, typer.Option("--heads", help="How many heads stay, at most.")],
     **{
@@ -70,9 +76,7 @@ OPTIONS: dict[str, Any] = {
             help="Where the model goes (default: headprune-models/NAME-keep-KEEP, NAME-heads-N, ...).",
         ),
     ],
-    "overwrite": Annotated[
-        bool | None, typer.Option("--overwrite", help="Replace what is in --out.")
-    ],
+    "overwrite": Overwrite,
     "min_heads": MinHeads,
     "protect": Protect,
     "uniform": Uniform,
@@ -91,20 +95,14 @@ OPTIONS: dict[str, Any] = {
             "projections; best tries bias and refit. Kept where rows that it didn't see say so. (default: best)",
         ),
     ],
-    "allow_bias": Annotated[
-        bool | None,
-        typer.Option(
-            "--allow-bias",
-            help="Where output projections have no bias and the family knows one (Llama, Qwen3), mending may create it.",
-        ),
-    ],
-    "rearrange": Annotated[
-        bool | None,
-        typer.Option(
-            "--rearrange",
-            help="Of every layer go the heads that lose the least together; with --method fisher or fisher:batch.",
-        ),
-    ],
+    "allow_bias": switch(
+        "allow-bias",
+        "Where output projections have no bias and the family knows one (Llama, Qwen3), mending may create it.",
+    ),
+    "rearrange": switch(
+        "rearrange",
+        "Of every layer go the heads that lose the least together; with --method fisher or fisher:batch.",
+    ),
     "swaps": Annotated[
         int | None,
         typer.Option(
@@ -120,17 +118,16 @@ OPTIONS: dict[str, Any] = {
             help="Score, choose and mend as others do. (default: headprune's own way)",
         ),
     ],
-    "stream": Annotated[
-        bool | None,
-        typer.Option(
-            "--stream",
-            help="Cut from file to file, one tensor in memory at a time; needs --scores, reads no data, measures nothing. "
-            "(default: where the weights are larger than the memory left)",
-        ),
-    ],
-    "dry_run": Annotated[
-        bool | None, typer.Option("--dry-run", help="Show the plan; write no model.")
-    ],
+    "stream": switch(
+        "stream",
+        "Cut from file to file, one tensor in memory at a time; needs --scores, reads no data, measures nothing. "
+        "(default: where the weights are larger than the memory left)",
+    ),
+    "dry_run": switch("dry-run", "Show the plan and what it saves; write no model."),
+    "compile": Compile,
+    **ROWS,
+    **WORK,
+    **TIMES,
 }
 
 
@@ -141,7 +138,13 @@ def command(call: Call) -> None:
 
     dry = bool(call.own.get("dry_run"))
     recipe = with_budget(call.recipe) if dry else with_output(call.recipe)
-    stream = call.own.get("stream") or pipeline.is_too_large(recipe, voice=call.talk)
+    if recipe.max_drop is not None and recipe.budgets:
+        call.talk.say(
+            f"max_drop {recipe.max_drop} of the file is the limit of a check, not the budget here"
+        )
+    stream = call.own.get("stream")
+    if stream is None:
+        stream = pipeline.is_too_large(recipe, voice=call.talk)
     if dry:
         choose = pipeline.plan_unloaded if stream else pipeline.plan
         plan = choose(recipe, voice=call.talk, show=shower(call))
@@ -198,9 +201,10 @@ def with_output(recipe: "Recipe") -> "Recipe":
 def shower(call: Call) -> "Callable[[HeadScores, PruningPlan], None]":
     """Return what shows scores and plan as a heatmap while the work goes on."""
     from headprune.report.scores import heatmap
+    from headprune.report.tables import show as show_on
 
     def show(scores: "HeadScores", plan: "PruningPlan") -> None:
         if not call.talk.quiet and not call.json:
-            call.talk.console.print(heatmap(scores, plan))
+            show_on(call.talk.console, heatmap(scores, plan))
 
     return show

@@ -9,6 +9,7 @@ from headprune.cli.check import limits_of
 from headprune.cli.options import Call
 from headprune.cli.prune import OPTIONS as PRUNE_OPTIONS
 from headprune.cli.prune import show_unmeasured, shower, with_output
+from headprune.cli.settings import MODEL, ROWS, TIMES, WORK
 from headprune.errors import ConfigError
 
 OPTIONS: dict[str, Any] = {
@@ -29,6 +30,10 @@ OPTIONS: dict[str, Any] = {
             "overwrite",
         )
     },
+    "revision": MODEL["revision"],
+    **ROWS,
+    **WORK,
+    **TIMES,
 }
 
 
@@ -40,6 +45,12 @@ def command(call: Call) -> None:
 
     recipe = with_output(call.recipe)
     baseline = gate.read_baseline(Path(recipe.baseline)) if recipe.baseline else None
+    if recipe.max_drop is not None and recipe.budgets and baseline is None:
+        raise ConfigError(
+            "a tolerance beside another budget is the limit of a check, and there is no baseline",
+            where=f"max_drop: {recipe.max_drop}, {next(iter(recipe.budgets))}",
+            hint="name a baseline, or leave one of them out",
+        )
     if pipeline.is_too_large(recipe, voice=call.talk):
         if baseline is not None:
             raise ConfigError(

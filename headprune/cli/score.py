@@ -5,11 +5,20 @@ from typing import Annotated, Any
 import typer
 
 from headprune.cli.options import Call
-from headprune.cli.settings import Model, Normalize, NumSamples, Objective, Steps
+from headprune.cli.settings import (
+    MODEL,
+    ROWS,
+    WORK,
+    Compile,
+    Normalize,
+    NumSamples,
+    Objective,
+    Steps,
+)
 from headprune.method_names import METHOD_NAMES
 
 OPTIONS: dict[str, Any] = {
-    "model": Model,
+    **MODEL,
     "methods": Annotated[
         list[str] | None,
         typer.Option(
@@ -54,13 +63,7 @@ OPTIONS: dict[str, Any] = {
             help="With --until: the most that is run, as a share of full ablation. (default: 0.33)"
         ),
     ],
-    "compile": Annotated[
-        bool | None,
-        typer.Option(
-            "--compile",
-            help="Compile the blocks for --method ablation (torch.compile): minutes first, then faster.",
-        ),
-    ],
+    "compile": Compile,
     "run": Annotated[
         str | None,
         typer.Option(
@@ -68,6 +71,8 @@ OPTIONS: dict[str, Any] = {
             help="Where scores.json goes, and scores.METHOD.json of further methods (default: headprune-runs/NNN-METHOD).",
         ),
     ],
+    **ROWS,
+    **WORK,
 }
 
 

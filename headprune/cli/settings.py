@@ -1,10 +1,23 @@
-"""The options that several commands have, and not all. Nothing heavy is imported here."""
+"""The options that several commands have: a command offers those that act in it. Nothing heavy is imported here."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
+from headprune.cli.options import RUN_PANEL
 from headprune.method_names import METHOD_NAMES
+
+_DATA = "Data"
+
+
+def switch(name: str, help: str, *, panel: str | None = None) -> Any:
+    """Return an option that a file may say and the command line take back: ``--x/--no-x``."""
+    words = f"--{name}/--no-{name}"
+    return Annotated[
+        bool | None, typer.Option(words, help=help, rich_help_panel=panel, show_default=False)
+    ]
+
 
 Model = Annotated[
     str | None,
@@ -38,10 +51,7 @@ Sites = Annotated[
         show_default=False,
     ),
 ]
-Uniform = Annotated[
-    bool | None,
-    typer.Option("--uniform", help="The same number of heads in every layer.", show_default=False),
-]
+Uniform = switch("uniform", "The same number of heads in every layer.")
 Gqa = Annotated[
     str | None,
     typer.Option(
@@ -87,3 +97,170 @@ NumSamples = Annotated[
     int | None,
     typer.Option(help="Calibration rows to score on. (default: 1024)", show_default=False),
 ]
+Overwrite = switch("overwrite", "Replace what is in --out.")
+Compile = switch(
+    "compile",
+    "Compile the blocks for ablation (torch.compile): minutes first, then faster.",
+)
+MODEL: dict[str, Any] = {
+    "model": Model,
+    "config": Annotated[
+        Path | None,
+        typer.Option(
+            "--config", "-c", help="YAML recipe. (default: ./headprune.yaml)", show_default=False
+        ),
+    ],
+    "revision": Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a hub model.", show_default=False)
+    ],
+}
+"""Which model."""
+
+ROWS: dict[str, Any] = {
+    "task": Annotated[
+        str | None,
+        typer.Option(
+            metavar="similarity|classification|causal-lm",
+            help="What the model is for. (default: told by its config)",
+            rich_help_panel=_DATA,
+            show_default=False,
+        ),
+    ],
+    "data": Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|HUB_ID[:CONFIG]",
+            help="csv, tsv, json, jsonl, parquet, txt, or a data set.",
+            rich_help_panel=_DATA,
+            show_default=False,
+        ),
+    ],
+    "split": Annotated[
+        str | None,
+        typer.Option(
+            help="Split of a data set. (default: train)", rich_help_panel=_DATA, show_default=False
+        ),
+    ],
+    "text": Annotated[
+        str | None,
+        typer.Option(
+            metavar="A[,B]", help="Text column, or two.", rich_help_panel=_DATA, show_default=False
+        ),
+    ],
+    "label": Annotated[
+        str | None,
+        typer.Option(metavar="L", help="Label column.", rich_help_panel=_DATA, show_default=False),
+    ],
+    "max_length": Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens per input. (default: 128)", rich_help_panel=_DATA, show_default=False
+        ),
+    ],
+    "metric": Annotated[
+        str | None,
+        typer.Option(
+            help="Built in: spearman, pearson, accuracy, f1, matthews_correlation, perplexity; others through evaluate.load.",
+            rich_help_panel=_DATA,
+            show_default=False,
+        ),
+    ],
+    "trust_metric_code": Annotated[
+        bool | None,
+        typer.Option(
+            "--trust-metric-code/--no-trust-metric-code",
+            help="Load a metric that isn't built in although a file names it, not you: it is code that runs.",
+            rich_help_panel=_DATA,
+            show_default=False,
+        ),
+    ],
+    "higher_is_better": Annotated[
+        bool | None,
+        typer.Option(
+            "--higher-is-better/--lower-is-better",
+            help="Direction of a metric that isn't built in.",
+            rich_help_panel=_DATA,
+            show_default=False,
+        ),
+    ],
+    "eval_data": Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|HUB_ID[:CONFIG]",
+            help="Rows that report. (default: a part of --data that chooses nothing)",
+            rich_help_panel=_DATA,
+            show_default=False,
+        ),
+    ],
+    "eval_split": Annotated[
+        str | None,
+        typer.Option(help="Split that reports.", rich_help_panel=_DATA, show_default=False),
+    ],
+    "limit": Annotated[
+        int | None,
+        typer.Option(
+            help="Use at most this many rows, for a quick try.",
+            rich_help_panel=_DATA,
+            show_default=False,
+        ),
+    ],
+    "seed": Annotated[
+        int | None, typer.Option(help="(default: 0)", rich_help_panel=RUN_PANEL, show_default=False)
+    ],
+}
+"""Which rows, and how they are judged: for commands that run the model on data."""
+
+WORK: dict[str, Any] = {
+    "device": Annotated[
+        str | None,
+        typer.Option(
+            help="auto, cpu, cuda, cuda:1, mps, or spread: over all GPUs. (default: auto)",
+            rich_help_panel=RUN_PANEL,
+            show_default=False,
+        ),
+    ],
+    "dtype": Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|float32|bfloat16|float16",
+            help="(default: auto, the checkpoint's)",
+            rich_help_panel=RUN_PANEL,
+            show_default=False,
+        ),
+    ],
+    "batch_size": Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|N",
+            help="Examples per batch; auto packs by tokens. Only the :batch scores and gates depend on it. (default: auto)",
+            rich_help_panel=RUN_PANEL,
+            show_default=False,
+        ),
+    ],
+}
+"""Where and how the model runs."""
+
+TIMES: dict[str, Any] = {
+    "latency": switch(
+        "latency", "Time the model. (default: yes, for a few seconds)", panel=RUN_PANEL
+    ),
+    "latency_length": Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="128,512",
+            help="Time it at so many tokens per row. (default: the data's median)",
+            rich_help_panel=RUN_PANEL,
+            show_default=False,
+        ),
+    ],
+    "latency_batch": Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="1,32",
+            help="Time it at so many rows. (default: 1, and 32 where that takes seconds)",
+            rich_help_panel=RUN_PANEL,
+            show_default=False,
+        ),
+    ],
+}
+"""How the model is timed."""

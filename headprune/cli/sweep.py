@@ -6,20 +6,24 @@ import typer
 
 from headprune.cli.options import Call
 from headprune.cli.settings import (
+    MODEL,
+    ROWS,
+    WORK,
+    Compile,
     Gqa,
     MinHeads,
-    Model,
     MultipleOf,
     Normalize,
     NumSamples,
     Objective,
+    Overwrite,
     Protect,
     Sites,
     Uniform,
 )
 
 OPTIONS: dict[str, Any] = {
-    "model": Model,
+    **MODEL,
     "methods": Annotated[
         list[str] | None,
         typer.Option(
@@ -59,9 +63,10 @@ OPTIONS: dict[str, Any] = {
             help="Where curves and pictures go (default: headprune-runs/NNN-sweep).",
         ),
     ],
-    "overwrite": Annotated[
-        bool | None, typer.Option("--overwrite", help="Replace what is in --out.")
-    ],
+    "overwrite": Overwrite,
+    "compile": Compile,
+    **ROWS,
+    **WORK,
 }
 
 

@@ -10,7 +10,7 @@ from headprune.anatomy import Anatomy
 from headprune.checkpoint import load_model, refuse_source, refuse_unusable_output
 from headprune.config import Recipe
 from headprune.distributed import World
-from headprune.errors import ConfigError, HeadpruneError, PlanError
+from headprune.errors import HeadpruneError, PlanError
 from headprune.evaluation import EvalResult
 from headprune.export import (
     Exported,
@@ -20,7 +20,7 @@ from headprune.export import (
     refuse_family,
     refuse_unusable_file,
 )
-from headprune.gate import Baseline, refuse_other_rows
+from headprune.gate import Baseline, refuse_other_revision, refuse_other_rows
 from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
 from headprune.models import find, fingerprint, load_tokenizer, weights_bytes
@@ -35,6 +35,7 @@ from headprune.pipeline.delivery import cut_and_save, measure
 from headprune.pipeline.planning import plan_for
 from headprune.pipeline.record import with_recorded_rows
 from headprune.pipeline.scores import compute_each
+from headprune.pipeline.timing import refuse_lengths
 from headprune.pipeline.tolerance import plan_within, rows_in_three
 from headprune.placement import refuse_offloaded
 from headprune.results import Results
@@ -44,11 +45,13 @@ from headprune.selection import (
     check_constraints,
 )
 from headprune.subject import (
+    Rows,
     Subject,
     Voice,
     calibration_rows,
     evaluation_rows,
     model_name,
+    model_note,
     open_subject,
     rows_that_chose,
     separate_rows,
@@ -108,13 +111,21 @@ def anatomy_of(model: PreTrainedModel, *, name: str, voice: Voice) -> Anatomy:
     return anatomy
 
 
-def evaluate(recipe: Recipe, *, voice: Voice) -> EvalResult:
-    """Evaluate a model, pruned or not."""
+def evaluate(recipe: Recipe, *, voice: Voice, baseline: Baseline | None = None) -> EvalResult:
+    """Evaluate a model, pruned or not.
+
+    Raises:
+        ConfigError: The result couldn't be compared with ``baseline``; nothing was evaluated.
+    """
     if recipe.eval_data is None:
-        recipe = with_recorded_rows(recipe, voice=voice)
+        recipe = with_recorded_rows(recipe, voice=voice, measures=True)
     check_metric(recipe)
     subject = open_subject(recipe, voice=voice)
+    refuse_lengths(subject)
     rows = evaluation_rows(subject, voice=voice)
+    if baseline is not None:
+        refuse_other_revision(baseline, model_note(subject))
+        _refuse_other_rows(baseline, subject, rows)
     return measure(subject, rows, heads=_count_heads(subject.model), voice=voice)[0]
 
 
@@ -209,11 +220,11 @@ def prune(
     """
     recipe = with_recorded_rows(recipe, voice=voice)
     out = Path(recipe.out or "")
-    _refuse_second_budget(recipe, baseline)
     refuse_unusable_output(out, overwrite=recipe.overwrite, say=voice.say)
     check_course(recipe)
     check_metric(recipe)
     subject = open_subject(recipe, voice=voice)
+    refuse_lengths(subject)
     refuse_output(recipe, source=subject.source.directory)
     refuse_offloaded(subject.model, to="be cut")
     anatomy = inspect_for_pruning(subject, voice=voice)
@@ -227,12 +238,7 @@ def prune(
     else:
         choosing, reporting = separate_rows(subject, voice=voice, chose=chose)
     if baseline is not None:
-        refuse_other_rows(
-            baseline,
-            metric=recipe.metric or subject.task.metric,
-            limit=recipe.limit,
-            data=reporting.note,
-        )
+        _refuse_other_rows(baseline, subject, reporting)
     if tolerant:
         found, chosen = plan_within(
             subject, anatomy, choosing, deciding, voice=voice, keep_parts=True
@@ -249,18 +255,14 @@ def prune(
     return results
 
 
-def _refuse_second_budget(recipe: Recipe, baseline: Baseline | None) -> None:
-    """Refuse a tolerance beside another budget, unless it is the one of a check against a baseline.
+def _refuse_other_rows(baseline: Baseline, subject: Subject, rows: Rows) -> None:
+    """Refuse to measure what couldn't be compared with the baseline.
 
     Raises:
         ConfigError: See above.
     """
-    if recipe.max_drop is not None and recipe.budgets and baseline is None:
-        raise ConfigError(
-            "a tolerance beside another budget is for a check against a baseline, and there is none",
-            where=f"--max-drop {recipe.max_drop}, --{next(iter(recipe.budgets)).replace('_', '-')}",
-            hint="leave one of them out",
-        )
+    metric = subject.recipe.metric or subject.task.metric
+    refuse_other_rows(baseline, metric=metric, limit=subject.recipe.limit, data=rows.note)
 
 
 def refuse_output(recipe: Recipe, *, source: Path) -> None:

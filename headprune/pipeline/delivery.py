@@ -14,8 +14,8 @@ from headprune.anatomy.clone import pruning_record
 from headprune.artefact import Artefact
 from headprune.batch import Batch
 from headprune.checkpoint import Route, output_directory, seal, write_model
-from headprune.evaluation import EvalResult, Predictions, first_examples, judge, predict
-from headprune.footprint import kv_cache_bytes_per_token, latency_ms
+from headprune.evaluation import EvalResult, Latency, Predictions, first_examples, judge, predict
+from headprune.footprint import kv_cache_bytes_per_token
 from headprune.heads import HeadMask, HeadScores, PruningPlan
 from headprune.inspection import inspect
 from headprune.masking import gated
@@ -23,6 +23,7 @@ from headprune.models import versions, weights_bytes
 from headprune.pipeline.course import is_tolerant
 from headprune.pipeline.mending import mend_if_asked, rows_noted
 from headprune.pipeline.record import note_where, record_of
+from headprune.pipeline.timing import times_of
 from headprune.placement import count_parameters, input_device
 from headprune.report.card import model_card
 from headprune.results import Results
@@ -64,6 +65,7 @@ def measure(
     value, interval, higher_is_better = judge(
         found, metric, seed=recipe.seed, higher_is_better=recipe.higher_is_better
     )
+    timings = times_of([model], subject, batches=batches, voice=voice)[0] if timed else {}
     result = EvalResult(
         metric=metric,
         value=value,
@@ -72,7 +74,7 @@ def measure(
         higher_is_better=higher_is_better,
         parameters=count_parameters(model),
         heads=heads,
-        latency_ms=latency_ms([model], batches=batches)[0] if timed else {},
+        latency_ms=timings,
         kv_cache_bytes_per_token=kv_cache_bytes_per_token(model, batch=batches[0]),
         limit=recipe.limit,
         seed=recipe.seed,
@@ -167,7 +169,9 @@ def _cut(
     model, recipe = subject.model, subject.recipe
     batches = subject.batches(rows.examples)
     # Before and after are timed in turns where both fit in memory with ease; a GPU's clock is as good one after the other.
-    takes_turns = input_device(model).type == "cpu" and _bytes(model) <= _TWIN_BYTES
+    takes_turns = (
+        recipe.latency and input_device(model).type == "cpu" and _bytes(model) <= _TWIN_BYTES
+    )
     twin = copy.deepcopy(model) if takes_turns else None
     timed = twin is None
     before, old = measure(subject, rows, heads=len(anatomy.heads), voice=voice, timed=timed)
@@ -186,7 +190,7 @@ def _cut(
     insist([same])
     after, new = measure(subject, rows, heads=len(anatomy.heads), voice=voice, timed=timed)
     if twin is not None:
-        slow, fast = latency_ms([twin, model], batches=batches)
+        slow, fast = times_of([twin, model], subject, batches=batches, voice=voice)
         before, after = _with_latency(before, slow), _with_latency(after, fast)
     difference, interval, _direction = judge(
         new,
@@ -222,7 +226,7 @@ def _origin(before: EvalResult) -> dict[str, Any]:
     return before.model.get("source") or {name: before.model[name] for name in names}
 
 
-def _with_latency(result: EvalResult, latency: dict[str, float]) -> EvalResult:
+def _with_latency(result: EvalResult, latency: dict[str, Latency]) -> EvalResult:
     return result.model_copy(update={"latency_ms": latency})
 
 

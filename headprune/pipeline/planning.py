@@ -17,6 +17,7 @@ from headprune.selection import (
     is_padded,
     make_plan,
     savings,
+    whole_of,
 )
 from headprune.subject import Rows, Subject, Voice
 
@@ -84,7 +85,10 @@ def choose(
     """Make the plan, with what it saves; say what a target came to, and where heads differ from what was asked."""
     chosen = make_plan(scores, anatomy, constraints=constraints, prices=prices)
     saved = savings(model, anatomy, remove=chosen.remove, pad=is_padded(chosen))
-    chosen = chosen.model_copy(update={"budget": {**chosen.budget, "saves": saved.as_dict()}})
+    whole = whole_of(model, anatomy)
+    chosen = chosen.model_copy(
+        update={"budget": {**chosen.budget, "saves": saved.as_dict(), "whole": whole.as_dict()}}
+    )
     target, left = constraints.target, chosen.budget["heads_after"]
     wanted = chosen.budget.get("heads_wanted", left)
     if target is not None:

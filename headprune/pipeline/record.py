@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from headprune.config import RECIPE_FILE, Recipe, recorded_rows
+from headprune.config import OF_THE_ROWS, RECIPE_FILE, Recipe, recorded_rows
 from headprune.errors import CheckpointError
 from headprune.local import note_places, place_of, published_name
+from headprune.precedence import merged
 from headprune.results import Results, Unmeasured
 from headprune.subject import Voice
 from headprune.untrusted import read_json, refuse_foreign_files
@@ -15,8 +16,14 @@ _NAMES = ("model", "data", "eval_data", "teacher", "scores", "run", "out", "base
 """Settings that may be paths."""
 
 
-def with_recorded_rows(recipe: Recipe, *, voice: Voice) -> Recipe:
-    """Return the recipe; where it names no data, with the rows of the run that made the model, and how they were judged."""
+def with_recorded_rows(recipe: Recipe, *, voice: Voice, measures: bool = False) -> Recipe:
+    """Return the recipe; where it names no data, with the rows of the run that made the model, and how they were judged.
+
+    Args:
+        recipe: The settings.
+        voice: How to talk meanwhile.
+        measures: Whether one data set is read, and measured.
+    """
     home = Path(recipe.model or "")
     recorded = home / RECIPE_FILE
     if recipe.data is not None or recipe.model is None or not _is_file(recorded):
@@ -28,8 +35,12 @@ def with_recorded_rows(recipe: Recipe, *, voice: Voice) -> Recipe:
     voice.say(f"data as in {recorded}: {known['data']}")
     for setting in refused:
         voice.say(f"careful: left out, as code that a record names isn't run: {setting}")
-    unsaid = {name: value for name, value in known.items() if name not in recipe.model_fields_set}
-    return recipe.model_copy(update=_with_places(unsaid, home))
+    said = {
+        name: value
+        for name in recipe.model_fields_set & set(OF_THE_ROWS)
+        if (value := getattr(recipe, name)) is not None
+    }
+    return recipe.model_copy(update=merged(_with_places(known, home), said, measures=measures))
 
 
 def _is_file(path: Path) -> bool:

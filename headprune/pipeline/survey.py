@@ -18,6 +18,7 @@ from headprune.checkpoint import (
     refuse_unusable_output,
     save,
     stock_config,
+    untie_as_stored,
 )
 from headprune.config import Recipe
 from headprune.errors import CheckpointError, PlanError
@@ -34,10 +35,11 @@ KEEP = 0.7
 
 
 def survey(recipe: Recipe, *, voice: Voice) -> Survey:
-    """Look at a model; ``config.json`` is enough, and no memory is taken for its weights."""
+    """Look at a model; ``config.json`` is enough, and no memory is taken. Weights that lie there say what of them is tied."""
     source = find(model_name(recipe), revision=recipe.revision, weights=False)
     voice.say(f"model {recipe.model} ({source.config.model_type}), from its config alone")
     model = empty_model(source)
+    untie_as_stored(model, source.directory)
     anatomy = inspect(model)
     keep = KEEP if recipe.keep is None else recipe.keep
     return Survey(

@@ -7,7 +7,7 @@ from typing import Any
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.checkpoint import output_directory, refuse_unusable_output, seal
-from headprune.config import BUDGETS, Recipe
+from headprune.config import Recipe
 from headprune.errors import PlanError
 from headprune.heads import HeadScores
 from headprune.journal import Journal, open_journal
@@ -19,6 +19,7 @@ from headprune.pipeline.curves import constraints_at, measure_curves
 from headprune.pipeline.record import with_recorded_rows
 from headprune.pipeline.scores import compute_each
 from headprune.placement import input_device
+from headprune.precedence import BUDGETS
 from headprune.report.plots import sweep_picture
 from headprune.results import Curve, Sweep
 from headprune.runs import FOLDER, next_run

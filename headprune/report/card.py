@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from headprune.errors import CheckpointError
+from headprune.evaluation import Latency
 from headprune.heads import PruningPlan
 from headprune.local import published_name
 from headprune.models import ModelSource
@@ -34,6 +35,7 @@ def model_card(results: Results | Unmeasured, plan: PruningPlan, *, source: Mode
         counts=_counts(results),
         plan=plan,
         base=published_name(source.name),
+        took=_took,
         layers=plan.kept_per_site.items(),
     )
     return str(card)
@@ -59,6 +61,12 @@ def _is_plain(value: object) -> bool:
     """Whether a value is a word, or a list of some."""
     words = value if isinstance(value, list) else [value]
     return bool(words) and all(isinstance(word, str) and len(word) <= 100 for word in words)
+
+
+def _took(latency: Latency) -> str:
+    """Return milliseconds with their interval."""
+    low, high = (f"{end:.4g}" for end in latency.interval)
+    return f"{latency.ms:.4g} ms" + (f" [{low}, {high}]" if latency.repeats else "")
 
 
 def _counts(results: Results | Unmeasured) -> dict[str, tuple[int | None, int | None]]:

@@ -7,10 +7,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from headprune.atomic import append_text
+from headprune.errors import HeadpruneError
 from headprune.gate import Finding, Verdict
 
 # GitHub shows 10 annotations of a kind per step and drops the rest without a word.
 _ANNOTATIONS = 10
+_UNTOLD = "it can't be told"
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -56,6 +58,10 @@ def to_junit(verdict: Verdict) -> str:
             ElementTree.SubElement(case, "system-out").text = message
         else:
             ElementTree.SubElement(case, "failure", message=message)
+    return _document(suite)
+
+
+def _document(suite: ElementTree.Element) -> str:
     ElementTree.indent(suite)
     text = ElementTree.tostring(suite, encoding="unicode", xml_declaration=False)
     return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'
@@ -71,10 +77,42 @@ def to_text(verdict: Verdict) -> str:
 
 
 def headline(verdict: Verdict) -> str:
-    """Say it in a few words."""
+    """Say it in a few words, and which limits failed."""
     noise = " (the difference is within noise)" if verdict.within_noise else ""
-    return ("passed" if verdict.passed else "failed") + noise
+    broken = ", ".join(finding.name for finding in verdict.findings if not finding.passed)
+    return (f"failed: {broken}" if broken else "passed") + noise
 
+
+def error_to_github(error: HeadpruneError) -> str:
+    """Return an annotation of what kept the check from an answer; the step summary says it, too."""
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary:
+        append_text(Path(summary), error_to_markdown(error))
+    return f"::error title=headprune check%3A {_UNTOLD}::{_escaped(_spoken(error))}\n"
+
+
+def error_to_markdown(error: HeadpruneError) -> str:
+    """The same for a pull request."""
+    return f"### headprune check: {_UNTOLD}\n\n```text\n{_spoken(error)}\n```\n"
+
+
+def error_to_junit(error: HeadpruneError) -> str:
+    """One test case that could not be run."""
+    suite = ElementTree.Element(
+        "testsuite", name="headprune check", tests="1", failures="0", errors="1"
+    )
+    case = ElementTree.SubElement(suite, "testcase", classname="headprune.check", name="check")
+    told = ElementTree.SubElement(case, "error", message=_xml_text(error.what))
+    told.text = _xml_text(_spoken(error))
+    return _document(suite)
+
+
+ERROR_FORMATS: dict[str, Callable[[HeadpruneError], str]] = {
+    "markdown": error_to_markdown,
+    "github": error_to_github,
+    "junit": error_to_junit,
+}
+"""How an exit 2 is told where a machine reads stdout; the others say nothing there."""
 
 FORMATS: dict[str, Callable[[Verdict], str]] = {
     "text": to_text,
@@ -96,5 +134,13 @@ def _cell(text: str) -> str:
 
 def _annotation(finding: Finding) -> str:
     level = "notice" if finding.passed else "error"
-    message = finding.message.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-    return f"::{level} title=headprune check%3A {finding.name}::{message}"
+    said = "" if finding.passed else " failed"
+    return f"::{level} title=headprune check%3A {finding.name}{said}::{_escaped(finding.message)}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _spoken(error: HeadpruneError) -> str:
+    return str(error).removeprefix("error: ")

@@ -1,16 +1,18 @@
 """Scores on the terminal: a heatmap, the ends of the order, how far methods agree, what a race decided."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.text import Text
 
 from headprune.heads import HeadId, HeadScores, PruningPlan, Race, SiteId
+from headprune.report.tables import Row, Sheet, line, prose
 
 # Cividis-like steps from unimportant to important: readable for the colour-blind, in light and in dark terminals.
 _COLOURS = ("#2c3e6b", "#45506f", "#646770", "#848075", "#a59a6c", "#c9b65c", "#f1d53f")
 _BARS = "▁▂▃▄▅▆▇"
+_WIDTH = 4
 
 
 def heatmap(scores: HeadScores, plan: PruningPlan | None = None) -> RenderableType:
@@ -24,19 +26,10 @@ def heatmap(scores: HeadScores, plan: PruningPlan | None = None) -> RenderableTy
     sites: dict[SiteId, list[HeadId]] = {}
     for head in scores.heads:
         sites.setdefault(head.site, []).append(head)
-    width = max(head.head for head in scores.heads) + 1
-    grid = Table.grid(padding=(0, 0))
-    grid.add_column(justify="right", style="dim")
-    for _ in range(width):
-        grid.add_column(justify="center", min_width=4)
-    grid.add_row("", *(Text(f"H{index}", style="dim") for index in range(width)))
-    for site, heads in sites.items():
-        there = {head.head: head for head in heads}
-        cells = [
-            _cell(there[index], rank, removed) if index in there else Text("")
-            for index in range(width)
-        ]
-        grid.add_row(f"{site} ", *cells)
+    cells = {
+        site: {head.head: _cell(head, rank, removed) for head in heads}
+        for site, heads in sites.items()
+    }
     low, high = min(values.values()), max(values.values())
     legend = Text.assemble(
         ("\nleast important ", "dim"),
@@ -50,7 +43,29 @@ def heatmap(scores: HeadScores, plan: PruningPlan | None = None) -> RenderableTy
             "dim",
         ),
     )
-    return Group(grid, legend)
+    return Group(_Grid(cells), prose(legend))
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Cells by layer and head; where not all heads fit beside each other, the further ones follow below."""
+
+    cells: Mapping[SiteId, Mapping[int, Text]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        """Yield the lines."""
+        names = max(len(str(site)) for site in self.cells)
+        count = max(head for row in self.cells.values() for head in row) + 1
+        fit = max(1, (options.max_width - names - 1) // _WIDTH)
+        for start in range(0, count, fit):
+            heads = range(start, min(count, start + fit))
+            head = "".join(f"H{index}".center(_WIDTH) for index in heads)
+            yield line((" " * (names + 1) + head, "dim"))
+            for site, row in self.cells.items():
+                found = line((f"{str(site).rjust(names)} ", "dim"))
+                for index in heads:
+                    found.append_text(row.get(index, Text(" " * _WIDTH)))
+                yield found
 
 
 def _cell(head: HeadId, rank: dict[HeadId, int], removed: set[HeadId]) -> Text:
@@ -67,17 +82,16 @@ def score_table(scores: HeadScores, *, count: int = 5) -> RenderableType:
     errors = dict(zip(scores.heads, scores.standard_errors or (), strict=False))
     values = scores.by_head()
     ranked = scores.ranked()
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("least important", "score", "most important", "score"):
-        table.add_column(title, style=None)
 
     def shown(head: HeadId) -> str:
         return f"{values[head]:.3g}" + (f" ± {errors[head]:.1g}" if head in errors else "")
 
     count = min(count, len(ranked))
-    for low, high in zip(ranked[:count], ranked[::-1][:count], strict=True):
-        table.add_row(str(low), shown(low), str(high), shown(high))
-    return table
+    rows = [
+        Row((str(low), shown(low), str(high), shown(high)))
+        for low, high in zip(ranked[:count], ranked[::-1][:count], strict=True)
+    ]
+    return Sheet(rows, titles=("least important", "score", "most important", "score"))
 
 
 def agreement_table(found: Sequence[HeadScores]) -> RenderableType:
@@ -88,13 +102,12 @@ def agreement_table(found: Sequence[HeadScores]) -> RenderableType:
     ranks = [rankdata(scores.values) for scores in found]
     with np.errstate(divide="ignore", invalid="ignore"):  # all heads may have the same score
         alike = np.atleast_2d(np.corrcoef(ranks))
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("same order (Spearman)", style="dim")
-    for scores in found:
-        table.add_column(scores.method, justify="right")
-    for scores, row in zip(found, alike, strict=True):
-        table.add_row(scores.method, *("-" if np.isnan(value) else f"{value:.2f}" for value in row))
-    return table
+    rows = [
+        Row((scores.method, *("-" if np.isnan(value) else f"{value:.2f}" for value in row)))
+        for scores, row in zip(found, alike, strict=True)
+    ]
+    titles = ("same order (Spearman)", *(scores.method for scores in found))
+    return Sheet(rows, titles=titles, right=frozenset(range(1, len(titles))))
 
 
 def race_text(race: Race, scores: HeadScores) -> RenderableType:
@@ -102,7 +115,7 @@ def race_text(race: Race, scores: HeadScores) -> RenderableType:
     rows = race.rows_per_head
     decided = len(scores.heads) - len(race.undecided)
     undecided = ", ".join(map(str, race.undecided)) or "none"
-    return Text(
+    return prose(
         f"{decided} of {len(scores.heads)} heads are decided for --keep {race.keep:g}, all of them rightly with a probability of "
         f"{1 - race.error_probability:.0%} or more\n"
         f"{min(rows)} to {max(rows)} rows a head, {sum(rows) / len(rows):.0f} on average; "

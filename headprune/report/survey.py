@@ -6,10 +6,9 @@ from itertools import groupby
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from headprune.report.terminal import key_value_table
+from headprune.report.tables import Row, Sheet, key_value_table
 from headprune.results import Survey
 
 _ROUTES = {
@@ -38,10 +37,9 @@ def _summary(survey: Survey) -> Iterator[tuple[str, Any]]:
             yield "", "headprune convert MODEL --out DIR makes it load with transformers v5"
 
 
-def _sites(survey: Survey) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("attention", "heads", "key/value heads", "width", "once cut", "may lose all"):
-        table.add_column(name)
+def _sites(survey: Survey) -> Sheet:
+    titles = ("attention", "heads", "key/value heads", "width", "once cut", "may lose all")
+    rows: list[Row] = []
 
     def alike(site: Any) -> tuple[Any, ...]:
         stack = site.name.rpartition("L")[0]
@@ -55,7 +53,7 @@ def _sites(survey: Survey) -> Table:
     for key, found in groupby(ordered, key=alike):
         members = list(found)
         names = members[0].name if len(members) == 1 else f"{members[0].name} … {members[-1].name}"
-        table.add_row(
+        cells = (
             names,
             str(key[2]),
             str(key[3]),
@@ -63,20 +61,20 @@ def _sites(survey: Survey) -> Table:
             key[5],
             "yes" if members[0].min_heads == 0 else "no",
         )
-    return table
+        rows.append(Row(cells))
+    return Sheet(rows, titles=titles)
 
 
 def _first_of_its_kind(survey: Survey, key: tuple[Any, ...], alike: Any) -> int:
     return next(i for i, site in enumerate(survey.sites) if alike(site)[:2] == key)
 
 
-def _refused(survey: Survey) -> Table:
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    counts = Counter(survey.refused.values())
-    for reason, count in counts.items():
+def _refused(survey: Survey) -> Sheet:
+    rows: list[Row] = []
+    for reason, count in Counter(survey.refused.values()).items():
         first = next(path for path, why in survey.refused.items() if why == reason)
-        table.add_row(first + (f" and {count - 1} more" if count > 1 else ""), reason)
-    return table
+        rows.append(Row((first + (f" and {count - 1} more" if count > 1 else ""), reason)))
+    return Sheet(rows, prose=1)
 
 
 def _prospects(survey: Survey) -> Iterator[tuple[str, Any]]:

@@ -3,31 +3,31 @@
 from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
+from headprune.report.tables import Row, Sheet, prose
 from headprune.report.terminal import as_interval, as_number
 from headprune.results import Curve, Sweep, SweepPoint
 
 
 def sweep_table(sweep: Sweep) -> RenderableType:
     """Show every point with its interval and its paired difference to the whole model, then what is to be seen."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("scored by", "--keep (heads)", sweep.metric, "95 %", "change", "95 %"):
-        table.add_column(title, justify="left" if title == "scored by" else "right", no_wrap=True)
+    rows: list[Row] = []
     for curve in sweep.curves:
-        for place, point in enumerate(curve.points):
-            name = curve.method if place == 0 else ""
-            table.add_row(name, *_cells(point))
-        table.add_row()
+        rows += [
+            Row((f"scored by {curve.method}",), "bold"),
+            *(Row(_cells(point)) for point in curve.points),
+        ]
+        rows.append(Row(()))
+    titles = ("--keep (heads)", sweep.metric, "95 %", "change", "95 %")
+    table = Sheet(rows, titles=titles, right=frozenset(range(5)))
     split = f" ({sweep.data['split']})" if sweep.data.get("split") else ""
     better = "higher" if sweep.higher_is_better else "lower"
-    notes = Text(
+    notes = prose(
         f"{sweep.metric}: {better} is better; n = {sweep.n:,} of {sweep.data['name']}{split}, rows that chose no head; "
         "masked, nothing cut\n",
         style="dim",
     )
-    return Group(table, notes, *(Text(line) for line in _findings(sweep)))
+    return Group(table, notes, *(prose(line) for line in _findings(sweep)))
 
 
 def _cells(point: SweepPoint) -> tuple[str, ...]:

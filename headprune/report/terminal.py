@@ -1,9 +1,10 @@
 """What a person reads in the terminal: a heatmap of scores, and tables. Data goes to stdout, talk to stderr."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -12,35 +13,41 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
-from headprune.evaluation import EvalResult
+from headprune.evaluation import EvalResult, Latency
 from headprune.gate import Verdict
 from headprune.heads import PruningPlan
 from headprune.report.ci import headline
+from headprune.report.tables import Prose, Row, Sheet, line, make_console, prose
 from headprune.results import Results, Unmeasured
 from headprune.verify import Proof
 
 T = TypeVar("T")
 
-_CACHE = "key/value cache, per token"
+_CACHE = "key/value cache/token"
+_INTERVAL = "  95 % interval"
 
 
 class Talk:
     """Progress and remarks on stderr; silent when asked, plain lines where nobody watches."""
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
-        # Names are shown as they are: [ ] in a path is no markup, and :x: no picture.
-        self.console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self.console = make_console(stderr=True)
         self.quiet = quiet
         self.verbose = verbose
 
     def say(self, text: str) -> None:
-        """Tell the user what is going on; where stderr can't be written to, nobody listens, and the work goes on."""
+        """Tell the user what is going on; where stderr can't be written to, nobody listens, and the work goes on.
+
+        A terminal's lines end between words; where nobody watches each remark is one line.
+        """
         if not self.quiet:
             try:
-                self.console.print(text, style="dim", soft_wrap=True)
+                if self.console.is_terminal:
+                    self.console.print(prose(text), style="dim", crop=False)
+                else:
+                    self.console.print(text, style="dim", soft_wrap=True)
             except (OSError, SystemExit):  # rich turns a broken pipe into the end of the program
                 self.quiet = True
 
@@ -55,7 +62,7 @@ class Talk:
             for index, item in enumerate(items):
                 yield item
                 if (index + 1) % step == 0 or index + 1 == len(items):
-                    self.say(f"{description}: {index + 1}/{len(items)} batches")
+                    self.say(f"{description}: {index + 1}/{len(items)}")
 
     def _bar(self, items: Sequence[T], description: str) -> Iterable[T]:
         columns = (
@@ -72,16 +79,18 @@ class Talk:
 
 def eval_table(result: EvalResult) -> RenderableType:
     """Show one evaluation."""
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_row(result.metric, _metric(result))
-    table.add_row("examples", f"{result.n:,} of {result.data.get('name')}{_split(result)}")
-    table.add_row("heads", "unknown" if result.heads is None else f"{result.heads:,}")
-    table.add_row("parameters", f"{result.parameters:,}")
+    rows = [
+        (result.metric, f"{as_number(result.value)} {as_interval(result.interval)}"),
+        ("examples", f"{result.n:,} of {result.data.get('name')}{_split(result)}"),
+        ("heads", "unknown" if result.heads is None else f"{result.heads:,}"),
+        ("parameters", f"{result.parameters:,}"),
+    ]
     if result.kv_cache_bytes_per_token is not None:
-        table.add_row(_CACHE, f"{result.kv_cache_bytes_per_token:,} bytes")
-    for name, value in result.latency_ms.items():
-        table.add_row(f"latency, {name.replace('_', ' ')}", f"{value:.1f} ms")
-    return table
+        rows.append((_CACHE, f"{result.kv_cache_bytes_per_token:,} bytes"))
+    for name, took in result.latency_ms.items():
+        rows.append((_timed(name), f"{as_ms(took.ms)} ms {_interval_of(took)}".rstrip()))
+    sheet = Sheet([Row(cells) for cells in rows])
+    return Group(sheet, *_doubts(result))
 
 
 def prune_table(
@@ -89,132 +98,177 @@ def prune_table(
 ) -> RenderableType:
     """Show before and after, the proofs, where the model lies and how to load it."""
     load = _how_to_load(results, directory)
-    return Group(_before_and_after(results), _proofs(results, verdict), load)
+    return Group(
+        _before_and_after(results),
+        *_doubts(results.before, results.after),
+        *_proofs(results, verdict),
+        *load,
+    )
 
 
 def unmeasured_table(results: Unmeasured, *, directory: str) -> RenderableType:
     """Show the same of a model whose quality was not measured."""
-    table = _change_table()
-    for name, counts in (("heads", results.heads), ("parameters", results.parameters)):
-        table.add_row(name, f"{counts[0]:,}", f"{counts[1]:,}", _change(*counts))
-    table.add_row(*_weights_row(results))
-    notes = Text("\nno data was read: quality was not measured\n\n", style="dim")
-    _add_proofs(notes, results.proofs)
-    return Group(table, notes, _how_to_load(results, directory))
+    rows = [_count_row("heads", *results.heads), _count_row("parameters", *results.parameters)]
+    notes = prose("\nno data was read: quality was not measured\n", style="dim")
+    proofs = _proof_lines(results.proofs)
+    sheet = _change_sheet([*rows, _weights_row(results)])
+    return Group(sheet, notes, *proofs, Text(), *_how_to_load(results, directory))
 
 
-def _how_to_load(results: Results | Unmeasured, directory: str) -> Text:
+def _how_to_load(results: Results | Unmeasured, directory: str) -> list[Text]:
     trust = ", trust_remote_code=True" if results.loads_with == "remote-code" else ""
-    return Text.assemble(
-        ("the model: ", "dim"),
-        directory,
-        "\n",
-        ("load it:   ", "dim"),
-        f'{results.auto_class}.from_pretrained("{directory}"{trust})\n',
-        ("or:        ", "dim"),
-        f'headprune.load("{directory}")',
-    )
+    return [
+        line(("the model: ", "dim"), directory),
+        line(
+            ("load it:   ", "dim"),
+            f'{results.auto_class}.from_pretrained("{directory}"{trust})',
+        ),
+        line(("or:        ", "dim"), f'headprune.load("{directory}")'),
+    ]
 
 
-def _change_table() -> Table:
-    table = Table(box=None, padding=(0, 3, 0, 0))
-    for title in ("", "before", "after", "change"):
-        table.add_column(title, justify="right" if title else "left", no_wrap=True)
-    return table
+def _change_sheet(rows: Sequence[Row]) -> Sheet:
+    return Sheet(rows, titles=("", "before", "after", "change"), right=frozenset({1, 2, 3}))
 
 
-def _weights_row(results: Results | Unmeasured) -> tuple[str, str, str, str]:
+def _count_row(name: str, before: int, after: int, unit: str = "") -> Row:
+    return Row((name, f"{before:,}{unit}", f"{after:,}{unit}", _change(before, after)))
+
+
+def _weights_row(results: Results | Unmeasured) -> Row:
     old, new = results.weights_bytes
-    return (
-        "weights on disk",
-        f"{old / 1e6:.1f} MB",
-        f"{new / 1e6:.1f} MB",
-        "none" if new == old else f"{new / old - 1:+.1%}",
-    )
+    change = "none" if new == old else f"{new / old - 1:+.1%}"
+    return Row(("weights on disk", f"{old / 1e6:.1f} MB", f"{new / 1e6:.1f} MB", change))
 
 
-def _before_and_after(results: Results) -> Table:
+def _before_and_after(results: Results) -> Sheet:
     before, after = results.before, results.after
-    table = _change_table()
-    table.add_row(
-        before.metric,
-        as_number(before.value),
-        as_number(after.value),
-        as_number(results.difference, sign="+"),
-        style="bold",
-    )
-    table.add_row(
-        "  95 % interval",
-        as_interval(before.interval),
-        as_interval(after.interval),
-        as_interval(results.difference_interval, sign="+"),
-    )
-    for name in ("heads", "parameters"):
-        counts = getattr(before, name) or 0, getattr(after, name) or 0
-        table.add_row(name, f"{counts[0]:,}", f"{counts[1]:,}", _change(*counts))
-    table.add_row(*_weights_row(results))
+    numbers = (as_number(before.value), as_number(after.value))
+    intervals = (as_interval(before.interval), as_interval(after.interval))
+    change = as_interval(results.difference_interval, sign="+")
+    rows = [
+        Row((before.metric, *numbers, as_number(results.difference, sign="+")), "bold"),
+        Row((_INTERVAL, *intervals, change)),
+    ]
+    rows += [
+        *(
+            _count_row(name, getattr(before, name) or 0, getattr(after, name) or 0)
+            for name in ("heads", "parameters")
+        ),
+        _weights_row(results),
+    ]
     old, new = before.kv_cache_bytes_per_token, after.kv_cache_bytes_per_token
     if old is not None and new is not None:
-        table.add_row(_CACHE, f"{old:,} B", f"{new:,} B", _change(old, new))
-    for name, value in after.latency_ms.items():
-        if name not in before.latency_ms:  # memory held it for one of the models only
-            continue
-        table.add_row(
-            f"latency, {name.replace('_', ' ')}",
-            f"{before.latency_ms[name]:.1f} ms",
-            f"{value:.1f} ms",
-            f"{value / before.latency_ms[name] - 1:+.0%}",
-        )
-    return table
+        rows.append(_count_row(_CACHE, old, new, " B"))
+    for name, took in after.latency_ms.items():
+        if name in before.latency_ms:  # memory held it for one of the models only
+            rows += _latency_rows(name, before.latency_ms[name], took)
+    return _change_sheet(rows)
 
 
-def _proofs(results: Results, verdict: Verdict | None) -> Text:
+def _latency_rows(name: str, before: Latency, after: Latency) -> list[Row]:
+    change, (low, high) = before.change_to(after)
+    times = (f"{as_ms(before.ms)} ms", f"{as_ms(after.ms)} ms")
+    rows = [Row((_timed(name), *times, f"{change:+.0%}"))]
+    if before.repeats and after.repeats:
+        ends = (_interval_of(before), _interval_of(after), f"[{low:+.0%}, {high:+.0%}]")
+        rows.append(Row((_INTERVAL, *ends)))
+    return rows
+
+
+def _timed(name: str) -> str:
+    """Return what was timed."""
+    batch, _, length = name.partition("_length_")
+    if length:
+        return f"latency, {batch.removeprefix('batch_')} x {length} tokens"
+    return f"latency, {batch.replace('_', ' ')}"
+
+
+def _interval_of(took: Latency) -> str:
+    return f"[{as_ms(took.interval[0])}, {as_ms(took.interval[1])}]" if took.repeats else ""
+
+
+def _doubts(*results: EvalResult) -> list[Prose]:
+    """Say what was timed, and where the machine was too busy to do that well."""
+    tokens = {took.tokens for name, took in results[-1].latency_ms.items() if "length" not in name}
+    rows = [f"latency: median of repeats, rows of {n} tokens" for n in tokens if n is not None]
+    found = [(name, took.busy) for result in results for name, took in result.latency_ms.items()]
+    said = dict.fromkeys(f"{name.replace('_', ' ')}: {busy}" for name, busy in found if busy)
+    return [
+        *(prose(text, style="dim") for text in rows),
+        *(
+            prose(f"latency, {text}: small differences can't be told", style="yellow")
+            for text in said
+        ),
+    ]
+
+
+def _proofs(results: Results, verdict: Verdict | None) -> list[RenderableType]:
     after = results.after
     better = "higher" if after.higher_is_better else "lower"
-    notes = Text(
+    told = prose(
         f"\n{after.metric}: {better} is better; n = {after.n:,} of {after.data.get('name')}{_split(after)}, "
-        f"rows that chose no head{' and that nothing was trained on' if results.heal else ''}\n\n",
+        f"rows that chose no head{' and that nothing was trained on' if results.heal else ''}\n",
         style="dim",
     )
-    _add_proofs(notes, results.proofs)
+    lines: list[RenderableType] = [told, *_proof_lines(results.proofs)]
     if verdict:
         mark, colour = ("✓", "green") if verdict.passed else ("✗", "red")
-        notes.append(f"{mark} check {headline(verdict)}", style=colour)
+        said = Text(f"{mark} check {headline(verdict)}", style=colour)
         for finding in verdict.findings:
-            notes.append(f": {finding.message}\n", style="dim" if finding.passed else colour)
-    return notes
+            said.append(f": {finding.message}", style="dim" if finding.passed else colour)
+        lines.append(prose(said))
+    return [*lines, Text()]
 
 
-def _add_proofs(notes: Text, proofs: Sequence[Proof]) -> None:
-    for proof in proofs:
-        notes.append(f"✓ {proof.name}", style="green")
-        notes.append(f": {proof.detail} ({proof.measured:.2g})\n", style="dim")
+def _proof_lines(proofs: Sequence[Proof]) -> list[Prose]:
+    return [
+        prose(
+            Text.assemble(
+                (f"✓ {proof.name}", "green"), (f": {proof.detail} ({proof.measured:.2g})", "dim")
+            )
+        )
+        for proof in proofs
+    ]
 
 
 def plan_table(plan: PruningPlan) -> RenderableType:
-    """Show how many heads of each layer stay."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("layer")
-    table.add_column("heads kept", justify="right")
-    table.add_column("removed")
+    """Show how many heads of each layer stay, and what goes with the others."""
     gone: dict[str, list[str]] = {}
     for head in plan.remove:
         gone.setdefault(str(head.site), []).append(f"H{head.head}")
-    for site, kept in plan.kept_per_site.items():
-        table.add_row(site, str(kept), " ".join(gone.get(site, [])))
-    return table
+    rows = [
+        Row((site, str(kept), " ".join(gone.get(site, []))))
+        for site, kept in plan.kept_per_site.items()
+    ]
+    layers = Sheet(rows, titles=("layer", "heads kept", "removed"), right=frozenset({1}), prose=2)
+    saved = _savings(plan)
+    if not saved:
+        return layers
+    context = plan.budget["saves"]["context"]
+    note = prose(f"FLOPs are counted at {context} tokens of context", style="dim")
+    return Group(layers, Text(), _change_sheet(saved), note)
 
 
-def key_value_table(rows: dict[str, Any]) -> RenderableType:
-    """Show names and values."""
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for name, value in rows.items():
-        table.add_row(name, str(value))
-    return table
-
-
-def _metric(result: EvalResult) -> str:
-    return f"{as_number(result.value)} {as_interval(result.interval)}"
+def _savings(plan: PruningPlan) -> list[Row]:
+    """Return what the model takes before and after, as far as the plan says."""
+    whole, saves = plan.budget.get("whole"), plan.budget.get("saves")
+    if not whole or not saves:
+        return []
+    heads = _count_row("heads", plan.budget["heads_before"], plan.budget["heads_after"])
+    named = {
+        "parameters": ("parameters", ""),
+        "FLOPs/token": ("flops_per_token", ""),
+        _CACHE: ("kv_cache_bytes_per_token", " B"),
+    }
+    return [
+        heads,
+        *(
+            _count_row(name, whole[key], whole[key] - saves[key], unit)
+            for name, (key, unit) in named.items()
+            if whole[key]
+        ),
+    ]
 
 
 def as_interval(interval: tuple[float, float], *, sign: str = "-") -> str:
@@ -225,6 +279,11 @@ def as_interval(interval: tuple[float, float], *, sign: str = "-") -> str:
 def as_number(value: float, *, sign: str = "-") -> str:
     """Return a metric, or a difference of it, as text."""
     return f"{value:{sign}.4f}" if abs(value) < 10 else f"{value:{sign}.2f}"
+
+
+def as_ms(value: float) -> str:
+    """Return milliseconds with three digits, or all before the point."""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
 
 
 def _split(result: EvalResult) -> str:

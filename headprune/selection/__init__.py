@@ -1,7 +1,7 @@
 """From scores, a budget and constraints to a plan."""
 
 from headprune.selection.budget import Constraints, Resource, Target
-from headprune.selection.cost import Prices, Savings, counted, parameters_removed, savings
+from headprune.selection.cost import Prices, Savings, counted, parameters_removed, savings, whole_of
 from headprune.selection.knee import knee, last_within
 from headprune.selection.plan import check_constraints, is_padded, least_heads, make_plan
 from headprune.selection.steps import score_in_steps
@@ -27,4 +27,5 @@ __all__ = [
     "savings",
     "score_in_steps",
     "swap",
+    "whole_of",
 ]

@@ -93,8 +93,8 @@ class Constraints:
     """What a plan must keep to.
 
     Args:
-        keep: Share of the heads that stay, above 0 and at most 1; in whole units, rounded up. ``heads`` or ``target`` take
-            its place.
+        keep: Share of the heads that stay, above 0 and at most 1; rounded to the nearest number, in whole units. ``heads`` or
+            ``target`` take its place.
         min_heads: Heads that stay in every layer.
         protect: Heads (``L0.H1``) and layers (``L0``) that stay whole.
         uniform: The same number of heads in every layer, which more formats can express.

@@ -68,7 +68,7 @@ def counted(
         PlanError: The model takes none of it.
     """
     place = ("parameters", "flops", "kv_cache").index(resource)
-    whole = (_all_numbers, _all_flops, _all_cache)[place](model, anatomy)
+    whole = whole_of(model, anatomy)[place]
     if not whole:
         raise PlanError(
             "the model keeps no keys and values between tokens",
@@ -76,6 +76,13 @@ def counted(
             hint="use another budget: --keep, --heads, --target-parameters, --target-flops",
         )
     return Prices(whole, lambda site, kept: _site_savings(model, site, kept, pad=pad)[place])
+
+
+def whole_of(model: nn.Module, anatomy: Anatomy) -> Savings:
+    """Return what the whole model takes, in what goes with heads."""
+    return Savings(
+        _all_numbers(model, anatomy), _all_flops(model, anatomy), _all_cache(model, anatomy)
+    )
 
 
 def savings(

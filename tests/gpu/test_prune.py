@@ -14,7 +14,7 @@ from gpu.subjects import batches
 from headprune.batch import as_batches
 from headprune.checkpoint import save
 from headprune.errors import UnprovenError
-from headprune.footprint import latency_ms
+from headprune.footprint import latency_ms, sizes
 from headprune.placement import moved_away, staged
 from headprune.verify import masked_equals_pruned, parameters_add_up, reload_is_identical, run
 
@@ -127,8 +127,8 @@ def test_latency_is_what_the_device_takes(device, on_gpu):
         torch.cuda._sleep(200_000_000) if on_gpu else time.sleep(0.1)
 
     model.register_forward_hook(linger)
-    (found,) = latency_ms([model], batches=batches(rows=8), seconds=0.2)
-    assert 60 < found["batch_1"] < 400
+    (found,) = latency_ms([model], sizes=sizes(batches(rows=8)), seconds=0.2)
+    assert 60 < found["batch_1"].ms < 400
 
 
 def test_staging_doesnt_wait(device, on_gpu):
