@@ -21,16 +21,16 @@ from headprune.checkpoint.side_files import copy_side_files, drop_foreign_code
 from headprune.errors import CheckpointError, HeadpruneError, ModelError, UnsupportedError
 from headprune.heads import HeadScores, PruningPlan, read_artefact
 from headprune.inspection import inspect
-from headprune.models import find
+from headprune.models import find, weights_bytes
 from headprune.results import Results, read_result
 from headprune.untrusted import (
     check_settings,
     damage,
-    indexed_files,
     parse_json,
     parse_yaml,
     read_json,
     refuse_foreign_files,
+    weight_names,
 )
 from headprune.untrusted.documents import MOST_DEPTH
 
@@ -289,11 +289,36 @@ def test_an_index_names_files_of_its_own_directory(model, name):
             read()
         assert three_parts(raised.value)
     index.write_text(json.dumps({"metadata": {}, "weight_map": {"a": "model-00001.safetensors"}}))
-    assert indexed_files(model) == ("model-00001.safetensors",)
+    assert weight_names(model) == ("model-00001.safetensors",)
     for content in ("[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', "{"):
         index.write_text(content)
         with pytest.raises(ModelError):
             find(str(model))
+
+
+def test_only_files_that_a_load_reads_count(model):
+    """Not the copy in another format, the adapters or the shard of yesterday that lie beside them, damaged or not."""
+    size = (model / "model.safetensors").stat().st_size
+    for name in ("consolidated.safetensors", "adapter_model.safetensors"):
+        (model / name).write_bytes(b"\xff" * 50)
+    assert find(str(model)).weight_files == (model / "model.safetensors",)
+    assert weights_bytes(model) == size
+    (model / "model.safetensors").rename(model / "model-00001-of-00001.safetensors")
+    with pytest.raises(ModelError, match="has no weights") as raised:
+        find(str(model))
+    assert three_parts(raised.value)
+    shutil.copy(model / "consolidated.safetensors", model / "model-00002-of-00003.safetensors")
+    index = {"metadata": {}, "weight_map": {"a": "model-00001-of-00001.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert [path.name for path in find(str(model)).weight_files] == [*index["weight_map"].values()]
+    assert weights_bytes(model) == size
+    assert shards(model) == find(str(model)).weight_files
+    for named in ("model-00001-of-00001.safetensors", "model.safetensors.index.json"):
+        settings = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**settings, "transformers_weights": named}))
+        shutil.copy(model / "consolidated.safetensors", model / "model.safetensors")
+        assert weights_bytes(model) == size
+        assert load_model(find(str(model)), auto_class=None, device="cpu", dtype="auto")
 
 
 # --- files

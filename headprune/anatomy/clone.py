@@ -61,9 +61,17 @@ def stock_class(model: PreTrainedModel) -> type[PreTrainedModel]:
     return type(model)
 
 
+def config_value(config: Any, name: str, default: Any = None) -> Any:
+    """Return a setting, or ``default`` where there is none, or none that holds for all layers: then reading it raises."""
+    try:
+        return getattr(config, name, default)
+    except RuntimeError:
+        return default
+
+
 def original_head_counts(config: PreTrainedConfig) -> dict[str, int]:
     """Return the head counts of the unpruned model, by the config's standard names."""
-    counts = {name: getattr(config, name, None) for name in _HEADS}
+    counts = {name: config_value(config, name) for name in _HEADS}
     counts.update(pruning_record(config).get("original", {}))
     return {name: value for name, value in counts.items() if isinstance(value, int)}
 
