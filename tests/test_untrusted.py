@@ -321,6 +321,33 @@ def test_only_files_that_a_load_reads_count(model):
         assert load_model(find(str(model)), auto_class=None, device="cpu", dtype="auto")
 
 
+def test_layers_with_settings_of_their_own_are_refused_by_name(tmp_path, command_line):
+    """Reading such a setting raises; a small copy would have one number for all layers."""
+    if not hasattr(transformers, "Gemma4TextConfig"):
+        pytest.skip("this transformers has no such configs")
+    settings = {
+        "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 96,
+        "num_key_value_heads": 4, "head_dim": 8, "global_head_dim": 16, "attention_k_eq_v": True,
+        "num_global_key_value_heads": 2, "layer_types": ["sliding_attention", "full_attention"],
+        "intermediate_size": 40, "vocab_size_per_layer_input": 96, "num_kv_shared_layers": 0,
+        "hidden_size_per_layer_input": 8, "pad_token_id": 0,
+    }  # fmt: skip
+    gemma = transformers.Gemma4ForCausalLM._from_config(transformers.Gemma4TextConfig(**settings))
+    with pytest.raises(UnsupportedError, match="layers differ in num_key_value_heads") as raised:
+        inspect(gemma)
+    assert three_parts(raised.value)
+    build("llama").save_pretrained(tmp_path / "uneven")
+    config = json.loads((tmp_path / "uneven" / "config.json").read_text())
+    for setting in ("num_key_value_heads", "intermediate_size", "head_dim"):
+        uneven = {**config, "per_layer_config": {"1": {setting: 2}}}
+        (tmp_path / "uneven" / "config.json").write_text(json.dumps(uneven))
+        code, _out, err = command_line("inspect", tmp_path / "uneven")
+        assert code == 2, err
+        assert "layers settings of their own" in err
+        assert "unexpected" not in err
+        assert "per_layer_config" in err
+
+
 # --- files
 
 
