@@ -212,19 +212,14 @@ def _check_weights(source: ModelSource) -> None:
         ModelError: See above.
     """
     if not source.weight_files:
-        pickled = sorted(source.directory.glob("*.bin"))
-        others = sorted(source.directory.glob("*.safetensors"))
-        raise ModelError(
-            f"{source.name} has only pickled weights ({pickled[0].name}), which can run code when loaded"
-            if pickled
-            else f"{source.name} has no weights ({WHOLE}, or several files and their index)",
-            where=str(source.directory),
-            hint="convert them to safetensors first"
-            if pickled
-            else f"is {others[0].name} the whole model? then name it {WHOLE}"
-            if others
-            else f"name the directory that holds config.json and {WHOLE}",
-        )
+        what = f"no weights ({WHOLE}, or several files and their index)"
+        hint = f"name the directory that holds {WHOLE}"
+        if others := sorted(source.directory.glob("*.safetensors")):
+            hint = f"is {others[0].name} the whole model? then name it {WHOLE}"
+        if pickled := sorted(source.directory.glob("*.bin")):
+            what = f"only pickled weights ({pickled[0].name}), which can run code when loaded"
+            hint = "convert them to safetensors first"
+        raise ModelError(f"{source.name} has {what}", where=str(source.directory), hint=hint)
     for path in source.weight_files:
         read_header(path)
 
