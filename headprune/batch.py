@@ -13,6 +13,8 @@ from headprune.anatomy.trace import takes_cache
 from headprune.errors import DataError
 from headprune.placement import staged
 
+_NO_TOKEN = -1
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -206,4 +208,28 @@ def main_output(outputs: Any) -> Tensor:
 
 def forward(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
     """Run the model on a batch's inputs, without filling a key/value cache."""
-    return model(**inputs, use_cache=False) if takes_cache(model) else model(**inputs)
+    options = {"use_cache": False} if takes_cache(model) else {}
+    if not asks_for_padding(model, inputs):
+        return model(**inputs, **options)
+    config: Any = model.config
+    config = config.get_text_config()
+    config.pad_token_id = _NO_TOKEN
+    try:
+        return model(**inputs, **options)
+    finally:
+        config.pad_token_id = None
+
+
+def asks_for_padding(model: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
+    """Whether a classifier would refuse several rows, though none is padded, because its config names no pad token.
+
+    It reads the last token that isn't padding. Where nothing is padded, an id that no token has says just that.
+    """
+    config: Any = getattr(model, "config", None)
+    if not hasattr(model, "num_labels") or not hasattr(config, "get_text_config"):
+        return False
+    if getattr(config.get_text_config(), "pad_token_id", None) is not None:
+        return False
+    real = inputs.get("attention_mask")
+    several = any(value.dim() > 0 and value.shape[0] > 1 for value in inputs.values())
+    return several and (real is None or bool(real.all()))

@@ -23,17 +23,20 @@ from headprune import demo
 from headprune.errors import ConfigError, ModelError, did_you_mean, first_line
 from headprune.placement import values_of
 from headprune.untrusted import (
+    WHOLE,
     check_settings,
-    indexed_files,
     read_header,
     read_json,
     refuse_foreign_files,
+    weight_files,
+    weight_names,
 )
 
-# What a load, a card and a manifest need. The code beside the weights is fetched, not run.
+# What a load, a card and a manifest need beside the weights. Code is fetched, not run. Modules of an embedding model lie in
+# folders that are numbered, with weights of their own.
 _WANTED_FILES = [
-    *("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"),
-    *("*.py", "*.yaml", "README.md", "1_Pooling/*"),
+    *("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.yaml", "README.md"),
+    *("1_Pooling/*", "[0-9]*_*/*.safetensors"),
 ]
 _MOST_BYTES_OF_CONFIG = 20_000_000
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,8 +60,8 @@ class ModelSource:
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
-        """Its safetensors files."""
-        return tuple(sorted(self.directory.glob("*.safetensors")))
+        """Its safetensors files: those that a load reads."""
+        return weight_files(self.directory)
 
 
 @contextmanager
@@ -144,7 +147,10 @@ def _download(name: str, revision: str | None, *, weights: bool) -> Path:
         )
     try:
         wanted = _WANTED_FILES if weights else ["*.json"]
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        directory = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        if weights:  # once it is known which they are: others, in another format, lie beside many
+            files = weight_names(directory, fetched=False) or (WHOLE,)
+            snapshot_download(name, revision=directory.name, allow_patterns=list(files))
     except HFValidationError as error:
         raise ModelError(
             f"{name!r} is neither a directory nor a hub id",
@@ -157,6 +163,7 @@ def _download(name: str, revision: str | None, *, weights: bool) -> Path:
             where=f"MODEL {name}" + (f" --revision {revision}" if revision else ""),
             hint="check the name and the network; HF_HUB_OFFLINE=1 allows only what is in the cache",
         ) from error
+    return directory
 
 
 def _config(name: str, directory: Path) -> PreTrainedConfig:
@@ -205,17 +212,14 @@ def _check_weights(source: ModelSource) -> None:
         ModelError: See above.
     """
     if not source.weight_files:
-        pickled = sorted(source.directory.glob("*.bin"))
-        raise ModelError(
-            f"{source.name} has only pickled weights ({pickled[0].name}), which can run code when loaded"
-            if pickled
-            else f"{source.name} has no weights (*.safetensors)",
-            where=str(source.directory),
-            hint="convert them to safetensors first"
-            if pickled
-            else "name the directory that holds config.json and model.safetensors",
-        )
-    indexed_files(source.directory)
+        what = f"no weights ({WHOLE}, or several files and their index)"
+        hint = f"name the directory that holds {WHOLE}"
+        if others := sorted(source.directory.glob("*.safetensors")):
+            hint = f"is {others[0].name} the whole model? then name it {WHOLE}"
+        if pickled := sorted(source.directory.glob("*.bin")):
+            what = f"only pickled weights ({pickled[0].name}), which can run code when loaded"
+            hint = "convert them to safetensors first"
+        raise ModelError(f"{source.name} has {what}", where=str(source.directory), hint=hint)
     for path in source.weight_files:
         read_header(path)
 
@@ -288,7 +292,7 @@ def fingerprint_of(parameters: Iterable[tuple[str, Tensor, torch.dtype]]) -> str
 
 def weights_bytes(directory: Path) -> int:
     """Return the size of the weights in a directory."""
-    return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+    return sum(path.stat().st_size for path in weight_files(directory))
 
 
 def available_memory() -> int | None:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from transformers import PreTrainedModel
@@ -12,13 +13,14 @@ from headprune.artefact import read_artefact
 from headprune.batch import Batch
 from headprune.checkpoint import load_model
 from headprune.config import Recipe
-from headprune.errors import ConfigError, DataError, ModelError
+from headprune.errors import ConfigError, DataError
 from headprune.heads import HeadScores
 from headprune.local import count_noted_elsewhere, published_name
 from headprune.models import ModelSource, find, fingerprint, load_tokenizer
 from headprune.placement import describe
 from headprune.results import Results
 from headprune.tasks import Task, detect_task, get_task
+from headprune.tasks.asked import Fill, filling, longest_row, refuse_reading_ahead
 from headprune.tasks.data import Columns, Table, choose_columns, read_table, without_rows_of
 from headprune.tasks.distill import Goal, taught
 from headprune.tasks.rows import Example, draw, hold_out, without_inputs, without_noted
@@ -52,11 +54,19 @@ class Subject:
         """Whether the model's forward takes an input of this name."""
         return name in inspect.signature(self.model.forward).parameters
 
-    def batches(self, examples: Sequence[Example]) -> tuple[Batch, ...]:
-        """Turn examples into batches."""
+    def batches(
+        self, examples: Sequence[Example], *, batch_size: int | None = None
+    ) -> tuple[Batch, ...]:
+        """Turn examples into batches of the recipe's size, or of another."""
+        size = batch_size or self.recipe.batch_size
         return self.task.to_batches(
-            examples, self.tokenizer, self.max_length, self.recipe.batch_size, self.accepts
+            examples, self.tokenizer, self.max_length, size, self.accepts, self.fill
         )
+
+    @cached_property
+    def fill(self) -> Fill:
+        """What short rows are filled up with, which the model is asked when rows of different length come."""
+        return filling(self.model, self.task.distill.said, self.tokenizer)
 
     def goal(self, examples: Sequence[Example]) -> Goal:
         """Return what importance is about: the task's loss, or how far outputs are from those of the model as it is."""
@@ -65,19 +75,11 @@ class Subject:
             return taught(self.model, self.task.distill, batches, seed=self.recipe.seed)
         return Goal(batches, batches, self.task.loss)
 
-    @property
+    @cached_property
     def max_length(self) -> int:
-        """The longest input: what was asked for, or what the model's positions allow."""
-        positions = getattr(self.model.config, "max_position_embeddings", None)
-        # RoBERTa counts its positions from padding_idx + 1 on.
-        taken = (
-            (self.model.config.pad_token_id or 0) + 1
-            if "roberta" in self.model.config.model_type
-            else 0
-        )
-        return (
-            min(self.recipe.max_length, positions - taken) if positions else self.recipe.max_length
-        )
+        """The longest row: what was asked for, or what the model takes."""
+        limit = longest_row(self.model, special=self.tokenizer.all_special_ids)
+        return min(self.recipe.max_length, limit or self.recipe.max_length)
 
 
 @dataclass(frozen=True)
@@ -95,21 +97,15 @@ def open_subject(recipe: Recipe, *, voice: Voice) -> Subject:
     task = get_task(name, model_directory=source.directory)
     model = load_model(source, auto_class=task.auto_class, device=recipe.device, dtype=recipe.dtype)
     tokenizer = load_tokenizer(source)
-    if (
-        task.name == "classification"
-        and model.config.pad_token_id is None
-        and tokenizer.pad_token_id is None
-        and recipe.batch_size != 1
-    ):
-        raise ModelError(
-            "the model has no padding token, so it can't tell where a padded text ends",
-            where="config.json (pad_token_id)",
-            hint="use --batch-size 1, or give the config and the tokenizer a padding token",
-        )
     voice.say(
         f"model {recipe.model} ({model.config.model_type}), task {name}, on {describe(model)}"
     )
-    return Subject(recipe, source, model, tokenizer, task)
+    subject = Subject(recipe, source, model, tokenizer, task)
+    if subject.max_length < recipe.max_length:
+        voice.say(f"texts are cut at {subject.max_length} tokens: the model takes no longer ones")
+    if task.reads_forward:
+        refuse_reading_ahead(model, special=tokenizer.all_special_ids)
+    return subject
 
 
 def model_name(recipe: Recipe) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.batch import forward, main_output
+from headprune.batch import asks_for_padding, forward, main_output
 from headprune.checkpoint import (
     Cut,
     Route,
@@ -27,6 +27,7 @@ from headprune.checkpoint import (
 from headprune.errors import MemoryLimitError, ProofError, UnprovenError, is_out_of_memory
 from headprune.memory import Parts, halves_of_inputs
 from headprune.placement import count_parameters, input_device, moved_away
+from headprune.untrusted import weight_files
 
 _OUTPUTS = "outputs of the model on real rows"
 # Largest difference allowed between masked and pruned outputs, relative to their largest value (or 1, if that is larger).
@@ -158,7 +159,7 @@ def _saved_numbers(model: PreTrainedModel) -> int:
 
 def _numbers_on_disk(directory: Path) -> int:
     total = 0
-    for path in directory.glob("*.safetensors"):
+    for path in weight_files(directory):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 - safe_open is no dict
                 size = 1
@@ -185,6 +186,8 @@ def reload_is_identical(
         UnprovenError: The process ran out of memory or time, or was killed.
     """
     parts = Parts[Mapping[str, Tensor]](_OUTPUTS, halves_of_inputs)
+    if asks_for_padding(model, inputs):  # of a stranger, who is to run it as it is
+        inputs = {name: value[:1] for name, value in inputs.items()}
     with proving(_OUTPUTS):
         inputs, expected = parts.largest(inputs, partial(_output, model))
     placed = getattr(model, "hf_device_map", None) or {"": str(input_device(model))}

@@ -10,10 +10,12 @@ import pytest
 import torch
 import transformers
 from families import build, token_inputs
+from safetensors.torch import load_file
 
 import headprune as hp
 from headprune.checkpoint import check_manifest
 from headprune.errors import CheckpointError, HeadpruneError, ModelError
+from headprune.models import find
 from headprune.untrusted import damage
 from headprune.verify import reload_is_identical
 
@@ -216,16 +218,42 @@ def test_tied_weights_stay_tied(tmp_path):
     assert again.lm_head.weight is again.model.embed_tokens.weight
 
 
-def test_a_copy_with_only_what_the_hub_download_fetches_loads(saved, tmp_path):
+@pytest.mark.parametrize("sharded", [False, True])
+def test_what_the_hub_download_fetches_loads_and_no_other_weights_are_fetched(
+    saved, tmp_path, monkeypatch, sharded
+):
     from huggingface_hub.utils import filter_repo_objects
 
-    from headprune.models import _WANTED_FILES
+    hub, cache = tmp_path / "hub", tmp_path / "cache" / ("a" * 40)
+    shutil.copytree(saved[0], hub)
+    whole = hub / "model.safetensors"
+    if sharded:
+        names = dict.fromkeys(load_file(whole), "model-00001-of-00001.safetensors")
+        whole.with_name("model.safetensors.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": names})
+        )
+        whole = whole.rename(hub / "model-00001-of-00001.safetensors")
+    (hub / "onnx").mkdir()
+    for other in ("consolidated.safetensors", "onnx/model.safetensors", "model-00002.safetensors"):
+        (hub / other).write_bytes(b"another format")
+    asked = []
 
-    names = [path.name for path in saved[0].iterdir()]
-    (tmp_path / "copy").mkdir()
-    for name in filter_repo_objects(names, allow_patterns=_WANTED_FILES):
-        shutil.copy(saved[0] / name, tmp_path / "copy" / name)
-    assert hp.load(tmp_path / "copy", device="cpu").config.headprune["removed"]
+    def snapshot_download(name, *, revision, allow_patterns):
+        asked.append(revision)
+        paths = (path for path in hub.rglob("*") if path.is_file())
+        names = (path.relative_to(hub).as_posix() for path in paths)
+        for path in filter_repo_objects(names, allow_patterns=allow_patterns):
+            (cache / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(hub / path, cache / path)
+        return str(cache)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    source = find("somebody/model", revision="main")
+    assert asked == ["main", "a" * 40], "files of one commit"
+    assert [path.name for path in cache.rglob("*.safetensors")] == [whole.name]
+    assert source.weight_files == (cache / whole.name,)
+    if not sharded:
+        assert hp.load(cache, device="cpu").config.headprune["removed"]
 
 
 def test_records_may_be_absent_but_not_damaged(copy):

@@ -22,16 +22,16 @@ from headprune.checkpoint.side_files import copy_side_files, drop_foreign_code
 from headprune.errors import CheckpointError, HeadpruneError, ModelError, UnsupportedError
 from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
-from headprune.models import find
+from headprune.models import find, weights_bytes
 from headprune.results import Results, read_result
 from headprune.untrusted import (
     check_settings,
     damage,
-    indexed_files,
     parse_json,
     parse_yaml,
     read_json,
     refuse_foreign_files,
+    weight_names,
 )
 from headprune.untrusted.documents import MOST_DEPTH
 
@@ -290,11 +290,63 @@ def test_an_index_names_files_of_its_own_directory(model, name):
             read()
         assert three_parts(raised.value)
     index.write_text(json.dumps({"metadata": {}, "weight_map": {"a": "model-00001.safetensors"}}))
-    assert indexed_files(model) == ("model-00001.safetensors",)
+    assert weight_names(model) == ("model-00001.safetensors",)
     for content in ("[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', "{"):
         index.write_text(content)
         with pytest.raises(ModelError):
             find(str(model))
+
+
+def test_only_files_that_a_load_reads_count(model):
+    """Not the copy in another format, the adapters or the shard of yesterday that lie beside them, damaged or not."""
+    size = (model / "model.safetensors").stat().st_size
+    for name in ("consolidated.safetensors", "adapter_model.safetensors"):
+        (model / name).write_bytes(b"\xff" * 50)
+    assert find(str(model)).weight_files == (model / "model.safetensors",)
+    assert weights_bytes(model) == size
+    (model / "model.safetensors").rename(model / "model-00001-of-00001.safetensors")
+    with pytest.raises(ModelError, match="has no weights") as raised:
+        find(str(model))
+    assert three_parts(raised.value)
+    shutil.copy(model / "consolidated.safetensors", model / "model-00002-of-00003.safetensors")
+    index = {"metadata": {}, "weight_map": {"a": "model-00001-of-00001.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert [path.name for path in find(str(model)).weight_files] == [*index["weight_map"].values()]
+    assert weights_bytes(model) == size
+    assert shards(model) == find(str(model)).weight_files
+    for named in ("model-00001-of-00001.safetensors", "model.safetensors.index.json"):
+        settings = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**settings, "transformers_weights": named}))
+        shutil.copy(model / "consolidated.safetensors", model / "model.safetensors")
+        assert weights_bytes(model) == size
+        assert load_model(find(str(model)), auto_class=None, device="cpu", dtype="auto")
+
+
+def test_layers_with_settings_of_their_own_are_refused_by_name(tmp_path, command_line):
+    """Reading such a setting raises; a small copy would have one number for all layers."""
+    if not hasattr(transformers, "Gemma4TextConfig"):
+        pytest.skip("this transformers has no such configs")
+    settings = {
+        "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 96,
+        "num_key_value_heads": 4, "head_dim": 8, "global_head_dim": 16, "attention_k_eq_v": True,
+        "num_global_key_value_heads": 2, "layer_types": ["sliding_attention", "full_attention"],
+        "intermediate_size": 40, "vocab_size_per_layer_input": 96, "num_kv_shared_layers": 0,
+        "hidden_size_per_layer_input": 8, "pad_token_id": 0,
+    }  # fmt: skip
+    gemma = transformers.Gemma4ForCausalLM._from_config(transformers.Gemma4TextConfig(**settings))
+    with pytest.raises(UnsupportedError, match="layers differ in num_key_value_heads") as raised:
+        inspect(gemma)
+    assert three_parts(raised.value)
+    build("llama").save_pretrained(tmp_path / "uneven")
+    config = json.loads((tmp_path / "uneven" / "config.json").read_text())
+    for setting in ("num_key_value_heads", "intermediate_size", "head_dim"):
+        uneven = {**config, "per_layer_config": {"1": {setting: 2}}}
+        (tmp_path / "uneven" / "config.json").write_text(json.dumps(uneven))
+        code, _out, err = command_line("inspect", tmp_path / "uneven")
+        assert code == 2, err
+        assert "layers settings of their own" in err
+        assert "unexpected" not in err
+        assert "per_layer_config" in err
 
 
 # --- files

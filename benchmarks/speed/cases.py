@@ -196,9 +196,7 @@ def _examples(subject: Subject) -> tuple[Example, ...]:
 
 
 def _few(subject: Subject, examples: Sequence[Example], batch_size: int) -> tuple[Batch, ...]:
-    return subject.task.to_batches(
-        examples, subject.tokenizer, subject.max_length, batch_size, subject.accepts
-    )
+    return subject.batches(examples, batch_size=batch_size)
 
 
 def _case(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from headprune.anatomy.clone import config_value
 from headprune.anatomy.exceptions import HEAD_COUNTS
 from headprune.anatomy.sites import Call
 from headprune.anatomy.trace import (
@@ -114,7 +115,7 @@ def _head_counts(module: nn.Module) -> Iterable[int]:
             if type(value) is int and value > 1:
                 found[value] = None
     for name in HEAD_COUNTS:
-        value = getattr(config, name, None)
+        value = config_value(config, name)
         if type(value) is int and value > 1:
             found[value] = None
     return found

@@ -61,9 +61,23 @@ def stock_class(model: PreTrainedModel) -> type[PreTrainedModel]:
     return type(model)
 
 
+def varies_by_layer(config: Any, name: str) -> bool:
+    """Whether a setting has no one value for all layers: then reading it raises."""
+    try:
+        getattr(config, name, None)
+    except RuntimeError:
+        return True
+    return False
+
+
+def config_value(config: Any, name: str, default: Any = None) -> Any:
+    """Return a setting, or ``default`` where there is none, or none that holds for all layers."""
+    return default if varies_by_layer(config, name) else getattr(config, name, default)
+
+
 def original_head_counts(config: PreTrainedConfig) -> dict[str, int]:
     """Return the head counts of the unpruned model, by the config's standard names."""
-    counts = {name: getattr(config, name, None) for name in _HEADS}
+    counts = {name: config_value(config, name) for name in _HEADS}
     counts.update(pruning_record(config).get("original", {}))
     return {name: value for name, value in counts.items() if isinstance(value, int)}
 
@@ -119,6 +133,23 @@ def refuse_quantised(model: PreTrainedModel) -> None:
             f"model type {config.model_type!r} is not supported: its weights are quantised, and packed rows can't be cut",
             where=f"{type(model).__name__} (config.json: quantization_config)",
             hint="load it dequantised, prune, and quantise the pruned model again",
+        )
+
+
+def refuse_uneven(model: PreTrainedModel) -> None:
+    """Refuse a model that never had one number of heads in all layers: its small copy would have it, and show other rows.
+
+    Raises:
+        UnsupportedError: Its config has another number of heads, or of key/value heads, for some layers.
+    """
+    config = model.config.get_text_config()
+    original = pruning_record(model.config).get("original", {})
+    uneven = [name for name in _HEADS if name not in original and varies_by_layer(config, name)]
+    if uneven:
+        raise UnsupportedError(
+            f"model type {config.model_type!r} is not supported where layers differ in {uneven[0]}",
+            where=f"{type(model).__name__} (config.json: {uneven[0]}, layer by layer)",
+            hint="choose a model of this type whose layers all have the same number of heads",
         )
 
 

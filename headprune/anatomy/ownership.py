@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from headprune.anatomy.candidates import Candidate, candidates
+from headprune.anatomy.clone import config_value
 from headprune.anatomy.exceptions import ATTRIBUTES
 from headprune.anatomy.sites import Attribute, Call, Execution, RowOrder, Run, Slice
 from headprune.anatomy.trace import Recording, input_dimension, is_linear
@@ -223,20 +224,13 @@ def _attributes(
         config = values.get("config")
         if config is not None:
             read = [key.removeprefix("config.") for key in ATTRIBUTES if key.startswith("config.")]
-            values |= {f"config.{key}": _setting(config, key) for key in read}
+            values |= {f"config.{key}": config_value(config, key) for key in read}
         found += [
             Attribute(name, key, kind)
             for key, kind in ATTRIBUTES.items()
             if type(values.get(key)) is int and values[key] == meaning[kind]
         ]
     return tuple(found)
-
-
-def _setting(config: object, name: str) -> object:
-    try:
-        return getattr(config, name, None)
-    except RuntimeError:  # a config whose layers differ has no one answer
-        return None
 
 
 def _common_parent(path: str, other: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 
-from headprune.anatomy.clone import SIZES, refuse_quantised, tiny_clone
+from headprune.anatomy.clone import SIZES, refuse_quantised, refuse_uneven, tiny_clone
 from headprune.anatomy.exceptions import REASONS
 from headprune.anatomy.inputs import example_inputs
 from headprune.anatomy.locate import UNSEEN, locate
@@ -46,9 +46,11 @@ def probe(model: PreTrainedModel) -> Probe:
     """Build a small copy of ``model`` and ask it where its heads are.
 
     Raises:
-        UnsupportedError: The model is quantised; no copy can be built or run; or it has no attention that was understood.
+        UnsupportedError: The model is quantised; its layers differ in their number of heads; no copy can be built or run; or it
+            has no attention that was understood.
     """
     refuse_quantised(model)
+    refuse_uneven(model)
     best: Probe | None = None
     fewest = 0
     headless: Probe | None = None

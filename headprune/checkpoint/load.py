@@ -192,6 +192,12 @@ def build_empty(source: ModelSource, kind: Any) -> PreTrainedModel:
         with quiet(), torch.device("meta"):
             model: PreTrainedModel = kind._from_config(config, dtype=config.dtype or torch.float32)
     except Exception as error:
+        if getattr(config, "is_heterogeneous", False):
+            raise ModelError(
+                f"the config gives layers settings of their own, and {kind.__name__} builds all its layers alike",
+                where=f"{source.directory / 'config.json'} (per_layer_config)",
+                hint="give all layers the same settings, or install a transformers that builds such a model",
+            ) from error
         raise ModelError(
             f"no {kind.__name__} can be built from the config: {first_line(error)}",
             where=str(source.directory / "config.json"),

@@ -20,7 +20,7 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
-from headprune.anatomy.clone import pruning_record, quiet, stock_class
+from headprune.anatomy.clone import config_value, pruning_record, quiet, stock_class
 from headprune.checkpoint.manifest import seal
 from headprune.checkpoint.output import output_directory
 from headprune.checkpoint.side_files import copy_side_files, drop_foreign_code
@@ -34,6 +34,7 @@ Route = Literal["stock", "remote-code"]
 # Families whose config refuses head counts that don't divide the hidden size, and the stock family that computes the same and
 # doesn't. Reloading proves that it is so.
 _SAME_MATHEMATICS = {"llama": "mistral"}
+_ABSENT = object()
 # As transformers has it.
 MAX_SHARD_SIZE = "50GB"
 
@@ -152,7 +153,7 @@ def _candidates(
     ((heads, groups),) = sizes
     first = anatomy.sites[0]
     changes: dict[str, int | None] = {"num_attention_heads": heads, "head_dim": first.head_dim}
-    if hasattr(plain, "num_key_value_heads"):
+    if config_value(plain, "num_key_value_heads", _ABSENT) is not _ABSENT:
         changes["num_key_value_heads"] = groups if first.num_key_value_heads > 1 else 1
     note = {name: value for name, value in record.items() if name != "sites"}
     yield from _changed(plain, changes, note, kind)

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from headprune.errors import ModelError
-from headprune.untrusted import INDEX, WHOLE, indexed_files, read_header
+from headprune.untrusted import INDEX, WHOLE, read_header, weight_files
 
 _CHUNK = 1 << 24
 
@@ -58,16 +58,14 @@ def shards(directory: Path) -> tuple[Path, ...]:
     Raises:
         ModelError: The index names a file that isn't there, or is damaged.
     """
-    names = indexed_files(directory)
-    if (directory / WHOLE).is_file():
-        return (directory / WHOLE,)
-    if names is None:
+    files = weight_files(directory)
+    if not files:
         raise ModelError(
             f"there is neither {WHOLE} nor {INDEX}",
             where=str(directory),
             hint="fetch the model again",
         )
-    return tuple(directory / name for name in names)
+    return files
 
 
 def stored_tensors(directory: Path) -> tuple[Stored, ...]:

@@ -154,7 +154,9 @@ ROWS: dict[str, Any] = {
     "max_length": Annotated[
         int | None,
         typer.Option(
-            help="Tokens per input. (default: 128)", rich_help_panel=_DATA, show_default=False
+            help="Tokens per input, as far as the model takes them. (default: 128)",
+            rich_help_panel=_DATA,
+            show_default=False,
         ),
     ],
     "metric": Annotated[

@@ -14,7 +14,7 @@ from headprune.anatomy import Anatomy
 from headprune.batch import Batch
 from headprune.checkpoint import output_directory, refuse_unusable_output, seal, write_model
 from headprune.config import RECIPE_FILE, Recipe
-from headprune.errors import ConfigError, DataError
+from headprune.errors import ConfigError, DataError, ModelError
 from headprune.evaluation import first_examples, judge
 from headprune.files.targets import exclusive
 from headprune.heads import PruningPlan
@@ -75,11 +75,18 @@ class _Lesson:
         return first_examples(self.subject.batches(self.reporting.examples)[-1], PROOF_ROWS)
 
     def collate(self, examples: Sequence[Example]) -> Mapping[str, Tensor]:
-        """Return the inputs of some examples, in one batch."""
-        subject = self.subject
-        made = subject.task.to_batches(
-            examples, subject.tokenizer, subject.max_length, len(examples), subject.accepts
-        )
+        """Return the inputs of some examples, in one batch.
+
+        Raises:
+            ModelError: They differ in length, and the model bears no padding.
+        """
+        made = self.subject.batches(examples, batch_size=len(examples))
+        if len(made) > 1:
+            raise ModelError(
+                "texts of different length can't be trained on together: padding changes what this model puts out",
+                where="--batch-size",
+                hint="use --batch-size 1 (and --trainer gradient_accumulation_steps=16, say)",
+            )
         return made[0].inputs
 
 
@@ -107,6 +114,8 @@ def _prepare_and_heal(
     recipe: Recipe, arguments: TrainingArguments, folder: Path, *, resume: bool, voice: Voice
 ) -> Results:
     lesson = _prepare(recipe, voice=voice)
+    if arguments.per_device_train_batch_size > 1:
+        lesson.collate(lesson.training.examples)  # a refusal comes before the training
     checkpoints = open_checkpoints(folder, facts=_facts(lesson), resume=resume)
     if checkpoints.last is not None:
         voice.say(f"going on from {checkpoints.last}")

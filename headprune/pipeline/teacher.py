@@ -16,6 +16,7 @@ from headprune.models import ModelSource, find, fingerprint, fingerprint_of, loa
 from headprune.placement import values_of
 from headprune.subject import Subject, Voice
 from headprune.tasks import Task, get_task
+from headprune.tasks.collate import fill_with_zero
 from headprune.tasks.rows import Example
 
 _ANOTHER = "name the model that it was pruned from: --teacher MODEL"
@@ -136,7 +137,12 @@ def refuse_other_words(subject: Subject, teacher: Teacher, examples: Sequence[Ex
     if same and examples:
         both = [
             subject.task.to_batches(
-                examples, tokenizer, subject.max_length, len(examples), subject.accepts
+                examples,
+                tokenizer,
+                subject.max_length,
+                len(examples),
+                subject.accepts,
+                fill_with_zero,
             )[0].inputs
             for tokenizer in (subject.tokenizer, teacher.tokenizer)
         ]

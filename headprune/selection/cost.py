@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from torch import nn
 
 from headprune.anatomy import Anatomy, Site
+from headprune.anatomy.clone import config_value
 from headprune.anatomy.trace import takes_cache
 from headprune.errors import PlanError
 from headprune.heads import HeadId
@@ -129,11 +130,11 @@ def _share_used(model: nn.Module, parameter: nn.Parameter) -> float:
     """Return which share of a parameter one token meets: of experts that lie in one tensor, those that it is sent to."""
     config = getattr(model, "config", None)
     text = config.get_text_config() if config is not None else None
-    used = getattr(text, "num_experts_per_tok", None)
+    used = config_value(text, "num_experts_per_tok")
     if parameter.dim() < 3 or not isinstance(used, int):
         return 1.0
     there = {
-        getattr(text, name, None)
+        config_value(text, name)
         for name in ("num_local_experts", "num_experts", "n_routed_experts")
     }
     return min(1.0, used / parameter.shape[0]) if parameter.shape[0] in there else 1.0

@@ -10,7 +10,8 @@ from torch.nn.functional import cross_entropy
 
 from headprune.batch import Batch
 from headprune.errors import DataError, ModelError, did_you_mean
-from headprune.tasks.collate import make_batches
+from headprune.tasks.asked import Fill
+from headprune.tasks.collate import fill_with_zero, make_batches
 from headprune.tasks.data import Columns, Table, texts_of
 from headprune.tasks.distill import CLASSES
 from headprune.tasks.rows import Example
@@ -87,6 +88,7 @@ def to_batches(
     max_length: int,
     batch_size: int | None,
     accepts: Callable[[str], bool],
+    fill: Fill = fill_with_zero,
 ) -> tuple[Batch, ...]:
     """Give each text, or pair of texts, one row."""
     columns = [list(column) for column in zip(*(e.texts for e in examples), strict=True)]
@@ -95,7 +97,7 @@ def to_batches(
     return make_batches(
         rows,
         [int(example.target or 0) for example in examples],
-        tokenizer=tokenizer,
+        fill=fill,
         batch_size=batch_size,
         target_dtype=torch.long,
         accepts=accepts,

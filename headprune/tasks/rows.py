@@ -11,12 +11,13 @@ from headprune.local import noted_hash
 class Example:
     """One thing to be judged: a text, a pair of texts, or a window of tokens.
 
-    ``target`` is a class index, a similarity from 0 to 1, or None.
+    ``target`` is a class index, a similarity from 0 to 1, or None. The first ``given`` tokens of a window aren't predicted.
     """
 
     texts: tuple[str, ...] = ()
     target: float | int | None = None
     tokens: tuple[int, ...] = ()
+    given: int = 1
 
     @property
     def digest(self) -> str:

@@ -12,7 +12,8 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
 from headprune.batch import Batch, forward
-from headprune.tasks.collate import make_batches
+from headprune.tasks.asked import Fill
+from headprune.tasks.collate import fill_with_zero, make_batches
 from headprune.tasks.data import Columns, Table, number_of, texts_of
 from headprune.tasks.distill import Distill
 from headprune.tasks.rows import Example
@@ -43,6 +44,7 @@ def to_batches(
     max_length: int,
     batch_size: int | None,
     accepts: Callable[[str], bool],
+    fill: Fill = fill_with_zero,
 ) -> tuple[Batch, ...]:
     """Give each sentence a row of its own."""
     texts = [text for example in examples for text in example.texts]
@@ -51,7 +53,7 @@ def to_batches(
     return make_batches(
         list(zip(rows[::2], rows[1::2], strict=True)),
         [float(example.target or 0.0) for example in examples],
-        tokenizer=tokenizer,
+        fill=fill,
         batch_size=batch_size,
         target_dtype=torch.float32,
         accepts=accepts,

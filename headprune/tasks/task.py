@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from headprune.batch import Batch, PositionLoss
+from headprune.tasks.asked import Fill
 from headprune.tasks.data import Columns, Table
 from headprune.tasks.distill import Distill
 from headprune.tasks.rows import Example
@@ -23,12 +24,13 @@ class Task:
         num_texts: How many text columns it reads.
         needs_label: Whether its loss reads a label.
         to_examples: ``(table, columns, tokenizer, config, max_length) -> examples``.
-        to_batches: ``(examples, tokenizer, max_length, batch_size, accepts) -> batches``.
+        to_batches: ``(examples, tokenizer, max_length, batch_size, accepts, fill) -> batches``.
         loss: ``(outputs, batch) -> [examples]``, smaller is better; one example's loss never depends on another's.
         predict: ``(outputs, batch) -> (predictions, references)``, what the metric compares, [examples] each.
         distill: How it does without labels.
         predicted_loss: Set where the predictions are a loss of this kind, the references the batch's targets, and ``loss`` the
             one divided by the other: then the logits of a few positions at a time are enough to evaluate.
+        reads_forward: Whether its models must predict each token from those before it alone.
     """
 
     name: str
@@ -38,9 +40,11 @@ class Task:
     needs_label: bool
     to_examples: Callable[[Table, Columns, Any, Any, int], tuple[Example, ...]]
     to_batches: Callable[
-        [Sequence[Example], Any, int, int | None, Callable[[str], bool]], tuple[Batch, ...]
+        [Sequence[Example], Any, int, int | None, Callable[[str], bool], Fill],
+        tuple[Batch, ...],
     ]
     loss: Callable[[Any, Batch], Tensor]
     predict: Callable[[Any, Batch], tuple[Tensor, Tensor]]
     distill: Distill
     predicted_loss: PositionLoss | None = None
+    reads_forward: bool = False

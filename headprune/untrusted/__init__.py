@@ -9,8 +9,9 @@ from headprune.untrusted.weights import (
     Header,
     TensorEntry,
     damage,
-    indexed_files,
     read_header,
+    weight_files,
+    weight_names,
 )
 
 __all__ = [
@@ -20,7 +21,6 @@ __all__ = [
     "TensorEntry",
     "check_settings",
     "damage",
-    "indexed_files",
     "kind_if_special",
     "lies_within",
     "parse_json",
@@ -29,4 +29,6 @@ __all__ = [
     "read_json",
     "read_text",
     "refuse_foreign_files",
+    "weight_files",
+    "weight_names",
 ]

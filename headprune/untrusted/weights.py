@@ -11,6 +11,7 @@ from headprune.untrusted.files import kind_if_special
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_NAMED = "transformers_weights"
 # As the format has it.
 _MOST_BYTES = 100_000_000
 _BITS = {
@@ -131,19 +132,56 @@ def _are_sizes(value: Any) -> bool:
     )
 
 
-def indexed_files(directory: Path) -> tuple[str, ...] | None:
+def weight_files(directory: Path) -> tuple[Path, ...]:
+    """Return the files that a load reads, and no others that lie beside them; none where it would find nothing.
+
+    Raises:
+        ModelError: An index is damaged, or names something that isn't a file of the directory.
+    """
+    return tuple(
+        directory / name for name in weight_names(directory) if (directory / name).is_file()
+    )
+
+
+def weight_names(directory: Path, *, fetched: bool = True) -> tuple[str, ...]:
+    """Return the names of the weights: the file that the config names, the one file, or those that the index lists.
+
+    Args:
+        directory: A model.
+        fetched: Whether the weights should be there already.
+
+    Raises:
+        ModelError: An index is damaged, or names something that isn't a file of the directory.
+    """
+    config = directory / "config.json"
+    named = read_json(config, error=ModelError).get(_NAMED) if config.is_file() else None
+    if isinstance(named, str) and Path(named).name == named:
+        index = named.endswith(".index.json")
+        return indexed_files(directory, named, fetched=fetched) or () if index else (named,)
+    if (directory / WHOLE).is_file():
+        indexed_files(directory, fetched=False)
+        return (WHOLE,)
+    return indexed_files(directory, fetched=fetched) or ()
+
+
+def indexed_files(
+    directory: Path, index: str = INDEX, *, fetched: bool = True
+) -> tuple[str, ...] | None:
     """Return the names of the files that a directory's index lists; None where it has no index.
 
     Raises:
         ModelError: The index is damaged, or names something that isn't a file of the directory.
     """
-    path = directory / INDEX
+    path = directory / index
     if not path.is_file():
         return None
-    listed = read_json(path, error=ModelError, hint="fetch the model again").get("weight_map")
-    if not isinstance(listed, dict) or not listed:
+    document = read_json(path, error=ModelError, hint="fetch the model again")
+    listed = document.get("weight_map")
+    if not isinstance(listed, dict) or not listed or "metadata" not in document:
         raise ModelError(
-            f"{INDEX} has no weight_map", where=str(path), hint="fetch the model again"
+            f"{index} has no {'metadata' if listed else 'weight_map'}",
+            where=str(path),
+            hint="fetch the model again",
         )
     for name in listed.values():
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
@@ -153,7 +191,7 @@ def indexed_files(directory: Path) -> tuple[str, ...] | None:
                 hint="fetch the model from somebody you trust",
             )
     names = tuple(sorted(set(listed.values())))
-    if not (directory / WHOLE).is_file():
+    if fetched:
         _refuse_missing(directory, names, index=path)
     return names
 
