@@ -5,6 +5,7 @@ import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,13 @@ from headprune.untrusted import (
     read_header,
     read_json,
     refuse_foreign_files,
+    transformer_folder,
 )
 
 # What a load, a card and a manifest need. The code beside the weights is fetched, not run.
-_WANTED_FILES = [
-    *("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"),
-    *("*.py", "*.yaml", "README.md", "1_Pooling/*"),
-]
+_ENDINGS = ("safetensors", "json", "txt", "model", "jinja", "py", "yaml")
+_WANTED_FILES = ["README.md", *(f"*.{ending}" for ending in _ENDINGS)]
+_NAME_IT = "name the directory that holds config.json and model.safetensors"
 _MOST_BYTES_OF_CONFIG = 20_000_000
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -48,12 +49,19 @@ class ModelSource:
         directory: Where its files lie.
         revision: The commit of a hub model; None for a directory.
         config: Its config.
+        folder: Its folder's name, where old sentence-transformers keep it in one (``0_Transformer``) of the directory named.
     """
 
     name: str
     directory: Path
     revision: str | None
     config: PreTrainedConfig
+    folder: str = ""
+
+    @property
+    def root(self) -> Path:
+        """The directory that was named."""
+        return self.directory.parent if self.folder else self.directory
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
@@ -95,14 +103,15 @@ def find(name: str, *, revision: str | None = None, weights: bool = True) -> Mod
     else:
         directory, commit = _directory(name, revision, weights=weights)
         refuse_foreign_files(directory)
+    directory /= (folder := transformer_folder(directory))
     if not (directory / "config.json").is_file():
         raise ModelError(
             f"{name} holds no model: config.json is missing",
             where=f"MODEL {name}",
-            hint="name the directory that holds config.json and model.safetensors",
+            hint=_NAME_IT,
         )
     config = _config(name, directory)
-    source = ModelSource(name, directory, commit, config)
+    source = ModelSource(name, directory, commit, config, folder)
     if weights:
         _check_weights(source)
     return source
@@ -126,7 +135,7 @@ def _directory(name: str, revision: str | None, *, weights: bool) -> tuple[Path,
         raise ModelError(
             f"{name} is a file, not the directory of a model",
             where=f"MODEL {name}",
-            hint="name the directory that holds config.json and model.safetensors",
+            hint=_NAME_IT,
         )
     if is_here:
         return Path(name), None
@@ -193,8 +202,6 @@ def _last_line(error: BaseException) -> str:
 
 
 def _closest(word: str, known: Any) -> list[str]:
-    from difflib import get_close_matches
-
     return get_close_matches(word, list(known), n=3, cutoff=0.4) or ["bert", "gpt2", "llama"]
 
 
@@ -211,9 +218,7 @@ def _check_weights(source: ModelSource) -> None:
             if pickled
             else f"{source.name} has no weights (*.safetensors)",
             where=str(source.directory),
-            hint="convert them to safetensors first"
-            if pickled
-            else "name the directory that holds config.json and model.safetensors",
+            hint="convert them to safetensors first" if pickled else _NAME_IT,
         )
     indexed_files(source.directory)
     for path in source.weight_files:

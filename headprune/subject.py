@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from headprune.anatomy.clone import pruning_record
 from headprune.batch import Batch
 from headprune.checkpoint import load_model
-from headprune.config import Recipe
+from headprune.config import MAX_LENGTH, Recipe
 from headprune.errors import ConfigError, DataError, ModelError
 from headprune.heads import HeadScores, read_artefact
 from headprune.local import count_noted_elsewhere, published_name
@@ -64,7 +64,7 @@ class Subject:
 
     @property
     def max_length(self) -> int:
-        """The longest input: what was asked for, or what the model's positions allow."""
+        """The longest input: what was asked for, no longer than the model itself and its positions allow."""
         positions = getattr(self.model.config, "max_position_embeddings", None)
         # RoBERTa counts its positions from padding_idx + 1 on.
         taken = (
@@ -72,9 +72,9 @@ class Subject:
             if "roberta" in self.model.config.model_type
             else 0
         )
-        return (
-            min(self.recipe.max_length, positions - taken) if positions else self.recipe.max_length
-        )
+        asked = self.recipe.max_length or self.task.max_length or MAX_LENGTH
+        limits = (self.task.max_length, positions - taken if positions else None)
+        return min([asked, *(limit for limit in limits if limit)])
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,10 @@ class Rows:
 def open_subject(recipe: Recipe, *, voice: Voice) -> Subject:
     """Find and load the model and its tokenizer, and settle the task."""
     source = find(model_name(recipe), revision=recipe.revision)
-    name = recipe.task or detect_task(source.config, model_directory=source.directory)
-    task = get_task(name, model_directory=source.directory)
-    model = load_model(source, auto_class=task.auto_class, device=recipe.device, dtype=recipe.dtype)
+    name = recipe.task or detect_task(source.config, model_directory=source.root)
     tokenizer = load_tokenizer(source)
+    task = get_task(name, model_directory=source.root, config=source.config, tokenizer=tokenizer)
+    model = load_model(source, auto_class=task.auto_class, device=recipe.device, dtype=recipe.dtype)
     if (
         task.name == "classification"
         and model.config.pad_token_id is None
@@ -106,7 +106,10 @@ def open_subject(recipe: Recipe, *, voice: Voice) -> Subject:
     voice.say(
         f"model {recipe.model} ({model.config.model_type}), task {name}, on {describe(model)}"
     )
-    return Subject(recipe, source, model, tokenizer, task)
+    subject = Subject(recipe, source, model, tokenizer, task)
+    if task.described:
+        voice.say(f"embeddings: {task.described}; texts are cut at {subject.max_length} tokens")
+    return subject
 
 
 def model_name(recipe: Recipe) -> str:

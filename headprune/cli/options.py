@@ -71,7 +71,9 @@ SHARED: dict[str, Any] = {
     "max_length": Annotated[
         int | None,
         typer.Option(
-            help="Tokens per input. (default: 128)", rich_help_panel=_DATA, show_default=False
+            help="Tokens per input. (default: what an embedding model says itself, else 128)",
+            rich_help_panel=_DATA,
+            show_default=False,
         ),
     ],
     "metric": Annotated[

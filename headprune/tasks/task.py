@@ -29,6 +29,8 @@ class Task:
         distill: How it does without labels.
         predicted_loss: Set where the predictions are a loss of this kind, the references the batch's targets, and ``loss`` the
             one divided by the other: then the logits of a few positions at a time are enough to evaluate.
+        max_length: The longest input in tokens that the model itself settles; None where it settles none.
+        described: What the model does beside its transformer, in words that are said aloud.
     """
 
     name: str
@@ -44,3 +46,5 @@ class Task:
     predict: Callable[[Any, Batch], tuple[Tensor, Tensor]]
     distill: Distill
     predicted_loss: PositionLoss | None = None
+    max_length: int | None = None
+    described: str = ""

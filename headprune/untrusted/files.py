@@ -1,6 +1,7 @@
 """What lies in a model's directory: no pipes or devices among it, and no links to files elsewhere."""
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,8 @@ _KINDS = (
 )
 # Whatever a load, a card or a manifest may read, or a save may copy.
 _READ = (".safetensors", ".json", ".txt", ".model", ".jinja", ".yaml", ".md", ".spm", ".bpe")
-_READ_FOLDERS = ("1_Pooling", "additional_chat_templates")
+# Those of sentence-transformers, such as 1_Pooling, and of chat templates.
+_READ_FOLDERS = re.compile(r"\d+_\w+|additional_chat_templates")
 _MOST_ENTRIES = 100_000
 
 
@@ -84,7 +86,7 @@ def _entries(directory: Path) -> Iterator[Path]:
                     )
                 path = Path(entry.path)
                 yield path
-                if folder is directory and entry.name in _READ_FOLDERS and path.is_dir():
+                if folder is directory and _READ_FOLDERS.fullmatch(entry.name) and path.is_dir():
                     folders.append(path)
 
 
@@ -94,7 +96,7 @@ def _refuse_foreign(directory: Path, path: Path) -> None:
         raise ModelError(
             f"{path.name} is {special}, not a file of a model", where=str(path), hint="remove it"
         )
-    is_read = path.suffix in _READ or path.name in _READ_FOLDERS
+    is_read = path.suffix in _READ or _READ_FOLDERS.fullmatch(path.name) is not None
     if is_read and path.is_symlink() and not lies_within(directory, path):
         raise ModelError(
             f"{path.name} is a link to something outside of the model's directory",
