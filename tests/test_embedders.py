@@ -353,6 +353,7 @@ SETTINGS = {
         ({"model_type": "SparseEncoder"}, "SparseEncoder"),
         ({"default_prompt_name": "nobody"}, "nobody"),
         ({"truncate_dim": 0}, "truncate_dim"),
+        ({"prompts": "query: "}, "prompts"),
     ],
 }
 

@@ -113,6 +113,8 @@ def read_embedder(directory: Path | None, *, config: Any = None, tokenizer: Any 
     words += [_ENCODER_ALONE] * (auto_class != "AutoModel")
     words += [f"the first {dimensions} numbers"] * (dimensions is not None)
     words += [f"prompt {prompt!r}"] * bool(prompt) + ["lower-cased"] * lower_case
+    named = sorted(name for name, text in (model.get("prompts") or {}).items() if text)
+    words += [f"none of its prompts ({', '.join(named)})"] * bool(named and not prompt)
     words += [f"compared by {similarity} (a loss compares by cosine)"] * (similarity != "cosine")
     return Embedder(
         steps=steps,

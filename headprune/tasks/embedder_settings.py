@@ -85,6 +85,8 @@ def model_settings(directory: Path) -> dict[str, Any]:
     kind = settings.get("model_type", _KIND)
     if kind != _KIND:
         raise _unsupported(f"model_type {kind!r}, which makes no embedding of a sentence", path)
+    if not isinstance(settings.get("prompts") or {}, dict):
+        raise _unsupported(f"prompts {settings['prompts']!r}", path)
     dimensions = settings.get("truncate_dim")
     if dimensions is not None and (type(dimensions) is not int or dimensions < 1):
         raise _unsupported(f"truncate_dim {dimensions!r}", path)
@@ -97,7 +99,7 @@ def default_prompt(model: dict[str, Any], *, where: Path) -> str:
     if name is None:
         return ""
     # There always are these two, empty where nothing is said.
-    known = {"query": "", "document": "", **prompts} if isinstance(prompts, dict) else {}
+    known = {"query": "", "document": "", **prompts}
     if not isinstance(name, str) or name not in known:
         raise ModelError(
             f"default_prompt_name is {name!r}, and there is no such prompt",
