@@ -278,6 +278,7 @@ def save(
         directory,
         anatomy=inspect(model),
         tokenizer=tokenizer,
+        source=checkpoint.source_of(model),
         overwrite=overwrite,
         max_shard_size=max_shard_size,
     )

@@ -22,6 +22,9 @@ METRIC_NAMES = (
 )
 """The built-in metrics. Any other is a script that ``evaluate`` runs."""
 
+MAX_LENGTH = 128
+"""The longest input in tokens, where neither the user nor the model says another."""
+
 OF_THE_ROWS = (
     *("task", "data", "split", "eval_data", "eval_split", "text", "label", "max_length"),
     *("metric", "higher_is_better", "limit", "num_samples", "seed"),
@@ -59,7 +62,7 @@ class Recipe(BaseModel):
     eval_split: str | None = None
     text: tuple[str, ...] = ()
     label: str | None = None
-    max_length: int = Field(128, ge=2)
+    max_length: int | None = Field(None, ge=2)
     metric: str | None = None
     higher_is_better: bool | None = None
 

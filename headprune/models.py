@@ -5,6 +5,7 @@ import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from headprune.untrusted import (
     read_header,
     read_json,
     refuse_foreign_files,
+    transformer_folder,
     weight_files,
     weight_names,
 )
@@ -36,8 +38,9 @@ from headprune.untrusted import (
 # folders that are numbered, with weights of their own.
 _WANTED_FILES = [
     *("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.yaml", "README.md"),
-    *("1_Pooling/*", "[0-9]*_*/*.safetensors"),
+    "[0-9]*_*/*.safetensors",
 ]
+_NAME_IT = "name the directory that holds config.json and model.safetensors"
 _MOST_BYTES_OF_CONFIG = 20_000_000
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -51,12 +54,19 @@ class ModelSource:
         directory: Where its files lie.
         revision: The commit of a hub model; None for a directory.
         config: Its config.
+        folder: Its folder's name, where old sentence-transformers keep it in one (``0_Transformer``) of the directory named.
     """
 
     name: str
     directory: Path
     revision: str | None
     config: PreTrainedConfig
+    folder: str = ""
+
+    @property
+    def root(self) -> Path:
+        """The directory that was named."""
+        return self.directory.parent if self.folder else self.directory
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
@@ -98,14 +108,15 @@ def find(name: str, *, revision: str | None = None, weights: bool = True) -> Mod
     else:
         directory, commit = _directory(name, revision, weights=weights)
         refuse_foreign_files(directory)
+    directory /= (folder := transformer_folder(directory))
     if not (directory / "config.json").is_file():
         raise ModelError(
             f"{name} holds no model: config.json is missing",
             where=f"MODEL {name}",
-            hint="name the directory that holds config.json and model.safetensors",
+            hint=_NAME_IT,
         )
     config = _config(name, directory)
-    source = ModelSource(name, directory, commit, config)
+    source = ModelSource(name, directory, commit, config, folder)
     if weights:
         _check_weights(source)
     return source
@@ -129,7 +140,7 @@ def _directory(name: str, revision: str | None, *, weights: bool) -> tuple[Path,
         raise ModelError(
             f"{name} is a file, not the directory of a model",
             where=f"MODEL {name}",
-            hint="name the directory that holds config.json and model.safetensors",
+            hint=_NAME_IT,
         )
     if is_here:
         return Path(name), None
@@ -200,8 +211,6 @@ def _last_line(error: BaseException) -> str:
 
 
 def _closest(word: str, known: Any) -> list[str]:
-    from difflib import get_close_matches
-
     return get_close_matches(word, list(known), n=3, cutoff=0.4) or ["bert", "gpt2", "llama"]
 
 

@@ -12,7 +12,7 @@ from headprune.anatomy.clone import pruning_record
 from headprune.artefact import read_artefact
 from headprune.batch import Batch
 from headprune.checkpoint import load_model
-from headprune.config import Recipe
+from headprune.config import MAX_LENGTH, Recipe
 from headprune.errors import ConfigError, DataError
 from headprune.heads import HeadScores
 from headprune.local import count_noted_elsewhere, published_name
@@ -77,9 +77,10 @@ class Subject:
 
     @cached_property
     def max_length(self) -> int:
-        """The longest row: what was asked for, or what the model takes."""
-        limit = longest_row(self.model, special=self.tokenizer.all_special_ids)
-        return min(self.recipe.max_length, limit or self.recipe.max_length)
+        """The longest row: what was asked for, or what the task settles, no longer than the model takes."""
+        asked = self.recipe.max_length or self.task.max_length or MAX_LENGTH
+        taken = longest_row(self.model, special=self.tokenizer.all_special_ids)
+        return min(limit for limit in (asked, self.task.max_length, taken) if limit)
 
 
 @dataclass(frozen=True)
@@ -93,18 +94,20 @@ class Rows:
 def open_subject(recipe: Recipe, *, voice: Voice) -> Subject:
     """Find and load the model and its tokenizer, and settle the task."""
     source = find(model_name(recipe), revision=recipe.revision)
-    name = recipe.task or detect_task(source.config, model_directory=source.directory)
-    task = get_task(name, model_directory=source.directory)
-    model = load_model(source, auto_class=task.auto_class, device=recipe.device, dtype=recipe.dtype)
+    name = recipe.task or detect_task(source.config, model_directory=source.root)
     tokenizer = load_tokenizer(source)
+    task = get_task(name, model_directory=source.root, config=source.config, tokenizer=tokenizer)
+    model = load_model(source, auto_class=task.auto_class, device=recipe.device, dtype=recipe.dtype)
     voice.say(
         f"model {recipe.model} ({model.config.model_type}), task {name}, on {describe(model)}"
     )
     subject = Subject(recipe, source, model, tokenizer, task)
-    if subject.max_length < recipe.max_length:
+    if subject.max_length < (recipe.max_length or 0):
         voice.say(f"texts are cut at {subject.max_length} tokens: the model takes no longer ones")
     if task.reads_forward:
         refuse_reading_ahead(model, special=tokenizer.all_special_ids)
+    if task.described:
+        voice.say(f"embeddings: {task.described}; texts are cut at {subject.max_length} tokens")
     return subject
 
 

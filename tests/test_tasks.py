@@ -230,6 +230,13 @@ def test_the_task_is_told_by_the_model(tmp_path):
     (tmp_path / "modules.json").write_text("[]")
     bare = build("bert").config.__class__(architectures=["BertModel"])
     assert detect_task(bare, model_directory=tmp_path) == "similarity"
+    # An embedder that was saved as a generator; a reranker has modules, too.
+    generator = build("llama").config.__class__(architectures=["LlamaForCausalLM"])
+    assert detect_task(generator, model_directory=tmp_path) == "similarity"
+    reranker = tmp_path / "config_sentence_transformers.json"
+    reranker.write_text('{"model_type": "CrossEncoder"}')
+    assert detect_task(generator, model_directory=tmp_path) == "causal-lm"
+    reranker.unlink()
     with pytest.raises(ConfigError, match="--task|what the model is for"):
         detect_task(bare)
     with pytest.raises(ConfigError, match="no task"):
@@ -246,6 +253,9 @@ def test_pooling_is_the_model_s_own(tmp_path, tokenizer):
         mean, _ = task.predict(outputs, batch)
         (tmp_path / "1_Pooling").mkdir()
         (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+        kinds = (("", "Transformer"), ("1_Pooling", "Pooling"))
+        modules = [{"path": p, "type": f"sentence_transformers.models.{kind}"} for p, kind in kinds]
+        (tmp_path / "modules.json").write_text(json.dumps(modules))
         first, _ = get_task("similarity", model_directory=tmp_path).predict(outputs, batch)
         one = tokenizer(pairs[2].texts[0], return_tensors="pt", return_token_type_ids=False)
         two = tokenizer(pairs[2].texts[1], return_tensors="pt", return_token_type_ids=False)

@@ -20,6 +20,7 @@ from headprune.checkpoint.save import (
     write_model,
 )
 from headprune.checkpoint.shards import differing, rewrite, stored_tensors
+from headprune.checkpoint.side_files import source_of
 from headprune.checkpoint.stream import Cut, changes, find_cuts, names_in_memory, wrong_cuts
 from headprune.checkpoint.tied import untie_as_stored
 
@@ -47,6 +48,7 @@ __all__ = [
     "rewrite",
     "save",
     "seal",
+    "source_of",
     "stock_config",
     "stored_tensors",
     "untie_as_stored",

@@ -45,6 +45,7 @@ def save(
     *,
     anatomy: Anatomy,
     tokenizer: Any = None,
+    source: Path | None = None,
     overwrite: bool = False,
     max_shard_size: str = MAX_SHARD_SIZE,
 ) -> Route:
@@ -55,6 +56,7 @@ def save(
         directory: Where to; must not exist or be empty unless ``overwrite``.
         anatomy: The model's anatomy as it is now.
         tokenizer: Saved beside it.
+        source: The directory that the model came from, whose other settings and modules come along.
         overwrite: Replace what is there.
         max_shard_size: Weights larger than this are split over several files.
 
@@ -66,7 +68,12 @@ def save(
     """
     with output_directory(Path(directory), overwrite=overwrite) as staging:
         route = write_model(
-            model, staging, anatomy=anatomy, tokenizer=tokenizer, max_shard_size=max_shard_size
+            model,
+            staging,
+            anatomy=anatomy,
+            tokenizer=tokenizer,
+            source=source,
+            max_shard_size=max_shard_size,
         )
         seal(staging)
     return route

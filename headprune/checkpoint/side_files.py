@@ -1,13 +1,24 @@
 """What comes along from a model's source: settings and pooling; never code, nor a name of somebody's code, nor a linked file."""
 
 import json
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from headprune.errors import CheckpointError
-from headprune.untrusted import lies_within, read_json
+from headprune.untrusted import (
+    MODULES,
+    lies_within,
+    module_entries,
+    read_json,
+    read_json_list,
+    transformer_folder,
+)
 
 # How a model generates, what reads its images or sounds, and what makes a directory a sentence-embedding model.
 _FILES = (
@@ -15,47 +26,97 @@ _FILES = (
     "preprocessor_config.json",
     "processor_config.json",
     "video_preprocessor_config.json",
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
+    "sentence_*config.json",
 )
-_FOLDERS = ("1_Pooling",)
-_DATA = (".json", ".safetensors")
+_OF_THE_ROOT = ("config_sentence_transformers.json",)
+_DATA = (".json", ".safetensors", ".txt", ".model")
+_MODULE_FOLDER = re.compile(r"\d+_\w+")
 _OURS = "modeling_headprune."
 # Where transformers looks for the names of code that lies in a repository.
 _NAMES_OF_CODE = ("auto_map", "custom_pipelines")
 
 
+def source_of(model: PreTrainedModel) -> Path | None:
+    """Return the directory that a model in memory was loaded from, as far as it says; None where that is none."""
+    name: str | None = model.name_or_path
+    directory = Path(name or "")
+    if not name or not (directory / "config.json").is_file():
+        return None
+    is_in_folder = _MODULE_FOLDER.fullmatch(directory.name) and not (directory / MODULES).exists()
+    if is_in_folder and transformer_folder(directory.parent) == directory.name:
+        return directory.parent
+    return directory
+
+
 def copy_side_files(source: Path, directory: Path) -> None:
-    """Copy settings that lie in ``source`` itself, where ``directory`` has none of that name.
+    """Copy settings and modules that lie in ``source`` itself, where ``directory`` has none of that name.
+
+    A transformer that lies in a folder, as old versions of sentence-transformers have it, lies in ``directory`` itself
+    afterwards, and ``modules.json`` says so.
 
     Raises:
         CheckpointError: One is a link to somewhere else, or a pipe or device.
+        ModelError: ``modules.json`` is damaged, or names code that isn't sentence-transformers' own.
     """
-    for name in _side_files(source):
-        file, target = source / name, directory / name
-        if target.exists():
-            continue
-        if not file.is_file() or not lies_within(source, file):
-            raise CheckpointError(
-                f"{name} is no file of the model's own directory, and isn't copied",
-                where=str(file),
-                hint="put the file itself there, or remove it",
-            )
+    modules = Path(MODULES)
+    if _is_there(source / modules):
+        _own_file(source, modules)
+    inner = transformer_folder(source)
+    entries = module_entries(source) or ()
+    folders = [entry.folder for entry in entries if entry.folder not in ("", inner)]
+    for name, target in [
+        *((name, Path(name.name)) for name in _matching(source, Path(inner), _FILES)),
+        *((name, name) for name in _matching(source, Path(), _OF_THE_ROOT)),
+        *((name, name) for folder in folders for name in _in_folder(source, Path(folder))),
+    ]:
+        _copy(source, name, directory / target)
+    if not inner:
+        if _is_there(source / modules):
+            _copy(source, modules, directory / modules)
+        return
+    items = read_json_list(source / modules)
+    items[0] = {**items[0], "path": ""}
+    text = json.dumps(items, indent=2, ensure_ascii=False) + "\n"
+    (directory / modules).write_text(text, encoding="utf-8")
+
+
+def _copy(source: Path, name: Path, target: Path) -> None:
+    if not target.exists():
+        file = _own_file(source, name)
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, target)
 
 
-def _side_files(source: Path) -> Iterator[Path]:
-    """Yield the paths of what is copied, below ``source``."""
-    yield from (Path(name) for name in _FILES if _is_there(source / name))
-    for folder in _FOLDERS:
-        place = source / folder
-        if place.is_dir() and lies_within(source, place):
-            names = sorted(path.name for path in place.iterdir() if path.suffix in _DATA)
-            yield from (Path(folder) / name for name in names)
-        elif _is_there(place):
-            yield Path(folder)
+def _own_file(source: Path, name: Path) -> Path:
+    """Return the path of a file that lies in ``source`` itself.
+
+    Raises:
+        CheckpointError: It is a link to somewhere else, or a pipe or device.
+    """
+    file = source / name
+    if not file.is_file() or not lies_within(source, file):
+        raise CheckpointError(
+            f"{name} is no file of the model's own directory, and isn't copied",
+            where=str(file),
+            hint="put the file itself there, or remove it",
+        )
+    return file
+
+
+def _matching(source: Path, folder: Path, patterns: Sequence[str]) -> Iterator[Path]:
+    """Yield the files of a folder with names of these forms, by their path below ``source``."""
+    names = sorted(path.name for path in (source / folder).iterdir())
+    yield from (folder / name for name in names if any(fnmatchcase(name, p) for p in patterns))
+
+
+def _in_folder(source: Path, folder: Path) -> Iterator[Path]:
+    """Yield the data files of a module's folder; the folder itself where it is none of the directory's own."""
+    place = source / folder
+    if place.is_dir() and lies_within(source, place):
+        names = sorted(path.name for path in place.iterdir() if path.suffix in _DATA)
+        yield from (folder / name for name in names)
+    elif _is_there(place):
+        yield folder
 
 
 def _is_there(path: Path) -> bool:
@@ -69,7 +130,7 @@ def drop_foreign_code(directory: Path) -> None:
     would fetch and run.
     """
     for path in sorted(directory.iterdir()):
-        if path.suffix != ".json" or ("config" not in path.name and path.name != "modules.json"):
+        if path.suffix != ".json" or "config" not in path.name:
             continue
         raw = path.read_text(encoding="utf-8")
         # Few files name code, and those that don't stay byte for byte what was written.

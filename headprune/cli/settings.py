@@ -154,7 +154,7 @@ ROWS: dict[str, Any] = {
     "max_length": Annotated[
         int | None,
         typer.Option(
-            help="Tokens per input, as far as the model takes them. (default: 128)",
+            help="Tokens per input, as far as the model takes them. (default: what an embedding model says itself, else 128)",
             rich_help_panel=_DATA,
             show_default=False,
         ),

@@ -133,7 +133,7 @@ def cut_and_save(
             staging,
             anatomy=made.anatomy,
             tokenizer=subject.tokenizer,
-            source=subject.source.directory,
+            source=subject.source.root,
         )
         voice.say("loading it again in a fresh process")
         saved = _prove_saved(subject, staging, made, route=route)

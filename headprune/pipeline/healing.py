@@ -211,7 +211,11 @@ def _heal(
     with output_directory(Path(recipe.out or ""), overwrite=recipe.overwrite) as staging:
         source = subject.source.directory
         route = write_model(
-            subject.model, staging, anatomy=anatomy, tokenizer=subject.tokenizer, source=source
+            subject.model,
+            staging,
+            anatomy=anatomy,
+            tokenizer=subject.tokenizer,
+            source=subject.source.root,
         )
         voice.say("loading it again in a fresh process")
         saved = (

@@ -168,9 +168,8 @@ def _stream(
     source = prospect.source.directory
     rewrite(source, staging, changes=changes(cuts))
     _note_origin(prospect, smaller)
-    route = write_description(
-        smaller, staging, anatomy=after, tokenizer=_tokenizer(prospect.source), source=source
-    )
+    tokenizer, root = _tokenizer(prospect.source), prospect.source.root
+    route = write_description(smaller, staging, anatomy=after, tokenizer=tokenizer, source=root)
     sums = numbers_add_up(
         before=count_parameters(prospect.model),
         after=count_parameters(smaller),
@@ -188,7 +187,7 @@ def _load_and_cut(prospect: _Prospect, staging: Path) -> tuple[Route, Proof]:
     after = cut(model, prospect.anatomy, remove=prospect.plan.remove, pad=prospect.pad)
     _note_origin(prospect, model)
     route = write_model(
-        model, staging, anatomy=after, tokenizer=_tokenizer(source), source=source.directory
+        model, staging, anatomy=after, tokenizer=_tokenizer(source), source=source.root
     )
     removed = prospect.parameters_removed
     return route, parameters_add_up(before=before, removed=removed, directory=staging, model=model)

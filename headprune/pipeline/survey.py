@@ -83,6 +83,7 @@ def convert(recipe: Recipe, *, out: Path, voice: Voice) -> Route:
         out,
         anatomy=inspect(model),
         tokenizer=load_tokenizer(source) if has_tokenizer else None,
+        source=source.root,
         overwrite=recipe.overwrite,
     )
 

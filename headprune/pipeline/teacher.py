@@ -43,7 +43,10 @@ def open_teacher(subject: Subject, *, voice: Voice) -> Teacher:
     recipe = subject.recipe
     source, recorded = _find_teacher(subject)
     refuse_source(Path(recipe.out or ""), source.directory)
-    task = get_task(subject.task.name, model_directory=source.directory)
+    tokenizer = load_tokenizer(source)
+    task = get_task(
+        subject.task.name, model_directory=source.root, config=source.config, tokenizer=tokenizer
+    )
     try:
         model = load_model(
             source, auto_class=task.auto_class, device=recipe.device, dtype=recipe.dtype
@@ -67,7 +70,7 @@ def open_teacher(subject: Subject, *, voice: Voice) -> Teacher:
         )
     _refuse_other_head(subject, model, name=source.name)
     voice.say(f"teacher {source.name}")
-    return Teacher(model, task, load_tokenizer(source), note)
+    return Teacher(model, task, tokenizer, note)
 
 
 def _find_teacher(subject: Subject) -> tuple[ModelSource, str | None]:

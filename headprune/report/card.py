@@ -25,7 +25,7 @@ def model_card(results: Results | Unmeasured, plan: PruningPlan, *, source: Mode
         library_name="transformers",
         tags=["headprune", "attention-head-pruning"],
         base_model=source.name if is_hub_id else None,
-        **_inherited(source.directory / "README.md"),
+        **_inherited(source.root / "README.md"),
     )
     card = ModelCard.from_template(
         data,

@@ -1,7 +1,6 @@
 """Sentence similarity: the cosine of two embeddings against a human score (STS; Cer et al. 2017)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +15,8 @@ from headprune.tasks.asked import Fill
 from headprune.tasks.collate import fill_with_zero, make_batches
 from headprune.tasks.data import Columns, Table, number_of, texts_of
 from headprune.tasks.distill import Distill
+from headprune.tasks.embedder import MEAN, Embedder, embedding_of, lower_casing
+from headprune.tasks.embedding import compare
 from headprune.tasks.rows import Example
 from headprune.tasks.task import Task
 
@@ -45,10 +46,14 @@ def to_batches(
     batch_size: int | None,
     accepts: Callable[[str], bool],
     fill: Fill = fill_with_zero,
+    *,
+    embedder: Embedder,
 ) -> tuple[Batch, ...]:
-    """Give each sentence a row of its own."""
-    texts = [text for example in examples for text in example.texts]
-    encoded = tokenizer(texts, truncation=True, max_length=max_length)
+    """Give each sentence a row of its own: behind the model's prompt, lower-cased where the model says so."""
+    texts = [embedder.prompt + text for example in examples for text in example.texts]
+    encoded = lower_casing(tokenizer, embedder.lower_case)(
+        texts, truncation=True, max_length=max_length
+    )
     rows = [{name: encoded[name][row] for name in encoded} for row in range(len(texts))]
     return make_batches(
         list(zip(rows[::2], rows[1::2], strict=True)),
@@ -61,38 +66,34 @@ def to_batches(
 
 
 def embed(
-    outputs: Any, inputs: Mapping[str, Tensor], *, pooling: str
+    outputs: Any, inputs: Mapping[str, Tensor], *, embedder: Embedder
 ) -> Float[Tensor, "rows hidden"]:
-    """Return unit-length sentence embeddings: the mean over real tokens, or the first token."""
-    hidden = outputs.last_hidden_state.float()
-    if pooling == "cls":
-        return normalize(hidden[:, 0], dim=-1)
-    mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-    return normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+    """Return the sentences' embeddings, scaled to unit length."""
+    return normalize(embedding_of(embedder, outputs, inputs), dim=-1)
 
 
-def cosine(outputs: Any, batch: Batch, *, pooling: str) -> Float[Tensor, " examples"]:
-    """Return the cosine of each pair's embeddings."""
-    first, second = embed(outputs, batch.inputs, pooling=pooling).chunk(2)
-    return (first * second).sum(-1)
-
-
-def loss(outputs: Any, batch: Batch, *, pooling: str) -> Float[Tensor, " examples"]:
+def loss(outputs: Any, batch: Batch, *, embedder: Embedder) -> Float[Tensor, " examples"]:
     """Squared difference of the cosine and the score."""
-    return (cosine(outputs, batch, pooling=pooling) - batch.targets) ** 2
+    first, second = embed(outputs, batch.inputs, embedder=embedder).chunk(2)
+    return ((first * second).sum(-1) - batch.targets) ** 2
 
 
-def predict(outputs: Any, batch: Batch, *, pooling: str) -> tuple[Tensor, Tensor]:
-    """The cosine, and the score."""
-    return cosine(outputs, batch, pooling=pooling), batch.targets
+def predict(outputs: Any, batch: Batch, *, embedder: Embedder) -> tuple[Tensor, Tensor]:
+    """How alike the sentences are, by the model's own measure, and the score."""
+    first, second = embedding_of(embedder, outputs, batch.inputs).chunk(2)
+    return compare(first, second, similarity=embedder.similarity), batch.targets
 
 
 def embed_examples(
-    model: PreTrainedModel, batch: Batch, _generators: Sequence[torch.Generator], *, pooling: str
+    model: PreTrainedModel,
+    batch: Batch,
+    _generators: Sequence[torch.Generator],
+    *,
+    embedder: Embedder,
 ) -> Float[Tensor, "examples 2 hidden"]:
     """Return the embeddings of both sentences."""
-    found = embed(forward(model, batch.inputs), batch.inputs, pooling=pooling)
-    return torch.stack(found.chunk(2), dim=1)
+    rows = embed(forward(model, batch.inputs), batch.inputs, embedder=embedder)
+    return torch.stack(rows.chunk(2), dim=1)
 
 
 def with_noise(
@@ -113,42 +114,35 @@ def apart(
     return half
 
 
-def distance(outputs: Any, batch: Batch, *, pooling: str) -> Float[Tensor, " examples"]:
+def distance(outputs: Any, batch: Batch, *, embedder: Embedder) -> Float[Tensor, " examples"]:
     """How far both sentences are from the targets, together."""
-    found = embed(outputs, batch.inputs, pooling=pooling)
-    return apart(torch.stack(found.chunk(2), dim=1), batch.targets).sum(-1)
+    rows = embed(outputs, batch.inputs, embedder=embedder)
+    return apart(torch.stack(rows.chunk(2), dim=1), batch.targets).sum(-1)
 
 
-def _distill(pooling: str) -> Distill:
-    return Distill(
-        name="cosine distance",
-        said=partial(embed, pooling=pooling),
-        distance=lambda said, wanted, _inputs: apart(said, wanted),
-        teach=partial(embed_examples, pooling=pooling),
-        draw=with_noise,
-        loss=partial(distance, pooling=pooling),
+def with_embedder(embedder: Embedder) -> Task:
+    """Return the task for a model that embeds in this way."""
+    return Task(
+        name="similarity",
+        auto_class=embedder.auto_class,
+        metric="spearman",
+        num_texts=(2,),
+        needs_label=True,
+        to_examples=to_examples,
+        to_batches=partial(to_batches, embedder=embedder),
+        loss=partial(loss, embedder=embedder),
+        predict=partial(predict, embedder=embedder),
+        distill=Distill(
+            name="cosine distance",
+            said=partial(embed, embedder=embedder),
+            distance=lambda said, wanted, _inputs: apart(said, wanted),
+            teach=partial(embed_examples, embedder=embedder),
+            draw=with_noise,
+            loss=partial(distance, embedder=embedder),
+        ),
+        max_length=embedder.max_length,
+        described=embedder.described,
     )
 
 
-TASK = Task(
-    name="similarity",
-    auto_class="AutoModel",
-    metric="spearman",
-    num_texts=(2,),
-    needs_label=True,
-    to_examples=to_examples,
-    to_batches=to_batches,
-    loss=partial(loss, pooling="mean"),
-    predict=partial(predict, pooling="mean"),
-    distill=_distill("mean"),
-)
-
-
-def with_pooling(pooling: str) -> Task:
-    """Return the task for a model that pools in this way: ``mean`` or ``cls``."""
-    return replace(
-        TASK,
-        loss=partial(loss, pooling=pooling),
-        predict=partial(predict, pooling=pooling),
-        distill=_distill(pooling),
-    )
+TASK = with_embedder(MEAN)

@@ -31,6 +31,8 @@ class Task:
         predicted_loss: Set where the predictions are a loss of this kind, the references the batch's targets, and ``loss`` the
             one divided by the other: then the logits of a few positions at a time are enough to evaluate.
         reads_forward: Whether its models must predict each token from those before it alone.
+        max_length: The longest input in tokens that the model itself settles; None where it settles none.
+        described: What the model does beside its transformer, in words that are said aloud.
     """
 
     name: str
@@ -48,3 +50,5 @@ class Task:
     distill: Distill
     predicted_loss: PositionLoss | None = None
     reads_forward: bool = False
+    max_length: int | None = None
+    described: str = ""

@@ -36,9 +36,28 @@ def read_json(
     Raises:
         HeadpruneError: The file can't be read, or is no such document.
     """
+    document: dict[str, Any] = _read_document(path, dict, error, hint, most_bytes)
+    return document
+
+
+def read_json_list(
+    path: Path,
+    *,
+    error: type[HeadpruneError] = CheckpointError,
+    hint: str = _AGAIN,
+    most_bytes: int = MOST_BYTES,
+) -> list[Any]:
+    """Read a JSON document that is a list; the arguments and errors are those of :func:`read_json`."""
+    document: list[Any] = _read_document(path, list, error, hint, most_bytes)
+    return document
+
+
+def _read_document(
+    path: Path, expected: type, error: type[HeadpruneError], hint: str, most_bytes: int
+) -> Any:
     raw = _read(path, error=error, hint=hint, most_bytes=most_bytes)
     try:
-        return parse_json(raw)
+        return _parsed(raw, expected)
     except ValueError as reason:
         raise error(
             f"{path.name} is damaged: {first_line(reason)}", where=str(path), hint=hint
@@ -103,12 +122,18 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     Raises:
         ValueError: It is not UTF-8, not JSON, no object, nested too deep, or holds a number or text that nothing can print.
     """
+    document: dict[str, Any] = _parsed(raw, dict)
+    return document
+
+
+def _parsed(raw: bytes, expected: type) -> Any:
     try:
         document = json.loads(raw.decode("utf-8"))
     except RecursionError:
         raise ValueError("it is nested too deep") from None
-    if not isinstance(document, dict):
-        raise ValueError(f"it is {_kind(document)}, not an object")  # noqa: TRY004 - of the text
+    if not isinstance(document, expected):
+        right = "a list" if expected is list else "an object"
+        raise ValueError(f"it is {_kind(document)}, not {right}")  # noqa: TRY004 - of the text
     _refuse_unusable(document)
     return document
 
@@ -195,4 +220,5 @@ def _children(value: Any) -> Iterator[Any]:
 
 def _kind(value: Any) -> str:
     names = {"NoneType": "null", "list": "a list", "str": "a text", "bool": "true or false"}
+    names["dict"] = "an object"
     return names.get(type(value).__name__, "a number")
