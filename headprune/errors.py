@@ -86,6 +86,45 @@ def says_out_of_memory(text: str) -> bool:
     return _OUT_OF_MEMORY.search(text) is not None
 
 
+# Of transformers' errors for packages that aren't there.
+_NAMED_PACKAGES = (
+    re.compile(r"pip install (?:-\S+ |--\S+ )*['\"]?([\w.-]+)"),
+    re.compile(r"requires the (\w+) library but"),
+    re.compile(r"package `?(\w+)`? seems to be not installed"),
+    re.compile(r"package for (\w+) doesn't seem to be installed"),
+    re.compile(r"need to have (\w+) .*installed"),
+)
+
+
+def missing_package(error: BaseException) -> str | None:
+    """Return the package that an error is about, where one isn't installed.
+
+    >>> missing_package(ImportError("X requires the timm library but it was not found. `pip install timm`"))
+    'timm'
+    >>> missing_package(ImportError("cannot import name 'a' from 'b'"))
+    """
+    text = " ".join(str(error).split())
+    named = [found[1].lower() for wording in _NAMED_PACKAGES if (found := wording.search(text))]
+    if named and (isinstance(error, ImportError) or "install" in text):
+        return named[0]
+    if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:
+        return error.name
+    cause = error.__cause__ or error.__context__
+    return missing_package(cause) if cause is not None else None
+
+
+def package_error(error: BaseException, *, what: str, where: str) -> ModelError | None:
+    """Return what to raise where ``what`` needs a package that isn't installed; None where the error is about something else."""
+    package = missing_package(error)
+    if package is None:
+        return None
+    return ModelError(
+        f"{what} needs the package {package}, which isn't installed",
+        where=where,
+        hint=f"pip install {package}, or take a model that doesn't need it",
+    )
+
+
 def first_line(error: BaseException, *, longest: int = 300) -> str:
     """Return the first line of what an exception of a library says, or what it is called where it says nothing.
 

@@ -34,6 +34,14 @@ SHARED: dict[str, Any] = {
     "revision": Annotated[
         str | None, typer.Option(help="Branch, tag or commit of a hub model.", show_default=False)
     ],
+    "stock_class": Annotated[
+        bool | None,
+        typer.Option(
+            "--stock-class/--no-stock-class",
+            help="Take transformers' own class for a model whose config names code of its own (auto_map), which is never run.",
+            show_default=False,
+        ),
+    ],
     "task": Annotated[
         str | None,
         typer.Option(

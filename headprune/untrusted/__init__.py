@@ -1,7 +1,14 @@
-"""What comes from strangers, read within bounds: documents, the files of a model's directory, weights' headers, configs."""
+"""What comes from strangers, read within bounds: documents, a model's files, headers, configs; and what a directory is."""
 
 from headprune.untrusted.documents import parse_json, parse_yaml, read_json, read_text
 from headprune.untrusted.files import kind_if_special, lies_within, refuse_foreign_files
+from headprune.untrusted.recognise import (
+    code_of_its_own,
+    code_of_the_tokenizer,
+    refuse_adapters,
+    refuse_quantised_config,
+    refuse_wrapped_names,
+)
 from headprune.untrusted.settings import check_settings
 from headprune.untrusted.weights import (
     INDEX,
@@ -19,6 +26,8 @@ __all__ = [
     "Header",
     "TensorEntry",
     "check_settings",
+    "code_of_its_own",
+    "code_of_the_tokenizer",
     "damage",
     "indexed_files",
     "kind_if_special",
@@ -28,5 +37,8 @@ __all__ = [
     "read_header",
     "read_json",
     "read_text",
+    "refuse_adapters",
     "refuse_foreign_files",
+    "refuse_quantised_config",
+    "refuse_wrapped_names",
 ]

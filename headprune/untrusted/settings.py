@@ -110,7 +110,7 @@ def check_settings(settings: dict[str, Any], *, where: str) -> None:
     positions = _MOST_POSITIONS.get(str(settings.get("model_type")), _LARGEST)
     for name, value in _numbers(settings):
         _refuse_absurd(name, value, positions=positions, where=where)
-    for name, value in _pairs(settings):
+    for name, value in pairs(settings):
         if name.removesuffix("_internal").endswith("implementation") and "/" in str(value):
             raise _wrong(name, value, "names code from the hub, which isn't run", where=where)
     record = settings.get("headprune")
@@ -149,7 +149,7 @@ def _wrong(name: str, value: Any, what: str, *, where: str) -> ModelError:
     )
 
 
-def _pairs(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def pairs(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield every setting by name, those of the configs inside too."""
     level = [settings]
     while level:
@@ -164,7 +164,7 @@ def _pairs(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _numbers(settings: dict[str, Any]) -> Iterator[tuple[str, int]]:
     """Yield every integer, the items of lists too."""
-    for name, value in _pairs(settings):
+    for name, value in pairs(settings):
         for item in value if isinstance(value, list) else [value]:
             if type(item) is int:
                 yield name, item
