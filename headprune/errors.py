@@ -135,6 +135,24 @@ def first_line(error: BaseException, *, longest: int = 300) -> str:
     return line if len(line) <= longest else f"{line[:longest]}..."
 
 
+# What transformers tells its own users to do doesn't help those of the command line.
+_ADVICE = re.compile(
+    r"ignore_mismatched_sizes|above report|trust_remote_code|from_tf|huggingface\.co|one of: *$"
+)
+
+
+def what_it_says(error: BaseException) -> str:
+    """Return the first line of what transformers says; where that is advice for its own users, what the error is called.
+
+    >>> what_it_says(ValueError("num_heads is 0"))
+    'num_heads is 0'
+    >>> what_it_says(RuntimeError("You set `ignore_mismatched_sizes` to `False`. See the above report"))
+    'RuntimeError'
+    """
+    line = first_line(error)
+    return type(error).__name__ if _ADVICE.search(line) else line
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``known``, the likeliest first, as the end of a sentence.
 

@@ -11,6 +11,7 @@ from headprune.errors import ModelError, did_you_mean, first_line, package_error
 from headprune.untrusted import check_settings, code_of_its_own, read_json, refuse_quantised_config
 
 _MOST_BYTES = 20_000_000
+_SAVED_AS = "architectures: "
 
 
 def read_config(name: str, directory: Path) -> tuple[PreTrainedConfig, str | None]:
@@ -40,7 +41,7 @@ def read_config(name: str, directory: Path) -> tuple[PreTrainedConfig, str | Non
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         if code is None and config.architectures and stock_architecture(config) is None:
-            code = f"architectures: {config.architectures[0]}"[:200]
+            code = f"{_SAVED_AS}{config.architectures[0]}"[:200]
     except Exception as error:  # config classes validate with exceptions of many kinds
         raise package_error(error, what=f"the config of {name}", where=str(path)) or ModelError(
             f"the config of {name} is not valid: {_last_line(error)}",
@@ -58,8 +59,11 @@ def own_code_error(name: str, code: str, directory: Path, model_type: str | None
         if model_type
         else "transformers has no class of its own for this model; docs/support.md lists the types that can be pruned"
     )
+    saved_as = code.removeprefix(_SAVED_AS)
     return ModelError(
-        f"{name} runs code of its own ({code}), and code of a model's directory isn't run here",
+        f"{name} was saved as a {saved_as}, and transformers has no {model_type} model of that name"
+        if saved_as != code
+        else f"{name} runs code of its own ({code}), and code of a model's directory isn't run here",
         where=f"{directory / 'config.json'} (auto_map, architectures)",
         hint=hint,
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from headprune import demo
-from headprune.errors import ConfigError, ModelError, first_line, package_error
+from headprune.errors import ConfigError, ModelError, first_line, package_error, what_it_says
 from headprune.model_config import own_code_error, read_config
 from headprune.placement import values_of
 from headprune.untrusted import (
@@ -31,6 +32,7 @@ _WANTED_FILES = [
     *("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"),
     *("*.py", "*.yaml", "README.md", "1_Pooling/*"),
 ]
+_TOKENIZER_FILES = ("*token*", "*vocab*", "*spiece*", "*sentencepiece*", "*.model", "tekken.json")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -231,19 +233,39 @@ def load_tokenizer(source: ModelSource) -> Any:
     Raises:
         ModelError: It is missing or damaged.
     """
+    if not any(any(source.directory.glob(name)) for name in _TOKENIZER_FILES):
+        raise ModelError(
+            f"{source.name} has no tokenizer",
+            where=str(source.directory),
+            hint="put its files (tokenizer.json, tokenizer_config.json) beside the weights",
+        )
     try:
-        return AutoTokenizer.from_pretrained(source.directory, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source.directory, trust_remote_code=False)
     except (
         BaseException
     ) as error:  # the tokenizers library raises bare Exceptions, and panics, which aren't even that
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        what, where = f"the tokenizer of {source.name}", str(source.directory)
-        raise package_error(error, what=what, where=where) or ModelError(
-            f"the tokenizer of {source.name} can't be loaded: {first_line(error)}",
+        raise _unreadable_tokenizer(error, source) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ModelError(
+            f"the tokenizer of {source.name} has no vocabulary: it knows special tokens alone",
             where=str(source.directory),
-            hint="put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the weights",
-        ) from error
+            hint="put tokenizer.json, or the files of its vocabulary, beside the weights",
+        )
+    return tokenizer
+
+
+def _unreadable_tokenizer(error: BaseException, source: ModelSource) -> ModelError:
+    what, where = f"the tokenizer of {source.name}", str(source.directory)
+    # transformers takes a file of SentencePiece that it can't read for one of tiktoken.
+    pieces = any(source.directory.glob("*.model")) and find_spec("sentencepiece") is None
+    cause = ImportError("pip install sentencepiece") if pieces else error
+    return package_error(cause, what=what, where=where) or ModelError(
+        f"{what} can't be loaded: {what_it_says(error)}",
+        where=where,
+        hint="fetch its files again (tokenizer.json, tokenizer_config.json)",
+    )
 
 
 def fingerprint(model: PreTrainedModel) -> str:

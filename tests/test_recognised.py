@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import headprune as hp
 from headprune.checkpoint import load_model
 from headprune.errors import HeadpruneError, ModelError, missing_package
-from headprune.models import find
+from headprune.models import find, load_tokenizer
 
 FAMILIES = ("bert", "gpt2", "llama")
 TASK_CLASS = {
@@ -97,10 +97,12 @@ def test_code_of_its_own_is_refused_unless_the_stock_class_is_asked_for(model, m
     (model / "modeling_own.py").write_text("raise SystemExit('it ran')\n")
     plain = loaded(model)
     make(model)
+    offered = f"transformers' own {plain.config.model_type} model"
     for weights in (True, False):
         error = refused(lambda weights=weights: find(str(model), weights=weights))
         assert words in error.what
         assert "--stock-class" in error.hint
+        assert offered in error.hint
     refused(lambda: hp.load(model, device="cpu"))
     source = find(str(model), stock_class=True)
     assert words in source.own_code
@@ -381,6 +383,27 @@ def test_a_module_that_is_missing_is_named_through_what_is_raised_of_it():
         except ImportError as error:
             raise RuntimeError("could not import X") from error
     assert missing_package(raised.value) == "no_such_package_here"
+
+
+TOKENIZERS = {
+    "none": (lambda d: None, "has no tokenizer", "beside the weights"),
+    "damaged": (lambda d: (d / "tokenizer.json").write_text("{}"), "can't be loaded", "again"),
+    "no vocabulary": (
+        lambda d: (d / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}'),
+        "has no vocabulary",
+        "vocabulary",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "what", "hint"), TOKENIZERS.values(), ids=TOKENIZERS)
+def test_what_is_wrong_with_a_tokenizer_is_named(model, make, what, hint):
+    for path in model.glob("*token*"):
+        path.unlink()
+    make(model)
+    error = refused(lambda: load_tokenizer(find(str(model))))
+    assert what in error.what
+    assert hint in error.hint
 
 
 # --- objects in memory

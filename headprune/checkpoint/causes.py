@@ -1,6 +1,5 @@
 """Why a model can't be loaded, in words of ours: what is missing, what has another size, which package isn't there."""
 
-import re
 from collections.abc import Collection, Iterable, Sequence
 from itertools import accumulate, takewhile
 
@@ -14,14 +13,11 @@ from headprune.errors import (
     first_line,
     is_out_of_memory,
     package_error,
+    what_it_says,
 )
 from headprune.models import ModelSource
 from headprune.untrusted import read_header
 
-# What transformers tells its own users to do doesn't help those of the command line.
-_THEIR_ADVICE = re.compile(
-    r"ignore_mismatched_sizes|above report|trust_remote_code|from_tf|huggingface\.co"
-)
 _TOGETHER = "check that config.json and the weights belong together"
 
 
@@ -45,10 +41,8 @@ def unloadable(
     other_size = _other_size(source, empty) if empty is not None else None
     if other_size is not None:
         return ModelError(other_size, where=where, hint=_sizes_hint(source))
-    words = first_line(error)
-    said = type(error).__name__ if _THEIR_ADVICE.search(words) else words
     return package_error(error, what=f"the model {source.name}", where=where) or ModelError(
-        f"the model can't be loaded: {said}", where=where, hint=_TOGETHER
+        f"the model can't be loaded: {what_it_says(error)}", where=where, hint=_TOGETHER
     )
 
 
@@ -93,7 +87,8 @@ def incomplete(
             hint=f"save the model inside (model.{prefix.rstrip('.')}.save_pretrained(...)), "
             f"or take {prefix!r} out of the names with safetensors.torch.load_file and save_file",
         )
-    if not names_in_memory(model, stored):
+    there = names_in_memory(model, stored).values()
+    if not there:
         return ModelError(
             f"none of the weights' names are those of a {kind}: they are called {', '.join(sorted(stored)[:2])}, ...",
             where=where,
@@ -102,7 +97,7 @@ def incomplete(
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     what = f"the weights have no {missing[0]}{more}, which a {kind} reads"
     inner = f"{model.base_model_prefix}."
-    head = [name for name in missing if not name.startswith(inner)]
+    untrained = [name for name in (*missing, *there) if not name.startswith(inner)]
     if "pooler" in missing[0]:
         return ModelError(
             f"{what}: without it the predictions would be random numbers",
@@ -110,7 +105,7 @@ def incomplete(
             hint="save the model again with all of its weights, as it was trained; "
             "--task similarity reads no pooler",
         )
-    if model.base_model is not model and len(head) == len(missing):
+    if model.base_model is not model and untrained == list(missing):
         saved = ", ".join(source.config.architectures or ()) or "a model without a head"
         return ModelError(
             f"{what}: its head was never trained (the model was saved as {saved})",

@@ -19,9 +19,9 @@ from headprune.checkpoint.save import auto_classes
 from headprune.errors import (
     CheckpointError,
     ModelError,
-    first_line,
     is_out_of_memory,
     package_error,
+    what_it_says,
 )
 from headprune.model_config import stock_architecture
 from headprune.models import ModelSource, choose_device, choose_dtype, find
@@ -120,7 +120,7 @@ def load_model(
     return loaded
 
 
-def load_shapes(source: ModelSource, *, say: Say) -> tuple[PreTrainedModel, frozenset[str]]:
+def load_shapes(source: ModelSource, *, say: Say = _warn) -> tuple[PreTrainedModel, frozenset[str]]:
     """Load a model as the class it was saved as, names, shapes and dtypes only: on the meta device, no number is read.
 
     Returns:
@@ -245,7 +245,7 @@ def build_empty(source: ModelSource, kind: Any) -> PreTrainedModel:
     except Exception as error:
         what, where = f"the model {source.name}", str(source.directory / "config.json")
         raise package_error(error, what=what, where=where) or ModelError(
-            f"no {kind.__name__} can be built from the config: {first_line(error)}",
+            f"no {kind.__name__} can be built from the config: {what_it_says(error)}",
             where=where,
             hint="repair config.json",
         ) from error

@@ -60,6 +60,7 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "pruned_heads": (_is_pruned_heads, "lists of heads by layer"),
     "id2label": (_is_labels, f"an object of at most {_MOST_LABELS:,} classes"),
     "label2id": (_is_labels, f"an object of at most {_MOST_LABELS:,} classes"),
+    "auto_map": (_is_mapping, "an object"),
     "dtype": (_is_text, "the name of a dtype"),
     "torch_dtype": (_is_text, "the name of a dtype"),
     "quantization_config": (_is_mapping, "an object"),
