@@ -76,7 +76,7 @@ def _no_model(given: Any) -> ModelError:
         hint = (
             f"merge the adapters first: model.merge_and_unload() (the base model alone is {path})"
         )
-    return ModelError(f"a {name} is around the model", where="model", hint=hint)
+    return ModelError(f"{name} is around the model", where="model", hint=hint)
 
 
 def _inside(given: Any) -> str | None:
