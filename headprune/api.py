@@ -15,7 +15,7 @@ from headprune.batch import Batch, as_batches
 from headprune.checkpoint import load
 from headprune.errors import PlanError, did_you_mean
 from headprune.heads import HeadId, HeadMask, HeadScores, HeadSelection, PruningPlan, select_heads
-from headprune.inspection import inspect
+from headprune.inspection import inspect as inspect_model
 from headprune.masking import checked_gates, gated, gates_by_site
 from headprune.models import fingerprint, versions
 from headprune.placement import input_device, staged
@@ -23,8 +23,29 @@ from headprune.prices import prices_of
 from headprune.scoring import METHODS
 from headprune.scoring import score as score_heads
 from headprune.surgery import cut
+from headprune.wrapped import refuse_own_code, refuse_wrapped
 
 __all__ = ["inspect", "load", "masked", "plan", "prune", "save", "score"]
+
+
+def inspect(model: PreTrainedModel) -> Anatomy:
+    """Return where the heads of ``model`` are, after proving on a tiny copy of it that they can be pruned.
+
+    Args:
+        model: The model; it isn't run, and nothing of it is changed.
+
+    Raises:
+        ModelError: It isn't a model of transformers, but something that holds one.
+        UnsupportedError: No heads can be found, or cutting them is not the same as masking them.
+    """
+    refuse_wrapped(model)
+    return inspect_model(model)
+
+
+def _anatomy(model: Any, known: Anatomy | None) -> Anatomy:
+    """Return the anatomy that is known, or that of the model, which must be a plain one."""
+    refuse_wrapped(model)
+    return known or inspect_model(model)
 
 
 @contextmanager
@@ -51,7 +72,7 @@ def masked(
         UnsupportedError: The model's heads can't be found.
         ModelError: A forward ran, and a site was not masked in it.
     """
-    anatomy = anatomy or inspect(model)
+    anatomy = _anatomy(model, anatomy)
     device = input_device(model)
     if isinstance(heads, HeadMask):
         values = dict(zip(heads.heads, heads.values, strict=True))
@@ -117,7 +138,7 @@ def score(
         )
     found = score_heads(
         model,
-        anatomy or inspect(model),
+        _anatomy(model, anatomy),
         batches=as_batches(batches),
         loss=loss,
         method=method,
@@ -171,8 +192,7 @@ def plan(
         sites: Which attentions may lose heads (empty: all).
 
     Raises:
-        PlanError: There is not one budget, or it is out of reach; the constraints contradict each other, the architecture or
-            the scores.
+        PlanError: There is not one budget, or it is out of reach; the constraints contradict each other or the model.
     """
     target = _one_budget(
         keep,
@@ -195,6 +215,7 @@ def plan(
     )
     prices = None
     if model is not None:
+        refuse_wrapped(model)
         given = as_batches(batches) if target_latency is not None and batches else ()
         prices = prices_of(model, anatomy, constraints=constraints, batches=lambda: given)
     return selection.make_plan(scores, anatomy, constraints=constraints, prices=prices)
@@ -237,7 +258,7 @@ def prune(
         PlanError: A head isn't there, or what would be left can't run; the plan is of another model. Nothing was changed then.
         UnsupportedError: The model's heads can't be found.
     """
-    anatomy = anatomy or inspect(model)
+    anatomy = _anatomy(model, anatomy)
     if isinstance(heads, PruningPlan):
         remove = select_heads(_planned(model, heads), anatomy.heads)
         pad = pad or selection.is_padded(heads)
@@ -272,7 +293,10 @@ def save(
 
     Raises:
         CheckpointError: The directory isn't empty, or a write failed; nothing is left half-written.
+        ModelError: It isn't a model of transformers' own classes.
     """
+    refuse_wrapped(model)
+    refuse_own_code(model)
     return checkpoint.save(
         model,
         directory,

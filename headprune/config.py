@@ -55,6 +55,7 @@ class Recipe(BaseModel):
 
     model: str | None = None
     revision: str | None = None
+    stock_class: bool = False
     task: str | None = None
     data: str | None = None
     split: str | None = None

@@ -86,6 +86,45 @@ def says_out_of_memory(text: str) -> bool:
     return _OUT_OF_MEMORY.search(text) is not None
 
 
+# Of transformers' errors for packages that aren't there.
+_NAMED_PACKAGES = (
+    re.compile(r"pip install (?:-\S+ |--\S+ )*['\"]?([\w.-]+)"),
+    re.compile(r"requires the (\w+) library but"),
+    re.compile(r"package `?(\w+)`? seems to be not installed"),
+    re.compile(r"package for (\w+) doesn't seem to be installed"),
+    re.compile(r"need to have (\w+) .*installed"),
+)
+
+
+def missing_package(error: BaseException) -> str | None:
+    """Return the package that an error is about, where one isn't installed.
+
+    >>> missing_package(ImportError("X requires the timm library but it was not found. `pip install timm`"))
+    'timm'
+    >>> missing_package(ImportError("cannot import name 'a' from 'b'"))
+    """
+    text = " ".join(str(error).split())
+    named = [found[1].lower() for wording in _NAMED_PACKAGES if (found := wording.search(text))]
+    if named and (isinstance(error, ImportError) or "install" in text):
+        return named[0]
+    if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:
+        return error.name
+    cause = error.__cause__ or error.__context__
+    return missing_package(cause) if cause is not None else None
+
+
+def package_error(error: BaseException, *, what: str, where: str) -> ModelError | None:
+    """Return what to raise where ``what`` needs a package that isn't installed; None where the error is about something else."""
+    package = missing_package(error)
+    if package is None:
+        return None
+    return ModelError(
+        f"{what} needs the package {package}, which isn't installed",
+        where=where,
+        hint=f"pip install {package}, or take a model that doesn't need it",
+    )
+
+
 def first_line(error: BaseException, *, longest: int = 300) -> str:
     """Return the first line of what an exception of a library says, or what it is called where it says nothing.
 
@@ -94,6 +133,24 @@ def first_line(error: BaseException, *, longest: int = 300) -> str:
     """
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return line if len(line) <= longest else f"{line[:longest]}..."
+
+
+# What transformers tells its own users to do doesn't help those of the command line.
+_ADVICE = re.compile(
+    r"ignore_mismatched_sizes|above report|trust_remote_code|from_tf|huggingface\.co|one of: *$"
+)
+
+
+def what_it_says(error: BaseException) -> str:
+    """Return the first line of what transformers says; where that is advice for its own users, what the error is called.
+
+    >>> what_it_says(ValueError("num_heads is 0"))
+    'num_heads is 0'
+    >>> what_it_says(RuntimeError("You set `ignore_mismatched_sizes` to `False`. See the above report"))
+    'RuntimeError'
+    """
+    line = first_line(error)
+    return type(error).__name__ if _ADVICE.search(line) else line
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

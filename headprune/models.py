@@ -5,30 +5,26 @@ import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from headprune import demo
-from headprune.errors import ConfigError, ModelError, did_you_mean, first_line
+from headprune.errors import ConfigError, ModelError, first_line, package_error, what_it_says
+from headprune.model_config import own_code_error, read_config
 from headprune.placement import values_of
 from headprune.untrusted import (
     WHOLE,
-    check_settings,
+    code_of_the_tokenizer,
     read_header,
-    read_json,
+    refuse_adapters,
     refuse_foreign_files,
+    refuse_wrapped_names,
     transformer_folder,
     weight_files,
     weight_names,
@@ -42,6 +38,7 @@ _WANTED_FILES = [
 ]
 _NAME_IT = "name the directory that holds config.json and model.safetensors"
 _MOST_BYTES_OF_CONFIG = 20_000_000
+_TOKENIZER_FILES = ("*token*", "*vocab*", "*spiece*", "*sentencepiece*", "*.model", "tekken.json")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -55,6 +52,8 @@ class ModelSource:
         revision: The commit of a hub model; None for a directory.
         config: Its config.
         folder: Its folder's name, where old sentence-transformers keep it in one (``0_Transformer``) of the directory named.
+        own_code: The code of its own that the model names and that isn't run, where the stock class was asked for instead.
+        notes: What is to be said to the user before the model is used.
     """
 
     name: str
@@ -62,6 +61,8 @@ class ModelSource:
     revision: str | None
     config: PreTrainedConfig
     folder: str = ""
+    own_code: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def root(self) -> Path:
@@ -92,22 +93,29 @@ def _reading_files() -> Iterator[None]:
 
 
 @_reading_files()
-def find(name: str, *, revision: str | None = None, weights: bool = True) -> ModelSource:
+def find(
+    name: str, *, revision: str | None = None, weights: bool = True, stock_class: bool = False
+) -> ModelSource:
     """Find a model by directory, ``demo:NAME`` or hub id, and check its files before anything is loaded.
 
     Args:
         name: As the user wrote it.
         revision: Of a hub model.
         weights: Whether they are needed; without, ``config.json`` is enough.
+        stock_class: Take transformers' own class for a model that names code of its own, which is never run.
 
     Raises:
-        ModelError: There is no such model, its config or weights are damaged or missing, or its type isn't known.
+        ModelError: There is no such model, its config or weights are damaged or missing, its type isn't known, it names code of
+            its own, or it isn't a model but adapters.
+        UnsupportedError: It is quantised.
     """
+    notes: tuple[str, ...] = ()
     if name.startswith(demo.PREFIX):
         directory, commit = demo.locate_model(name), None
     else:
         directory, commit = _directory(name, revision, weights=weights)
         refuse_foreign_files(directory)
+        notes = refuse_adapters(directory, name=name)
     directory /= (folder := transformer_folder(directory))
     if not (directory / "config.json").is_file():
         raise ModelError(
@@ -115,8 +123,19 @@ def find(name: str, *, revision: str | None = None, weights: bool = True) -> Mod
             where=f"MODEL {name}",
             hint=_NAME_IT,
         )
-    config = _config(name, directory)
-    source = ModelSource(name, directory, commit, config, folder)
+    config, code = read_config(name, directory)
+    if code is not None and not stock_class:
+        raise own_code_error(name, code, directory, config.model_type)
+    if code is not None:
+        notes += (
+            f"careful: {name} names code of its own ({code}), which isn't run: this is transformers' own "
+            f"{config.model_type} model, and what is saved of it names no code of anybody else",
+        )
+    if tokenizer := code_of_the_tokenizer(directory):
+        notes += (
+            f"careful: the tokenizer names code of its own ({tokenizer}), which isn't run: transformers' own is used",
+        )
+    source = ModelSource(name, directory, commit, config, folder, code, notes)
     if weights:
         _check_weights(source)
     return source
@@ -177,43 +196,6 @@ def _download(name: str, revision: str | None, *, weights: bool) -> Path:
     return directory
 
 
-def _config(name: str, directory: Path) -> PreTrainedConfig:
-    path = directory / "config.json"
-    settings = read_json(
-        path, error=ModelError, hint="fetch the model again", most_bytes=_MOST_BYTES_OF_CONFIG
-    )
-    check_settings(settings, where=str(path))
-    model_type = settings.get("model_type")
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise ModelError(
-            f"unknown model type {model_type!r}",
-            where=f"{path} (model_type)",
-            hint="pip install --upgrade transformers, or "
-            + did_you_mean(str(model_type), _closest(str(model_type), CONFIG_MAPPING)),
-        )
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    except Exception as error:  # config classes validate with exceptions of many kinds
-        raise ModelError(
-            f"the config of {name} is not valid: {_last_line(error)}",
-            where=str(path),
-            hint="repair config.json",
-        ) from error
-    return config
-
-
-def _last_line(error: BaseException) -> str:
-    return (
-        first_line(ValueError(str(error).strip().splitlines()[-1]))
-        if str(error).strip()
-        else type(error).__name__
-    )
-
-
-def _closest(word: str, known: Any) -> list[str]:
-    return get_close_matches(word, list(known), n=3, cutoff=0.4) or ["bert", "gpt2", "llama"]
-
-
 def _check_weights(source: ModelSource) -> None:
     """Refuse missing, truncated and pickled weights.
 
@@ -229,8 +211,8 @@ def _check_weights(source: ModelSource) -> None:
             what = f"only pickled weights ({pickled[0].name}), which can run code when loaded"
             hint = "convert them to safetensors first"
         raise ModelError(f"{source.name} has {what}", where=str(source.directory), hint=hint)
-    for path in source.weight_files:
-        read_header(path)
+    names = [tensor.name for path in source.weight_files for tensor in read_header(path).tensors]
+    refuse_wrapped_names(names, name=source.name, where=str(source.directory))
 
 
 def choose_device(name: str) -> torch.device:
@@ -266,18 +248,39 @@ def load_tokenizer(source: ModelSource) -> Any:
     Raises:
         ModelError: It is missing or damaged.
     """
+    if not any(any(source.directory.glob(name)) for name in _TOKENIZER_FILES):
+        raise ModelError(
+            f"{source.name} has no tokenizer",
+            where=str(source.directory),
+            hint="put its files (tokenizer.json, tokenizer_config.json) beside the weights",
+        )
     try:
-        return AutoTokenizer.from_pretrained(source.directory, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source.directory, trust_remote_code=False)
     except (
         BaseException
     ) as error:  # the tokenizers library raises bare Exceptions, and panics, which aren't even that
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
+        raise _unreadable_tokenizer(error, source) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ModelError(
-            f"the tokenizer of {source.name} can't be loaded: {first_line(error)}",
+            f"the tokenizer of {source.name} has no vocabulary: it knows special tokens alone",
             where=str(source.directory),
-            hint="put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the weights",
-        ) from error
+            hint="put tokenizer.json, or the files of its vocabulary, beside the weights",
+        )
+    return tokenizer
+
+
+def _unreadable_tokenizer(error: BaseException, source: ModelSource) -> ModelError:
+    what, where = f"the tokenizer of {source.name}", str(source.directory)
+    # transformers takes a file of SentencePiece that it can't read for one of tiktoken.
+    pieces = any(source.directory.glob("*.model")) and find_spec("sentencepiece") is None
+    cause = ImportError("pip install sentencepiece") if pieces else error
+    return package_error(cause, what=what, where=where) or ModelError(
+        f"{what} can't be loaded: {what_it_says(error)}",
+        where=where,
+        hint="fetch its files again (tokenizer.json, tokenizer_config.json)",
+    )
 
 
 def fingerprint(model: PreTrainedModel) -> str:

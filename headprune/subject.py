@@ -93,11 +93,17 @@ class Rows:
 
 def open_subject(recipe: Recipe, *, voice: Voice) -> Subject:
     """Find and load the model and its tokenizer, and settle the task."""
-    source = find(model_name(recipe), revision=recipe.revision)
+    source = find_model(recipe)
     name = recipe.task or detect_task(source.config, model_directory=source.root)
     tokenizer = load_tokenizer(source)
     task = get_task(name, model_directory=source.root, config=source.config, tokenizer=tokenizer)
-    model = load_model(source, auto_class=task.auto_class, device=recipe.device, dtype=recipe.dtype)
+    model = load_model(
+        source,
+        auto_class=task.auto_class,
+        device=recipe.device,
+        dtype=recipe.dtype,
+        say=voice.say,
+    )
     voice.say(
         f"model {recipe.model} ({model.config.model_type}), task {name}, on {describe(model)}"
     )
@@ -109,6 +115,16 @@ def open_subject(recipe: Recipe, *, voice: Voice) -> Subject:
     if task.described:
         voice.say(f"embeddings: {task.described}; texts are cut at {subject.max_length} tokens")
     return subject
+
+
+def find_model(recipe: Recipe, *, weights: bool = True) -> ModelSource:
+    """Find the model that a recipe names; without ``weights``, its config is enough."""
+    return find(
+        model_name(recipe),
+        revision=recipe.revision,
+        weights=weights,
+        stock_class=recipe.stock_class,
+    )
 
 
 def model_name(recipe: Recipe) -> str:
@@ -283,11 +299,16 @@ def _noted(subject: Subject, examples: tuple[Example, ...], table: Table) -> Row
 def model_note(subject: Subject) -> dict[str, Any]:
     """Return what artefacts say of the model; a pruned one names what it was pruned from."""
     note = {
-        "name": published_name(subject.source.name),
-        "revision": subject.source.revision,
+        **origin_of(subject.source),
         "model_type": subject.model.config.model_type,
         "fingerprint": fingerprint(subject.model),
         "dtype": str(subject.model.dtype).removeprefix("torch."),
     }
     origin = pruning_record(subject.model.config).get("source")
     return {**note, "source": origin} if origin else note
+
+
+def origin_of(source: ModelSource) -> dict[str, str | None]:
+    """Return what is recorded of where a model came from, the code of its own that wasn't run among it."""
+    code = {"own_code": source.own_code} if source.own_code else {}
+    return {"name": published_name(source.name), "revision": source.revision, **code}

@@ -484,8 +484,6 @@ def test_whatever_a_config_says_the_end_is_a_model_or_three_parts(saved, tmp_pat
         {"text_config": {"_attn_implementation_internal": "somebody/kernel"}},
         {"experts_implementation": "somebody/kernel"},
         {"transformers_weights": "../x.safetensors"},
-        {"text_config": {"model_type": "blip_text_model", "auto_map": {"AutoModel": "x--y.C"}}},
-        {"towers": [{"inner": {"auto_map": {}}}]},
     ],
 )
 def test_absurd_sizes_wrong_types_and_names_of_code_are_refused_before_anything_is_built(change):

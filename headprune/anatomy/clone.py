@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from headprune.anatomy.exceptions import SMALL_CONFIGS
 from headprune.anatomy.shrink import shrunk
-from headprune.errors import UnsupportedError, first_line
+from headprune.errors import UnsupportedError, first_line, package_error
 
 # A clone larger than this would take more than the second and the memory that looking is worth.
 _MOST_PARAMETERS = 120_000_000
@@ -54,9 +54,12 @@ def pruning_record(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def stock_class(model: PreTrainedModel) -> type[PreTrainedModel]:
-    """Return the class of transformers behind a model that was loaded from a pruned directory."""
+    """Return the class of transformers behind a model that was loaded from a pruned directory.
+
+    A class that came from a model's own directory stands for itself, whatever it is derived from.
+    """
     for kind in type(model).__mro__:
-        if kind.__module__.startswith("transformers.models."):
+        if kind.__module__.startswith("transformers.models.") or is_own_code(kind):
             return kind
     return type(model)
 
@@ -73,6 +76,14 @@ def varies_by_layer(config: Any, name: str) -> bool:
 def config_value(config: Any, name: str, default: Any = None) -> Any:
     """Return a setting, or ``default`` where there is none, or none that holds for all layers."""
     return default if varies_by_layer(config, name) else getattr(config, name, default)
+
+
+def is_own_code(kind: type) -> bool:
+    """Whether a class came from a model's directory (``trust_remote_code=True``) and isn't ours."""
+    ours = kind.__module__.endswith(".modeling_headprune") and kind.__name__.startswith(
+        "HeadPruned"
+    )
+    return kind.__module__.startswith("transformers_modules.") and not ours
 
 
 def original_head_counts(config: PreTrainedConfig) -> dict[str, int]:
@@ -100,7 +111,8 @@ def tiny_clone(model: PreTrainedModel, *, size: Size) -> PreTrainedModel:
                 clone = kind._from_config(config, dtype=torch.float32, attn_implementation="eager")
         except Exception as error:  # config and model classes raise whatever they like
             why = first_line(error)
-            raise UnsupportedError(
+            what, where = f"a small copy of a {kind.__name__}", "config.json (model_type)"
+            raise package_error(error, what=what, where=where) or UnsupportedError(
                 f"model type {model.config.model_type!r} is not supported: no small copy of it could be built ({why})",
                 where=f"{kind.__name__} (config.json: model_type)",
                 hint="headprune inspect MODEL tells what is supported; a small copy is needed to prove the pruning",

@@ -1,28 +1,29 @@
 """Load a model, pruned or not, without running any file of its directory."""
 
 import copy
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from headprune.anatomy.clone import quiet
+from headprune.checkpoint.causes import incomplete, random_pooler, unloadable, unread
 from headprune.checkpoint.legacy import converted_config, pruned_heads
 from headprune.checkpoint.manifest import check_manifest
 from headprune.checkpoint.save import auto_classes
 from headprune.errors import (
     CheckpointError,
-    HeadpruneError,
-    MemoryLimitError,
     ModelError,
-    first_line,
     is_out_of_memory,
+    package_error,
+    what_it_says,
 )
+from headprune.model_config import stock_architecture
 from headprune.models import ModelSource, choose_device, choose_dtype, find
 from headprune.placement import count_parameters
 from headprune.surgery import modeling_headprune
@@ -31,6 +32,16 @@ from headprune.untrusted import read_header
 # Heads and poolers that a task adds, and tables that are computed.
 _SLACK = 10_000_000
 _MOST_BYTES_OF_TABLES = 4_000_000_000
+# Attention that torch itself has; what else a config names is a package, or code from the hub.
+_OWN_KERNELS = ("eager", "sdpa", "flex_attention")
+_HEADS = ("ForSequenceClassification", "ForCausalLM", "ForMaskedLM")
+
+Say = Callable[[str], None]
+
+
+def _warn(text: str) -> None:
+    """Say something to a user of the Python functions."""
+    warnings.warn(text, stacklevel=2)
 
 
 def load(
@@ -40,6 +51,7 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     attn_implementation: str | None = None,
+    stock_class: bool = False,
 ) -> PreTrainedModel:
     """Load a model that headprune (or transformers) saved; no ``trust_remote_code`` is needed.
 
@@ -49,12 +61,14 @@ def load(
         device: ``auto``, ``cpu``, ``cuda``, ..., or ``spread``: over all GPUs, and the CPU where they are too small.
         dtype: ``auto`` is the dtype it was saved in.
         attn_implementation: ``eager``, ``sdpa``, ...; by default what transformers chooses.
+        stock_class: Take transformers' own class for a model that names code of its own, which is never run.
 
     Raises:
         CheckpointError: A file is missing or damaged.
-        ModelError: It can't be loaded as what was asked for.
+        ModelError: It can't be loaded as what was asked for, names code of its own, or is adapters.
+        UnsupportedError: It is quantised.
     """
-    source = find(str(directory))
+    source = find(str(directory), stock_class=stock_class)
     return load_model(
         source,
         auto_class=auto_class,
@@ -71,8 +85,17 @@ def load_model(
     device: str = "auto",
     dtype: str = "auto",
     attn_implementation: str | None = None,
+    say: Say = _warn,
 ) -> PreTrainedModel:
-    """Load the model that was found, in eval mode; every weight must be there and used.
+    """Load the model that was found, in eval mode; every weight that it reads must be there.
+
+    Args:
+        source: The model.
+        auto_class: Which ``AutoModel...`` to load it as; None is the class it was saved as.
+        device: As :func:`load` takes it.
+        dtype: As :func:`load` takes it.
+        attn_implementation: As :func:`load` takes it.
+        say: Is told what of the files isn't used, or is used otherwise than they say.
 
     Raises:
         CheckpointError: A file is missing or damaged.
@@ -83,7 +106,7 @@ def load_model(
         options["attn_implementation"] = attn_implementation
     if device == "spread":
         options["device_map"] = "auto"
-    model, _info = _load(source, auto_class, dtype=choose_dtype(dtype), **options)
+    model, _info = _load(source, auto_class, say=say, dtype=choose_dtype(dtype), **options)
     if device == "spread":
         spread: PreTrainedModel = model.eval()
         return spread
@@ -93,11 +116,11 @@ def load_model(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise _unloadable(error, source) from error
+        raise unloadable(error, source) from error
     return loaded
 
 
-def load_shapes(source: ModelSource) -> tuple[PreTrainedModel, frozenset[str]]:
+def load_shapes(source: ModelSource, *, say: Say = _warn) -> tuple[PreTrainedModel, frozenset[str]]:
     """Load a model as the class it was saved as, names, shapes and dtypes only: on the meta device, no number is read.
 
     Returns:
@@ -107,7 +130,7 @@ def load_shapes(source: ModelSource) -> tuple[PreTrainedModel, frozenset[str]]:
         CheckpointError: A file is missing or damaged.
         ModelError: The weights aren't those of the config.
     """
-    model, info = _load(source, None, dtype="auto", device_map="meta")
+    model, info = _load(source, None, say=say, dtype="auto", device_map="meta")
     return model.eval(), complaints(info)
 
 
@@ -117,15 +140,25 @@ def complaints(info: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _load(
-    source: ModelSource, auto_class: str | None, **options: Any
+    source: ModelSource, auto_class: str | None, *, say: Say, **options: Any
 ) -> tuple[Any, dict[str, Any]]:
     check_manifest(source.directory)
+    for note in source.notes:
+        say(note)
     given: dict[str, Any] = {}
     if pruned_heads(source.config):
         source = modernised(source, auto_class)
         given["config"] = source.config
+    if foreign := sorted(set(_foreign_kernels(source.config))):
+        source = replace(source, config=_without_kernels(source.config))
+        given["config"] = source.config
+        if "attn_implementation" not in options:
+            say(
+                f"careful: config.json asks for the attention {', '.join(foreign)}; "
+                "what torch itself has is used instead, as results are proven with it"
+            )
     kind = model_class(source, auto_class)
-    _refuse_larger_than_weights(source, kind)
+    empty = _refuse_larger_than_weights(source, kind)
     # What wasn't saved is drawn at random, before it is refused or, where nothing reads it, left: the caller's state stays.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -139,29 +172,46 @@ def _load(
                 **given,
             )
         except Exception as error:  # a config sends transformers, and what it imports, anywhere
-            raise _unloadable(error, source) from error
+            raise unloadable(error, source, empty=empty) from error
     # A pooler is read by heads that have one; of the model alone, we read what comes before it.
-    unread = "pooler" if model.base_model is model else None
-    missing = [name for name in sorted(info["missing_keys"]) if not (unread and unread in name)]
+    poolers = [name for name in sorted(info["missing_keys"]) if "pooler" in name]
+    missing = sorted(info["missing_keys"])
+    if model.base_model is model:
+        missing = [name for name in missing if name not in poolers]
     if missing:
-        raise ModelError(
-            f"the weights have no {missing[0]}"
-            + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
-            + f", which a {kind.__name__} needs",
-            where=str(source.directory),
-            hint="choose the --task that the model was trained for",
-        )
+        raise incomplete(missing, model, source, kind=kind.__name__)
+    for text in (unread(info["unexpected_keys"], model), random_pooler(poolers)):
+        if text:
+            say(text)
     return model, info
 
 
-def _refuse_larger_than_weights(source: ModelSource, kind: Any) -> None:
+def _foreign_kernels(config: PreTrainedConfig) -> Iterator[str]:
+    """Yield the attention implementations that a config, or one inside, asks for and that torch itself doesn't have."""
+    asked = config._attn_implementation
+    if isinstance(asked, str) and asked not in _OWN_KERNELS:
+        yield asked
+    for name in config.sub_configs:
+        if isinstance(inside := getattr(config, name, None), PreTrainedConfig):
+            yield from _foreign_kernels(inside)
+
+
+def _without_kernels(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return a copy of a config that leaves the attention's implementation to transformers."""
+    plain = copy.deepcopy(config)
+    plain._attn_implementation = None
+    return plain
+
+
+def _refuse_larger_than_weights(source: ModelSource, kind: Any) -> PreTrainedModel:
     """Refuse a config that describes a model far larger than its weights: loading would first take the memory for all of it.
+
+    Returns:
+        The model that the config describes, without memory.
 
     Raises:
         ModelError: It does, or no model can be built from it.
     """
-    if getattr(source.config, "quantization_config", None) is not None:
-        return  # packed: several numbers in one
     empty = build_empty(source, kind)
     described = count_parameters(empty)
     files = map(read_header, source.weight_files)
@@ -179,6 +229,7 @@ def _refuse_larger_than_weights(source: ModelSource, kind: Any) -> None:
             where=str(source.directory / "config.json"),
             hint="check its number of positions",
         )
+    return empty
 
 
 def build_empty(source: ModelSource, kind: Any) -> PreTrainedModel:
@@ -187,7 +238,7 @@ def build_empty(source: ModelSource, kind: Any) -> PreTrainedModel:
     Raises:
         ModelError: No model can be built from the config.
     """
-    config = copy.deepcopy(source.config)
+    config = _without_kernels(source.config)
     try:
         with quiet(), torch.device("meta"):
             model: PreTrainedModel = kind._from_config(config, dtype=config.dtype or torch.float32)
@@ -198,27 +249,14 @@ def build_empty(source: ModelSource, kind: Any) -> PreTrainedModel:
                 where=f"{source.directory / 'config.json'} (per_layer_config)",
                 hint="give all layers the same settings, or install a transformers that builds such a model",
             ) from error
-        raise ModelError(
-            f"no {kind.__name__} can be built from the config: {first_line(error)}",
-            where=str(source.directory / "config.json"),
+        what, where = f"the model {source.name}", str(source.directory / "config.json")
+        raise package_error(error, what=what, where=where) or ModelError(
+            f"no {kind.__name__} can be built from the config: {what_it_says(error)}",
+            where=where,
             hint="repair config.json",
         ) from error
     model.eval()
     return model
-
-
-def _unloadable(error: Exception, source: ModelSource) -> HeadpruneError:
-    where = str(source.directory)
-    if is_out_of_memory(error):
-        return MemoryLimitError(
-            f"memory ran out while the model was loaded: {first_line(error)}",
-            where=where,
-            hint="use --dtype bfloat16, --device cpu, or --device spread: over all GPUs",
-        )
-    hint = "check that config.json and the weights belong together"
-    if isinstance(error, ImportError):
-        hint = "install what it names, or take a copy of the model that doesn't need it"
-    return ModelError(f"the model can't be loaded: {first_line(error)}", where=where, hint=hint)
 
 
 def modernised(source: ModelSource, auto_class: str | None) -> ModelSource:
@@ -232,17 +270,18 @@ def modernised(source: ModelSource, auto_class: str | None) -> ModelSource:
 def model_class(source: ModelSource, auto_class: str | None) -> Any:
     """Return the class that loads a model: transformers' own, or the one that cuts it to its pruned sizes first."""
     config = source.config
-    stock: Any
-    if auto_class is None and config.architectures:
-        stock = getattr(transformers, config.architectures[0].removeprefix("HeadPruned"), None)
-    else:
-        stock = auto_classes(type(config)).get(auto_class or "AutoModel")
+    saved_as = stock_architecture(config)
+    known = auto_classes(type(config))
+    stock: Any = saved_as
+    if auto_class is not None or saved_as is None:
+        stock = known.get(auto_class or _likely_auto_class(config))
     if stock is None:
         raise ModelError(
-            f"a {config.model_type} model can't be loaded as {auto_class or config.architectures}",
-            where=str(source.directory),
-            hint="choose the --task that the model was trained for",
+            f"transformers has no {auto_class or 'AutoModel'} of the type {config.model_type}",
+            where=f"{source.directory / 'config.json'} (model_type)",
+            hint=f"a {config.model_type} model can be loaded as {', '.join(known) or 'nothing'}",
         )
+    _refuse_other_head(source, saved_as, stock)
     if "sites" not in (getattr(config, "headprune", None) or {}):
         return stock
     if config.headprune.get("format") != 1:
@@ -257,3 +296,26 @@ def model_class(source: ModelSource, auto_class: str | None) -> Any:
         # As transformers does: the model's own save_pretrained then writes the file that its config names.
         made.register_for_auto_class(named[0])
     return made
+
+
+def _likely_auto_class(config: PreTrainedConfig) -> str:
+    """Return which ``AutoModel...`` a class of somebody's own is likely to be one of, by its name."""
+    name = (config.architectures or [""])[0]
+    return next((f"AutoModel{end}" for end in _HEADS if name.endswith(end)), "AutoModel")
+
+
+def _refuse_other_head(source: ModelSource, saved_as: Any, stock: Any) -> None:
+    """Refuse to take the head of one task for that of another, which may have the same names and sizes.
+
+    Raises:
+        ModelError: The model was saved with a head that classifies something else than texts.
+    """
+    if saved_as is None or not stock.__name__.endswith(_HEADS[0]):
+        return
+    head = saved_as.__name__.partition("For")[2]
+    if head and head != stock.__name__.partition("For")[2]:
+        raise ModelError(
+            f"{source.name} was saved as {saved_as.__name__}: its head doesn't classify texts, as {stock.__name__} does",
+            where=f"{source.directory / 'config.json'} (architectures)",
+            hint="train it to classify first, or correct architectures; --task similarity needs no head",
+        )

@@ -113,6 +113,10 @@ MODEL: dict[str, Any] = {
     "revision": Annotated[
         str | None, typer.Option(help="Branch, tag or commit of a hub model.", show_default=False)
     ],
+    "stock_class": switch(
+        "stock-class",
+        "Take transformers' own class for a model whose config names code of its own (auto_map), which is never run.",
+    ),
 }
 """Which model."""
 

@@ -23,7 +23,7 @@ from headprune.export import (
 from headprune.gate import Baseline, refuse_other_revision, refuse_other_rows
 from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
-from headprune.models import find, fingerprint, load_tokenizer, weights_bytes
+from headprune.models import fingerprint, load_tokenizer, weights_bytes
 from headprune.pipeline.course import (
     by_method,
     check_course,
@@ -50,7 +50,7 @@ from headprune.subject import (
     Voice,
     calibration_rows,
     evaluation_rows,
-    model_name,
+    find_model,
     model_note,
     open_subject,
     rows_that_chose,
@@ -159,10 +159,12 @@ def export(recipe: Recipe, *, gguf: Path, with_tokenizer: bool, voice: Voice) ->
         UnsupportedError: The model or its tokenizer has something that can't be said there.
     """
     refuse_unusable_file(gguf, overwrite=recipe.overwrite)
-    source = find(model_name(recipe), revision=recipe.revision)
+    source = find_model(recipe)
     refuse_family(source.config, where=f"{source.directory}/config.json")
     tokenizer = load_tokenizer(source) if with_tokenizer else None
-    model = load_model(source, auto_class="AutoModelForCausalLM", device="cpu", dtype=recipe.dtype)
+    model = load_model(
+        source, auto_class="AutoModelForCausalLM", device="cpu", dtype=recipe.dtype, say=voice.say
+    )
     voice.say(f"model {recipe.model} ({model.config.model_type})")
     vocabulary = None
     if tokenizer is not None:

@@ -222,8 +222,9 @@ def _biases(subject: Subject, anatomy: Anatomy, plan: PruningPlan, *, voice: Voi
 
 def _origin(before: EvalResult) -> dict[str, Any]:
     """Return what the model was before it was ever pruned."""
-    names = ("name", "revision", "fingerprint")
-    return before.model.get("source") or {name: before.model[name] for name in names}
+    names = ("name", "revision", "own_code", "fingerprint")
+    model = before.model
+    return model.get("source") or {name: model[name] for name in names if name in model}
 
 
 def _with_latency(result: EvalResult, latency: dict[str, Latency]) -> EvalResult:

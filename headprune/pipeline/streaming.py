@@ -34,11 +34,9 @@ from headprune.checkpoint import (
 from headprune.config import Recipe
 from headprune.errors import ConfigError
 from headprune.heads import HeadScores, PruningPlan
-from headprune.local import published_name
 from headprune.models import (
     ModelSource,
     available_memory,
-    find,
     fingerprint_of,
     load_tokenizer,
     weights_bytes,
@@ -53,7 +51,7 @@ from headprune.report.card import model_card
 from headprune.results import Unmeasured
 from headprune.runs import named_scores
 from headprune.selection import check_constraints, is_padded, parameters_removed
-from headprune.subject import Voice, model_name
+from headprune.subject import Voice, find_model, origin_of
 from headprune.surgery import cut
 from headprune.verify import (
     Proof,
@@ -95,7 +93,7 @@ def is_too_large(recipe: Recipe, *, voice: Voice) -> bool:
     free = available_memory()
     if recipe.scores is None or recipe.dtype != "auto" or free is None:
         return False
-    size = weights_bytes(find(model_name(recipe), revision=recipe.revision).directory)
+    size = weights_bytes(find_model(recipe).directory)
     if size <= free:
         return False
     voice.say(
@@ -182,7 +180,8 @@ def _stream(
 def _load_and_cut(prospect: _Prospect, staging: Path) -> tuple[Route, Proof]:
     """Do the same in memory."""
     source = prospect.source
-    model = load_model(source, auto_class=None, device="cpu")
+    # What is to be said of it was said when its shapes were loaded.
+    model = load_model(source, auto_class=None, device="cpu", say=lambda text: None)
     before = count_parameters(model)
     after = cut(model, prospect.anatomy, remove=prospect.plan.remove, pad=prospect.pad)
     _note_origin(prospect, model)
@@ -224,8 +223,8 @@ def _look(recipe: Recipe, *, voice: Voice, show: Show) -> _Prospect:
     _refuse_what_runs_the_model(recipe)
     scores_file = Path(str(recipe.scores))
     constraints = constraints_of(recipe)
-    source = find(model_name(recipe), revision=recipe.revision)
-    model, complaints = load_shapes(source)
+    source = find_model(recipe)
+    model, complaints = load_shapes(source, say=voice.say)
     voice.say(f"model {recipe.model} ({model.config.model_type}), its weights left on disk")
     anatomy = anatomy_of(model, name=source.name, voice=voice)
     prices = prices_of(model, anatomy, constraints=constraints, batches=tuple)
@@ -285,8 +284,7 @@ def _dtype_name(dtype: torch.dtype) -> str:
 def _note_origin(prospect: _Prospect, smaller: PreTrainedModel) -> None:
     record = pruning_record(smaller.config)
     origin = {
-        "name": published_name(prospect.source.name),
-        "revision": prospect.source.revision,
+        **origin_of(prospect.source),
         "fingerprint": prospect.scores.model.get("fingerprint"),
     }
     smaller.config.headprune = {**record, "source": record.get("source") or origin}

@@ -24,11 +24,11 @@ from headprune.config import Recipe
 from headprune.errors import CheckpointError, PlanError
 from headprune.heads import HeadScores
 from headprune.inspection import inspect
-from headprune.models import find, load_tokenizer
+from headprune.models import load_tokenizer
 from headprune.placement import count_parameters
 from headprune.results import Survey, SurveyedSite
 from headprune.selection import Constraints, is_padded, make_plan, savings
-from headprune.subject import Voice, model_name
+from headprune.subject import Voice, find_model
 from headprune.surgery import cut
 
 KEEP = 0.7
@@ -36,7 +36,9 @@ KEEP = 0.7
 
 def survey(recipe: Recipe, *, voice: Voice) -> Survey:
     """Look at a model; ``config.json`` is enough, and no memory is taken. Weights that lie there say what of them is tied."""
-    source = find(model_name(recipe), revision=recipe.revision, weights=False)
+    source = find_model(recipe, weights=False)
+    for note in source.notes:
+        voice.say(note)
     voice.say(f"model {recipe.model} ({source.config.model_type}), from its config alone")
     model = empty_model(source)
     untie_as_stored(model, source.directory)
@@ -65,7 +67,7 @@ def convert(recipe: Recipe, *, out: Path, voice: Voice) -> Route:
         CheckpointError: The model isn't one, or ``out`` isn't empty.
     """
     refuse_unusable_output(out, overwrite=recipe.overwrite, say=voice.say)
-    source = find(model_name(recipe), revision=recipe.revision)
+    source = find_model(recipe)
     refuse_source(out, source.directory)
     if not pruned_heads(source.config):
         raise CheckpointError(
@@ -73,7 +75,7 @@ def convert(recipe: Recipe, *, out: Path, voice: Voice) -> Route:
             where=str(source.directory / "config.json"),
             hint="prune it: headprune prune MODEL --keep 0.7",
         )
-    model = load_model(source, auto_class=None, device="cpu", dtype=recipe.dtype)
+    model = load_model(source, auto_class=None, device="cpu", dtype=recipe.dtype, say=voice.say)
     voice.say(
         f"model {recipe.model}: {len(pruning_record(model.config)['removed'])} heads were removed"
     )

@@ -49,7 +49,11 @@ def open_teacher(subject: Subject, *, voice: Voice) -> Teacher:
     )
     try:
         model = load_model(
-            source, auto_class=task.auto_class, device=recipe.device, dtype=recipe.dtype
+            source,
+            auto_class=task.auto_class,
+            device=recipe.device,
+            dtype=recipe.dtype,
+            say=voice.say,
         )
     except ModelError as error:
         raise ModelError(
@@ -76,7 +80,8 @@ def open_teacher(subject: Subject, *, voice: Voice) -> Teacher:
 def _find_teacher(subject: Subject) -> tuple[ModelSource, str | None]:
     """Return the teacher, and the fingerprint that it must have: none where the user named it."""
     if subject.recipe.teacher is not None:
-        return find(subject.recipe.teacher), None
+        named = subject.recipe.teacher
+        return find(named, stock_class=subject.recipe.stock_class), None
     record = pruning_record(subject.model.config)
     origin = record.get("source") or {}
     if not origin.get("name"):
@@ -95,7 +100,10 @@ def _find_teacher(subject: Subject) -> tuple[ModelSource, str | None]:
             hint=_ANOTHER,
         )
     try:
-        return find(noted or name, revision=origin.get("revision")), fingerprint
+        # What the student was pruned from as transformers' own class teaches as that.
+        stock_class = subject.recipe.stock_class or origin.get("own_code") is not None
+        revision = origin.get("revision")
+        return find(noted or name, revision=revision, stock_class=stock_class), fingerprint
     except ModelError as error:
         raise ModelError(
             f"{name}, which {subject.source.name} was pruned from, can't be had: {error.what}",

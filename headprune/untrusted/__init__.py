@@ -1,4 +1,4 @@
-"""What comes from strangers, read within bounds: documents, the files of a model's directory, weights' headers, configs."""
+"""What comes from strangers, read within bounds: documents, a model's files, headers, configs; and what a directory is."""
 
 from headprune.untrusted.documents import (
     parse_json,
@@ -9,6 +9,13 @@ from headprune.untrusted.documents import (
 )
 from headprune.untrusted.files import kind_if_special, lies_within, refuse_foreign_files
 from headprune.untrusted.modules import MODULES, ModuleEntry, module_entries, transformer_folder
+from headprune.untrusted.recognise import (
+    code_of_its_own,
+    code_of_the_tokenizer,
+    refuse_adapters,
+    refuse_quantised_config,
+    refuse_wrapped_names,
+)
 from headprune.untrusted.settings import check_settings
 from headprune.untrusted.weights import (
     INDEX,
@@ -29,6 +36,8 @@ __all__ = [
     "ModuleEntry",
     "TensorEntry",
     "check_settings",
+    "code_of_its_own",
+    "code_of_the_tokenizer",
     "damage",
     "kind_if_special",
     "lies_within",
@@ -39,7 +48,10 @@ __all__ = [
     "read_json",
     "read_json_list",
     "read_text",
+    "refuse_adapters",
     "refuse_foreign_files",
+    "refuse_quantised_config",
+    "refuse_wrapped_names",
     "transformer_folder",
     "weight_files",
     "weight_names",

@@ -60,6 +60,7 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "pruned_heads": (_is_pruned_heads, "lists of heads by layer"),
     "id2label": (_is_labels, f"an object of at most {_MOST_LABELS:,} classes"),
     "label2id": (_is_labels, f"an object of at most {_MOST_LABELS:,} classes"),
+    "auto_map": (_is_mapping, "an object"),
     "dtype": (_is_text, "the name of a dtype"),
     "torch_dtype": (_is_text, "the name of a dtype"),
     "quantization_config": (_is_mapping, "an object"),
@@ -110,17 +111,9 @@ def check_settings(settings: dict[str, Any], *, where: str) -> None:
     positions = _MOST_POSITIONS.get(str(settings.get("model_type")), _LARGEST)
     for name, value in _numbers(settings):
         _refuse_absurd(name, value, positions=positions, where=where)
-    for name, value in _pairs(settings):
+    for name, value in pairs(settings):
         if name.removesuffix("_internal").endswith("implementation") and "/" in str(value):
             raise _wrong(name, value, "names code from the hub, which isn't run", where=where)
-    for name, value in settings.items():
-        if any("auto_map" in inside for inside, _value in _pairs({"": value})):
-            raise _wrong(
-                f"{name}.auto_map",
-                "",
-                "names code for a part of the model, which isn't run",
-                where=where,
-            )
     record = settings.get("headprune")
     if record and record.get("format", 1) == 1:
         _check_record(record, where=where)
@@ -157,7 +150,7 @@ def _wrong(name: str, value: Any, what: str, *, where: str) -> ModelError:
     )
 
 
-def _pairs(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def pairs(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield every setting by name, those of the configs inside too."""
     level = [settings]
     while level:
@@ -172,7 +165,7 @@ def _pairs(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _numbers(settings: dict[str, Any]) -> Iterator[tuple[str, int]]:
     """Yield every integer, the items of lists too."""
-    for name, value in _pairs(settings):
+    for name, value in pairs(settings):
         for item in value if isinstance(value, list) else [value]:
             if type(item) is int:
                 yield name, item
