@@ -24,6 +24,7 @@ from headprune.errors import ConfigError, ModelError, did_you_mean, first_line
 from headprune.placement import values_of
 from headprune.untrusted import (
     check_settings,
+    class_names,
     indexed_files,
     read_header,
     read_json,
@@ -181,6 +182,8 @@ def _config(name: str, directory: Path) -> PreTrainedConfig:
             where=str(path),
             hint="repair config.json",
         ) from error
+    if (names := class_names(settings)) is not None:
+        config.id2label, config.label2id = names, {name: i for i, name in names.items()}
     return config
 
 

@@ -30,6 +30,7 @@ ORDER = [
     "models",
     "anatomy",
     "batch",
+    "decoder_inputs",
     "memory",
     "masking",
     "passes",

@@ -37,7 +37,7 @@ SHARED: dict[str, Any] = {
     "task": Annotated[
         str | None,
         typer.Option(
-            metavar="similarity|classification|causal-lm",
+            metavar="similarity|classification|regression|causal-lm",
             help="What the model is for. (default: told by its config)",
             rich_help_panel=_DATA,
             show_default=False,
@@ -95,7 +95,7 @@ SHARED: dict[str, Any] = {
         bool | None,
         typer.Option(
             "--higher-is-better/--lower-is-better",
-            help="Direction of a metric that isn't built in.",
+            help="Direction of a metric that isn't built in; of one that is it can't be another.",
             rich_help_panel=_DATA,
             show_default=False,
         ),

@@ -104,4 +104,5 @@ TASK = Task(
     predict=predict,
     distill=TOKENS,
     predicted_loss=summed_loss,
+    predicted="likelihoods",
 )

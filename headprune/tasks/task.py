@@ -9,6 +9,7 @@ from torch import Tensor
 from headprune.batch import Batch, PositionLoss
 from headprune.tasks.data import Columns, Table
 from headprune.tasks.distill import Distill
+from headprune.tasks.metrics import Predicted
 from headprune.tasks.rows import Example
 
 
@@ -29,6 +30,8 @@ class Task:
         distill: How it does without labels.
         predicted_loss: Set where the predictions are a loss of this kind, the references the batch's targets, and ``loss`` the
             one divided by the other: then the logits of a few positions at a time are enough to evaluate.
+        predicted: What it predicts: a metric must compare the same.
+        remarks: ``(table, columns, config)`` to what is to be said of how labels are read.
     """
 
     name: str
@@ -44,3 +47,9 @@ class Task:
     predict: Callable[[Any, Batch], tuple[Tensor, Tensor]]
     distill: Distill
     predicted_loss: PositionLoss | None = None
+    predicted: Predicted = "numbers"
+    remarks: Callable[[Table, Columns, Any], tuple[str, ...]] = lambda _table, _columns, _config: ()
+
+    def num_classes(self, config: Any) -> int | None:
+        """Return how many classes a model tells apart, None where it predicts none."""
+        return int(config.num_labels) if self.predicted == "classes" else None

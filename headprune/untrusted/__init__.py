@@ -2,7 +2,7 @@
 
 from headprune.untrusted.documents import parse_json, parse_yaml, read_json, read_text
 from headprune.untrusted.files import kind_if_special, lies_within, refuse_foreign_files
-from headprune.untrusted.settings import check_settings
+from headprune.untrusted.settings import check_settings, class_names
 from headprune.untrusted.weights import (
     INDEX,
     WHOLE,
@@ -19,6 +19,7 @@ __all__ = [
     "Header",
     "TensorEntry",
     "check_settings",
+    "class_names",
     "damage",
     "indexed_files",
     "kind_if_special",
