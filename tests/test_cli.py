@@ -816,7 +816,7 @@ def used_run(place):
     (place / "r" / "scores.json").write_text("{}")
 
 
-def one_output(place):
+def two_numbers(place):
     path = place / "classifier" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "problem_type": "regression"}))
 
@@ -898,11 +898,11 @@ MISTAKES = {
     ),
     "unknown layer": ((*PRUNE, "--protect", "L9"), None, "no layer L9", "L0, L1, L2"),
     "removes nothing": ((*PRUNE[:-1], "0.99"), None, "removes no head", "--keep"),
-    "a regression model": (
+    "several numbers": (
         ("score", "classifier", "--data", "data.csv"),
-        one_output,
+        two_numbers,
         "doesn't choose one of several classes",
-        "two classes",
+        "headprune.score(model, batches",
     ),
     "wrong label column": (
         ("score", "classifier", "--data", "data.csv", "--label", "labl"),
@@ -1048,8 +1048,8 @@ MISTAKES = {
     "task the model can't do": (
         ("score", "classifier", "--data", "prose.txt", "--task", "causal-lm"),
         None,
-        "cls.predictions",
-        "--task",
+        "without that head",
+        "leave --task out",
     ),
     "unknown metric": (
         ("eval", "classifier", "--data", "data.csv", "--metric", "acuracy"),

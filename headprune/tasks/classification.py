@@ -30,7 +30,7 @@ def to_examples(
     del tokenizer, max_length
     if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):
         raise ModelError(
-            f"the model has {config.num_labels} output and problem type {config.problem_type!r}: "
+            f"the model has {config.num_labels} outputs and problem type {config.problem_type!r}: "
             "it doesn't choose one of several classes",
             where="config.json",
             hint="no task here does; score it in Python by a loss of your own: headprune.score(model, batches, loss=...)",
