@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 from headprune import checkpoint, selection
 from headprune.anatomy import Anatomy
-from headprune.batch import Batch, as_batches
+from headprune.batch import Batch
 from headprune.checkpoint import load
+from headprune.decoder_inputs import batches_for
 from headprune.errors import PlanError, did_you_mean
 from headprune.heads import HeadId, HeadMask, HeadScores, HeadSelection, PruningPlan, select_heads
 from headprune.inspection import inspect as inspect_model
@@ -120,7 +121,8 @@ def score(
 
     Args:
         model: The model; run in eval mode and left as it was.
-        batches: Calibration data: mappings of tensors as a DataLoader gives them (``labels`` become ``batch.targets``), or
+        batches: Calibration data: mappings of tensors as a DataLoader gives them (``labels`` become ``batch.targets``; of
+            an encoder-decoder, the decoder's inputs as well, as the model itself makes them), or
             :class:`~headprune.replay.Batch` values.
         loss: ``loss(outputs, batch) -> [examples]``, one number per example, smaller is better.
         method: ``gradient`` (Michel et al. 2019, eq. 2), ``ablation``, ... : a name of ``headprune.scoring.METHODS``.
@@ -139,7 +141,7 @@ def score(
     found = score_heads(
         model,
         _anatomy(model, anatomy),
-        batches=as_batches(batches),
+        batches=batches_for(model, batches),
         loss=loss,
         method=method,
         normalize=normalize,
@@ -215,8 +217,7 @@ def plan(
     )
     prices = None
     if model is not None:
-        refuse_wrapped(model)
-        given = as_batches(batches) if target_latency is not None and batches else ()
+        given = batches_for(model, batches) if target_latency is not None and batches else ()
         prices = prices_of(model, anatomy, constraints=constraints, batches=lambda: given)
     return selection.make_plan(scores, anatomy, constraints=constraints, prices=prices)
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,9 @@ from headprune.memory import Parts, halves_of_batch
 from headprune.passes import IN_SILENCE, Pass, Work, each_batch, one_after_another
 from headprune.placement import input_device
 from headprune.replay import example_losses, losses
-from headprune.tasks import Task
+from headprune.tasks import Task, metrics
+from headprune.tasks.doubts import doubts_of_classes, doubts_of_numbers
+from headprune.tasks.metrics import Statistic
 
 
 class Latency(BaseModel):
@@ -88,10 +91,17 @@ class EvalResult(Measurement):
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What the metric compares, in the order of the data."""
+    """What the metric compares, in the order of the data.
+
+    Args:
+        predictions: [examples].
+        references: [examples].
+        classes: How many classes the model has, where it predicts classes.
+    """
 
     predictions: NDArray[np.float64]
     references: NDArray[np.float64]
+    classes: int | None = None
 
 
 @torch.no_grad()
@@ -121,7 +131,8 @@ def predict(
         found = torch.cat(parts.run(batch, compute), dim=1)
         predictions[batch.indices], references[batch.indices] = found
     _insist_on_numbers(predictions)
-    return Predictions(predictions.numpy(), references.numpy())
+    classes = task.num_classes(model.config)
+    return Predictions(predictions.numpy(), references.numpy(), classes)
 
 
 def _insist_on_numbers(predictions: Tensor) -> None:
@@ -150,15 +161,17 @@ class MaskedPredictions:
         predictions: [masks, examples].
         losses: [masks, examples].
         references: [examples].
+        classes: How many classes the model has, where it predicts classes.
     """
 
     predictions: NDArray[np.float64]
     losses: NDArray[np.float64]
     references: NDArray[np.float64]
+    classes: int | None = None
 
     def under(self, place: int) -> Predictions:
         """Return what the metric compares under one of the masks."""
-        return Predictions(self.predictions[place], self.references)
+        return Predictions(self.predictions[place], self.references, self.classes)
 
 
 @torch.no_grad()
@@ -214,7 +227,9 @@ def predict_masked(
         )
         predictions, lost, references = found[:, 0], found[:, 1], found[0, 2]
     _insist_on_numbers(predictions)
-    return MaskedPredictions(predictions.numpy(), lost.numpy(), references.numpy())
+    return MaskedPredictions(
+        predictions.numpy(), lost.numpy(), references.numpy(), task.num_classes(model.config)
+    )
 
 
 def _in_order(parts: Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
@@ -239,33 +254,61 @@ def _predict_masked(
 
 def judge(
     found: Predictions,
-    metric: str,
+    metric: str | Statistic,
     *,
     seed: int,
     higher_is_better: bool | None = None,
     other: Predictions | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> tuple[float, tuple[float, float], bool]:
     """Return a metric's value, its 95 % bootstrap interval, and whether higher is better.
 
     With ``other`` (the same examples, predicted by another model) it is the difference ``found - other`` and the interval
     of the paired difference.
 
+    Args:
+        found: What the model predicted.
+        metric: The metric, or its name.
+        seed: Of the bootstrap.
+        higher_is_better: Which way is better, of a metric that is named and not built in.
+        other: What another model predicted.
+        say: Told where the metric takes so long that the interval is of fewer resamples.
+
     Raises:
         DataError: The metric isn't defined on these examples.
     """
-    from headprune.tasks import metrics
-
-    statistic = metrics.load_metric(metric, higher_is_better=higher_is_better)
+    statistic = (
+        metrics.load_metric(metric, higher_is_better=higher_is_better, classes=found.classes)
+        if isinstance(metric, str)
+        else metric
+    )
     predictions = [found.predictions] + ([other.predictions] if other else [])
+    start = perf_counter()
     value = metrics.difference(statistic, predictions, found.references)
+    seconds = perf_counter() - start
     if not math.isfinite(value):
         raise DataError(
-            f"{metric} is not defined on these {len(found.references)} examples (a constant, or a number that overflowed)",
+            f"{statistic.name} is not defined on these {len(found.references)} examples (a constant, or an overflow)",
             where="evaluation data",
             hint="give more rows, or another --metric",
         )
-    interval = metrics.interval(statistic, predictions, found.references, seed=seed)
+    count = metrics.affordable(statistic, seconds, most=metrics.RESAMPLES, fewest=100)
+    if say is not None and count < metrics.RESAMPLES:
+        say(f"{statistic.name} takes {seconds:.2g} s: its interval is of {count} resamples")
+    interval = metrics.interval(
+        statistic, predictions, found.references, seed=seed, resamples=count
+    )
     return value, interval, statistic.higher_is_better
+
+
+def doubts_of(found: Predictions, task: Task, config: Any) -> tuple[str, ...]:
+    """Return what predictions make doubtful of the labels that they are compared with."""
+    if task.predicted == "classes":
+        return doubts_of_classes(found.predictions, found.references, config.id2label)
+    if task.predicted == "numbers":
+        same_scale = task.name == "regression"
+        return doubts_of_numbers(found.predictions, found.references, same_scale=same_scale)
+    return ()
 
 
 def first_examples(batch: Batch, count: int) -> Batch:

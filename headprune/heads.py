@@ -192,10 +192,10 @@ class HeadScores(Artefact):
 
     ``values``, ``standard_errors`` and ``heads`` are parallel; ``standard_errors`` is None for methods that don't sample.
     ``rows`` are keyed hashes of the inputs that were scored, so that they can be kept out of any report (on this machine alone:
-    nobody else can compare them with a text). ``race`` is there where
-    heads were run on as many rows as it took to decide on which side of a cut they fall; ``n`` is the most any had. ``steps`` is
-    there where heads went step by step, each with the value that it had when it went. ``products`` are, attention by attention,
-    the mean products of the derivatives of two heads, where the method has them.
+    nobody else can compare them with a text). ``metric`` and its direction are there where it is the objective. ``race`` is
+    there where heads were run on as many rows as it took to decide on which side of a cut they fall; ``n`` is the most any had.
+    ``steps`` is there where heads went step by step, each with the value that it had when it went. ``products`` are, attention
+    by attention, the mean products of the derivatives of two heads, where the method has them.
     """
 
     written_by = "score"
@@ -203,6 +203,8 @@ class HeadScores(Artefact):
     method: str
     normalize: Literal["none", "layer", "standard"] = "none"
     objective: str = "loss"
+    metric: str | None = None
+    higher_is_better: bool | None = None
     heads: tuple[HeadName, ...]
     values: tuple[float, ...]
     standard_errors: tuple[float, ...] | None = None

@@ -8,7 +8,13 @@ import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from headprune.errors import ModelError, did_you_mean, first_line, package_error
-from headprune.untrusted import check_settings, code_of_its_own, read_json, refuse_quantised_config
+from headprune.untrusted import (
+    check_settings,
+    class_names,
+    code_of_its_own,
+    read_json,
+    refuse_quantised_config,
+)
 
 _MOST_BYTES = 20_000_000
 _SAVED_AS = "architectures: "
@@ -41,6 +47,8 @@ def read_config(name: str, directory: Path) -> tuple[PreTrainedConfig, str | Non
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         _drop_code_of_parts(config)
+        if (names := class_names(settings)) is not None:
+            config.id2label, config.label2id = names, {name: i for i, name in names.items()}
         if code is None and config.architectures and stock_architecture(config) is None:
             code = f"{_SAVED_AS}{config.architectures[0]}"[:200]
     except Exception as error:  # config classes validate with exceptions of many kinds

@@ -1,6 +1,6 @@
 """Where scores lie between commands: numbered run directories, the latest last, nothing overwritten."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,9 @@ from headprune.heads import HeadScores
 
 FOLDER = Path("headprune-runs")
 SCORES = "scores.json"
+LATEST = "latest"
+"""What ``--scores`` calls the scores of the run with the highest number."""
+_ANY_SCORES = "scores*.json"
 
 
 def refuse_used_run(run: str) -> None:
@@ -56,7 +59,7 @@ def write_scores(scores: Sequence[HeadScores], run: str | None) -> tuple[Path, .
     if run is not None:
         refuse_used_run(run)
     folder = _make_next_run(_word(first.method)) if run is None else Path(run)
-    written = {folder / _further(other.method): other for other in others}
+    written = {folder / file_name(other.method): other for other in others}
     written[folder / SCORES] = first  # the last: a directory that has it has all
     for path, content in written.items():
         write_text(path, content.to_json(), overwrite=False)
@@ -76,8 +79,8 @@ def _make_next_run(name: str) -> Path:
             return folder
 
 
-def _further(method: str) -> str:
-    """Return the name of the file of a method that isn't a run's first."""
+def file_name(method: str) -> str:
+    """Return the name of the file of a method's scores, beside ``scores.json`` of a run's first."""
     return f"scores.{_word(method)}.json"
 
 
@@ -91,22 +94,33 @@ def next_run(name: str) -> Path:
     return FOLDER / f"{last + 1:03d}-{name}"
 
 
-def latest_scores(
-    method: str | None, *, say: Callable[[str], None] | None = None
-) -> tuple[HeadScores, Path] | None:
-    """Return the scores of the run with the highest number, if there is one: of several those of the method.
+def scores_file(named: str, *, method: str) -> Path:
+    """Return the file that ``--scores`` names; for ``latest`` that of the run with the highest number: of several the method's.
 
-    Nobody named that run: a file of it that can't be read, or that another version wrote, is said and passed over.
+    Raises:
+        CheckpointError: There is no earlier run.
+        PlanError: The latest run has no scores by the method.
     """
-    for _number, path in sorted(_numbered(f"*-*/{SCORES}"), reverse=True):
-        own = path if method is None else path.with_name(_further(method))
-        path = own if own.is_file() else path
-        try:
-            return read_artefact(HeadScores, path), path
-        except CheckpointError as error:
-            if say is not None:
-                say(f"passed over {path}, a file of an earlier run: {error.what}")
-    return None
+    if named != LATEST:
+        return Path(named)
+    files = sorted(_numbered(f"*-*/{_ANY_SCORES}"))
+    if not files:
+        raise CheckpointError(
+            f"no earlier run has left scores in {FOLDER}",
+            where=f"--scores {LATEST}",
+            hint="score first: headprune score MODEL; or leave --scores out",
+        )
+    folder = files[-1][1].parent
+    candidates = [folder / file_name(method), folder / SCORES]
+    for path in candidates:
+        if path.exists():
+            return path
+    names = sorted(path.name for _number, path in files if path.parent == folder)
+    raise PlanError(
+        f"the latest run ({folder}) has no scores by {method}: it has {', '.join(names)}",
+        where=f"--scores {LATEST}",
+        hint="say which --method is meant, or name a file: --scores FILE",
+    )
 
 
 def named_scores(path: Path, *, fingerprint: str) -> HeadScores:

@@ -34,6 +34,7 @@ ORDER = [
     "anatomy",
     "wrapped",
     "batch",
+    "decoder_inputs",
     "memory",
     "masking",
     "passes",

@@ -72,7 +72,8 @@ def test_the_whole_journey(headprune, place):
     assert "label 'label'" in err
     assert (place / "headprune-runs" / "001-unique" / "scores.json").is_file()
 
-    code, out, err = headprune("prune", "classifier", *data, "--keep", "0.5", "--json")
+    latest = ("--keep", "0.5", "--scores", "latest")
+    code, out, err = headprune("prune", "classifier", *data, *latest, "--json")
     assert code == 0, err
     results = json.loads(out)
     assert "headprune-runs/001-unique" in err, "the latest run's scores are used"
@@ -353,13 +354,14 @@ def test_heads_may_go_in_steps(headprune, place):
     went = {
         head for head, step in zip(scores["heads"], scores["steps"]["went"], strict=True) if step
     }
-    for words in (steps, ("--keep", "0.5")):
-        code, out, err = headprune("prune", "classifier", *data, *words, "--dry-run", "--json")
+    latest = ("--scores", "latest", "--dry-run")
+    for words in ((*steps, "--dry-run"), ("--keep", "0.5", *latest)):
+        code, out, err = headprune("prune", "classifier", *data, *words, "--json")
         assert code == 0, err
         assert set(json.loads(out)["remove"]) == went
-    code, _out, err = headprune("prune", "classifier", *data, "--keep", "0.6", "--dry-run")
-    assert code == 0, err
-    assert "scoring anew" in err, "steps lead to one cut"
+    code, _out, err = headprune("prune", "classifier", *data, "--keep", "0.6", *latest)
+    assert code == 2
+    assert "these heads were scored in 3 steps" in err, "steps lead to one cut"
     named = ("--scores", "headprune-runs/001-unique/scores.json")
     code, _out, err = headprune("prune", "classifier", *data, *named, "--keep", "0.6", "--dry-run")
     assert "careful: these heads were scored in 3 steps for --keep 0.5" in err
@@ -635,19 +637,76 @@ def test_heads_race_for_the_places_that_keep_leaves(headprune, place):
     race = json.loads(path.read_text())["race"]
     assert race["work"] <= 1
     assert len(race["rows_per_head"]) == 18
-    # They are used for that cut, and for no other unless the user names them.
-    _code, _out, err = headprune("prune", *words, "--dry-run")
-    assert "scores of the latest run" in err
-    _code, _out, err = headprune("prune", *words[:-1], "0.6", "--dry-run")
-    assert "scoring anew" in err
+    # They are used for that cut, and for no other unless the user names the file.
+    latest = ("--scores", "latest", "--dry-run")
+    assert headprune("prune", *words, *latest)[0] == 0
+    code, _out, err = headprune("prune", *words[:-1], "0.6", *latest)
+    assert code == 2
+    assert "raced for --keep 0.5" in err
 
 
 def test_scores_that_depend_on_batches_serve_the_same_batches_only(headprune, place):
     words = ("classifier", "--data", "data.csv", "--limit", "8", "--method", "gates")
     assert headprune("score", *words, "--batch-size", "4")[0] == 0
-    for size, answer in (("4", "scores of the latest run"), ("2", "scoring anew")):
-        prune = ("prune", *words, "--keep", "0.5", "--dry-run", "--batch-size", size)
-        assert answer in headprune(*prune)[2]
+    for size, expected in (("4", 0), ("2", 2)):
+        latest = ("--scores", "latest", "--keep", "0.5", "--dry-run", "--batch-size", size)
+        code, _out, err = headprune("prune", *words, *latest)
+        assert code == expected, err
+        assert ("batch size: the scores have 4, the settings 2" in err) == (expected == 2)
+
+
+SCORED = ("classifier", "--data", "data.csv", "--method", "ablation", "--objective", "metric")
+
+
+@pytest.mark.parametrize(
+    ("scored", "asked", "difference"),
+    [
+        (("--seed", "1"), ("--seed", "2"), "seed: the scores have 1, the settings 2"),
+        (("--metric", "accuracy"), ("--metric", "f1"), "metric: the scores have accuracy"),
+        ((), ("--objective", "loss"), "objective: the scores have metric"),
+        ((), ("--num-samples", "9"), "rows (fingerprint)"),
+        ((), ("--max-length", "9"), "max length"),
+        ((), ("--method", "fisher", "--objective", "loss"), "no scores by fisher|method: the"),
+        (("--objective", "loss", "--normalize", "layer"), ("--objective", "loss"), "normalisation"),
+    ],
+)
+def test_scores_of_an_earlier_run_serve_when_asked_for_and_the_same(
+    headprune, place, scored, asked, difference
+):
+    """Whatever differs is named; unasked they never serve; a file that is named does, and the difference is said."""
+    assert headprune("score", *SCORED, *scored)[0] == 0
+    prune = ("prune", *SCORED, "--keep", "0.5", "--mend", "none", "--dry-run", "--json")
+    same = headprune(*prune, *scored, "--scores", "latest")
+    assert same[0] == 0, same[2]
+    code, _out, err = headprune(*prune, *asked, "--scores", "latest")
+    assert code == 2
+    assert any(part in err for part in difference.split("|")), err
+    (run,) = place.glob("headprune-runs/*/scores.json")
+    code, _out, err = headprune(*prune, *asked, "--scores", run)
+    assert code == 0, err
+    assert "careful: " in err
+    anew = headprune(*prune, *asked)
+    assert anew[0] == 0, anew[2]
+    assert "headprune-runs" not in anew[2]
+
+
+def test_the_latest_run_is_one_that_has_scores_and_a_sweep_s_are_called_like_others(
+    headprune, place
+):
+    prune = ("prune", *SCORED[:3], "--keep", "0.5", "--dry-run", "--scores", "latest")
+    code, _out, err = headprune(*prune)
+    assert code == 2
+    assert "no earlier run" in err
+    assert headprune("score", *SCORED[:3], "--method", "gradient")[0] == 0
+    sweep = ("sweep", *SCORED[:3], "--methods", "gradient,fisher", "--points", "0.5")
+    assert headprune(*sweep)[0] == 0
+    for method in ("gradient", "fisher"):
+        code, _out, err = headprune(*prune, "--method", method)
+        assert code == 0, err
+        assert f"scores: headprune-runs/002-sweep/scores.{method}.json" in err
+    code, _out, err = headprune(*prune)
+    assert code == 2, "by default heads are scored by unique, and the latest run has none"
+    assert "has no scores by unique" in err
 
 
 def test_a_run_that_can_not_be_compared_is_refused_before_the_work(headprune, place):
@@ -759,7 +818,7 @@ def used_run(place):
     (place / "r" / "scores.json").write_text("{}")
 
 
-def one_output(place):
+def two_numbers(place):
     path = place / "classifier" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "problem_type": "regression"}))
 
@@ -841,11 +900,11 @@ MISTAKES = {
     ),
     "unknown layer": ((*PRUNE, "--protect", "L9"), None, "no layer L9", "L0, L1, L2"),
     "removes nothing": ((*PRUNE[:-1], "0.99"), None, "removes no head", "--keep"),
-    "a regression model": (
+    "several numbers": (
         ("score", "classifier", "--data", "data.csv"),
-        one_output,
+        two_numbers,
         "doesn't choose one of several classes",
-        "two classes",
+        "headprune.score(model, batches",
     ),
     "wrong label column": (
         ("score", "classifier", "--data", "data.csv", "--label", "labl"),
@@ -991,8 +1050,8 @@ MISTAKES = {
     "task the model can't do": (
         ("score", "classifier", "--data", "prose.txt", "--task", "causal-lm"),
         None,
-        "cls.predictions",
-        "--task",
+        "without that head",
+        "leave --task out",
     ),
     "unknown metric": (
         ("eval", "classifier", "--data", "data.csv", "--metric", "acuracy"),

@@ -137,8 +137,7 @@ def test_the_metric_is_measured_without_each_head(name):
         anatomy,
         batches=as_batches([batch]),
         task=TASKS["classification"],
-        statistic=statistic.compute,
-        higher_is_better=True,
+        statistic=statistic,
         seed=0,
         over=IN_SILENCE,
     )
@@ -165,8 +164,7 @@ def test_perplexity_that_rises_is_a_metric_that_drops():
         inspected(model),
         batches=[type(part)(part.inputs, counts, part.example_of_row, part.indices)],
         task=task,
-        statistic=BUILT_IN["perplexity"].compute,
-        higher_is_better=False,
+        statistic=BUILT_IN["perplexity"],
         seed=0,
         over=IN_SILENCE,
     )

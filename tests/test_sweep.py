@@ -318,7 +318,7 @@ def test_the_command_writes_curves_pictures_and_scores(sweep, place):
     folder = place / "headprune-runs" / "001-sweep"
     assert "written: headprune-runs/001-sweep" in err
     assert sorted(path.name for path in folder.iterdir()) == [
-        "manifest.json", "scores-gradient.json", "scores-random.json", "sweep.json", "sweep.png", "sweep.svg",
+        "manifest.json", "scores.gradient.json", "scores.random.json", "sweep.json", "sweep.png", "sweep.svg",
     ]  # fmt: skip
     assert not (place / "headprune-runs" / "partial").exists()
     found = read_artefact(Sweep, folder / "sweep.json")
@@ -335,7 +335,7 @@ def test_the_command_writes_curves_pictures_and_scores(sweep, place):
         folder / "sweep.svg"
     ).read_bytes()
     # A point is a cut that prune makes of the scores beside it.
-    scores = read_artefact(HeadScores, folder / "scores-gradient.json")
+    scores = read_artefact(HeadScores, folder / "scores.gradient.json")
     plan = hp.plan(scores, keep=0.5, anatomy=inspected(build("bert")))
     assert plan.remove == found.curves[0].at(0.5).removed
 
@@ -365,7 +365,7 @@ def test_rows_that_chose_are_not_rows_that_report(sweep, place):
     for curve in found["curves"]:
         assert curve["points"][0]["loss"] == pytest.approx(run["reporting"], rel=1e-5)
     assert run["reporting"] != pytest.approx(run["choosing"], rel=1e-3)
-    scores = json.loads((place / "headprune-runs/001-sweep/scores-gradient.json").read_text())
+    scores = json.loads((place / "headprune-runs/001-sweep/scores.gradient.json").read_text())
     assert set(scores["rows"]) == set(noted_rows(choosing.examples))
     assert not set(scores["rows"]) & set(noted_rows(reporting.examples))
     assert [curve["scored_on"] for curve in found["curves"]] == [20, 0]

@@ -102,27 +102,6 @@ def test_wrong_columns_are_refused_with_a_suggestion(tmp_path, settings, message
     assert hint in caught.value.hint
 
 
-def test_a_known_label_is_found_by_name_or_index_and_others_are_refused(tokenizer):
-    config = build(
-        "bert", id2label={0: "negative", 1: "positive"}, label2id={"negative": 0, "positive": 1}
-    ).config
-    from headprune.tasks.classification import class_index
-    from headprune.tasks.data import Table
-
-    table = Table("x", None, ("text", "label"), [{"text": "a", "label": 0}])
-    named = Table("x", None, ("text", "labels"), [], {"labels": ("Positive", "Negative")})
-    assert class_index("positive", 0, table=table, column="label", config=config) == 1
-    assert class_index("NEGATIVE", 0, table=table, column="label", config=config) == 0
-    assert class_index(1, 0, table=table, column="label", config=config) == 1
-    assert class_index("0", 0, table=table, column="label", config=config) == 0
-    assert class_index(0, 0, table=named, column="labels", config=config) == 1, (
-        "the data's own order of classes"
-    )
-    for wrong in ("positiv", 2, 0.5, None):
-        with pytest.raises(DataError, match="doesn't know"):
-            class_index(wrong, 3, table=table, column="label", config=config)
-
-
 def test_drawing_does_not_depend_on_the_order_of_rows():
     examples = [Example((text,), 0) for text in sentences(40)]
     shuffled = [examples[i] for i in np.random.default_rng(0).permutation(40)]
@@ -171,9 +150,19 @@ def test_metrics_are_the_reference_ones(pairs):
     from sklearn import metrics as sk
 
     assert metrics.accuracy(x, y) == pytest.approx(sk.accuracy_score(y, x))
-    binary = set(x) | set(y) <= {0.0, 1.0}
-    average = {"average": "binary", "pos_label": 1} if binary else {"average": "macro"}
-    assert metrics.f1(x, y) == pytest.approx(sk.f1_score(y, x, **average, zero_division=0))
+    for count in (2, 5):  # the model's classes, whichever occur
+        rows = np.maximum(x, y) < count
+        if not rows.any():
+            continue
+        found = metrics.load_metric("f1", predicted="classes", classes=count).compute(
+            x[rows], y[rows]
+        )
+        average = (
+            {"average": "binary", "pos_label": 1}
+            if count == 2
+            else {"average": "macro", "labels": range(5)}
+        )
+        assert found == pytest.approx(sk.f1_score(y[rows], x[rows], **average, zero_division=0))
     assert metrics.matthews_correlation(x, y) == pytest.approx(sk.matthews_corrcoef(y, x), abs=1e-9)
 
 
@@ -190,15 +179,128 @@ def test_perplexity_is_that_of_the_model_s_own_loss(tokenizer):
     assert metrics.perplexity(*values) == pytest.approx(expected, rel=1e-5)
 
 
-def test_built_in_metrics_are_evaluate_metrics_and_others_must_say_their_direction():
-    metric = metrics.BuiltInMetric(metrics.BUILT_IN["accuracy"])
-    assert metric.compute(predictions=[1, 0, 1], references=[1, 1, 1]) == {
-        "accuracy": pytest.approx(2 / 3)
-    }
+def test_metrics_that_are_not_built_in_must_say_their_direction():
     with pytest.raises(ConfigError, match="which way"):
         metrics.load_metric("bleu")
     with pytest.raises(ConfigError, match="can't be loaded"):
         metrics.load_metric("no-such-metric", higher_is_better=True)
+
+
+@pytest.mark.parametrize("name", metrics.BUILT_IN)
+def test_a_known_metric_has_its_direction_and_what_it_compares(name):
+    """Whatever else is said, or predicted, is refused before any work, in three parts."""
+    known = metrics.BUILT_IN[name]
+    agreeing = metrics.load_metric(name, higher_is_better=known.higher_is_better)
+    assert agreeing.higher_is_better == known.higher_is_better
+    with pytest.raises(ConfigError, match="is better, and the settings say") as caught:
+        metrics.load_metric(name, higher_is_better=not known.higher_is_better)
+    assert name in caught.value.where
+    for task in TASKS.values():
+        if task.predicted == known.takes:
+            metrics.load_metric(name, predicted=task.predicted, classes=3)
+        else:
+            with pytest.raises(ConfigError, match=f"compares {known.takes}") as caught:
+                metrics.load_metric(name, predicted=task.predicted)
+            assert task.metric in caught.value.hint
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_f1_is_over_the_model_s_classes_in_every_resample_and_for_both_models(others):
+    from sklearn.metrics import f1_score
+
+    truth = np.array([0.0, 1.0] * 30 + [2.0])
+    one, two = truth.copy(), np.zeros_like(truth)
+    predictions = [one, two][: 1 + others]
+    statistic = metrics.load_metric("f1", predicted="classes", classes=4)
+    found = metrics.interval(statistic, predictions, truth, seed=0, resamples=200)
+    rng, values = np.random.default_rng(0), []
+    for _ in range(200):
+        rows = rng.integers(0, len(truth), len(truth))
+        scores = [
+            f1_score(truth[rows], p[rows], labels=range(4), average="macro", zero_division=0)
+            for p in predictions
+        ]
+        values.append(scores[0] - sum(scores[1:]))
+    assert found == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])))
+
+
+SCRIPT = """
+import datasets
+import evaluate
+
+class {name}(evaluate.Metric):
+    def _info(self):
+        return evaluate.MetricInfo(
+            description="", citation="", inputs_description="",
+            features=datasets.Features({{{features}}}),
+        )
+
+    def _compute(self, {arguments}):
+        {body}
+"""
+INTEGERS = '"predictions": datasets.Value("int32"), "references": datasets.Value("int32")'
+FLOATS = INTEGERS.replace("int32", "float32")
+SIDES = "predictions, references"
+SHARE = "sum(p == r for p, r in zip(predictions, references)) / len(references)"
+
+
+def script(folder, name, features, body, arguments=SIDES):
+    path = folder / name
+    path.mkdir()
+    text = SCRIPT.format(name=name, features=features, arguments=arguments, body=body)
+    (path / f"{name}.py").write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "body", "message"),
+    [
+        ("mscores", INTEGERS.replace("predictions", "scores"), "return 1.0", "takes scores"),
+        ("mtexts", INTEGERS.replace("int32", "string"), "return 1.0", "string"),
+        ("mfloats", FLOATS, "return {'mfloats': 1.0}", "compares numbers"),
+        ("mbinary", INTEGERS, "return {'mbinary': 1 / (max(references) < 2)}", "3 classes that were tried"),
+        ("mseveral", INTEGERS, "return {'a': 1.0, 'b': 2.0}", "gives a, b"),
+        ("mlist", INTEGERS, "return {'mlist': [1.0, 2.0]}", "none of them is one number"),
+    ],
+)  # fmt: skip
+def test_a_script_that_does_not_fit_is_refused_before_the_work(
+    tmp_path, monkeypatch, name, features, body, message
+):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    arguments = SIDES.replace("predictions", "scores") if name == "mscores" else SIDES
+    path = script(tmp_path, name, features, body, arguments)
+    with pytest.raises(ConfigError, match=message) as caught:
+        metrics.load_metric(path, higher_is_better=True, predicted="classes", classes=3)
+    assert "--metric" in caught.value.where
+    assert caught.value.hint
+
+
+def test_a_script_s_interval_is_of_as_many_samples_as_there_is_time_for(tmp_path):
+    from headprune.evaluation import Predictions, judge
+
+    references = np.arange(20.0) % 3
+    body = f"import time; time.sleep(0.11 * (len(references) == 20)); return {{'mslow': {SHARE}}}"
+    path = script(tmp_path, "mslow", INTEGERS, body)
+    statistic = metrics.load_metric(path, higher_is_better=True, predicted="classes", classes=3)
+    assert metrics.affordable(statistic, 0.001, most=1000, fewest=100) == 1000
+    assert metrics.affordable(statistic, 0.06, most=1000, fewest=100) == 200
+    assert metrics.affordable(statistic, 9.0, most=1000, fewest=100) == 100
+    known = metrics.BUILT_IN["accuracy"]
+    assert metrics.affordable(known, 9.0, most=1000, fewest=100) == 1000
+    monkeyed = Predictions(references[:19], references[:19], 3)
+    value, (low, high), _ = judge(monkeyed, statistic, seed=0)
+    assert (value, low, high) == (1, 1, 1)
+
+
+def test_resamples_on_which_a_script_is_not_defined_are_left_out(tmp_path):
+    need = "1 / (len(set(references)) > 1)"
+    path = script(tmp_path, "mneedy", INTEGERS, f"return {{'mneedy': {need} * {SHARE}}}")
+    statistic = metrics.load_metric(path, higher_is_better=True, predicted="classes", classes=2)
+    references = np.array([0.0, 1.0, 0.0])
+    found = metrics.interval(statistic, [references], references, seed=0, resamples=60)
+    assert found == (1, 1)
+    with pytest.raises(DataError, match="not defined on most samples"):
+        metrics.interval(statistic, [np.zeros(3)], np.zeros(3), seed=0, resamples=20)
 
 
 def test_the_bootstrap_interval_has_the_width_of_theory():

@@ -107,6 +107,9 @@ def load_model(
     if device == "spread":
         options["device_map"] = "auto"
     model, _info = _load(source, auto_class, say=say, dtype=choose_dtype(dtype), **options)
+    for name in ("id2label", "label2id"):  # transformers drops some, and derives none
+        if getattr(source.config, name, None):
+            setattr(model.config, name, dict(getattr(source.config, name)))
     if device == "spread":
         spread: PreTrainedModel = model.eval()
         return spread

@@ -66,7 +66,8 @@ OPTIONS: dict[str, Any] = {
     "scores": Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="scores.json to use (default: the latest run's, or score now)."
+            metavar="FILE|latest",
+            help="Scores to use; latest: those of the latest run, if these settings would make them. (default: score now)",
         ),
     ],
     "out": Annotated[

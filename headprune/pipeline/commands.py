@@ -39,7 +39,7 @@ from headprune.pipeline.timing import refuse_lengths
 from headprune.pipeline.tolerance import plan_within, rows_in_three
 from headprune.placement import refuse_offloaded
 from headprune.results import Results
-from headprune.runs import named_scores, unused_run, write_scores
+from headprune.runs import named_scores, scores_file, unused_run, write_scores
 from headprune.scoring import NEED_NO_ROWS
 from headprune.selection import (
     check_constraints,
@@ -233,7 +233,8 @@ def prune(
     check_constraints(anatomy, constraints_of(recipe))
     chose = set(rows_that_chose(subject))
     if recipe.scores is not None:
-        chose |= set(named_scores(Path(recipe.scores), fingerprint=fingerprint(subject.model)).rows)
+        path = scores_file(recipe.scores, method=method_of(recipe))
+        chose |= set(named_scores(path, fingerprint=fingerprint(subject.model)).rows)
     tolerant = is_tolerant(recipe)
     if tolerant:
         choosing, deciding, reporting = rows_in_three(subject, voice=voice, chose=chose)

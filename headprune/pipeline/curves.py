@@ -19,6 +19,7 @@ from headprune.results import LOGARITHMIC, Curve, SweepPoint
 from headprune.selection import Constraints, knee, last_within, make_plan
 from headprune.selection.names import selected_sites
 from headprune.subject import Subject
+from headprune.tasks.metrics import Statistic
 
 Cut = frozenset[HeadId]
 
@@ -70,9 +71,8 @@ def measure_curves(
     cuts = list(dict.fromkeys([whole, *(Cut(gone) for made in plans.values() for gone in made)]))
     over.tell(f"{len(plans)} methods, {len(keeps)} points: {len(cuts)} different cuts to evaluate")
     found = _run(subject, anatomy, cuts, batches=batches, over=over)
-    over.tell(f"bootstrap: {len(cuts)} cuts, 1,000 samples of {len(found.references):,} rows each")
-    metric = subject.recipe.metric or subject.task.metric
-    judged, better = _judged(found, metric, recipe=subject.recipe)
+    over.tell(f"bootstrap: {len(cuts)} cuts, samples of {len(found.references):,} rows")
+    judged, better = _judged(found, subject.statistic(), seed=subject.recipe.seed)
     by_cut = dict(zip(cuts, judged, strict=True))
     may_go = len(selected_sites(anatomy, subject.recipe.sites).heads)
     curves = []
@@ -81,7 +81,7 @@ def measure_curves(
             _point(keep, gone, by_cut[Cut(gone)], heads=len(anatomy.heads), may_go=may_go)
             for keep, gone in zip(keeps, made, strict=True)
         ]
-        worth = [_worth(point.value, metric, higher_is_better=better) for point in points]
+        worth = [_worth(point.value, subject.metric, higher_is_better=better) for point in points]
         bend = knee([point.share for point in points], worth)
         allowed = subject.recipe.max_drop and subject.recipe.max_drop.of(judged[0].value)
         last = _last_within(points, allowed, higher_is_better=better)
@@ -120,13 +120,13 @@ def _run(
         raise
 
 
-def _judged(found: MaskedPredictions, metric: str, *, recipe: Recipe) -> tuple[list[_Judged], bool]:
+def _judged(
+    found: MaskedPredictions, statistic: Statistic, *, seed: int
+) -> tuple[list[_Judged], bool]:
     """Judge every cut, the first being the whole model; say whether higher is better, too."""
     judged: list[_Judged] = []
     whole = found.under(0)
-    judge_so = partial(
-        judge, metric=metric, seed=recipe.seed, higher_is_better=recipe.higher_is_better
-    )
+    judge_so = partial(judge, metric=statistic, seed=seed)
     for place, lost in enumerate(found.losses):
         here = found.under(place)
         value, interval, better = judge_so(here)

@@ -14,7 +14,15 @@ from headprune.anatomy.clone import pruning_record
 from headprune.artefact import Artefact
 from headprune.batch import Batch
 from headprune.checkpoint import Route, output_directory, seal, write_model
-from headprune.evaluation import EvalResult, Latency, Predictions, first_examples, judge, predict
+from headprune.evaluation import (
+    EvalResult,
+    Latency,
+    Predictions,
+    doubts_of,
+    first_examples,
+    judge,
+    predict,
+)
 from headprune.footprint import kv_cache_bytes_per_token
 from headprune.heads import HeadMask, HeadScores, PruningPlan
 from headprune.inspection import inspect
@@ -61,13 +69,22 @@ def measure(
     recipe, model = subject.recipe, subject.model
     batches = subject.batches(rows.examples)
     found = predict(model, subject.task, batches=batches, track=voice.track)
-    metric = recipe.metric or subject.task.metric
     value, interval, higher_is_better = judge(
-        found, metric, seed=recipe.seed, higher_is_better=recipe.higher_is_better
+        found, subject.statistic(), seed=recipe.seed, say=voice.say
     )
     timings = times_of([model], subject, batches=batches, voice=voice)[0] if timed else {}
+    absent = (found.classes or 0) - len(set(found.references.tolist()))
+    if subject.metric == "f1" and absent > 0 and found.classes != 2:
+        voice.say(
+            f"f1: {absent} of the model's {found.classes} classes have no row: they count as 0"
+        )
+    note = rows.note
+    if "warnings" not in note:  # no row has chosen anything: nobody has looked at the labels yet
+        note = {**note, "warnings": list(doubts_of(found, subject.task, model.config))}
+        for doubt in note["warnings"]:
+            voice.say(f"careful: {note['name']}: {doubt}")
     result = EvalResult(
-        metric=metric,
+        metric=subject.metric,
         value=value,
         interval=interval,
         n=len(rows.examples),
@@ -78,7 +95,7 @@ def measure(
         kv_cache_bytes_per_token=kv_cache_bytes_per_token(model, batch=batches[0]),
         limit=recipe.limit,
         seed=recipe.seed,
-        data=rows.note,
+        data=note,
         model=model_note(subject),
         versions=versions(),
     )
@@ -192,13 +209,7 @@ def _cut(
     if twin is not None:
         slow, fast = times_of([twin, model], subject, batches=batches, voice=voice)
         before, after = _with_latency(before, slow), _with_latency(after, fast)
-    difference, interval, _direction = judge(
-        new,
-        before.metric,
-        seed=recipe.seed,
-        higher_is_better=recipe.higher_is_better,
-        other=old,
-    )
+    difference, interval, _direction = judge(new, subject.statistic(), seed=recipe.seed, other=old)
     added = given.count if given else 0
     return _Made(
         anatomy, sample, same, removed - added, mended, before, after, difference, interval

@@ -202,9 +202,7 @@ def _heal(
     before, old = measure(subject, lesson.reporting, heads=heads, voice=voice, timed=False)
     healed, proofs = _train(lesson, arguments, checkpoints, voice=voice)
     after, new = measure(subject, lesson.reporting, heads=heads, voice=voice, timed=False)
-    difference, interval, _direction = judge(
-        new, before.metric, seed=recipe.seed, higher_is_better=recipe.higher_is_better, other=old
-    )
+    difference, interval, _direction = judge(new, subject.statistic(), seed=recipe.seed, other=old)
     anatomy = inspect(subject.model)
     proofs = (*proofs, heads_are_the_same(lesson.anatomy, anatomy))
     insist(proofs)

@@ -101,11 +101,8 @@ def _judge(subject: Subject, anatomy: Anatomy, examples: Sequence[Example]) -> J
             return Look(mean, mean)
 
         return Judge(distance, _least_loss, "loss", len(examples))
-    from headprune.tasks.metrics import BUILT_IN, load_metric
-
-    name = recipe.metric or subject.task.metric
-    statistic = load_metric(name, higher_is_better=recipe.higher_is_better)
-    compute = BUILT_IN.get(name, statistic).compute
+    statistic = subject.statistic()
+    compute, sampled = statistic.compute, statistic.or_nan().compute
 
     def look(mask: Float[Tensor, " heads"]) -> Look:
         found = predict_masked(model, anatomy, subject.task, batches=goal.batches, masks=mask[None])
@@ -115,9 +112,9 @@ def _judge(subject: Subject, anatomy: Anatomy, examples: Sequence[Example]) -> J
     sign = 1 if statistic.higher_is_better else -1
 
     def best(looks: Sequence[Look]) -> int:
-        return best_of(looks, lambda one, other: sign * compute(one, other), seed=recipe.seed)
+        return best_of(looks, lambda one, other: sign * sampled(one, other), seed=recipe.seed)
 
-    return Judge(look, best, name, len(examples))
+    return Judge(look, best, statistic.name, len(examples))
 
 
 def best_of(looks: Sequence[Look], worth: Compute, *, seed: int) -> int:

@@ -142,19 +142,13 @@ def race(subject: Subject, anatomy: Anatomy, rows: Rows, *, over: Pass) -> HeadS
 
 def score_by_metric(subject: Subject, anatomy: Anatomy, goal: Goal, *, over: Pass) -> HeadScores:
     """Score the heads by what the metric loses without each."""
-    from headprune.tasks.metrics import BUILT_IN, load_metric
-
-    recipe = subject.recipe
-    name = recipe.metric or subject.task.metric
-    statistic = load_metric(name, higher_is_better=recipe.higher_is_better)
+    recipe, statistic = subject.recipe, subject.statistic()
     found = metric_drop(
         subject.model,
         anatomy,
         batches=goal.batches,
         task=subject.task,
-        # The built-in function itself: the evaluate layer around it costs 10 ms a call.
-        statistic=BUILT_IN.get(name, statistic).compute,
-        higher_is_better=statistic.higher_is_better,
+        statistic=statistic,
         seed=recipe.seed,
         over=over,
     )
@@ -162,6 +156,8 @@ def score_by_metric(subject: Subject, anatomy: Anatomy, goal: Goal, *, over: Pas
     return HeadScores(
         method="ablation",
         objective="metric",
+        metric=statistic.name,
+        higher_is_better=statistic.higher_is_better,
         heads=anatomy.heads,
         values=tuple(found.values.tolist()),
         standard_errors=None if errors is None else tuple(errors.tolist()),

@@ -1,14 +1,15 @@
-"""Scores for a model: named by the user, found in the latest run, or computed."""
+"""Scores for a model: computed, or those that the user asks for by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import Recipe
 from headprune.distributed import World
-from headprune.errors import HeadpruneError
+from headprune.errors import HeadpruneError, PlanError
 from headprune.heads import HeadScores
 from headprune.journal import Journal, open_journal
 from headprune.models import fingerprint, versions
@@ -16,7 +17,7 @@ from headprune.passes import Pass
 from headprune.pipeline.course import check_course, method_of, steps_fit, steps_of
 from headprune.pipeline.rounds import race, score_by_metric, score_with_steps
 from headprune.placement import input_device
-from headprune.runs import FOLDER, latest_scores, named_scores
+from headprune.runs import FOLDER, LATEST, named_scores, scores_file
 from headprune.scoring import DEPEND_ON_BATCHES, DIFFERENTIATE, NEED_NO_ROWS
 from headprune.subject import (
     Rows,
@@ -28,8 +29,8 @@ from headprune.subject import (
 from headprune.tasks.distill import NOTHING, Goal
 from headprune.tasks.rows import noted_rows
 
-# What must agree for the scores of an earlier run to be those that would be computed now.
-_SAME_ROWS = ("fingerprint", "max_length", "task")
+# What must agree for scores to be of the rows that would be read now, and what it is called.
+_SAME_ROWS = {"fingerprint": "rows (fingerprint)", "max_length": "max length", "task": "task"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Scored:
 def find_scores(
     subject: Subject, anatomy: Anatomy, rows: Rows, *, voice: Voice, keep_parts: bool
 ) -> Scored:
-    """Return the scores that were named, else the latest run's if they fit, else new ones.
+    """Return the scores that were asked for by name, or new ones: those of an earlier run never serve unasked.
 
     Args:
         subject: The model, with its recipe.
@@ -56,67 +57,93 @@ def find_scores(
         rows: What to score on.
         voice: How to talk meanwhile.
         keep_parts: Whether parts of new scores are kept on disk as they are computed.
+
+    Raises:
+        PlanError: The latest run's are asked for, and they aren't those that the settings would make.
     """
-    if subject.recipe.scores is not None:
-        return Scored(_named(subject, rows, path=Path(subject.recipe.scores), voice=voice))
-    latest = latest_scores(subject.recipe.method, say=voice.say)
-    if latest is not None:
-        scores, path = latest
-        if _fits(scores, subject, rows):
-            how = f"{scores.method}, raced" if scores.race else scores.method
-            voice.say(f"scores of the latest run: {path} ({how}, n = {scores.n:,})")
-            steps = steps_of(subject.recipe)
-            if scores.steps is None and steps > 1 and not scores.race:
-                voice.say(f"made once; --steps {steps} scores again as heads go")
-            return Scored(scores)
-        voice.say(
-            f"the latest run ({path}) has scores of another model, data, method or cut: scoring anew"
-        )
-    return compute_scores(subject, anatomy, rows, voice=voice, keep_parts=keep_parts)
-
-
-def _named(subject: Subject, rows: Rows, *, path: Path, voice: Voice) -> HeadScores:
-    """Return the scores in a file, and say in what they aren't those that the settings would make."""
     recipe = subject.recipe
+    if recipe.scores is None:
+        return compute_scores(subject, anatomy, rows, voice=voice, keep_parts=keep_parts)
+    path = scores_file(recipe.scores, method=method_of(recipe))
     scores = named_scores(path, fingerprint=fingerprint(subject.model))
-    if scores.n and scores.data.get("fingerprint") != rows.note["fingerprint"]:
-        voice.say("the scores were computed on other rows than these settings would choose")
+    compare(scores, recipe, path=path, metric=subject.task.metric, rows=rows, voice=voice)
+    how = f"{scores.method}, raced" if scores.race else scores.method
+    voice.say(f"scores: {path} ({how}, n = {scores.n:,})")
     if scores.n and not scores.rows:
         voice.say("careful: the scores don't say which rows they are from; some may report too")
-    if scores.race is not None and scores.race.keep != recipe.keep:
-        voice.say(
-            f"careful: these heads raced for --keep {scores.race.keep:g}, not for another cut"
+    steps = steps_of(recipe)
+    if scores.steps is None and steps > 1 and not scores.race:
+        voice.say(f"made once; --steps {steps} scores again as heads go")
+    return Scored(scores)
+
+
+def compare(
+    scores: HeadScores,
+    recipe: Recipe,
+    *,
+    path: Path,
+    metric: str | None,
+    rows: Rows | None,
+    voice: Voice,
+) -> None:
+    """Say in what scores of a file aren't those that the settings would make now; the latest run's must be.
+
+    Args:
+        scores: The scores.
+        recipe: The settings.
+        path: The file.
+        metric: The metric where the settings name none.
+        rows: The rows that would be scored, where any are read.
+        voice: How to talk.
+
+    Raises:
+        PlanError: The latest run's are asked for, and they aren't.
+    """
+    others = list(_differences(scores, recipe, metric=metric, rows=rows))
+    if others and recipe.scores == LATEST:
+        raise PlanError(
+            f"the scores of the latest run aren't those that these settings would make: {'; '.join(others)}",
+            where=f"--scores {LATEST} ({path})",
+            hint=f"leave --scores out to score anew, or take them all the same: --scores {path}",
         )
+    for other in others:
+        voice.say(f"careful: {other}")
+
+
+def _differences(
+    scores: HeadScores, recipe: Recipe, *, metric: str | None, rows: Rows | None
+) -> Iterator[str]:
+    """Yield in what scores aren't those that the settings would make now; a file that is named has its own method."""
+    method = method_of(recipe) if recipe.scores == LATEST else recipe.method or scores.method
+    pairs: list[tuple[str, Any, Any]] = [
+        ("method", scores.method, method),
+        ("objective", scores.objective, recipe.objective),
+        ("normalisation", scores.normalize, recipe.normalize),
+        ("seed", scores.seed, recipe.seed),
+    ]
+    if recipe.objective == scores.objective == "metric":
+        pairs += [("metric", scores.metric, recipe.metric or metric or scores.metric)]
+    if recipe.higher_is_better is not None and scores.higher_is_better is not None:
+        pairs += [("higher is better", scores.higher_is_better, recipe.higher_is_better)]
+    if scores.n and rows is not None:
+        pairs += [(name, scores.data.get(key), rows.note[key]) for key, name in _SAME_ROWS.items()]
+    if scores.method in DEPEND_ON_BATCHES:
+        pairs += [("batch size", scores.data.get("batch_size", "not noted"), recipe.batch_size)]
+    for name, made, asked in pairs:
+        if made != asked:
+            yield f"{name}: the scores have {_shown(made)}, the settings {_shown(asked)}"
+    if scores.race is not None and (scores.race.keep != recipe.keep or recipe.sites):
+        yield f"these heads raced for --keep {scores.race.keep:g} of all heads, not for another cut"
     if not steps_fit(scores, recipe):
         how = "once"
         if scores.steps:
             between = f"mended ({scores.steps.mended})" if scores.steps.mended else "not mended"
             how = f"in {scores.steps.count} steps for {scores.steps.budget}, {between} in between"
-        voice.say(f"careful: these heads were scored {how}, not as these settings would")
-    if recipe.method not in (None, scores.method) or recipe.objective != scores.objective:
-        voice.say(
-            f"careful: these are {scores.method} scores by {scores.objective}, "
-            f"and the settings say {method_of(recipe)} by {recipe.objective}"
-        )
-    return scores
+        yield f"these heads were scored {how}, not as these settings would"
 
 
-def _fits(scores: HeadScores, subject: Subject, rows: Rows) -> bool:
-    """Whether scores are those that the settings would make now; without a method any is taken."""
-    recipe = subject.recipe
-    return (
-        scores.model.get("fingerprint") == fingerprint(subject.model)
-        and all(scores.data.get(name) == rows.note[name] for name in _SAME_ROWS if scores.n)
-        and scores.method == (recipe.method or scores.method)
-        and scores.normalize == recipe.normalize
-        and scores.objective == recipe.objective
-        and (scores.race is None or (scores.race.keep == recipe.keep and not recipe.sites))
-        and steps_fit(scores, recipe)
-        and (
-            scores.method not in DEPEND_ON_BATCHES
-            or scores.data.get("batch_size", "not noted") == recipe.batch_size
-        )
-    )
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)
 
 
 def compute_each(

@@ -42,14 +42,15 @@ from headprune.models import (
     weights_bytes,
 )
 from headprune.pipeline.commands import anatomy_of, refuse_output
-from headprune.pipeline.course import constraints_of, is_tolerant
+from headprune.pipeline.course import constraints_of, is_tolerant, method_of
 from headprune.pipeline.planning import choose
 from headprune.pipeline.record import note_where, record_of
+from headprune.pipeline.scores import compare
 from headprune.placement import count_parameters
 from headprune.prices import prices_of
 from headprune.report.card import model_card
 from headprune.results import Unmeasured
-from headprune.runs import named_scores
+from headprune.runs import named_scores, scores_file
 from headprune.selection import check_constraints, is_padded, parameters_removed
 from headprune.subject import Voice, find_model, origin_of
 from headprune.surgery import cut
@@ -221,7 +222,7 @@ def _refuse_what_runs_the_model(recipe: Recipe) -> None:
 
 def _look(recipe: Recipe, *, voice: Voice, show: Show) -> _Prospect:
     _refuse_what_runs_the_model(recipe)
-    scores_file = Path(str(recipe.scores))
+    path = scores_file(str(recipe.scores), method=method_of(recipe))
     constraints = constraints_of(recipe)
     source = find_model(recipe)
     model, complaints = load_shapes(source, say=voice.say)
@@ -229,7 +230,8 @@ def _look(recipe: Recipe, *, voice: Voice, show: Show) -> _Prospect:
     anatomy = anatomy_of(model, name=source.name, voice=voice)
     prices = prices_of(model, anatomy, constraints=constraints, batches=tuple)
     check_constraints(anatomy, constraints, prices=prices)
-    scores = _scores(scores_file, source, model, voice=voice)
+    scores = _scores(path, source, model, voice=voice)
+    compare(scores, recipe, path=path, metric=None, rows=None, voice=voice)
     plan = choose(model, anatomy, scores, constraints=constraints, prices=prices, voice=voice)
     show(scores, plan)
     return _Prospect(recipe, source, model, anatomy, complaints, scores, plan)

@@ -22,7 +22,7 @@ from headprune.placement import input_device
 from headprune.precedence import BUDGETS
 from headprune.report.plots import sweep_picture
 from headprune.results import Curve, Sweep
-from headprune.runs import FOLDER, next_run
+from headprune.runs import FOLDER, file_name, next_run
 from headprune.selection import make_plan
 from headprune.subject import (
     Rows,
@@ -171,7 +171,7 @@ def _noted(
 ) -> Sweep:
     recipe = subject.recipe
     return Sweep(
-        metric=recipe.metric or subject.task.metric,
+        metric=subject.metric,
         higher_is_better=higher_is_better,
         n=len(reporting.examples),
         num_heads=len(anatomy.heads),
@@ -193,8 +193,7 @@ def _write(found: Sweep, scores: Mapping[str, HeadScores], out: Path, *, overwri
     with output_directory(out, overwrite=overwrite) as staging:
         (staging / "sweep.json").write_text(found.to_json(), encoding="utf-8")
         for method, values in scores.items():
-            path = staging / f"scores-{method.replace(':', '-')}.json"
-            path.write_text(values.to_json(), encoding="utf-8")
+            (staging / file_name(method)).write_text(values.to_json(), encoding="utf-8")
         for kind in ("png", "svg"):
             (staging / f"sweep.{kind}").write_bytes(sweep_picture(found, kind=kind))
         seal(staging)

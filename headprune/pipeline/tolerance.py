@@ -107,10 +107,7 @@ def deepest(
     recipe, model = subject.recipe, subject.model
     batches = subject.batches(deciding.examples)
     whole = predict(model, subject.task, batches=batches, track=voice.track)
-    metric = recipe.metric or subject.task.metric
-    judged = partial(
-        judge, metric=metric, seed=recipe.seed, higher_is_better=recipe.higher_is_better
-    )
+    judged = partial(judge, metric=subject.statistic(), seed=recipe.seed)
     base, _interval, better = judged(whole)
     if recipe.max_drop is None:
         raise PlanError("no drop is told", where="--max-drop", hint="--max-drop 1%")
@@ -125,7 +122,7 @@ def deepest(
         difference, (low, high), _ = judged(found, other=whole)
         drop, worst = (-difference, -low) if better else (difference, high)
         voice.say(
-            f"keep {keep:g}: {metric} {base:.4f} -> {base + difference:.4f}, "
+            f"keep {keep:g}: {subject.metric} {base:.4f} -> {base + difference:.4f}, "
             f"a drop of {worst:.4g} at most ({allowed:.4g} allowed; n = {len(deciding.examples):,})"
         )
         return Look(keep, drop, worst)

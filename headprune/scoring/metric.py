@@ -1,11 +1,11 @@
 """Leave one out, and look at the metric itself."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -15,10 +15,10 @@ from headprune.passes import Pass
 from headprune.replay import losses
 from headprune.scoring.estimate import Estimate
 from headprune.tasks import Task
+from headprune.tasks.metrics import Numbers, Statistic, affordable
 
 _RESAMPLES = 200
-
-Numbers = NDArray[np.float64]
+_FEWEST_RESAMPLES = 20
 
 
 def metric_drop(
@@ -27,8 +27,7 @@ def metric_drop(
     *,
     batches: Sequence[Batch],
     task: Task,
-    statistic: Callable[[Numbers, Numbers], float],
-    higher_is_better: bool,
+    statistic: Statistic,
     seed: int,
     over: Pass,
 ) -> Estimate:
@@ -41,8 +40,7 @@ def metric_drop(
         anatomy: Its anatomy.
         batches: Calibration data.
         task: What predicts.
-        statistic: ``(predictions, references) -> metric``.
-        higher_is_better: Its direction.
+        statistic: The metric.
         seed: Of the bootstrap.
         over: How to go over the data.
     """
@@ -61,15 +59,19 @@ def metric_drop(
     references = np.empty(predictions.shape[1])
     for batch in batches:
         references[batch.indices.numpy()] = batch.targets.double().numpy()
-    sign = 1 if higher_is_better else -1
+    sign = 1 if statistic.higher_is_better else -1
 
-    def drops(rows: Any) -> Numbers:
-        values = [statistic(one[rows], references[rows]) for one in predictions]
+    def drops(rows: Any, of: Statistic = statistic) -> Numbers:
+        values = [of.compute(one[rows], references[rows]) for one in predictions]
         return sign * (values[0] - np.array(values[1:]))
 
-    drawn = np.random.default_rng(seed).integers(0, len(references), (_RESAMPLES, len(references)))
-    spread = np.nanstd(np.stack([drops(rows) for rows in drawn]), axis=0, ddof=1)
+    start = perf_counter()
     whole = torch.from_numpy(drops(slice(None)))
+    count = affordable(statistic, perf_counter() - start, most=_RESAMPLES, fewest=_FEWEST_RESAMPLES)
+    drawn = np.random.default_rng(seed).integers(0, len(references), (count, len(references)))
+    spread = np.nanstd(
+        np.stack([drops(rows, statistic.or_nan()) for rows in drawn]), axis=0, ddof=1
+    )
     return Estimate(whole, torch.from_numpy(spread), len(references))
 
 

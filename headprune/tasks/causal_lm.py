@@ -134,4 +134,5 @@ TASK = Task(
     distill=TOKENS,
     predicted_loss=summed_loss,
     reads_forward=True,
+    predicted="likelihoods",
 )

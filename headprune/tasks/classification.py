@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from headprune.batch import Batch
-from headprune.errors import DataError, ModelError, did_you_mean
+from headprune.errors import ModelError
 from headprune.tasks.asked import Fill
 from headprune.tasks.collate import fill_with_zero, make_batches
 from headprune.tasks.data import Columns, Table, texts_of
 from headprune.tasks.distill import CLASSES
+from headprune.tasks.labels import read_classes
 from headprune.tasks.rows import Example
 from headprune.tasks.task import Task
 
@@ -21,65 +22,30 @@ from headprune.tasks.task import Task
 def to_examples(
     table: Table, columns: Columns, tokenizer: Any, config: Any, max_length: int
 ) -> tuple[Example, ...]:
-    """Read texts, and their labels, if there are any, as the model's class indices.
+    """Read texts, and their labels, if any are read, as the model's class indices.
 
     Raises:
+        DataError: A label is no class of the model.
         ModelError: The model doesn't choose one of several classes.
     """
     del tokenizer, max_length
     if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):
         raise ModelError(
-            f"the model has {config.num_labels} output and problem type {config.problem_type!r}: "
+            f"the model has {config.num_labels} outputs and problem type {config.problem_type!r}: "
             "it doesn't choose one of several classes",
             where="config.json",
-            hint="only single-label classification with two classes or more is supported",
+            hint="no task here does; score it in Python by a loss of your own: headprune.score(model, batches, loss=...)",
         )
-    return tuple(
-        Example(
-            texts_of(table, row, columns),
-            class_index(
-                values[columns.label], row, table=table, column=columns.label, config=config
-            )
-            if columns.label
-            else None,
-        )
-        for row, values in enumerate(table.rows)
+    count = len(table.rows)
+    labels = (
+        read_classes(table, columns.label, config).indices if columns.label else (None,) * count
     )
+    return tuple(Example(texts_of(table, row, columns), label) for row, label in enumerate(labels))
 
 
-def class_index(label: Any, row: int, *, table: Table, column: str, config: Any) -> int:
-    """Return the model's index of a label, given by name or by index.
-
-    Names win: where the data names its classes, index 0 of the data may be index 1 of the model.
-
-    Raises:
-        DataError: The model doesn't know the label.
-    """
-    names = {str(name): int(index) for name, index in config.label2id.items()}
-    folded = {name.casefold(): index for name, index in names.items()}
-    number = int(label) if _is_whole(label) else None
-    own = table.class_names.get(column, ())
-    if number is not None and 0 <= number < len(own):
-        named = folded.get(own[number].casefold())
-        if named is not None:
-            return named
-    if str(label).casefold() in folded:
-        return folded[str(label).casefold()]
-    if number is not None and 0 <= number < config.num_labels:
-        return number
-    raise DataError(
-        f"row {row} has the label {label!r}, which the model doesn't know",
-        where=f"--data {table.name}",
-        hint=did_you_mean(str(label), list(names)[:12]),
-    )
-
-
-def _is_whole(label: Any) -> bool:
-    if isinstance(label, bool | int):
-        return True
-    return (isinstance(label, float) and label.is_integer()) or (
-        isinstance(label, str) and label.strip().isdecimal()
-    )
+def remarks(table: Table, columns: Columns, config: Any) -> tuple[str, ...]:
+    """Return how the labels are read, and what is odd about them."""
+    return read_classes(table, columns.label, config).remarks if columns.label else ()
 
 
 def to_batches(
@@ -89,6 +55,7 @@ def to_batches(
     batch_size: int | None,
     accepts: Callable[[str], bool],
     fill: Fill = fill_with_zero,
+    target_dtype: torch.dtype = torch.long,
 ) -> tuple[Batch, ...]:
     """Give each text, or pair of texts, one row."""
     columns = [list(column) for column in zip(*(e.texts for e in examples), strict=True)]
@@ -96,10 +63,10 @@ def to_batches(
     rows = [({name: encoded[name][row] for name in encoded},) for row in range(len(examples))]
     return make_batches(
         rows,
-        [int(example.target or 0) for example in examples],
+        [example.target or 0 for example in examples],
         fill=fill,
         batch_size=batch_size,
-        target_dtype=torch.long,
+        target_dtype=target_dtype,
         accepts=accepts,
     )
 
@@ -125,4 +92,6 @@ TASK = Task(
     loss=loss,
     predict=predict,
     distill=CLASSES,
+    predicted="classes",
+    remarks=remarks,
 )

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from headprune.errors import DataError
 from headprune.local import noted_hash
 
 
@@ -63,6 +64,22 @@ def without_inputs(examples: Iterable[Example], digests: Iterable[str]) -> tuple
     """Return the examples whose inputs are not among those with these digests."""
     taken = set(digests)
     return tuple(example for example in examples if example.input_digest not in taken)
+
+
+def with_targets(examples: Iterable[Example], *, column: str) -> tuple[Example, ...]:
+    """Return the examples that have a target.
+
+    Raises:
+        DataError: None has one.
+    """
+    found = tuple(example for example in examples if example.target is not None)
+    if not found:
+        raise DataError(
+            "this split has no labels: every row holds -1, - or nothing",
+            where=f"--data, column {column!r}",
+            hint="use a split with labels; --objective distill scores without any",
+        )
+    return found
 
 
 def noted_rows(examples: Iterable[Example], *, earlier: Iterable[str] = ()) -> tuple[str, ...]:

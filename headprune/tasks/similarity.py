@@ -13,10 +13,11 @@ from transformers import PreTrainedModel
 from headprune.batch import Batch, forward
 from headprune.tasks.asked import Fill
 from headprune.tasks.collate import fill_with_zero, make_batches
-from headprune.tasks.data import Columns, Table, number_of, texts_of
+from headprune.tasks.data import Columns, Table, texts_of
 from headprune.tasks.distill import Distill
 from headprune.tasks.embedder import MEAN, Embedder, embedding_of, lower_casing
 from headprune.tasks.embedding import compare
+from headprune.tasks.labels import read_numbers
 from headprune.tasks.rows import Example
 from headprune.tasks.task import Task
 
@@ -28,12 +29,13 @@ def to_examples(
     del tokenizer, config, max_length
     if not columns.label:
         return tuple(Example(texts_of(table, row, columns)) for row in range(len(table.rows)))
-    scores = [number_of(table, row, columns.label) for row in range(len(table.rows))]
-    low, high = min(0.0, *scores), max(1.0, *scores)
+    scores = read_numbers(table, columns.label)
+    present = [score for score in scores if score is not None]
+    low, high = min([0.0, *present]), max([1.0, *present])
     return tuple(
         Example(
             texts_of(table, row, columns),
-            (score - low) / (high - low),
+            None if score is None else (score - low) / (high - low),
         )
         for row, score in enumerate(scores)
     )

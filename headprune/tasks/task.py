@@ -10,6 +10,7 @@ from headprune.batch import Batch, PositionLoss
 from headprune.tasks.asked import Fill
 from headprune.tasks.data import Columns, Table
 from headprune.tasks.distill import Distill
+from headprune.tasks.metrics import Predicted
 from headprune.tasks.rows import Example
 
 
@@ -33,6 +34,8 @@ class Task:
         reads_forward: Whether its models must predict each token from those before it alone.
         max_length: The longest input in tokens that the model itself settles; None where it settles none.
         described: What the model does beside its transformer, in words that are said aloud.
+        predicted: What it predicts: a metric must compare the same.
+        remarks: ``(table, columns, config)`` to what is to be said of how labels are read.
     """
 
     name: str
@@ -52,3 +55,9 @@ class Task:
     reads_forward: bool = False
     max_length: int | None = None
     described: str = ""
+    predicted: Predicted = "numbers"
+    remarks: Callable[[Table, Columns, Any], tuple[str, ...]] = lambda _table, _columns, _config: ()
+
+    def num_classes(self, config: Any) -> int | None:
+        """Return how many classes a model tells apart, None where it predicts none."""
+        return int(config.num_labels) if self.predicted == "classes" else None

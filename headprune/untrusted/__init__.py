@@ -16,7 +16,7 @@ from headprune.untrusted.recognise import (
     refuse_quantised_config,
     refuse_wrapped_names,
 )
-from headprune.untrusted.settings import check_settings
+from headprune.untrusted.settings import check_settings, class_names
 from headprune.untrusted.weights import (
     INDEX,
     WHOLE,
@@ -36,6 +36,7 @@ __all__ = [
     "ModuleEntry",
     "TensorEntry",
     "check_settings",
+    "class_names",
     "code_of_its_own",
     "code_of_the_tokenizer",
     "damage",

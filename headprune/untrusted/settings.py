@@ -114,9 +114,49 @@ def check_settings(settings: dict[str, Any], *, where: str) -> None:
     for name, value in pairs(settings):
         if name.removesuffix("_internal").endswith("implementation") and "/" in str(value):
             raise _wrong(name, value, "names code from the hub, which isn't run", where=where)
+    _refuse_contradicting_classes(settings, where=where)
     record = settings.get("headprune")
     if record and record.get("format", 1) == 1:
         _check_record(record, where=where)
+
+
+def class_names(settings: dict[str, Any]) -> dict[int, str] | None:
+    """Return what a config calls its classes, by index, None where it doesn't say: a map of ``LABEL_0, ...`` says nothing."""
+    named, indexed = _id2label(settings), _label2id(settings)
+    if named is None and indexed is None:
+        return None
+    return named or {index: name for name, index in sorted((indexed or {}).items(), key=str)}
+
+
+def _id2label(settings: dict[str, Any]) -> dict[int, str] | None:
+    names = {int(i): str(name) for i, name in (settings.get("id2label") or {}).items()}
+    return None if all(name == f"LABEL_{i}" for i, name in names.items()) else names
+
+
+def _label2id(settings: dict[str, Any]) -> dict[str, int] | None:
+    indices = {str(name): int(i) for name, i in (settings.get("label2id") or {}).items()}
+    return None if all(name == f"LABEL_{i}" for name, i in indices.items()) else indices
+
+
+def _refuse_contradicting_classes(settings: dict[str, Any], *, where: str) -> None:
+    """Refuse two maps of classes of which one calls a class otherwise than the other.
+
+    Raises:
+        ModelError: They do, or an index is no number.
+    """
+    try:
+        named, indexed = _id2label(settings), _label2id(settings)
+    except (TypeError, ValueError) as error:
+        maps = {name: settings.get(name) for name in ("id2label", "label2id")}
+        raise _wrong("id2label, label2id", maps, "have no whole numbers", where=where) from error
+    for name, index in (indexed or {}).items() if named else ():
+        other = (named or {}).get(index)
+        if other is None or other.casefold() != name.casefold():
+            raise ModelError(
+                f"the config's label2id says that {name!r} is class {index}, and its id2label calls class {index} {other!r}",
+                where=f"{where} (id2label, label2id)",
+                hint="say in id2label which class is which, and take label2id out",
+            )
 
 
 def _refuse_absurd(name: str, value: int, *, positions: int, where: str) -> None:

@@ -1,0 +1,169 @@
+"""A loaded model with its task."""
+
+import inspect
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from transformers import PreTrainedModel
+
+from headprune.anatomy.clone import pruning_record
+from headprune.batch import Batch
+from headprune.checkpoint import load_model
+from headprune.config import MAX_LENGTH, Recipe
+from headprune.errors import ConfigError
+from headprune.local import published_name
+from headprune.models import ModelSource, find, fingerprint, load_tokenizer
+from headprune.placement import describe
+from headprune.tasks import Task, detect_task, get_task, of_outputs, refuse_other_head
+from headprune.tasks.asked import Fill, filling, longest_row, refuse_reading_ahead
+from headprune.tasks.distill import Goal, taught
+from headprune.tasks.metrics import Statistic, load_metric
+from headprune.tasks.rows import Example
+
+Item = TypeVar("Item")
+
+
+@runtime_checkable
+class Voice(Protocol):
+    """How a stage talks while it works."""
+
+    def say(self, text: str) -> None:
+        """Tell the user what is going on."""
+
+    def track(self, items: Sequence[Item], description: str) -> Iterable[Item]:
+        """Yield the items, showing progress."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loaded model with what belongs to it."""
+
+    recipe: Recipe
+    source: ModelSource
+    model: PreTrainedModel
+    tokenizer: Any
+    task: Task
+
+    def accepts(self, name: str) -> bool:
+        """Whether the model's forward takes an input of this name."""
+        return name in inspect.signature(self.model.forward).parameters
+
+    def batches(
+        self, examples: Sequence[Example], *, batch_size: int | None = None
+    ) -> tuple[Batch, ...]:
+        """Turn examples into batches of the recipe's size, or of another."""
+        size = batch_size or self.recipe.batch_size
+        return self.task.to_batches(
+            examples, self.tokenizer, self.max_length, size, self.accepts, self.fill
+        )
+
+    @cached_property
+    def fill(self) -> Fill:
+        """What short rows are filled up with, which the model is asked when rows of different length come."""
+        return filling(self.model, self.task.distill.said, self.tokenizer)
+
+    @property
+    def metric(self) -> str:
+        """The name of the metric: the one that was asked for, or the task's."""
+        return self.recipe.metric or self.task.metric
+
+    def statistic(self) -> Statistic:
+        """Return the metric, which must compare what the task predicts.
+
+        Raises:
+            ConfigError: It doesn't, or fails on a few rows.
+        """
+        return load_metric(
+            self.metric,
+            higher_is_better=self.recipe.higher_is_better,
+            predicted=self.task.predicted,
+            classes=self.task.num_classes(self.model.config),
+        )
+
+    def goal(self, examples: Sequence[Example]) -> Goal:
+        """Return what importance is about: the task's loss, or how far outputs are from those of the model as it is."""
+        batches = self.batches(examples)
+        if self.recipe.objective == "distill":
+            return taught(self.model, self.task.distill, batches, seed=self.recipe.seed)
+        return Goal(batches, batches, self.task.loss)
+
+    @cached_property
+    def max_length(self) -> int:
+        """The longest row: what was asked for, or what the task settles, no longer than the model takes."""
+        asked = self.recipe.max_length or self.task.max_length or MAX_LENGTH
+        taken = longest_row(self.model, special=self.tokenizer.all_special_ids)
+        return min(limit for limit in (asked, self.task.max_length, taken) if limit)
+
+
+def open_subject(recipe: Recipe, *, voice: Voice) -> Subject:
+    """Find and load the model and its tokenizer, and settle the task."""
+    source = find_model(recipe)
+    name = recipe.task or detect_task(source.config, model_directory=source.root)
+    refuse_other_head(name, source.config, model_directory=source.root)
+    name = of_outputs(name, source.config)
+    tokenizer = load_tokenizer(source)
+    task = get_task(name, model_directory=source.root, config=source.config, tokenizer=tokenizer)
+    model = load_model(
+        source,
+        auto_class=task.auto_class,
+        device=recipe.device,
+        dtype=recipe.dtype,
+        say=voice.say,
+    )
+    voice.say(
+        f"model {recipe.model} ({model.config.model_type}), task {name}, on {describe(model)}"
+    )
+    subject = Subject(recipe, source, model, tokenizer, task)
+    subject.statistic()  # a metric that can't be computed is refused before the work
+    if subject.max_length < (recipe.max_length or 0):
+        voice.say(f"texts are cut at {subject.max_length} tokens: the model takes no longer ones")
+    if task.reads_forward:
+        refuse_reading_ahead(model, special=tokenizer.all_special_ids)
+    if task.described:
+        voice.say(f"embeddings: {task.described}; texts are cut at {subject.max_length} tokens")
+    return subject
+
+
+def find_model(recipe: Recipe, *, weights: bool = True) -> ModelSource:
+    """Find the model that a recipe names; without ``weights``, its config is enough."""
+    return find(
+        model_name(recipe),
+        revision=recipe.revision,
+        weights=weights,
+        stock_class=recipe.stock_class,
+    )
+
+
+def model_name(recipe: Recipe) -> str:
+    """Return the model that a recipe names.
+
+    Raises:
+        ConfigError: It names none.
+    """
+    if recipe.model is None:
+        raise ConfigError(
+            "no model is named",
+            where="MODEL",
+            hint="name a directory or a hub id, such as demo:minilm",
+        )
+    return recipe.model
+
+
+def model_note(subject: Subject) -> dict[str, Any]:
+    """Return what artefacts say of the model; a pruned one names what it was pruned from."""
+    note = {
+        **origin_of(subject.source),
+        "model_type": subject.model.config.model_type,
+        "fingerprint": fingerprint(subject.model),
+        "dtype": str(subject.model.dtype).removeprefix("torch."),
+    }
+    origin = pruning_record(subject.model.config).get("source")
+    return {**note, "source": origin} if origin else note
+
+
+def origin_of(source: ModelSource) -> dict[str, str | None]:
+    """Return what is recorded of where a model came from, the code of its own that wasn't run among it."""
+    code = {"own_code": source.own_code} if source.own_code else {}
+    return {"name": published_name(source.name), "revision": source.revision, **code}

@@ -1,0 +1,134 @@
+"""Metrics that aren't built in: what :func:`evaluate.load` knows, asked what they take and tried before any work."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+
+from headprune.errors import ConfigError, did_you_mean, first_line
+from headprune.tasks.metrics import BUILT_IN, Numbers, Predicted, UndefinedMetricError
+
+_INPUTS = ("predictions", "references")
+_MOST_TRIED = 50
+
+
+def load_custom_metric(
+    name: str, *, predicted: Predicted | None, classes: int | None
+) -> tuple[Callable[[Numbers, Numbers], float], Predicted]:
+    """Return the function of a metric, and what it compares, by the features that it declares.
+
+    Args:
+        name: A hub id or a path.
+        predicted: What it will be given: a few such rows are tried.
+        classes: How many classes there are.
+
+    Raises:
+        ConfigError: It can't be loaded, takes other inputs, or fails on rows of this kind.
+    """
+    try:
+        metric = evaluate.load(name, keep_in_memory=True)
+    except (
+        Exception
+    ) as error:  # evaluate raises FileNotFoundError, ConnectionError, ImportError and more
+        raise ConfigError(
+            f"the metric {name!r} can't be loaded: {first_line(error)}",
+            where="--metric",
+            hint=f"check the name and the network; built in: {did_you_mean(name, BUILT_IN)}",
+        ) from error
+    takes = _what_it_takes(metric, name)
+    is_whole = takes == "classes"
+
+    def compute(predictions: Numbers, references: Numbers) -> float:
+        sides = [
+            (np.rint(side).astype(int) if is_whole else side) for side in (predictions, references)
+        ]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of classes without examples
+                result = metric.compute(**dict(zip(_INPUTS, sides, strict=True)))
+        except Exception as error:  # somebody's code
+            raise UndefinedMetricError(
+                f"the metric {name!r} fails on {len(references)} rows: {type(error).__name__}: {first_line(error)}",
+                where=f"--metric {name}",
+                hint=f"choose another --metric, or write it for {takes} alone: one prediction and one reference an example",
+            ) from error
+        return _number(result, name)
+
+    if predicted == takes:
+        _try(compute, name=name, classes=classes if is_whole else None)
+    return compute, takes
+
+
+def _try(compute: Callable[[Numbers, Numbers], float], *, name: str, classes: int | None) -> None:
+    """Run a metric on a few rows in which every class occurs.
+
+    Raises:
+        ConfigError: It fails.
+    """
+    if classes is None:
+        references = np.linspace(0.0, 1.0, 8)
+        predictions = references[::-1] ** 2
+    else:
+        every = np.arange(min(max(classes, 2), _MOST_TRIED), dtype=np.float64)
+        references, predictions = np.tile(every, 2), np.concatenate([every, np.roll(every, 1)])
+    try:
+        compute(predictions, references)
+    except UndefinedMetricError as error:
+        rows = "rows of numbers" if classes is None else f"rows of {classes} classes"
+        raise ConfigError(
+            error.what.replace("rows:", f"{rows} that were tried first:", 1),
+            where=error.where,
+            hint=error.hint,
+        ) from error
+
+
+def _what_it_takes(metric: Any, name: str) -> Predicted:
+    """Return what a metric compares, by its features.
+
+    Raises:
+        ConfigError: It takes something that no task gives.
+    """
+    forms = metric.features if isinstance(metric.features, list) else [metric.features]
+    for form in forms:
+        kinds = {_kind(form[key]) for key in _INPUTS} if set(form) == set(_INPUTS) else set()
+        if kinds == {"classes"}:
+            return "classes"
+        if kinds == {"numbers"}:
+            return "numbers"
+    taken = " or ".join(
+        ", ".join(f"{key} ({getattr(value, 'dtype', 'a list')})" for key, value in form.items())
+        for form in forms
+    )
+    raise ConfigError(
+        f"the metric {name!r} takes {taken}, and a task gives predictions and references, one number each an example",
+        where=f"--metric {name}",
+        hint=f"choose another --metric; built in: {', '.join(BUILT_IN)}",
+    )
+
+
+def _kind(feature: Any) -> str:
+    dtype = str(feature.dtype) if isinstance(feature, datasets.Value) else "other"
+    if isinstance(feature, datasets.ClassLabel) or dtype.startswith(("int", "uint", "bool")):
+        return "classes"
+    return "numbers" if dtype.startswith("float") else dtype
+
+
+def _number(result: Any, name: str) -> float:
+    """Return the one number that a metric gives.
+
+    Raises:
+        ConfigError: It gives several, or something else.
+    """
+    key = name.rstrip("/").rsplit("/", 1)[-1].removesuffix(".py")
+    values = result if isinstance(result, dict) else {key: result}
+    value = values.get(key, next(iter(values.values())) if len(values) == 1 else None)
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise ConfigError(
+            f"the metric {name!r} gives {', '.join(map(str, values))}, and none of them is one number called {key}",
+            where=f"--metric {name}",
+            hint=f"write it so that it returns {{{key!r}: number}}",
+        )
+    return float(value)
