@@ -18,8 +18,10 @@ from headprune.models import ModelSource, find, fingerprint, load_tokenizer
 from headprune.placement import describe
 from headprune.results import Results
 from headprune.tasks import Task, detect_task, get_task
-from headprune.tasks.data import Columns, Table, choose_columns, read_table, without_rows_of
+from headprune.tasks.chats import is_chat
+from headprune.tasks.data import Columns, Table, choose_columns, read_table
 from headprune.tasks.distill import Goal, taught
+from headprune.tasks.leaks import prose_without_rows_of, without_rows_of
 from headprune.tasks.rows import Example, draw, hold_out, without_inputs, without_noted
 from headprune.tasks.rows import fingerprint as fingerprint_of_rows
 
@@ -188,13 +190,13 @@ def separate_rows(
     if own_rows:
         other, other_columns = _read(subject, *_evaluation_source(recipe), voice=voice)
         reporting = _examples(subject, other, other_columns)
-        free = table
-        if columns.texts == other_columns.texts:
-            free = without_rows_of(table, other, columns=columns.texts)
-        if len(free.rows) < len(table.rows):
-            voice.say(
-                f"{len(table.rows) - len(free.rows)} calibration rows are evaluation rows too; left out"
-            )
+        free, count_left_out = table, 0
+        if columns.texts == other_columns.texts and subject.task.reads_prose:
+            free, count_left_out = prose_without_rows_of(table, other, column=columns.texts[0])
+        elif columns.texts == other_columns.texts:
+            free, count_left_out = without_rows_of(table, other, columns=columns.texts)
+        if count_left_out:
+            voice.say(f"{count_left_out} calibration rows are evaluation rows too; left out")
         choosing = draw(_examples(subject, free, columns), count, seed=recipe.seed)
         reporting = without_inputs(reporting, [example.input_digest for example in choosing])
     else:
@@ -243,7 +245,7 @@ def _read(
         raise DataError(
             "no data is named",
             where="--data",
-            hint="say --data FILE (csv, tsv, json, jsonl, parquet, txt) or --data HUB_ID",
+            hint="say --data FILE (csv, tsv, json, jsonl, parquet, arrow, txt) or --data HUB_ID",
         )
     recipe, task = subject.recipe, subject.task
     table = read_table(source, split=split)
@@ -256,7 +258,15 @@ def _read(
     )
     label = f", label {columns.label!r}" if columns.label else ""
     shown = f"{source} {table.split}" if table.split else source
-    voice.say(f"{shown}: text {', '.join(map(repr, columns.texts))}{label} ({columns.why})")
+    read = (*columns.texts, columns.label)
+    others = [name for name in table.columns if name not in read]
+    unread = f"; not read: {', '.join(map(repr, others[:8]))}{' ...' if len(others) > 8 else ''}"
+    chats = is_chat(table.rows[0][columns.texts[0]])
+    why = f"{columns.why}{'; chats, through the chat template' if chats else ''}"
+    voice.say(
+        f"{shown}: {len(table.rows):,} rows, text {', '.join(map(repr, columns.texts))}{label} "
+        f"({why}{unread if others else ''})"
+    )
     return table, columns
 
 

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from headprune.batch import Batch, PositionLoss
 from headprune.errors import DataError
+from headprune.tasks.chats import prose_of
 from headprune.tasks.collate import make_batches
 from headprune.tasks.data import Columns, Table
 from headprune.tasks.distill import TOKENS
@@ -23,10 +24,12 @@ def to_examples(
     """Join all rows with newlines, tokenise once, cut into windows of ``max_length`` tokens (a tail of one is dropped).
 
     Raises:
-        DataError: The text has fewer than two tokens.
+        DataError: The text has fewer than two tokens, or a row holds something else than text.
     """
     del config
-    text = "\n".join(str(row[columns.texts[0]] or "") for row in table.rows)
+    column = columns.texts[0]
+    rows = range(len(table.rows))
+    text = "\n".join(prose_of(table, row, column, tokenizer) for row in rows)
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     windows = [tuple(ids[start : start + max_length]) for start in range(0, len(ids), max_length)]
     examples = tuple(Example(tokens=window) for window in windows if len(window) > 1)
@@ -104,4 +107,5 @@ TASK = Task(
     predict=predict,
     distill=TOKENS,
     predicted_loss=summed_loss,
+    reads_prose=True,
 )

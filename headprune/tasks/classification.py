@@ -1,5 +1,6 @@
 """Text classification, of single texts and of pairs."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from headprune.batch import Batch
 from headprune.errors import DataError, ModelError, did_you_mean
-from headprune.tasks.collate import make_batches
+from headprune.tasks.collate import make_batches, require_tokens
 from headprune.tasks.data import Columns, Table, texts_of
 from headprune.tasks.distill import CLASSES
 from headprune.tasks.rows import Example
@@ -41,6 +42,7 @@ def to_examples(
             )
             if columns.label
             else None,
+            where=table.where(row),
         )
         for row, values in enumerate(table.rows)
     )
@@ -56,7 +58,7 @@ def class_index(label: Any, row: int, *, table: Table, column: str, config: Any)
     """
     names = {str(name): int(index) for name, index in config.label2id.items()}
     folded = {name.casefold(): index for name, index in names.items()}
-    number = int(label) if _is_whole(label) else None
+    number = _whole(label)
     own = table.class_names.get(column, ())
     if number is not None and 0 <= number < len(own):
         named = folded.get(own[number].casefold())
@@ -73,12 +75,13 @@ def class_index(label: Any, row: int, *, table: Table, column: str, config: Any)
     )
 
 
-def _is_whole(label: Any) -> bool:
-    if isinstance(label, bool | int):
-        return True
-    return (isinstance(label, float) and label.is_integer()) or (
-        isinstance(label, str) and label.strip().isdecimal()
-    )
+def _whole(label: Any) -> int | None:
+    """Return a label that is a whole number; a text is one as numbers are written (``1``, ``1.0``), which ``01`` isn't."""
+    if isinstance(label, str):
+        digits = re.fullmatch(r"\s*(0|[1-9]\d{0,17})(\.0+)?\s*", label)
+        return int(digits.group(1)) if digits else None
+    is_whole = isinstance(label, int) or (isinstance(label, float) and label.is_integer())
+    return int(label) if is_whole else None
 
 
 def to_batches(
@@ -89,6 +92,7 @@ def to_batches(
     accepts: Callable[[str], bool],
 ) -> tuple[Batch, ...]:
     """Give each text, or pair of texts, one row."""
+    require_tokens(examples, tokenizer)
     columns = [list(column) for column in zip(*(e.texts for e in examples), strict=True)]
     encoded = tokenizer(*columns, truncation=True, max_length=max_length)
     rows = [({name: encoded[name][row] for name in encoded},) for row in range(len(examples))]

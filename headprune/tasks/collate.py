@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from headprune.batch import Batch
+from headprune.errors import DataError
+from headprune.tasks.rows import Example
 
 # Tokens per forward when --batch-size is auto: enough to fill the matrix units, little enough for a laptop.
 TOKEN_BUDGET = 4096
@@ -51,6 +53,23 @@ def pad(rows: Sequence[Mapping[str, Sequence[int]]], *, pad_token_id: int) -> di
         for name, value in fill.items()
         if name in rows[0]
     }
+
+
+def require_tokens(examples: Sequence[Example], tokenizer: Any) -> None:
+    """Refuse texts of which the tokenizer leaves nothing.
+
+    Raises:
+        DataError: There is one.
+    """
+    for column in zip(*(example.texts for example in examples), strict=True):
+        ids = tokenizer(list(column), add_special_tokens=False, verbose=False)["input_ids"]
+        for example, text, tokens in zip(examples, column, ids, strict=True):
+            if not tokens:
+                raise DataError(
+                    f"a text has no tokens: {text[:60]!r}",
+                    where=example.where,
+                    hint="remove the row: the model's tokenizer knows nothing of this text",
+                )
 
 
 def make_batches(

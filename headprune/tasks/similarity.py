@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
 from headprune.batch import Batch, forward
-from headprune.tasks.collate import make_batches
+from headprune.tasks.collate import make_batches, require_tokens
 from headprune.tasks.data import Columns, Table, number_of, texts_of
 from headprune.tasks.distill import Distill
 from headprune.tasks.rows import Example
@@ -25,13 +25,17 @@ def to_examples(
     """Read pairs and their scores, if there are any; those on another scale than 0 to 1 are mapped from their range to 0 to 1."""
     del tokenizer, config, max_length
     if not columns.label:
-        return tuple(Example(texts_of(table, row, columns)) for row in range(len(table.rows)))
+        return tuple(
+            Example(texts_of(table, row, columns), where=table.where(row))
+            for row in range(len(table.rows))
+        )
     scores = [number_of(table, row, columns.label) for row in range(len(table.rows))]
     low, high = min(0.0, *scores), max(1.0, *scores)
     return tuple(
         Example(
             texts_of(table, row, columns),
             (score - low) / (high - low),
+            where=table.where(row),
         )
         for row, score in enumerate(scores)
     )
@@ -45,6 +49,7 @@ def to_batches(
     accepts: Callable[[str], bool],
 ) -> tuple[Batch, ...]:
     """Give each sentence a row of its own."""
+    require_tokens(examples, tokenizer)
     texts = [text for example in examples for text in example.texts]
     encoded = tokenizer(texts, truncation=True, max_length=max_length)
     rows = [{name: encoded[name][row] for name in encoded} for row in range(len(texts))]

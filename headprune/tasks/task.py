@@ -29,6 +29,7 @@ class Task:
         distill: How it does without labels.
         predicted_loss: Set where the predictions are a loss of this kind, the references the batch's targets, and ``loss`` the
             one divided by the other: then the logits of a few positions at a time are enough to evaluate.
+        reads_prose: Whether the rows are pieces of one text, not examples.
     """
 
     name: str
@@ -44,3 +45,4 @@ class Task:
     predict: Callable[[Any, Batch], tuple[Tensor, Tensor]]
     distill: Distill
     predicted_loss: PositionLoss | None = None
+    reads_prose: bool = False
