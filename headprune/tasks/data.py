@@ -205,9 +205,11 @@ def _guess_texts(
     words = [name for name in free if _holds(table, name, lambda cell: not _NUMBER.fullmatch(cell))]
     if not texts and len(words) in num_texts and len(words) == 1:
         return tuple(words), "the only text there is"
+    could = texts or words
     raise DataError(
-        f"the task reads {' or '.join(map(str, num_texts))} text columns, and of the data's columns "
-        f"{_listed(texts or words) or 'none'} could be {'one' if len(texts or words) < 2 else 'meant'}",
+        f"several columns of the data could be the text: {_listed(could)}"
+        if len(could) > 1
+        else f"the task reads {' or '.join(map(str, num_texts))} text columns, and {_listed(could) or 'no column'} could be one",
         where=f"--data {table.name}",
         hint=f"say {_ways(num_texts)}; the columns are {_listed(table.columns)}{_about_header(table)}",
     )
