@@ -89,7 +89,11 @@ class BuiltInMetric(evaluate.Metric):  # type: ignore[misc]
 
     def __init__(self, statistic: Statistic) -> None:
         self.statistic = statistic
-        super().__init__()
+        super().__init__(keep_in_memory=True)
+
+    def _build_data_dir(self) -> str:
+        """Return where the library would keep files, without making it: nothing is kept."""
+        return str(self._data_dir_root)
 
     def _info(self) -> evaluate.MetricInfo:
         number = datasets.Value("float64")
