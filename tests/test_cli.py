@@ -97,6 +97,7 @@ def test_the_whole_journey(headprune, place):
     assert "9 attention heads fewer" in card
 
     code, out, err = headprune("eval", model, "--data", "data.csv", "--json")
+    assert "data.csv: 40 rows, text 'text', label 'label'" in err
     assert code == 0, err
     assert json.loads(out)["heads"] == 9
     (place / "eval.json").write_text(out)

@@ -16,7 +16,8 @@ from headprune.anatomy import Anatomy
 from headprune.batch import Batch
 from headprune.config import Recipe
 from headprune.models import choose_device
-from headprune.subject import Item, Subject, open_subject
+from headprune.subject import Subject, open_subject
+from headprune.subject.opened import Item
 from headprune.tasks import TASKS, Task
 from headprune.tasks.data import choose_columns, read_table
 from headprune.tasks.rows import Example, draw

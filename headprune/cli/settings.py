@@ -134,7 +134,7 @@ ROWS: dict[str, Any] = {
         str | None,
         typer.Option(
             metavar="FILE|HUB_ID[:CONFIG]",
-            help="csv, tsv, json, jsonl, parquet, txt, or a data set.",
+            help="csv, tsv, json, jsonl, parquet, arrow, txt, or a data set.",
             rich_help_panel=_DATA,
             show_default=False,
         ),

@@ -13,7 +13,9 @@ from headprune.heads import HeadScores
 from headprune.local import count_noted_elsewhere, published_name
 from headprune.results import Results
 from headprune.subject.opened import Subject, Voice
-from headprune.tasks.data import Columns, Table, choose_columns, read_table, without_rows_of
+from headprune.tasks.chats import is_chat
+from headprune.tasks.data import Columns, Table, choose_columns, read_table
+from headprune.tasks.leaks import prose_without_rows_of, without_rows_of
 from headprune.tasks.rows import (
     Example,
     draw,
@@ -103,7 +105,7 @@ def separate_rows(
         source = evaluation_source(recipe)
         other, other_columns = _read(subject, *source, voice=voice, labelled=reports)
         if columns.texts == other_columns.texts:
-            table = _without(table, other, columns, voice=voice)
+            table = _without(subject, table, other, columns, voice=voice)
     candidates = _examples(subject, table, columns, voice=voice)
     with_labels = _labelled(candidates, columns, voice=voice) if needed else ()
     drawn = with_labels if labelled else tuple(replace(one, target=None) for one in candidates)
@@ -136,13 +138,16 @@ def separate_rows(
     return chosen, replace(report, note={**report.note, "warnings": chosen.note["warnings"]})
 
 
-def _without(table: Table, other: Table, columns: Columns, *, voice: Voice) -> Table:
+def _without(
+    subject: Subject, table: Table, other: Table, columns: Columns, *, voice: Voice
+) -> Table:
     """Return the table without the rows that stand in the other one as well, and say how many they are."""
-    free = without_rows_of(table, other, columns=columns.texts)
-    if len(free.rows) < len(table.rows):
-        voice.say(
-            f"{len(table.rows) - len(free.rows)} calibration rows are evaluation rows too; left out"
-        )
+    if subject.task.reads_prose:
+        free, count = prose_without_rows_of(table, other, column=columns.texts[0])
+    else:
+        free, count = without_rows_of(table, other, columns=columns.texts)
+    if count:
+        voice.say(f"{count} calibration rows are evaluation rows too; left out")
     return free
 
 
@@ -182,7 +187,7 @@ def _read(
         raise DataError(
             "no data is named",
             where="--data",
-            hint="say --data FILE (csv, tsv, json, jsonl, parquet, txt) or --data HUB_ID",
+            hint="say --data FILE (csv, tsv, json, jsonl, parquet, arrow, txt) or --data HUB_ID",
         )
     recipe, task = subject.recipe, subject.task
     table = read_table(source, split=split)
@@ -195,7 +200,15 @@ def _read(
     )
     label = f", label {columns.label!r}" if columns.label else ""
     shown = f"{source} {table.split}" if table.split else source
-    voice.say(f"{shown}: text {', '.join(map(repr, columns.texts))}{label} ({columns.why})")
+    read = (*columns.texts, columns.label)
+    others = [name for name in table.columns if name not in read]
+    unread = f"; not read: {', '.join(map(repr, others[:8]))}{' ...' if len(others) > 8 else ''}"
+    chats = is_chat(table.rows[0][columns.texts[0]])
+    why = f"{columns.why}{'; chats, through the chat template' if chats else ''}"
+    voice.say(
+        f"{shown}: {len(table.rows):,} rows, text {', '.join(map(repr, columns.texts))}{label} "
+        f"({why}{unread if others else ''})"
+    )
     return table, columns
 
 

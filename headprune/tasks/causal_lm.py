@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from headprune.batch import Batch, PositionLoss
 from headprune.errors import DataError
 from headprune.tasks.asked import Fill
+from headprune.tasks.chats import prose_of
 from headprune.tasks.collate import fill_with_zero, make_batches
 from headprune.tasks.data import Columns, Table
 from headprune.tasks.distill import TOKENS
@@ -29,10 +30,12 @@ def to_examples(
     nothing can be predicted is dropped.
 
     Raises:
-        DataError: The text has too few tokens to predict one, or a window hasn't.
+        DataError: The text has too few tokens to predict one, or a window hasn't, or a row holds something else than text.
     """
     del config
-    text = "\n".join(str(row[columns.texts[0]] or "") for row in table.rows)
+    column = columns.texts[0]
+    rows = range(len(table.rows))
+    text = "\n".join(prose_of(table, row, column, tokenizer) for row in rows)
     start = start_of_text(tokenizer, text)
     size = max_length - len(start)
     given = max(1, len(start))
@@ -43,6 +46,8 @@ def to_examples(
             hint=f"give {given + 1} tokens or more",
         )
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if start and tuple(ids[: len(start)]) == tuple(start):  # a chat template has written it
+        ids = ids[len(start) :]
     windows = [(*start, *ids[place : place + size]) for place in range(0, len(ids), size)]
     examples = tuple(
         Example(tokens=window, given=given) for window in windows if len(window) > given
@@ -135,4 +140,5 @@ TASK = Task(
     predicted_loss=summed_loss,
     reads_forward=True,
     predicted="likelihoods",
+    reads_prose=True,
 )

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from headprune.batch import Batch
 from headprune.errors import ModelError
 from headprune.tasks.asked import Fill
-from headprune.tasks.collate import fill_with_zero, make_batches
+from headprune.tasks.collate import fill_with_zero, make_batches, require_tokens
 from headprune.tasks.data import Columns, Table, texts_of
 from headprune.tasks.distill import CLASSES
 from headprune.tasks.labels import read_classes
@@ -40,7 +40,10 @@ def to_examples(
     labels = (
         read_classes(table, columns.label, config).indices if columns.label else (None,) * count
     )
-    return tuple(Example(texts_of(table, row, columns), label) for row, label in enumerate(labels))
+    return tuple(
+        Example(texts_of(table, row, columns), label, where=table.where(row))
+        for row, label in enumerate(labels)
+    )
 
 
 def remarks(table: Table, columns: Columns, config: Any) -> tuple[str, ...]:
@@ -58,6 +61,7 @@ def to_batches(
     target_dtype: torch.dtype = torch.long,
 ) -> tuple[Batch, ...]:
     """Give each text, or pair of texts, one row."""
+    require_tokens(examples, tokenizer)
     columns = [list(column) for column in zip(*(e.texts for e in examples), strict=True)]
     encoded = tokenizer(*columns, truncation=True, max_length=max_length)
     rows = [({name: encoded[name][row] for name in encoded},) for row in range(len(examples))]

@@ -1,12 +1,14 @@
 """From token ids to batches: sorted by length, packed to a token budget, padded on the right where the model bears it."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from headprune.batch import Batch
-from headprune.errors import ModelError
+from headprune.errors import DataError, ModelError
 from headprune.tasks.asked import Fill, Row, pad
+from headprune.tasks.rows import Example
 
 # Tokens per forward when --batch-size is auto: enough to fill the matrix units, little enough for a laptop.
 TOKEN_BUDGET = 4096
@@ -46,6 +48,23 @@ def pack(
         else:
             groups.append([index])
     return groups
+
+
+def require_tokens(examples: Sequence[Example], tokenizer: Any) -> None:
+    """Refuse texts of which the tokenizer leaves nothing.
+
+    Raises:
+        DataError: There is one.
+    """
+    for column in zip(*(example.texts for example in examples), strict=True):
+        ids = tokenizer(list(column), add_special_tokens=False, verbose=False)["input_ids"]
+        for example, text, tokens in zip(examples, column, ids, strict=True):
+            if not tokens:
+                raise DataError(
+                    f"a text has no tokens: {text[:60]!r}",
+                    where=example.where,
+                    hint="remove the row: the model's tokenizer knows nothing of this text",
+                )
 
 
 def make_batches(

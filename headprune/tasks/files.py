@@ -1,52 +1,35 @@
-"""Data sets by name: local files by their ending, the hub, the demo packages; and what is said where they can't be read."""
+"""Data sets by name: local files, the hub, the demo packages; and what is said where they can't be read."""
 
-import glob
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from headprune import demo
 from headprune.errors import DataError, did_you_mean, first_line
+from headprune.tasks.delimited import FormatError
+from headprune.tasks.tables import FORMATS, Content, lines_of, read_file, read_text
+from headprune.untrusted.files import kind_if_special
 
-_BUILDERS = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".parquet": "parquet",
-    ".txt": "text",
-}
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Some rows end in two more fields, where the sentences come from.
-_STSB_COLUMNS = [
-    "genre",
-    "file",
-    "year",
-    "id",
-    "score",
-    "sentence1",
-    "sentence2",
-    "source1",
-    "source2",
-]
+_STSB_COLUMNS = ("genre", "file", "year", "id", "score", "sentence1", "sentence2")
 
 
 @contextmanager
 def reading(source: str) -> Iterator[None]:
-    """Name data whose files may not be read, or whose texts aren't UTF-8.
+    """Name data that can't be read, or isn't what its name says.
 
     Raises:
-        DataError: They are such.
+        DataError: It is such.
     """
     try:
         yield
-    except UnicodeError as error:
-        raise DataError(
-            f"the data is not UTF-8: {first_line(error)}",
-            where=f"--data {source}",
-            hint="convert it: iconv -f LATIN1 -t UTF-8 FILE",
-        ) from error
+    except FormatError as error:
+        raise DataError(str(error), where=f"--data {source}", hint=error.hint) from error
     except OSError as error:
         raise DataError(
             f"the data can't be read: {error.strerror or first_line(error)}",
@@ -55,95 +38,90 @@ def reading(source: str) -> Iterator[None]:
         ) from error
 
 
-def open_data(source: str, split: str | None) -> tuple[Any, str | None]:
-    """Return the data set that is named, and its split."""
+def open_data(source: str, split: str | None) -> tuple[Content, str | None]:
+    """Return what the data that is named holds, and its split.
+
+    Raises:
+        DataError: There is no such data.
+        FormatError: A file is not what its ending says.
+        OSError: A file can't be read.
+    """
     path = Path(source)
     if source.startswith(demo.PREFIX):
         split = split or "train"
-        table = _load(
-            "csv",
-            source,
-            data_files=str(demo.locate_data(source, split)),
-            sep="\t",
-            quoting=3,
-            keep_default_na=False,
-            na_values=[""],
-            column_names=_STSB_COLUMNS,
-        )
-    elif path.suffix.lower() in _BUILDERS:
-        table, split = _read_file(path), None
-    elif path.exists():
+        return _read_demo(demo.locate_data(source, split)), split
+    if path.suffix.lower() in FORMATS and path.is_file():
+        return read_file(path), None
+    name, _, config = source.partition(":")
+    if path.suffix.lower() in FORMATS or path.exists() or Path(name).exists():
+        raise _no_file(path if path.exists() else Path(name) if config else path, source)
+    if not _HUB_ID.fullmatch(name):
         raise DataError(
-            f"{path.name} has a format that isn't known",
+            f"there is no file {source!r}, and no data set on the hub is called so",
             where=f"--data {source}",
-            hint=f"give a file that ends in {', '.join(_BUILDERS)}",
+            hint=f"name one file that ends in {', '.join(FORMATS)}, or HUB_ID[:CONFIG]",
         )
-    else:
-        name, _, config = source.partition(":")
-        split = split or "train"
-        table = _load(name, source, *([config] if config else []), split=split)
-    return table, split
+    split = split or "train"
+    return _load(source, name, config, split), split
 
 
-def _read_file(path: Path) -> Any:
-    if not path.is_file():
-        folder = path.parent
-        beside = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-        raise DataError(
-            f"{path} doesn't exist",
-            where="--data",
-            hint=did_you_mean(path.name, sorted(beside)[:8]) if beside else "check the path",
+def _read_demo(path: Path) -> Content:
+    """Read tabs without quotes and without a header."""
+    lines = lines_of(read_text(path))
+    rows = [dict(zip(_STSB_COLUMNS, line.split("\t"), strict=False)) for line in lines]
+    return Content(_STSB_COLUMNS, rows, lines=range(1, len(rows) + 1))
+
+
+def _no_file(path: Path, source: str) -> DataError:
+    """Return what is wrong with something that isn't a file of a known format."""
+    where = f"--data {source}"
+    endings = ", ".join(FORMATS)
+    if path.is_dir():
+        known = (entry for entry in path.iterdir() if entry.suffix.lower() in FORMATS)
+        names = sorted(str(entry) for entry in islice(known, 8))
+        hint = f"name one file of it: {', '.join(names)}" if names else f"name one file ({endings})"
+        return DataError(f"{path} is a folder, not a file", where=where, hint=hint)
+    special = kind_if_special(path)
+    if special:
+        return DataError(f"{path.name} is {special}, not a file", where=where, hint="name a file")
+    if not path.exists():
+        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, sorted(beside)[:8]) if beside else "check the path"
+        return DataError(f"there is no file {path}", where=where, hint=f"name one file; {hint}")
+    if path.suffix.lower() in _PACKED:
+        return DataError(
+            f"{path.name} is compressed",
+            where=where,
+            hint=f"unpack it: data is read from {endings}",
         )
-    builder = _BUILDERS[path.suffix.lower()]
-    options: dict[str, Any] = {}
-    if builder == "csv":
-        # "None", "NA" and "null" are words; only an empty cell is missing.
-        options = {"keep_default_na": False, "na_values": [""]}
-        options["sep"] = "\t" if path.suffix.lower() == ".tsv" else ","
-    return _load(builder, str(path), data_files=str(path), **options)
+    return DataError(
+        f"{path.name} has a format that isn't known",
+        where=where,
+        hint=f"give a file that ends in {endings}",
+    )
 
 
-def _load(builder: str, source: str, *args: str, split: str = "train", **options: Any) -> Any:
+def _load(source: str, name: str, config: str, split: str) -> Content:
+    """Load a data set of the hub."""
     import datasets
 
-    # A file is read by Dataset.from_...: load_dataset would tell a server on the internet that it did.
-    readers = {
-        "csv": datasets.Dataset.from_csv,
-        "json": datasets.Dataset.from_json,
-        "parquet": datasets.Dataset.from_parquet,
-        "text": datasets.Dataset.from_text,
-    }
     try:
-        if "data_files" in options:
-            return _from_file(readers[builder], options.pop("data_files"), options)
-        return datasets.load_dataset(builder, *args, split=split, **options)
+        table = datasets.load_dataset(name, *([config] if config else []), split=split)
+        rows: list[dict[str, Any]] = list(table)  # here texts are decoded
     except Exception as error:
         # The builders raise whatever their parsers raise (pandas, pyarrow, UnicodeDecodeError, hub errors).
-        cause = _first_cause(error)
-        local = builder in readers
         raise DataError(
-            f"the data can't be read: {first_line(cause)}",
-            where=f"--data {source}" + ("" if local else f" --split {split}"),
-            hint="check that the content fits the file's ending"
-            if local
-            else "check the name (HUB_ID[:CONFIG]), the split and the network; a local file needs one of the endings "
-            + ", ".join(_BUILDERS),
+            f"the data can't be read: {first_line(_first_cause(error))}",
+            where=f"--data {source} --split {split}",
+            hint="check the name (HUB_ID[:CONFIG]), the split and the network; a local file needs one of the endings "
+            + ", ".join(FORMATS),
         ) from error
-
-
-def _from_file(reader: Callable[..., Any], file: str, options: Mapping[str, Any]) -> Any:
-    """Read a file, whose name is no pattern.
-
-    Where the library's cache can't be written, it has one of our own, which is gone afterwards.
-    """
-    try:
-        return reader(glob.escape(file), **options)
-    except Exception as error:
-        cause = _first_cause(error)
-        if not isinstance(cause, OSError) or str(cause.filename) in ("None", file):
-            raise
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        return reader(glob.escape(file), cache_dir=folder, keep_in_memory=True, **options)
+    names = {
+        column: tuple(feature.names)
+        for column, feature in table.features.items()
+        if getattr(feature, "names", None)
+    }
+    return Content(tuple(table.column_names), rows, names)
 
 
 def _first_cause(error: BaseException) -> BaseException:

@@ -37,7 +37,8 @@ def to_examples(
     count = len(table.rows)
     numbers = read_numbers(table, columns.label) if columns.label else (None,) * count
     return tuple(
-        Example(texts_of(table, row, columns), number) for row, number in enumerate(numbers)
+        Example(texts_of(table, row, columns), number, where=table.where(row))
+        for row, number in enumerate(numbers)
     )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from headprune.errors import DataError
 from headprune.local import noted_hash
@@ -13,12 +13,14 @@ class Example:
     """One thing to be judged: a text, a pair of texts, or a window of tokens.
 
     ``target`` is a class index, a similarity from 0 to 1, or None. The first ``given`` tokens of a window aren't predicted.
+    ``where`` says where it came from, for messages.
     """
 
     texts: tuple[str, ...] = ()
     target: float | int | None = None
     tokens: tuple[int, ...] = ()
     given: int = 1
+    where: str = field(default="--data", compare=False)
 
     @property
     def digest(self) -> str:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from headprune.batch import Batch, forward
 from headprune.tasks.asked import Fill
-from headprune.tasks.collate import fill_with_zero, make_batches
+from headprune.tasks.collate import fill_with_zero, make_batches, require_tokens
 from headprune.tasks.data import Columns, Table, texts_of
 from headprune.tasks.distill import Distill
 from headprune.tasks.embedder import MEAN, Embedder, embedding_of, lower_casing
@@ -28,7 +28,10 @@ def to_examples(
     """Read pairs and their scores, if there are any; those on another scale than 0 to 1 are mapped from their range to 0 to 1."""
     del tokenizer, config, max_length
     if not columns.label:
-        return tuple(Example(texts_of(table, row, columns)) for row in range(len(table.rows)))
+        return tuple(
+            Example(texts_of(table, row, columns), where=table.where(row))
+            for row in range(len(table.rows))
+        )
     scores = read_numbers(table, columns.label)
     present = [score for score in scores if score is not None]
     low, high = min([0.0, *present]), max([1.0, *present])
@@ -36,6 +39,7 @@ def to_examples(
         Example(
             texts_of(table, row, columns),
             None if score is None else (score - low) / (high - low),
+            where=table.where(row),
         )
         for row, score in enumerate(scores)
     )
@@ -52,6 +56,7 @@ def to_batches(
     embedder: Embedder,
 ) -> tuple[Batch, ...]:
     """Give each sentence a row of its own: behind the model's prompt, lower-cased where the model says so."""
+    require_tokens(examples, tokenizer)
     texts = [embedder.prompt + text for example in examples for text in example.texts]
     encoded = lower_casing(tokenizer, embedder.lower_case)(
         texts, truncation=True, max_length=max_length

@@ -36,6 +36,7 @@ class Task:
         described: What the model does beside its transformer, in words that are said aloud.
         predicted: What it predicts: a metric must compare the same.
         remarks: ``(table, columns, config)`` to what is to be said of how labels are read.
+        reads_prose: Whether the rows are pieces of one text, not examples.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Task:
     distill: Distill
     predicted_loss: PositionLoss | None = None
     reads_forward: bool = False
+    reads_prose: bool = False
     max_length: int | None = None
     described: str = ""
     predicted: Predicted = "numbers"
