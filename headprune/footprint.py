@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from headprune.anatomy.trace import takes_cache
 from headprune.batch import Batch, forward
 from headprune.errors import ConfigError
-from headprune.evaluation import Latency
+from headprune.latency import Latency
 from headprune.memory import attempt
 from headprune.placement import input_device, staged
 

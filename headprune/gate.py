@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict
 from headprune.artefact import Artefact, read_artefact
 from headprune.atomic import write_text
 from headprune.errors import ConfigError
-from headprune.evaluation import EvalResult, Latency, Measurement
+from headprune.evaluation import EvalResult, Measurement
 from headprune.files.targets import refuse_unwritable
+from headprune.latency import Latency
 
 
 class Baseline(Measurement):

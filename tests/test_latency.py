@@ -13,9 +13,9 @@ from test_gate import result_of
 
 from headprune import footprint
 from headprune.batch import as_batches, forward
-from headprune.evaluation import Latency
 from headprune.footprint import latency_ms, of_length, sizes
 from headprune.gate import Baseline, Limits, compare
+from headprune.latency import Latency
 
 MS = st.floats(0.01, 1e4)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from itertools import accumulate, takewhile
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -18,6 +19,7 @@ from headprune.errors import (
 from headprune.models import ModelSource
 from headprune.untrusted import read_header
 
+_CLASSIFIER = "ForSequenceClassification"
 _TOGETHER = "check that config.json and the weights belong together"
 
 
@@ -153,3 +155,20 @@ def random_pooler(missing: Sequence[str]) -> str | None:
         if missing
         else None
     )
+
+
+def refuse_other_head(source: ModelSource, saved_as: Any, stock: Any) -> None:
+    """Refuse to take the head of one task for that of another, which may have the same names and sizes.
+
+    Raises:
+        ModelError: The model was saved with a head that classifies something else than texts.
+    """
+    if saved_as is None or not stock.__name__.endswith(_CLASSIFIER):
+        return
+    head = saved_as.__name__.partition("For")[2]
+    if head and head != stock.__name__.partition("For")[2]:
+        raise ModelError(
+            f"{source.name} was saved as {saved_as.__name__}: its head doesn't classify texts, as {stock.__name__} does",
+            where=f"{source.directory / 'config.json'} (architectures)",
+            hint="train it to classify first, or correct architectures; --task similarity needs no head",
+        )

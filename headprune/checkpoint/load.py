@@ -12,7 +12,13 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from headprune.anatomy.clone import quiet
-from headprune.checkpoint.causes import incomplete, random_pooler, unloadable, unread
+from headprune.checkpoint.causes import (
+    incomplete,
+    random_pooler,
+    refuse_other_head,
+    unloadable,
+    unread,
+)
 from headprune.checkpoint.legacy import converted_config, pruned_heads
 from headprune.checkpoint.manifest import check_manifest
 from headprune.checkpoint.save import auto_classes
@@ -284,7 +290,7 @@ def model_class(source: ModelSource, auto_class: str | None) -> Any:
             where=f"{source.directory / 'config.json'} (model_type)",
             hint=f"a {config.model_type} model can be loaded as {', '.join(known) or 'nothing'}",
         )
-    _refuse_other_head(source, saved_as, stock)
+    refuse_other_head(source, saved_as, stock)
     if "sites" not in (getattr(config, "headprune", None) or {}):
         return stock
     if config.headprune.get("format") != 1:
@@ -305,20 +311,3 @@ def _likely_auto_class(config: PreTrainedConfig) -> str:
     """Return which ``AutoModel...`` a class of somebody's own is likely to be one of, by its name."""
     name = (config.architectures or [""])[0]
     return next((f"AutoModel{end}" for end in _HEADS if name.endswith(end)), "AutoModel")
-
-
-def _refuse_other_head(source: ModelSource, saved_as: Any, stock: Any) -> None:
-    """Refuse to take the head of one task for that of another, which may have the same names and sizes.
-
-    Raises:
-        ModelError: The model was saved with a head that classifies something else than texts.
-    """
-    if saved_as is None or not stock.__name__.endswith(_HEADS[0]):
-        return
-    head = saved_as.__name__.partition("For")[2]
-    if head and head != stock.__name__.partition("For")[2]:
-        raise ModelError(
-            f"{source.name} was saved as {saved_as.__name__}: its head doesn't classify texts, as {stock.__name__} does",
-            where=f"{source.directory / 'config.json'} (architectures)",
-            hint="train it to classify first, or correct architectures; --task similarity needs no head",
-        )

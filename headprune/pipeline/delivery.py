@@ -14,18 +14,11 @@ from headprune.anatomy.clone import pruning_record
 from headprune.artefact import Artefact
 from headprune.batch import Batch
 from headprune.checkpoint import Route, output_directory, seal, write_model
-from headprune.evaluation import (
-    EvalResult,
-    Latency,
-    Predictions,
-    doubts_of,
-    first_examples,
-    judge,
-    predict,
-)
+from headprune.evaluation import EvalResult, Predictions, doubts_of, first_examples, judge, predict
 from headprune.footprint import kv_cache_bytes_per_token
 from headprune.heads import HeadMask, HeadScores, PruningPlan
 from headprune.inspection import inspect
+from headprune.latency import Latency
 from headprune.masking import gated
 from headprune.models import versions, weights_bytes
 from headprune.pipeline.course import is_tolerant

@@ -7,8 +7,8 @@ from transformers import PreTrainedModel
 
 from headprune.batch import Batch
 from headprune.errors import ConfigError
-from headprune.evaluation import Latency
 from headprune.footprint import latency_ms, sizes
+from headprune.latency import Latency
 from headprune.subject import Subject, Voice
 
 

@@ -6,8 +6,8 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from headprune.errors import CheckpointError
-from headprune.evaluation import Latency
 from headprune.heads import PruningPlan
+from headprune.latency import Latency
 from headprune.local import published_name
 from headprune.models import ModelSource
 from headprune.results import Results, Unmeasured

@@ -15,9 +15,10 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from headprune.evaluation import EvalResult, Latency
+from headprune.evaluation import EvalResult
 from headprune.gate import Verdict
 from headprune.heads import PruningPlan
+from headprune.latency import Latency
 from headprune.report.ci import headline
 from headprune.report.tables import Prose, Row, Sheet, line, make_console, prose
 from headprune.results import Results, Unmeasured
