@@ -211,7 +211,7 @@ def _check_weights(source: ModelSource) -> None:
             if pickled
             else f"{source.name} has no weights (*.safetensors)",
             where=str(source.directory),
-            hint="convert them to safetensors first"
+            hint="rewrite them as safetensors: headprune convert DIR --out NEW --allow-pickle (which reads tensors alone)"
             if pickled
             else "name the directory that holds config.json and model.safetensors",
         )

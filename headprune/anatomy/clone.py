@@ -122,6 +122,29 @@ def refuse_quantised(model: PreTrainedModel) -> None:
         )
 
 
+def refuse_uneven_config(model: PreTrainedModel) -> None:
+    """Refuse a config whose numbers differ by layer, unless the layers differ because we cut them.
+
+    Raises:
+        UnsupportedError: They do.
+    """
+    if differs_by_layer(model.config):
+        raise UnsupportedError(
+            f"model type {model.config.model_type!r} is not supported: its layers have other numbers of heads, or wider ones, "
+            "than its config says of all (per_layer_config)",
+            where=f"{type(model).__name__} (config.json: per_layer_config)",
+            hint="prune a model whose attentions are alike; docs/support.md lists what is supported",
+        )
+
+
+def differs_by_layer(config: PreTrainedConfig) -> bool:
+    """Whether a config, or one inside it, says of single layers what differs there; not so one that pruning left."""
+    inner = (getattr(config, name, None) for name in getattr(type(config), "sub_configs", ()))
+    return not pruning_record(config) and any(
+        getattr(part, "is_heterogeneous", False) for part in (config, *inner)
+    )
+
+
 def _small_config(
     config: PreTrainedConfig, kind: type[PreTrainedModel], size: Size
 ) -> PreTrainedConfig:
@@ -137,6 +160,7 @@ def _small_config(
         "dtype",
         "model_type",
         "per_layer_config",
+        "allow_global_per_layer_attribute_access",
     ):
         settings.pop(name, None)
     small = shrunk(settings, layers=size.layers, widths=size.widths)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 
-from headprune.anatomy.clone import SIZES, refuse_quantised, tiny_clone
+from headprune.anatomy.clone import SIZES, refuse_quantised, refuse_uneven_config, tiny_clone
 from headprune.anatomy.exceptions import REASONS
 from headprune.anatomy.inputs import example_inputs
 from headprune.anatomy.locate import UNSEEN, locate
@@ -49,6 +49,7 @@ def probe(model: PreTrainedModel) -> Probe:
         UnsupportedError: The model is quantised; no copy can be built or run; or it has no attention that was understood.
     """
     refuse_quantised(model)
+    refuse_uneven_config(model)
     best: Probe | None = None
     fewest = 0
     headless: Probe | None = None

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from headprune.checkpoint import fresh_process
+from headprune.checkpoint.load import complaints
 from headprune.errors import UnprovenError, says_out_of_memory
 
 _SECONDS = 600
 
 
 def load_afresh(
-    job: Mapping[str, Any], inputs: Mapping[str, Tensor] | None = None
-) -> tuple[dict[str, Any] | str, Tensor | None]:
+    job: Mapping[str, Any],
+    inputs: Mapping[str, Tensor] | None = None,
+    *,
+    ids: Mapping[str, Sequence[int]],
+) -> tuple[list[str], Tensor | None]:
     """Load a directory in a fresh process, without headprune.
 
     Args:
         job: What :mod:`~headprune.checkpoint.fresh_process` is to do.
         inputs: What the model is run on; None only loads it.
+        ids: Texts, and the token ids that they must have.
 
     Returns:
         What loading complained of, or why it failed; and the output, if there is one.
@@ -41,17 +46,26 @@ def load_afresh(
         if inputs is not None:
             moved = {name: value.cpu().contiguous() for name, value in inputs.items()}
             save_file(moved, files["inputs"])
-        (place / "job.json").write_text(json.dumps({**job, **files}), encoding="utf-8")
+        order = {**job, **files, "texts": list(ids)}
+        (place / "job.json").write_text(json.dumps(order), encoding="utf-8")
         child = _child(place)
         if child.returncode != 0:
-            return _failure(child), None
+            return [_failure(child)], None
         found: dict[str, Any] = json.loads(child.stdout.strip().splitlines()[-1])
+        lines = [*sorted(complaints(found["complaints"])), *_split_otherwise(found, ids)]
         if inputs is None:
-            return found, None
+            return lines, None
         try:
-            return found, load_file(files["outputs"])["output"]
+            return lines, load_file(files["outputs"])["output"]
         except (OSError, SafetensorError, KeyError) as error:
-            return f"no output came back: {error}", None
+            return [*lines, f"no output came back: {error}"], None
+
+
+def _split_otherwise(found: Mapping[str, Any], ids: Mapping[str, Sequence[int]]) -> list[str]:
+    """Return the first text whose token ids are others, in words."""
+    pairs = zip(ids, ids.values(), found["token_ids"], strict=True)
+    other = [text for text, before, after in pairs if list(before) != after]
+    return [f"the tokenizer splits {text!r} another way" for text in other[:1]]
 
 
 def _failure(child: "subprocess.CompletedProcess[str]") -> str:

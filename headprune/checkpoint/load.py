@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -11,8 +12,8 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from headprune.anatomy.clone import quiet
-from headprune.checkpoint.legacy import converted_config, pruned_heads
+from headprune.anatomy.clone import differs_by_layer, quiet
+from headprune.checkpoint.legacy import converted_config, pruned_heads, refuse_pruned_parts
 from headprune.checkpoint.manifest import check_manifest
 from headprune.checkpoint.save import auto_classes
 from headprune.errors import (
@@ -120,6 +121,7 @@ def _load(
     source: ModelSource, auto_class: str | None, **options: Any
 ) -> tuple[Any, dict[str, Any]]:
     check_manifest(source.directory)
+    refuse_pruned_parts(source.config)
     given: dict[str, Any] = {}
     if pruned_heads(source.config):
         source = modernised(source, auto_class)
@@ -127,7 +129,11 @@ def _load(
     kind = model_class(source, auto_class)
     _refuse_larger_than_weights(source, kind)
     # What wasn't saved is drawn at random, before it is refused or, where nothing reads it, left: the caller's state stays.
-    with torch.random.fork_rng(devices=[]):
+    # Of a model that we pruned, transformers says that its layers differ: that is known.
+    known = (
+        quiet() if "sites" in (getattr(source.config, "headprune", None) or {}) else nullcontext()
+    )
+    with torch.random.fork_rng(devices=[]), known:
         torch.manual_seed(0)
         try:
             model, info = kind.from_pretrained(
@@ -192,6 +198,12 @@ def build_empty(source: ModelSource, kind: Any) -> PreTrainedModel:
         with quiet(), torch.device("meta"):
             model: PreTrainedModel = kind._from_config(config, dtype=config.dtype or torch.float32)
     except Exception as error:
+        if differs_by_layer(source.config):
+            raise ModelError(
+                f"a {kind.__name__} has layers that are alike, and the config wants them to differ (per_layer_config)",
+                where=str(source.directory / "config.json"),
+                hint="take the class that such a config is for, or another model",
+            ) from error
         raise ModelError(
             f"no {kind.__name__} can be built from the config: {first_line(error)}",
             where=str(source.directory / "config.json"),

@@ -2,10 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from headprune.anatomy.clone import quiet
+from headprune.checkpoint.tokenizer_files import tokenizer_files, unchanged_source
+from headprune.checkpoint.writing import writing
 from headprune.errors import CheckpointError
 from headprune.untrusted import lies_within, read_json
 
@@ -32,7 +35,31 @@ def copy_side_files(source: Path, directory: Path) -> None:
     Raises:
         CheckpointError: One is a link to somewhere else, or a pipe or device.
     """
-    for name in _side_files(source):
+    _copy(_side_files(source), source, directory)
+
+
+def write_tokenizer(tokenizer: Any, directory: Path, *, source: Path | None) -> None:
+    """Write a tokenizer: as the very files that it was loaded from, unless it was changed since.
+
+    Args:
+        tokenizer: The tokenizer; None stands for the source's own.
+        directory: Where to.
+        source: The directory of the model that it belongs to.
+
+    Raises:
+        CheckpointError: A file is a link to somewhere else, or a pipe or device; or it can't be written.
+    """
+    home = source if tokenizer is None else unchanged_source(tokenizer)
+    names = [] if home is None else list(tokenizer_files(home, tokenizer))
+    if home is not None and names:
+        _copy(names, home, directory)
+    elif tokenizer is not None:
+        with quiet(), writing(directory, "the tokenizer"):
+            tokenizer.save_pretrained(directory)
+
+
+def _copy(names: Iterable[Path], source: Path, directory: Path) -> None:
+    for name in names:
         file, target = source / name, directory / name
         if target.exists():
             continue
@@ -44,6 +71,20 @@ def copy_side_files(source: Path, directory: Path) -> None:
             )
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, target)
+
+
+def change_settings(path: Path, changes: Mapping[str, Any]) -> None:
+    """Change settings in a JSON file, where there is one and it says otherwise; all else stays as it is."""
+    if not changes or not path.is_file():
+        return
+    settings = read_json(path)
+    if isinstance(settings, dict) and any(settings.get(k) != v for k, v in changes.items()):
+        _write_json(path, {**settings, **changes})
+
+
+def _write_json(path: Path, settings: Any) -> None:
+    text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")
 
 
 def _side_files(source: Path) -> Iterator[Path]:
@@ -78,8 +119,7 @@ def drop_foreign_code(directory: Path) -> None:
         settings = read_json(path)
         left = _without_code(settings, keep_ours=path.name == "config.json")
         if left != settings:
-            text = json.dumps(left, indent=2, ensure_ascii=False) + "\n"
-            path.write_text(text, encoding="utf-8")
+            _write_json(path, left)
 
 
 def _without_code(value: Any, *, keep_ours: bool) -> Any:

@@ -15,11 +15,15 @@ OPTIONS: dict[str, Any] = {
     "overwrite": Annotated[
         bool | None, typer.Option("--overwrite", help="Replace what is in --out.")
     ],
+    "allow_pickle": Annotated[
+        bool | None,
+        typer.Option("--allow-pickle", help="Read pickled weights (*.bin), tensors alone."),
+    ],
 }
 
 
 def command(call: Call) -> None:
-    """Make a model that transformers v4 pruned (config.pruned_heads) load with transformers v5."""
+    """Make a model that transformers v4 pruned (config.pruned_heads) or pickled load with transformers v5."""
     from headprune import pipeline
     from headprune.heads import dump_json
     from headprune.report.terminal import key_value_table

@@ -201,9 +201,7 @@ def _heal(
     insist(proofs)
     with output_directory(Path(recipe.out or ""), overwrite=recipe.overwrite) as staging:
         source = subject.source.directory
-        route = write_model(
-            subject.model, staging, anatomy=anatomy, tokenizer=subject.tokenizer, source=source
-        )
+        route = write_model(subject.model, staging, anatomy=anatomy, source=source)
         voice.say("loading it again in a fresh process")
         saved = (
             reload_is_identical(
@@ -212,6 +210,7 @@ def _heal(
                 inputs=lesson.sample.inputs,
                 auto_class=subject.task.auto_class,
                 route=route,
+                tokenizer=subject.tokenizer,
             ),
             parameters_add_up(
                 before=before.parameters, removed=0, directory=staging, model=subject.model
