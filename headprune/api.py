@@ -21,6 +21,7 @@ from headprune.masking import checked_gates, gated, gates_by_site
 from headprune.models import fingerprint, versions
 from headprune.placement import input_device, staged
 from headprune.prices import prices_of
+from headprune.publish import publish, source_of
 from headprune.scoring import METHODS
 from headprune.scoring import score as score_heads
 from headprune.surgery import cut
@@ -248,18 +249,21 @@ def prune(
 ) -> PreTrainedModel:
     """Cut heads out of ``model``, in place, and return it.
 
+    Its ``save_pretrained`` then writes what :func:`load` and ``from_pretrained`` read; so do Trainer's checkpoints and
+    ``push_to_hub``, which call it. :func:`save` also proves it, and adds what made the source work.
+
     Args:
         model: The model; may have been pruned before. Heads keep their original names.
         heads: A plan, or heads to remove in the forms that :func:`masked` takes.
         anatomy: The model's anatomy, if it is known already.
-        pad: Where key/value groups would be left uneven, even them out with dead weight (a plan made with ``gqa="pad"``
-            says so itself).
+        pad: Even out key/value groups that would be left uneven with dead weight; a plan made so says it itself.
 
     Raises:
         PlanError: A head isn't there, or what would be left can't run; the plan is of another model. Nothing was changed then.
         UnsupportedError: The model's heads can't be found.
     """
     anatomy = _anatomy(model, anatomy)
+    source = model.config.name_or_path
     if isinstance(heads, PruningPlan):
         remove = select_heads(_planned(model, heads), anatomy.heads)
         pad = pad or selection.is_padded(heads)
@@ -267,7 +271,8 @@ def prune(
         remove = select_heads(heads.removed, anatomy.heads)
     else:
         remove = select_heads(heads, anatomy.heads)
-    cut(model, anatomy, remove=remove, pad=pad)
+    smaller = cut(model, anatomy, remove=remove, pad=pad)
+    checkpoint.let_it_save_itself(model, smaller, source=source or "")
     return model
 
 
@@ -279,12 +284,15 @@ def save(
     overwrite: bool = False,
     max_shard_size: str = checkpoint.MAX_SHARD_SIZE,
 ) -> checkpoint.Route:
-    """Save a pruned model so that it loads again: atomically, as safetensors, with a manifest.
+    """Save a pruned model so that it loads again: atomically, as safetensors, with a manifest, and proven in a fresh process.
+
+    What else made the model's source work (its tokenizer's files, pooling, settings of a processor) is copied, where the model
+    was loaded from a directory that is still there.
 
     Args:
         model: The model, pruned or not.
         directory: Where to; must not exist or be empty unless ``overwrite``.
-        tokenizer: Saved beside it.
+        tokenizer: Saved beside it: as the files that it was loaded from, unless it was changed since.
         overwrite: Replace what is there.
         max_shard_size: Weights larger than this are split over several files.
 
@@ -293,17 +301,20 @@ def save(
         :func:`load` is needed.
 
     Raises:
-        CheckpointError: The directory isn't empty, or a write failed; nothing is left half-written.
+        CheckpointError: The directory isn't empty, a write failed, or transformers can't save such a model; nothing is left
+            half-written.
+        ProofError: What was saved isn't the model; nothing was saved.
         ModelError: It isn't a model of transformers' own classes.
     """
     refuse_wrapped(model)
     refuse_own_code(model)
-    return checkpoint.save(
+    route, _proofs = publish(
         model,
-        directory,
+        Path(directory),
         anatomy=inspect(model),
         tokenizer=tokenizer,
-        source=checkpoint.source_of(model),
+        source=source_of(model),
         overwrite=overwrite,
         max_shard_size=max_shard_size,
     )
+    return route

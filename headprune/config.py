@@ -116,6 +116,7 @@ class Recipe(BaseModel):
     scores: str | None = None
     out: str | None = None
     overwrite: bool = False
+    allow_pickle: bool = False
 
     baseline: str | None = None
     max_drop: AllowedDrop = None

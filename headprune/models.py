@@ -147,7 +147,7 @@ def _check_weights(source: ModelSource) -> None:
             hint = f"is {others[0].name} the whole model? then name it {WHOLE}"
         if pickled := sorted(source.directory.glob("*.bin")):
             what = f"only pickled weights ({pickled[0].name}), which can run code when loaded"
-            hint = "convert them to safetensors first"
+            hint = "rewrite them as safetensors: headprune convert DIR --out NEW --allow-pickle (which reads tensors alone)"
         raise ModelError(f"{source.name} has {what}", where=str(source.directory), hint=hint)
     names = [tensor.name for path in source.weight_files for tensor in read_header(path).tensors]
     refuse_wrapped_names(names, name=source.name, where=str(source.directory))

@@ -51,6 +51,7 @@ ORDER = [
     "inspection",
     "checkpoint",
     "verify",
+    "publish",
     "healing",
     "export",
     "results",
@@ -136,6 +137,8 @@ def test_nothing_dangerous_is_used():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 used = f"{node.value.id}.{node.attr}"
+                if (path.name, used) == ("pickled.py", "torch.load"):
+                    continue  # after an explicit yes, and with weights_only=True
                 assert used not in (
                     "torch.load",
                     "torch.save",

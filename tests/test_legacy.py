@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import transformers
 from families import build, token_inputs
 
 import headprune as hp
@@ -75,6 +76,84 @@ def test_heads_that_are_not_there_are_refused(tmp_path):
     settings["pruned_heads"] = {"0": [1, 17]}
     path.write_text(json.dumps(settings))
     with pytest.raises(ModelError, match="pruned_heads names heads"):
+        load(tmp_path, device="cpu")
+
+
+def pickled(model, directory, *, shards):
+    """Write weights as v4 did by default."""
+    as_v4(model, directory)
+    state = model.state_dict()
+    (directory / "model.safetensors").unlink()
+    names = sorted(state)
+    parts = [names[number::shards] for number in range(shards)]
+    files = (
+        [f"pytorch_model-{n}.bin" for n in range(shards)] if shards > 1 else ["pytorch_model.bin"]
+    )
+    for file, part in zip(files, parts, strict=True):
+        torch.save({name: state[name] for name in part}, directory / file)  # noqa: TID251 - as v4 did
+    if shards > 1:
+        weight_map = {name: f for f, part in zip(files, parts, strict=True) for name in part}
+        index = directory / "pytorch_model.bin.index.json"
+        index.write_text(json.dumps({"weight_map": weight_map}))
+    return model
+
+
+@pytest.mark.parametrize(("name", "shards"), [("bert", 1), ("gpt2", 3)])
+def test_pickled_weights_are_read_after_an_explicit_yes(name, shards, tmp_path):
+    model, inputs = pickled(build(name), tmp_path / "old", shards=shards), token_inputs()
+    (tmp_path / "old" / "preprocessor_config.json").write_text("{}")
+    recipe = Recipe(model=str(tmp_path / "old"))
+    with pytest.raises(ModelError, match="pickled") as caught:
+        convert(recipe, out=tmp_path / "new", voice=Silent())
+    assert "--allow-pickle" in caught.value.hint
+    said = recipe.model_copy(update={"allow_pickle": True})
+    assert convert(said, out=tmp_path / "new", voice=Silent()) == "remote-code"
+    assert (tmp_path / "new" / "preprocessor_config.json").is_file()
+    assert not list((tmp_path / "new").glob("*.bin"))
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "new", device="cpu")(**inputs)[0], model(**inputs)[0])
+
+
+class Runs:
+    """What a pickle could do."""
+
+    def __reduce__(self):
+        """Make a file when it is read."""
+        return (open, ("was-run", "w"))
+
+
+def test_a_pickle_that_wants_more_than_tensors_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pickled(build("bert"), tmp_path / "old", shards=1)
+    torch.save({"weight": Runs()}, tmp_path / "old" / "pytorch_model.bin")  # noqa: TID251 - a hostile file
+    recipe = Recipe(model=str(tmp_path / "old"), allow_pickle=True)
+    with pytest.raises(ModelError, match="something else than tensors"):
+        convert(recipe, out=tmp_path / "new", voice=Silent())
+    assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_encoder_decoders_of_v4_are_refused_by_name(nested, tmp_path):
+    tiny = {"vocab_size": 96, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    one = transformers.BertConfig(**tiny, intermediate_size=16)
+    if nested:
+        config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(one, one)
+        model = transformers.EncoderDecoderModel._from_config(config)
+    else:
+        sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 96}
+        heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+        feeds = {"encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+        model = transformers.BartModel._from_config(
+            transformers.BartConfig(**sizes, **heads, **feeds)
+        )
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    settings = json.loads(path.read_text())
+    (settings["encoder"] if nested else settings)["pruned_heads"] = {"0": [1]}
+    path.write_text(json.dumps(settings))
+    with pytest.raises(
+        ModelError, match="transformers v4 pruned the encoder|doesn't say which heads"
+    ):
         load(tmp_path, device="cpu")
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import headprune as hp
 from headprune import pipeline
-from headprune.checkpoint import differing, find_cuts, load_shapes, stored_tensors
+from headprune.checkpoint import differing, find_cuts, load_shapes, stored_tensors, write_model
 from headprune.checkpoint.shards import shards
 from headprune.config import Recipe
 from headprune.errors import ModelError, ProofError
@@ -43,12 +43,18 @@ def voice():
 @pytest.fixture
 def no_child(monkeypatch):
     """Leave out the fresh process, which takes seconds, where another test has it."""
-    monkeypatch.setattr("headprune.verify.load_afresh", lambda job: ({}, None))
+    monkeypatch.setattr("headprune.verify.load_afresh", lambda job, ids: ([], None))
 
 
 def saved(model, directory, *, size="15KB"):
     model.save_pretrained(directory, max_shard_size=size)
     return directory
+
+
+def written(model, directory):
+    """Write a model as ``hp.save`` does, which also proves it."""
+    directory.mkdir()
+    return write_model(model, directory, anatomy=hp.inspect(model))
 
 
 def scored(model, place, *, method="random"):
@@ -120,7 +126,7 @@ def test_streaming_gives_what_memory_gives(name, tmp_path, voice, request):
 
     plan = hp.PruningPlan.model_validate_json((tmp_path / "out" / "plan.json").read_bytes())
     hp.prune(model, plan)
-    route = hp.save(model, tmp_path / "memory")
+    route = written(model, tmp_path / "memory")
     assert results.loads_with == route
     assert results.parameters[1] == sum(p.numel() for p in model.parameters())
     same_bits(tensors(tmp_path / "out"), tensors(tmp_path / "memory"))
@@ -139,12 +145,12 @@ def test_a_pruned_model_is_streamed_again(tmp_path, voice):
     source = tmp_path / "source"
     model = build("bert")
     hp.prune(model, {"L0": [0, 1, 2, 3, 4, 5], "L1": [2]})
-    hp.save(model, source)
+    written(model, source)
     scored(model, tmp_path)
     stream(source, tmp_path, voice)
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
     hp.prune(model, plan["remove"])
-    hp.save(model, tmp_path / "memory")
+    written(model, tmp_path / "memory")
     same_bits(tensors(tmp_path / "out"), tensors(tmp_path / "memory"))
     assert torch.equal(output(tmp_path / "out"), output(tmp_path / "memory"))
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from headprune.checkpoint import fresh_process
+from headprune.checkpoint.load import complaints
 from headprune.errors import UnprovenError, first_line, says_out_of_memory
 
 _SECONDS = 600
 
 
 def load_afresh(
-    job: Mapping[str, Any], inputs: Mapping[str, Tensor] | None = None
-) -> tuple[dict[str, Any] | str, Tensor | None]:
+    job: Mapping[str, Any],
+    inputs: Mapping[str, Tensor] | None = None,
+    *,
+    ids: Mapping[str, Sequence[int]],
+) -> tuple[list[str], Tensor | None]:
     """Load a directory in a fresh process, without headprune.
 
     Args:
         job: What :mod:`~headprune.checkpoint.fresh_process` is to do.
         inputs: What the model is run on; None only loads it.
+        ids: Texts, and the token ids that they must have.
 
     Returns:
         What loading complained of, or why it failed; and the output, if there is one.
@@ -42,20 +47,29 @@ def load_afresh(
         if inputs is not None:
             moved = {name: value.cpu().contiguous() for name, value in inputs.items()}
             save_file(moved, files["inputs"])
-        (place / "job.json").write_text(json.dumps({**job, **files}), encoding="utf-8")
+        order = {**job, **files, "texts": list(ids)}
+        (place / "job.json").write_text(json.dumps(order), encoding="utf-8")
         child = _child(place)
         if child.returncode != 0:
-            return _failure(child), None
+            return [_failure(child)], None
         said = child.stdout.strip().splitlines()
         if not said:
             raise _unproven("the process ended and didn't say what it found")
         found: dict[str, Any] = json.loads(said[-1])
+        lines = [*sorted(complaints(found["complaints"])), *_split_otherwise(found, ids)]
         if inputs is None:
-            return found, None
+            return lines, None
         try:
-            return found, load_file(files["outputs"])["output"]
+            return lines, load_file(files["outputs"])["output"]
         except (OSError, SafetensorError, KeyError) as error:
             raise _unproven(f"its output can't be read: {first_line(error)}") from error
+
+
+def _split_otherwise(found: Mapping[str, Any], ids: Mapping[str, Sequence[int]]) -> list[str]:
+    """Return the first text whose token ids are others, in words."""
+    pairs = zip(ids, ids.values(), found["token_ids"], strict=True)
+    other = [text for text, before, after in pairs if list(before) != after]
+    return [f"the tokenizer splits {text!r} another way" for text in other[:1]]
 
 
 def _failure(child: "subprocess.CompletedProcess[str]") -> str:

@@ -1,13 +1,14 @@
 """Load a saved directory as a stranger would: a new process, plain transformers, headprune not importable.
 
-Run by path with one argument, a JSON file: directory, auto_class, trust_remote_code, inputs, outputs, threads, device_map. Writes
-the first output of the model to ``outputs`` and prints what loading complained of as JSON. With all on ``meta`` nothing is run:
-names and shapes are compared, no number is read.
+Run by path with one argument, a JSON file: directory, auto_class, trust_remote_code, inputs, outputs, threads, device_map, texts.
+Writes the first output of the model to ``outputs`` and prints as JSON what loading complained of, and the token ids of ``texts``.
+With all on ``meta`` nothing is run: names and shapes are compared, no number is read.
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def main() -> None:
@@ -37,7 +38,18 @@ def main() -> None:
         with torch.no_grad():
             output = model(**inputs)[0]
         save_file({"output": output.cpu().contiguous()}, job["outputs"])
-    print(json.dumps({name: sorted(map(str, found)) for name, found in info.items() if found}))
+    complaints = {name: sorted(map(str, found)) for name, found in info.items() if found}
+    ids = _token_ids(job) if job["texts"] else []
+    print(json.dumps({"complaints": complaints, "token_ids": ids}))
+
+
+def _token_ids(job: dict[str, Any]) -> list[list[int]]:
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        job["directory"], trust_remote_code=job["trust_remote_code"], local_files_only=True
+    )
+    return [[int(token) for token in tokenizer(text)["input_ids"]] for text in job["texts"]]
 
 
 if __name__ == "__main__":

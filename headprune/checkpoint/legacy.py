@@ -26,6 +26,22 @@ def pruned_heads(config: PreTrainedConfig) -> dict[int, tuple[int, ...]]:
     return {int(layer): tuple(sorted(map(int, heads))) for layer, heads in found.items() if heads}
 
 
+def refuse_pruned_parts(config: PreTrainedConfig) -> None:
+    """Refuse a model of which transformers v4 pruned a part: the part's own config says so, and nothing reads that.
+
+    Raises:
+        ModelError: It did.
+    """
+    for name in getattr(type(config), "sub_configs", ()):
+        part = getattr(config, name, None)
+        if isinstance(part, PreTrainedConfig) and pruned_heads(part):
+            raise ModelError(
+                f"transformers v4 pruned the {name} of this {config.model_type} model, and such a model can't be read",
+                where=f"config.json ({name}.pruned_heads)",
+                hint=f"convert the {name} alone, saved as a model of its own, or prune the whole model anew",
+            )
+
+
 def converted_config(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedConfig:
     """Return the config with which a checkpoint of transformers v4 loads: sizes of every pruned attention, no weights read.
 
@@ -34,11 +50,19 @@ def converted_config(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> P
         kind: The stock class.
 
     Raises:
-        ModelError: The heads it names are not there.
+        ModelError: The heads it names are not there, or it has several stacks that could be meant.
     """
     with quiet(), torch.device("meta"):
         model = kind._from_config(copy.deepcopy(config), dtype=config.dtype or torch.float32)
     anatomy = inspect(model)
+    stacks = {site.id.stack for site in anatomy.sites if site.id.kind == "self"}
+    if len(stacks) > 1:
+        raise ModelError(
+            f"config.pruned_heads doesn't say which heads of a {config.model_type} model are meant: "
+            f"it has attentions in {', '.join(sorted(stacks))}",
+            where="config.json (pruned_heads)",
+            hint="prune the whole model anew: headprune prune MODEL --keep 0.7",
+        )
     layers = {site.id.layer: site.id for site in anatomy.sites if site.id.kind == "self"}
     named = pruned_heads(config)
     removed = {

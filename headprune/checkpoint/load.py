@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from headprune.anatomy.clone import quiet
+from headprune.checkpoint.auto_classes import auto_classes
 from headprune.checkpoint.causes import (
     incomplete,
     random_pooler,
@@ -19,9 +21,8 @@ from headprune.checkpoint.causes import (
     unloadable,
     unread,
 )
-from headprune.checkpoint.legacy import converted_config, pruned_heads
+from headprune.checkpoint.legacy import converted_config, pruned_heads, refuse_pruned_parts
 from headprune.checkpoint.manifest import check_manifest
-from headprune.checkpoint.save import auto_classes
 from headprune.errors import (
     CheckpointError,
     ModelError,
@@ -154,6 +155,7 @@ def _load(
     check_manifest(source.directory)
     for note in source.notes:
         say(note)
+    refuse_pruned_parts(source.config)
     given: dict[str, Any] = {}
     if pruned_heads(source.config):
         source = modernised(source, auto_class)
@@ -169,7 +171,11 @@ def _load(
     kind = model_class(source, auto_class)
     empty = _refuse_larger_than_weights(source, kind)
     # What wasn't saved is drawn at random, before it is refused or, where nothing reads it, left: the caller's state stays.
-    with torch.random.fork_rng(devices=[]):
+    # Of a model that we pruned, transformers says that its layers differ: that is known.
+    known = (
+        quiet() if "sites" in (getattr(source.config, "headprune", None) or {}) else nullcontext()
+    )
+    with torch.random.fork_rng(devices=[]), known:
         torch.manual_seed(0)
         try:
             model, info = kind.from_pretrained(

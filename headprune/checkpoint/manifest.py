@@ -81,7 +81,7 @@ def check_manifest(directory: Path) -> None:
         CheckpointError: A file is missing, isn't what was saved, or was added and would be loaded.
     """
     path = directory / MANIFEST
-    if not path.is_file() or not _claims_to_be_ours(path):
+    if not path.is_file() or not claims_to_be_ours(path):
         return
     files = read_artefact(Manifest, path).files
     for name, expected in files.items():
@@ -103,7 +103,7 @@ def refuse_strangers(directory: Path) -> None:
     """
     path = directory / MANIFEST
     hint = "choose another --out, or remove or move it yourself (--overwrite replaces only what headprune wrote)"
-    if not _is_plain(path) or not _claims_to_be_ours(path):
+    if not _is_plain(path) or not claims_to_be_ours(path):
         strangers = _some(list(_everything(directory)))
         raise CheckpointError(
             f"{directory} holds something that headprune did not write, and is not replaced: {strangers}",
@@ -166,7 +166,7 @@ def _stays_inside(directory: Path, file: Path) -> bool:
     return place.is_relative_to(home)
 
 
-def _claims_to_be_ours(path: Path) -> bool:
+def claims_to_be_ours(path: Path) -> bool:
     """Whether a file called as ours is one, be it damaged: other programs have such files, of other forms."""
     raw = path.read_bytes()
     try:

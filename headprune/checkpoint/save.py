@@ -8,9 +8,10 @@ The two routes:
   loads it, and so does ``headprune.load(directory)`` without running a file of the directory.
 """
 
+import copy
 import shutil
 from collections.abc import Iterator
-from functools import cache
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -20,13 +21,24 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
-from headprune.anatomy.clone import config_value, pruning_record, quiet, stock_class
-from headprune.checkpoint.manifest import seal
-from headprune.checkpoint.output import output_directory
-from headprune.checkpoint.side_files import copy_side_files, drop_foreign_code
+from headprune.anatomy.clone import (
+    config_value,
+    original_head_counts,
+    pruning_record,
+    quiet,
+    stock_class,
+)
+from headprune.checkpoint.auto_classes import auto_classes
+from headprune.checkpoint.config_file import write_config
+from headprune.checkpoint.side_files import (
+    change_settings,
+    copy_side_files,
+    drop_foreign_code,
+    write_tokenizer,
+)
 from headprune.checkpoint.writing import writing
 from headprune.heads import SiteId
-from headprune.surgery import modeling_headprune
+from headprune.surgery import head_settings, layer_counts, modeling_headprune
 from headprune.surgery.modeling_headprune import unfolded, width_kept
 
 Route = Literal["stock", "remote-code"]
@@ -35,48 +47,10 @@ Route = Literal["stock", "remote-code"]
 # doesn't. Reloading proves that it is so.
 _SAME_MATHEMATICS = {"llama": "mistral"}
 _ABSENT = object()
+# Whoever asks a config that tells counts of single layers for those of all is answered.
+_GLOBAL_COUNTS = "allow_global_per_layer_attribute_access"
 # As transformers has it.
 MAX_SHARD_SIZE = "50GB"
-
-
-def save(
-    model: PreTrainedModel,
-    directory: str | Path,
-    *,
-    anatomy: Anatomy,
-    tokenizer: Any = None,
-    source: Path | None = None,
-    overwrite: bool = False,
-    max_shard_size: str = MAX_SHARD_SIZE,
-) -> Route:
-    """Save a pruned model, atomically, with a manifest of hashes.
-
-    Args:
-        model: The model, pruned or not.
-        directory: Where to; must not exist or be empty unless ``overwrite``.
-        anatomy: The model's anatomy as it is now.
-        tokenizer: Saved beside it.
-        source: The directory that the model came from, whose other settings and modules come along.
-        overwrite: Replace what is there.
-        max_shard_size: Weights larger than this are split over several files.
-
-    Returns:
-        How it can be loaded.
-
-    Raises:
-        CheckpointError: The directory isn't empty, or a write failed; nothing is left half-written.
-    """
-    with output_directory(Path(directory), overwrite=overwrite) as staging:
-        route = write_model(
-            model,
-            staging,
-            anatomy=anatomy,
-            tokenizer=tokenizer,
-            source=source,
-            max_shard_size=max_shard_size,
-        )
-        seal(staging)
-    return route
 
 
 def write_model(
@@ -90,11 +64,20 @@ def write_model(
 ) -> Route:
     """Write weights, config, tokenizer and what else a load needs into an existing directory.
 
+    Args:
+        model: The model, pruned or not.
+        directory: Where to.
+        anatomy: The model's anatomy as it is now.
+        tokenizer: The tokenizer; None stands for the source's own.
+        source: The directory of the model that it was made from: what made that one work comes along.
+        max_shard_size: Weights larger than this are split over several files.
+
     Raises:
-        CheckpointError: A write failed: the disk is full, say.
+        CheckpointError: A write failed: the disk is full, say; or transformers can't save such a model.
     """
-    with quiet(), writing(directory, "the weights"):
-        model.save_pretrained(directory, max_shard_size=max_shard_size)
+    with quiet(), writing(directory, "the model"):
+        # The class's own: that of a pruned model ends here.
+        type(model).save_pretrained(model, directory, max_shard_size=max_shard_size)
     return write_description(model, directory, anatomy=anatomy, tokenizer=tokenizer, source=source)
 
 
@@ -107,23 +90,43 @@ def write_description(
     source: Path | None = None,
 ) -> Route:
     """Write all that a load needs but the weights; names and shapes of ``model`` are enough."""
+    description = described(model, anatomy)
+    if source is not None:
+        copy_side_files(source, directory)
+    write_tokenizer(tokenizer, directory, source=source)
+    write_described(model, directory, description)
+    return description.route
+
+
+@dataclass(frozen=True)
+class Description:
+    """A config that builds exactly the tensors of a model, and how it does."""
+
+    config: PreTrainedConfig
+    route: Route
+
+
+def described(model: PreTrainedModel, anatomy: Anatomy) -> Description:
+    """Find the config with which a model loads; nothing is written."""
     with quiet():
         stock = stock_config(model, anatomy)
-        if tokenizer is not None:
-            with writing(directory, "the tokenizer"):
-                tokenizer.save_pretrained(directory)
         config = stock or remote_config(model, anatomy)
-        config.dtype = model.config.dtype  # as save_pretrained found it
-        config.save_pretrained(directory)
+    return Description(config, "remote-code" if stock is None else "stock")
+
+
+def write_described(model: PreTrainedModel, directory: Path, description: Description) -> None:
+    """Write the config, the code that it names, and the indices of heads that settings of generation name."""
+    config = description.config
+    config.dtype = model.config.dtype  # as save_pretrained found it
+    with quiet():
+        write_config(config, directory)
     code = directory / "modeling_headprune.py"
-    if stock is None:
+    if description.route == "remote-code":
         shutil.copyfile(str(modeling_headprune.__file__), code)
     else:
         code.unlink(missing_ok=True)
-    if source is not None:
-        copy_side_files(source, directory)
+    change_settings(directory / "generation_config.json", head_settings(model))
     drop_foreign_code(directory)
-    return "remote-code" if stock is None else "stock"
 
 
 def stock_config(model: PreTrainedModel, anatomy: Anatomy) -> PreTrainedConfig | None:
@@ -194,7 +197,10 @@ def remote_config(model: PreTrainedModel, anatomy: Anatomy) -> PreTrainedConfig:
     """Return the config that makes transformers use ``modeling_headprune.py`` with the sizes of ``model``."""
     kind = stock_class(model)
     config = _plain_config(model.config, kind)
-    config.headprune = {**pruning_record(model.config), "sites": _sizes(model, anatomy)}
+    record = {**pruning_record(model.config), "sites": _sizes(model, anatomy)}
+    record.pop("uneven_cache", None)
+    uneven = {"uneven_cache": True} if has_uneven_cache(model, anatomy) else {}
+    config.headprune = {**record, **uneven}
     assert kind.config_class is not None
     classes = {
         "AutoConfig": kind.config_class.__name__,
@@ -204,7 +210,37 @@ def remote_config(model: PreTrainedModel, anatomy: Anatomy) -> PreTrainedConfig:
         name: f"modeling_headprune.HeadPruned{made}" for name, made in classes.items()
     }
     config.architectures = [kind.__name__]
-    return config
+    return _with_layer_counts(config, model, anatomy)
+
+
+def _with_layer_counts(
+    config: PreTrainedConfig, model: PreTrainedModel, anatomy: Anatomy
+) -> PreTrainedConfig:
+    """Let the config tell the counts of single layers, too, where the model can be built from one that does."""
+    counts = layer_counts(config, anatomy.sites)
+    if not counts:
+        return config
+    kind = getattr(modeling_headprune, f"HeadPruned{stock_class(model).__name__}")
+    settings = {**config.to_dict(), _GLOBAL_COUNTS: True, "per_layer_config": counts}
+    try:
+        told = type(config).from_dict(settings)
+        with torch.device("meta"):
+            built = kind(copy.deepcopy(told))
+    except Exception:  # noqa: BLE001 - some classes read what differs by layer, and config classes refuse as they like
+        return config
+    shapes = [{n: t.shape for n, t in one.state_dict().items()} for one in (built, model)]
+    return told if shapes[0] == shapes[1] else config
+
+
+def has_uneven_cache(model: PreTrainedModel, anatomy: Anatomy) -> bool:
+    """Whether some attention keeps another number of key/value heads than the config says of all."""
+    said = original_head_counts(model.config)
+    expected = said.get("num_key_value_heads", said.get("num_attention_heads"))
+    return any(
+        len(site.groups(site.slots)) != expected
+        for site in anatomy.sites
+        if site.id.kind == "self" and site.execution_with(site.heads) == "native"
+    )
 
 
 def _sizes(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Any]:
@@ -250,38 +286,12 @@ def _below(prefix: str, path: str) -> str:
 def _plain_config(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedConfig:
     """Return a copy of a config as its stock class, without what an earlier save added."""
     settings = config.to_dict()
-    settings.pop("auto_map", None)
+    for name in ("auto_map", "per_layer_config", _GLOBAL_COUNTS):
+        settings.pop(name, None)
     assert kind.config_class is not None
     plain = kind.config_class.from_dict(settings)
     plain.architectures = [kind.__name__]
     return plain
-
-
-def auto_classes(config_class: type[PreTrainedConfig]) -> dict[str, type[PreTrainedModel]]:
-    """Return every ``AutoModel...`` that knows a config class, with the model class it picks."""
-    found: dict[str, type[PreTrainedModel]] = {}
-    for name in _auto_names():
-        mapping = getattr(getattr(transformers, name), "_model_mapping", None)
-        if mapping is None or config_class not in mapping:
-            continue
-        made = mapping[config_class]
-        found[name] = made[0] if isinstance(made, (tuple, list)) else made
-    return found
-
-
-def auto_class_of(kind: type[PreTrainedModel]) -> str:
-    """Return the ``AutoModel...`` that picks a model class, or the class's own name."""
-    assert kind.config_class is not None
-    names = [name for name, made in auto_classes(kind.config_class).items() if made is kind]
-    # Several may: AutoModelForCausalLM is what a user knows, not AutoModelWithLMHead.
-    plain = [name for name in names if "For" in name or name == "AutoModel"]
-    return min(plain or names or [kind.__name__], key=len)
-
-
-@cache
-def _auto_names() -> tuple[str, ...]:
-    """Return the names of all ``AutoModel...``; listing transformers takes half a second."""
-    return tuple(name for name in dir(transformers) if name.startswith("AutoModel"))
 
 
 def _camel(model_type: str) -> str:

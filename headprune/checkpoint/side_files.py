@@ -3,13 +3,14 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
+from headprune.anatomy.clone import quiet
+from headprune.checkpoint.tokenizer_files import tokenizer_files, unchanged_source
+from headprune.checkpoint.writing import writing
 from headprune.errors import CheckpointError
 from headprune.untrusted import (
     MODULES,
@@ -36,12 +37,8 @@ _OURS = "modeling_headprune."
 _NAMES_OF_CODE = ("auto_map", "custom_pipelines")
 
 
-def source_of(model: PreTrainedModel) -> Path | None:
-    """Return the directory that a model in memory was loaded from, as far as it says; None where that is none."""
-    name: str | None = model.name_or_path
-    directory = Path(name or "")
-    if not name or not (directory / "config.json").is_file():
-        return None
+def root_of(directory: Path) -> Path:
+    """Return the directory of a model as users name it; old sentence-transformers keep the transformer in a folder of that."""
     is_in_folder = _MODULE_FOLDER.fullmatch(directory.name) and not (directory / MODULES).exists()
     if is_in_folder and transformer_folder(directory.parent) == directory.name:
         return directory.parent
@@ -78,6 +75,28 @@ def copy_side_files(source: Path, directory: Path) -> None:
     items[0] = {**items[0], "path": ""}
     text = json.dumps(items, indent=2, ensure_ascii=False) + "\n"
     (directory / modules).write_text(text, encoding="utf-8")
+
+
+def write_tokenizer(tokenizer: Any, directory: Path, *, source: Path | None) -> None:
+    """Write a tokenizer: as the very files that it was loaded from, unless it was changed since.
+
+    Args:
+        tokenizer: The tokenizer; None stands for the source's own.
+        directory: Where to.
+        source: The directory of the model that it belongs to.
+
+    Raises:
+        CheckpointError: A file is a link to somewhere else, or a pipe or device; or it can't be written.
+    """
+    own = source and source / transformer_folder(source)
+    home = own if tokenizer is None else unchanged_source(tokenizer)
+    names = [] if home is None else list(tokenizer_files(home, tokenizer))
+    if home is not None and names:
+        for name in names:
+            _copy(home, name, directory / name)
+    elif tokenizer is not None:
+        with quiet(), writing(directory, "the tokenizer"):
+            tokenizer.save_pretrained(directory)
 
 
 def _copy(source: Path, name: Path, target: Path) -> None:
@@ -119,6 +138,20 @@ def _in_folder(source: Path, folder: Path) -> Iterator[Path]:
         yield folder
 
 
+def change_settings(path: Path, changes: Mapping[str, Any]) -> None:
+    """Change settings in a JSON file, where there is one and it says otherwise; all else stays as it is."""
+    if not changes or not path.is_file():
+        return
+    settings = read_json(path)
+    if isinstance(settings, dict) and any(settings.get(k) != v for k, v in changes.items()):
+        _write_json(path, {**settings, **changes})
+
+
+def _write_json(path: Path, settings: Any) -> None:
+    text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")
+
+
 def _is_there(path: Path) -> bool:
     return path.exists() or path.is_symlink()
 
@@ -139,8 +172,7 @@ def drop_foreign_code(directory: Path) -> None:
         settings = read_json(path)
         left = _without_code(settings, keep_ours=path.name == "config.json")
         if left != settings:
-            text = json.dumps(left, indent=2, ensure_ascii=False) + "\n"
-            path.write_text(text, encoding="utf-8")
+            _write_json(path, left)
 
 
 def _without_code(value: Any, *, keep_ours: bool) -> Any:

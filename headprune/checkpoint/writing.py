@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from headprune.errors import CheckpointError, first_line
+from headprune.errors import CheckpointError, first_line, is_out_of_memory
 
 # In the words of both libraries: "I/O error: File too large (os error 27)".
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -20,18 +20,32 @@ def writing(directory: Path, what: str) -> Iterator[None]:
 
     Raises:
         OSError: The system refused; whoever knows the target names it.
-        CheckpointError: Anything else.
+        CheckpointError: Anything else: settings that contradict each other, packed weights.
     """
     try:
         yield
     except Exception as error:
-        if type(error) is not Exception and not isinstance(error, SafetensorError):
-            raise
         refused = _OS_ERROR.search(str(error))
-        if refused is not None:
+        is_known = type(error) is Exception or isinstance(error, SafetensorError)
+        if refused is not None and not isinstance(error, OSError):
             raise OSError(int(refused[1]), os.strerror(int(refused[1]))) from error
+        if not is_known and not _is_refusal(error):
+            raise
+        if is_known:
+            raise CheckpointError(
+                f"{what} can't be written: {first_line(error)}",
+                where=str(directory),
+                hint="free some space, or choose a place on another disk; nothing was left half-written",
+            ) from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        about = next((line for line in lines if line.startswith("- ")), "".join(lines[:1]))
         raise CheckpointError(
-            f"{what} can't be written: {first_line(error)}",
-            where=str(directory),
-            hint="free some space, or choose a place on another disk; nothing was left half-written",
+            f"transformers can't save {what} as it is: {about.removeprefix('- ')[:300]}",
+            where="generation_config" if "GenerationConfig" in str(error) else str(directory),
+            hint="change what it names, and save again; nothing was left half-written",
         ) from error
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether a library says of what it was given that it can't be written."""
+    return isinstance(error, (ValueError, RuntimeError)) and not is_out_of_memory(error)

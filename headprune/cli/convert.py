@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from headprune.cli.options import Call
-from headprune.cli.settings import MODEL, WORK, Overwrite
+from headprune.cli.settings import MODEL, WORK, Overwrite, switch
 from headprune.errors import ConfigError
 
 OPTIONS: dict[str, Any] = {
@@ -14,11 +14,12 @@ OPTIONS: dict[str, Any] = {
     "dtype": WORK["dtype"],
     "out": Annotated[str | None, typer.Option(metavar="DIR", help="Where the model goes.")],
     "overwrite": Overwrite,
+    "allow_pickle": switch("allow-pickle", "Read pickled weights (*.bin), tensors alone."),
 }
 
 
 def command(call: Call) -> None:
-    """Make a model that transformers v4 pruned (config.pruned_heads) load with transformers v5."""
+    """Make a model that transformers v4 pruned (config.pruned_heads) or pickled load with transformers v5."""
     from headprune import pipeline
     from headprune.artefact import dump_json
     from headprune.report.tables import key_value_table

@@ -142,7 +142,6 @@ def cut_and_save(
             subject.model,
             staging,
             anatomy=made.anatomy,
-            tokenizer=subject.tokenizer,
             source=subject.source.root,
         )
         voice.say("loading it again in a fresh process")
@@ -253,6 +252,7 @@ def _prove_saved(
             inputs=made.sample.inputs,
             auto_class=subject.task.auto_class,
             route=route,
+            tokenizer=subject.tokenizer,
         ),
         parameters_add_up(
             before=made.before.parameters,

@@ -208,13 +208,7 @@ def _heal(
     insist(proofs)
     with output_directory(Path(recipe.out or ""), overwrite=recipe.overwrite) as staging:
         source = subject.source.directory
-        route = write_model(
-            subject.model,
-            staging,
-            anatomy=anatomy,
-            tokenizer=subject.tokenizer,
-            source=subject.source.root,
-        )
+        route = write_model(subject.model, staging, anatomy=anatomy, source=subject.source.root)
         voice.say("loading it again in a fresh process")
         saved = (
             reload_is_identical(
@@ -223,6 +217,7 @@ def _heal(
                 inputs=lesson.sample.inputs,
                 auto_class=subject.task.auto_class,
                 route=route,
+                tokenizer=subject.tokenizer,
             ),
             parameters_add_up(
                 before=before.parameters, removed=0, directory=staging, model=subject.model

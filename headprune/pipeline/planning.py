@@ -1,6 +1,7 @@
 """From a recipe to a plan: scores, the choice within the budget, swaps near the cut."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from transformers import PreTrainedModel
 
@@ -20,6 +21,7 @@ from headprune.selection import (
     whole_of,
 )
 from headprune.subject import Rows, Subject, Voice
+from headprune.surgery import named_heads
 
 
 def plan_for(
@@ -44,7 +46,9 @@ def plan_for(
     Raises:
         PlanError: The budget is out of reach, or constraints contradict each other.
     """
-    constraints = constraints_of(subject.recipe)
+    constraints = with_named_heads(
+        subject.model, anatomy, constraints_of(subject.recipe), voice=voice
+    )
     if constraints.target is not None and constraints.target.resource == "latency":
         voice.say("timing the model with fewer and fewer heads")
     prices = prices_of(
@@ -71,6 +75,18 @@ def plan_for(
     )
     show(found.scores, chosen)
     return found, chosen
+
+
+def with_named_heads(
+    model: PreTrainedModel, anatomy: Anatomy, constraints: Constraints, *, voice: Voice
+) -> Constraints:
+    """Return the constraints; heads that the model's settings name by index are protected, and that is said."""
+    named = [str(head) for head in named_heads(model, anatomy)]
+    if named:
+        voice.say(
+            f"{len(named)} heads stay, as generation_config.json names them: {', '.join(named)}"
+        )
+    return replace(constraints, protect=(*constraints.protect, *named))
 
 
 def choose(

@@ -28,6 +28,7 @@ from headprune.checkpoint import (
     rewrite,
     seal,
     stored_tensors,
+    tokenizer_of,
     write_description,
     write_model,
 )
@@ -38,12 +39,11 @@ from headprune.models import (
     ModelSource,
     available_memory,
     fingerprint_of,
-    load_tokenizer,
     weights_bytes,
 )
 from headprune.pipeline.commands import anatomy_of, refuse_output
 from headprune.pipeline.course import constraints_of, is_tolerant, method_of
-from headprune.pipeline.planning import choose
+from headprune.pipeline.planning import choose, with_named_heads
 from headprune.pipeline.record import note_where, record_of
 from headprune.pipeline.scores import compare
 from headprune.placement import count_parameters
@@ -136,7 +136,13 @@ def prune_unloaded(recipe: Recipe, *, voice: Voice, show: Show) -> Unmeasured:
         insist(proofs)
         voice.say("loading it in a fresh process")
         auto_class = auto_class_of(stock_class(smaller))
-        loads = loads_afresh(staging, auto_class=auto_class, route=route, known=prospect.complaints)
+        loads = loads_afresh(
+            staging,
+            auto_class=auto_class,
+            route=route,
+            known=prospect.complaints,
+            tokenizer=tokenizer_of(prospect.source),
+        )
         insist([loads])
         results = Unmeasured(
             heads=(len(prospect.anatomy.heads), len(after.heads)),
@@ -167,8 +173,7 @@ def _stream(
     source = prospect.source.directory
     rewrite(source, staging, changes=changes(cuts))
     _note_origin(prospect, smaller)
-    tokenizer, root = _tokenizer(prospect.source), prospect.source.root
-    route = write_description(smaller, staging, anatomy=after, tokenizer=tokenizer, source=root)
+    route = write_description(smaller, staging, anatomy=after, source=prospect.source.root)
     sums = numbers_add_up(
         before=count_parameters(prospect.model),
         after=count_parameters(smaller),
@@ -186,9 +191,7 @@ def _load_and_cut(prospect: _Prospect, staging: Path) -> tuple[Route, Proof]:
     before = count_parameters(model)
     after = cut(model, prospect.anatomy, remove=prospect.plan.remove, pad=prospect.pad)
     _note_origin(prospect, model)
-    route = write_model(
-        model, staging, anatomy=after, tokenizer=_tokenizer(source), source=source.root
-    )
+    route = write_model(model, staging, anatomy=after, source=source.root)
     removed = prospect.parameters_removed
     return route, parameters_add_up(before=before, removed=removed, directory=staging, model=model)
 
@@ -228,6 +231,7 @@ def _look(recipe: Recipe, *, voice: Voice, show: Show) -> _Prospect:
     model, complaints = load_shapes(source, say=voice.say)
     voice.say(f"model {recipe.model} ({model.config.model_type}), its weights left on disk")
     anatomy = anatomy_of(model, name=source.name, voice=voice)
+    constraints = with_named_heads(model, anatomy, constraints, voice=voice)
     prices = prices_of(model, anatomy, constraints=constraints, batches=tuple)
     check_constraints(anatomy, constraints, prices=prices)
     scores = _scores(path, source, model, voice=voice)
@@ -298,12 +302,6 @@ def _calibration(scores: HeadScores) -> dict[str, Any]:
 
 def _numbers(directory: Path) -> int:
     return sum(prod(stored.shape) for stored in stored_tensors(directory))
-
-
-def _tokenizer(source: ModelSource) -> Any:
-    """Return the tokenizer, if there is one."""
-    has_one = any(source.directory.glob("tokenizer*")) or any(source.directory.glob("vocab*"))
-    return load_tokenizer(source) if has_one else None
 
 
 def _write_documents(prospect: _Prospect, staging: Path, results: Unmeasured) -> None:

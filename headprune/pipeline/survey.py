@@ -2,6 +2,10 @@
 
 import copy
 import random
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +17,25 @@ from headprune.checkpoint import (
     Route,
     empty_model,
     load_model,
+    pickled_weights,
     pruned_heads,
     refuse_source,
     refuse_unusable_output,
-    save,
+    rewritten,
     stock_config,
+    tokenizer_of,
     untie_as_stored,
 )
 from headprune.config import Recipe
 from headprune.errors import CheckpointError, PlanError
 from headprune.heads import HeadScores
 from headprune.inspection import inspect
-from headprune.models import load_tokenizer
+from headprune.models import ModelSource, find
 from headprune.placement import count_parameters
+from headprune.publish import publish
 from headprune.results import Survey, SurveyedSite
 from headprune.selection import Constraints, is_padded, make_plan, savings
-from headprune.subject import Voice, find_model
+from headprune.subject import Voice, find_model, model_name
 from headprune.surgery import cut
 
 KEEP = 0.7
@@ -61,33 +68,51 @@ def survey(recipe: Recipe, *, voice: Voice) -> Survey:
 
 
 def convert(recipe: Recipe, *, out: Path, voice: Voice) -> Route:
-    """Write a model that transformers v4 pruned so that it loads today.
+    """Write a model that transformers v4 pruned, or pickled, so that it loads today.
 
     Raises:
         CheckpointError: The model isn't one, or ``out`` isn't empty.
+        ModelError: Its weights are pickled, and that they may be read wasn't said; or it can't be loaded.
+        ProofError: What was written isn't the model; nothing was kept of it.
     """
     refuse_unusable_output(out, overwrite=recipe.overwrite, say=voice.say)
-    source = find_model(recipe)
-    refuse_source(out, source.directory)
-    if not pruned_heads(source.config):
-        raise CheckpointError(
-            "transformers v4 didn't prune this model: its config has no pruned_heads",
-            where=str(source.directory / "config.json"),
-            hint="prune it: headprune prune MODEL --keep 0.7",
+    with _readable(recipe, voice=voice) as (source, home):
+        refuse_source(out, home)
+        if not pruned_heads(source.config) and source.directory == home:
+            raise CheckpointError(
+                "transformers v4 didn't prune this model: its config has no pruned_heads",
+                where=str(home / "config.json"),
+                hint="prune it: headprune prune MODEL --keep 0.7",
+            )
+        model = load_model(source, auto_class=None, device="cpu", dtype=recipe.dtype, say=voice.say)
+        removed = pruning_record(model.config).get("removed", ())
+        voice.say(f"model {recipe.model}: {len(removed)} heads were removed")
+        voice.say("loading it again in a fresh process")
+        route, proofs = publish(
+            model,
+            out,
+            anatomy=inspect(model),
+            tokenizer=tokenizer_of(replace(source, directory=home)),
+            source=home,
+            overwrite=recipe.overwrite,
         )
-    model = load_model(source, auto_class=None, device="cpu", dtype=recipe.dtype, say=voice.say)
-    voice.say(
-        f"model {recipe.model}: {len(pruning_record(model.config)['removed'])} heads were removed"
-    )
-    has_tokenizer = any(source.directory.glob("tokenizer*")) or any(source.directory.glob("vocab*"))
-    return save(
-        model,
-        out,
-        anatomy=inspect(model),
-        tokenizer=load_tokenizer(source) if has_tokenizer else None,
-        source=source.root,
-        overwrite=recipe.overwrite,
-    )
+    for proof in proofs:
+        voice.say(f"proof: {proof.name} ({proof.detail})")
+    return route
+
+
+@contextmanager
+def _readable(recipe: Recipe, *, voice: Voice) -> Iterator[tuple[ModelSource, Path]]:
+    """Yield the model, its weights rewritten elsewhere where they are pickled and may be read, and its own directory."""
+    home = Path(model_name(recipe))
+    if not (recipe.allow_pickle and home.is_dir() and pickled_weights(home)):
+        source = find_model(recipe)
+        yield source, source.root
+        return
+    find(model_name(recipe), weights=False)  # its other files are looked at before any is read
+    with tempfile.TemporaryDirectory() as folder:
+        voice.say("reading pickled weights, tensors alone")
+        yield replace(find(str(rewritten(home, Path(folder)))), name=str(recipe.model)), home
 
 
 def _constraints(recipe: Recipe, *, keep: float, uniform: bool) -> Constraints:

@@ -12,12 +12,14 @@ from headprune.anatomy.clone import original_head_counts, pruning_record
 from headprune.errors import PlanError
 from headprune.heads import HeadId
 from headprune.placement import refuse_offloaded
+from headprune.surgery.layer_counts import update_layer_counts
 from headprune.surgery.modeling_headprune import (
     keep_width,
     replace_parameter,
     set_attribute,
     unfold,
 )
+from headprune.surgery.named_heads import named_heads_after, rename_heads
 
 
 def cut(
@@ -25,8 +27,10 @@ def cut(
 ) -> Anatomy:
     """Remove heads from ``model`` in place.
 
-    dtype, device, ``requires_grad``, the random state and every other tensor stay as they were. What was removed is noted in
-    ``model.config.headprune``, so that pruning again and saving know of it.
+    dtype, device, ``requires_grad``, the random state and every other tensor stay as they were (a parameter that is left empty
+    is frozen: optimisers fail on those). What was removed is noted in ``model.config.headprune``, so that pruning again and
+    saving know of it. Heads that the model's settings name by their index are named by their new one, and the model is no
+    longer called by the path of the whole one: adapters trained on it would load there.
 
     Args:
         model: The model; changed in place.
@@ -39,8 +43,8 @@ def cut(
         The anatomy of the pruned model.
 
     Raises:
-        PlanError: A head is not there, a site would be left with heads that its attention can't run, or a parameter is shared.
-            Nothing was changed then.
+        PlanError: A head is not there, a site would be left with heads that its attention can't run, a parameter is shared, or
+            none of the heads is left that the model's settings name. Nothing was changed then.
         UnsupportedError: Weights wait in CPU memory or on disk until their layer runs.
     """
     refuse_offloaded(model, to="be cut")
@@ -57,14 +61,16 @@ def cut(
         _refuse_unlawful(site, kept[site.id], pad=pad)
     after = {site.id: site.after(kept[site.id], pad=pad) for site in changed}
     _refuse_shared_parameters(model, changed)
+    sites = tuple(after.get(site.id, site) for site in anatomy.sites)
+    renamed = named_heads_after(model, anatomy.sites, sites)
     for site in changed:
         _cut_site(model, site, after[site.id])
-    _note(model, remove, [after.get(site.id, site) for site in anatomy.sites])
-    return Anatomy(
-        anatomy.model_type,
-        tuple(after.get(site.id, site) for site in anatomy.sites),
-        anatomy.refused,
-    )
+    rename_heads(renamed)
+    _note(model, remove, sites)
+    update_layer_counts(model.config, sites)
+    if changed:
+        _forget_path(model)
+    return Anatomy(anatomy.model_type, sites, anatomy.refused)
 
 
 def _refuse_unlawful(site: Site, kept: tuple[int, ...], *, pad: bool) -> None:
@@ -202,6 +208,13 @@ def _note(model: PreTrainedModel, remove: Collection[HeadId], sites: Collection[
         "removed": [str(head) for head in sorted(removed)],
         **({"padding": [str(head) for head in padding]} if padding else {}),
     }
+
+
+def _forget_path(model: PreTrainedModel) -> None:
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.name_or_path = ""
+            module.config.name_or_path = ""
 
 
 def _reason(site: Site, kept: Collection[int]) -> str:

@@ -9,6 +9,11 @@ import transformers
 from torch import nn
 from transformers import PreTrainedConfig
 
+UNEVEN_CACHE = (
+    "continuous batching gives every layer as many key/value heads as the config says, and this pruned model keeps others; "
+    "use generate()"
+)
+
 
 def shrink(model, record):
     """Give the parameters and integers of ``model`` the sizes in ``record["sites"]``; values are filled in afterwards."""
@@ -63,9 +68,9 @@ def find_module(model, path):
 
 
 def replace_parameter(module: nn.Module, name: str, value: torch.Tensor) -> None:
-    """Put ``value`` in the place of a parameter, and tell a linear layer of its new size."""
-    old = getattr(module, name)
-    setattr(module, name, nn.Parameter(value, requires_grad=old.requires_grad))
+    """Put ``value`` in the place of a parameter, and tell a linear layer of its new size. Empty ones don't learn."""
+    learns = getattr(module, name).requires_grad and value.numel() > 0
+    setattr(module, name, nn.Parameter(value, requires_grad=learns))
     if name == "weight" and isinstance(module, nn.Linear):
         module.out_features, module.in_features = value.shape
     elif name == "weight" and hasattr(module, "nf"):  # transformers' Conv1D: [in, out]
@@ -268,11 +273,7 @@ class HeadPrunedMixin:
 
     @classmethod
     def is_custom_code(cls):
-        """Say no: but for its sizes, the code is the stock class's.
-
-        After loading, transformers lets custom classes compute fewer of the buffers that aren't saved (FalconH1's scales would
-        be whatever lay in memory).
-        """
+        """Say no, as the stock class does: of custom classes transformers computes fewer of the buffers that aren't saved."""
         return False
 
     def __init__(self, config, *args, **kwargs):
@@ -280,6 +281,12 @@ class HeadPrunedMixin:
         # A model that wraps others builds them through their stock classes, so this runs once, at the root.
         if "sites" in (getattr(config, "headprune", None) or {}):
             shrink(self, config.headprune)
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """Refuse where the cache of continuous batching, alike in all layers, can't hold what the layers keep."""
+        if self.config.headprune.get("uneven_cache"):
+            raise NotImplementedError(UNEVEN_CACHE)
+        return super().init_continuous_batching(*args, **kwargs)
 
 
 def __getattr__(name):
@@ -291,14 +298,10 @@ def __getattr__(name):
         # A config class of its own, with the stock model_type: tokenizers and pipelines know what it is.
         made = type(name, (base,), {"__module__": __name__})
     else:
-        config_class = globals().get("HeadPruned" + base.config_class.__name__) or __getattr__(
-            "HeadPruned" + base.config_class.__name__
-        )
-        made = type(
-            name,
-            (HeadPrunedMixin, base),
-            {"__module__": __name__, "config_class": config_class},
-        )
+        config_name = "HeadPruned" + base.config_class.__name__
+        config_class = globals().get(config_name) or __getattr__(config_name)
+        own = {"__module__": __name__, "config_class": config_class}
+        made = type(name, (HeadPrunedMixin, base), own)
         _keep_weight_conversions(name, base)
     globals()[name] = made
     return made
@@ -307,14 +310,10 @@ def __getattr__(name):
 def _keep_weight_conversions(name, base):
     """Rename and fuse weights at loading as the stock class does: transformers skips that for classes it doesn't know."""
     try:
-        from transformers.conversion_mapping import (
-            get_checkpoint_conversion_mapping,
-            register_checkpoint_conversion_mapping,
-        )
+        from transformers import conversion_mapping as known
     except ImportError:  # older transformers have no conversions
         return
-    mapping = get_checkpoint_conversion_mapping(base.__name__) or get_checkpoint_conversion_mapping(
-        base.config_class.model_type
-    )
+    find = known.get_checkpoint_conversion_mapping
+    mapping = find(base.__name__) or find(base.config_class.model_type)
     if mapping is not None:
-        register_checkpoint_conversion_mapping(name, mapping, overwrite=True)
+        known.register_checkpoint_conversion_mapping(name, mapping, overwrite=True)

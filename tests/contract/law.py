@@ -14,7 +14,7 @@ import zoo
 import headprune as hp
 from headprune.anatomy.clone import quiet
 from headprune.anatomy.trace import looks_like_attention
-from headprune.checkpoint.save import auto_classes
+from headprune.checkpoint.auto_classes import auto_classes
 from headprune.errors import HeadpruneError, ModelError, UnsupportedError
 
 TOLERANCE = 2e-5

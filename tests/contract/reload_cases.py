@@ -12,10 +12,10 @@ import zoo
 from transformers import PreTrainedModel
 
 import headprune as hp
-from headprune import checkpoint
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import quiet
 from headprune.heads import select_heads
+from headprune.publish import publish
 from headprune.surgery import cut
 
 # name: (model type, class, settings). Their own forward runs with fewer heads ...
@@ -85,7 +85,7 @@ class Case:
 
     def save(self, model, directory, **settings):
         """Save a model that was cut like this one (known already: looking takes longer than writing)."""
-        checkpoint.save(model, directory, anatomy=self.anatomy, **settings)
+        publish(model, directory, anatomy=self.anatomy, **settings)
         return directory
 
     def copy(self):
@@ -108,7 +108,7 @@ def make(name, directory):
     removed = set(select_heads(plan, before.heads))
     model = copy.deepcopy(whole)
     anatomy = cut(model, before, remove=removed)
-    route = checkpoint.save(model, directory, anatomy=anatomy)
+    route, _proofs = publish(model, directory, anatomy=anatomy)
     assert route == ("stock" if name in STOCK else "remote-code")
     return Case(auto, whole, model, before, anatomy, removed, inputs, directory, route)
 

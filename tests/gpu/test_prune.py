@@ -12,7 +12,7 @@ import headprune as hp
 from gpu.conftest import synchronising
 from gpu.subjects import batches
 from headprune.batch import as_batches
-from headprune.checkpoint import save
+from headprune.checkpoint import write_model
 from headprune.errors import UnprovenError
 from headprune.footprint import latency_ms, sizes
 from headprune.placement import moved_away, staged
@@ -87,7 +87,8 @@ def test_the_reload_proof_needs_no_room_for_a_second_copy(device, on_gpu, tmp_pa
         pytest.skip("memory of a GPU is what is short here")
     model = _billion(device)
     anatomy = inspected(model)
-    route = save(model, tmp_path / "out", anatomy=anatomy)
+    (tmp_path / "out").mkdir()
+    route = write_model(model, tmp_path / "out", anatomy=anatomy)
     inputs = {"input_ids": torch.arange(1, 9)[None]}
     run(model, inputs)
     torch.cuda.empty_cache()

@@ -1,0 +1,110 @@
+"""What ``model.save_pretrained`` is for a pruned model: Trainer's checkpoints and ``push_to_hub`` are written by it, too."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from headprune.anatomy import Anatomy
+from headprune.atomic import MANIFEST
+from headprune.checkpoint.manifest import claims_to_be_ours
+from headprune.checkpoint.save import described, has_uneven_cache, write_described
+from headprune.checkpoint.writing import writing
+from headprune.errors import CheckpointError, UnsupportedError
+from headprune.surgery.modeling_headprune import UNEVEN_CACHE
+
+# What push_to_hub takes, of all that save_pretrained does.
+_OF_THE_HUB = (
+    *("commit_message", "commit_description", "private", "token", "revision", "create_pr"),
+    *("max_shard_size", "tags"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class OwnSave:
+    """Saves a pruned model so that it loads: its weights as transformers does, its config and code as headprune does.
+
+    It is an attribute of that one model. A copy of the model gets its own, and so does one that was pickled.
+
+    Args:
+        model: The model.
+        anatomy: Its anatomy as it is now.
+        source: Where it was loaded from, before it was pruned.
+    """
+
+    model: PreTrainedModel
+    anatomy: Anatomy
+    source: str = ""
+
+    def __call__(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: dict[str, Any] | None = None,
+        push_to_hub: bool = False,
+        **options: Any,
+    ) -> None:
+        """Do what ``PreTrainedModel.save_pretrained`` does, which says what the arguments mean.
+
+        Raises:
+            CheckpointError: The model can't be saved so that it loads.
+        """
+        model, directory = self.model, Path(save_directory)
+        write = type(model).save_pretrained
+        name = options.pop("repo_id", None) or directory.name
+        given = {"is_main_process": is_main_process, "state_dict": state_dict, **options}
+        if getattr(model, "_hf_peft_config_loaded", False):
+            hub: dict[str, Any] = {"push_to_hub": True, "repo_id": name} if push_to_hub else {}
+            write(model, directory, **given, **hub)  # the adapters alone
+            return
+        if directory.is_file():
+            raise CheckpointError(
+                f"{directory.name} is a file", where=str(directory), hint="name a directory"
+            )
+        description = described(model, self.anatomy)
+        with writing(directory, "the model"):
+            write(model, directory, **given)
+        is_writer = getattr(model, "should_save_on_this_rank", bool)  # not in older transformers
+        if is_writer(is_main_process):
+            write_described(model, directory, description)
+            _discard_stale_manifest(directory)
+        if push_to_hub:  # which saves once more, by this very method
+            upload: Any = model.push_to_hub
+            upload(name, **{k: v for k, v in options.items() if k in _OF_THE_HUB})
+
+
+def own_save(model: PreTrainedModel) -> OwnSave | None:
+    """Return how a pruned model saves itself; None for one that does so as its class does."""
+    found = vars(model).get("save_pretrained")
+    return found if isinstance(found, OwnSave) else None
+
+
+def let_it_save_itself(model: PreTrainedModel, anatomy: Anatomy, *, source: str) -> None:
+    """Let ``model.save_pretrained`` write a directory that loads; no class is changed.
+
+    Args:
+        model: A model that was just pruned.
+        anatomy: Its anatomy as it is now.
+        source: Where it was loaded from, before it was pruned.
+    """
+    before = own_save(model)
+    saving = OwnSave(model, anatomy, source or (before.source if before else ""))
+    vars(model)["save_pretrained"] = saving
+    if has_uneven_cache(model, anatomy):
+        vars(model)["init_continuous_batching"] = _no_continuous_batching
+
+
+def _no_continuous_batching(*_args: Any, **_options: Any) -> None:
+    raise UnsupportedError(
+        UNEVEN_CACHE,
+        where="generate_batch",
+        hint="use generate(), or hp.plan(..., uniform=True) and hp.save: a stock model",
+    )
+
+
+def _discard_stale_manifest(directory: Path) -> None:
+    """Remove a manifest of ours: what it names was just written over."""
+    path = directory / MANIFEST
+    if path.is_file() and not path.is_symlink() and claims_to_be_ours(path):
+        path.unlink()
