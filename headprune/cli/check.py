@@ -93,7 +93,7 @@ def tell_error(given: Mapping[str, Any], error: HeadpruneError) -> str:
     """Return what stdout says of an exit 2: whoever reads a format for machines reads it there, too."""
     from headprune.report.ci import ERROR_FORMATS
 
-    tell = ERROR_FORMATS.get(str(given.get("format")))
+    tell = None if given.get("json") else ERROR_FORMATS.get(str(given.get("format")))
     return tell(error) if tell else ""
 
 
