@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import transformers
 import zoo
+from families import written
 
 import headprune as hp
 from headprune.anatomy.clone import quiet
@@ -280,7 +281,7 @@ def _reload_is_identical(model, inputs, anatomy):
     expected = outputs(pruned, inputs)
     with tempfile.TemporaryDirectory() as folder, quiet():
         directory = Path(folder) / "saved"
-        route = hp.save(pruned, directory)
+        route = written(pruned, directory)
         loaded = [hp.load(directory, device="cpu", attn_implementation="eager")]
         auto = next(
             (n for n, made in auto_classes(type(model.config)).items() if made is type(model)), None

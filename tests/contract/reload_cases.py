@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 import headprune as hp
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import quiet
+from headprune.checkpoint import seal, write_model
 from headprune.heads import select_heads
-from headprune.publish import publish
 from headprune.surgery import cut
 
 # name: (model type, class, settings). Their own forward runs with fewer heads ...
@@ -85,7 +85,9 @@ class Case:
 
     def save(self, model, directory, **settings):
         """Save a model that was cut like this one (known already: looking takes longer than writing)."""
-        publish(model, directory, anatomy=self.anatomy, **settings)
+        directory.mkdir(exist_ok=True)
+        write_model(model, directory, anatomy=self.anatomy, **settings)
+        seal(directory)
         return directory
 
     def copy(self):
@@ -108,7 +110,9 @@ def make(name, directory):
     removed = set(select_heads(plan, before.heads))
     model = copy.deepcopy(whole)
     anatomy = cut(model, before, remove=removed)
-    route, _proofs = publish(model, directory, anatomy=anatomy)
+    directory.mkdir(exist_ok=True)
+    route = write_model(model, directory, anatomy=anatomy)
+    seal(directory)
     assert route == ("stock" if name in STOCK else "remote-code")
     return Case(auto, whole, model, before, anatomy, removed, inputs, directory, route)
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from families import DECODERS, FAMILIES, GROUPED, build, real_outputs, token_inputs
+from families import DECODERS, FAMILIES, GROUPED, build, real_outputs, token_inputs, written
 
 import headprune as hp
 from headprune.anatomy.clone import quiet
@@ -86,12 +86,12 @@ def test_a_reload_is_bit_identical(family, tmp_path):
     hp.prune(model, random_plan(anatomy, 3), anatomy=anatomy)
     with torch.no_grad():
         expected = model(**inputs)[0]
-    assert hp.save(model, tmp_path / "saved") == "remote-code"
+    assert written(model, tmp_path / "saved") == "remote-code"
     again = load(tmp_path / "saved", device="cpu")
     with torch.no_grad():
         assert torch.equal(again(**inputs)[0], expected)
     # And once more, from the model that was loaded.
-    hp.save(again, tmp_path / "again")
+    written(again, tmp_path / "again")
     with torch.no_grad():
         assert torch.equal(load(tmp_path / "again", device="cpu")(**inputs)[0], expected)
 
@@ -101,7 +101,7 @@ def test_heads_keep_their_names_after_a_reload(family, tmp_path):
     step = hp.inspect(model).sites[0].group_size
     gone = [f"L1.H{head}" for head in range(step)]
     hp.prune(model, gone)
-    hp.save(model, tmp_path / "saved")
+    written(model, tmp_path / "saved")
     again = load(tmp_path / "saved", device="cpu")
     left = {str(head) for head in hp.inspect(again).heads}
     assert left.isdisjoint(gone)
@@ -162,7 +162,7 @@ def test_a_uniform_plan_loads_as_a_stock_model(family, heads_left, tmp_path):
     hp.prune(model, {f"L{layer}": gone for layer in range(3)})
     with torch.no_grad():
         expected = model(**inputs)[0]
-    assert hp.save(model, tmp_path / "saved") == "stock"
+    assert written(model, tmp_path / "saved") == "stock"
     assert not list((tmp_path / "saved").glob("*.py"))
     plain, info = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "saved", output_loading_info=True

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 import transformers
-from families import inspected
+from families import inspected, written
 from torch import nn
 
 import headprune as hp
@@ -177,10 +177,10 @@ def test_a_reload_is_bit_identical(kind, tmp_path, monkeypatch):
     hp.prune(model, removed, anatomy=anatomy)
     with torch.no_grad():
         expected = outputs_of(model, inputs)
-    assert hp.save(model, tmp_path / "saved") == "remote-code"
+    assert written(model, tmp_path / "saved") == "remote-code"
     ours = load(tmp_path / "saved", device="cpu")
     theirs = transformers.AutoModel.from_pretrained(tmp_path / "saved", trust_remote_code=True)
-    hp.save(ours, tmp_path / "again")
+    written(ours, tmp_path / "again")
     again = load(tmp_path / "again", device="cpu")
     for reloaded in (ours, theirs.eval(), again):
         assert {n: p.shape for n, p in reloaded.named_parameters()} == {
@@ -199,7 +199,7 @@ def test_pruning_twice_equals_pruning_once(kind, tmp_path):
     second = [f"{site.id}.H5" for site in sites] + [f"{sites[-1].id}.H{h}" for h in (0, 3, 4)]
     twice, once = build(kind), build(kind)
     hp.prune(twice, first)
-    hp.save(twice, tmp_path / "first")
+    written(twice, tmp_path / "first")
     reloaded = load(tmp_path / "first", device="cpu")
     hp.prune(twice, second)
     hp.prune(reloaded, second)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import build, real_outputs, token_inputs
+from families import build, real_outputs, token_inputs, written
 
 import headprune as hp
 from headprune.anatomy.clone import quiet
@@ -68,7 +68,7 @@ def test_a_reload_is_identical_and_remembers(removed, tmp_path):
     import transformers
 
     model = hp.prune(make(), removed, pad=True)
-    route = hp.save(model, tmp_path / "saved")
+    route = written(model, tmp_path / "saved")
     expected, anatomy = run(model), hp.inspect(model)
     plain = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "saved", trust_remote_code=route == "remote-code"
@@ -80,7 +80,7 @@ def test_a_reload_is_identical_and_remembers(removed, tmp_path):
         assert [site.padding for site in hp.inspect(again).sites] == [
             site.padding for site in anatomy.sites
         ]
-        hp.save(again, tmp_path / "again", overwrite=True)
+        written(again, tmp_path / "again")
         assert torch.equal(run(hp.load(tmp_path / "again", device="cpu")), expected)
 
 
@@ -91,7 +91,7 @@ def test_pruning_again_equals_pruning_once(reload, tmp_path):
     once = hp.prune(make(), [*first, *second], pad=True)
     twice = hp.prune(make(), first, pad=True)
     if reload:
-        hp.save(twice, tmp_path / "saved")
+        written(twice, tmp_path / "saved")
         twice = hp.load(tmp_path / "saved", device="cpu")
     hp.prune(twice, second, pad=True)
     assert close(run(twice), run(once))
@@ -112,7 +112,7 @@ def test_generation_with_a_cache(removed, tmp_path):
     with torch.no_grad(), quiet():
         with hp.masked(model, removed):
             masked = model.generate(**inputs, **settings, use_cache=False)
-        hp.save(hp.prune(model, removed, pad=True), tmp_path / "saved")
+        written(hp.prune(model, removed, pad=True), tmp_path / "saved")
         for each in (model, hp.load(tmp_path / "saved", device="cpu")):
             assert torch.equal(each.generate(**inputs, **settings, use_cache=True), masked)
 
@@ -130,5 +130,5 @@ def test_one_key_value_head_serves_any_number(count, pad, tmp_path):
     assert close(run(model), masked)
     site = next(site for site in hp.inspect(model).sites if site.id == SiteId.parse("L0"))
     assert len(site.heads) == 8 - count
-    hp.save(model, tmp_path / "saved")
+    written(model, tmp_path / "saved")
     assert torch.equal(run(hp.load(tmp_path / "saved", device="cpu")), run(model))

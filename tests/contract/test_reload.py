@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 import transformers
-from families import toy_tokenizer
+from families import toy_tokenizer, written
 from law import outputs
 from reload_cases import CASES, STOCK, each, identical
 
@@ -39,7 +39,7 @@ def test_every_class_of_the_family_gets_the_pruned_attention(case, tmp_path):
     folders = [tmp_path / name for name in ("whole", "whole-base", "base")]
     case.whole.save_pretrained(folders[0])
     case.whole.base_model.save_pretrained(folders[1])
-    hp.save(case.model.base_model, folders[2])
+    written(case.model.base_model, folders[2])
     agreeing = set()
     for whole, pruned in ((folders[0], case.directory), (folders[1], folders[2])):
         for auto in auto_classes(type(case.whole.config)):
@@ -147,7 +147,7 @@ def test_shards_give_the_same_bits(case, tmp_path):
 
 @each("bert")
 def test_the_size_of_shards_is_for_callers_to_choose(case, tmp_path):
-    hp.save(case.model, tmp_path / "many", max_shard_size="20KB")
+    written(case.model, tmp_path / "many", max_shard_size="20KB")
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 1
     assert len(list(case.directory.glob("*.safetensors"))) == 1
 

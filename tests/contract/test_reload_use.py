@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from families import written
 from law import distance, outputs
 from reload_cases import each, identical
 
@@ -127,7 +128,7 @@ def test_pruned_again_it_is_not_saved_by_old_sizes(case, tmp_path):
     gone = [f"{site.id}.H{head}" for head in next(iter(site.groups(site.heads).values()))]
     hp.prune(model, gone)
     model.save_pretrained(tmp_path / "plain")
-    hp.save(model, tmp_path / "saved")
+    written(model, tmp_path / "saved")
     for by in ROUTES:
         for folder in ("plain", "saved"):
             again = case.load(by, tmp_path / folder)
