@@ -1,7 +1,7 @@
 """The only place that writes and reads models."""
 
 from headprune.checkpoint.afresh import load_afresh
-from headprune.checkpoint.auto_classes import auto_class_of, auto_classes
+from headprune.checkpoint.auto_models import auto_class_of, auto_classes
 from headprune.checkpoint.empty import empty_model
 from headprune.checkpoint.legacy import pruned_heads
 from headprune.checkpoint.load import complaints, load, load_model, load_shapes

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from headprune.anatomy.clone import quiet
-from headprune.checkpoint.auto_classes import auto_classes
+from headprune.checkpoint.auto_models import auto_classes
 from headprune.checkpoint.causes import (
     incomplete,
     random_pooler,

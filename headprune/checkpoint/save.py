@@ -28,7 +28,7 @@ from headprune.anatomy.clone import (
     quiet,
     stock_class,
 )
-from headprune.checkpoint.auto_classes import auto_classes
+from headprune.checkpoint.auto_models import auto_classes
 from headprune.checkpoint.config_file import write_config
 from headprune.checkpoint.side_files import (
     change_settings,

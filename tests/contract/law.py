@@ -15,7 +15,7 @@ from families import written
 import headprune as hp
 from headprune.anatomy.clone import quiet
 from headprune.anatomy.trace import looks_like_attention
-from headprune.checkpoint.auto_classes import auto_classes
+from headprune.checkpoint.auto_models import auto_classes
 from headprune.errors import HeadpruneError, ModelError, UnsupportedError
 
 TOLERANCE = 2e-5

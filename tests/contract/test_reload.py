@@ -12,7 +12,7 @@ from reload_cases import CASES, STOCK, each, identical
 
 import headprune as hp
 from headprune.anatomy.clone import stock_class
-from headprune.checkpoint.auto_classes import auto_classes
+from headprune.checkpoint.auto_models import auto_classes
 from headprune.errors import UnsupportedError
 
 ROUTES = ("transformers", "headprune")
