@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import build, inspected, token_inputs
+from families import build, token_inputs, written
 from warm_python import REAL
 
 from headprune.atomic import staged_directory
-from headprune.checkpoint import save
 from headprune.errors import UnprovenError, is_out_of_memory
 from headprune.placement import moved_away, staged
 from headprune.verify import loads_afresh, reload_is_identical
@@ -41,7 +40,7 @@ ENDS = {
 
 def test_a_crash_is_not_a_lack_of_memory(tmp_path, monkeypatch):
     model = build("bert")
-    save(model, tmp_path / "out", anatomy=inspected(model))
+    written(model, tmp_path / "out")
     _python(tmp_path, monkeypatch, does="kill -SEGV $$")
     proof = loads_afresh(tmp_path / "out", auto_class="AutoModel", route="stock", known=())
     assert not proof.passed
@@ -52,7 +51,7 @@ def test_a_crash_is_not_a_lack_of_memory(tmp_path, monkeypatch):
 @pytest.mark.parametrize("numbers", [True, False], ids=["reload", "names only"])
 def test_a_process_that_ends_for_want_of_memory_proves_nothing(numbers, end, tmp_path, monkeypatch):
     model = build("bert")
-    save(model, tmp_path / "out", anatomy=inspected(model))
+    written(model, tmp_path / "out")
     does, words = ENDS[end]
     _python(tmp_path, monkeypatch, does=does)
     with pytest.raises(UnprovenError, match=words) as caught:
@@ -69,7 +68,7 @@ def test_a_process_that_ends_for_want_of_memory_proves_nothing(numbers, end, tmp
 def test_a_fresh_process_without_memory_proves_nothing(tmp_path, monkeypatch):
     """With as much address space as its libraries take, and less than the model's size more."""
     model = build("bert", vocab_size=4_000_000)  # 770 MB
-    route = save(model, tmp_path / "out", anatomy=inspected(build("bert")))
+    route = written(model, tmp_path / "out")
     probe = "import torch, transformers.modeling_utils; print(open('/proc/self/status').read())"
     status = subprocess.run(
         [sys.executable, "-c", probe], capture_output=True, text=True, check=True
