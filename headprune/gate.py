@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from headprune.artefact import Artefact, read_artefact
 from headprune.atomic import write_text
-from headprune.errors import ConfigError
+from headprune.errors import CheckpointError, ConfigError
 from headprune.evaluation import EvalResult, Measurement
 from headprune.files.targets import refuse_unwritable
 from headprune.latency import Latency
@@ -102,6 +102,16 @@ def refuse_unusable_baseline(path: Path) -> None:
         CheckpointError: It can't, or something else lies there.
     """
     refuse_unwritable(path, where=f"--baseline {path}")
+    if not path.is_file() or path.read_bytes()[:10].strip() in (b"", b"{}"):
+        return
+    try:
+        read_artefact(Baseline, path)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{path.name} is no baseline, and is not replaced: {error.what}",
+            where=f"--baseline {path}",
+            hint="choose another file, or remove it yourself",
+        ) from error
 
 
 def write_baseline(path: Path, result: EvalResult) -> Baseline:

@@ -7,9 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headprune.errors import ConfigError
+from headprune.errors import CheckpointError, ConfigError
 from headprune.evaluation import EvalResult
-from headprune.gate import Baseline, Limits, compare, read_baseline, write_baseline
+from headprune.gate import (
+    Baseline,
+    Limits,
+    compare,
+    read_baseline,
+    refuse_unusable_baseline,
+    write_baseline,
+)
 from headprune.report.ci import FORMATS
 
 
@@ -165,3 +172,16 @@ def test_a_model_never_fails_against_its_own_baseline(value, latency):
     result = result_of(value, latency_ms={"batch_1": latency})
     limits = Limits(max_drop=0, min_recovery=1.0, max_latency_increase=0.01)
     assert compare(result, Baseline.of(result), limits=limits).passed
+
+
+@pytest.mark.parametrize("content", ["text,label\nmine,1\n", "[1]", '{"mine": 1}'])
+def test_a_baseline_takes_the_place_of_a_baseline_alone(tmp_path, content):
+    path = tmp_path / "b.json"
+    path.write_text(content)
+    with pytest.raises(CheckpointError, match="is no baseline, and is not replaced"):
+        refuse_unusable_baseline(path)
+    assert path.read_text() == content
+    path.unlink()
+    for value in (0.5, 0.6):  # there is none, then there is one
+        refuse_unusable_baseline(path)
+        write_baseline(path, result_of(value))

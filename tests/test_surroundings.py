@@ -67,7 +67,7 @@ def test_a_reader_that_went_away_is_told_nothing(words, here, command_line, monk
     assert "error" not in err
 
 
-@pytest.mark.parametrize("command", ["inspect", "score"])
+@pytest.mark.parametrize("command", ["eval", "score"])
 def test_a_closed_stdout_is_named_before_the_work(command, here, command_line, monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     code, _out, err = command_line(command, "m", "--data", "d.csv")
@@ -85,7 +85,7 @@ def test_a_full_stderr_loses_no_result(here, command_line, monkeypatch):
         assert command_line("inspect", "nowhere")[0] == 2
 
 
-@pytest.mark.parametrize("command", ["inspect", "score"])
+@pytest.mark.parametrize("command", ["eval", "score"])
 def test_a_working_directory_that_is_gone_is_named(command, here, command_line):
     gone = here / "gone"
     gone.mkdir()
