@@ -224,7 +224,7 @@ def test_the_pruned_model_is_within_its_budget(headprune, place):
     assert code == 0, err
     assert json.loads(out)["budget"]["heads_after"] == 7
     code, _out, err = headprune(
-        "prune", *data, "--target-latency", "80%", "--stream", "--dry-run",
+        "prune", "--json", "--target-latency", "80%", "--stream", "--dry-run",
         "--scores", str(made / "scores.json"),
     )  # fmt: skip
     assert code == 2
@@ -464,7 +464,7 @@ def test_prune_takes_the_scores_of_its_method_from_a_run_of_several(headprune):
     words = ("classifier", "--data", "data.csv", "--method")
     assert headprune("score", *words, "fisher,gradient")[0] == 0
     cut = ("--keep", "0.5", "--steps", "1", "--mend", "none", "--dry-run")
-    code, _out, err = headprune("prune", *words, "gradient", *cut)
+    code, _out, err = headprune("prune", *words, "gradient", *cut, "--scores", "latest")
     assert code == 0, err
     assert "scores.gradient.json (gradient, n = 20)" in err.replace("\n", " ")
 
@@ -842,7 +842,7 @@ MISTAKES = {
     "missing data file": (
         ("score", "classifier", "--data", "dta.csv"),
         None,
-        "dta.csv doesn't exist",
+        "there is no file dta.csv",
         "did you mean 'data.csv'",
     ),
     "a race without a cut": (
@@ -884,8 +884,8 @@ MISTAKES = {
     "malformed data": (
         ("score", "classifier", "--data", "data.jsonl"),
         garbage,
-        "can't be read",
-        "content",
+        "the JSON is damaged",
+        "line",
     ),
     "wrong text column": (
         ("score", "classifier", "--data", "data.csv", "--text", "txt"),

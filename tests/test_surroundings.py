@@ -246,3 +246,25 @@ def test_a_step_summary_that_can_not_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "nowhere" / "summary.md"))
     with pytest.raises(HeadpruneError, match="summary"):
         to_github(verdict_of("fine", passed=True))
+
+
+def fixed_length_of_none(settings):
+    settings["pre_tokenizer"] = {"type": "FixedLength", "length": 0}
+
+
+def no_unknown(settings):
+    settings["model"]["unk_token"] = "<nowhere>"
+
+
+@pytest.mark.parametrize("change", [fixed_length_of_none, no_unknown])
+def test_a_tokenizer_that_fails_on_a_text_is_named_and_isnt_the_gate_s_no(
+    change, here, command_line
+):
+    path = here / "m" / "tokenizer.json"
+    settings = json.loads(path.read_text())
+    change(settings)
+    path.write_text(json.dumps(settings))
+    (here / "odd.csv").write_text("text,label\n" + "never-seen words,0\nother words,1\n" * 4)
+    code, _out, err = command_line("eval", "m", "--data", "odd.csv", "--no-latency")
+    assert is_lawful(code, err), err
+    assert "tokenizer" in err

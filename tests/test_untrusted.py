@@ -298,9 +298,9 @@ def test_an_index_names_files_of_its_own_directory(model, name):
 
 
 def test_only_files_that_a_load_reads_count(model):
-    """Not the copy in another format, the adapters or the shard of yesterday that lie beside them, damaged or not."""
+    """Not the copy in another format, or the shard of yesterday that lie beside them, damaged or not."""
     size = (model / "model.safetensors").stat().st_size
-    for name in ("consolidated.safetensors", "adapter_model.safetensors"):
+    for name in ("consolidated.safetensors", "other.safetensors"):
         (model / name).write_bytes(b"\xff" * 50)
     assert find(str(model)).weight_files == (model / "model.safetensors",)
     assert weights_bytes(model) == size

@@ -1,7 +1,8 @@
 """A loaded model with its task."""
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -12,7 +13,7 @@ from headprune.anatomy.clone import pruning_record
 from headprune.batch import Batch
 from headprune.checkpoint import load_model
 from headprune.config import MAX_LENGTH, Recipe
-from headprune.errors import ConfigError
+from headprune.errors import ConfigError, ModelError, first_line
 from headprune.local import published_name
 from headprune.models import ModelSource, find, fingerprint, load_tokenizer
 from headprune.placement import describe
@@ -55,9 +56,10 @@ class Subject:
     ) -> tuple[Batch, ...]:
         """Turn examples into batches of the recipe's size, or of another."""
         size = batch_size or self.recipe.batch_size
-        return self.task.to_batches(
-            examples, self.tokenizer, self.max_length, size, self.accepts, self.fill
-        )
+        with tokenizing(self.source):
+            return self.task.to_batches(
+                examples, self.tokenizer, self.max_length, size, self.accepts, self.fill
+            )
 
     @cached_property
     def fill(self) -> Fill:
@@ -124,6 +126,25 @@ def open_subject(recipe: Recipe, *, voice: Voice) -> Subject:
     if task.described:
         voice.say(f"embeddings: {task.described}; texts are cut at {subject.max_length} tokens")
     return subject
+
+
+@contextmanager
+def tokenizing(source: ModelSource) -> Iterator[None]:
+    """Name a tokenizer that fails on a text: the tokenizers library raises bare exceptions, and panics, which aren't even that.
+
+    Raises:
+        ModelError: It does.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(
+            f"the tokenizer of {source.name} fails on a text: {first_line(error)}",
+            where=str(source.directory / "tokenizer.json"),
+            hint="repair it, or fetch the model again",
+        ) from error
 
 
 def find_model(recipe: Recipe, *, weights: bool = True) -> ModelSource:

@@ -12,7 +12,7 @@ from headprune.evaluation import doubts_of, predict
 from headprune.heads import HeadScores
 from headprune.local import count_noted_elsewhere, published_name
 from headprune.results import Results
-from headprune.subject.opened import Subject, Voice
+from headprune.subject.opened import Subject, Voice, tokenizing
 from headprune.tasks.chats import is_chat
 from headprune.tasks.data import Columns, Table, choose_columns, read_table
 from headprune.tasks.leaks import prose_without_rows_of, without_rows_of
@@ -219,7 +219,10 @@ def _examples(
     config = subject.model.config
     for remark in subject.task.remarks(table, columns, config):
         voice.say(remark)
-    return subject.task.to_examples(table, columns, subject.tokenizer, config, subject.max_length)
+    with tokenizing(subject.source):
+        return subject.task.to_examples(
+            table, columns, subject.tokenizer, config, subject.max_length
+        )
 
 
 def _labelled(
