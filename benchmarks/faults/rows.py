@@ -13,5 +13,5 @@ def read_rows(name: str) -> str:
         columns = choose_columns(table, num_texts=(1,), needs_label=False)
         return str([texts_of(table, row, columns) for row in range(len(table.rows))])
     columns = choose_columns(table, num_texts=(1, 2))
-    config = SimpleNamespace(num_labels=2, problem_type=None, label2id={"LABEL_0": 0, "LABEL_1": 1})
+    config = SimpleNamespace(num_labels=2, problem_type=None, id2label={0: "LABEL_0", 1: "LABEL_1"})
     return str(to_examples(table, columns, None, config, 128))

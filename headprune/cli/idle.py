@@ -41,9 +41,9 @@ def refuse_idle(call: Call, command: str) -> None:
 
 
 def _is_said(call: Call, name: str) -> bool:
-    """Whether the command line says it, other than to take it back (``--no-x``)."""
+    """Whether the command line says it, other than to take it back (``--no-x``, ``--x none``)."""
     value = getattr(call.recipe, name, call.own.get(name, True))
-    return name in call.said and value is not False
+    return name in call.said and value not in (False, "none")
 
 
 def _is_file_of_results(call: Call) -> bool:

@@ -74,7 +74,7 @@ def test_the_check_passes_on_it_and_fails_on_a_model_of_a_tenth(pruned):
         "check", folder / "tenth", *data, *baseline, "--format", "github", folder=folder
     )
     assert failed.returncode == 1, failed.stdout + failed.stderr
-    assert "::error title=headprune check%3A max-drop::" in failed.stdout
+    assert "::error title=headprune check%3A max-drop failed::" in failed.stdout
 
 
 def test_it_loads_as_a_sentence_transformer_too(pruned):
