@@ -102,16 +102,12 @@ def refuse_unusable_baseline(path: Path) -> None:
         CheckpointError: It can't, or something else lies there.
     """
     refuse_unwritable(path, where=f"--baseline {path}")
-    if not path.is_file() or path.read_bytes()[:10].strip() in (b"", b"{}"):
-        return
-    try:
-        read_artefact(Baseline, path)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{path.name} is no baseline, and is not replaced: {error.what}",
-            where=f"--baseline {path}",
-            hint="choose another file, or remove it yourself",
-        ) from error
+    if path.is_file() and path.read_bytes()[:10].strip() not in (b"", b"{}"):
+        try:
+            read_artefact(Baseline, path)
+        except CheckpointError as error:
+            what = f"{path.name} is no baseline, and is not replaced: {error.what}"
+            raise CheckpointError(what, where=str(path), hint="choose another file") from error
 
 
 def write_baseline(path: Path, result: EvalResult) -> Baseline:

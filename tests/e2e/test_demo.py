@@ -28,7 +28,9 @@ def headprune(*words, folder):
 def pruned(tmp_path_factory):
     """Run `headprune prune --keep 0.7` in an empty directory; an eighth of the calibration rows will do here."""
     folder = tmp_path_factory.mktemp("demo")
-    done = headprune("prune", "--keep", "0.7", "--num-samples", "128", "--json", folder=folder)
+    done = headprune(
+        "prune", "--keep", "0.7", "--num-samples", "128", "--no-latency", "--json", folder=folder
+    )
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout), done.stderr
 
@@ -61,6 +63,7 @@ def test_the_check_passes_on_it_and_fails_on_a_model_of_a_tenth(pruned):
         "64",  # what it reports isn't looked at
         "--mend",
         "none",
+        "--no-latency",
         "--out",
         "tenth",
         "--json",
@@ -71,7 +74,14 @@ def test_the_check_passes_on_it_and_fails_on_a_model_of_a_tenth(pruned):
     assert done.returncode == 0, done.stderr
     data = ("--task", "similarity", "--data", "demo:stsb", "--split", "test")
     failed = headprune(
-        "check", folder / "tenth", *data, *baseline, "--format", "github", folder=folder
+        "check",
+        folder / "tenth",
+        *data,
+        *baseline,
+        "--format",
+        "github",
+        "--no-latency",
+        folder=folder,
     )
     assert failed.returncode == 1, failed.stdout + failed.stderr
     assert "::error title=headprune check%3A max-drop failed::" in failed.stdout
