@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -381,3 +382,21 @@ def test_reading_a_file_talks_to_nobody(tmp_path, monkeypatch):
     for suffix in (".csv", ".json", ".parquet"):
         read_table(str(written(tmp_path, suffix)))
     assert asked == []
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch], ids=["folder", "file"])
+def test_a_metric_of_the_hub_is_never_what_lies_here_by_that_name(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "rouge")
+    with pytest.raises(ConfigError, match="lies here") as caught:
+        metrics.load_metric("rouge", higher_is_better=True)
+    assert "./rouge" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["pandas", "csv", "json", "imagefolder"])
+def test_a_format_s_name_is_no_data_set(name, tmp_path, monkeypatch):
+    """The library would read, and of some unpickle, what lies in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.pkl").write_bytes(b"")
+    with pytest.raises(DataError, match="name of a format"):
+        read_table(name)

@@ -12,12 +12,14 @@ from headprune.anatomy.clone import quiet
 from headprune.checkpoint.tokenizer_files import tokenizer_files, unchanged_source
 from headprune.checkpoint.writing import writing
 from headprune.errors import CheckpointError
+from headprune.files.walk import everything_in
 from headprune.untrusted import (
     MODULES,
     lies_within,
     module_entries,
     read_json,
     read_json_list,
+    read_text,
     transformer_folder,
 )
 
@@ -162,15 +164,15 @@ def drop_foreign_code(directory: Path) -> None:
     A tokenizer, processor or config of the source may name classes in somebody's repository, which ``trust_remote_code=True``
     would fetch and run.
     """
-    for path in sorted(directory.iterdir()):
-        if path.suffix != ".json" or "config" not in path.name:
+    for path in everything_in(directory):
+        if path.suffix != ".json" or "config" not in path.name or not path.is_file():
             continue
-        raw = path.read_text(encoding="utf-8")
+        raw = read_text(path)
         # Few files name code, and those that don't stay byte for byte what was written.
         if not any(name in raw for name in _NAMES_OF_CODE):
             continue
         settings = read_json(path)
-        left = _without_code(settings, keep_ours=path.name == "config.json")
+        left = _without_code(settings, keep_ours=path == directory / "config.json")
         if left != settings:
             _write_json(path, left)
 

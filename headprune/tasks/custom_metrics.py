@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -28,6 +29,12 @@ def load_custom_metric(
     Raises:
         ConfigError: It can't be loaded, takes other inputs, or fails on rows of this kind.
     """
+    if Path(name).name == name and Path(name).suffix != ".py" and Path(name).exists():
+        raise ConfigError(
+            f"{name} lies here, and may be meant as a metric of the hub: what lies here would be run",
+            where=f"--metric {name}",
+            hint=f"say ./{name} to run it, or start the command in another directory",
+        )
     try:
         metric = evaluate.load(name, keep_in_memory=True)
     except (

@@ -102,9 +102,20 @@ def _no_file(path: Path, source: str) -> DataError:
 
 
 def _load(source: str, name: str, config: str, split: str) -> Content:
-    """Load a data set of the hub."""
-    import datasets
+    """Load a data set of the hub; the names of formats, which the library takes for one of its readers of the folder, are none.
 
+    Raises:
+        DataError: It can't be had, or is a format's name.
+    """
+    import datasets
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+
+    if name in _PACKAGED_DATASETS_MODULES:
+        raise DataError(
+            f"{name!r} is the name of a format, not a data set",
+            where=f"--data {source}",
+            hint=f"name one file that ends in {', '.join(FORMATS)}, or HUB_ID[:CONFIG]",
+        )
     try:
         table = datasets.load_dataset(name, *([config] if config else []), split=split)
         rows: list[dict[str, Any]] = list(table)  # here texts are decoded
