@@ -449,7 +449,9 @@ def test_whatever_a_config_says_the_end_is_a_model_or_three_parts(saved, tmp_pat
     (directory / "config.json").write_text(json.dumps({**config, key: value}))
     for use in (
         lambda: empty_model(find(str(directory), weights=False)),
-        lambda: load_model(find(str(directory)), auto_class=None, device="cpu"),
+        lambda: load_model(
+            find(str(directory)), auto_class=None, device="cpu", say=lambda _text: None
+        ),
     ):
         try:
             use()
