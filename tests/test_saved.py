@@ -304,3 +304,15 @@ def test_saving_in_python_ends_as_a_prune_does(tmp_path):
     assert model.training
     names = {path.name for path in (tmp_path / "small").iterdir()}
     assert names >= {"preprocessor_config.json", "tokenizer.json", "manifest.json"}
+
+
+@pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification"])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_model_that_builds_the_one_inside_by_its_config_loads_too(family, head, tmp_path):
+    name = f"{family.capitalize()}For{head}"
+    model = hp.prune(build(family, cls=name, pad_token_id=0), UNEVEN)
+    assert hp.save(model, tmp_path / "out") == "remote-code"
+    assert_loads(tmp_path / "out", model, f"AutoModelFor{head}", trust_remote_code=True)
+    again = hp.load(tmp_path / "out", device="cpu")
+    hp.save(hp.prune(again, ["L1.H0", "L1.H1"]), tmp_path / "again")
+    assert_loads(tmp_path / "again", again, f"AutoModelFor{head}", trust_remote_code=True)

@@ -277,7 +277,15 @@ class HeadPrunedMixin:
         return False
 
     def __init__(self, config, *args, **kwargs):
-        super().__init__(config, *args, **kwargs)
+        # Some models build the one inside by AutoModel, which goes by the config: to it this is the stock model's.
+        own, auto_map = type(config), vars(config).pop("auto_map", None)
+        config.__class__ = own.__base__ if own.__module__ == __name__ else own
+        try:
+            super().__init__(config, *args, **kwargs)
+        finally:
+            config.__class__ = own
+            if auto_map is not None:
+                config.auto_map = auto_map
         # A model that wraps others builds them through their stock classes, so this runs once, at the root.
         if "sites" in (getattr(config, "headprune", None) or {}):
             shrink(self, config.headprune)
