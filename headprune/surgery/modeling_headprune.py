@@ -9,10 +9,7 @@ import transformers
 from torch import nn
 from transformers import PreTrainedConfig
 
-UNEVEN_CACHE = (
-    "continuous batching gives every layer as many key/value heads as the config says, and this pruned model keeps others; "
-    "use generate()"
-)
+UNEVEN_CACHE = "continuous batching wants as many key/value heads in every layer, and this pruned model has not; use generate()"
 
 
 def shrink(model, record):
@@ -284,11 +281,9 @@ class HeadPrunedMixin:
             super().__init__(config, *args, **kwargs)
         finally:
             config.__class__ = own
-            if auto_map is not None:
-                config.auto_map = auto_map
-        # A model that wraps others builds them through their stock classes, so this runs once, at the root.
+            vars(config).update({} if auto_map is None else {"auto_map": auto_map})
         if "sites" in (getattr(config, "headprune", None) or {}):
-            shrink(self, config.headprune)
+            shrink(self, config.headprune)  # once, at the root: parts are built as stock classes
 
     def init_continuous_batching(self, *args, **kwargs):
         """Refuse where the cache of continuous batching, alike in all layers, can't hold what the layers keep."""
@@ -303,12 +298,10 @@ def __getattr__(name):
     if not name.startswith("HeadPruned") or base is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if issubclass(base, PreTrainedConfig):
-        # A config class of its own, with the stock model_type: tokenizers and pipelines know what it is.
         made = type(name, (base,), {"__module__": __name__})
     else:
-        config_name = "HeadPruned" + base.config_class.__name__
-        config_class = globals().get(config_name) or __getattr__(config_name)
-        own = {"__module__": __name__, "config_class": config_class}
+        config = "HeadPruned" + base.config_class.__name__
+        own = {"__module__": __name__, "config_class": globals().get(config) or __getattr__(config)}
         made = type(name, (HeadPrunedMixin, base), own)
         _keep_weight_conversions(name, base)
     globals()[name] = made
