@@ -1272,9 +1272,14 @@ def test_an_unknown_option_or_command_is_a_usage_error(headprune):
     assert headprune("scor")[0] == 2
 
 
-def test_an_unexpected_failure_is_never_the_gate_s_no(headprune, monkeypatch):
+class PanicException(BaseException):
+    """Not even an Exception."""
+
+
+@pytest.mark.parametrize("surprise", [ZeroDivisionError, PanicException, SystemExit])
+def test_an_unexpected_failure_is_never_the_gate_s_no(headprune, monkeypatch, surprise):
     def broken(*_args, **_kwargs):
-        raise ZeroDivisionError("surprise")
+        raise surprise("surprise")
 
     monkeypatch.setattr("headprune.pipeline.score", broken)
     code, _out, err = headprune("score", "classifier", "--data", "data.csv")

@@ -476,3 +476,15 @@ def test_a_class_from_a_models_directory_is_proven_as_itself_and_not_saved(tmp_p
     own.__class__ = made
     assert "own" in refused(lambda: hp.save(own, tmp_path / "out")).where
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("field", ["text_config", "vision_config"])
+def test_code_named_for_a_part_is_refused_and_never_asked_for(field, tmp_path):
+    """transformers would ask on the terminal whether to run it; with the stock class no part names any."""
+    settings = transformers.LlavaConfig().to_dict()
+    settings[field]["auto_map"] = {"AutoModel": "somebody/repo--model.Evil"}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert "somebody/repo" in str(refused(lambda: find(str(tmp_path), weights=False)))
+    config = find(str(tmp_path), weights=False, stock_class=True).config
+    assert "auto_map" not in vars(getattr(config, field))
+    assert "auto_map" not in json.dumps(config.to_dict())

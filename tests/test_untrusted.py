@@ -552,11 +552,18 @@ def test_no_settings_that_we_write_name_somebodys_code(tmp_path_factory, content
     kept.pop("custom_pipelines", None)
     if "\\u0000" in json.dumps(kept):
         return
-    for name in ("tokenizer_config.json", "preprocessor_config.json", "config.json"):
+    (directory / "1_Pooling").mkdir()
+    names = (
+        "tokenizer_config.json",
+        "preprocessor_config.json",
+        "config.json",
+        "1_Pooling/config.json",
+    )
+    for name in names:
         nested = {**kept, "auto_map": foreign, "inner": [{"auto_map": foreign, "a": 1}]}
         (directory / name).write_text(json.dumps(nested))
     drop_foreign_code(directory)
-    for path in directory.iterdir():
+    for path in (directory / name for name in names):
         assert "auto_map" not in json.loads(path.read_text()).get("inner", [{}])[0]
         assert json.loads(path.read_text())["inner"] == [{"a": 1}]
         assert "somebody" not in path.read_text()
