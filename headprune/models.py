@@ -194,9 +194,8 @@ def load_tokenizer(source: ModelSource) -> Any:
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.directory, trust_remote_code=False)
-    except (
-        BaseException
-    ) as error:  # the tokenizers library raises bare Exceptions, and panics, which aren't even that
+    # The tokenizers library raises bare Exceptions, and panics, which aren't even that.
+    except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise _unreadable_tokenizer(error, source) from error

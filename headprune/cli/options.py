@@ -112,9 +112,8 @@ def add_command(
             function(call)
         except typer.Exit:
             raise
-        except (
-            BaseException
-        ) as error:  # a panic of a Rust library, or a library that leaves: 1 stays the gate's
+        # A panic of a Rust library, or a library that leaves: 1 stays the gate's.
+        except BaseException as error:
             raise CommandError(error, functools.partial(tell_error, said)) from error
 
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

@@ -121,10 +121,7 @@ def separate_rows(
         voice.say(
             f"no --eval-data: {len(choosing):,} rows {use}, the other {len(reporting):,} report"
         )
-    _say_what_cannot_be_told(chose, voice=voice)
-    left = without_noted(reporting, chose)
-    if len(left) < len(reporting):
-        voice.say(f"{len(reporting) - len(left)} evaluation rows chose heads before; left out")
+    left = _without_those_that_chose(reporting, chose, voice=voice)
     if not choosing or len(left) < 2:
         raise DataError(
             f"{len(choosing)} rows are left to {use} and {len(left)} to report on",
@@ -136,6 +133,17 @@ def separate_rows(
     if reports and (own_rows or not labelled):
         return chosen, _doubted(subject, report, voice=voice)
     return chosen, replace(report, note={**report.note, "warnings": chosen.note["warnings"]})
+
+
+def _without_those_that_chose(
+    reporting: Sequence[Example], chose: Collection[str], *, voice: Voice
+) -> tuple[Example, ...]:
+    """Return the rows that chose no heads before, and say how many did, and how many can't be told."""
+    _say_what_cannot_be_told(chose, voice=voice)
+    left = without_noted(reporting, chose)
+    if len(left) < len(reporting):
+        voice.say(f"{len(reporting) - len(left)} evaluation rows chose heads before; left out")
+    return left
 
 
 def _without(

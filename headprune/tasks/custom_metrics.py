@@ -37,9 +37,8 @@ def load_custom_metric(
         )
     try:
         metric = evaluate.load(name, keep_in_memory=True)
-    except (
-        Exception
-    ) as error:  # evaluate raises FileNotFoundError, ConnectionError, ImportError and more
+    # The evaluate library raises FileNotFoundError, ConnectionError, ImportError and more.
+    except Exception as error:
         raise ConfigError(
             f"the metric {name!r} can't be loaded: {first_line(error)}",
             where="--metric",
