@@ -1,5 +1,6 @@
 """How much worse a metric may become: in its own units, or as a share of what it was."""
 
+from decimal import Decimal
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
 from pydantic import BeforeValidator, PlainSerializer
@@ -16,7 +17,10 @@ class Drop(NamedTuple):
         return self.amount * abs(whole) if self.is_share else self.amount
 
     def __str__(self) -> str:
-        return f"{self.amount * 100:g}%" if self.is_share else f"{self.amount:g}"
+        """As an option says it: read again it is the same drop, to the last digit."""
+        if not self.is_share:
+            return f"{self.amount!r}".removesuffix(".0")
+        return f"{Decimal(repr(self.amount)).scaleb(2):f}%".replace(".0%", "%")
 
 
 def _parsed(said: Any) -> Any:
@@ -31,7 +35,9 @@ def _parsed(said: Any) -> Any:
         ) from error
     if not 0 <= amount < float("inf"):
         raise ValueError("it must be 0 or more")
-    return Drop(amount / 100, True) if text.endswith("%") else Drop(amount)
+    if not text.endswith("%"):
+        return Drop(amount)
+    return Drop(float(Decimal(repr(amount)).scaleb(-2)), True)
 
 
 AllowedDrop: TypeAlias = Annotated[

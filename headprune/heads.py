@@ -184,7 +184,7 @@ class Steps(BaseModel):
     @property
     def budget(self) -> str:
         """How the command line asks for that cut."""
-        return f"--keep {self.keep:g}" if self.heads is None else f"--heads {self.heads}"
+        return f"--keep {self.keep}" if self.heads is None else f"--heads {self.heads}"
 
 
 class HeadScores(Artefact):

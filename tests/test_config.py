@@ -82,6 +82,15 @@ def test_any_settings_are_a_recipe_or_an_error_of_ours(settings):
     assert Recipe.model_validate(again) == recipe
 
 
+@given(
+    st.floats(0, allow_infinity=False, allow_nan=False).map(repr)
+    | st.floats(0, 1e9).map(lambda percent: f"{percent!r}%")
+)
+def test_a_drop_is_written_as_it_is_read(said):
+    recipe = Recipe(max_drop=said)
+    assert Recipe(max_drop=str(recipe.max_drop)) == recipe
+
+
 def test_python_in_a_recipe_is_not_run(tmp_path):
     recipe_file(tmp_path, "model: !!python/object/apply:os.getcwd []")
     with pytest.raises(ConfigError, match="not YAML"):

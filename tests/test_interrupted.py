@@ -56,13 +56,11 @@ class Kill:
 def test_a_signal_ends_with_130_and_says_what_goes_on(
     number, here, command_line, monkeypatch, undisturbed
 ):
-    handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
         Kill(patch, number, after=3)
         code, out, err = command_line(*SCORE, "--run", "stopped", "-q")
     assert (code, out) == (130, "")
     assert err.strip() == "stopped; batches done: 3; the same command goes on from there"
-    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert command_line(*SCORE, "--run", "stopped", "-q")[0] == 0
     assert Path("stopped/scores.json").read_bytes() == undisturbed
 
@@ -86,6 +84,20 @@ def test_a_signal_while_libraries_are_imported_is_answered_alike(entry, number, 
     assert out == ""
     assert err.strip().splitlines()[-1] == "stopped; nothing was left half-written"
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("words", "code"), [(["--version"], 0), (["check", "nothing"], 2)])
+def test_a_signal_at_the_very_end_changes_nothing(number, words, code, here):
+    ends = "import atexit, os, sys; from headprune.cli import main; sys.argv[0] = 'headprune'; "
+    ends += f"atexit.register(lambda: os.kill(os.getpid(), {int(number)})); main()"
+    environment = {**os.environ, "PYTHONPATH": str(Path(hp.__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", ends, *words], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stdout.startswith("headprune ") == (code == 0)
+    assert ("error: " in done.stderr) == (code == 2)
 
 
 def wait_for(process, name):

@@ -35,8 +35,13 @@ class Running(NamedTuple):
     limits: Limits
     pipes: tuple[int, ...] = ()
 
-    def wait(self, *, blow: float | None = None, number: int = signal.SIGKILL) -> Ended:
-        """Wait for the end; ``blow`` seconds after it has begun send signal ``number``, and at the limit kill it."""
+    def wait(
+        self, *, blow: float | None = None, number: int = signal.SIGKILL, caught: bool = False
+    ) -> Ended:
+        """Wait for the end; ``blow`` seconds after it has begun send signal ``number``, and at the limit kill it.
+
+        With ``caught`` it has begun once it catches SIGTERM: before that nobody could say anything, it is Python's.
+        """
         hung, begun = False, 0.0
         while True:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -44,7 +49,7 @@ class Running(NamedTuple):
                 break
             now = time.monotonic()
             if blow is not None and not begun and (self.files / "begun").exists():
-                begun = now
+                begun = now if not caught or catches_termination(self.pid) else 0.0
             if blow is not None and begun and now - begun >= blow:
                 os.kill(self.pid, number)
                 blow = None
@@ -237,6 +242,14 @@ def _status(name: str) -> int:
         if line.startswith(name):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def catches_termination(pid: int) -> bool:
+    """Whether a process has a handler for SIGTERM; taken for granted where the system doesn't tell."""
+    for line in read(Path(f"/proc/{pid}/status")).splitlines():
+        if line.startswith("SigCgt:"):
+            return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+    return True
 
 
 def _kill_all(pid: int) -> None:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from benchmarks.faults.campaign import Campaign, Outcome
-from benchmarks.faults.child import start
+from benchmarks.faults.child import catches_termination, start
 from benchmarks.faults.ground import DATA
 from benchmarks.faults.place import Ended
 from benchmarks.faults.scenarios import SCENARIOS, Bench, Scenario
@@ -45,11 +45,12 @@ def _trial(bench: Bench, number: int) -> Outcome:
     reference = bench.reference(scenario)
     before = scenario.lay_out(bench.ground)
     if fresh:
-        after = draw.uniform(0.05, 3)
+        after = draw.uniform(0, 3)
         ended = _fresh(bench, scenario, after, which)
     else:
         after = draw.uniform(0, reference.seconds)
-        ended = start(bench.place, scenario.action(bench.ground)).wait(blow=after, number=which)
+        running = start(bench.place, scenario.action(bench.ground))
+        ended = running.wait(blow=after, number=which, caught=True)
     kind = f"{scenario.name}, {which.name}{', while it starts' if fresh else ''}"
     problem = _unlawful(ended)
     standing = bench.standing(scenario)
@@ -85,6 +86,8 @@ def _fresh(bench: Bench, scenario: Scenario, after: float, which: signal.Signals
         stderr=subprocess.PIPE,
         text=True,
     )
+    while process.poll() is None and not catches_termination(process.pid):
+        time.sleep(0.003)
     time.sleep(after)
     process.send_signal(which)
     out, err = process.communicate(timeout=120)

@@ -7,8 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -16,20 +15,27 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line; exit 0 fine, 1 a gate or proof said no, 2 anything else, 130 Ctrl-C or SIGTERM."""
-    with _termination_interrupts():
-        try:
-            from headprune.cli.app import run_app
+    """Run the command line; exit 0 fine, 1 a gate or proof said no, 2 anything else, 130 Ctrl-C or SIGTERM.
 
-            code = run_app()
-        except KeyboardInterrupt as stopped:
-            code = _stopped(stopped)
+    The process ends with it: once it is known how that went, a signal changes nothing but how soon.
+    """
+    numbers = _answered()
+    try:
+        _answer(numbers, _interrupt)
+        from headprune.cli.app import run_app
+
+        code = run_app()
+        _answer(numbers, signal.SIG_IGN)
+    except KeyboardInterrupt as stopped:
+        _answer(numbers, signal.SIG_IGN)
+        code = _stopped(stopped)
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
                 stream.flush()
         except (OSError, ValueError):
             discard(stream)
+    _answer(numbers, lambda _number, _frame: os._exit(code))
     sys.exit(code)
 
 
@@ -47,29 +53,24 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise _StoppedError
 
 
-@contextmanager
-def _termination_interrupts() -> Iterator[None]:
-    """Let SIGTERM end the command as Ctrl-C does: what is being written is removed, what can be resumed is said."""
+def _answered() -> list[int]:
+    """Return what is answered: Ctrl-C, and SIGTERM as Ctrl-C, so that what is being written is removed.
+
+    A signal that whoever started us wants ignored (nohup, a shell's background job) stays so.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, handler in before.items():
-        # A signal that whoever started us wants ignored (nohup, a shell's background job) stays so.
-        if handler in (signal.SIG_DFL, signal.default_int_handler):
-            signal.signal(number, _interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        return []
+    both, default = (signal.SIGINT, signal.SIGTERM), (signal.SIG_DFL, signal.default_int_handler)
+    return [number for number in both if signal.getsignal(number) in default]
+
+
+def _answer(numbers: list[int], how: Any) -> None:
+    for number in numbers:
+        signal.signal(number, how)
 
 
 def _stopped(stopped: KeyboardInterrupt) -> int:
-    """Say in one line what can be resumed; from here on a second Ctrl-C changes nothing."""
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+    """Say in one line what can be resumed."""
     notes = getattr(stopped, "__notes__", [])
     with suppress(OSError, ValueError):  # nobody listens any more
         if sys.stderr is not None:

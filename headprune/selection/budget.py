@@ -125,7 +125,7 @@ class Constraints:
         """How the command line asks for the budget."""
         if self.target is not None:
             return self.target.option
-        return f"--keep {self.keep:g}" if self.heads is None else f"--heads {self.heads}"
+        return f"--keep {self.keep}" if self.heads is None else f"--heads {self.heads}"
 
     @property
     def at_odds(self) -> str:
