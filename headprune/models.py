@@ -22,6 +22,7 @@ from headprune.placement import values_of
 from headprune.untrusted import (
     WHOLE,
     code_of_the_tokenizer,
+    own_files_alone,
     read_header,
     refuse_adapters,
     refuse_foreign_files,
@@ -193,7 +194,9 @@ def load_tokenizer(source: ModelSource) -> Any:
             hint="put its files (tokenizer.json, tokenizer_config.json) beside the weights",
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.directory, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.directory, trust_remote_code=False, **own_files_alone(source.directory)
+        )
     # The tokenizers library raises bare Exceptions, and panics, which aren't even that.
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":

@@ -14,6 +14,7 @@ from families import build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
+from transformers import BertTokenizer
 
 from headprune.artefact import read_artefact
 from headprune.checkpoint import empty_model, load_model
@@ -22,7 +23,7 @@ from headprune.checkpoint.side_files import copy_side_files, drop_foreign_code
 from headprune.errors import CheckpointError, HeadpruneError, ModelError, UnsupportedError
 from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
-from headprune.models import find, weights_bytes
+from headprune.models import find, load_tokenizer, weights_bytes
 from headprune.results import Results, read_result
 from headprune.untrusted import (
     check_settings,
@@ -535,6 +536,26 @@ def test_tables_of_positions_by_positions_are_refused_before_memory_is_taken(tmp
         load_model(find(str(tmp_path)), auto_class=None, device="cpu")
     with pytest.raises(UnsupportedError, match="GB"):
         inspect(empty_model(find(str(tmp_path), weights=False)))
+
+
+@pytest.mark.parametrize("key", ["vocab_file", "tokenizer_file"])
+def test_a_tokenizer_is_read_from_its_own_directory(key, tmp_path):
+    def directory(name, words):
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+        BertTokenizer(dict(zip(words, range(99), strict=False))).save_pretrained(tmp_path / name)
+        if key == "vocab_file":
+            (tmp_path / name / "tokenizer.json").unlink()
+            (tmp_path / name / "vocab.txt").write_text("\n".join(words))
+        return tmp_path / name
+
+    own, elsewhere = directory("own", ["cat", "dog"]), directory("elsewhere", ["dog", "secret"])
+    config = own / "tokenizer_config.json"
+    named = {"vocab_file": elsewhere / "vocab.txt", "tokenizer_file": elsewhere / "tokenizer.json"}
+    config.write_text(json.dumps({**json.loads(config.read_text()), key: str(named[key])}))
+    (own / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    found = load_tokenizer(find(str(own), weights=False)).get_vocab()
+    assert {"cat", "dog"} < set(found)
+    assert "secret" not in found
 
 
 # --- what is written

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from headprune.anatomy.clone import quiet
 from headprune.models import ModelSource, load_tokenizer
+from headprune.untrusted import own_files_alone
 
 _PATTERNS = (
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "tekken.json"),
@@ -76,7 +77,9 @@ def unchanged_source(tokenizer: Any) -> Path | None:
         return None
     try:
         with quiet():
-            fresh = AutoTokenizer.from_pretrained(home, trust_remote_code=False)
+            fresh = AutoTokenizer.from_pretrained(
+                home, trust_remote_code=False, **own_files_alone(home)
+            )
     except (OSError, ValueError, KeyError, ImportError):  # its files are gone, or name foreign code
         return None
     return home if _as_written(fresh) == _as_written(tokenizer) else None

@@ -17,7 +17,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line; exit 0 fine, 1 a gate or proof said no, 2 anything else, 130 Ctrl-C or SIGTERM.
 
-    The process ends with it: once it is known how that went, a signal changes nothing but how soon.
+    The process ends with it: once it is known how that went, a signal changes nothing any more.
     """
     numbers = _answered()
     try:
@@ -35,7 +35,6 @@ def main() -> None:
                 stream.flush()
         except (OSError, ValueError):
             discard(stream)
-    _answer(numbers, lambda _number, _frame: os._exit(code))
     sys.exit(code)
 
 

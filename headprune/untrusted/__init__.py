@@ -12,6 +12,7 @@ from headprune.untrusted.modules import MODULES, ModuleEntry, module_entries, tr
 from headprune.untrusted.recognise import (
     code_of_its_own,
     code_of_the_tokenizer,
+    own_files_alone,
     refuse_adapters,
     refuse_quantised_config,
     refuse_wrapped_names,
@@ -43,6 +44,7 @@ __all__ = [
     "kind_if_special",
     "lies_within",
     "module_entries",
+    "own_files_alone",
     "parse_json",
     "parse_yaml",
     "read_header",

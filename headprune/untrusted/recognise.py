@@ -179,3 +179,10 @@ def code_of_the_tokenizer(directory: Path) -> str | None:
     code = named.get("AutoTokenizer") if isinstance(named, dict) else named
     classes = [str(item) for item in code if item] if isinstance(code, list) else [code]
     return str(classes[0])[:200] if classes and classes[0] else None
+
+
+def own_files_alone(directory: Path) -> dict[str, None]:
+    """Return the settings that keep a tokenizer to the files of its directory: transformers 5.1 follows the paths that its config names."""
+    path = directory / _TOKENIZER_CONFIG
+    settings = read_json(path, error=ModelError) if path.is_file() else {}
+    return {key: None for key, value in settings.items() if key.endswith("_file") and value}
