@@ -473,6 +473,17 @@ def test_whatever_a_config_says_the_end_is_a_model_or_three_parts(saved, tmp_pat
         {"text_config": {"num_hidden_layers": 10**6}},
         {"layers": [{"depths": [10**6]}]},
         {"hidden_size": -(10**6)},
+        *(
+            {name: -1}
+            for name in (
+                "num_attention_heads",
+                "n_layer",
+                "d_model",
+                "vocab_size",
+                "encoder_layers",
+            )
+        ),
+        {"text_config": {"num_key_value_heads": -4}},
         {"architectures": [5]},
         {"architectures": {"a": 1}},
         {"headprune": 5},

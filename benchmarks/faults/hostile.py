@@ -1,5 +1,6 @@
 """Directories of strangers: no code of theirs runs, nothing outside is read or changed, and nothing takes for ever."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -73,7 +74,8 @@ def _wrong(ended: Ended, work: Path, before: set[Path]) -> str:
             return f"what lies outside was copied into {path.relative_to(work)}"
     for path in (work / "out").rglob("*.json") if (work / "out").is_dir() else ():
         text = path.read_text(encoding="utf-8", errors="replace")
-        if "evil" in text.lower() and path.name.endswith("config.json"):
+        # A class' name alone, as tokenizer_class has it, is no code; where it lies would be.
+        if "stranger/" in text or re.search(r"\w_evil\.", text):
             return f"{path.relative_to(work)} names a stranger's code"
     return ended.problem(codes=(0, 1, 2))
 

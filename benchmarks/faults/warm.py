@@ -4,6 +4,7 @@ import gc
 import importlib
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import warnings
@@ -106,7 +107,12 @@ def fork_fresh_processes(files: Path, lawfully: Callable[[Callable[[], None]], i
                 code = lawfully(lambda: _run_file(str(words[2])))
             finally:
                 os._exit(code)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        try:
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        except BaseException:  # a signal to stop: subprocess.run kills its child, too
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
         return subprocess.CompletedProcess(words, code, read(out), read(err))
 
     vars(subprocess)["run"] = run_in_fork

@@ -41,7 +41,7 @@ def load_afresh(
         UnprovenError: The process ended for want of memory or time, or what it found can't be read: that says nothing about the
             directory.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         place = Path(folder)
         files = {name: str(place / name) for name in ("inputs", "outputs", "offload")}
         if inputs is not None:

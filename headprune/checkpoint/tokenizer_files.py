@@ -86,7 +86,7 @@ def unchanged_source(tokenizer: Any) -> Path | None:
 
 
 def _as_written(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, bytes]:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         tokenizer.save_pretrained(folder)
         files = [path for path in Path(folder).rglob("*") if path.is_file()]
         return {path.name: path.read_bytes() for path in files}

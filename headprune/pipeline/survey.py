@@ -110,7 +110,7 @@ def _readable(recipe: Recipe, *, voice: Voice) -> Iterator[tuple[ModelSource, Pa
         yield source, source.root
         return
     find(model_name(recipe), weights=False)  # its other files are looked at before any is read
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         voice.say("reading pickled weights, tensors alone")
         yield replace(find(str(rewritten(home, Path(folder)))), name=str(recipe.model)), home
 

@@ -20,7 +20,11 @@ _SIZES = re.compile(
 _LIMITS = ((_LAYERS, 500), (_LABELS, _MOST_LABELS), (_ENTRIES, 1_000_000), (_SIZES, 100_000_000))
 # Its table of positions is computed in Python, number by number.
 _MOST_POSITIONS = {"marian": 65_536}
-# A mark for "the last layer but one", and the like.
+# Numbers of parts and widths; elsewhere a negative number is a mark for "the last layer but one", and the like.
+_COUNTS = re.compile(
+    r"heads?$|^(n|num|\w+_num)_\w*(layers?|blocks|labels)$|^(encoder|decoder)_layers$"
+    r"|^(hidden|intermediate|vocab|embedding)_size$|^(d_model|d_ff|d_kv|dim|n_embd|head_dim|n_positions|max_position_embeddings)$"
+)
 _MOST_NEGATIVE = -1_000
 _LARGEST = 2**53
 
@@ -167,7 +171,7 @@ def _refuse_absurd(name: str, value: int, *, positions: int, where: str) -> None
         limit = min(limit, positions)
     if value > limit:
         raise _wrong(name, value, f"is more than any model has (at most {limit:,})", where=where)
-    if value < _MOST_NEGATIVE:
+    if value < (0 if _COUNTS.search(name) else _MOST_NEGATIVE):
         raise _wrong(name, value, "is negative", where=where)
 
 
