@@ -141,10 +141,12 @@ def unread(unexpected: Iterable[str], model: PreTrainedModel) -> str | None:
     if not names:
         return None
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    counted = f"{len(names)} tensors" if len(names) > 1 else "a tensor"
+    held = f"{len(names)} tensors ({shown})" if len(names) > 1 else f"a tensor ({shown})"
+    if all(name.startswith("lm_head.") for name in names):
+        held = "the head of a language model"
     return (
-        f"careful: the weights hold {counted} that a {type(model).__name__} doesn't read and that "
-        f"won't be in what is saved of it: {shown}"
+        f"careful: the weights hold {held}; a {type(model).__name__} doesn't read that, and what is saved "
+        "won't have it"
     )
 
 

@@ -141,7 +141,7 @@ def choose_columns(
         )
     why = ["as told"] if texts or label else []
     if needs_label and label is None:
-        label = _guess_label(table, texts)
+        label = _guess_label(table, texts, num_texts)
         why.append("label by its name")
     if not texts:
         texts, why_texts = _guess_texts(table, num_texts, label)
@@ -167,10 +167,23 @@ def _folded(name: str) -> str:
     return name.strip().casefold()
 
 
-def _guess_label(table: Table, texts: Sequence[str]) -> str:
+def _guess_label(table: Table, texts: Sequence[str], num_texts: tuple[int, ...]) -> str:
     known = [name for name in table.columns if _folded(name) in _LABELS and name not in texts]
     if len(known) == 1:
         return known[0]
+    least = len(texts) or min(num_texts)
+    if len(table.columns) <= least:
+        wanted = " or ".join(f"{count} text{'s' if count > 1 else ''}" for count in num_texts)
+        raise DataError(
+            f"the task reads {wanted} and a label, and the data has {_listed(table.columns)} alone",
+            where=f"--data {table.name}",
+            hint=(
+                "say --objective distill, which reads no label, "
+                if least <= len(table.columns)
+                else ""
+            )
+            + "give data with all of them, or name another --task (causal-lm reads plain text)",
+        )
     raise DataError(
         f"several columns of the data could be the label: {_listed(known)}"
         if known
