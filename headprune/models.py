@@ -202,6 +202,10 @@ def load_tokenizer(source: ModelSource) -> Any:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise _unreadable_tokenizer(error, source) from error
+    longest = tokenizer.model_max_length
+    if not isinstance(longest, int | float):
+        error = TypeError(f"model_max_length is no number: {str(longest)[:60]!r}")
+        raise _unreadable_tokenizer(error, source)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ModelError(
             f"the tokenizer of {source.name} has no vocabulary: it knows special tokens alone",

@@ -569,6 +569,13 @@ def test_a_tokenizer_is_read_from_its_own_directory(key, tmp_path):
     assert "secret" not in found
 
 
+@pytest.mark.parametrize("longest", ["512", [512], {}])
+def test_a_tokenizer_whose_longest_text_is_no_number_is_named(model, longest):
+    rewrite(model / "tokenizer_config.json", lambda old: {**old, "model_max_length": longest})
+    with pytest.raises(ModelError, match="tokenizer.*model_max_length"):
+        load_tokenizer(find(str(model)))
+
+
 # --- what is written
 
 names_of_code = st.sampled_from(["auto_map", "custom_pipelines"])
