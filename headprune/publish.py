@@ -23,6 +23,7 @@ from headprune.checkpoint import (
     home_of,
     output_directory,
     own_save,
+    refuse_source,
     root_of,
     seal,
     write_model,
@@ -62,9 +63,11 @@ def publish(
         How it loads, and what was proven.
 
     Raises:
-        CheckpointError: The directory isn't empty, or a write failed; nothing is left half-written.
+        CheckpointError: The directory isn't empty, is that of the source, or a write failed; nothing is left half-written.
         ProofError: What was saved isn't the model; nothing was saved.
     """
+    if source is not None:
+        refuse_source(directory, source)
     with output_directory(directory, overwrite=overwrite) as staging:
         route = write_model(
             model,

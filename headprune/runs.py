@@ -40,6 +40,7 @@ def unused_run(run: str | None) -> Iterator[None]:
     """
     if run is None:
         refuse_unwritable(FOLDER / "000-run" / SCORES, where=str(FOLDER))
+        next_run("run")
         yield
         return
     refuse_used_run(run)
@@ -146,6 +147,9 @@ def named_scores(path: Path, *, fingerprint: str) -> HeadScores:
 
 def _numbered(pattern: str) -> list[tuple[int, Path]]:
     """Return what the pattern finds in numbered directories, each with its number."""
+    if FOLDER.is_dir():
+        with naming(FOLDER):
+            next(FOLDER.iterdir(), None)  # what can't be looked into isn't empty
     found = [(path.relative_to(FOLDER).parts[0], path) for path in FOLDER.glob(pattern)]
     numbers = [(name.partition("-")[0], path) for name, path in found]
     return [(int(number), path) for number, path in numbers if number.isdecimal()]

@@ -260,6 +260,18 @@ def test_the_source_is_known_however_it_is_written(run_here, source, out):
         refuse_source(run_here / fine, run_here / source)
 
 
+@pytest.mark.parametrize("pruned", [False, True])
+def test_a_model_is_not_saved_over_the_directory_that_it_was_loaded_from(run_here, pruned, bert):
+    directory = run_here / "m"
+    hp.save(hp.prune(bert, ["L1.H1"]) if pruned else bert, directory)
+    before = {path: path.read_bytes() for path in directory.iterdir()}
+    model = hp.prune(hp.load(directory, device="cpu"), ["L0.H0"])
+    with pytest.raises(CheckpointError, match="would be replaced"):
+        hp.save(model, "m", overwrite=True)
+    assert {path: path.read_bytes() for path in directory.iterdir()} == before
+    assert hp.save(model, "n")
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, tokenizer):
     """Return a folder with a model, its pruned self and data."""

@@ -24,6 +24,7 @@ from headprune.errors import CheckpointError, ConfigError, DataError, HeadpruneE
 from headprune.gate import Finding, Verdict
 from headprune.models import find
 from headprune.report.ci import to_github, to_junit
+from headprune.runs import unused_run
 from headprune.tasks.data import read_table
 
 # Stdout, the working directory, the environment.
@@ -192,6 +193,26 @@ def test_a_file_of_a_model_that_may_not_be_read_is_named(name, here, monkeypatch
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(ModelError, match="Permission denied"):
         find("m")
+
+
+def test_runs_that_may_not_be_listed_are_named_before_the_work(here, monkeypatch):
+    (here / "headprune-runs" / "001-unique").mkdir(parents=True)
+
+    # Path.iterdir lists by the one or the other, by Python's version.
+    for name in ("listdir", "scandir"):
+        real = getattr(os, name)
+
+        def refuse(path, real=real):
+            if Path(path).name == "headprune-runs":
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path)
+
+        monkeypatch.setattr(os, name, refuse)
+    with (
+        pytest.raises(CheckpointError, match="headprune-runs.*Permission denied"),
+        unused_run(None),
+    ):
+        pytest.fail("the work began")
 
 
 def test_a_pooler_may_be_missing_where_nothing_reads_it(here):

@@ -50,8 +50,8 @@ def refuse_source(out: Path, source: Path) -> None:
     if is_source:
         raise CheckpointError(
             f"the model that is read lies in {out}, which would be replaced",
-            where="--out",
-            hint="choose another --out",
+            where=f"output directory {out}",
+            hint="choose another directory",
         )
 
 
