@@ -25,6 +25,7 @@ from headprune.untrusted import (
     own_files_alone,
     read_header,
     refuse_adapters,
+    refuse_damaged_settings,
     refuse_foreign_files,
     refuse_wrapped_names,
     transformer_folder,
@@ -131,6 +132,8 @@ def find(
         )
     source = ModelSource(name, directory, commit, config, folder, code, notes)
     if weights:
+        for place in {source.root, directory}:
+            refuse_damaged_settings(place)
         _check_weights(source)
     return source
 
@@ -204,8 +207,8 @@ def load_tokenizer(source: ModelSource) -> Any:
         raise _unreadable_tokenizer(error, source) from error
     longest = tokenizer.model_max_length
     if not isinstance(longest, int | float):
-        error = TypeError(f"model_max_length is no number: {str(longest)[:60]!r}")
-        raise _unreadable_tokenizer(error, source)
+        what = TypeError(f"model_max_length is no number: {str(longest)[:60]!r}")
+        raise _unreadable_tokenizer(what, source)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ModelError(
             f"the tokenizer of {source.name} has no vocabulary: it knows special tokens alone",

@@ -569,6 +569,23 @@ def test_a_tokenizer_is_read_from_its_own_directory(key, tmp_path):
     assert "secret" not in found
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "generation_config.json",
+        "preprocessor_config.json",
+        "sentence_bert_config.json",
+        "tokenizer_config.json",
+        "config_sentence_transformers.json",
+    ],
+)
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"a": 1}}', b"\xff"])
+def test_settings_that_are_copied_at_the_end_are_read_at_the_start(model, name, content):
+    (model / name).write_bytes(content)
+    with pytest.raises(ModelError, match=f"{name} is damaged"):
+        find(str(model))
+
+
 @pytest.mark.parametrize("longest", ["512", [512], {}])
 def test_a_tokenizer_whose_longest_text_is_no_number_is_named(model, longest):
     rewrite(model / "tokenizer_config.json", lambda old: {**old, "model_max_length": longest})

@@ -15,6 +15,7 @@ from headprune.errors import CheckpointError
 from headprune.files.walk import everything_in
 from headprune.untrusted import (
     MODULES,
+    SETTINGS,
     lies_within,
     module_entries,
     read_json,
@@ -23,14 +24,7 @@ from headprune.untrusted import (
     transformer_folder,
 )
 
-# How a model generates, what reads its images or sounds, and what makes a directory a sentence-embedding model.
-_FILES = (
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-    "sentence_*config.json",
-)
+# What makes a directory a sentence-embedding model.
 _OF_THE_ROOT = ("config_sentence_transformers.json",)
 _DATA = (".json", ".safetensors", ".txt", ".model")
 _MODULE_FOLDER = re.compile(r"\d+_\w+")
@@ -64,7 +58,7 @@ def copy_side_files(source: Path, directory: Path) -> None:
     entries = module_entries(source) or ()
     folders = [entry.folder for entry in entries if entry.folder not in ("", inner)]
     for name, target in [
-        *((name, Path(name.name)) for name in _matching(source, Path(inner), _FILES)),
+        *((name, Path(name.name)) for name in _matching(source, Path(inner), SETTINGS)),
         *((name, name) for name in _matching(source, Path(), _OF_THE_ROOT)),
         *((name, name) for folder in folders for name in _in_folder(source, Path(folder))),
     ]:

@@ -1,11 +1,13 @@
 """What comes from strangers, read within bounds: documents, a model's files, headers, configs; and what a directory is."""
 
 from headprune.untrusted.documents import (
+    SETTINGS,
     parse_json,
     parse_yaml,
     read_json,
     read_json_list,
     read_text,
+    refuse_damaged_settings,
 )
 from headprune.untrusted.files import kind_if_special, lies_within, refuse_foreign_files
 from headprune.untrusted.modules import MODULES, ModuleEntry, module_entries, transformer_folder
@@ -32,6 +34,7 @@ from headprune.untrusted.weights import (
 __all__ = [
     "INDEX",
     "MODULES",
+    "SETTINGS",
     "WHOLE",
     "Header",
     "ModuleEntry",
@@ -52,6 +55,7 @@ __all__ = [
     "read_json_list",
     "read_text",
     "refuse_adapters",
+    "refuse_damaged_settings",
     "refuse_foreign_files",
     "refuse_quantised_config",
     "refuse_wrapped_names",

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from headprune.errors import CheckpointError, HeadpruneError, first_line
+from headprune.errors import CheckpointError, HeadpruneError, ModelError, first_line
 from headprune.untrusted.files import kind_if_special
 
 MOST_BYTES = 100_000_000
@@ -16,6 +16,14 @@ MOST_DEPTH = 50
 # Larger than any size, seed or placeholder (tokenizers say 1e30 for "no limit"); Python can't even print much larger ones.
 _LARGEST = 10**40
 _AGAIN = "fetch or make the file again"
+SETTINGS = (
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "sentence_*config.json",
+)
+"""How a model generates, what reads its images or sounds, and how sentence-transformers runs it."""
 
 
 def read_json(
@@ -62,6 +70,17 @@ def _read_document(
         raise error(
             f"{path.name} is damaged: {first_line(reason)}", where=str(path), hint=hint
         ) from reason
+
+
+def refuse_damaged_settings(directory: Path) -> None:
+    """Refuse settings beside a model that nobody could read: they are copied when the work is done, which is too late to say so.
+
+    Raises:
+        ModelError: A file is damaged, or can't be read.
+    """
+    for pattern in (*SETTINGS, "tokenizer_config.json", "config_sentence_transformers.json"):
+        for path in sorted(directory.glob(pattern)):
+            read_json(path, error=ModelError)
 
 
 def read_text(
