@@ -353,6 +353,30 @@ def test_checkpoints_of_others_stay_where_ours_are_removed(tmp_path):
     assert left == {"checkpoint-3-best", "checkpoint-notes.txt"}
 
 
+@pytest.mark.parametrize("place", range(7))
+def test_what_could_not_be_removed_does_not_stop_the_next_training(place, tmp_path, monkeypatch):
+    folder, calls = tmp_path / "run", []
+    checkpoints = open_checkpoints(folder, facts={"seed": 1}, resume=False)
+    (folder / "checkpoint-1").mkdir()
+    for name in ("model.safetensors", "optimizer.pt", "trainer_state.json"):
+        (folder / "checkpoint-1" / name).write_text("{}")
+
+    def failing(real):
+        def call(*args, **options):
+            calls.append(args)
+            if len(calls) == place + 1:
+                raise OSError(5, "Input/output error", str(args[0]))
+            return real(*args, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("unlink", "rmdir"):
+            patch.setattr(os, name, failing(getattr(os, name)))
+        checkpoints.drop()
+    assert open_checkpoints(folder, facts={"seed": 2}, resume=False).last is None
+
+
 @pytest.mark.parametrize("removed", range(5))
 def test_checkpoints_are_whole_or_not_gone_on_from_wherever_their_removal_stops(
     removed, tmp_path, monkeypatch

@@ -28,15 +28,17 @@ class Checkpoints:
     last: Path | None
 
     def drop(self) -> None:
-        """Remove the checkpoints: the healed model is saved elsewhere. What else lies in the folder stays."""
-        for path in _named_like_checkpoints(self.folder):
-            if _is_checkpoint(path):
-                # First what says that it is whole: should we be stopped here, nobody goes on from the rest.
-                (path / _STATE).unlink(missing_ok=True)
-                shutil.rmtree(path, ignore_errors=True)
-        (self.folder / _FACTS).unlink(missing_ok=True)
-        with suppress(OSError):  # something of the user's lies there
-            self.folder.rmdir()
+        """Remove the checkpoints: the healed model is saved elsewhere. What else lies there, or can't be removed, stays."""
+        for path in filter(_is_checkpoint, _named_like_checkpoints(self.folder)):
+            # First what says that it is whole: should we be stopped here, nobody goes on from the rest.
+            with suppress(OSError):
+                (path / _STATE).unlink()
+            shutil.rmtree(path, ignore_errors=True)
+        # What is left of ours stays ours, so that the next training may replace it.
+        if not any(map(_is_checkpoint, _named_like_checkpoints(self.folder))):
+            with suppress(OSError):
+                (self.folder / _FACTS).unlink(missing_ok=True)
+                self.folder.rmdir()  # unless something of the user's lies there
 
 
 def open_checkpoints(folder: Path, *, facts: Mapping[str, Any], resume: bool) -> Checkpoints:
