@@ -25,6 +25,9 @@ METRIC_NAMES = (
 MAX_LENGTH = 128
 """The longest input in tokens, where neither the user nor the model says another."""
 
+# Libraries take sizes as they are, and some take none larger.
+_MOST = 2**31 - 1
+
 OF_THE_ROWS = (
     *("task", "data", "split", "eval_data", "eval_split", "text", "label", "max_length"),
     *("metric", "higher_is_better", "limit", "num_samples", "seed"),
@@ -51,7 +54,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 class Recipe(BaseModel):
     """All settings. Names are the long options' names with underscores; a YAML recipe uses the same."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_min_length=1)
 
     model: str | None = None
     revision: str | None = None
@@ -63,18 +66,18 @@ class Recipe(BaseModel):
     eval_split: str | None = None
     text: tuple[str, ...] = ()
     label: str | None = None
-    max_length: int | None = Field(None, ge=2)
+    max_length: int | None = Field(None, ge=2, le=_MOST)
     metric: str | None = None
     higher_is_better: bool | None = None
 
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     batch_size: int | None = Field(None, ge=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     limit: int | None = Field(None, ge=2)
     latency: bool = True
-    latency_length: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    latency_batch: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    latency_length: tuple[Annotated[int, Field(ge=1, le=_MOST)], ...] = ()
+    latency_batch: tuple[Annotated[int, Field(ge=1, le=_MOST)], ...] = ()
     compile: bool = False
     until: Literal["decided"] | None = None
     max_work: float = Field(1 / 3, gt=0, le=1)
@@ -83,7 +86,7 @@ class Recipe(BaseModel):
     recipe: Literal["michel", "kwon", "flap", "minitron"] | None = None
     objective: Literal["loss", "metric", "distill"] = "loss"
     normalize: Literal["none", "layer", "standard"] = "none"
-    steps: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1, le=10_000)
     num_samples: int = Field(1024, ge=1)
 
     keep: float | None = Field(None, gt=0, le=1)
@@ -109,7 +112,7 @@ class Recipe(BaseModel):
     epochs: float = Field(3, gt=0)
     max_steps: int | None = Field(None, ge=1)
     learning_rate: float | None = Field(None, gt=0)
-    lora: int | None = Field(None, ge=1)
+    lora: int | None = Field(None, ge=1, le=_MOST)
     trainer: tuple[str, ...] = ()
 
     run: str | None = None
@@ -135,7 +138,7 @@ class Recipe(BaseModel):
             items = [said] if isinstance(said, str) else said
             if isinstance(items, (list, tuple)) and all(isinstance(item, str) for item in items):
                 parts = [part.strip() for item in items for part in item.split(",")]
-                values = {**values, name: [part for part in parts if part]}
+                values = {**values, name: [part for part in parts if part] or parts[:1]}
         if values.get("batch_size") == "auto":
             values = {**values, "batch_size": None}
         numbers = [name for name in TARGETS if isinstance(values.get(name), int | float)]
@@ -304,7 +307,7 @@ def _validated(values: Mapping[str, Any], where: str) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
-        option = f"--{name.replace('_', '-')}"
+        option = "MODEL" if name == "model" else f"--{name.replace('_', '-')}"
         raise ConfigError(
             f"{option} can't be {repr(first['input'])[:200]}: {first['msg'][0].lower()}{first['msg'][1:]}",
             where=where,

@@ -29,7 +29,8 @@ def _parsed(said: Any) -> Any:
     text = str(said).strip()
     try:
         amount = float(text.removesuffix("%"))
-    except ValueError as error:
+        share = Decimal(text.removesuffix("%").strip()).scaleb(-2)  # as written: rounded once
+    except (ValueError, ArithmeticError) as error:
         raise ValueError(
             "a number in the metric's own units (0.01) or a share of it (1%) is wanted"
         ) from error
@@ -37,7 +38,7 @@ def _parsed(said: Any) -> Any:
         raise ValueError("it must be 0 or more")
     if not text.endswith("%"):
         return Drop(amount)
-    return Drop(float(Decimal(repr(amount)).scaleb(-2)), True)
+    return Drop(float(share), True)
 
 
 AllowedDrop: TypeAlias = Annotated[

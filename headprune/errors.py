@@ -132,6 +132,8 @@ def first_line(error: BaseException, *, longest: int = 300) -> str:
     ('no such layer', 'KeyError')
     """
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    if isinstance(error, KeyError) and error.args:  # it says the key alone
+        line = f"KeyError: {line}"
     return line if len(line) <= longest else f"{line[:longest]}..."
 
 

@@ -17,12 +17,12 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy
 from headprune.artefact import Artefact
 from headprune.batch import Batch, forward, num_examples, per_example
-from headprune.errors import DataError, ModelError
+from headprune.errors import DataError
 from headprune.latency import Latency
 from headprune.masking import gated
 from headprune.memory import Parts, halves_of_batch
 from headprune.passes import IN_SILENCE, Pass, Work, each_batch, one_after_another
-from headprune.placement import input_device
+from headprune.placement import input_device, not_finite
 from headprune.replay import example_losses, losses
 from headprune.tasks import Task, metrics
 from headprune.tasks.doubts import doubts_of_classes, doubts_of_numbers
@@ -96,18 +96,16 @@ def predict(
     for batch in track(batches, "evaluating") if track else batches:
         found = torch.cat(parts.run(batch, compute), dim=1)
         predictions[batch.indices], references[batch.indices] = found
-    _insist_on_numbers(predictions)
+    _insist_on_numbers(predictions, model)
     classes = task.num_classes(model.config)
     return Predictions(predictions.numpy(), references.numpy(), classes)
 
 
-def _insist_on_numbers(predictions: Tensor) -> None:
+def _insist_on_numbers(predictions: Tensor, model: PreTrainedModel) -> None:
     if not bool(predictions.isfinite().all()):
-        raise ModelError(
-            f"{int((~predictions.isfinite()).sum())} of {predictions.numel()} predictions are not finite",
-            where="evaluation",
-            hint="look for damaged weights or rows; with --dtype float16, try bfloat16 or float32",
-        )
+        count = int((~predictions.isfinite()).sum())
+        what = f"{count} of {predictions.numel()} predictions are not finite"
+        raise not_finite(what, model, where="evaluation")
 
 
 def _predict(model: PreTrainedModel, task: Task, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -192,7 +190,7 @@ def predict_masked(
             ]
         )
         predictions, lost, references = found[:, 0], found[:, 1], found[0, 2]
-    _insist_on_numbers(predictions)
+    _insist_on_numbers(predictions, model)
     return MaskedPredictions(
         predictions.numpy(), lost.numpy(), references.numpy(), task.num_classes(model.config)
     )

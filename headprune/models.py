@@ -15,7 +15,14 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from headprune import demo
-from headprune.errors import ConfigError, ModelError, first_line, package_error, what_it_says
+from headprune.errors import (
+    ConfigError,
+    ModelError,
+    first_line,
+    missing_package,
+    package_error,
+    what_it_says,
+)
 from headprune.model_config import own_code_error, read_config
 from headprune.model_directory import NAME_IT, directory_of
 from headprune.placement import values_of
@@ -147,7 +154,8 @@ def _check_weights(source: ModelSource) -> None:
     if not source.weight_files:
         what = f"no weights ({WHOLE}, or several files and their index)"
         hint = f"name the directory that holds {WHOLE}"
-        if others := sorted(source.directory.glob("*.safetensors")):
+        others = sorted(path for path in source.directory.glob("*.safetensors") if path.is_file())
+        if others:
             hint = f"is {others[0].name} the whole model? then name it {WHOLE}"
         if pickled := sorted(source.directory.glob("*.bin")):
             what = f"only pickled weights ({pickled[0].name}), which can run code when loaded"
@@ -169,7 +177,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(
             f"the device {name!r} can't be used: {first_line(error)}",
@@ -210,19 +218,33 @@ def load_tokenizer(source: ModelSource) -> Any:
         what = TypeError(f"model_max_length is no number: {str(longest)[:60]!r}")
         raise _unreadable_tokenizer(what, source)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise _without_vocabulary(source, "it knows special tokens alone")
+    longest = tokenizer.model_max_length
+    if not isinstance(longest, int | float):
         raise ModelError(
-            f"the tokenizer of {source.name} has no vocabulary: it knows special tokens alone",
-            where=str(source.directory),
-            hint="put tokenizer.json, or the files of its vocabulary, beside the weights",
+            f"the model_max_length of {source.name}'s tokenizer is {longest!r}, not a number",
+            where=str(source.directory / "tokenizer_config.json"),
+            hint="repair it, or fetch the model again",
         )
     return tokenizer
 
 
+def _without_vocabulary(source: ModelSource, why: str) -> ModelError:
+    return ModelError(
+        f"the tokenizer of {source.name} has no vocabulary: {why}",
+        where=str(source.directory),
+        hint="put tokenizer.json, or the files of its vocabulary, beside the weights",
+    )
+
+
 def _unreadable_tokenizer(error: BaseException, source: ModelSource) -> ModelError:
     what, where = f"the tokenizer of {source.name}", str(source.directory)
-    # transformers takes a file of SentencePiece that it can't read for one of tiktoken.
-    pieces = any(source.directory.glob("*.model")) and find_spec("sentencepiece") is None
-    cause = ImportError("pip install sentencepiece") if pieces else error
+    # transformers takes a file of SentencePiece that it can't read for one of tiktoken, and asks for the package without a file.
+    pieces = any(source.directory.glob("*.model"))
+    if not pieces and missing_package(error) == "sentencepiece":
+        return _without_vocabulary(source, "neither tokenizer.json nor a file of SentencePiece")
+    lacking = pieces and find_spec("sentencepiece") is None
+    cause = ImportError("pip install sentencepiece") if lacking else error
     return package_error(cause, what=what, where=where) or ModelError(
         f"{what} can't be loaded: {what_it_says(error)}",
         where=where,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from headprune.errors import UnsupportedError
+from headprune.errors import ModelError, UnsupportedError
 
 
 def input_device(model: nn.Module) -> torch.device:
@@ -68,6 +68,23 @@ def values_of(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         module = model.get_submodule(path)
         with align_module_device(module, torch.device("cpu")):
             yield name, module.get_parameter(leaf).detach()
+
+
+def not_finite(what: str, model: PreTrainedModel, *, where: str) -> ModelError:
+    """Return what to raise where numbers that a model made aren't finite: the weights are to blame where one isn't, either."""
+    numbers = ((name, value) for name, value in values_of(model) if value.is_floating_point())
+    name = next((name for name, value in numbers if not bool(value.isfinite().all())), None)
+    if name is not None:
+        return ModelError(
+            f"{what}: the weight {name} holds a nan or an infinity",
+            where="the model's weights",
+            hint="fetch the model again, or train it again with a smaller learning rate",
+        )
+    return ModelError(
+        f"{what}: something overflowed, or is not a number",
+        where=where,
+        hint="look for empty or damaged rows; with --dtype float16, try bfloat16 or float32",
+    )
 
 
 def is_offloaded(model: nn.Module) -> bool:

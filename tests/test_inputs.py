@@ -16,7 +16,7 @@ from headprune.models import ModelSource
 from headprune.replay import losses
 from headprune.subject import Subject
 from headprune.tasks import TASKS
-from headprune.tasks.asked import longest_row, refuse_reading_ahead
+from headprune.tasks.asked import filling, longest_row, refuse_reading_ahead
 from headprune.tasks.data import Columns, Table
 from headprune.tasks.rows import Example
 
@@ -267,3 +267,29 @@ def test_what_reads_ahead_is_no_language_model(family):
     for name, plain in LANGUAGE_MODELS.items():
         suffix = "LMHeadModel" if name == "GPT2" else "ForCausalLM"
         refuse_reading_ahead(made(name, suffix, plain))
+
+
+@pytest.mark.parametrize("family", [*ENCODERS, *LANGUAGE_MODELS])
+def test_ids_that_no_table_has_are_refused_before_anything_runs(family):
+    settings = ENCODERS.get(family) or LANGUAGE_MODELS[family]
+    model = made(family, "Model", settings)
+    fill = filling(model, lambda outputs, _inputs: outputs[0], _Padless())
+    words = model.get_input_embeddings().num_embeddings
+    rows = [{"input_ids": [9, words - 1]}, {"input_ids": [9, 10, 11]}]
+    fill(rows)
+    with pytest.raises(ModelError, match=f"input_ids up to {words}, .*knows {words}"):
+        fill([*rows, {"input_ids": [words]}])
+    if types := getattr(model.config, "type_vocab_size", 0):
+        with pytest.raises(ModelError, match=f"token_type_ids up to {types}"):
+            fill([{"input_ids": [9, 9], "token_type_ids": [0, types]}])
+
+
+class _Padless:
+    pad_token_id = None
+
+
+def test_a_family_that_hashes_what_it_reads_has_no_table_to_fit():
+    sizes = {**_SIZES, "num_hash_buckets": 32, "downsampling_rate": 2, "local_attention_window": 4}
+    model = made("Canine", "Model", sizes)
+    fill = filling(model, lambda outputs, _inputs: outputs[1], _Padless())
+    fill([{"input_ids": [9, 100_000, 7, 8]}, {"input_ids": [9, 10, 11, 12, 13, 14]}])

@@ -76,8 +76,10 @@ def test_a_column_is_read_in_one_way(names, cells, expected):
     [
         ({0: "no", 1: "yes"}, ["no", 1], "row 1 has the label 1"),
         ({0: "no", 1: "yes"}, ["no", "maybe"], "row 1 has the label 'maybe'"),
-        ({0: "no", 1: "yes"}, [0, "01"], "row 0|row 1"),
-        ({0: "no", 1: "yes"}, [0, 0.5], "row 0|row 1"),
+        ({0: "no", 1: "yes"}, [0, "01"], "row 1 has the label '01'"),
+        ({0: "no", 1: "yes"}, [0, 0.5], "row 1 has the label 0.5"),
+        ({0: "no", 1: "yes"}, [0, 1, "maybe", 1, 7], "row 2 has the label 'maybe'"),
+        ({0: "no", 1: "yes"}, [1, [0, 1]], r"row 1 has the label \[0, 1\]"),
         ({0: "no", 1: "yes"}, [0, -2], "row 1 has the label -2"),
         ({0: "a", 1: "A"}, ["a", "b"], "row 1"),
         ({0: "no", 1: "so", 2: "yes"}, [1, 2, 3], "count from 1"),

@@ -2,10 +2,12 @@
 
 import io
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Annotated
+from itertools import pairwise
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +26,7 @@ from headprune.cli import (
 )
 from headprune.cli.options import CommandError, add_command
 from headprune.cli.surroundings import ReaderGoneError, stdout_error, system_error
-from headprune.errors import HeadpruneError, is_out_of_memory
+from headprune.errors import ConfigError, HeadpruneError, is_out_of_memory
 
 app = typer.Typer(
     name="headprune",
@@ -33,7 +35,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for name, module in {
+_MORE_WORDS = re.compile(r"Got unexpected extra arguments?(\(s\))?")
+_COMMANDS = {
     "score": score,
     "prune": prune,
     "sweep": sweep,
@@ -44,7 +47,8 @@ for name, module in {
     "convert": convert,
     "run": run,
     "export": export,
-}.items():
+}
+for name, module in _COMMANDS.items():
     tell_error = {"tell_error": check.tell_error} if module is check else {}
     add_command(app, name, module.command, options=module.OPTIONS, **tell_error)
 
@@ -75,6 +79,38 @@ def _out_of_memory(error: BaseException) -> HeadpruneError:
     )
 
 
+def _usage_error(error: Any) -> ConfigError:
+    """Return in three parts what typer says of a command line that it can't read."""
+    command = " ".join(["headprune", *(word for word in sys.argv[1:2] if word in _COMMANDS)])
+    what, where = _MORE_WORDS.sub("too many words", error.format_message()), command
+    parameter = getattr(error, "param", None)
+    if parameter is not None and error.message:
+        where, given = parameter.opts[0], ""
+        for word, after in pairwise([*sys.argv, ""]):
+            name, is_joined, value = word.partition("=")
+            if name in parameter.opts:
+                given = value if is_joined else after
+        what = f"{where} can't be {given!r}: {error.message[0].lower()}{error.message[1:]}"
+    return ConfigError(
+        f"{what[0].lower()}{what[1:]}".rstrip("."),
+        where=where,
+        hint=f"{command} --help tells what there is",
+    )
+
+
+def _misused(error: Any) -> int:
+    """Say what is wrong with a command line that typer can't read, and return the exit code.
+
+    Its errors are those of click, or of the copy of it that later versions bring, which has no public name.
+    """
+    if not hasattr(error, "format_message"):
+        raise error
+    if len(sys.argv) > 1:
+        return _failed(_usage_error(error))
+    typer.echo(error.format_message(), err=True)  # nothing was said: it is the help
+    return 2
+
+
 def run_app() -> int:
     """Run the command line and return its exit code: 0 fine, 1 a gate or proof said no, 2 anything else.
 
@@ -86,13 +122,13 @@ def run_app() -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        app()
+        code = app(standalone_mode=False)
     except SystemExit as left:
-        # A broken pipe under --help is answered with 1, which is the gate's; Ctrl-C while options are read with 130.
-        if left.code == 130:
-            raise KeyboardInterrupt from None
+        # A broken pipe under --help is answered with 1, which is the gate's.
         broken = isinstance(left.__context__, OSError)
         return _failed(stdout_error(left.__context__)) if broken else int(left.code or 0)
+    except typer.Abort:  # Ctrl-C while options are read; later versions of typer answer it with 130
+        raise KeyboardInterrupt from None
     except CommandError as ended:
         error = ended.error
         if isinstance(error, KeyboardInterrupt):
@@ -101,7 +137,11 @@ def run_app() -> int:
     except OSError as error:  # of a command they come as CommandError: this is --help, or --version
         discard(sys.stdout)
         return _failed(stdout_error(error))
-    return 0
+    except Exception as error:  # noqa: BLE001 - raised again, unless it is typer's
+        return _misused(error)
+    if code == 130:
+        raise KeyboardInterrupt
+    return int(code or 0)
 
 
 def _failed(error: BaseException, *, tell: Callable[[HeadpruneError], str] | None = None) -> int:

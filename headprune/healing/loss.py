@@ -1,5 +1,6 @@
 """How far a student's outputs are from its teacher's, row by row: no label is read, and no row depends on another."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -9,7 +10,7 @@ from transformers import PreTrainedModel
 
 from headprune.batch import Batch, forward
 from headprune.memory import Parts, halves_of_batch
-from headprune.placement import input_device
+from headprune.placement import input_device, not_finite
 from headprune.tasks.distill import Distill
 
 Distance: TypeAlias = Callable[[Any, Any, Mapping[str, Tensor]], Tensor]
@@ -36,7 +37,11 @@ def mean_distance(
     batches: Sequence[Batch],
     distance: Distance,
 ) -> float:
-    """Return the mean distance over all rows of ``batches``, both models as they are."""
+    """Return the mean distance over all rows of ``batches``, both models as they are.
+
+    Raises:
+        ModelError: It is infinite or not a number.
+    """
     total, rows = 0.0, 0
     parts = Parts("distance to the teacher", halves_of_batch)
 
@@ -48,4 +53,6 @@ def mean_distance(
     for batch in batches:
         total += sum(parts.run(batch, summed))
         rows += batch.num_rows
+    if not math.isfinite(total):
+        raise not_finite("the distance to the teacher is not finite", teacher, where="--teacher")
     return total / rows

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss
-from headprune.errors import ModelError
 from headprune.heads import HeadScores
 from headprune.passes import IN_SILENCE, Pass
+from headprune.placement import not_finite
 from headprune.scoring.ablation import ablation
 from headprune.scoring.activation import activation
 from headprune.scoring.confidence import confidence
@@ -117,11 +117,7 @@ def score(
         for module in training:
             module.training = True
     if not bool(found.values.isfinite().all()):
-        raise ModelError(
-            f"the {method} scores are not finite: the loss of an example overflowed or is not a number",
-            where="calibration data",
-            hint="look for empty or damaged rows; with --dtype float16, try bfloat16 or float32",
-        )
+        raise not_finite(f"the {method} scores are not finite", model, where="calibration data")
     if normalize != "none":
         found = _per_layer(found, anatomy, standard=normalize == "standard")
     errors = found.standard_errors

@@ -21,8 +21,9 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss
-from headprune.errors import DataError, ModelError
+from headprune.errors import DataError
 from headprune.passes import IN_SILENCE, Pass
+from headprune.placement import not_finite
 from headprune.replay import losses
 from headprune.scoring.estimate import Estimate
 
@@ -141,11 +142,8 @@ def race_heads(
             model, anatomy, batches=batches, loss=loss, masks=masks, over=over, name=name
         ).double()
         if not bool(found.isfinite().all()):
-            raise ModelError(
-                "the loss of an example overflowed or is not a number",
-                where="calibration data",
-                hint="look for empty or damaged rows; with --dtype float16, try bfloat16 or float32",
-            )
+            what = "the loss of an example is not finite"
+            raise not_finite(what, model, where="calibration data")
         return (found[1:] - found[0]).numpy()
 
     return race(

@@ -5,10 +5,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from transformers import PreTrainedModel
 
+from headprune import demo
 from headprune.anatomy.clone import pruning_record
 from headprune.batch import Batch
 from headprune.checkpoint import load_model
@@ -148,9 +150,21 @@ def tokenizing(source: ModelSource) -> Iterator[None]:
 
 
 def find_model(recipe: Recipe, *, weights: bool = True) -> ModelSource:
-    """Find the model that a recipe names; without ``weights``, its config is enough."""
+    """Find the model that a recipe names; without ``weights``, its config is enough.
+
+    Raises:
+        ConfigError: It names none, or a revision of a directory.
+        ModelError: The model can't be had.
+    """
+    name = model_name(recipe)
+    if recipe.revision is not None and (name.startswith(demo.PREFIX) or Path(name).exists()):
+        raise ConfigError(
+            f"{name} lies here, and only models of the hub have revisions",
+            where=f"--revision {recipe.revision}",
+            hint="leave it out, or name the model by its hub id",
+        )
     return find(
-        model_name(recipe),
+        name,
         revision=recipe.revision,
         weights=weights,
         stock_class=recipe.stock_class,

@@ -211,7 +211,7 @@ def _read(
     read = (*columns.texts, columns.label)
     others = [name for name in table.columns if name not in read]
     unread = f"; not read: {', '.join(map(repr, others[:8]))}{' ...' if len(others) > 8 else ''}"
-    chats = is_chat(table.rows[0][columns.texts[0]])
+    chats = task.reads_prose and is_chat(table.rows[0][columns.texts[0]])
     why = f"{columns.why}{'; chats, through the chat template' if chats else ''}"
     voice.say(
         f"{shown}: {len(table.rows):,} rows, text {', '.join(map(repr, columns.texts))}{label} "

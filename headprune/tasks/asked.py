@@ -1,5 +1,6 @@
 """What is asked of a model before rows are made for it: how long they may be, what fills short ones, which way it reads."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
@@ -11,9 +12,9 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from headprune.anatomy.clone import config_value
-from headprune.batch import forward
-from headprune.errors import ModelError
-from headprune.placement import input_device
+from headprune.batch import forward, main_output
+from headprune.errors import ModelError, is_out_of_memory, what_it_says
+from headprune.placement import input_device, not_finite
 
 Row: TypeAlias = Mapping[str, Sequence[int]]
 """An encoded text, as a tokenizer gives it."""
@@ -95,12 +96,16 @@ def filling(
         tokenizer: Its tokenizer, whose pad token is tried after the model's own.
     """
     known: list[int | None] = []
+    has_run: list[bool] = []
 
     def fill(rows: Sequence[Row]) -> int | None:
+        _refuse_unknown_ids(model, rows)
         lengths = {len(row["input_ids"]): row for row in rows}
+        ordered = [lengths[length] for length in sorted(lengths)]
+        few = [ordered[0], ordered[len(ordered) // 2], ordered[-1]] if ordered else []
+        if few and not has_run:
+            has_run.append(all(_runs(model, row) for row in few[::2]))
         if not known and len(lengths) > 1:
-            ordered = [lengths[length] for length in sorted(lengths)]
-            few = [ordered[0], ordered[len(ordered) // 2], ordered[-1]]
             ids = _candidates(model, tokenizer)
             known.append(next((id_ for id_ in ids if _fills(model, said, few, id_)), None))
         return known[0] if known else None
@@ -108,9 +113,69 @@ def filling(
     return fill
 
 
+def _runs(model: PreTrainedModel, row: Row) -> bool:
+    """Whether a model runs on a row alone; it is run as it is, so what it raises is its own.
+
+    Raises:
+        ModelError: It fails, or says no numbers.
+    """
+    inputs = pad([row], pad_token_id=0)
+    try:
+        with torch.no_grad():
+            inputs = {name: value.to(input_device(model)) for name, value in inputs.items()}
+            outputs = forward(model, inputs)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"the model fails on a row of {len(row['input_ids'])} tokens: {what_it_says(error)}",
+            where=f"{type(model).__name__}, config.json",
+            hint="check config.json: what it says isn't what the weights were trained with",
+        ) from error
+    _refuse_no_numbers(main_output(outputs), model)
+    return True
+
+
+def _refuse_no_numbers(outputs: Tensor, model: PreTrainedModel) -> None:
+    """Refuse a model whose outputs are no numbers: whatever they were compared with, the answer would be no, and say nothing.
+
+    Raises:
+        ModelError: They are.
+    """
+    if bool(outputs.isnan().any()):
+        raise not_finite("the model's outputs are not finite", model, where="config.json")
+
+
+def _refuse_unknown_ids(model: PreTrainedModel, rows: Sequence[Row]) -> None:
+    """Refuse rows with ids that a table of the model doesn't have: on a GPU, nothing would run any more after one.
+
+    Raises:
+        ModelError: There are such.
+    """
+    words = _num_words(model)
+    types = config_value(model.config.get_text_config(), "type_vocab_size")
+    for name, size in (("input_ids", words), ("token_type_ids", types)):
+        largest = max((max(row[name], default=0) for row in rows if name in row), default=0)
+        if isinstance(size, int) and 0 < size <= largest:
+            raise ModelError(
+                f"the tokenizer gives {name} up to {largest:,}, and the model knows {size:,}, from 0 on",
+                where="tokenizer.json",
+                hint="put the tokenizer that the model was trained with beside the weights",
+            )
+
+
+def _num_words(model: PreTrainedModel) -> int | None:
+    """Return how many ids have an embedding; None where that can't be told: some families hash what they read."""
+    try:
+        table = model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    return getattr(table, "num_embeddings", None)
+
+
 def _candidates(model: PreTrainedModel, tokenizer: Any) -> list[int]:
     """Return the ids that may stand for padding, the model's own first; some configs name one that no table has."""
-    words = model.get_input_embeddings().get_parameter("weight").shape[0]
+    words = _num_words(model) or math.inf
     own = config_value(model.config.get_text_config(), "pad_token_id")
     ids = dict.fromkeys((own, tokenizer.pad_token_id, 0))
     return [id_ for id_ in ids if isinstance(id_, int) and 0 <= id_ < words]
@@ -181,6 +246,7 @@ def refuse_reading_ahead(model: PreTrainedModel, *, special: Sequence[int] = ())
     rows = torch.full((2, 2 * _LENGTH), word, device=input_device(model))
     rows[1, _LENGTH:] = other
     outputs = forward(model, {"input_ids": rows, "attention_mask": torch.ones_like(rows)})
+    _refuse_no_numbers(outputs.logits, model)
     one, two = outputs.logits[:, :_LENGTH].float()
     rounding = _ROUNDING if torch.finfo(model.dtype).eps < _ROUNDING else _ROUNDING_OF_HALVES
     if not bool((one - two).norm() <= rounding * one.norm()):

@@ -81,8 +81,9 @@ def loss(outputs: Any, batch: Batch) -> Float[Tensor, " examples"]:
 
 
 def predict(outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The most probable class, and the label."""
-    return outputs.logits.argmax(-1), batch.targets
+    """The most probable class, none where a logit is not a number; and the label."""
+    unknown = outputs.logits.isnan().any(-1)
+    return outputs.logits.argmax(-1).float().masked_fill(unknown, torch.nan), batch.targets
 
 
 TASK = Task(

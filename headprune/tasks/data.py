@@ -92,7 +92,7 @@ def read_table(source: str, *, split: str | None = None) -> Table:
 
     Args:
         source: What to read. The ending tells the format of a file: csv, tsv, json, jsonl, parquet, arrow, txt.
-        split: The split of a hub or demo data set (``train`` where none is given). A local file has none.
+        split: The split of a hub or demo data set (``train`` where none is given). A local file has none to be named.
 
     Raises:
         DataError: The file is missing, empty, of an unknown format or malformed; or the data set can't be had.
@@ -120,13 +120,20 @@ def choose_columns(
     Raises:
         DataError: A named column isn't there, nothing fits, or several do.
     """
-    for name in (*texts, *([label] if label else [])):
+    named = [*texts, *([label] if label else [])]
+    for name in named:
         if name not in table.columns:
             raise DataError(
                 f"the data has no column {name!r}",
                 where=f"--data {table.name}",
                 hint=did_you_mean(name, table.columns) + _about_header(table),
             )
+    if twice := next((name for name in named if named.count(name) > 1), None):
+        raise DataError(
+            f"the column {twice!r} is named twice",
+            where=f"--text {','.join(texts)}" + (f" --label {label}" if label else ""),
+            hint="name each column once: texts with --text, the label with --label",
+        )
     if texts and len(texts) not in num_texts:
         raise DataError(
             f"the task reads {' or '.join(map(str, num_texts))} text columns, and {len(texts)} were named",

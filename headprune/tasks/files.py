@@ -51,7 +51,19 @@ def open_data(source: str, split: str | None) -> tuple[Content, str | None]:
         split = split or "train"
         return _read_demo(demo.locate_data(source, split)), split
     if path.suffix.lower() in FORMATS and path.is_file():
+        if split is not None:
+            raise DataError(
+                f"{source} is a file, and a file has no split {split!r}: all of it is read",
+                where=f"--data {source}",
+                hint="name the file of that split with --data or --eval-data, and leave the split out",
+            )
         return read_file(path), None
+    if "://" in source:
+        raise DataError(
+            f"{source} is an address, and data is read from files and data sets alone",
+            where=f"--data {source}",
+            hint="download it and name the file, or say HUB_ID[:CONFIG]",
+        )
     name, _, config = source.partition(":")
     if path.suffix.lower() in FORMATS or path.exists() or Path(name).exists():
         raise _no_file(path if path.exists() else Path(name) if config else path, source)
@@ -88,6 +100,12 @@ def _no_file(path: Path, source: str) -> DataError:
         beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, sorted(beside)[:8]) if beside else "check the path"
         return DataError(f"there is no file {path}", where=where, hint=f"name one file; {hint}")
+    if path.suffix.lower() in FORMATS:
+        return DataError(
+            f"{path.name} is a file, which has no parts to be named after it",
+            where=where,
+            hint=f"say --data {path}",
+        )
     if path.suffix.lower() in _PACKED:
         return DataError(
             f"{path.name} is compressed",

@@ -53,13 +53,18 @@ def read_classes(table: Table, column: str, config: Any) -> ClassLabels:
     if not distinct:
         return ClassLabels((None,) * len(cells))
     known, remarks = _meanings(distinct, names, table=table, column=column, rows=len(present))
-    for row, cell in enumerate(cells):
-        if not _is_missing(cell, names) and _text(cell) not in known:
-            raise DataError(
-                f"row {row} has the label {cell!r}, which the model doesn't know",
-                where=f"--data {table.name}",
-                hint=did_you_mean(str(cell), list(names.values())[:_FEW]),
-            )
+    unknown = [
+        (distinct[_text(cell)] is not None, row)
+        for row, cell in enumerate(cells)
+        if not _is_missing(cell, names) and _text(cell) not in known
+    ]
+    if unknown:  # a word makes the numbers beside it unknown, and is to blame
+        _, row = min(unknown)
+        raise DataError(
+            f"{table.place(row)} has the label {cells[row]!r}, which the model doesn't know",
+            where=f"--data {table.name}",
+            hint=did_you_mean(str(cells[row]), list(names.values())[:_FEW]),
+        )
     if (missing := _missing_class(cells, distinct, len(names))) is not None:
         remarks = (*remarks, missing)
     indices = (None if _is_missing(cell, names) else known[_text(cell)] for cell in cells)
