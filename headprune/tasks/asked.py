@@ -93,10 +93,14 @@ def filling(
         model: The model.
         said: ``(outputs, inputs) -> [rows, ...]``: what of its outputs counts.
         tokenizer: Its tokenizer, whose pad token is tried after the model's own.
+
+    Raises:
+        ModelError: A row holds an id for which the model has no embedding; raised when rows come.
     """
     known: list[int | None] = []
 
     def fill(rows: Sequence[Row]) -> int | None:
+        _require_known_words(rows, model)
         lengths = {len(row["input_ids"]): row for row in rows}
         if not known and len(lengths) > 1:
             ordered = [lengths[length] for length in sorted(lengths)]
@@ -110,10 +114,30 @@ def filling(
 
 def _candidates(model: PreTrainedModel, tokenizer: Any) -> list[int]:
     """Return the ids that may stand for padding, the model's own first; some configs name one that no table has."""
-    words = model.get_input_embeddings().get_parameter("weight").shape[0]
+    words = _num_words(model)
     own = config_value(model.config.get_text_config(), "pad_token_id")
     ids = dict.fromkeys((own, tokenizer.pad_token_id, 0))
-    return [id_ for id_ in ids if isinstance(id_, int) and 0 <= id_ < words]
+    return [
+        id_ for id_ in ids if isinstance(id_, int) and id_ >= 0 and (words is None or id_ < words)
+    ]
+
+
+def _num_words(model: PreTrainedModel) -> int | None:
+    """Return for how many ids a model has an embedding; None where it has no table of them, as models of bytes and hashes."""
+    with suppress(NotImplementedError, AttributeError):
+        return int(model.get_input_embeddings().get_parameter("weight").shape[0])
+    return None
+
+
+def _require_known_words(rows: Sequence[Row], model: PreTrainedModel) -> None:
+    words = _num_words(model)
+    highest = max((max(row["input_ids"], default=0) for row in rows), default=0)
+    if words is not None and highest >= words:
+        raise ModelError(
+            f"the tokenizer makes the id {highest} of a text, and the model has embeddings for {words:,} ids",
+            where="the model's tokenizer",
+            hint="put the model's own tokenizer beside the weights, or enlarge it: resize_token_embeddings(len(tokenizer))",
+        )
 
 
 @torch.no_grad()
