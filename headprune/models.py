@@ -22,6 +22,7 @@ from headprune.placement import values_of
 from headprune.untrusted import (
     WHOLE,
     code_of_the_tokenizer,
+    module_entries,
     read_header,
     refuse_adapters,
     refuse_foreign_files,
@@ -111,8 +112,11 @@ def find(
         notes = refuse_adapters(directory, name=name)
     directory /= (folder := transformer_folder(directory))
     if not (directory / "config.json").is_file():
+        kinds = ", ".join(entry.kind for entry in module_entries(directory) or ())
         raise ModelError(
-            f"{name} holds no model: config.json is missing",
+            f"{name} is made of {kinds}: it has no transformer whose heads could be pruned"
+            if kinds and "Transformer" not in kinds
+            else f"{name} holds no model: config.json is missing",
             where=f"MODEL {name}",
             hint=NAME_IT,
         )
