@@ -13,6 +13,7 @@ from headprune.errors import DataError, first_line
 from headprune.placement import input_device
 
 _OWN = ("decoder_input_ids", "decoder_inputs_embeds")
+_MASK = "decoder_attention_mask"
 
 
 class _DecoderReachedError(Exception):
@@ -48,20 +49,21 @@ def with_decoder_inputs(
         ):
             yield batch
         else:
-            yield {**batch, "decoder_input_ids": _shifted(model, batch)}
+            yield {**batch, **_shifted(model, batch)}
 
 
-def _shifted(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return what reaches the decoder in the model's own forward with labels.
+def _shifted(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what reaches the decoder in the model's own forward with labels: tokens, and a mask where some are hidden.
 
     Raises:
         DataError: Nothing does.
     """
     decoder = model.get_decoder()
-    reached: list[Any] = []
+    reached: list[tuple[Any, Any]] = []
 
     def catch(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        reached.append(kwargs.get("input_ids", args[0] if args else None))
+        tokens = kwargs.get("input_ids", args[0] if args else None)
+        reached.append((tokens, kwargs.get("attention_mask")))
         raise _DecoderReachedError
 
     handle = decoder.register_forward_pre_hook(catch, with_kwargs=True)
@@ -76,10 +78,13 @@ def _shifted(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
         handle.remove()
         for module in training:
             module.training = True
-    if not reached or not isinstance(reached[0], Tensor):
+    tokens, mask = reached[0] if reached else (None, None)
+    if not isinstance(tokens, Tensor):
         raise _refusal(model, "none reach its decoder")
-    found: Tensor = reached[0]
-    return found.to(batch["labels"].device)
+    made = {"decoder_input_ids": tokens}
+    if isinstance(mask, Tensor) and mask.shape == tokens.shape and not bool(mask.all()):
+        made[_MASK] = mask
+    return {name: value.to(batch["labels"].device) for name, value in made.items()}
 
 
 def _refusal(model: PreTrainedModel, why: str) -> DataError:

@@ -29,6 +29,7 @@ from headprune.placement import values_of
 from headprune.untrusted import (
     WHOLE,
     code_of_the_tokenizer,
+    module_entries,
     own_files_alone,
     read_header,
     refuse_adapters,
@@ -120,8 +121,11 @@ def find(
         notes = refuse_adapters(directory, name=name)
     directory /= (folder := transformer_folder(directory))
     if not (directory / "config.json").is_file():
+        kinds = ", ".join(entry.kind for entry in module_entries(directory) or ())
         raise ModelError(
-            f"{name} holds no model: config.json is missing",
+            f"{name} is made of {kinds}: it has no transformer whose heads could be pruned"
+            if kinds and "Transformer" not in kinds
+            else f"{name} holds no model: config.json is missing",
             where=f"MODEL {name}",
             hint=NAME_IT,
         )

@@ -33,9 +33,29 @@ FAMILIES = {
 }
 
 
+BERT = {
+    "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 40,
+    "initializer_range": 0.4,
+}  # fmt: skip
+FAMILIES["EncoderDecoder"] = (
+    "",
+    BERT,
+    "EncoderDecoderModel",
+)  # it hides the pad tokens of its labels itself
+
+
 def model_of(family):
     config, settings, name = FAMILIES[family]
     torch.manual_seed(0)
+    if family == "EncoderDecoder":
+        sides = [
+            transformers.BertConfig(**settings, is_decoder=last, add_cross_attention=last)
+            for last in (False, True)
+        ]
+        made = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(
+            *sides, pad_token_id=0, decoder_start_token_id=0
+        )
+        return transformers.EncoderDecoderModel(made).eval()
     made = getattr(transformers, name)._from_config(getattr(transformers, config)(**settings))
     return made.eval()
 

@@ -358,6 +358,13 @@ SETTINGS = {
 }
 
 
+def test_what_has_no_transformer_is_told_what_it_is(tmp_path):
+    entry = {"idx": 0, "name": "0", "path": "", "type": OLD + "StaticEmbedding"}
+    (tmp_path / "modules.json").write_text(json.dumps([entry]))
+    with pytest.raises(ModelError, match="is made of StaticEmbedding: it has no transformer"):
+        opened(tmp_path)
+
+
 def test_settings_that_aren_t_computed_are_refused_by_name(tmp_path):
     directory = written(tmp_path / "m", "dense")
     for name, cases in SETTINGS.items():

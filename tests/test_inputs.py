@@ -129,6 +129,7 @@ def alone(model, tokenizer, examples):
 
 
 EXAMPLES = [Example((text,), n % 2) for n, text in enumerate(sentences(8, low=1, high=9))]
+LONG = [Example((text,), n % 2) for n, text in enumerate(sentences(6, low=6, high=16))]
 SIZES = itertools.cycle([None, 4, 3, 1])
 SIDES = itertools.cycle(["left", "right"])
 
@@ -160,6 +161,49 @@ def test_an_encoder_says_of_a_row_in_a_batch_what_it_says_of_it_alone(family):
         torch.testing.assert_close(said, alone(model, tokenizer, EXAMPLES), rtol=1e-5, atol=1e-5)
         leaks = family in ("ConvBert", "XLNet")
         assert (len(rows) > -(-len(EXAMPLES) // (size or len(EXAMPLES)))) == leaks
+
+
+@pytest.mark.parametrize("family", ["Canine", "Perceiver"])
+def test_a_model_without_a_table_of_words_is_filled_up_too(family):
+    """It reads bytes, or hashes of characters: no id is too high for it."""
+    sizes = {**_SIZES, "max_position_embeddings": 64, "num_labels": 2}
+    if family == "Canine":
+        sizes |= {"downsampling_rate": 2, "num_hash_buckets": 64, "local_transformer_stride": 16}
+    else:
+        sizes |= {
+            **{"d_model": 32, "d_latents": 32, "num_latents": 4, "num_blocks": 1},
+            **{"num_self_attends_per_block": 1, "num_self_attention_heads": 4},
+            "num_cross_attention_heads": 4,
+        }
+    model = made(family, "ForSequenceClassification", sizes)
+    if family == "Perceiver":
+        model.config.pad_token_id = None
+    said, _rows = in_batches(subject_of(model, toy(pad="[PAD]"), batch_size=3), LONG)
+    torch.testing.assert_close(said, alone(model, toy(pad="[PAD]"), LONG), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "suffix", "task"),
+    [
+        ("Bert", "ForSequenceClassification", "classification"),
+        ("Llama", "ForSequenceClassification", "classification"),
+        ("GPT2", "LMHeadModel", "causal-lm"),
+    ],
+)
+def test_ids_for_which_the_model_has_no_embedding_are_refused(family, suffix, task):
+    """A tokenizer got tokens, and nobody told the model; or it is another model's."""
+    sizes = {**LAST_TOKEN, **ENCODERS}[family]
+    model = made(family, suffix, {**sizes, "vocab_size": 60})
+    subject = subject_of(model, toy(pad="[PAD]"), task=task)
+    known = [Example(("w1 w2",), 0, tokens=(9, 10)), Example(("w3",), 0, tokens=(7, 8, 9))]
+    assert len(subject.batches(known)) in (1, 2)
+    for size in (1, None):
+        subject = subject_of(model, toy(pad="[PAD]"), task=task, batch_size=size)
+        with pytest.raises(
+            ModelError, match="gives input_ids up to 83, and the model knows 60,"
+        ) as caught:
+            subject.batches([*known, Example(("w79",), 0, tokens=(7, 83))])
+        assert "resize_token_embeddings" in caught.value.hint
 
 
 @pytest.mark.parametrize("of_config", [None, 2])

@@ -1,6 +1,8 @@
 """Labels mean what the model's classes mean; what the model's own predictions make doubtful of them is said."""
 
 import json
+import math
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -49,6 +51,8 @@ def test_a_label_is_the_same_class_however_it_is_written(names, data, missing):
     }
     for form in forms.values():
         cells = [missing if index is None else form(index) for index in expected]
+        if {*map(str, cells)} in ({"-1", "1"}, {"-1.0", "1"}, {"-1", "1.0"}, {"-1.0", "1.0"}):
+            continue  # two classes that are written -1 and 1
         assert classes(cells, called).indices == tuple(expected)
     cells = [missing if i is None else own.index(called[i].upper()) for i in expected]
     assert classes(cells, called, own).indices == tuple(expected)
@@ -80,6 +84,13 @@ def test_a_column_is_read_in_one_way(names, cells, expected):
         ({0: "no", 1: "yes"}, [0, 0.5], "row 1 has the label 0.5"),
         ({0: "no", 1: "yes"}, [0, 1, "maybe", 1, 7], "row 2 has the label 'maybe'"),
         ({0: "no", 1: "yes"}, [1, [0, 1]], r"row 1 has the label \[0, 1\]"),
+        ({0: "no", 1: "yes"}, [0, "01"], "row 1"),
+        ({0: "no", 1: "yes"}, [0, 0.5], "row 1"),
+        ({0: "no", 1: "yes"}, [0, 1, 0, "maybe"], "row 3 has the label 'maybe'"),
+        ({0: "no", 1: "yes"}, [0, 1, 10**400], "row 2"),
+        ({0: "no", 1: "yes"}, [1, -1, -1, 1], "labels are -1 and 1"),
+        ({0: "no", 1: "yes"}, ["1.0", "-1.0"], "labels are -1 and 1"),
+        ({0: "no", 1: "no"}, ["no"], "the name of several classes"),
         ({0: "no", 1: "yes"}, [0, -2], "row 1 has the label -2"),
         ({0: "a", 1: "A"}, ["a", "b"], "row 1"),
         ({0: "no", 1: "so", 2: "yes"}, [1, 2, 3], "count from 1"),
@@ -101,12 +112,27 @@ def test_labels_that_may_mean_something_else_are_refused(names, cells, message):
         ([1] * 20, "seem to count from 1"),
         ([1, 2], None),
         ([0, 1, 2, 3], None),
-        ([-1, 0, 1, 2], "with -1 the labels have as many values"),
+        ([-1, 0, 1, 2], "with -1 the labels have 4 values, and the model 4 classes"),
+        ([-1, 1], "with -1 the labels have 2 values"),
+        ([-1, 0, 1, 2, 3], None),
+        (["a", -1, "b"], None),
     ],
 )
 def test_odd_labels_are_remarked_on(cells, remark):
     remarks = [one for one in classes(cells, dict(enumerate("abcd"))).remarks if "careful" in one]
     assert [remark in one for one in remarks] == ([True] if remark else [])
+
+
+def test_names_that_the_data_gives_and_the_model_does_not_know_are_told():
+    """The order of the data's classes may be another one, and only its names would show it."""
+    found = classes([0, 1, 0], {0: "NEGATIVE", 1: "POSITIVE"}, ("pos", "neg"))
+    assert found.indices == (0, 1, 0)
+    assert "0 is 'NEGATIVE'" in found.remarks[0]
+    assert "other names for them: 0 is 'pos', 1 is 'neg'" in found.remarks[1]
+
+
+def test_spaces_around_the_name_of_a_class_are_none_of_it():
+    assert classes(["neg", " pos "], {0: "neg ", 1: " pos"}).indices == (0, 1)
 
 
 def test_a_number_is_missing_where_the_scale_has_none_like_it():
@@ -118,8 +144,10 @@ def test_a_number_is_missing_where_the_scale_has_none_like_it():
     assert numbers([-1.0, -1.0]) == (None, None)
     assert numbers([-1, -0.5, 1]) == (-1, -0.5, 1)
     assert numbers([-1, 0, 1]) == (-1, 0, 1)
-    with pytest.raises(DataError, match="not a number"):
-        numbers([1, "high"])
+    assert numbers([Decimal("0.25"), Decimal("-1"), Decimal(2)]) == (0.25, None, 2)
+    for odd in ("high", math.inf, -math.inf, "1e999", 10**400, Decimal("Infinity"), True, [1]):
+        with pytest.raises(DataError, match="row 1 .*not a number, or no finite one"):
+            numbers([1, odd])
 
 
 NAMED = {"0": "no", "1": "yes"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from families import build, token_inputs
+from families import build, token_inputs, toy_tokenizer
 from safetensors.torch import load_file, save_file
 
 import headprune as hp
@@ -488,3 +488,30 @@ def test_code_named_for_a_part_is_refused_and_never_asked_for(field, tmp_path):
     config = find(str(tmp_path), weights=False, stock_class=True).config
     assert "auto_map" not in vars(getattr(config, field))
     assert "auto_map" not in json.dumps(config.to_dict())
+
+
+def test_a_pointer_that_stands_for_the_weights_is_named(model):
+    (model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid 1\n")
+    with pytest.raises(ModelError, match="a pointer of git-lfs") as caught:
+        find(str(model))
+    assert caught.value.hint == "git lfs pull"
+
+
+def test_code_of_a_model_that_fails_on_a_row_is_told_from_ours(run_here, command_line):
+    """BART reads where its end tokens are, and takes rows of one number of them alone."""
+    config = transformers.BartConfig(
+        **{"vocab_size": 96, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1},
+        **{"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 4},
+        **{"decoder_ffn_dim": 4, "num_labels": 3, "eos_token_id": 8, "pad_token_id": 0},
+    )
+    transformers.BartForSequenceClassification(config).save_pretrained("m")
+    toy_tokenizer().save_pretrained("m")
+    rows = [f"w{n + 9} w{1 + n % 2} w1,{n % 2}\n" for n in range(12)]  # w1 has the id 8
+    Path("d.csv").write_text("text,label\n" + "".join(rows))
+    words = ("eval", "m", "--data", "d.csv", "--no-latency")
+    code, _out, err = command_line(*words)
+    assert code == 2, err
+    assert "model's own code fails on what it was given: ValueError: All examples must" in err
+    assert "transformers (modeling_bart)" in err
+    assert "--batch-size 1" in err
+    assert command_line(*words, "--batch-size", "1")[0] == 0

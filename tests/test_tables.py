@@ -7,6 +7,7 @@ import json
 import os
 import re
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -209,6 +210,7 @@ def test_no_column_changes_its_mind_late(folder):
 
 ROWS = [(text, index % 2) for index, text in enumerate(sentences(12))]
 PLAIN = "text,label\n" + "".join(f"{text},{label}\n" for text, label in ROWS)
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
 OBJECTS = [{"text": text, "label": label} for text, label in ROWS]
 
 
@@ -245,6 +247,13 @@ OBJECTS = [{"text": text, "label": label} for text, label in ROWS]
         ("header.csv", "text,label\n", "no rows"),
         ("false.parquet", PLAIN, "no .parquet file"),
         ("false.csv", "PAR1\x15\x04", "parquet"),
+        ("broken.parquet", "PAR1\x15\x04", "damaged"),
+        ("false.arrow", "PAR1\x15\x04", "a parquet file, not a .arrow file"),
+        *(
+            (f"lfs.{end}", POINTER, "pointer of git-lfs")
+            for end in ("txt", "csv", "jsonl", "parquet")
+        ),
+        ("nul.csv", PLAIN + "a\0b,1\n", "line 14: it holds a NUL character\n"),
         ("unknown.xyz", PLAIN, "format that isn't known"),
     ],
 )
@@ -327,6 +336,19 @@ def test_folders_and_pipes_are_named(tmp_path, monkeypatch, name):
     with pytest.raises(DataError, match="a pipe" if name == "d.csv" else "a folder") as caught:
         read_table(name)
     assert name == "d.csv" or "rows/train.csv" in caught.value.hint
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_folder_of_the_datasets_library_is_to_be_written_as_one_file(tmp_path, shards):
+    """One of its files may hold a part of the rows, and the others hold none."""
+    rows = datasets.Dataset.from_list(OBJECTS)
+    rows.save_to_disk(tmp_path / "d", num_shards=shards)
+    datasets.DatasetDict(train=rows).save_to_disk(tmp_path / "splits")
+    for name in ("d", "splits"):
+        with pytest.raises(DataError, match="is a folder") as caught:
+            read_table(str(tmp_path / name))
+        assert "load_from_disk" in caught.value.hint
+        assert ".json" not in caught.value.hint
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "jsonl", "txt", "parquet"])

@@ -264,6 +264,7 @@ def script(folder, name, features, body, arguments=SIDES):
         ("mbinary", INTEGERS, "return {'mbinary': 1 / (max(references) < 2)}", "3 classes that were tried"),
         ("mseveral", INTEGERS, "return {'a': 1.0, 'b': 2.0}", "gives a, b"),
         ("mlist", INTEGERS, "return {'mlist': [1.0, 2.0]}", "none of them is one number"),
+        ("mends", INTEGERS, "import sys; sys.exit(3)", "fails on 6 rows"),
     ],
 )  # fmt: skip
 def test_a_script_that_does_not_fit_is_refused_before_the_work(
@@ -276,6 +277,16 @@ def test_a_script_that_does_not_fit_is_refused_before_the_work(
         metrics.load_metric(path, higher_is_better=True, predicted="classes", classes=3)
     assert "--metric" in caught.value.where
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["def (", "x = 1", "import sys; sys.exit(0)"])
+def test_a_file_that_is_no_metric_is_to_be_repaired(tmp_path, monkeypatch, text):
+    """It lies here: neither its name nor the network is to blame."""
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    (tmp_path / "own.py").write_text(text)
+    with pytest.raises(ConfigError, match="can't be loaded") as caught:
+        metrics.load_metric(str(tmp_path / "own.py"), higher_is_better=True)
+    assert "repair the file" in caught.value.hint
 
 
 def test_a_script_s_interval_is_of_as_many_samples_as_there_is_time_for(tmp_path):

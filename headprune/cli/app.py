@@ -4,6 +4,7 @@ import io
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
@@ -26,7 +27,9 @@ from headprune.cli import (
 )
 from headprune.cli.options import CommandError, add_command
 from headprune.cli.surroundings import ReaderGoneError, stdout_error, system_error
-from headprune.errors import ConfigError, HeadpruneError, is_out_of_memory
+from headprune.errors import ConfigError, HeadpruneError, ModelError, first_line, is_out_of_memory
+
+_MODELS = "transformers.models."
 
 app = typer.Typer(
     name="headprune",
@@ -144,6 +147,15 @@ def run_app() -> int:
     return int(code or 0)
 
 
+def _module_that_failed(error: BaseException) -> str | None:
+    """Return the module of a model in transformers in which an exception arose; None where it arose in ours, or elsewhere."""
+    frames = traceback.walk_tb(error.__traceback__)
+    names = [str(frame.f_globals.get("__name__")) for frame, _line in frames]
+    ours = (name for name in reversed(names) if name.startswith(("headprune.", _MODELS)))
+    last = next(ours, "")
+    return last.rpartition(".")[2] if last.startswith(_MODELS) else None
+
+
 def _failed(error: BaseException, *, tell: Callable[[HeadpruneError], str] | None = None) -> int:
     """Say what is wrong, in three parts, and return the exit code; ``tell`` returns what stdout says of it."""
     if os.environ.get("HEADPRUNE_DEBUG") == "1":
@@ -154,6 +166,13 @@ def _failed(error: BaseException, *, tell: Callable[[HeadpruneError], str] | Non
         error = _out_of_memory(error)
     if isinstance(error, OSError) and error.strerror:
         error = system_error(error)
+    if not isinstance(error, HeadpruneError) and (module := _module_that_failed(error)):
+        error = ModelError(
+            f"the model's own code fails on what it was given: {type(error).__name__}: {first_line(error)}",
+            where=f"transformers ({module})",
+            hint="look for a row, or a value of config.json, that it doesn't take; --batch-size 1 gives it one row at a time; "
+            "HEADPRUNE_DEBUG=1 shows where",
+        )
     if not isinstance(error, HeadpruneError):
         # Not a mistake of the user's that we know: say so without burying them in a traceback. Exit 1 stays the gate's.
         error = HeadpruneError(

@@ -1,6 +1,5 @@
 """What is asked of a model before rows are made for it: how long they may be, what fills short ones, which way it reads."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
@@ -94,6 +93,9 @@ def filling(
         model: The model.
         said: ``(outputs, inputs) -> [rows, ...]``: what of its outputs counts.
         tokenizer: Its tokenizer, whose pad token is tried after the model's own.
+
+    Raises:
+        ModelError: A row holds an id for which the model has no embedding; raised when rows come.
     """
     known: list[int | None] = []
     has_run: list[bool] = []
@@ -160,25 +162,26 @@ def _refuse_unknown_ids(model: PreTrainedModel, rows: Sequence[Row]) -> None:
             raise ModelError(
                 f"the tokenizer gives {name} up to {largest:,}, and the model knows {size:,}, from 0 on",
                 where="tokenizer.json",
-                hint="put the tokenizer that the model was trained with beside the weights",
+                hint="put the tokenizer that the model was trained with beside the weights, "
+                "or enlarge the model: resize_token_embeddings(len(tokenizer))",
             )
-
-
-def _num_words(model: PreTrainedModel) -> int | None:
-    """Return how many ids have an embedding; None where that can't be told: some families hash what they read."""
-    try:
-        table = model.get_input_embeddings()
-    except NotImplementedError:
-        return None
-    return getattr(table, "num_embeddings", None)
 
 
 def _candidates(model: PreTrainedModel, tokenizer: Any) -> list[int]:
     """Return the ids that may stand for padding, the model's own first; some configs name one that no table has."""
-    words = _num_words(model) or math.inf
+    words = _num_words(model)
     own = config_value(model.config.get_text_config(), "pad_token_id")
     ids = dict.fromkeys((own, tokenizer.pad_token_id, 0))
-    return [id_ for id_ in ids if isinstance(id_, int) and 0 <= id_ < words]
+    return [
+        id_ for id_ in ids if isinstance(id_, int) and id_ >= 0 and (words is None or id_ < words)
+    ]
+
+
+def _num_words(model: PreTrainedModel) -> int | None:
+    """Return for how many ids a model has an embedding; None where it has no table of them, as models of bytes and hashes."""
+    with suppress(NotImplementedError, AttributeError):
+        return int(model.get_input_embeddings().get_parameter("weight").shape[0])
+    return None
 
 
 @torch.no_grad()

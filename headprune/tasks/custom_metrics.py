@@ -38,11 +38,13 @@ def load_custom_metric(
     try:
         metric = evaluate.load(name, keep_in_memory=True)
     # The evaluate library raises FileNotFoundError, ConnectionError, ImportError and more.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"the metric {name!r} can't be loaded: {first_line(error)}",
             where="--metric",
-            hint=f"check the name and the network; built in: {did_you_mean(name, BUILT_IN)}",
+            hint=f"repair the file, which must define one evaluate.Metric: {name}"
+            if Path(name).exists()
+            else f"check the name and the network; built in: {did_you_mean(name, BUILT_IN)}",
         ) from error
     takes = _what_it_takes(metric, name)
     is_whole = takes == "classes"
@@ -55,7 +57,7 @@ def load_custom_metric(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of classes without examples
                 result = metric.compute(**dict(zip(_INPUTS, sides, strict=True)))
-        except Exception as error:  # somebody's code
+        except (Exception, SystemExit) as error:  # somebody's code
             raise UndefinedMetricError(
                 f"the metric {name!r} fails on {len(references)} rows: {type(error).__name__}: {first_line(error)}",
                 where=f"--metric {name}",

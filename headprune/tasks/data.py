@@ -1,8 +1,11 @@
 """Rows from local files, the hub or the demo packages; which columns mean what; which rows choose and which report."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from headprune.errors import DataError, did_you_mean
@@ -297,15 +300,21 @@ def number_of(table: Table, row: int, column: str) -> float:
     """Return a numeric cell.
 
     Raises:
-        DataError: The cell is not a number.
+        DataError: The cell is not a number, or is none that can be computed with.
     """
     value = table.rows[row][column]
     if isinstance(value, str) and _NUMBER.fullmatch(value):
         value = float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+    number = math.nan
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            number = float(value)
+    if not math.isfinite(number):
+        shown = repr(value)
         raise DataError(
-            f"{table.place(row)} has {value!r} in column {column!r}, which is not a number",
+            f"{table.place(row)} has {shown if len(shown) < 100 else f'{shown[:90]}...'} in column {column!r}, "
+            "which is not a number, or no finite one",
             where=f"--data {table.name}",
-            hint="name the column of scores with --label",
+            hint="repair or remove the row, or name the column of scores with --label",
         )
-    return float(value)
+    return number

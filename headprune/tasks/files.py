@@ -15,6 +15,8 @@ from headprune.untrusted.files import kind_if_special
 
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# What save_to_disk of the datasets library writes beside rows.
+_NOTES_OF_DATASETS = ("dataset_dict.json", "state.json", "dataset_info.json")
 # Some rows end in two more fields, where the sentences come from.
 _STSB_COLUMNS = ("genre", "file", "year", "id", "score", "sentence1", "sentence2")
 
@@ -89,9 +91,12 @@ def _no_file(path: Path, source: str) -> DataError:
     where = f"--data {source}"
     endings = ", ".join(FORMATS)
     if path.is_dir():
-        known = (entry for entry in path.iterdir() if entry.suffix.lower() in FORMATS)
+        inside = [entry for entry in path.iterdir() if entry.name not in _NOTES_OF_DATASETS]
+        known = (entry for entry in inside if entry.suffix.lower() in FORMATS)
         names = sorted(str(entry) for entry in islice(known, 8))
         hint = f"name one file of it: {', '.join(names)}" if names else f"name one file ({endings})"
+        if any((path / name).is_file() for name in _NOTES_OF_DATASETS):
+            hint = f"write it as one file: datasets.load_from_disk({str(path)!r}).to_parquet(FILE), of one split"
         return DataError(f"{path} is a folder, not a file", where=where, hint=hint)
     special = kind_if_special(path)
     if special:

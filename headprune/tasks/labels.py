@@ -40,7 +40,7 @@ def read_classes(table: Table, column: str, config: Any) -> ClassLabels:
         DataError: The labels aren't classes of the model, or may mean different ones.
         ModelError: The model's classes aren't numbered as its outputs are.
     """
-    names = {int(index): str(name) for index, name in config.id2label.items()}
+    names = {int(index): str(name).strip() for index, name in config.id2label.items()}
     if set(names) != set(range(len(names))):
         raise ModelError(
             f"the model's classes are numbered {', '.join(map(str, sorted(names)[:_FEW]))}, and outputs count from 0",
@@ -53,20 +53,19 @@ def read_classes(table: Table, column: str, config: Any) -> ClassLabels:
     if not distinct:
         return ClassLabels((None,) * len(cells))
     known, remarks = _meanings(distinct, names, table=table, column=column, rows=len(present))
-    unknown = [
-        (distinct[_text(cell)] is not None, row)
-        for row, cell in enumerate(cells)
-        if not _is_missing(cell, names) and _text(cell) not in known
-    ]
-    if unknown:  # a word makes the numbers beside it unknown, and is to blame
-        _, row = min(unknown)
-        raise DataError(
-            f"{table.place(row)} has the label {cells[row]!r}, which the model doesn't know",
-            where=f"--data {table.name}",
-            hint=did_you_mean(str(cells[row]), list(names.values())[:_FEW]),
-        )
-    if (missing := _missing_class(cells, distinct, len(names))) is not None:
-        remarks = (*remarks, missing)
+    for row, cell in enumerate(cells):
+        if not _is_missing(cell, names) and _text(cell) not in known:
+            several = list(names.values()).count(_text(cell)) > 1
+            raise DataError(
+                f"{table.place(row)} has the label {repr(cell)[:80]}, which "
+                + ("is the name of several classes" if several else "the model doesn't know"),
+                where=f"--data {table.name}" if not several else "config.json (id2label)",
+                hint="give each class a name of its own"
+                if several
+                else did_you_mean(str(cell), list(names.values())[:_FEW]),
+            )
+    if any(whole_number(cell) == -1 for cell in cells):
+        remarks = (*remarks, *_on_minus_one(distinct, names, table=table))
     indices = (None if _is_missing(cell, names) else known[_text(cell)] for cell in cells)
     return ClassLabels(tuple(indices), remarks)
 
@@ -147,9 +146,9 @@ def _meanings(
     by_own, by_name = named(words), named({text: text for text in distinct})
     if by_own:
         return by_own, ()
-    if len(by_name) == len(distinct) or None in distinct.values():
-        return by_name, ()
     numbers = {text: number for text, number in distinct.items() if number is not None}
+    if len(by_name) == len(distinct) or not numbers or (by_name and len(numbers) < len(distinct)):
+        return by_name, ()
     by_index = {text: number for text, number in numbers.items() if 0 <= number < len(names)}
     by_digits = _by_digits(numbers, names)
     if len(by_digits) == len(numbers) and by_digits != by_index:
@@ -165,7 +164,10 @@ def _meanings(
             where=f"--data {table.name}",
             hint=f"take 1 off every label, or write the names: {_listed(names)}",
         )
-    return by_index, _on_indices(set(by_index.values()), names, rows=rows)
+    remarks = _on_indices(set(by_index.values()), names, rows=rows)
+    if words:
+        remarks += (f"careful: the data has other names for them: {_listed(dict(enumerate(own)))}",)
+    return by_index, remarks
 
 
 def _by_digits(numbers: Mapping[str, int], names: Mapping[int, str]) -> dict[str, int]:
@@ -204,15 +206,27 @@ def _on_indices(numbers: set[int], names: Mapping[int, str], *, rows: int) -> tu
     return tuple(remarks)
 
 
-def _missing_class(
-    cells: Sequence[Any], distinct: Mapping[str, int | None], count: int
-) -> str | None:
-    """Return a remark where -1 may be a class of its own: there are as many values as classes."""
-    if not any(whole_number(cell) == -1 for cell in cells):
-        return None
-    if set(distinct.values()) != set(range(count - 1)) or count < 2:
-        return None
-    return f"careful: with -1 the labels have as many values as the model has classes ({count}): if it is one, write the names"
+def _on_minus_one(
+    distinct: Mapping[str, int | None], names: Mapping[int, str], *, table: Table
+) -> tuple[str, ...]:
+    """Return a remark where -1 may be a class of its own: there are no more values than classes.
+
+    Raises:
+        DataError: It is the other one of two, which are written -1 and 1.
+    """
+    numbers, count = set(distinct.values()), len(names)
+    if None in numbers or len(numbers) >= count:
+        return ()
+    if count == 2 and numbers == {1}:
+        raise DataError(
+            "the labels are -1 and 1, and -1 says that a row has none where classes count from 0",
+            where=f"--data {table.name}",
+            hint=f"write 0 and 1, or the names of the classes: {_listed(names)}",
+        )
+    return (
+        f"careful: with -1 the labels have {len(numbers) + 1} values, and the model {count} classes: "
+        "if it is one, write the names",
+    )
 
 
 def _listed(names: Mapping[int, str], indices: Sequence[int] | None = None) -> str:

@@ -14,19 +14,13 @@ from typing import Any, NamedTuple
 from headprune.errors import first_line
 from headprune.tasks.delimited import FormatError, read_delimited
 from headprune.untrusted.documents import parse_json
+from headprune.untrusted.files import kind_by_content
 
 _LINE_ENDS = re.compile(r"\r\n|\n|\r")
 _TO_UTF8 = "convert it: iconv -f {} -t UTF-8 FILE > NEW_FILE"
 _MARKS = (
     ((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "UTF-32"),
     ((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "UTF-16"),
-)
-_NO_TEXTS = (
-    (b"\x1f\x8b", "compressed by gzip", "unpack it: gunzip FILE"),
-    (b"PK\x03\x04", "a zip archive or a spreadsheet", "unpack it, or save the sheet as .csv"),
-    (b"\xd0\xcf\x11\xe0", "a spreadsheet", "save the sheet as .csv"),
-    (b"PAR1\x15", "a parquet file", "name it .parquet"),
-    (b"ARROW1\0", "an arrow file", "name it .arrow"),
 )
 
 
@@ -70,9 +64,7 @@ def read_text(path: Path) -> str:
             raise FormatError(
                 f"the file's encoding is {name}, not UTF-8", hint=_TO_UTF8.format(name)
             )
-    for start, what, hint in _NO_TEXTS:
-        if raw.startswith(start):
-            raise FormatError(f"the file is {what}, not a text", hint=hint)
+    _refuse_other_content(raw, "text")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -82,12 +74,19 @@ def read_text(path: Path) -> str:
             line=_line_of(raw[: error.start].decode("latin-1")),
         ) from error
     if "\0" in text:
+        wide = 3 * text.count("\0") > len(text)
         raise FormatError(
-            "it holds a NUL character: the encoding may be UTF-16",
-            hint=_TO_UTF8.format("UTF-16"),
+            "it holds a NUL character" + ": the encoding may be UTF-16" * wide,
+            hint=_TO_UTF8.format("UTF-16") if wide else "repair or remove the line",
             line=_line_of(text[: text.index("\0")]),
         )
     return text
+
+
+def _refuse_other_content(raw: bytes, expected: str) -> None:
+    what, hint = kind_by_content(raw) or ("", expected)
+    if not hint.endswith(expected):  # it is what it is called, and damaged
+        raise FormatError(f"the file is {what}, not a {expected} file", hint=hint)
 
 
 def _line_of(text_before: str) -> int:
@@ -263,6 +262,8 @@ def _read_columns(path: Path, read: Callable[[Any], Any]) -> Content:
         except (pyarrow.ArrowException, OSError) as error:
             if isinstance(error, MemoryError) or getattr(error, "errno", None):
                 raise
+            file.seek(0)
+            _refuse_other_content(file.read(64), path.suffix)
             raise FormatError(
                 f"the file is damaged, or is no {path.suffix} file: {first_line(error)}",
                 hint="make the file again",

@@ -14,6 +14,15 @@ _KINDS = (
     (stat.S_ISBLK, "a device"),
     (stat.S_ISSOCK, "a socket"),
 )
+# What files begin with whose names often end like those of others.
+_STARTS = (
+    (b"version https://git-lfs", "a pointer of git-lfs, which stands for a file", "git lfs pull"),
+    (b"\x1f\x8b", "compressed by gzip", "unpack it: gunzip FILE"),
+    (b"PK\x03\x04", "a zip archive or a spreadsheet", "unpack it, or save the sheet as .csv"),
+    (b"\xd0\xcf\x11\xe0", "a spreadsheet", "save the sheet as .csv"),
+    (b"PAR1\x15", "a parquet file", "name it .parquet"),
+    (b"ARROW1\0", "an arrow file", "name it .arrow"),
+)
 # Those of sentence-transformers, such as 1_Pooling, and of chat templates.
 _READ_FOLDERS = re.compile(r"\d+_\w+|additional_chat_templates")
 _MOST_ENTRIES = 100_000
@@ -30,6 +39,11 @@ def kind_if_special(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     return next((name for test, name in _KINDS if test(mode)), None)
+
+
+def kind_by_content(raw: bytes) -> tuple[str, str] | None:
+    """Return what a file is by its first bytes, and what to do with it; None where that isn't known."""
+    return next(((what, hint) for start, what, hint in _STARTS if raw.startswith(start)), None)
 
 
 def lies_within(directory: Path, path: Path) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from headprune.errors import ModelError, first_line
 from headprune.untrusted.documents import parse_json, read_json
-from headprune.untrusted.files import kind_if_special
+from headprune.untrusted.files import kind_by_content, kind_if_special
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -52,6 +52,10 @@ def read_header(path: Path) -> Header:
         special = kind_if_special(path)
         if special:
             raise ModelError(f"{path.name} is {special}, not a file", where=str(path), hint=_AGAIN)
+        with path.open("rb") as file:
+            other = kind_by_content(file.read(64))
+        if other is not None:
+            raise ModelError(f"{path.name} is {other[0]}", where=str(path), hint=other[1])
         return _parsed(path)
     except OSError as error:
         raise ModelError(
