@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import headprune as hp
 from headprune.checkpoint.config_file import with_old_names
-from headprune.errors import CheckpointError, PlanError, UnsupportedError
+from headprune.errors import CheckpointError, ModelError, PlanError, UnsupportedError
 from headprune.verify import loads_afresh
 
 UNEVEN = ["L0.H0", "L0.H1", "L2.H2", "L2.H3"]
@@ -222,10 +222,21 @@ def test_a_config_says_to_old_readers_what_it_says_to_new_ones(name):
     both = with_old_names(config.to_dict(), config)
     assert both["torch_dtype"] == "float32"
     assert {key: both[key] for key in old} == old
+    assert ("rope_scaling" in both) == ("rope_scaling" in old)
     assert kind.from_dict(copy.deepcopy(both)).rope_parameters == config.rope_parameters
     # What an old reader has: it knows nothing of rope_parameters.
     without = {key: value for key, value in both.items() if key != "rope_parameters"}
     assert kind.from_dict(without).rope_parameters == config.rope_parameters
+
+
+def test_old_names_are_written_in_configs_inside_too_and_nowhere_where_they_would_be_read_otherwise():
+    text = transformers.LlamaConfig(rope_theta=5e5)
+    config = transformers.LlavaConfig(text_config=text.to_dict())
+    assert with_old_names(config.to_dict(), config)["text_config"]["rope_theta"] == 5e5
+    # A class with a default of its own for what it is told of old names.
+    config = transformers.Ministral3Config()
+    both = with_old_names(config.to_dict(), config)
+    assert type(config).from_dict(both).rope_parameters == config.rope_parameters
 
 
 @pytest.fixture(scope="module")
@@ -316,3 +327,101 @@ def test_a_model_that_builds_the_one_inside_by_its_config_loads_too(family, head
     again = hp.load(tmp_path / "out", device="cpu")
     hp.save(hp.prune(again, ["L1.H0", "L1.H1"]), tmp_path / "again")
     assert_loads(tmp_path / "again", again, f"AutoModelFor{head}", trust_remote_code=True)
+
+
+def clip():
+    """A model of two, each with a config of its own."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2}
+    both = {**sizes, "num_attention_heads": 4, "initializer_range": 0.4}
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    text = {**both, **ids, "vocab_size": 96, "max_position_embeddings": 20}
+    vision = {**both, "image_size": 16, "patch_size": 8}
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    return transformers.CLIPModel(config).eval()
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_a_part_of_a_pruned_model_saves_itself_too(family, tmp_path):
+    model = hp.prune(build(family), UNEVEN)
+    model.base_model.save_pretrained(tmp_path)
+    assert_loads(tmp_path, model.base_model, "AutoModel", trust_remote_code=True)
+
+
+def t5():
+    config = transformers.T5Config(
+        vocab_size=96, d_model=32, d_kv=8, d_ff=40, num_layers=2, num_heads=4
+    )
+    return transformers.T5ForConditionalGeneration(config).eval()
+
+
+@pytest.mark.parametrize("save", ["hp.save", "save_pretrained"])
+@pytest.mark.parametrize(
+    ("make", "pruned", "saved"),
+    [
+        (clip, "", "vision_model"),
+        (clip, "vision_model", ""),
+        (t5, "", "encoder"),
+    ],
+)
+def test_what_would_not_load_is_refused_before_it_is_written(make, pruned, saved, save, tmp_path):
+    """Heads are noted in the config of the model that was pruned, which isn't the one that is saved."""
+    model = make()
+    anatomy = hp.inspect(model.get_submodule(pruned))
+    hp.prune(model.get_submodule(pruned), [head for head in anatomy.heads if head.head == 1])
+    part, out = model.get_submodule(saved), tmp_path / "out"
+    if saved or save == "hp.save":
+        with pytest.raises(CheckpointError) as caught:
+            hp.save(part, out) if save == "hp.save" else part.save_pretrained(out)
+        assert "part" in caught.value.hint or "inside or around" in caught.value.hint
+        assert not out.exists()
+        return
+    part.save_pretrained(out)  # a class knows nothing of what was done to a model inside it
+    with pytest.raises(ModelError, match="describes") as told:
+        hp.load(out, device="cpu")
+    assert "a part of it was pruned" in told.value.hint
+
+
+def test_sizes_that_the_config_does_not_say_are_named(tmp_path):
+    model = hp.prune(build("bert"), UNEVEN)
+    model.classifier = torch.nn.Linear(48, 7)
+    with pytest.raises(CheckpointError, match=r"classifier.weight is 7 x 48 .* describes 2 x 48"):
+        hp.save(model, tmp_path / "out")
+
+
+def test_a_model_made_of_two_that_compares_its_config_loads(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(
+        build("bert").config, build("gpt2", add_cross_attention=True).config
+    )
+    model = transformers.EncoderDecoderModel(config).eval()
+    hp.prune(model, ["encoder.L0.H1", "decoder.L1.cross.H2"])
+    inputs = {**token_inputs(), "decoder_input_ids": token_inputs()["input_ids"][:, :5]}
+    hp.save(model, tmp_path / "proven")
+    model.save_pretrained(tmp_path / "own")
+    for name in ("proven", "own"):
+        kind = transformers.AutoModelForSeq2SeqLM
+        by_its_code = kind.from_pretrained(tmp_path / name, trust_remote_code=True).eval()
+        for again in (by_its_code, hp.load(tmp_path / name, device="cpu")):
+            with torch.no_grad():
+                assert torch.equal(again(**inputs)[0], model(**inputs)[0])
+
+
+def test_what_is_pushed_is_what_was_saved(tmp_path, monkeypatch):
+    model = hp.prune(build("bert"), UNEVEN, anatomy=inspected(build("bert")))
+    asked = {}
+
+    def push(self, name, **options):  # as transformers does, but for the network
+        asked.update(options, name=name)
+        self.save_pretrained(tmp_path / "pushed", max_shard_size="50GB")
+
+    monkeypatch.setattr(type(model), "push_to_hub", push)
+    halved = {name: tensor / 2 for name, tensor in model.state_dict().items()}
+    facts = {"repo_id": "me/small", "commit_message": "smaller", "private": True}
+    model.save_pretrained(tmp_path / "own", state_dict=halved, push_to_hub=True, **facts)
+    assert asked == {"name": "me/small", "commit_message": "smaller", "private": True}
+    model.load_state_dict(halved)
+    for name in ("own", "pushed"):
+        assert torch.equal(logits(hp.load(tmp_path / name, device="cpu")), logits(model))
+    model.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "modeling_headprune.py").exists()
