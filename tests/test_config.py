@@ -48,6 +48,7 @@ def test_without_anything_it_is_the_demo_and_says_so(tmp_path):
         ("keep: lots", "--keep can't be 'lots'", "--keep"),
         ("method: gradiant", "--method can't be 'gradiant'", "--method"),
         ("limit: 0", "--limit can't be 0", "--limit"),
+        ("max_drop: much", "--max-drop can't be 'much': a number in", "--max-drop"),
         ("- a\n- b", "is a list", "name: value"),
         ("a: b: c", "not YAML", "indentation"),
     ],

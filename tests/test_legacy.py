@@ -65,8 +65,9 @@ def test_it_is_converted_once_and_then_loads_like_any_other(tmp_path):
     assert not pruned_heads(again.config)
     with torch.no_grad():
         assert torch.equal(again(**inputs)[0], model(**inputs)[0])
-    with pytest.raises(CheckpointError, match="didn't prune this model"):
+    with pytest.raises(CheckpointError, match="didn't prune this model") as caught:
         convert(Recipe(model=str(tmp_path / "new")), out=tmp_path / "x", voice=Silent())
+    assert "headprune pruned it, and it loads as it is" in caught.value.hint
 
 
 def test_heads_that_are_not_there_are_refused(tmp_path):
