@@ -37,7 +37,7 @@ def _parsed(said: Any) -> Any:
         raise ValueError("it must be 0 or more")
     if not text.endswith("%"):
         return Drop(amount)
-    return Drop(float(Decimal(repr(amount)).scaleb(-2)), True)
+    return Drop(float(Decimal(text.removesuffix("%")).scaleb(-2)), True)
 
 
 AllowedDrop: TypeAlias = Annotated[

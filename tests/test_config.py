@@ -5,7 +5,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from headprune.config import DEMO, Recipe, load_recipe
@@ -87,6 +87,7 @@ def test_any_settings_are_a_recipe_or_an_error_of_ours(settings):
     st.floats(0, allow_infinity=False, allow_nan=False).map(repr)
     | st.floats(0, 1e9).map(lambda percent: f"{percent!r}%")
 )
+@example("952326449.0523825%")
 def test_a_drop_is_written_as_it_is_read(said):
     recipe = Recipe(max_drop=said)
     assert Recipe(max_drop=str(recipe.max_drop)) == recipe

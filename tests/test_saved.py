@@ -2,6 +2,8 @@
 
 import copy
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import headprune as hp
+from headprune.checkpoint.auto_models import auto_class_of
 from headprune.checkpoint.config_file import with_old_names
-from headprune.errors import CheckpointError, ModelError, PlanError, UnsupportedError
+from headprune.checkpoint.tokenizer_files import tokenizer_files
+from headprune.errors import CheckpointError, ModelError, PlanError, ProofError, UnsupportedError
+from headprune.surgery.named_heads import named_heads_after
 from headprune.verify import loads_afresh
 
 UNEVEN = ["L0.H0", "L0.H1", "L2.H2", "L2.H3"]
@@ -180,6 +185,20 @@ def test_heads_that_settings_name_are_found_after_any_cut(removed, twice):
     assert model.generation_config.alignment_heads == expected
 
 
+def test_names_stay_where_an_attention_is_left_whole_or_shows_all_its_heads():
+    model = whisper()
+    model.generation_config.alignment_heads = NAMED
+    sites = [site for site in inspected(model).sites if site.id.kind == "cross"]
+    wide = [replace(site, execution="expanded") for site in sites]
+    without_first = [site.after(site.heads[1:]) for site in wide]
+    for before, after, expected in (
+        ([], [], NAMED),
+        (wide, without_first, [pair for pair in NAMED if pair[1] != 0]),
+    ):
+        ((_settings, names),) = named_heads_after(model, before, after)
+        assert names == expected
+
+
 def test_named_heads_are_written_as_they_are_called_now(tmp_path):
     model = whisper()
     model.save_pretrained(tmp_path / "whole")
@@ -249,12 +268,16 @@ def old_fashioned(tmp_path_factory):
     made = json.loads(path.read_text())
     path.write_text(json.dumps({**made, "legacy": True, "chat_template": "{{ messages }}"}))
     (directory / "special_tokens_map.json").write_text("{}")
+    (directory / "chat_template.jinja").write_text("{{ messages }}")
+    (directory / "additional_chat_templates").mkdir()
+    (directory / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
     return directory
 
 
 def tokenizer_bytes(directory):
     names = ("token", "vocab", "merges", "chat")
-    return {p.name: p.read_bytes() for p in directory.iterdir() if any(n in p.name for n in names)}
+    files = {str(p.relative_to(directory)): p for p in directory.rglob("*") if p.is_file()}
+    return {file: p.read_bytes() for file, p in files.items() if any(n in file for n in names)}
 
 
 def test_a_tokenizer_that_was_not_changed_is_saved_as_its_own_files(old_fashioned, tmp_path):
@@ -270,7 +293,17 @@ def test_a_tokenizer_that_was_not_changed_is_saved_as_its_own_files(old_fashione
     assert again("newword")["input_ids"] == tokenizer("newword")["input_ids"]
 
 
-def test_the_proof_sees_a_tokenizer_that_splits_otherwise(old_fashioned, tmp_path):
+def in_lower_case(backend):
+    backend["normalizer"] = {"type": "Lowercase"}
+
+
+def special_tokens_eat_spaces(backend):
+    for token in backend["added_tokens"]:
+        token["rstrip"] = token["content"] == "</s>"
+
+
+@pytest.mark.parametrize("changed", [in_lower_case, special_tokens_eat_spaces])
+def test_the_proof_sees_a_tokenizer_that_splits_otherwise(changed, old_fashioned, tmp_path):
     model = hp.load(old_fashioned, device="cpu")
     tokenizer = transformers.AutoTokenizer.from_pretrained(old_fashioned)
     route = hp.save(model, tmp_path / "out", tokenizer=tokenizer)
@@ -283,11 +316,36 @@ def test_the_proof_sees_a_tokenizer_that_splits_otherwise(old_fashioned, tmp_pat
     assert loads_afresh(tmp_path / "out", **facts).passed
     path = tmp_path / "out" / "tokenizer.json"
     backend = json.loads(path.read_text())
-    backend["normalizer"] = {"type": "Lowercase"}
+    changed(backend)
     path.write_text(json.dumps(backend))
     proof = loads_afresh(tmp_path / "out", **facts)
     assert not proof.passed
     assert "another way" in proof.detail
+
+
+class InLowerCase(transformers.PreTrainedTokenizerFast):
+    """What it does isn't in its files."""
+
+    def __call__(self, text, **options):
+        return super().__call__(text.lower(), **options)
+
+
+def test_a_tokenizer_whose_files_split_otherwise_is_not_saved(tmp_path):
+    plain = byte_level_tokenizer()
+    tokenizer = InLowerCase(tokenizer_object=plain.backend_tokenizer, pad_token="<pad>")
+    model = hp.prune(build("llama", vocab_size=400), UNEVEN)
+    with pytest.raises(ProofError, match="another way|reload is identical"):
+        hp.save(model, tmp_path / "out", tokenizer=tokenizer)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_a_tokenizer_names_are_its_files(tmp_path):
+    for name in ("tokenizer.json", "emoji.json", "config.json", "spiece.model"):
+        (tmp_path / name).write_text("{}")
+    own = SimpleNamespace(vocab_files_names={"emoji_file": "emoji.json"})
+    found = [{path.name for path in tokenizer_files(tmp_path, one)} for one in (None, own)]
+    assert found[0] == {"tokenizer.json", "spiece.model"} == found[1] - {"emoji.json"}
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize("how", ["hp.save", "save_pretrained"])
@@ -311,6 +369,7 @@ def test_saving_in_python_ends_as_a_prune_does(tmp_path):
     (tmp_path / "whole" / "preprocessor_config.json").write_text('{"size": 3}')
     model = hp.load(tmp_path / "whole", device="cpu")
     hp.prune(model, UNEVEN, anatomy=inspected(model))
+    hp.prune(model, ["L1.H0"])  # twice: it still is that source's
     hp.save(model.train(), tmp_path / "small")
     assert model.training
     names = {path.name for path in (tmp_path / "small").iterdir()}
@@ -425,3 +484,16 @@ def test_what_is_pushed_is_what_was_saved(tmp_path, monkeypatch):
         assert torch.equal(logits(hp.load(tmp_path / name, device="cpu")), logits(model))
     model.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "modeling_headprune.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("GPT2LMHeadModel", "AutoModelForCausalLM"),
+        ("BertForMaskedLM", "AutoModelForMaskedLM"),
+        ("T5ForConditionalGeneration", "AutoModelForSeq2SeqLM"),
+        ("BertModel", "AutoModel"),
+    ],
+)
+def test_a_class_is_loaded_by_the_name_that_users_know(kind, name):
+    assert auto_class_of(getattr(transformers, kind)) == name
