@@ -308,8 +308,9 @@ def _validated(values: Mapping[str, Any], where: str) -> Recipe:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
         option = "MODEL" if name == "model" else f"--{name.replace('_', '-')}"
+        why = first["msg"].removeprefix("Value error, ")
         raise ConfigError(
-            f"{option} can't be {repr(first['input'])[:200]}: {first['msg'][0].lower()}{first['msg'][1:]}",
+            f"{option} can't be {repr(first['input'])[:200]}: {why[0].lower()}{why[1:]}",
             where=where,
             hint=f"the command's --help tells what {option} takes",
         ) from error

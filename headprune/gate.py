@@ -33,10 +33,8 @@ class Baseline(Measurement):
 
 
 def _rounded(took: Latency) -> Latency:
-    low, ms, high = (
-        float(f"{value:.3g}") for value in (took.interval[0], took.ms, took.interval[1])
-    )
-    return took.model_copy(update={"ms": ms, "interval": (low, high)})
+    low, high = (float(f"{end:.3g}") for end in took.interval)
+    return took.model_copy(update={"ms": float(f"{took.ms:.3g}"), "interval": (low, high)})
 
 
 class Limits(BaseModel):
@@ -222,11 +220,13 @@ def _told(data: dict[str, Any]) -> str:
 
 
 def _refuse_difference(name: str, new: object, old: object) -> None:
+    said = f"--{name.replace('_', '-')}" + ("" if name == "data" else f" {old}")
     if new != old:
         raise ConfigError(
             f"the results can't be compared: {name} is {new!r} here and {old!r} in the baseline",
             where="--baseline",
-            hint="evaluate as the baseline was made (the same --eval-data, say), or make a new one with --update-baseline",
+            hint=f"evaluate as the baseline was made ({said if old else 'without ' + said.split()[0]}), "
+            "or make a new one with --update-baseline",
         )
 
 

@@ -385,6 +385,9 @@ def test_heads_go_as_far_as_the_metric_allows(headprune, place):
     results, scores = json.loads(out), json.loads((made / "scores.json").read_text())
     assert len(scores["rows"]) == 20
     assert results["after"]["n"] == 20
+    left = budget["whole"]["parameters"] - budget["saves"]["parameters"]  # what --dry-run shows
+    assert left == results["after"]["parameters"]
+    assert "a drop of -0 at most" not in err
     prose = ("--data", "prose.txt", "--max-length", "16", "--method", "magnitude")
     code, _out, err = headprune("prune", "decoder", *prose, "--max-drop", "0", "--dry-run")
     assert code == 2

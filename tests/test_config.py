@@ -5,7 +5,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from headprune.config import DEMO, Recipe, load_recipe
@@ -48,6 +48,7 @@ def test_without_anything_it_is_the_demo_and_says_so(tmp_path):
         ("keep: lots", "--keep can't be 'lots'", "--keep"),
         ("method: gradiant", "--method can't be 'gradiant'", "--method"),
         ("limit: 0", "--limit can't be 0", "--limit"),
+        ("max_drop: much", "--max-drop can't be 'much': a number in", "--max-drop"),
         ("- a\n- b", "is a list", "name: value"),
         ("a: b: c", "not YAML", "indentation"),
     ],
@@ -86,6 +87,7 @@ def test_any_settings_are_a_recipe_or_an_error_of_ours(settings):
     st.floats(0, allow_infinity=False, allow_nan=False).map(repr)
     | st.floats(0, 1e9).map(lambda percent: f"{percent!r}%")
 )
+@example("952326449.0523825%")
 def test_a_drop_is_written_as_it_is_read(said):
     recipe = Recipe(max_drop=said)
     assert Recipe(max_drop=str(recipe.max_drop)) == recipe

@@ -124,18 +124,25 @@ def test_what_can_not_be_judged_is_refused_before_the_work_and_in_the_format_of_
     baseline = ("--baseline", "b.json")
     assert command_line("check", *EVAL[1:], *baseline, "--update-baseline", "--no-latency")[0] == 0
     (here / "other.csv").write_text("text,label\n" + "w1 w2 w3,1\nw4 w5 w6,0\n" * 9)
-    for changed, named in (
-        (("--data", "other.csv", "--limit", "9"), "other.csv, 9 rows"),
-        (("--data", "d.csv", "--limit", "8"), "limit is 8 here and 9"),
+    for changed, named, hint in (
+        (("--data", "other.csv", "--limit", "9"), "other.csv, 9 rows", "(--data)"),
+        (("--data", "d.csv", "--limit", "8"), "limit is 8 here and 9", "(--limit 9)"),
+        (
+            ("--data", "d.csv", "--limit", "9", "--metric", "f1"),
+            "metric is 'f1' here and 'accuracy'",
+            "(--metric accuracy)",
+        ),
         (
             ("--data", "d.csv", "--limit", "9", "--max-latency-increase", "0.1"),
             "nothing in the baseline",
+            "time the same sizes",
         ),
     ):
         words = ("check", "m", *changed, *baseline)
         code, out, err = command_line(*words)
         assert (code, out) == (2, ""), err
         assert named in err
+        assert hint in err
         assert "evaluating" not in err
         code, out, _err = command_line(*words, "--format", "github")
         assert code == 2

@@ -65,8 +65,9 @@ def test_it_is_converted_once_and_then_loads_like_any_other(tmp_path):
     assert not pruned_heads(again.config)
     with torch.no_grad():
         assert torch.equal(again(**inputs)[0], model(**inputs)[0])
-    with pytest.raises(CheckpointError, match="didn't prune this model"):
+    with pytest.raises(CheckpointError, match="didn't prune this model") as caught:
         convert(Recipe(model=str(tmp_path / "new")), out=tmp_path / "x", voice=Silent())
+    assert "headprune pruned it, and it loads as it is" in caught.value.hint
 
 
 def test_heads_that_are_not_there_are_refused(tmp_path):
@@ -98,7 +99,8 @@ def pickled(model, directory, *, shards):
     return model
 
 
-@pytest.mark.parametrize(("name", "shards"), [("bert", 1), ("gpt2", 3)])
+# Of GPT-2, two names are one tensor: in one file, and in two.
+@pytest.mark.parametrize(("name", "shards"), [("bert", 1), ("gpt2", 1), ("gpt2", 3)])
 def test_pickled_weights_are_read_after_an_explicit_yes(name, shards, tmp_path):
     model, inputs = pickled(build(name), tmp_path / "old", shards=shards), token_inputs()
     (tmp_path / "old" / "preprocessor_config.json").write_text("{}")
@@ -112,6 +114,18 @@ def test_pickled_weights_are_read_after_an_explicit_yes(name, shards, tmp_path):
     assert not list((tmp_path / "new").glob("*.bin"))
     with torch.no_grad():
         assert torch.equal(load(tmp_path / "new", device="cpu")(**inputs)[0], model(**inputs)[0])
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_pickle_that_lies_elsewhere_is_not_read(shards, tmp_path):
+    pickled(build("bert"), tmp_path / "old", shards=shards)
+    file = sorted((tmp_path / "old").glob("*.bin"))[-1]
+    file.rename(tmp_path / "elsewhere.bin")
+    file.symlink_to(tmp_path / "elsewhere.bin")
+    recipe = Recipe(model=str(tmp_path / "old"), allow_pickle=True)
+    with pytest.raises(ModelError, match="outside of the model's directory"):
+        convert(recipe, out=tmp_path / "new", voice=Silent())
+    assert not (tmp_path / "new").exists()
 
 
 class Runs:

@@ -197,3 +197,12 @@ def test_no_cell_is_ever_cut(rows, width):
     text = rendered(Sheet([Row(row) for row in rows], titles=("a", "b", "c", "d")), width)
     for cell in (cell for row in rows for cell in row):
         assert cell in text
+
+
+@given(
+    st.lists(st.integers(1, 90).map("x".__mul__), min_size=1, max_size=9), st.sampled_from(WIDTHS)
+)
+def test_no_line_is_longer_than_the_console_but_for_a_word_that_is(words, width):
+    text = rendered(key_value_table({"name": " ".join(words)}), width)
+    assert all(len(line) <= width or len(line.split()) == 1 for line in text.splitlines()), text
+    assert text.split() == ["name", *words]

@@ -2,6 +2,8 @@
 
 import copy
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import headprune as hp
+from headprune.checkpoint.auto_models import auto_class_of
 from headprune.checkpoint.config_file import with_old_names
-from headprune.errors import CheckpointError, PlanError, UnsupportedError
+from headprune.checkpoint.tokenizer_files import tokenizer_files
+from headprune.errors import CheckpointError, ModelError, PlanError, ProofError, UnsupportedError
+from headprune.surgery.named_heads import named_heads_after
 from headprune.verify import loads_afresh
 
 UNEVEN = ["L0.H0", "L0.H1", "L2.H2", "L2.H3"]
@@ -180,6 +185,20 @@ def test_heads_that_settings_name_are_found_after_any_cut(removed, twice):
     assert model.generation_config.alignment_heads == expected
 
 
+def test_names_stay_where_an_attention_is_left_whole_or_shows_all_its_heads():
+    model = whisper()
+    model.generation_config.alignment_heads = NAMED
+    sites = [site for site in inspected(model).sites if site.id.kind == "cross"]
+    wide = [replace(site, execution="expanded") for site in sites]
+    without_first = [site.after(site.heads[1:]) for site in wide]
+    for before, after, expected in (
+        ([], [], NAMED),
+        (wide, without_first, [pair for pair in NAMED if pair[1] != 0]),
+    ):
+        ((_settings, names),) = named_heads_after(model, before, after)
+        assert names == expected
+
+
 def test_named_heads_are_written_as_they_are_called_now(tmp_path):
     model = whisper()
     model.save_pretrained(tmp_path / "whole")
@@ -222,10 +241,21 @@ def test_a_config_says_to_old_readers_what_it_says_to_new_ones(name):
     both = with_old_names(config.to_dict(), config)
     assert both["torch_dtype"] == "float32"
     assert {key: both[key] for key in old} == old
+    assert ("rope_scaling" in both) == ("rope_scaling" in old)
     assert kind.from_dict(copy.deepcopy(both)).rope_parameters == config.rope_parameters
     # What an old reader has: it knows nothing of rope_parameters.
     without = {key: value for key, value in both.items() if key != "rope_parameters"}
     assert kind.from_dict(without).rope_parameters == config.rope_parameters
+
+
+def test_old_names_are_written_in_configs_inside_too_and_nowhere_where_they_would_be_read_otherwise():
+    text = transformers.LlamaConfig(rope_theta=5e5)
+    config = transformers.LlavaConfig(text_config=text.to_dict())
+    assert with_old_names(config.to_dict(), config)["text_config"]["rope_theta"] == 5e5
+    # A class with a default of its own for what it is told of old names.
+    config = transformers.Ministral3Config()
+    both = with_old_names(config.to_dict(), config)
+    assert type(config).from_dict(both).rope_parameters == config.rope_parameters
 
 
 @pytest.fixture(scope="module")
@@ -238,12 +268,16 @@ def old_fashioned(tmp_path_factory):
     made = json.loads(path.read_text())
     path.write_text(json.dumps({**made, "legacy": True, "chat_template": "{{ messages }}"}))
     (directory / "special_tokens_map.json").write_text("{}")
+    (directory / "chat_template.jinja").write_text("{{ messages }}")
+    (directory / "additional_chat_templates").mkdir()
+    (directory / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
     return directory
 
 
 def tokenizer_bytes(directory):
     names = ("token", "vocab", "merges", "chat")
-    return {p.name: p.read_bytes() for p in directory.iterdir() if any(n in p.name for n in names)}
+    files = {str(p.relative_to(directory)): p for p in directory.rglob("*") if p.is_file()}
+    return {file: p.read_bytes() for file, p in files.items() if any(n in file for n in names)}
 
 
 def test_a_tokenizer_that_was_not_changed_is_saved_as_its_own_files(old_fashioned, tmp_path):
@@ -259,7 +293,17 @@ def test_a_tokenizer_that_was_not_changed_is_saved_as_its_own_files(old_fashione
     assert again("newword")["input_ids"] == tokenizer("newword")["input_ids"]
 
 
-def test_the_proof_sees_a_tokenizer_that_splits_otherwise(old_fashioned, tmp_path):
+def in_lower_case(backend):
+    backend["normalizer"] = {"type": "Lowercase"}
+
+
+def special_tokens_eat_spaces(backend):
+    for token in backend["added_tokens"]:
+        token["rstrip"] = token["content"] == "</s>"
+
+
+@pytest.mark.parametrize("changed", [in_lower_case, special_tokens_eat_spaces])
+def test_the_proof_sees_a_tokenizer_that_splits_otherwise(changed, old_fashioned, tmp_path):
     model = hp.load(old_fashioned, device="cpu")
     tokenizer = transformers.AutoTokenizer.from_pretrained(old_fashioned)
     route = hp.save(model, tmp_path / "out", tokenizer=tokenizer)
@@ -272,11 +316,36 @@ def test_the_proof_sees_a_tokenizer_that_splits_otherwise(old_fashioned, tmp_pat
     assert loads_afresh(tmp_path / "out", **facts).passed
     path = tmp_path / "out" / "tokenizer.json"
     backend = json.loads(path.read_text())
-    backend["normalizer"] = {"type": "Lowercase"}
+    changed(backend)
     path.write_text(json.dumps(backend))
     proof = loads_afresh(tmp_path / "out", **facts)
     assert not proof.passed
     assert "another way" in proof.detail
+
+
+class InLowerCase(transformers.PreTrainedTokenizerFast):
+    """What it does isn't in its files."""
+
+    def __call__(self, text, **options):
+        return super().__call__(text.lower(), **options)
+
+
+def test_a_tokenizer_whose_files_split_otherwise_is_not_saved(tmp_path):
+    plain = byte_level_tokenizer()
+    tokenizer = InLowerCase(tokenizer_object=plain.backend_tokenizer, pad_token="<pad>")
+    model = hp.prune(build("llama", vocab_size=400), UNEVEN)
+    with pytest.raises(ProofError, match="another way|reload is identical"):
+        hp.save(model, tmp_path / "out", tokenizer=tokenizer)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_a_tokenizer_names_are_its_files(tmp_path):
+    for name in ("tokenizer.json", "emoji.json", "config.json", "spiece.model"):
+        (tmp_path / name).write_text("{}")
+    own = SimpleNamespace(vocab_files_names={"emoji_file": "emoji.json"})
+    found = [{path.name for path in tokenizer_files(tmp_path, one)} for one in (None, own)]
+    assert found[0] == {"tokenizer.json", "spiece.model"} == found[1] - {"emoji.json"}
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize("how", ["hp.save", "save_pretrained"])
@@ -300,6 +369,7 @@ def test_saving_in_python_ends_as_a_prune_does(tmp_path):
     (tmp_path / "whole" / "preprocessor_config.json").write_text('{"size": 3}')
     model = hp.load(tmp_path / "whole", device="cpu")
     hp.prune(model, UNEVEN, anatomy=inspected(model))
+    hp.prune(model, ["L1.H0"])  # twice: it still is that source's
     hp.save(model.train(), tmp_path / "small")
     assert model.training
     names = {path.name for path in (tmp_path / "small").iterdir()}
@@ -316,3 +386,114 @@ def test_a_model_that_builds_the_one_inside_by_its_config_loads_too(family, head
     again = hp.load(tmp_path / "out", device="cpu")
     hp.save(hp.prune(again, ["L1.H0", "L1.H1"]), tmp_path / "again")
     assert_loads(tmp_path / "again", again, f"AutoModelFor{head}", trust_remote_code=True)
+
+
+def clip():
+    """A model of two, each with a config of its own."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2}
+    both = {**sizes, "num_attention_heads": 4, "initializer_range": 0.4}
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    text = {**both, **ids, "vocab_size": 96, "max_position_embeddings": 20}
+    vision = {**both, "image_size": 16, "patch_size": 8}
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    return transformers.CLIPModel(config).eval()
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_a_part_of_a_pruned_model_saves_itself_too(family, tmp_path):
+    model = hp.prune(build(family), UNEVEN)
+    model.base_model.save_pretrained(tmp_path)
+    assert_loads(tmp_path, model.base_model, "AutoModel", trust_remote_code=True)
+
+
+def t5():
+    config = transformers.T5Config(
+        vocab_size=96, d_model=32, d_kv=8, d_ff=40, num_layers=2, num_heads=4
+    )
+    return transformers.T5ForConditionalGeneration(config).eval()
+
+
+@pytest.mark.parametrize("save", ["hp.save", "save_pretrained"])
+@pytest.mark.parametrize(
+    ("make", "pruned", "saved"),
+    [
+        (clip, "", "vision_model"),
+        (clip, "vision_model", ""),
+        (t5, "", "encoder"),
+    ],
+)
+def test_what_would_not_load_is_refused_before_it_is_written(make, pruned, saved, save, tmp_path):
+    """Heads are noted in the config of the model that was pruned, which isn't the one that is saved."""
+    model = make()
+    anatomy = hp.inspect(model.get_submodule(pruned))
+    hp.prune(model.get_submodule(pruned), [head for head in anatomy.heads if head.head == 1])
+    part, out = model.get_submodule(saved), tmp_path / "out"
+    if saved or save == "hp.save":
+        with pytest.raises(CheckpointError) as caught:
+            hp.save(part, out) if save == "hp.save" else part.save_pretrained(out)
+        assert "part" in caught.value.hint or "inside or around" in caught.value.hint
+        assert not out.exists()
+        return
+    part.save_pretrained(out)  # a class knows nothing of what was done to a model inside it
+    with pytest.raises(ModelError, match="describes") as told:
+        hp.load(out, device="cpu")
+    assert "a part of it was pruned" in told.value.hint
+
+
+def test_sizes_that_the_config_does_not_say_are_named(tmp_path):
+    model = hp.prune(build("bert"), UNEVEN)
+    model.classifier = torch.nn.Linear(48, 7)
+    with pytest.raises(CheckpointError, match=r"classifier.weight is 7 x 48 .* describes 2 x 48"):
+        hp.save(model, tmp_path / "out")
+
+
+def test_a_model_made_of_two_that_compares_its_config_loads(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(
+        build("bert").config, build("gpt2", add_cross_attention=True).config
+    )
+    model = transformers.EncoderDecoderModel(config).eval()
+    hp.prune(model, ["encoder.L0.H1", "decoder.L1.cross.H2"])
+    inputs = {**token_inputs(), "decoder_input_ids": token_inputs()["input_ids"][:, :5]}
+    hp.save(model, tmp_path / "proven")
+    model.save_pretrained(tmp_path / "own")
+    for name in ("proven", "own"):
+        kind = transformers.AutoModelForSeq2SeqLM
+        by_its_code = kind.from_pretrained(tmp_path / name, trust_remote_code=True).eval()
+        for again in (by_its_code, hp.load(tmp_path / name, device="cpu")):
+            with torch.no_grad():
+                assert torch.equal(again(**inputs)[0], model(**inputs)[0])
+
+
+def test_what_is_pushed_is_what_was_saved(tmp_path, monkeypatch):
+    model = hp.prune(build("bert"), UNEVEN, anatomy=inspected(build("bert")))
+    asked = {}
+
+    def push(self, name, **options):  # as transformers does, but for the network
+        asked.update(options, name=name)
+        self.save_pretrained(tmp_path / "pushed", max_shard_size="50GB")
+
+    monkeypatch.setattr(type(model), "push_to_hub", push)
+    halved = {name: tensor / 2 for name, tensor in model.state_dict().items()}
+    facts = {"repo_id": "me/small", "commit_message": "smaller", "private": True}
+    model.save_pretrained(tmp_path / "own", state_dict=halved, push_to_hub=True, **facts)
+    assert asked == {"name": "me/small", "commit_message": "smaller", "private": True}
+    model.load_state_dict(halved)
+    for name in ("own", "pushed"):
+        assert torch.equal(logits(hp.load(tmp_path / name, device="cpu")), logits(model))
+    model.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "modeling_headprune.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("GPT2LMHeadModel", "AutoModelForCausalLM"),
+        ("BertForMaskedLM", "AutoModelForMaskedLM"),
+        ("T5ForConditionalGeneration", "AutoModelForSeq2SeqLM"),
+        ("BertModel", "AutoModel"),
+    ],
+)
+def test_a_class_is_loaded_by_the_name_that_users_know(kind, name):
+    assert auto_class_of(getattr(transformers, kind)) == name

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,9 @@ def fork_fresh_processes(files: Path, lawfully: Callable[[Callable[[], None]], i
         try:
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         except BaseException:  # a signal to stop: subprocess.run kills its child, too
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            with suppress(ProcessLookupError, ChildProcessError):  # it has ended meanwhile
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
             raise
         return subprocess.CompletedProcess(words, code, read(out), read(err))
 

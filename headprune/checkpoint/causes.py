@@ -4,8 +4,9 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import accumulate, takewhile
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from headprune.anatomy.clone import config_value, pruning_record
 from headprune.checkpoint.stream import names_in_memory
 from headprune.errors import (
     HeadpruneError,
@@ -49,7 +50,22 @@ def unloadable(
 
 
 def _sizes_hint(source: ModelSource) -> str:
+    if _is_pruned_within(source.config):
+        return (
+            "a part of it was pruned, and the model around that saved it: prune the whole model in the same way "
+            "(its config lists the heads: headprune.removed), load these weights (load_state_dict), and hp.save it"
+        )
     return f"{_TOGETHER}: sizes such as hidden_size, vocab_size, num_labels ({source.directory / 'config.json'})"
+
+
+def _is_pruned_within(config: PreTrainedConfig) -> bool:
+    """Whether heads were cut, and whoever saved the model didn't write its new sizes."""
+    record = pruning_record(config)
+    counts = record.get("original", {})
+    if record.get("removed") and "sites" not in record:
+        return all(config_value(config, name) == count for name, count in counts.items())
+    inner = (getattr(config, name, None) for name in type(config).sub_configs)
+    return any(isinstance(part, PreTrainedConfig) and _is_pruned_within(part) for part in inner)
 
 
 def _other_size(source: ModelSource, empty: PreTrainedModel) -> str | None:

@@ -1,6 +1,7 @@
 """What ``model.save_pretrained`` is for a pruned model: Trainer's checkpoints and ``push_to_hub`` are written by it, too."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from headprune.checkpoint.manifest import claims_to_be_ours
 from headprune.checkpoint.save import described, has_uneven_cache, write_described
 from headprune.checkpoint.writing import writing
 from headprune.errors import CheckpointError, UnsupportedError
+from headprune.inspection import inspect
 from headprune.surgery.modeling_headprune import UNEVEN_CACHE
 
 # What push_to_hub takes, of all that save_pretrained does.
@@ -29,12 +31,12 @@ class OwnSave:
 
     Args:
         model: The model.
-        anatomy: Its anatomy as it is now.
+        anatomy: Its anatomy as it is now; None for a part of what was pruned, which is looked at when it is saved.
         source: Where it was loaded from, before it was pruned.
     """
 
     model: PreTrainedModel
-    anatomy: Anatomy
+    anatomy: Anatomy | None
     source: str = ""
 
     def __call__(
@@ -49,29 +51,37 @@ class OwnSave:
 
         Raises:
             CheckpointError: The model can't be saved so that it loads.
+            UnsupportedError: It is a part of a model, whose heads are called otherwise alone.
         """
         model, directory = self.model, Path(save_directory)
         write = type(model).save_pretrained
         name = options.pop("repo_id", None) or directory.name
         given = {"is_main_process": is_main_process, "state_dict": state_dict, **options}
+        emptied = {**given, "state_dict": state_dict and dict(state_dict)}  # as it is written
         if getattr(model, "_hf_peft_config_loaded", False):
             hub: dict[str, Any] = {"push_to_hub": True, "repo_id": name} if push_to_hub else {}
-            write(model, directory, **given, **hub)  # the adapters alone
+            write(model, directory, **emptied, **hub)  # the adapters alone
             return
         if directory.is_file():
             raise CheckpointError(
                 f"{directory.name} is a file", where=str(directory), hint="name a directory"
             )
-        description = described(model, self.anatomy)
+        description = described(model, self.anatomy or inspect(model))
         with writing(directory, "the model"):
-            write(model, directory, **given)
+            write(model, directory, **emptied)
         is_writer = getattr(model, "should_save_on_this_rank", bool)  # not in older transformers
         if is_writer(is_main_process):
             write_described(model, directory, description)
             _discard_stale_manifest(directory)
-        if push_to_hub:  # which saves once more, by this very method
+        if (
+            push_to_hub
+        ):  # which saves once more, by this very method: what was given here is given there
             upload: Any = model.push_to_hub
-            upload(name, **{k: v for k, v in options.items() if k in _OF_THE_HUB})
+            vars(model)["save_pretrained"] = partial(self, **given)
+            try:
+                upload(name, **{k: v for k, v in options.items() if k in _OF_THE_HUB})
+            finally:
+                vars(model)["save_pretrained"] = self
 
 
 def own_save(model: PreTrainedModel) -> OwnSave | None:
@@ -81,7 +91,7 @@ def own_save(model: PreTrainedModel) -> OwnSave | None:
 
 
 def let_it_save_itself(model: PreTrainedModel, anatomy: Anatomy, *, source: str) -> None:
-    """Let ``model.save_pretrained`` write a directory that loads; no class is changed.
+    """Let ``save_pretrained`` of a model, and of the models inside it, write a directory that loads; no class is changed.
 
     Args:
         model: A model that was just pruned.
@@ -89,8 +99,12 @@ def let_it_save_itself(model: PreTrainedModel, anatomy: Anatomy, *, source: str)
         source: Where it was loaded from, before it was pruned.
     """
     before = own_save(model)
-    saving = OwnSave(model, anatomy, source or (before.source if before else ""))
-    vars(model)["save_pretrained"] = saving
+    source = source or (before.source if before else "")
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            vars(part)["save_pretrained"] = OwnSave(
+                part, anatomy if part is model else None, source
+            )
     if has_uneven_cache(model, anatomy):
         vars(model)["init_continuous_batching"] = _no_continuous_batching
 

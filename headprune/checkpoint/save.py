@@ -36,7 +36,7 @@ from headprune.checkpoint.side_files import (
     drop_foreign_code,
     write_tokenizer,
 )
-from headprune.checkpoint.writing import writing
+from headprune.checkpoint.writing import refuse_undescribed, writing
 from headprune.heads import SiteId
 from headprune.surgery import head_settings, layer_counts, modeling_headprune
 from headprune.surgery.modeling_headprune import unfolded, width_kept
@@ -107,11 +107,29 @@ class Description:
 
 
 def described(model: PreTrainedModel, anatomy: Anatomy) -> Description:
-    """Find the config with which a model loads; nothing is written."""
+    """Find the config with which a model loads; nothing is written.
+
+    Raises:
+        CheckpointError: There is none.
+    """
     with quiet():
         stock = stock_config(model, anatomy)
-        config = stock or remote_config(model, anatomy)
-    return Description(config, "remote-code" if stock is None else "stock")
+        if stock is not None:
+            return Description(stock, "stock")
+        config = remote_config(model, anatomy)
+        refuse_undescribed(model, stock_class(model), _shapes(model, config))
+    return Description(config, "remote-code")
+
+
+def _shapes(model: PreTrainedModel, config: PreTrainedConfig) -> dict[str, torch.Size] | None:
+    """Return what the class that loads a model builds from a config, without memory; None where it builds nothing so."""
+    try:
+        kind = getattr(modeling_headprune, f"HeadPruned{stock_class(model).__name__}")
+        with torch.device("meta"):
+            built = kind(copy.deepcopy(config))
+    except Exception:  # noqa: BLE001 - some classes read what differs by layer, and config classes refuse as they like
+        return None
+    return {name: tensor.shape for name, tensor in built.state_dict().items()}
 
 
 def write_described(model: PreTrainedModel, directory: Path, description: Description) -> None:
@@ -220,16 +238,13 @@ def _with_layer_counts(
     counts = layer_counts(config, anatomy.sites)
     if not counts:
         return config
-    kind = getattr(modeling_headprune, f"HeadPruned{stock_class(model).__name__}")
     settings = {**config.to_dict(), _GLOBAL_COUNTS: True, "per_layer_config": counts}
     try:
         told = type(config).from_dict(settings)
-        with torch.device("meta"):
-            built = kind(copy.deepcopy(told))
-    except Exception:  # noqa: BLE001 - some classes read what differs by layer, and config classes refuse as they like
+    except Exception:  # noqa: BLE001 - config classes refuse as they like
         return config
-    shapes = [{n: t.shape for n, t in one.state_dict().items()} for one in (built, model)]
-    return told if shapes[0] == shapes[1] else config
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    return told if _shapes(model, told) == shapes else config
 
 
 def has_uneven_cache(model: PreTrainedModel, anatomy: Anatomy) -> bool:

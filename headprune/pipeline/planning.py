@@ -99,12 +99,8 @@ def choose(
     voice: Voice,
 ) -> PruningPlan:
     """Make the plan, with what it saves; say what a target came to, and where heads differ from what was asked."""
-    chosen = make_plan(scores, anatomy, constraints=constraints, prices=prices)
-    saved = savings(model, anatomy, remove=chosen.remove, pad=is_padded(chosen))
-    whole = whole_of(model, anatomy)
-    chosen = chosen.model_copy(
-        update={"budget": {**chosen.budget, "saves": saved.as_dict(), "whole": whole.as_dict()}}
-    )
+    plan = make_plan(scores, anatomy, constraints=constraints, prices=prices)
+    chosen = with_savings(model, anatomy, plan)
     target, left = constraints.target, chosen.budget["heads_after"]
     wanted = chosen.budget.get("heads_wanted", left)
     if target is not None:
@@ -116,3 +112,10 @@ def choose(
     if wanted != left:
         voice.say(f"{left} heads stay instead of {wanted}: heads go in whole units here")
     return chosen
+
+
+def with_savings(model: PreTrainedModel, anatomy: Anatomy, plan: PruningPlan) -> PruningPlan:
+    """Return a plan that says what the model takes, and what of that goes."""
+    saved = savings(model, anatomy, remove=plan.remove, pad=is_padded(plan)).as_dict()
+    told = {"saves": saved, "whole": whole_of(model, anatomy).as_dict()}
+    return plan.model_copy(update={"budget": {**plan.budget, **told}})

@@ -82,7 +82,9 @@ def convert(recipe: Recipe, *, out: Path, voice: Voice) -> Route:
             raise CheckpointError(
                 "transformers v4 didn't prune this model: its config has no pruned_heads",
                 where=str(home / "config.json"),
-                hint="prune it: headprune prune MODEL --keep 0.7",
+                hint="headprune pruned it, and it loads as it is: headprune.load, headprune eval"
+                if pruning_record(source.config)
+                else "prune it: headprune prune MODEL --keep 0.7",
             )
         model = load_model(source, auto_class=None, device="cpu", dtype=recipe.dtype, say=voice.say)
         removed = pruning_record(model.config).get("removed", ())

@@ -18,6 +18,7 @@ from headprune.heads import HeadId, HeadMask, HeadScores, PruningPlan
 from headprune.masking import gated
 from headprune.pipeline.course import constraints_of
 from headprune.pipeline.mending import may_mend, mended_for
+from headprune.pipeline.planning import with_savings
 from headprune.pipeline.scores import Scored, find_scores
 from headprune.selection import Constraints, least_heads, make_plan
 from headprune.selection.names import selected_sites
@@ -123,7 +124,7 @@ def deepest(
         drop, worst = (-difference, -low) if better else (difference, high)
         voice.say(
             f"keep {keep:g}: {subject.metric} {base:.4f} -> {base + difference:.4f}, "
-            f"a drop of {worst:.4g} at most ({allowed:.4g} allowed; n = {len(deciding.examples):,})"
+            f"a drop of {worst + 0:.4g} at most ({allowed:.4g} allowed; n = {len(deciding.examples):,})"
         )
         return Look(keep, drop, worst)
 
@@ -142,7 +143,8 @@ def deepest(
         "decided_on": len(deciding.examples),
         "looks": [asdict(one) for one in looks],
     }
-    return plan.model_copy(update={"budget": {**plan.budget, **told}})
+    noted = plan.model_copy(update={"budget": {**plan.budget, **told}})
+    return with_savings(model, anatomy, noted)
 
 
 def keeps(anatomy: Anatomy, recipe: Recipe) -> tuple[float, ...]:

@@ -119,11 +119,8 @@ def keep_width(owner: nn.Module, name: str, *, side: str, size: int, kept: list)
 
 def width_kept(owner: nn.Module, name: str) -> dict | None:
     """Return what ``keep_width`` was told about a linear layer, or None."""
-    keeper = _keeper(owner)
-    if keeper is None or name not in keeper.widths:
-        return None
-    width = keeper.widths[name]
-    return {"side": width.side, "size": width.size, "kept": width.kept}
+    width = getattr(_keeper(owner), "widths", {}).get(name)
+    return width and {"side": width.side, "size": width.size, "kept": width.kept}
 
 
 def _keeper(owner):
@@ -277,10 +274,12 @@ class HeadPrunedMixin:
         # Some models build the one inside by AutoModel, which goes by the config: to it this is the stock model's.
         own, auto_map = type(config), vars(config).pop("auto_map", None)
         config.__class__ = own.__base__ if own.__module__ == __name__ else own
+        vars(self)["config_class"] = type(config)  # what composite models compare it with
         try:
             super().__init__(config, *args, **kwargs)
         finally:
             config.__class__ = own
+            vars(self).pop("config_class", None)
             vars(config).update({} if auto_map is None else {"auto_map": auto_map})
         if "sites" in (getattr(config, "headprune", None) or {}):
             shrink(self, config.headprune)  # once, at the root: parts are built as stock classes
