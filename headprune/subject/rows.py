@@ -149,13 +149,23 @@ def _without_those_that_chose(
 def _without(
     subject: Subject, table: Table, other: Table, columns: Columns, *, voice: Voice
 ) -> Table:
-    """Return the table without the rows that stand in the other one as well, and say how many they are."""
+    """Return the table without the rows that stand in the other one as well, and say how many they are.
+
+    Raises:
+        DataError: All do.
+    """
     if subject.task.reads_prose:
         free, count = prose_without_rows_of(table, other, column=columns.texts[0])
     else:
         free, count = without_rows_of(table, other, columns=columns.texts)
     if count:
         voice.say(f"{count} calibration rows are evaluation rows too; left out")
+    if count == len(table.rows):
+        raise DataError(
+            "every row of the data is an evaluation row too, and an input chooses heads or reports",
+            where=f"--data {table.name}, evaluation data {other.name}",
+            hint="report on other rows, or leave --eval-data out: a part of --data reports then",
+        )
     return free
 
 

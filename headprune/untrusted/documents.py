@@ -113,7 +113,7 @@ def _read(
     most_bytes: int,
     called: str | None = None,
 ) -> bytes:
-    name = called or path.name
+    name = called or path.name or str(path)
     try:
         special = kind_if_special(path)
         if special:
