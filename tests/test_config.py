@@ -167,6 +167,12 @@ def test_what_belongs_to_a_displaced_setting_goes_with_it(said, gone):
     assert {name for name in read if name not in settings} == gone
 
 
+def test_the_split_that_reports_goes_with_the_data_that_it_is_of():
+    read = {"data": "a.csv", "eval_split": "t"}
+    assert merged(read, {"data": "b.csv"}) == {"data": "b.csv"}
+    assert merged({**read, "eval_data": "e.csv"}, {"data": "b.csv"})["eval_split"] == "t"
+
+
 @given(
     st.fixed_dictionaries({}, optional={name: st.just(name) for name in ("eval_data", "eval_split", "split")}),
     st.sampled_from(["data", "eval_data", "split", "eval_split"]),
