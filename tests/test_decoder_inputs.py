@@ -75,6 +75,7 @@ def by_token(outputs, batch):
     return losses.view(batch.targets.shape).sum(1) / (batch.targets != -100).sum(1)
 
 
+@pytest.mark.filterwarnings("ignore:Version v4.12.0:FutureWarning")  # of EncoderDecoderModel
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_is_the_model_s_own(family, padded):

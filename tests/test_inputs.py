@@ -294,6 +294,24 @@ def test_the_longest_row_runs_and_a_longer_one_does_not(family):
         run(limit + 1)
 
 
+@pytest.mark.parametrize("family", ["BigBird", "BigBirdPegasus"])
+def test_rows_end_where_a_model_would_read_them_otherwise_from_then_on(family):
+    """BigBird reads a short row in full, and every later one too; a long one in blocks, as long as no short one came."""
+    sizes = {**(_SIZES if family == "BigBird" else _TWO_SIDED), "max_position_embeddings": 64}
+    sparse = {"attention_type": "block_sparse", "block_size": 4, "num_random_blocks": 1}
+    model = made(family, "ForSequenceClassification", {**sizes, **sparse, "num_labels": 2})
+    assert longest_row(model) == 28
+    texts = [" ".join(sentences(n, seed=n, low=6, high=9)) for n in (1, 9, 2, 9)]
+    examples = [Example((text,), 0) for text in texts]
+    said, _rows = in_batches(subject_of(model, toy(pad="[PAD]"), max_length=60), examples)
+    for example, found in zip(examples, said, strict=True):
+        fresh = made(family, "ForSequenceClassification", {**sizes, **sparse, "num_labels": 2})
+        row = toy()(example.texts[0], return_tensors="pt", truncation=True, max_length=28)
+        with torch.no_grad():
+            expected = fresh(**{n: row[n] for n in ("input_ids", "attention_mask")}).logits[0]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_rotary_positions_end_where_the_config_says_so_and_relative_ones_nowhere():
     assert longest_row(made("Llama", "Model", LAST_TOKEN["Llama"])) == 40
     assert longest_row(made("Bloom", "Model", LAST_TOKEN["Bloom"])) is None

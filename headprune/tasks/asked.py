@@ -70,8 +70,19 @@ def longest_row(model: PreTrainedModel, *, special: Sequence[int] = ()) -> int |
     with tables, suppress(Exception):
         forward(model, {"input_ids": row, "attention_mask": torch.ones_like(row)})
     said = [config_value(config, name) for name in ("max_position_embeddings", "max_seq_len")]
+    said.append(_longest_read_in_full(config))
     limits = [*tables.fits, *(limit for limit in said if isinstance(limit, int) and limit > 0)]
     return min(limits, default=None)
+
+
+def _longest_read_in_full(config: Any) -> int | None:
+    """Return how long a row may be until block-sparse attention begins; None where a model has none.
+
+    BigBird gives it up for good at the first row that is no longer: what longer rows say would depend on those before them.
+    """
+    names = ("attention_type", "num_random_blocks", "block_size")
+    kind, blocks, size = (config_value(config, name) for name in names)
+    return (5 + 2 * blocks) * size if kind == "block_sparse" else None
 
 
 def _plain_word(model: PreTrainedModel, special: Sequence[int]) -> int:
