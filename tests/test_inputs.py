@@ -9,6 +9,7 @@ import transformers
 from families import WORDS, inspected, sentences
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+import headprune as hp
 from headprune.batch import forward
 from headprune.config import Recipe
 from headprune.errors import DataError, ModelError
@@ -310,6 +311,24 @@ def test_rows_end_where_a_model_would_read_them_otherwise_from_then_on(family):
         with torch.no_grad():
             expected = fresh(**{n: row[n] for n in ("input_ids", "attention_mask")}).logits[0]
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", ["Model", "ForSequenceClassification", "ForMaskedLM"])
+@pytest.mark.parametrize("length", [12, 48])
+def test_a_model_that_changes_its_attentions_while_it_runs_has_each_head_once(suffix, length):
+    sparse = {"attention_type": "block_sparse", "block_size": 4, "num_random_blocks": 1}
+    sizes = {**_SIZES, **sparse, "max_position_embeddings": 64}
+    masked, pruned = (made("BigBird", suffix, sizes) for _ in range(2))
+    anatomy = hp.inspect(masked)
+    heads = masked.config.num_hidden_layers * masked.config.num_attention_heads
+    assert len(anatomy.heads) == heads
+    ids = torch.randint(9, 60, (2, length))
+    with torch.no_grad():
+        with hp.masked(masked, ["L0.H1"]):
+            expected = masked(ids)[0]
+        assert not torch.allclose(masked(ids)[0], expected, atol=1e-2)
+        found = hp.prune(pruned, ["L0.H1"])(ids)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_rotary_positions_end_where_the_config_says_so_and_relative_ones_nowhere():
