@@ -162,7 +162,7 @@ def _without(
         voice.say(f"{count} calibration rows are evaluation rows too; left out")
     if count == len(table.rows):
         raise DataError(
-            "every row of the data is an evaluation row too, and an input chooses heads or reports",
+            "every row of the data is an evaluation row too, and no row is used for both",
             where=f"--data {table.name}, evaluation data {other.name}",
             hint="report on other rows, or leave --eval-data out: a part of --data reports then",
         )
