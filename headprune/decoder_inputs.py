@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from headprune.batch import Batch, as_batches
-from headprune.errors import DataError, first_line
+from headprune.errors import DataError, with_type
 from headprune.placement import input_device
 
 _OWN = ("decoder_input_ids", "decoder_inputs_embeds")
@@ -73,7 +73,7 @@ def _shifted(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, T
         with torch.no_grad(), suppress(_DecoderReachedError):
             model(**{name: value.to(input_device(model)) for name, value in batch.items()})
     except Exception as error:  # of the model, given what the user gave
-        raise _refusal(model, f"{type(error).__name__}: {first_line(error)}") from error
+        raise _refusal(model, f"{with_type(error)}") from error
     finally:
         handle.remove()
         for module in training:

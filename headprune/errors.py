@@ -137,6 +137,12 @@ def first_line(error: BaseException, *, longest: int = 300) -> str:
     return line if len(line) <= longest else f"{line[:longest]}..."
 
 
+def with_type(error: BaseException) -> str:
+    """Return the type of an exception and the first line of what it says."""
+    name, line = type(error).__name__, first_line(error)
+    return line if line.startswith(name) else f"{name}: {line}"
+
+
 # What transformers tells its own users to do doesn't help those of the command line.
 _ADVICE = re.compile(
     r"ignore_mismatched_sizes|above report|trust_remote_code|from_tf|huggingface\.co|one of: *$"

@@ -182,9 +182,10 @@ def refuse_other_rows(
         ConfigError: See above.
     """
     theirs = baseline.data
-    _refuse_difference("metric", metric, baseline.metric)
-    _refuse_difference("limit", limit, baseline.limit)
-    _refuse_difference("max_length", data.get("max_length"), theirs.get("max_length"))
+    _refuse_difference("metric", metric, baseline.metric, option="--metric")
+    _refuse_difference("limit", limit, baseline.limit, option="--limit")
+    lengths = (data.get("max_length"), theirs.get("max_length"))
+    _refuse_difference("max_length", *lengths, option="--max-length")
     if data.get("fingerprint") != theirs.get("fingerprint"):
         here, there = _told(data), _told({"n": baseline.n, **theirs})
         if here == there:
@@ -219,14 +220,13 @@ def _told(data: dict[str, Any]) -> str:
     return f"{data.get('name') or 'unnamed rows'}{split}{rows}"
 
 
-def _refuse_difference(name: str, new: object, old: object) -> None:
-    said = f"--{name.replace('_', '-')}" + ("" if name == "data" else f" {old}")
+def _refuse_difference(name: str, new: object, old: object, *, option: str = "") -> None:
+    how = f" ({option} {old})" if option and old else f" (without {option})" if option else ""
     if new != old:
         raise ConfigError(
             f"the results can't be compared: {name} is {new!r} here and {old!r} in the baseline",
             where="--baseline",
-            hint=f"evaluate as the baseline was made ({said if old else 'without ' + said.split()[0]}), "
-            "or make a new one with --update-baseline",
+            hint=f"evaluate as the baseline was made{how}, or make a new one with --update-baseline",
         )
 
 

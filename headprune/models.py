@@ -217,16 +217,12 @@ def load_tokenizer(source: ModelSource) -> Any:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise _unreadable_tokenizer(error, source) from error
-    longest = tokenizer.model_max_length
-    if not isinstance(longest, int | float):
-        what = TypeError(f"model_max_length is no number: {str(longest)[:60]!r}")
-        raise _unreadable_tokenizer(what, source)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise _without_vocabulary(source, "it knows special tokens alone")
     longest = tokenizer.model_max_length
     if not isinstance(longest, int | float):
         raise ModelError(
-            f"the model_max_length of {source.name}'s tokenizer is {longest!r}, not a number",
+            f"the model_max_length of {source.name}'s tokenizer is {repr(longest)[:60]}, not a number",
             where=str(source.directory / "tokenizer_config.json"),
             hint="repair it, or fetch the model again",
         )

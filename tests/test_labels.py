@@ -95,6 +95,7 @@ def test_a_column_is_read_in_one_way(names, cells, expected):
         ({0: "a", 1: "A"}, ["a", "b"], "row 1"),
         ({0: "no", 1: "so", 2: "yes"}, [1, 2, 3], "count from 1"),
         (STARS, [1, 2, 4], "counted from 1"),
+        ({0: "no", 1: "yes"}, [1, 2, "foo"], "row 2 has the label 'foo'"),
         ({1: "no", 2: "yes"}, [1, 2], "outputs count from 0"),
     ],
 )
@@ -112,8 +113,8 @@ def test_labels_that_may_mean_something_else_are_refused(names, cells, message):
         ([1] * 20, "seem to count from 1"),
         ([1, 2], None),
         ([0, 1, 2, 3], None),
-        ([-1, 0, 1, 2], "with -1 the labels have 4 values, and the model 4 classes"),
-        ([-1, 1], "with -1 the labels have 2 values"),
+        ([-1, 0, 1, 2], "with -1 the labels have as many values as the model has classes (4)"),
+        ([-1, 1], None),
         ([-1, 0, 1, 2, 3], None),
         (["a", -1, "b"], None),
     ],
@@ -128,7 +129,12 @@ def test_names_that_the_data_gives_and_the_model_does_not_know_are_told():
     found = classes([0, 1, 0], {0: "NEGATIVE", 1: "POSITIVE"}, ("pos", "neg"))
     assert found.indices == (0, 1, 0)
     assert "0 is 'NEGATIVE'" in found.remarks[0]
-    assert "other names for them: 0 is 'pos', 1 is 'neg'" in found.remarks[1]
+    assert "calls its labels otherwise than the model: 0 is 'pos', 1 is 'neg'" in found.remarks[1]
+
+
+def test_a_class_that_is_called_minus_one_and_default_names_raise_no_doubts():
+    assert not classes([-1, 1], {0: "-1", 1: "0", 2: "1"}).remarks
+    assert not classes([0, 1, 0], {0: "LABEL_0", 1: "LABEL_1"}, ("pos", "neg")).remarks
 
 
 def test_spaces_around_the_name_of_a_class_are_none_of_it():

@@ -125,7 +125,11 @@ def test_what_can_not_be_judged_is_refused_before_the_work_and_in_the_format_of_
     assert command_line("check", *EVAL[1:], *baseline, "--update-baseline", "--no-latency")[0] == 0
     (here / "other.csv").write_text("text,label\n" + "w1 w2 w3,1\nw4 w5 w6,0\n" * 9)
     for changed, named, hint in (
-        (("--data", "other.csv", "--limit", "9"), "other.csv, 9 rows", "(--data)"),
+        (
+            ("--data", "other.csv", "--limit", "9"),
+            "other.csv, 9 rows",
+            "as the baseline was made, or",
+        ),
         (("--data", "d.csv", "--limit", "8"), "limit is 8 here and 9", "(--limit 9)"),
         (
             ("--data", "d.csv", "--limit", "9", "--metric", "f1"),

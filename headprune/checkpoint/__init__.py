@@ -16,6 +16,7 @@ from headprune.checkpoint.pickled import pickled_weights, rewritten
 from headprune.checkpoint.save import (
     MAX_SHARD_SIZE,
     Route,
+    described,
     stock_config,
     write_description,
     write_model,
@@ -36,6 +37,7 @@ __all__ = [
     "changes",
     "check_manifest",
     "complaints",
+    "described",
     "differing",
     "empty_model",
     "find_cuts",

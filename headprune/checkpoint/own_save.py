@@ -100,8 +100,12 @@ def let_it_save_itself(model: PreTrainedModel, anatomy: Anatomy, *, source: str)
     """
     before = own_save(model)
     source = source or (before.source if before else "")
-    for part in model.modules():
-        if isinstance(part, PreTrainedModel):
+    cut = [f"{site.path}." for site in anatomy.sites]
+    for path, part in model.named_modules():
+        # A part without attentions is saved as it always was.
+        if isinstance(part, PreTrainedModel) and any(
+            place.startswith(f"{path}." if path else "") for place in cut
+        ):
             vars(part)["save_pretrained"] = OwnSave(
                 part, anatomy if part is model else None, source
             )

@@ -75,22 +75,24 @@ def write_model(
     Raises:
         CheckpointError: A write failed: the disk is full, say; or transformers can't save such a model.
     """
+    description = described(model, anatomy)
     with quiet(), writing(directory, "the model"):
         # The class's own: that of a pruned model ends here.
         type(model).save_pretrained(model, directory, max_shard_size=max_shard_size)
-    return write_description(model, directory, anatomy=anatomy, tokenizer=tokenizer, source=source)
+    return write_description(
+        model, directory, description=description, tokenizer=tokenizer, source=source
+    )
 
 
 def write_description(
     model: PreTrainedModel,
     directory: Path,
     *,
-    anatomy: Anatomy,
+    description: "Description",
     tokenizer: Any = None,
     source: Path | None = None,
 ) -> Route:
     """Write all that a load needs but the weights; names and shapes of ``model`` are enough."""
-    description = described(model, anatomy)
     if source is not None:
         copy_side_files(source, directory)
     write_tokenizer(tokenizer, directory, source=source)

@@ -20,6 +20,7 @@ def main() -> None:
     The process ends with it: once it is known how that went, a signal changes nothing any more.
     """
     numbers = _answered()
+    received.clear()
     try:
         _answer(numbers, _interrupt)
         from headprune.cli.app import run_app
@@ -49,7 +50,12 @@ class _StoppedError(KeyboardInterrupt):
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    received.append(_number)
     raise _StoppedError
+
+
+received: list[int] = []
+"""Signals to stop: libraries that don't know what to make of one raise an error of their own instead."""
 
 
 def _answered() -> list[int]:

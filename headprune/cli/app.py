@@ -21,13 +21,14 @@ from headprune.cli import (
     heal,
     inspect,
     prune,
+    received,
     run,
     score,
     sweep,
 )
 from headprune.cli.options import CommandError, add_command
 from headprune.cli.surroundings import ReaderGoneError, stdout_error, system_error
-from headprune.errors import ConfigError, HeadpruneError, ModelError, first_line, is_out_of_memory
+from headprune.errors import ConfigError, HeadpruneError, ModelError, is_out_of_memory, with_type
 
 _MODELS = "transformers.models."
 
@@ -157,7 +158,13 @@ def _module_that_failed(error: BaseException) -> str | None:
 
 
 def _failed(error: BaseException, *, tell: Callable[[HeadpruneError], str] | None = None) -> int:
-    """Say what is wrong, in three parts, and return the exit code; ``tell`` returns what stdout says of it."""
+    """Say what is wrong, in three parts, and return the exit code; ``tell`` returns what stdout says of it.
+
+    Raises:
+        KeyboardInterrupt: It comes of a signal to stop.
+    """
+    if received:
+        raise KeyboardInterrupt from error
     if os.environ.get("HEADPRUNE_DEBUG") == "1":
         raise error
     if isinstance(error, ReaderGoneError):
@@ -168,7 +175,7 @@ def _failed(error: BaseException, *, tell: Callable[[HeadpruneError], str] | Non
         error = system_error(error)
     if not isinstance(error, HeadpruneError) and (module := _module_that_failed(error)):
         error = ModelError(
-            f"the model's own code fails on what it was given: {type(error).__name__}: {first_line(error)}",
+            f"the model's own code fails on what it was given: {with_type(error)}",
             where=f"transformers ({module})",
             hint="look for a row, or a value of config.json, that it doesn't take; --batch-size 1 gives it one row at a time; "
             "HEADPRUNE_DEBUG=1 shows where",

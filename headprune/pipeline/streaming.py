@@ -19,6 +19,7 @@ from headprune.checkpoint import (
     Route,
     auto_class_of,
     changes,
+    described,
     find_cuts,
     load_model,
     load_shapes,
@@ -173,7 +174,9 @@ def _stream(
     source = prospect.source.directory
     rewrite(source, staging, changes=changes(cuts))
     _note_origin(prospect, smaller)
-    route = write_description(smaller, staging, anatomy=after, source=prospect.source.root)
+    route = write_description(
+        smaller, staging, description=described(smaller, after), source=prospect.source.root
+    )
     sums = numbers_add_up(
         before=count_parameters(prospect.model),
         after=count_parameters(smaller),

@@ -122,9 +122,14 @@ def open_subject(recipe: Recipe, *, voice: Voice) -> Subject:
     subject = Subject(recipe, source, model, tokenizer, task)
     subject.statistic()  # a metric that can't be computed is refused before the work
     if subject.max_length < (recipe.max_length or 0):
-        voice.say(
-            f"texts are cut at {subject.max_length} tokens: the model takes no longer ones, or reads them otherwise"
+        sparse = getattr(model.config, "attention_type", None) == "block_sparse"
+        why = (
+            "it reads longer ones block by block, until a short one changes that for good; "
+            'with "attention_type": "original_full" in config.json it takes longer ones'
+            if sparse
+            else "the model takes no longer ones"
         )
+        voice.say(f"texts are cut at {subject.max_length} tokens: {why}")
     if task.reads_forward:
         refuse_reading_ahead(model, special=tokenizer.all_special_ids)
     if task.described:

@@ -12,7 +12,13 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy.clone import config_value
 from headprune.batch import forward, main_output
-from headprune.errors import ModelError, is_out_of_memory, what_it_says
+from headprune.errors import (
+    HeadpruneError,
+    ModelError,
+    is_out_of_memory,
+    package_error,
+    what_it_says,
+)
 from headprune.placement import input_device, not_finite
 
 Row: TypeAlias = Mapping[str, Sequence[int]]
@@ -82,7 +88,9 @@ def _longest_read_in_full(config: Any) -> int | None:
     """
     names = ("attention_type", "num_random_blocks", "block_size")
     kind, blocks, size = (config_value(config, name) for name in names)
-    return (5 + 2 * blocks) * size if kind == "block_sparse" else None
+    if kind != "block_sparse" or type(blocks) is not int or type(size) is not int:
+        return None
+    return (5 + 2 * blocks) * size
 
 
 def _plain_word(model: PreTrainedModel, special: Sequence[int]) -> int:
@@ -109,15 +117,17 @@ def filling(
         ModelError: A row holds an id for which the model has no embedding; raised when rows come.
     """
     known: list[int | None] = []
-    has_run: list[bool] = []
+    has_run: list[int] = []
 
     def fill(rows: Sequence[Row]) -> int | None:
         _refuse_unknown_ids(model, rows)
         lengths = {len(row["input_ids"]): row for row in rows}
         ordered = [lengths[length] for length in sorted(lengths)]
         few = [ordered[0], ordered[len(ordered) // 2], ordered[-1]] if ordered else []
-        if few and not has_run:
-            has_run.append(all(_runs(model, row) for row in few[::2]))
+        if not has_run:
+            has_run.extend(lengths)
+            for row in {len(row["input_ids"]): row for row in few[::2]}.values():
+                _refuse_failing(model, row)
         if not known and len(lengths) > 1:
             ids = _candidates(model, tokenizer)
             known.append(next((id_ for id_ in ids if _fills(model, said, few, id_)), None))
@@ -126,11 +136,11 @@ def filling(
     return fill
 
 
-def _runs(model: PreTrainedModel, row: Row) -> bool:
-    """Whether a model runs on a row alone; it is run as it is, so what it raises is its own.
+def _refuse_failing(model: PreTrainedModel, row: Row) -> None:
+    """Refuse a model that fails on a row alone, or whose outputs are no numbers; it runs as it is, so what it raises is its own.
 
     Raises:
-        ModelError: It fails, or says no numbers.
+        ModelError: It does.
     """
     inputs = pad([row], pad_token_id=0)
     try:
@@ -138,15 +148,15 @@ def _runs(model: PreTrainedModel, row: Row) -> bool:
             inputs = {name: value.to(input_device(model)) for name, value in inputs.items()}
             outputs = forward(model, inputs)
     except Exception as error:
-        if is_out_of_memory(error):
+        if isinstance(error, HeadpruneError) or is_out_of_memory(error):
             raise
-        raise ModelError(
+        what, where = f"a {type(model).__name__}", "config.json"
+        raise package_error(error, what=what, where=where) or ModelError(
             f"the model fails on a row of {len(row['input_ids'])} tokens: {what_it_says(error)}",
-            where=f"{type(model).__name__}, config.json",
-            hint="check config.json: what it says isn't what the weights were trained with",
+            where=f"{what}, {where}",
+            hint="check config.json (does it say what the weights were trained with?), --device and --dtype",
         ) from error
     _refuse_no_numbers(main_output(outputs), model)
-    return True
 
 
 def _refuse_no_numbers(outputs: Tensor, model: PreTrainedModel) -> None:

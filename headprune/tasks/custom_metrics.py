@@ -9,7 +9,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from headprune.errors import ConfigError, did_you_mean, first_line
+from headprune.errors import ConfigError, did_you_mean, first_line, with_type
 from headprune.tasks.metrics import BUILT_IN, Numbers, Predicted, UndefinedMetricError
 
 _INPUTS = ("predictions", "references")
@@ -59,7 +59,7 @@ def load_custom_metric(
                 result = metric.compute(**dict(zip(_INPUTS, sides, strict=True)))
         except (Exception, SystemExit) as error:  # somebody's code
             raise UndefinedMetricError(
-                f"the metric {name!r} fails on {len(references)} rows: {type(error).__name__}: {first_line(error)}",
+                f"the metric {name!r} fails on {len(references)} rows: {with_type(error)}",
                 where=f"--metric {name}",
                 hint=f"choose another --metric, or write it for {takes} alone: one prediction and one reference an example",
             ) from error

@@ -187,12 +187,7 @@ def _guess_label(table: Table, texts: Sequence[str], num_texts: tuple[int, ...])
         raise DataError(
             f"the task reads {wanted} and a label, and the data has {_listed(table.columns)} alone",
             where=f"--data {table.name}",
-            hint=(
-                "say --objective distill, which reads no label, "
-                if least <= len(table.columns)
-                else ""
-            )
-            + "give data with all of them, or name another --task (causal-lm reads plain text)",
+            hint="give data with all of them, or name another --task (causal-lm reads plain text)",
         )
     raise DataError(
         f"several columns of the data could be the label: {_listed(known)}"

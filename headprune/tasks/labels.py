@@ -53,21 +53,34 @@ def read_classes(table: Table, column: str, config: Any) -> ClassLabels:
     if not distinct:
         return ClassLabels((None,) * len(cells))
     known, remarks = _meanings(distinct, names, table=table, column=column, rows=len(present))
-    for row, cell in enumerate(cells):
-        if not _is_missing(cell, names) and _text(cell) not in known:
-            several = list(names.values()).count(_text(cell)) > 1
-            raise DataError(
-                f"{table.place(row)} has the label {repr(cell)[:80]}, which "
-                + ("is the name of several classes" if several else "the model doesn't know"),
-                where=f"--data {table.name}" if not several else "config.json (id2label)",
-                hint="give each class a name of its own"
-                if several
-                else did_you_mean(str(cell), list(names.values())[:_FEW]),
-            )
-    if any(whole_number(cell) == -1 for cell in cells):
+    if len(known) < len(distinct):
+        raise _unknown(cells, known, names, table=table)
+    if any(whole_number(cell) == -1 and _is_missing(cell, names) for cell in cells):
         remarks = (*remarks, *_on_minus_one(distinct, names, table=table))
     indices = (None if _is_missing(cell, names) else known[_text(cell)] for cell in cells)
     return ClassLabels(tuple(indices), remarks)
+
+
+def _unknown(
+    cells: Sequence[Any], known: Mapping[str, int], names: Mapping[int, str], *, table: Table
+) -> DataError:
+    """Return an error for the first row whose label isn't known; a word comes before numbers, which it may have made unknown."""
+    rows = [
+        (whole_number(cell) is not None, row)
+        for row, cell in enumerate(cells)
+        if not _is_missing(cell, names) and _text(cell) not in known
+    ]
+    _, row = min(rows)
+    cell = cells[row]
+    if list(names.values()).count(_text(cell)) > 1:
+        what, where = "is the name of several classes", "config.json (id2label)"
+        hint = "give each class a name of its own"
+    else:
+        what, where = "the model doesn't know", f"--data {table.name}"
+        hint = did_you_mean(str(cell), list(names.values())[:_FEW])
+    return DataError(
+        f"{table.place(row)} has the label {repr(cell)[:80]}, which {what}", where=where, hint=hint
+    )
 
 
 def read_numbers(table: Table, column: str) -> tuple[float | None, ...]:
@@ -151,6 +164,8 @@ def _meanings(
         return by_name, ()
     by_index = {text: number for text, number in numbers.items() if 0 <= number < len(names)}
     by_digits = _by_digits(numbers, names)
+    if len(numbers) < len(distinct):
+        return by_index, ()  # what is no number is to blame
     if len(by_digits) == len(numbers) and by_digits != by_index:
         if len(by_index) == len(numbers):
             raise _ambiguous(table, numbers.values(), names, by_digits)
@@ -165,8 +180,10 @@ def _meanings(
             hint=f"take 1 off every label, or write the names: {_listed(names)}",
         )
     remarks = _on_indices(set(by_index.values()), names, rows=rows)
-    if words:
-        remarks += (f"careful: the data has other names for them: {_listed(dict(enumerate(own)))}",)
+    if words and _has_own_names(names):
+        remarks += (
+            f"careful: the data calls its labels otherwise than the model: {_listed(dict(enumerate(own)))}",
+        )
     return by_index, remarks
 
 
@@ -193,10 +210,14 @@ def _ambiguous(
     )
 
 
+def _has_own_names(names: Mapping[int, str]) -> bool:
+    return any(name != f"LABEL_{index}" for index, name in names.items())
+
+
 def _on_indices(numbers: set[int], names: Mapping[int, str], *, rows: int) -> tuple[str, ...]:
     remarks: list[str] = []
     count = len(names)
-    if any(name != f"LABEL_{index}" for index, name in names.items()):
+    if _has_own_names(names):
         remarks.append(f"labels are the model's indices: {_listed(names, sorted(numbers))}")
     likely = rows >= 3 * count or numbers == set(range(1, count))
     if count > 2 and min(numbers, default=0) == 1 and likely:
@@ -209,23 +230,22 @@ def _on_indices(numbers: set[int], names: Mapping[int, str], *, rows: int) -> tu
 def _on_minus_one(
     distinct: Mapping[str, int | None], names: Mapping[int, str], *, table: Table
 ) -> tuple[str, ...]:
-    """Return a remark where -1 may be a class of its own: there are no more values than classes.
+    """Return a remark where -1 may be a class of its own: with it there are as many values as classes.
 
     Raises:
         DataError: It is the other one of two, which are written -1 and 1.
     """
     numbers, count = set(distinct.values()), len(names)
-    if None in numbers or len(numbers) >= count:
-        return ()
     if count == 2 and numbers == {1}:
         raise DataError(
             "the labels are -1 and 1, and -1 says that a row has none where classes count from 0",
             where=f"--data {table.name}",
             hint=f"write 0 and 1, or the names of the classes: {_listed(names)}",
         )
+    if None in numbers or len(numbers) + 1 != count:
+        return ()
     return (
-        f"careful: with -1 the labels have {len(numbers) + 1} values, and the model {count} classes: "
-        "if it is one, write the names",
+        f"careful: with -1 the labels have as many values as the model has classes ({count}): if it is one, write the names",
     )
 
 
