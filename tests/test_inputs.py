@@ -331,6 +331,10 @@ def test_a_model_that_changes_its_attentions_while_it_runs_has_each_head_once(su
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_setting_that_another_family_has_changes_nothing():
+    assert longest_row(made("Bert", "Model", {**_SIZES, "attention_type": "block_sparse"})) == 40
+
+
 def test_rotary_positions_end_where_the_config_says_so_and_relative_ones_nowhere():
     assert longest_row(made("Llama", "Model", LAST_TOKEN["Llama"])) == 40
     assert longest_row(made("Bloom", "Model", LAST_TOKEN["Bloom"])) is None

@@ -87,6 +87,24 @@ def test_a_signal_while_libraries_are_imported_is_answered_alike(entry, number, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_library_takes_for_an_error_of_its_own_is_a_signal(
+    number, here, command_line, monkeypatch
+):
+    def put(*_args):
+        try:
+            os.kill(os.getpid(), number)
+        except KeyboardInterrupt as stopped:
+            raise ValueError("Invalid affine transformation matrix") from stopped
+
+    monkeypatch.setattr(Journal, "put", put)
+    code, out, err = command_line(*SCORE, "-q")
+    assert (code, out) == (130, "")
+    assert err.strip().endswith("stopped; nothing was left half-written")
+    monkeypatch.undo()
+    assert command_line("check", "nothing.json")[0] == 2, "it is no signal of the next command"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(("words", "code"), [(["--version"], 0), (["check", "nothing"], 2)])
 def test_a_signal_at_the_very_end_changes_nothing(number, words, code, here):
     ends = "import atexit, os, sys; from headprune.cli import main; sys.argv[0] = 'headprune'; "

@@ -407,6 +407,26 @@ def test_a_part_of_a_pruned_model_saves_itself_too(family, tmp_path):
     assert_loads(tmp_path, model.base_model, "AutoModel", trust_remote_code=True)
 
 
+class WithImages(transformers.BertForSequenceClassification):
+    """A model that holds one without attentions."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.images = transformers.ConvNextModel(
+            transformers.ConvNextConfig(hidden_sizes=[8, 8], depths=[1, 1], num_stages=2)
+        )
+
+
+def test_a_part_without_attentions_saves_itself_as_ever(tmp_path):
+    model = WithImages(build("bert").config).eval()
+    hp.prune(model, ["L0.H0"])
+    model.images.save_pretrained(tmp_path)
+    again = transformers.AutoModel.from_pretrained(tmp_path).state_dict()
+    expected = model.images.state_dict()
+    assert again.keys() == expected.keys()
+    assert all(torch.equal(again[name], value) for name, value in expected.items())
+
+
 def t5():
     config = transformers.T5Config(
         vocab_size=96, d_model=32, d_kv=8, d_ff=40, num_layers=2, num_heads=4
