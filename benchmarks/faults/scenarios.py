@@ -173,9 +173,8 @@ class Bench:
         if standing == "new" and not scenario.replaces:
             # It was there already, and isn't replaced unasked.
             wrong = ended.problem(codes=(0, 2)) if scenario.words else ""
-            if (
-                wrong or scenario.name == "score"
-            ):  # refused, so that it cleans up no results of single batches
+            # Refused, so that it cleans up no results of single batches.
+            if wrong or scenario.name in ("score", "sweep"):
                 return wrong and f"run again: {wrong}"
             return self._left_over(scenario)
         if problem := ended.problem(codes=(0,)):
