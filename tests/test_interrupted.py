@@ -104,6 +104,37 @@ def test_a_signal_that_a_library_takes_for_an_error_of_its_own_is_a_signal(
     assert command_line("check", "nothing.json")[0] == 2, "it is no signal of the next command"
 
 
+class Dies:
+    """Something whose destructor is at work when a signal comes."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __del__(self):
+        os.kill(os.getpid(), self.number)
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_in_a_destructor_stops_the_command_too(
+    number, here, command_line, monkeypatch
+):
+    sent = []
+
+    def put(*_args):
+        if not sent:
+            sent.append(number)
+            Dies(number)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(Journal, "put", put)
+    hook = sys.unraisablehook
+    code, out, err = command_line(*SCORE, "-q")
+    assert (code, out) == (130, "")
+    assert "Traceback" not in err
+    assert sys.unraisablehook is hook
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(("words", "code"), [(["--version"], 0), (["check", "nothing"], 2)])
 def test_a_signal_at_the_very_end_changes_nothing(number, words, code, here):

@@ -7,7 +7,9 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -19,9 +21,10 @@ def main() -> None:
 
     The process ends with it: once it is known how that went, a signal changes nothing any more.
     """
-    numbers = _answered()
+    numbers, hook = _answered(), sys.unraisablehook
     received.clear()
     try:
+        sys.unraisablehook = partial(_again, hook)
         _answer(numbers, _interrupt)
         from headprune.cli.app import run_app
 
@@ -30,6 +33,8 @@ def main() -> None:
     except KeyboardInterrupt as stopped:
         _answer(numbers, signal.SIG_IGN)
         code = _stopped(stopped)
+    finally:
+        sys.unraisablehook = hook
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
@@ -52,6 +57,16 @@ class _StoppedError(KeyboardInterrupt):
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     received.append(_number)
     raise _StoppedError
+
+
+def _again(hook: Callable[[Any], None], unraisable: Any) -> None:
+    """Send a signal to stop once more where it came in a destructor: what that raises is lost, and the work would go on."""
+    if not isinstance(unraisable.exc_value, _StoppedError):
+        hook(unraisable)
+        return
+    timer = threading.Timer(0.05, signal.raise_signal, received[-1:])
+    timer.daemon = True
+    timer.start()
 
 
 received: list[int] = []
