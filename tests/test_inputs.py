@@ -377,4 +377,20 @@ def test_a_family_that_hashes_what_it_reads_has_no_table_to_fit():
     sizes = {**_SIZES, "num_hash_buckets": 32, "downsampling_rate": 2, "local_attention_window": 4}
     model = made("Canine", "Model", sizes)
     fill = filling(model, lambda outputs, _inputs: outputs[1], _Padless())
-    fill([{"input_ids": [9, 100_000, 7, 8]}, {"input_ids": [9, 10, 11, 12, 13, 14]}])
+    rows = [{"input_ids": [9, 100_000, 7, 8]}, {"input_ids": [9, 10, 11, 12, 13, 14]}]
+    assert fill(rows) == fill(rows[::-1]) == fill(rows[:1])
+    with pytest.raises(ModelError, match="fails on a row of 1 tokens"):
+        filling(model, lambda outputs, _inputs: outputs[1], _Padless())([{"input_ids": [9]}])
+
+
+def test_a_package_that_a_forward_misses_is_named_and_no_config_blamed():
+    model = made("Bert", "Model", _SIZES)
+
+    def forward_of_a_kernel(*_args, **_options):
+        raise ImportError(
+            "this attention requires the flash_attn library: `pip install flash_attn`"
+        )
+
+    model.forward = forward_of_a_kernel
+    with pytest.raises(ModelError, match="needs the package flash_attn"):
+        filling(model, lambda outputs, _inputs: outputs[0], _Padless())([{"input_ids": [9, 10]}])

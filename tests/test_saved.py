@@ -461,11 +461,17 @@ def test_what_would_not_load_is_refused_before_it_is_written(make, pruned, saved
     assert "a part of it was pruned" in told.value.hint
 
 
-def test_sizes_that_the_config_does_not_say_are_named(tmp_path):
-    model = hp.prune(build("bert"), UNEVEN)
+def test_sizes_that_the_config_does_not_say_are_named_before_a_weight_is_written(
+    tmp_path, monkeypatch
+):
+    model, written = hp.prune(build("bert"), UNEVEN), []
     model.classifier = torch.nn.Linear(48, 7)
+    monkeypatch.setattr(
+        type(model), "save_pretrained", lambda *_args, **_options: written.append(1)
+    )
     with pytest.raises(CheckpointError, match=r"classifier.weight is 7 x 48 .* describes 2 x 48"):
         hp.save(model, tmp_path / "out")
+    assert not written
 
 
 def test_a_model_made_of_two_that_compares_its_config_loads(tmp_path):
