@@ -5,10 +5,11 @@ parameter of its own. What counts or reads parameters does so through here.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from transformers import PreTrainedModel
 
 from headprune.errors import ModelError, UnsupportedError
@@ -95,6 +96,14 @@ def is_offloaded(model: nn.Module) -> bool:
         for outer in hooks
         for hook in getattr(outer, "hooks", (outer,))
     )
+
+
+def saving_aside(model: nn.Module) -> AbstractContextManager[None]:
+    """Let a forward keep what its backward needs in CPU memory, where weights wait for their turn there.
+
+    A graph holds every weight that it multiplied by. Kept on the device, all weights would lie there at once.
+    """
+    return save_on_cpu() if is_offloaded(model) else nullcontext()
 
 
 def refuse_offloaded(model: PreTrainedModel, *, to: str) -> None:

@@ -194,6 +194,8 @@ def _timed(case: Case, name: str, run: Callable[[], Any], *, clock: Clock) -> tu
     """Warm up, then run three times; what takes long is run once, and counts as it is."""
     seconds, found = timed(case.device, run)
     repeats = 0 if seconds > _LONG_SECONDS or clock.left < 3 * seconds else _TURNS
+    if name == COMPILED:  # the first run compiled, and is no measure
+        repeats = repeats or 1
     samples: list[float] = []
     _forget_peak(case.device)
     for _ in range(repeats):

@@ -15,7 +15,7 @@ from headprune.errors import ModelError
 from headprune.heads import SiteId
 from headprune.masking import changed, gated, places_of
 from headprune.passes import Pass, Work, each_batch, one_after_another, summed
-from headprune.placement import input_device, staged
+from headprune.placement import input_device, saving_aside, staged
 from headprune.replay import Tape, example_losses
 from headprune.scoring.estimate import Estimate, mean_and_error
 from headprune.scoring.moments import real_positions, row_of_position
@@ -198,7 +198,7 @@ def _losses(
 ) -> Float[Tensor, " examples"]:
     """Return the losses of a batch, in a graph."""
     tape = Tape(model, anatomy)
-    with torch.enable_grad(), tape.recording():
+    with torch.enable_grad(), saving_aside(model), tape.recording():
         losses = example_losses(
             model,
             batch,

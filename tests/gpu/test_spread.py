@@ -101,9 +101,10 @@ def test_the_command_line_refuses_to_cut_a_spread_model(
         pytest.skip("memory of a GPU is what is short here")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / ".cache"))
-    large = {"hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 12}
+    large = {"hidden_size": 1024, "intermediate_size": 4096}
+    large |= {"num_hidden_layers": 24, "num_attention_heads": 16}
     names = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
-    build("bert", **large, **names).save_pretrained("model")  # 1.4 GB
+    build("bert", **large, **names).save_pretrained("model")  # 1.2 GB
     tokenizer.save_pretrained("model")
     rows = [f"{text},{('no', 'yes')[index % 2]}" for index, text in enumerate(sentences(40))]
     (tmp_path / "data.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
