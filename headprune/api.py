@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from headprune import checkpoint, selection
+from headprune import checkpoint, planning
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
 from headprune.checkpoint import load
@@ -205,7 +205,7 @@ def plan(
         kv_cache=target_kv_cache,
         latency=target_latency,
     )
-    constraints = selection.Constraints(
+    constraints = planning.Constraints(
         keep=1.0 if keep is None else keep,
         min_heads=min_heads,
         protect=tuple(protect),
@@ -220,12 +220,12 @@ def plan(
     if model is not None:
         given = batches_for(model, batches) if target_latency is not None and batches else ()
         prices = prices_of(model, anatomy, constraints=constraints, batches=lambda: given)
-    return selection.make_plan(scores, anatomy, constraints=constraints, prices=prices)
+    return planning.make_plan(scores, anatomy, constraints=constraints, prices=prices)
 
 
 def _one_budget(
     keep: float | None, heads: int | None, **targets: str | int | float | None
-) -> selection.Target | None:
+) -> planning.Target | None:
     """Return the target, None where the budget is one of heads."""
     said = {name: target for name, target in targets.items() if target is not None}
     if len(said) + (keep is not None) + (heads is not None) != 1:
@@ -234,9 +234,9 @@ def _one_budget(
             where="plan",
             hint="give one of keep, heads, " + ", ".join(f"target_{name}" for name in targets),
         )
-    for resource in get_args(selection.Resource):
+    for resource in get_args(planning.Resource):
         if resource in said:
-            return selection.Target.parse(resource, said[resource])
+            return planning.Target.parse(resource, said[resource])
     return None
 
 
@@ -266,7 +266,7 @@ def prune(
     source = model.config.name_or_path
     if isinstance(heads, PruningPlan):
         remove = select_heads(_planned(model, heads), anatomy.heads)
-        pad = pad or selection.is_padded(heads)
+        pad = pad or planning.is_padded(heads)
     elif isinstance(heads, HeadMask):
         remove = select_heads(heads.removed, anatomy.heads)
     else:
@@ -283,7 +283,7 @@ def save(
     tokenizer: Any = None,
     overwrite: bool = False,
     max_shard_size: str = checkpoint.MAX_SHARD_SIZE,
-) -> checkpoint.Route:
+) -> checkpoint.LoadMethod:
     """Save a pruned model so that it loads again: atomically, as safetensors, with a manifest, and proven in a fresh process.
 
     What else made the model's source work (its tokenizer's files, pooling, settings of a processor) is copied, where the model

@@ -38,15 +38,15 @@ OF_THE_ROWS = (
 _LISTS = ("text", "protect", "sites", "methods", "points", "latency_length", "latency_batch")
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "michel": {"method": "gradient", "normalize": "layer", "steps": 1, "mend": "none"},
-    "kwon": {"method": "fisher:batch", "rearrange": True, "steps": 1, "mend": "scale"},
+    "michel": {"method": "gradient", "normalize": "layer", "steps": 1, "reconstruct": "none"},
+    "kwon": {"method": "fisher:batch", "rearrange": True, "steps": 1, "reconstruct": "scale"},
     "flap": {
         "method": "fluctuation:channel",
         "steps": 1,
-        "mend": "bias",
+        "reconstruct": "bias",
         "allow_bias": True,
     },
-    "minitron": {"method": "activation", "uniform": True, "steps": 1, "mend": "none"},
+    "minitron": {"method": "activation", "uniform": True, "steps": 1, "reconstruct": "none"},
 }
 """What others do, in these settings: Michel et al. 2019, Kwon et al. 2022, An et al. 2024 (FLAP), Muralidharan et al. 2024."""
 
@@ -105,7 +105,7 @@ class Recipe(BaseModel):
     points: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
     rearrange: bool = False
     swaps: int = Field(0, ge=0)
-    mend: Literal["none", "best", "scale", "bias", "refit"] | None = None
+    reconstruct: Literal["none", "best", "scale", "bias", "refit"] | None = None
     allow_bias: bool = False
 
     teacher: str | None = None

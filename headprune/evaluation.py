@@ -21,7 +21,7 @@ from headprune.errors import DataError
 from headprune.latency import Latency
 from headprune.masking import gated
 from headprune.memory import Parts, halves_of_batch
-from headprune.passes import IN_SILENCE, Pass, Work, each_batch, one_after_another
+from headprune.passes import SILENT, RunContext, Work, each_batch, one_after_another
 from headprune.placement import input_device, not_finite
 from headprune.replay import example_losses, losses
 from headprune.tasks import Task, metrics
@@ -146,7 +146,7 @@ def predict_masked(
     *,
     batches: Sequence[Batch],
     masks: Float[Tensor, "masks heads"],
-    over: Pass = IN_SILENCE,
+    context: RunContext = SILENT,
 ) -> MaskedPredictions:
     """Run the model over the data under every mask, nothing cut.
 
@@ -159,7 +159,7 @@ def predict_masked(
         task: What is measured.
         batches: The data.
         masks: The masks.
-        over: How to go over the data: progress, journal.
+        context: How to go over the data: progress, journal.
 
     Raises:
         ModelError: A prediction is infinite or not a number.
@@ -167,7 +167,7 @@ def predict_masked(
     if task.predicted_loss is not None:
         predictions = losses(
             model, anatomy, batches=batches, loss=task.predicted_loss, masks=masks,
-            over=over, name="evaluating",
+            context=context, name="evaluating",
         ).double()  # fmt: skip
         references = _in_order([batch.targets.double() for batch in batches], batches)
         lost = predictions / references
@@ -181,7 +181,7 @@ def predict_masked(
             halves=lambda piece: [(half, piece[1]) for half in piece[0].halves()],
         )
         key = f"-{sha256(masks.numpy().tobytes()).hexdigest()[:8]}"
-        parts = each_batch(pieces, work, over=over, name="evaluating", key=key)
+        parts = each_batch(pieces, work, context=context, name="evaluating", key=key)
         count = len(batches)
         found = torch.stack(
             [
@@ -223,7 +223,7 @@ def judge(
     seed: int,
     higher_is_better: bool | None = None,
     other: Predictions | None = None,
-    say: Callable[[str], None] | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> tuple[float, tuple[float, float], bool]:
     """Return a metric's value, its 95 % bootstrap interval, and whether higher is better.
 
@@ -236,7 +236,7 @@ def judge(
         seed: Of the bootstrap.
         higher_is_better: Which way is better, of a metric that is named and not built in.
         other: What another model predicted.
-        say: Told where the metric takes so long that the interval is of fewer resamples.
+        notify: Told where the metric takes so long that the interval is of fewer resamples.
 
     Raises:
         DataError: The metric isn't defined on these examples.
@@ -257,8 +257,8 @@ def judge(
             hint="give more rows, or another --metric",
         )
     count = metrics.affordable(statistic, seconds, most=metrics.RESAMPLES, fewest=100)
-    if say is not None and count < metrics.RESAMPLES:
-        say(f"{statistic.name} takes {seconds:.2g} s: its interval is of {count} resamples")
+    if notify is not None and count < metrics.RESAMPLES:
+        notify(f"{statistic.name} takes {seconds:.2g} s: its interval is of {count} resamples")
     interval = metrics.interval(
         statistic, predictions, found.references, seed=seed, resamples=count
     )

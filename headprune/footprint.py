@@ -74,7 +74,7 @@ def latency_ms(
     sizes: Sequence[Size],
     seconds: float = _SECONDS,
     track: Track = lambda sizes, _description: sizes,
-    say: Callable[[str], None] = lambda _text: None,
+    notify: Callable[[str], None] = lambda _text: None,
 ) -> list[dict[str, Latency]]:
     """Return for each model how long a forward takes at each size.
 
@@ -88,7 +88,7 @@ def latency_ms(
         expected = size.rows * (for_one_row or 0.0) * (1 + _FEWEST_REPEATS)
         is_slow = input_device(models[0]).type == "cpu" and expected > _MOST_SECONDS
         if is_slow and not size.is_asked:
-            say(
+            notify(
                 f"{_told(size.name)} isn't timed: that could take {expected * len(models):.0f} s; "
                 f"--latency-batch {size.rows} asks for it"
             )
@@ -96,7 +96,7 @@ def latency_ms(
         measure = partial(times_in_turns, models, batch=size.batch, rows=size.rows, seconds=seconds)
         times, _reason = attempt(partial(_with_busy, measure, models[0]))
         if times is None:
-            say(f"{_told(size.name)} isn't timed: memory doesn't hold it")
+            notify(f"{_told(size.name)} isn't timed: memory doesn't hold it")
             continue
         taken, busy = times
         for_one_row = median(taken[0]) / size.rows
@@ -104,7 +104,7 @@ def latency_ms(
             result[size.name] = _latency(own, size.batch, busy=busy)
         unsure = "; ".join(dict.fromkeys(m[size.name].busy for m in found if m[size.name].busy))
         if unsure:
-            say(f"careful: {_told(size.name)}: {unsure}: small differences can't be told")
+            notify(f"careful: {_told(size.name)}: {unsure}: small differences can't be told")
     return found
 
 

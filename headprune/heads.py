@@ -169,7 +169,7 @@ class Steps(BaseModel):
         heads: The number of heads that they led to instead, if any.
         constraints: What each step kept to.
         went: The step in which each head went, parallel to the scores; 0 for those that stayed.
-        mended: How what was left was mended before it was scored again, where it could be; None: not at all.
+        reconstructed: How what was left was reconstructed before it was scored again, where it could be; None: not at all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -179,7 +179,7 @@ class Steps(BaseModel):
     heads: int | None = None
     constraints: dict[str, Any]
     went: tuple[int, ...]
-    mended: str | None = None
+    reconstructed: str | None = None
 
     @property
     def budget(self) -> str:

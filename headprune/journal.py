@@ -29,7 +29,7 @@ class Journal:
 
     directory: Path
 
-    def get(self, name: str, *, say: Callable[[str], None] | None = None) -> Tensor | None:
+    def get(self, name: str, *, notify: Callable[[str], None] | None = None) -> Tensor | None:
         """Return what was kept under a name; None where nothing was, or where it is damaged, which is said."""
         path = self.directory / f"{name}{_SUFFIX}"
         try:
@@ -43,8 +43,8 @@ class Journal:
         written, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
         if digest and hashlib.sha256(written).digest() == digest:
             return load(written)["result"]
-        if say is not None:
-            say(f"careful: {path} is damaged ({reason}); what it held is computed again")
+        if notify is not None:
+            notify(f"careful: {path} is damaged ({reason}); what it held is computed again")
         return None
 
     def put(self, name: str, tensor: Tensor) -> None:

@@ -54,13 +54,13 @@ class Parts(Generic[Piece]):
     Args:
         name: What is being done, for the user.
         halves: Returns the two halves of a piece, or nothing where it can't be halved.
-        say: Tells the user that pieces were halved.
+        notify: Tells the user that pieces were halved.
         times: How often pieces are halved from the start.
     """
 
     name: str
     halves: Callable[[Piece], Sequence[Piece]]
-    say: Callable[[str], None] | None = None
+    notify: Callable[[str], None] | None = None
     times: int = 0
 
     def run(self, piece: Piece, compute: Callable[[Piece], Result]) -> list[Result]:
@@ -103,8 +103,10 @@ class Parts(Generic[Piece]):
     def _deepen(self, times: int) -> None:
         if times > self.times:
             self.times = times
-            if self.say is not None:
-                self.say(f"memory ran out ({self.name}): going on with batches in {2**times} parts")
+            if self.notify is not None:
+                self.notify(
+                    f"memory ran out ({self.name}): going on with batches in {2**times} parts"
+                )
 
 
 def too_large(name: str, piece: object, reason: str) -> MemoryLimitError:

@@ -20,31 +20,30 @@ Track: TypeAlias = Callable[[Sequence[Any], str], Iterable[Any]]
 """Wraps the iteration over batches, with a description, for a progress bar."""
 
 
+def _ignore(_text: str) -> None:
+    """Tell nobody."""
+
+
 @dataclass(frozen=True)
-class Pass:
+class RunContext:
     """How to go over the data.
 
     Args:
         track: Wraps the iteration over batches, for a progress bar.
-        say: Tells the user something.
+        notify: Tells the user something (default: nobody).
         journal: Where results are kept batch by batch, and found again.
         world: The processes that share the batches.
         compile: Whether blocks are compiled (torch.compile).
     """
 
     track: Track | None = None
-    say: Callable[[str], None] | None = None
+    notify: Callable[[str], None] = _ignore
     journal: Journal | None = None
     world: World = field(default_factory=World)
     compile: bool = False
 
-    def tell(self, text: str) -> None:
-        """Tell the user something, if there is somebody to tell."""
-        if self.say is not None:
-            self.say(text)
 
-
-IN_SILENCE = Pass()
+SILENT = RunContext()
 """One process, nothing said, nothing kept."""
 
 
@@ -78,7 +77,7 @@ def one_after_another(dim: int) -> Callable[[Sequence[Tensor]], Tensor]:
 
 
 def each_batch(
-    batches: Sequence[Piece], work: Work[Piece], *, over: Pass, name: str, key: str = ""
+    batches: Sequence[Piece], work: Work[Piece], *, context: RunContext, name: str, key: str = ""
 ) -> tuple[Tensor, ...]:
     """Return ``work.compute(batch)`` for every batch, on the CPU, the same on every process.
 
@@ -87,7 +86,7 @@ def each_batch(
     Args:
         batches: The data. Every process has all of it, and computes its share.
         work: What is done to each.
-        over: How to go over the data.
+        context: How to go over the data.
         name: What is being done, for the progress bar; results are kept under it.
         key: Tells results of the same name apart.
 
@@ -97,23 +96,26 @@ def each_batch(
         MemoryLimitError: Memory ran out on a batch that can't be halved.
     """
     found = [torch.zeros(work.shape(batch), dtype=work.dtype) for batch in batches]
-    mine = over.world.share(len(batches))
+    mine = context.world.share(len(batches))
     share = [batches[index] for index in mine]
     places = iter(mine)
-    parts = Parts(name, work.halves, over.say)
+    parts = Parts(name, work.halves, context.notify)
 
     def compute(batch: Piece) -> Tensor:
         return work.join(parts.run(batch, lambda part: work.compute(part).cpu()))
 
     with kept_memory():
-        for batch in over.track(share, name) if over.track else share:
+        for batch in context.track(share, name) if context.track else share:
             place = next(places)
             found[place] = kept(
-                over.journal, f"{name}{key}-{place:06d}", partial(compute, batch), say=over.say
+                context.journal,
+                f"{name}{key}-{place:06d}",
+                partial(compute, batch),
+                notify=context.notify,
             )
-    if over.world.size == 1:
+    if context.world.size == 1:
         return tuple(found)
-    together = over.world.summed(torch.cat([result.flatten() for result in found]))
+    together = context.world.summed(torch.cat([result.flatten() for result in found]))
     parts_of_all = together.split([result.numel() for result in found])
     return tuple(part.view(old.shape) for part, old in zip(parts_of_all, found, strict=True))
 
@@ -123,12 +125,12 @@ def kept(
     name: str,
     compute: Callable[[], Tensor],
     *,
-    say: Callable[[str], None] | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> Tensor:
     """Return what the journal has under a name, else compute it and keep it; on the CPU."""
     if journal is None:
         return compute().cpu()
-    done = journal.get(name, say=say)
+    done = journal.get(name, notify=notify)
     if done is None:
         done = compute().cpu()
         journal.put(name, done)

@@ -13,9 +13,9 @@ from headprune.batch import Batch
 from headprune.errors import PlanError
 from headprune.footprint import fastest_ms, median_batch
 from headprune.heads import HeadId
-from headprune.selection import Constraints, Prices, counted
-from headprune.selection.names import selected_sites
-from headprune.selection.units import options
+from headprune.planning import Constraints, Prices, counted
+from headprune.planning.names import selected_sites
+from headprune.planning.units import options
 from headprune.surgery import cut
 
 # Rows of a forward that is timed: with one row it is overhead that counts, not heads.

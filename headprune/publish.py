@@ -16,7 +16,7 @@ from headprune.anatomy.inputs import example_inputs
 from headprune.batch import forward, main_output
 from headprune.checkpoint import (
     MAX_SHARD_SIZE,
-    Route,
+    LoadMethod,
     auto_class_of,
     auto_classes,
     complaints,
@@ -47,7 +47,7 @@ def publish(
     source: Path | None = None,
     overwrite: bool = False,
     max_shard_size: str = MAX_SHARD_SIZE,
-) -> tuple[Route, tuple[Proof, ...]]:
+) -> tuple[LoadMethod, tuple[Proof, ...]]:
     """Save a model atomically, load it again in a fresh process, and seal it with a manifest of hashes.
 
     Args:
@@ -92,7 +92,7 @@ def source_of(model: PreTrainedModel) -> Path | None:
 
 
 def _proofs(
-    model: PreTrainedModel, directory: Path, *, route: Route, tokenizer: Any
+    model: PreTrainedModel, directory: Path, *, route: LoadMethod, tokenizer: Any
 ) -> tuple[Proof, ...]:
     count = count_parameters(model)
     sums = parameters_add_up(before=count, removed=0, directory=directory, model=model)

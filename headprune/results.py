@@ -6,11 +6,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from headprune.artefact import Artefact, read_artefact
-from headprune.checkpoint import Route
+from headprune.checkpoint import LoadMethod
+from headprune.distillation import Heal
 from headprune.evaluation import EvalResult
 from headprune.heads import HeadName
-from headprune.healing import Heal
-from headprune.surgery import Mend
+from headprune.surgery import Reconstruct
 from headprune.untrusted import read_json
 from headprune.verify import Proof
 
@@ -32,7 +32,7 @@ class Results(Artefact):
         loads_with: ``stock`` or ``remote-code``.
         auto_class: The ``AutoModel...`` class that loads it.
         calibration: What the scores were computed on.
-        mend: What refitting the output projections did, where that was asked for.
+        reconstruct: What refitting the output projections did, where that was asked for.
         heal: What healing did; before and after are then those of the same heads.
     """
 
@@ -48,7 +48,7 @@ class Results(Artefact):
     loads_with: str
     auto_class: str
     calibration: dict[str, Any] = {}
-    mend: Mend | None = None
+    reconstruct: Reconstruct | None = None
     heal: Heal | None = None
 
 
@@ -118,7 +118,7 @@ class Survey(Artefact):
     sites: tuple[SurveyedSite, ...]
     refused: dict[str, str]
     pruned_before: dict[str, Any] = {}
-    loads_with: dict[str, Route | None] = {}
+    loads_with: dict[str, LoadMethod | None] = {}
     saves: dict[str, Any] = {}
 
 
@@ -159,9 +159,9 @@ class Curve(BaseModel):
         method: How the heads were scored.
         scored_on: Number of calibration rows that it read.
         points: The cuts.
-        knee: Keep ratio of the knee, see :func:`headprune.selection.knee`; None where the curve has none.
+        knee: Keep ratio of the knee, see :func:`headprune.planning.knee`; None where the curve has none.
         within_drop: The smallest keep ratio down to which no drop goes beyond the limit, see
-            :func:`headprune.selection.last_within`; None where none was given.
+            :func:`headprune.planning.last_within`; None where none was given.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

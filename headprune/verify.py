@@ -17,7 +17,7 @@ from headprune.anatomy import Anatomy
 from headprune.batch import asks_for_padding, forward, main_output
 from headprune.checkpoint import (
     Cut,
-    Route,
+    LoadMethod,
     awkward_ids,
     differing,
     load_afresh,
@@ -175,7 +175,7 @@ def reload_is_identical(
     *,
     inputs: Mapping[str, Tensor],
     auto_class: str,
-    route: Route,
+    route: LoadMethod,
     tokenizer: Any = None,
     known: Collection[str] = (),
 ) -> Proof:
@@ -213,7 +213,7 @@ def reload_is_identical(
     )
 
 
-def _job(directory: Path, auto_class: str, route: Route) -> dict[str, Any]:
+def _job(directory: Path, auto_class: str, route: LoadMethod) -> dict[str, Any]:
     return {
         "directory": str(directory.absolute()),
         "auto_class": auto_class,
@@ -224,7 +224,7 @@ def _job(directory: Path, auto_class: str, route: Route) -> dict[str, Any]:
     }
 
 
-def _how(route: Route) -> str:
+def _how(route: LoadMethod) -> str:
     return "trust_remote_code=True" if route == "remote-code" else "no extra file"
 
 
@@ -247,7 +247,7 @@ def loads_afresh(
     directory: Path,
     *,
     auto_class: str,
-    route: Route,
+    route: LoadMethod,
     known: Collection[str],
     tokenizer: Any = None,
 ) -> Proof:

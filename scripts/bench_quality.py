@@ -23,7 +23,7 @@ _START = time.perf_counter()
 class Quiet:
     """Says nothing while a recipe works."""
 
-    def say(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         """Say nothing."""
 
     def track(self, items: Sequence[Any], description: str) -> Iterable[Any]:
@@ -55,7 +55,7 @@ def main() -> None:
             case = SUBJECTS[name](seed, Quiet(), asked.data)
             with tempfile.TemporaryDirectory() as folder:
                 anatomy = inspect(case.subject.model)
-                bench = Bench(name, case, anatomy, voice=Quiet(), folder=Path(folder))
+                bench = Bench(name, case, anatomy, progress=Quiet(), folder=Path(folder))
                 for contender, keep in wanted:
                     found = bench.measure(contender, CONTENDERS[contender].settings, keep=keep)
                     _tell(found)
@@ -71,14 +71,14 @@ def _tell_cost(asked: argparse.Namespace) -> None:
         for keep in asked.keep:
             with tempfile.TemporaryDirectory() as folder:
                 anatomy = inspect(case.subject.model)
-                bench = Bench(name, case, anatomy, voice=Quiet(), folder=Path(folder))
+                bench = Bench(name, case, anatomy, progress=Quiet(), folder=Path(folder))
                 print(f"{name} keep {keep:g}: {bench.cost({}, keep=keep):.1f} forwards", flush=True)
 
 
 def _tell_how_far(asked: argparse.Namespace) -> None:
     for seed in asked.seeds:
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-            found = go_within(asked.max_drop, seed=seed, voice=Quiet())
+            found = go_within(asked.max_drop, seed=seed, progress=Quiet())
         low, high = found.interval
         print(
             f"minilm --max-drop {asked.max_drop} seed {seed}: {found.removed:.1%} of the heads went, "
@@ -115,7 +115,7 @@ def _tell(found: Measured) -> None:
     seconds = time.perf_counter() - _START
     cut = f"{found.subject} {found.contender} keep {found.keep:g} seed {found.seed}"
     worth = f"{found.value:.4f} ({found.difference:+.4f} of {found.base:.4f})"
-    work = f"mend {found.mend}, {found.seconds:.0f} s"
+    work = f"reconstruct {found.reconstruct}, {found.seconds:.0f} s"
     print(f"{seconds:6.0f} s  {cut}: {worth}, {work}", file=sys.stderr, flush=True)
 
 

@@ -22,7 +22,7 @@ from headprune.anatomy import Anatomy
 from headprune.batch import Batch, as_batches
 from headprune.heads import HeadId
 from headprune.inspection import inspect
-from headprune.passes import IN_SILENCE
+from headprune.passes import SILENT
 from headprune.replay import losses
 from headprune.scoring.gates import average_worth, trained_gates
 from headprune.scoring.hard_concrete import settled
@@ -62,12 +62,12 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     anatomy = inspect(model)
     given: dict[str, Any] = {"batches": batches, "loss": token_cross_entropy}
-    worth = average_worth(model, anatomy, **given, over=IN_SILENCE)
+    worth = average_worth(model, anatomy, **given, context=SILENT)
     measured = []
     for price in map(float, asked.prices.split(",")):
         print(f"training gates at {price:g} of {worth:.4f} nats", file=sys.stderr)
         log_alpha = trained_gates(
-            model, anatomy, **given, price=price * worth, seed=0, over=IN_SILENCE
+            model, anatomy, **given, price=price * worth, seed=0, context=SILENT
         )
         measured.append({"price": price, **_outcome(model, anatomy, batches, log_alpha)})
     found = {"n": len(texts), "average_worth": worth, "measured": measured}

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 import headprune as hp
 from headprune.config import Recipe
 from headprune.gate import write_baseline
-from headprune.pipeline import evaluate
-from headprune.report.terminal import Talk
+from headprune.report.terminal import ConsoleProgress
+from headprune.workflows import evaluate
 
 PAIRS = 200
 SEED = 0
@@ -370,7 +370,7 @@ OPTIONS = {
     "multiple-of": Bad("--multiple-of 5", "multiple", CUTTING),
     "points": Bad("--points 1.5", "--points can't be", ("sweep",)),
     "points-text": Bad("--points half", "--points can't be", ("sweep",)),
-    "mend": Bad("--mend allways", "--mend can't be 'allways'", ("prune",)),
+    "reconstruct": Bad("--reconstruct allways", "--reconstruct can't be 'allways'", ("prune",)),
     "steps": Bad("--steps 0", "--steps can't be 0", ("prune", "score")),
     "steps-many": Bad("--steps 99999999", "--steps can't be 99999999", ("prune", "score")),
     "num-samples": Bad("--num-samples 0", "--num-samples can't be 0", (*SCORING, "heal")),
@@ -438,7 +438,8 @@ def ground(tmp_path_factory):
         patch.chdir(here)
         recipe = Recipe(model="m", data="d.csv", latency=False)
         write_baseline(
-            Path("baseline.json"), evaluate(recipe, voice=Talk(quiet=True, verbose=False))
+            Path("baseline.json"),
+            evaluate(recipe, progress=ConsoleProgress(quiet=True, verbose=False)),
         )
     for name, bad in DATA.items():
         if callable(bad.make):

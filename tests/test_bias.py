@@ -1,4 +1,4 @@
-"""Biases that are created for mending: zeros that change nothing, where a family knows them, and taken back where unused."""
+"""Biases created for reconstruction: zeros that change nothing, where a family knows them, and taken back where unused."""
 
 import json
 from functools import partial
@@ -9,8 +9,8 @@ from families import build, real_outputs, sentences, token_inputs
 
 import headprune as hp
 from headprune.config import Recipe
-from headprune.pipeline.course import check_course
 from headprune.surgery import give_biases, take_back
+from headprune.workflows.course import check_course
 
 KNOW_THEM = ("llama", "qwen3")
 
@@ -80,11 +80,11 @@ def prune(run_here, tokenizer, command_line, monkeypatch):
 
 
 def test_prune_creates_biases_where_it_is_allowed_to(prune, run_here):
-    """Mended with them, cut, saved as what the family reads, and reloaded."""
-    code, out, err = prune("--mend", "bias", "--allow-bias", "--out", "given")
+    """Reconstructed with them, cut, saved as what the family reads, and reloaded."""
+    code, out, err = prune("--reconstruct", "bias", "--allow-bias", "--out", "given")
     assert code == 0, err
     found = json.loads(out)
-    assert found["mend"]["kept"]["how"] == "bias"
+    assert found["reconstruct"]["kept"]["how"] == "bias"
     assert json.loads((run_here / "given" / "config.json").read_text())["attention_bias"]
     model = hp.load("given")
     biases = [p.detach() for name, p in model.named_parameters() if name.endswith("o_proj.bias")]
@@ -93,7 +93,7 @@ def test_prune_creates_biases_where_it_is_allowed_to(prune, run_here):
 
 
 def test_prune_takes_biases_back_that_nothing_moved(prune, run_here):
-    code, _out, err = prune("--mend", "scale", "--allow-bias", "--out", "scaled")
+    code, _out, err = prune("--reconstruct", "scale", "--allow-bias", "--out", "scaled")
     assert code == 0, err
     assert not json.loads((run_here / "scaled" / "config.json").read_text())["attention_bias"]
     assert not [name for name in hp.load("scaled").state_dict() if name.endswith("bias")]
@@ -101,5 +101,5 @@ def test_prune_takes_biases_back_that_nothing_moved(prune, run_here):
 
 def test_a_bias_is_allowed_not_asked_for():
     """So that a recipe of others that allows one goes with any other setting."""
-    for said in ({"mend": "none", "keep": 0.5}, {"max_drop": "1%"}):
+    for said in ({"reconstruct": "none", "keep": 0.5}, {"max_drop": "1%"}):
         check_course(Recipe(recipe="flap", **said))

@@ -28,11 +28,11 @@ from headprune.batch import as_batches
 from headprune.config import Recipe, load_recipe
 from headprune.errors import ConfigError, PlanError
 from headprune.footprint import fastest_ms, kv_cache_bytes_per_token
-from headprune.pipeline.course import check_course, constraints_of
+from headprune.planning import Constraints, Prices, Target, make_plan, savings, score_in_steps
+from headprune.planning.knapsack import cheapest_for, combine
 from headprune.prices import prices_of
-from headprune.selection import Constraints, Prices, Target, make_plan, savings, score_in_steps
-from headprune.selection.knapsack import cheapest_for, combine
 from headprune.surgery import cut
+from headprune.workflows.course import check_course, constraints_of
 
 
 @st.composite

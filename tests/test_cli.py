@@ -18,13 +18,13 @@ from headprune.config import Recipe
 from headprune.evaluation import judge, predict
 from headprune.heads import HeadId, HeadScores, SiteId
 from headprune.journal import Journal
-from headprune.pipeline.course import by_method
-from headprune.pipeline.scores import compute_each
-from headprune.pipeline.tolerance import plan_within, rows_in_three
 from headprune.report.scores import agreement_table
-from headprune.report.terminal import Talk
+from headprune.report.terminal import ConsoleProgress
 from headprune.subject import calibration_rows, open_subject
 from headprune.tasks.rows import noted_rows
+from headprune.workflows.course import by_method
+from headprune.workflows.scores import compute_each
+from headprune.workflows.tolerance import plan_within, rows_in_three
 
 
 @pytest.fixture(scope="module")
@@ -231,23 +231,23 @@ def test_the_pruned_model_is_within_its_budget(headprune, place):
     assert "from file to file no model is loaded" in err
 
 
-def test_what_is_left_may_be_mended(headprune, place):
+def test_what_is_left_may_be_reconstructed(headprune, place):
     data = ("--data", "data.csv", "--batch-size", "8")
     code, out, err = headprune(
-        "prune", "classifier", *data, "--keep", "0.4", "--mend", "refit", "--json"
+        "prune", "classifier", *data, "--keep", "0.4", "--reconstruct", "refit", "--json"
     )
     assert code == 0, err
     results = json.loads(out)
-    assert (results["mend"]["fitted_on"], results["mend"]["held_out"]) == (15, 5)
+    assert (results["reconstruct"]["fitted_on"], results["reconstruct"]["held_out"]) == (15, 5)
     assert all(proof["passed"] for proof in results["proofs"])
-    kept = results["mend"]["kept"]
-    assert ("not mended: " in err) == (kept is None)
+    kept = results["reconstruct"]["kept"]
+    assert ("not reconstructed: " in err) == (kept is None)
     card = (place / "headprune-models" / "classifier-keep-0.4" / "README.md").read_text()
-    assert ("mended in closed form" in card) == (kept is not None)
-    code, _out, err = headprune("prune", "classifier", "--keep", "0.4", "--mend", "refit", "--stream",
+    assert ("reconstructed in closed form" in card) == (kept is not None)
+    code, _out, err = headprune("prune", "classifier", "--keep", "0.4", "--reconstruct", "refit", "--stream",
                                 "--scores", "headprune-models/classifier-keep-0.4/scores.json", "--out", "x")  # fmt: skip
     assert code == 2
-    assert "--mend" in err
+    assert "--reconstruct" in err
 
 
 def test_a_pruned_model_heals_and_what_it_learned_from_never_reports(headprune, place):
@@ -300,7 +300,7 @@ def test_a_pruned_model_heals_and_what_it_learned_from_never_reports(headprune, 
 
 
 def test_a_decoder_heals_where_it_was_stopped(headprune, place, tokenizer, monkeypatch):
-    from headprune.healing import trainer
+    from headprune.distillation import trainer
 
     model = build("llama")
     hp.prune(model, [f"L{layer}.H{head}" for layer in range(3) for head in (0, 1)])
@@ -397,16 +397,23 @@ def test_heads_go_as_far_as_the_metric_allows(headprune, place):
 @pytest.mark.parametrize(("model", "data"), [("classifier", "data.csv"), ("decoder", "prose.txt")])
 def test_a_drop_is_how_much_worse_the_metric_is_on_the_rows_that_decide(place, model, data):
     """By hand, for a metric that rises and one that falls; the three kinds of rows have no input in common."""
-    settings = {"max_length": 16, "method": "magnitude", "mend": "none", "max_drop": "100000%"}
+    settings = {
+        "max_length": 16,
+        "method": "magnitude",
+        "reconstruct": "none",
+        "max_drop": "100000%",
+    }
     recipe = Recipe(model=str(place / model), data=str(place / data), batch_size=8, **settings)
-    voice = Talk(quiet=True, verbose=False)
-    subject = open_subject(recipe, voice=voice)
+    progress = ConsoleProgress(quiet=True, verbose=False)
+    subject = open_subject(recipe, progress=progress)
     anatomy = hp.inspect(subject.model)
-    kinds = rows_in_three(subject, voice=voice, chose=())
+    kinds = rows_in_three(subject, progress=progress, chose=())
     inputs = [{example.input_digest for example in rows.examples} for rows in kinds]
     assert not inputs[0] & inputs[1]
     assert not inputs[2] & (inputs[0] | inputs[1])
-    scored, plan = plan_within(subject, anatomy, kinds[0], kinds[1], voice=voice, keep_parts=False)
+    scored, plan = plan_within(
+        subject, anatomy, kinds[0], kinds[1], progress=progress, keep_parts=False
+    )
     assert set(noted_rows(kinds[1].examples)) <= set(scored.scores.rows)
     batches = subject.batches(kinds[1].examples)
     whole = predict(subject.model, subject.task, batches=batches)
@@ -429,7 +436,7 @@ def test_swaps_are_told_in_the_plan(headprune, place):
         said = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.argmax(-1)
     rows = [f"{text},{('no', 'yes')[label]}\n" for text, label in zip(texts, said, strict=True)]
     (place / "said.csv").write_text("text,label\n" + "".join(rows))
-    words = ("prune", "classifier", "--data", "said.csv", "--keep", "0.5", "--mend", "none")
+    words = ("prune", "classifier", "--data", "said.csv", "--keep", "0.5", "--reconstruct", "none")
     words += ("--method", "random", "--seed", "1", "--dry-run", "--json")
     code, out, err = headprune(*words)
     assert code == 0, err
@@ -447,16 +454,16 @@ def test_swaps_are_told_in_the_plan(headprune, place):
         assert all("swapped" in plan["reasons"][name] for name in one["goes"] + one["stays"])
     assert set(plan["remove"]) == gone
     assert sum(plan["kept_per_site"].values()) == sum(plain["kept_per_site"].values())
-    code, _out, err = headprune(*words, "--mend", "best", "--swaps", "2")
+    code, _out, err = headprune(*words, "--reconstruct", "best", "--swaps", "2")
     assert code == 2
-    assert "say --mend none" in err
+    assert "say --reconstruct none" in err
     code, _out, err = headprune(*words, "--num-samples", "15", "--swaps", "2")
     assert code == 2
     assert "15 calibration rows are too few to swap by" in err
 
 
 def test_rows_that_swapped_never_report(headprune, place):
-    words = ("prune", "classifier", "--data", "data.csv", "--keep", "0.5", "--mend", "none")
+    words = ("prune", "classifier", "--data", "data.csv", "--keep", "0.5", "--reconstruct", "none")
     code, _out, err = headprune(*words, "--method", "random", "--swaps", "2", "--out", "made")
     assert code == 0, err
     scores = json.loads((place / "made" / "scores.json").read_text())
@@ -466,7 +473,7 @@ def test_rows_that_swapped_never_report(headprune, place):
 def test_prune_takes_the_scores_of_its_method_from_a_run_of_several(headprune):
     words = ("classifier", "--data", "data.csv", "--method")
     assert headprune("score", *words, "fisher,gradient")[0] == 0
-    cut = ("--keep", "0.5", "--steps", "1", "--mend", "none", "--dry-run")
+    cut = ("--keep", "0.5", "--steps", "1", "--reconstruct", "none", "--dry-run")
     code, _out, err = headprune("prune", *words, "gradient", *cut, "--scores", "latest")
     assert code == 0, err
     assert "scores.gradient.json (gradient, n = 20)" in err.replace("\n", " ")
@@ -585,17 +592,17 @@ def test_several_methods_score_as_each_does_alone(headprune, place):
 
 
 def test_several_methods_run_what_they_share_once(place):
-    voice = Talk(quiet=True, verbose=False)
+    progress = ConsoleProgress(quiet=True, verbose=False)
     runs = {}
     for methods in (("fisher",), ("fisher", "gradient", "gradient:batch", "fisher:batch")):
         recipe = Recipe(
             model=str(place / "classifier"), data=str(place / "data.csv"), seed=len(methods)
         )
-        subject = open_subject(recipe.model_copy(update={"methods": methods}), voice=voice)
-        anatomy, rows = hp.inspect(subject.model), calibration_rows(subject, voice=voice)
+        subject = open_subject(recipe.model_copy(update={"methods": methods}), progress=progress)
+        anatomy, rows = hp.inspect(subject.model), calibration_rows(subject, progress=progress)
         forwards = []
         subject.model.register_forward_pre_hook(lambda *_, count=forwards: count.append(1))
-        found = compute_each(subject, by_method(subject.recipe), anatomy, rows, voice=voice)
+        found = compute_each(subject, by_method(subject.recipe), anatomy, rows, progress=progress)
         assert tuple(found) == methods
         runs[methods] = len(forwards)
     alone, together = runs.values()
@@ -679,7 +686,7 @@ def test_scores_of_an_earlier_run_serve_when_asked_for_and_the_same(
 ):
     """Whatever differs is named; unasked they never serve; a file that is named does, and the difference is said."""
     assert headprune("score", *SCORED, *scored)[0] == 0
-    prune = ("prune", *SCORED, "--keep", "0.5", "--mend", "none", "--dry-run", "--json")
+    prune = ("prune", *SCORED, "--keep", "0.5", "--reconstruct", "none", "--dry-run", "--json")
     same = headprune(*prune, *scored, "--scores", "latest")
     assert same[0] == 0, same[2]
     code, _out, err = headprune(*prune, *asked, "--scores", "latest")
@@ -1284,7 +1291,7 @@ def test_an_unexpected_failure_is_never_the_gate_s_no(headprune, monkeypatch, su
     def broken(*_args, **_kwargs):
         raise surprise("surprise")
 
-    monkeypatch.setattr("headprune.pipeline.score", broken)
+    monkeypatch.setattr("headprune.workflows.score", broken)
     code, _out, err = headprune("score", "classifier", "--data", "data.csv")
     assert code == 2
     assert "HEADPRUNE_DEBUG=1" in err
@@ -1304,7 +1311,7 @@ def test_a_failure_of_the_system_is_named_with_its_file(headprune, monkeypatch, 
     def broken(*_args, **_kwargs):
         raise OSError(number, os.strerror(number), "somewhere/rows.csv")
 
-    monkeypatch.setattr("headprune.pipeline.score", broken)
+    monkeypatch.setattr("headprune.workflows.score", broken)
     code, _out, err = headprune("score", "classifier", "--data", "data.csv")
     assert code == 2
     assert f"rows.csv: {os.strerror(number)}" in err
@@ -1338,14 +1345,14 @@ def test_ctrl_c_is_130_and_leaves_nothing(headprune, place, monkeypatch):
     def stop(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("headprune.pipeline.delivery.write_model", stop)
+    monkeypatch.setattr("headprune.workflows.delivery.write_model", stop)
     code, _out, err = headprune(*PRUNE)
     assert code == 130, err
     assert not list((place / "headprune-models").iterdir())
 
 
 def test_a_proof_that_fails_is_exit_1_and_nothing_is_saved(headprune, place, monkeypatch):
-    from headprune.pipeline import delivery
+    from headprune.workflows import delivery
 
     real = delivery.cut
 

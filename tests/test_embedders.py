@@ -35,7 +35,7 @@ class Words:
     def __init__(self):
         self.said = []
 
-    def say(self, text):
+    def notify(self, text):
         self.said.append(text)
 
     def track(self, items, description):
@@ -212,9 +212,9 @@ def theirs(directory, texts):
     return embeddings.clone(), alike.clone()
 
 
-def opened(directory, voice=None):
+def opened(directory, progress=None):
     recipe = Recipe(model=str(directory), task="similarity", device="cpu")
-    return open_subject(recipe, voice=voice or Words())
+    return open_subject(recipe, progress=progress or Words())
 
 
 def ours(directory, texts):
@@ -254,12 +254,12 @@ def close(found, expected):
 def test_embeddings_are_those_of_sentence_transformers_in_any_batch(tmp_path, layout):
     """Before pruning and after: ``hp.save`` writes a directory that the library loads, every module with it."""
     directory = written(tmp_path / "m", layout)
-    texts, voice = texts_of(layout), Words()
+    texts, progress = texts_of(layout), Words()
     expected = theirs(directory, texts)
-    subject = opened(directory, voice)
+    subject = opened(directory, progress)
     for batch_size in (1, 3, None):
         assert close(embedded(subject, texts, batch_size=batch_size), expected)
-    told = [text for text in voice.said if text.startswith("embeddings: ")]
+    told = [text for text in progress.said if text.startswith("embeddings: ")]
     assert told
     assert "pooling" in told[0]
     model = hp.load(directory, device="cpu")
@@ -335,7 +335,7 @@ def test_what_can_t_be_computed_exactly_is_refused_by_name(tmp_path, case):
     change, word = REFUSED[case]
     directory = written(tmp_path / "m", "dense", change=change)
     with pytest.raises(ModelError, match=word) as caught:
-        open_subject(Recipe(model=str(directory), device="cpu"), voice=Words())
+        open_subject(Recipe(model=str(directory), device="cpu"), progress=Words())
     assert caught.value.where
     assert caught.value.hint
 
@@ -384,14 +384,14 @@ def test_pooling_that_nothing_says_is_assumed_aloud_and_loose_modules_are_asked_
     for folder in directory.glob("[0-9]_*"):
         for file in folder.iterdir():
             file.unlink()
-    voice = Words()
-    found = embedded(opened(directory, voice), texts, batch_size=None)
+    progress = Words()
+    found = embedded(opened(directory, progress), texts, batch_size=None)
     assert close(found, theirs(directory, texts))
-    assert any("mean pooling is assumed" in text for text in voice.said)
+    assert any("mean pooling is assumed" in text for text in progress.said)
 
 
 def test_a_run_of_prune_writes_what_it_measured(run_here, command_line):
-    """Scored, cut, mended and proven with the modules after the transformer; a longer input than the model's isn't read."""
+    """Scored, pruned, reconstructed and proven with the modules after the transformer; nothing longer than the model reads."""
     directory = written(run_here / "m", "dense")
     texts = sentences(80)
     rows = [

@@ -23,11 +23,11 @@ from headprune.distributed import World
 from headprune.errors import ConfigError
 from headprune.heads import HeadId
 from headprune.journal import Journal
-from headprune.passes import IN_SILENCE, Pass
-from headprune.pipeline.scores import check_course
+from headprune.passes import SILENT, RunContext
 from headprune.scoring import METHODS, score
 from headprune.scoring.derivatives import derivatives
 from headprune.scoring.hard_concrete import open_probability, sample, settled
+from headprune.workflows.scores import check_course
 
 GATES = sys.modules[METHODS["gates"].__module__]  # its name in the package is the function's
 PLACES = torch.tensor([-4.0, -1.0, -0.3, 0.0, 0.8, 2.0, 5.0], dtype=torch.float64)
@@ -234,7 +234,7 @@ def test_a_higher_price_closes_more_gates(monkeypatch):
     given = {"batches": settings["batches"], "loss": settings["loss"]}
     anatomy = inspected(model)
     found = [
-        GATES.trained_gates(model, anatomy, **given, price=price, seed=0, over=IN_SILENCE)
+        GATES.trained_gates(model, anatomy, **given, price=price, seed=0, context=SILENT)
         for price in (0.0, 100.0)
     ]
     assert (found[0] > found[1]).all()
@@ -251,7 +251,7 @@ def test_examples_count_the_same_whatever_the_size_of_their_batch(monkeypatch):
     monkeypatch.setattr(GATES, "_START", 20.0)  # all gates are 1, whatever the noise
     monkeypatch.setattr(GATES, "sample", lambda log_alpha, noise: (log_alpha - 19).expand_as(noise))
     anatomy = inspected(model)
-    GATES.trained_gates(model, anatomy, **given, price=0.0, seed=0, over=IN_SILENCE)
+    GATES.trained_gates(model, anatomy, **given, price=0.0, seed=0, context=SILENT)
     assert len(slopes) == 2
     expected = torch.cat([derivatives(model, anatomy, b, given["loss"]) for b in given["batches"]])
     assert torch.allclose(sum(slopes) / 2, expected.double().mean(0), rtol=1e-4, atol=1e-7)
@@ -266,10 +266,10 @@ def test_a_training_that_was_killed_goes_on_and_ends_with_the_same_bits(
     whole = scored(model, settings)
     DyingJournal.left = done
     with pytest.raises(StoppedError):
-        scored(model, settings, over=Pass(journal=DyingJournal(tmp_path)))
+        scored(model, settings, context=RunContext(journal=DyingJournal(tmp_path)))
     ran, gradient = [], GATES.gradient
     monkeypatch.setattr(GATES, "gradient", lambda *a, **k: ran.append(1) or gradient(*a, **k))
-    assert scored(model, settings, over=Pass(journal=Journal(tmp_path))) == whole
+    assert scored(model, settings, context=RunContext(journal=Journal(tmp_path))) == whole
     # Two results are of the losses that set the price; steps come in whole passes of two batches.
     assert len(ran) == 10 - max(0, done - 2)
     assert Journal(tmp_path).count() == 12

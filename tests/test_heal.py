@@ -13,14 +13,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 import headprune as hp
-from headprune.errors import (
-    CheckpointError,
-    ConfigError,
-    MemoryLimitError,
-    ModelError,
-    UnsupportedError,
-)
-from headprune.healing import (
+from headprune.distillation import (
     Course,
     distance_between,
     mean_distance,
@@ -29,8 +22,15 @@ from headprune.healing import (
     train,
     trainer_settings,
 )
-from headprune.healing.checkpoints import Checkpoints, last_checkpoint
-from headprune.healing.settings import parse_pairs
+from headprune.distillation.checkpoints import Checkpoints, last_checkpoint
+from headprune.distillation.settings import parse_pairs
+from headprune.errors import (
+    CheckpointError,
+    ConfigError,
+    MemoryLimitError,
+    ModelError,
+    UnsupportedError,
+)
 from headprune.surgery import cut, dead_indices
 from headprune.tasks import TASKS
 from headprune.tasks.distill import class_distance, token_distance
@@ -95,7 +95,7 @@ class Lesson:
             arguments=trainer_settings(pairs=pairs, own=own, folder=folder, device="cpu"),
             lora=lora,
             checkpoint=checkpoint,
-            say=self.said.append,
+            notify=self.said.append,
             sample=self.collate(self.examples[200:]),
         )
         return train(self.model, self.anatomy, course)

@@ -172,7 +172,7 @@ def test_a_damaged_piece_is_none_and_said(data, tmp_path):
     (path,) = tmp_path.glob("piece*")
     content = bytearray(path.read_bytes())
     told = []
-    assert torch.equal(journal.get("piece", say=told.append), piece)
+    assert torch.equal(journal.get("piece", notify=told.append), piece)
     assert not told
     kind = data.draw(st.sampled_from(["flip", "cut", "longer"]))
     place = data.draw(st.integers(0, len(content) - 1))
@@ -183,10 +183,10 @@ def test_a_damaged_piece_is_none_and_said(data, tmp_path):
     else:
         content += data.draw(st.binary(min_size=1, max_size=9))
     path.write_bytes(content)
-    assert journal.get("piece", say=told.append) is None
+    assert journal.get("piece", notify=told.append) is None
     assert len(told) == 1
     assert str(path) in told[0]
-    assert journal.get("another", say=told.append) is None
+    assert journal.get("another", notify=told.append) is None
     assert len(told) == 1, "what was never there isn't damaged"
 
 
@@ -226,7 +226,7 @@ def test_a_file_of_an_earlier_run_that_nobody_named_stops_nobody(kind, here, com
             }[kind]
         )
     prune = ("prune", "m", "--data", "d.csv", "--keep", "0.7", "--method", "magnitude")
-    code, _out, err = command_line(*prune, "--mend", "none", "--steps", "1", "--dry-run")
+    code, _out, err = command_line(*prune, "--reconstruct", "none", "--steps", "1", "--dry-run")
     assert code == 0, err
     for named in (str(newer), "latest"):
         code, _out, err = command_line(*prune, "--scores", named, "--dry-run", "-q")

@@ -60,7 +60,9 @@ def slow(model, seconds):
 def test_what_would_take_long_is_left_out_and_said_unless_asked_for(bert, monkeypatch):
     monkeypatch.setattr(footprint, "_MOST_SECONDS", 1.0)
     batches, said = as_batches([token_inputs(rows=4)]), []
-    (found,) = latency_ms([slow(bert, 0.02)], sizes=sizes(batches), seconds=0.01, say=said.append)
+    (found,) = latency_ms(
+        [slow(bert, 0.02)], sizes=sizes(batches), seconds=0.01, notify=said.append
+    )
     assert set(found) == {"batch_1"}
     assert "--latency-batch 32 asks for it" in "".join(said)
     (found,) = latency_ms([bert], sizes=sizes(batches, rows=[1, 32]), seconds=0.01)
@@ -70,7 +72,7 @@ def test_what_would_take_long_is_left_out_and_said_unless_asked_for(bert, monkey
 def test_a_busy_machine_is_named(bert, monkeypatch):
     batches, said = as_batches([token_inputs(rows=4)]), []
     (found,) = latency_ms(
-        [slow(bert, 0.1)], sizes=sizes(batches, rows=[1]), seconds=0.01, say=said.append
+        [slow(bert, 0.1)], sizes=sizes(batches, rows=[1]), seconds=0.01, notify=said.append
     )
     assert "of a core" in found["batch_1"].busy
     assert found["batch_1"].busy in "".join(said)

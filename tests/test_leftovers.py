@@ -155,11 +155,11 @@ def test_what_is_back_is_told_and_a_refused_target_is_left_clean(tmp_path, monke
     put(target)
     seal(target)
     replace_failing_both_ways(target, monkeypatch)
-    refuse_unusable_output(target, overwrite=True, say=told.append)
+    refuse_unusable_output(target, overwrite=True, notify=told.append)
     assert told == [
         f"{target} is back: a run that was killed while it replaced it had moved it aside"
     ]
-    refuse_unusable_output(target, overwrite=True, say=told.append)
+    refuse_unusable_output(target, overwrite=True, notify=told.append)
     assert len(told) == 1
     (tmp_path / ".x.headprune-tmp-99999999-abcdefgh").write_text("half")
     with pytest.raises(CheckpointError, match="not empty"):

@@ -11,8 +11,8 @@ import headprune as hp
 from headprune.checkpoint import load, pruned_heads
 from headprune.config import Recipe
 from headprune.errors import CheckpointError, ModelError
-from headprune.pipeline import convert, survey
-from headprune.subject import Voice
+from headprune.subject import Progress
+from headprune.workflows import convert, survey
 
 REMOVED = {"0": [1, 4], "2": [0, 1, 2]}
 
@@ -20,7 +20,7 @@ REMOVED = {"0": [1, 4], "2": [0, 1, 2]}
 class Silent:
     """Says nothing."""
 
-    def say(self, text):
+    def notify(self, text):
         """Say nothing."""
 
     def track(self, items, description):
@@ -52,13 +52,13 @@ def test_a_checkpoint_pruned_by_v4_loads_and_says_the_same(name, tmp_path):
 
 
 def test_it_is_converted_once_and_then_loads_like_any_other(tmp_path):
-    assert isinstance(Silent(), Voice)
+    assert isinstance(Silent(), Progress)
     model, inputs = as_v4(build("bert"), tmp_path / "old"), token_inputs()
     recipe = Recipe(model=str(tmp_path / "old"))
-    found = survey(recipe, voice=Silent())
+    found = survey(recipe, progress=Silent())
     assert found.pruned_before["by"] == "transformers v4 (config.pruned_heads)"
     assert found.num_heads == 13
-    assert convert(recipe, out=tmp_path / "new", voice=Silent()) == "remote-code"
+    assert convert(recipe, out=tmp_path / "new", progress=Silent()) == "remote-code"
     config = json.loads((tmp_path / "new" / "config.json").read_text())
     assert config["headprune"]["removed"] == ["L0.H1", "L0.H4", "L2.H0", "L2.H1", "L2.H2"]
     again = load(tmp_path / "new", device="cpu")
@@ -66,7 +66,7 @@ def test_it_is_converted_once_and_then_loads_like_any_other(tmp_path):
     with torch.no_grad():
         assert torch.equal(again(**inputs)[0], model(**inputs)[0])
     with pytest.raises(CheckpointError, match="didn't prune this model") as caught:
-        convert(Recipe(model=str(tmp_path / "new")), out=tmp_path / "x", voice=Silent())
+        convert(Recipe(model=str(tmp_path / "new")), out=tmp_path / "x", progress=Silent())
     assert "headprune pruned it, and it loads as it is" in caught.value.hint
 
 
@@ -106,10 +106,10 @@ def test_pickled_weights_are_read_after_an_explicit_yes(name, shards, tmp_path):
     (tmp_path / "old" / "preprocessor_config.json").write_text("{}")
     recipe = Recipe(model=str(tmp_path / "old"))
     with pytest.raises(ModelError, match="pickled") as caught:
-        convert(recipe, out=tmp_path / "new", voice=Silent())
+        convert(recipe, out=tmp_path / "new", progress=Silent())
     assert "--allow-pickle" in caught.value.hint
     said = recipe.model_copy(update={"allow_pickle": True})
-    assert convert(said, out=tmp_path / "new", voice=Silent()) == "remote-code"
+    assert convert(said, out=tmp_path / "new", progress=Silent()) == "remote-code"
     assert (tmp_path / "new" / "preprocessor_config.json").is_file()
     assert not list((tmp_path / "new").glob("*.bin"))
     with torch.no_grad():
@@ -124,7 +124,7 @@ def test_a_pickle_that_lies_elsewhere_is_not_read(shards, tmp_path):
     file.symlink_to(tmp_path / "elsewhere.bin")
     recipe = Recipe(model=str(tmp_path / "old"), allow_pickle=True)
     with pytest.raises(ModelError, match="outside of the model's directory"):
-        convert(recipe, out=tmp_path / "new", voice=Silent())
+        convert(recipe, out=tmp_path / "new", progress=Silent())
     assert not (tmp_path / "new").exists()
 
 
@@ -142,7 +142,7 @@ def test_a_pickle_that_wants_more_than_tensors_is_refused_and_not_run(tmp_path, 
     torch.save({"weight": Runs()}, tmp_path / "old" / "pytorch_model.bin")  # noqa: TID251 - a hostile file
     recipe = Recipe(model=str(tmp_path / "old"), allow_pickle=True)
     with pytest.raises(ModelError, match="something else than tensors"):
-        convert(recipe, out=tmp_path / "new", voice=Silent())
+        convert(recipe, out=tmp_path / "new", progress=Silent())
     assert not (tmp_path / "was-run").exists()
 
 
@@ -175,7 +175,7 @@ def test_a_config_alone_is_enough_to_look(tmp_path):
     config = build("llama").config
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(tmp_path)
-    found = survey(Recipe(model=str(tmp_path), keep=0.5), voice=Silent())
+    found = survey(Recipe(model=str(tmp_path), keep=0.5), progress=Silent())
     assert found.num_heads == 24
     assert found.parameters == sum(p.numel() for p in build("llama").parameters())
     assert found.saves["heads"] == 12
@@ -191,5 +191,5 @@ def test_a_config_alone_is_enough_to_look(tmp_path):
 
 def test_a_config_that_names_no_class_is_looked_at_as_its_base_model(tmp_path):
     build("llama").config.save_pretrained(tmp_path)
-    found = survey(Recipe(model=str(tmp_path)), voice=Silent())
+    found = survey(Recipe(model=str(tmp_path)), progress=Silent())
     assert (found.architecture, found.num_heads) == ("LlamaModel", 24)

@@ -300,7 +300,7 @@ MAGNITUDE = (
     "0.7",
     "--method",
     "magnitude",
-    "--mend",
+    "--reconstruct",
     "none",
     "--steps",
     "1",

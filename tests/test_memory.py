@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headprune.batch import Batch
+from headprune.distillation.loss import mean_distance
 from headprune.errors import HeadpruneError, MemoryLimitError, UnprovenError
 from headprune.evaluation import predict, predict_masked
 from headprune.footprint import latency_ms, sizes
-from headprune.healing.loss import mean_distance
 from headprune.memory import Parts, attempt
-from headprune.passes import Pass
+from headprune.passes import RunContext
 from headprune.replay import losses
 from headprune.scoring import METHODS, score
 from headprune.scoring.gates import gradient as gates_gradient
@@ -75,8 +75,8 @@ def test_scores_are_those_of_a_machine_with_more_memory(method, family):
     told = []
     expected = score(model, anatomy, batches=batches, loss=loss, method=method)
     with memory_of(model, 2) as ran:
-        over = Pass(say=told.append)
-        found = score(model, anatomy, batches=batches, loss=loss, method=method, over=over)
+        context = RunContext(notify=told.append)
+        found = score(model, anatomy, batches=batches, loss=loss, method=method, context=context)
     assert max(ran) > 2, "memory never ran out"
     scale = max(map(abs, expected.values))
     assert torch.allclose(
@@ -155,7 +155,7 @@ def test_tokens_that_are_drawn_are_the_same():
 
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("family", ["bert", "qwen2"])
-def test_what_is_mended_is_the_same(family, rows):
+def test_what_is_reconstructed_is_the_same(family, rows):
     model = build(family)
     anatomy, batches = inspected(model), batches_of(model, (6, 7))
     mask = torch.ones(len(anatomy.heads))

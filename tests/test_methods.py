@@ -16,7 +16,7 @@ from headprune.errors import DataError, UnsupportedError
 from headprune.journal import Journal
 from headprune.masking import gated
 from headprune.method_names import METHOD_NAMES
-from headprune.passes import Pass
+from headprune.passes import RunContext
 from headprune.scoring import DEPEND_ON_BATCHES, METHODS
 from headprune.scoring import score as score_heads
 
@@ -363,8 +363,8 @@ def test_methods_that_are_made_of_the_same_pass_share_it(tmp_path, together):
 
     def score(method, folder):
         before = len(forwards)
-        over = Pass(journal=Journal(folder))
-        given = {"batches": batches, "loss": loss, "method": method, "over": over}
+        context = RunContext(journal=Journal(folder))
+        given = {"batches": batches, "loss": loss, "method": method, "context": context}
         return score_heads(model, anatomy, **given), len(forwards) - before
 
     apart = {method: score(method, tmp_path / method.replace(":", "-")) for method in together}

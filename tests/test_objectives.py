@@ -11,7 +11,7 @@ import headprune as hp
 from headprune.batch import as_batches
 from headprune.heads import HeadMask
 from headprune.masking import gated
-from headprune.passes import IN_SILENCE
+from headprune.passes import SILENT
 from headprune.replay import losses
 from headprune.scoring import metric_drop, score
 from headprune.tasks import TASKS
@@ -139,7 +139,7 @@ def test_the_metric_is_measured_without_each_head(name):
         task=TASKS["classification"],
         statistic=statistic,
         seed=0,
-        over=IN_SILENCE,
+        context=SILENT,
     )
     inputs = {n: v for n, v in batch.items() if n != "labels"}
     labels = batch["labels"].double().numpy()
@@ -166,7 +166,7 @@ def test_perplexity_that_rises_is_a_metric_that_drops():
         task=task,
         statistic=BUILT_IN["perplexity"],
         seed=0,
-        over=IN_SILENCE,
+        context=SILENT,
     )
     assert lm_loss is not None
     assert (found.values > 0).any()

@@ -46,7 +46,7 @@ def test_settings_of_the_recipe_are_offered_by_some_command():
         (("score", "m", *DATA, "--max-work", "0.1"), "--max-work"),
         (("score", "m", *DATA, "--compile"), "--compile"),
         (("score", "m", *DATA, "--method", "random", "--keep", "0.5"), "--keep"),
-        (("prune", "m", *DATA, "--keep", "0.5", "--mend", "none", "--allow-bias"), "--allow-bias"),
+        (("prune", "m", *DATA, "--keep", "0.5", "--reconstruct", "none", "--allow-bias"), "--allow-bias"),
         (("prune", "m", *DATA, "--keep", "0.5", "--scores", "s.json", "--stream"), "--data"),
     ],
 )  # fmt: skip

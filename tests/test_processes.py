@@ -15,7 +15,7 @@ from headprune.distributed import World
 from headprune.errors import CheckpointError
 from headprune.heads import HeadScores
 from headprune.journal import Journal, open_journal
-from headprune.passes import Pass
+from headprune.passes import RunContext
 from headprune.scoring import score
 
 
@@ -48,11 +48,11 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bytes(tmp_path, be
     whole = score(bert, **settings)
     DyingJournal.left = done
     with pytest.raises(StoppedError):
-        score(bert, **settings, over=Pass(journal=DyingJournal(tmp_path)))
+        score(bert, **settings, context=RunContext(journal=DyingJournal(tmp_path)))
     journal = Journal(tmp_path)
     assert journal.count() == done
     again = listening(bert, rows=rows)
-    resumed = score(bert, **settings, over=Pass(journal=journal))
+    resumed = score(bert, **settings, context=RunContext(journal=journal))
     assert resumed.to_json() == whole.to_json()
     assert journal.count() == 4
     # What was done isn't done again.
@@ -109,14 +109,14 @@ def test_shares_add_up_to_the_whole(bert, method, size):
             return tensor
 
     for rank in range(size):
-        score(bert, **settings, over=Pass(world=Alone(rank, size)))
+        score(bert, **settings, context=RunContext(world=Alone(rank, size)))
     total = torch.stack(parts).sum(0)
 
     class Answered(World):
         def summed(self, _tensor):
             return total
 
-    again = score(bert, **settings, over=Pass(world=Answered(0, size)))
+    again = score(bert, **settings, context=RunContext(world=Answered(0, size)))
     assert torch.allclose(torch.tensor(again.values), torch.tensor(whole.values), atol=1e-6)
     if size <= len(batches):
         assert again.to_json() == whole.to_json()

@@ -15,8 +15,8 @@ import headprune as hp
 from headprune.config import RECIPES, Recipe, load_recipe
 from headprune.errors import ConfigError, PlanError
 from headprune.heads import HeadId
-from headprune.selection import Constraints, make_plan
-from headprune.selection.rearrange import rearranged
+from headprune.planning import Constraints, make_plan
+from headprune.planning.rearrange import rearranged
 
 
 @pytest.fixture(scope="module")
@@ -117,10 +117,10 @@ def test_scores_that_do_not_say_it_are_refused(anatomy):
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_recipes_of_others_fill_in_what_was_not_said(name, tmp_path):
-    (tmp_path / "headprune.yaml").write_text("model: m\nsteps: 7\nmend: refit\n")
-    recipe, _told = load_recipe({"recipe": name, "mend": "none"}, folder=tmp_path)
+    (tmp_path / "headprune.yaml").write_text("model: m\nsteps: 7\nreconstruct: refit\n")
+    recipe, _told = load_recipe({"recipe": name, "reconstruct": "none"}, folder=tmp_path)
     assert recipe.steps == 1
-    assert recipe.mend == "none"
+    assert recipe.reconstruct == "none"
     assert recipe.method == RECIPES[name]["method"]
     assert Recipe(recipe=name, steps=2).steps == 2
 

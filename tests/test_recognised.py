@@ -108,7 +108,7 @@ def test_code_of_its_own_is_refused_unless_the_stock_class_is_asked_for(model, m
     assert words in source.own_code
     said = []
     auto_class = TASK_CLASS[model.name]
-    taken = load_model(source, auto_class=auto_class, device="cpu", say=said.append)
+    taken = load_model(source, auto_class=auto_class, device="cpu", notify=said.append)
     assert any(words in text and "isn't run" in text for text in said)
     inputs = token_inputs()
     assert type(taken) is type(plain)
@@ -179,7 +179,7 @@ def test_what_was_chosen_is_said_recorded_and_no_code_comes_along(here, command_
         "0.5",
         "--steps",
         "1",
-        "--mend",
+        "--reconstruct",
         "none",
         "--max-length",
         "16",
@@ -285,7 +285,7 @@ def test_a_pooler_is_random_numbers_where_it_is_missing_and_read(tmp_path, famil
     assert reads in error.what
     assert "random" in error.what
     said = []
-    loaded(tmp_path, auto_class="AutoModel", say=said.append)
+    loaded(tmp_path, auto_class="AutoModel", notify=said.append)
     assert any("pooler" in text and "random" in text for text in said)
 
 
@@ -318,9 +318,9 @@ def test_a_head_that_a_task_drops_is_said(tmp_path, family, head):
     cls = {"gpt2": "GPT2ForSequenceClassification", "llama": "LlamaForSequenceClassification"}
     build(family, cls=cls.get(family)).save_pretrained(tmp_path)
     said = []
-    plain = loaded(tmp_path, say=said.append)
+    plain = loaded(tmp_path, notify=said.append)
     assert said == []
-    bare = loaded(tmp_path, auto_class="AutoModel", say=said.append)
+    bare = loaded(tmp_path, auto_class="AutoModel", notify=said.append)
     assert type(bare) is not type(plain)
     assert any(head in text and "doesn't read" in text for text in said)
     with warnings.catch_warnings(record=True) as heard:
@@ -349,13 +349,13 @@ def test_an_attention_kernel_of_the_config_falls_back_with_a_word(model, key, ke
     plain = loaded(model)
     edit(model / "config.json", **{key: kernel})
     said = []
-    taken = loaded(model, say=said.append)
+    taken = loaded(model, notify=said.append)
     assert any(kernel in text for text in said)
     inputs = token_inputs()
     assert taken.config._attn_implementation == plain.config._attn_implementation
     assert torch.equal(taken(**inputs)[0], plain(**inputs)[0])
     edit(model / "config.json", **{key: "eager"})
-    assert loaded(model, say=said.append).config._attn_implementation == "eager"
+    assert loaded(model, notify=said.append).config._attn_implementation == "eager"
     error = refused(lambda: loaded(model, attn_implementation=kernel))
     assert "flash" in error.what
     assert "pip install" in error.hint

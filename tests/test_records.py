@@ -10,7 +10,7 @@ from families import build, sentences
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headprune import local, pipeline
+from headprune import local, workflows
 from headprune.artefact import read_artefact
 from headprune.config import (
     METRIC_NAMES,
@@ -23,22 +23,22 @@ from headprune.config import (
 from headprune.errors import ConfigError, HeadpruneError, ModelError
 from headprune.heads import HeadScores
 from headprune.local import count_noted_elsewhere, noted_hash, published_name
-from headprune.pipeline.record import record_of, with_recorded_rows
-from headprune.pipeline.teacher import open_teacher
 from headprune.subject import open_subject
 from headprune.tasks.metrics import BUILT_IN
 from headprune.tasks.rows import Example, noted_rows, without_noted
+from headprune.workflows.record import record_of, with_recorded_rows
+from headprune.workflows.teacher import open_teacher
 
 EVIL = "open('PWNED', 'w')\nraise SystemExit\n"
 
 
-class Voice:
+class Progress:
     """Keeps what is said."""
 
     def __init__(self):
         self.texts = []
 
-    def say(self, text):
+    def notify(self, text):
         self.texts.append(text)
 
     def track(self, items, description):
@@ -83,22 +83,22 @@ def runs(source, tmp_path_factory):
             keep=0.5,
             method="activation",
             steps=1,
-            mend="none",
+            reconstruct="none",
             batch_size=8,
             max_length=16,
         )
-        pipeline.prune(recipe, voice=Voice(), show=lambda *_: None)
-        pipeline.score(recipe.model_copy(update={"run": "run"}), voice=Voice())
+        workflows.prune(recipe, progress=Progress(), show=lambda *_: None)
+        workflows.score(recipe.model_copy(update={"run": "run"}), progress=Progress())
         streamed = {"data": None, "scores": str(place / "run" / "scores.json")}
         streamed |= {
             "batch_size": None,
             "out": str(place / "streamed"),
-            "mend": None,
+            "reconstruct": None,
             "method": None,
         }
         streamed |= {"steps": None}
-        pipeline.prune_unloaded(
-            recipe.model_copy(update=streamed), voice=Voice(), show=lambda *_: None
+        workflows.prune_unloaded(
+            recipe.model_copy(update=streamed), progress=Progress(), show=lambda *_: None
         )
     return recipe, place
 
@@ -211,26 +211,28 @@ def test_no_command_runs_what_a_record_names(pruned, use):
     (pruned / RECIPE_FILE).write_text(yaml.safe_dump(record))
     # The metric is looked at before the model: this stops each command right after that.
     (pruned / "tokenizer.json").unlink()
-    voice = Voice()
-    recipe = Recipe(model="pruned", keep=0.8, method="magnitude", steps=1, mend="none", out="new")
-    found = with_recorded_rows(recipe, voice=voice)
+    progress = Progress()
+    recipe = Recipe(
+        model="pruned", keep=0.8, method="magnitude", steps=1, reconstruct="none", out="new"
+    )
+    found = with_recorded_rows(recipe, progress=progress)
     assert found.limit == 10
     assert Path(found.data).name == "train.csv"
     assert (found.metric, found.teacher, found.scores, found.run) == (None, None, None, None)
     assert (found.out, found.overwrite) == ("new", False)
     extra = {"show": print} if use in ("prune", "plan") else {}
     with pytest.raises(ModelError, match="tokenizer"):
-        getattr(pipeline, use)(recipe, voice=voice, **extra)
-    assert voice.text.count("pruned/evil.py") == 2
+        getattr(workflows, use)(recipe, progress=progress, **extra)
+    assert progress.text.count("pruned/evil.py") == 2
     assert not Path("PWNED").exists()
 
 
 def test_what_was_typed_goes_before_the_record(pruned):
-    voice = Voice()
+    progress = Progress()
     recipe = Recipe(model="pruned", limit=7)
-    assert with_recorded_rows(recipe, voice=voice).limit == 7
+    assert with_recorded_rows(recipe, progress=progress).limit == 7
     typed = Recipe(model="pruned", data="mine.csv")
-    assert with_recorded_rows(typed, voice=voice) == typed
+    assert with_recorded_rows(typed, progress=progress) == typed
 
 
 # --- what is published
@@ -269,30 +271,32 @@ def test_rows_are_recognised_here_and_nowhere_else(pruned, source, tmp_path, mon
 def test_commands_recognise_the_rows_that_chose_or_say_that_they_cannot(
     pruned, source, tmp_path, monkeypatch
 ):
-    voice = Voice()
-    pipeline.evaluate(Recipe(model="pruned"), voice=voice)
-    assert "30 of these 60 rows chose the heads" in voice.text
-    assert str(source.parent / "train.csv") in voice.text, "found where it lies on this machine"
+    progress = Progress()
+    workflows.evaluate(Recipe(model="pruned"), progress=progress)
+    assert "30 of these 60 rows chose the heads" in progress.text
+    assert str(source.parent / "train.csv") in progress.text, "found where it lies on this machine"
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another machine"))
-    voice = Voice()
-    pipeline.evaluate(Recipe(model="pruned", data=str(source.parent / "train.csv")), voice=voice)
-    assert "noted on another machine" in voice.text
+    progress = Progress()
+    workflows.evaluate(
+        Recipe(model="pruned", data=str(source.parent / "train.csv")), progress=progress
+    )
+    assert "noted on another machine" in progress.text
 
 
 def test_the_source_is_found_again_on_this_machine_and_asked_for_elsewhere(
     pruned, source, tmp_path, monkeypatch
 ):
-    subject = open_subject(Recipe(model="pruned"), voice=Voice())
-    teacher = open_teacher(subject, voice=Voice())
+    subject = open_subject(Recipe(model="pruned"), progress=Progress())
+    teacher = open_teacher(subject, progress=Progress())
     assert teacher.note["name"] == "source"
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another machine"))
     with pytest.raises(ModelError) as raised:
-        open_teacher(subject, voice=Voice())
+        open_teacher(subject, progress=Progress())
     assert "--teacher" in raised.value.hint
     record = {**subject.model.config.headprune, "source": {"name": str(source)}}
     subject.model.config.headprune = record
     with pytest.raises(ModelError, match="isn't known here"):
-        open_teacher(subject, voice=Voice())
+        open_teacher(subject, progress=Progress())
 
 
 @given(text=st.text(min_size=1))
@@ -356,5 +360,5 @@ def test_a_damaged_record_ends_in_three_parts(pruned):
     for text in ("[", "a: &a [*a]", "- 1", "data: [1]", "limit: many"):
         (pruned / RECIPE_FILE).write_text(text)
         with pytest.raises(HeadpruneError) as raised:
-            with_recorded_rows(Recipe(model="pruned"), voice=Voice())
+            with_recorded_rows(Recipe(model="pruned"), progress=Progress())
         assert "\n  try:  " in str(raised.value)

@@ -12,7 +12,7 @@ from headprune import replay
 from headprune.batch import Batch, as_batches
 from headprune.errors import DataError, ModelError
 from headprune.masking import gated
-from headprune.passes import Pass
+from headprune.passes import RunContext
 from headprune.replay.budget import in_chunks
 from headprune.replay.routes import find_routes
 from headprune.tasks import TASKS
@@ -296,7 +296,12 @@ def test_a_forward_that_draws_random_numbers_is_run_mask_by_mask(bert):
     routes = routes_of(bert, anatomy, batches, masks, loss)
     assert set(routes.modes.values()) == {"plain"}
     replay.losses(
-        bert, anatomy, batches=batches, loss=loss, masks=masks, over=Pass(say=said.append)
+        bert,
+        anatomy,
+        batches=batches,
+        loss=loss,
+        masks=masks,
+        context=RunContext(notify=said.append),
     )
     assert "L0, L1, L2" in said[0]
 
@@ -451,7 +456,7 @@ def test_compiled_blocks_run_and_give_the_same_losses(family, monkeypatch):
     batches = as_batches([token_inputs(), token_inputs(rows=2, length=7)])
     plain = replay.losses(model, anatomy, batches=batches, loss=loss, masks=masks)
     found = replay.losses(
-        model, anatomy, batches=batches, loss=loss, masks=masks, over=Pass(compile=True)
+        model, anatomy, batches=batches, loss=loss, masks=masks, context=RunContext(compile=True)
     )
     assert torch.allclose(found, plain, rtol=1e-5, atol=1e-5)
     assert len(compiled) == 3

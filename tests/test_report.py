@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 from test_gate import result_of
 
+from headprune.distillation import Heal
 from headprune.gate import Baseline, Limits, compare
 from headprune.heads import HeadId, HeadScores, PruningPlan, Race, SiteId
-from headprune.healing import Heal
 from headprune.latency import Latency
 from headprune.report.healed import heal_table
 from headprune.report.scores import agreement_table, heatmap, race_text, score_table

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from headprune.anatomy import Anatomy, Site
 from headprune.errors import PlanError
 from headprune.heads import HeadId, HeadScores, SiteId
-from headprune.selection import Constraints, check_constraints, make_plan
+from headprune.planning import Constraints, check_constraints, make_plan
 
 
 def anatomy_of(*, layers=3, heads=4, groups=4, min_heads=0, stacks=(("", "self"),)):

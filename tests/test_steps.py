@@ -16,13 +16,13 @@ from headprune.config import Recipe
 from headprune.errors import ConfigError
 from headprune.heads import HeadMask, HeadScores
 from headprune.journal import Journal
-from headprune.passes import IN_SILENCE, Pass
-from headprune.pipeline.course import FEWEST_TO_MEND, check_course, steps_fit
-from headprune.pipeline.rounds import score_with_steps
+from headprune.passes import SILENT, RunContext
+from headprune.planning import Constraints, make_plan, score_in_steps
 from headprune.scoring import score
-from headprune.selection import Constraints, make_plan, score_in_steps
 from headprune.surgery.fit import can_fit, fit, put_back
 from headprune.tasks.distill import Goal
+from headprune.workflows.course import FEWEST_TO_RECONSTRUCT, check_course, steps_fit
+from headprune.workflows.rounds import score_with_steps
 
 
 def scores_of(anatomy, values):
@@ -123,13 +123,13 @@ def forwards(model):
 def test_steps_on_a_model_are_those_of_pruning_it_again_and_again(name, method, tmp_path):
     model, batch, loss = setting(name)
     anatomy = inspected(model)
-    recipe = Recipe(keep=0.5, steps=3, mend="none")
-    over = Pass(journal=Journal(tmp_path))
+    recipe = Recipe(keep=0.5, steps=3, reconstruct="none")
+    context = RunContext(journal=Journal(tmp_path))
     batches = as_batches([batch])
     goal = Goal(batches, batches, loss)
-    settings = {"recipe": recipe, "method": method, "over": over}
+    settings = {"recipe": recipe, "method": method, "context": context}
     found = score_with_steps(model, anatomy, goal, **settings)
-    assert over.journal.count() == 3
+    assert context.journal.count() == 3
     with forwards(model) as count:
         assert score_with_steps(model, anatomy, goal, **settings) == found
     assert count == []
@@ -149,25 +149,25 @@ def test_steps_on_a_model_are_those_of_pruning_it_again_and_again(name, method, 
 
 
 @pytest.mark.parametrize(("name", "asked"), [("bert", None), ("bert", "bias"), ("llama", None)])
-def test_what_is_left_is_mended_before_it_is_scored_again(name, asked):
+def test_what_is_left_is_reconstructed_before_it_is_scored_again(name, asked):
     """By hand: fit for those that went, cut them, score what is left."""
     model, batch, loss = setting(name, rows=12)
     before = copy.deepcopy(model.state_dict())
     anatomy = inspected(model)
     batches = as_batches([batch])
     goal = Goal(batches, batches, loss)
-    recipe = Recipe(keep=0.5, steps=3, mend=asked)
-    found = score_with_steps(model, anatomy, goal, recipe=recipe, method="unique", over=IN_SILENCE)
+    recipe = Recipe(keep=0.5, steps=3, reconstruct=asked)
+    found = score_with_steps(model, anatomy, goal, recipe=recipe, method="unique", context=SILENT)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     how = asked or "refit"
-    assert found.steps.mended == how
+    assert found.steps.reconstructed == how
     went: list = []
     for step in (1, 2, 3):
         smaller = copy.deepcopy(model)
         if went:
             mask = torch.tensor(HeadMask.without(went, anatomy.heads).values)
-            (mended,) = fit(smaller, anatomy, batches=batches, mask=mask, ways=[how])
-            put_back(smaller, mended.weights)
+            (reconstructed,) = fit(smaller, anatomy, batches=batches, mask=mask, ways=[how])
+            put_back(smaller, reconstructed.weights)
             hp.prune(smaller, went)
         left = inspected(smaller)
         scores = score(smaller, left, batches=batches, loss=loss, method="unique")
@@ -180,16 +180,16 @@ def test_what_is_left_is_mended_before_it_is_scored_again(name, asked):
     assert set(make_plan(found, anatomy, constraints=Constraints(0.5)).remove) == set(went)
 
 
-def test_a_journal_tells_apart_what_was_mended(tmp_path):
+def test_a_journal_tells_apart_what_was_reconstructed(tmp_path):
     model, batch, loss = setting("bert", rows=12)
     anatomy = inspected(model)
     goal = Goal(as_batches([batch]), as_batches([batch]), loss)
-    kept = Pass(journal=Journal(tmp_path))
+    kept = RunContext(journal=Journal(tmp_path))
     for asked in ("none", "bias", "refit"):
-        recipe = Recipe(keep=0.5, steps=2, mend=asked)
+        recipe = Recipe(keep=0.5, steps=2, reconstruct=asked)
         settings = {"recipe": recipe, "method": "gradient"}
-        found = score_with_steps(model, anatomy, goal, over=kept, **settings)
-        assert found == score_with_steps(model, anatomy, goal, over=IN_SILENCE, **settings)
+        found = score_with_steps(model, anatomy, goal, context=kept, **settings)
+        assert found == score_with_steps(model, anatomy, goal, context=SILENT, **settings)
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
@@ -209,19 +209,19 @@ def test_whatever_stops_a_step_leaves_the_model_as_it_was(stop):
     recipe = Recipe(keep=0.5, steps=2)
     goal = Goal(batches, batches, stopping)
     with pytest.raises(stop):
-        score_with_steps(model, anatomy, goal, recipe=recipe, method="gradient", over=IN_SILENCE)
+        score_with_steps(model, anatomy, goal, recipe=recipe, method="gradient", context=SILENT)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     found = hp.score(model, batches, loss=loss).values
     assert found == hp.score(setting("bert", rows=12)[0], batches, loss=loss).values
 
 
-def test_weights_that_wait_elsewhere_are_scored_in_steps_unmended():
+def test_weights_that_wait_elsewhere_are_scored_in_steps_without_reconstruction():
     model, batch, loss = setting("bert", rows=12)
     anatomy = inspected(model)
     goal = Goal(as_batches([batch]), as_batches([batch]), loss)
-    settings = {"method": "gradient", "over": IN_SILENCE}
+    settings = {"method": "gradient", "context": SILENT}
     bare = score_with_steps(
-        model, anatomy, goal, recipe=Recipe(keep=0.5, steps=2, mend="none"), **settings
+        model, anatomy, goal, recipe=Recipe(keep=0.5, steps=2, reconstruct="none"), **settings
     )
     accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
     assert not can_fit(model, anatomy)
@@ -229,22 +229,22 @@ def test_weights_that_wait_elsewhere_are_scored_in_steps_unmended():
     assert found.values == pytest.approx(bare.values, rel=1e-5)
 
 
-def test_too_few_rows_mend_nothing_between_steps():
-    model, batch, loss = setting("bert", rows=FEWEST_TO_MEND - 1)
+def test_too_few_rows_reconstruct_nothing_between_steps():
+    model, batch, loss = setting("bert", rows=FEWEST_TO_RECONSTRUCT - 1)
     anatomy = inspected(model)
     batches = as_batches([batch])
     recipe = Recipe(keep=0.5, steps=2)
-    settings = {"method": "gradient", "over": IN_SILENCE}
+    settings = {"method": "gradient", "context": SILENT}
     found = score_with_steps(
         model, anatomy, Goal(batches, batches, loss), recipe=recipe, **settings
     )
-    assert found.steps.mended is None
-    bare = recipe.model_copy(update={"mend": "none"})
+    assert found.steps.reconstructed is None
+    bare = recipe.model_copy(update={"reconstruct": "none"})
     same = score_with_steps(model, anatomy, Goal(batches, batches, loss), recipe=bare, **settings)
     assert found == same
     assert steps_fit(found, recipe)
     assert steps_fit(found, bare)
-    assert not steps_fit(found.model_copy(update={"n": FEWEST_TO_MEND}), recipe)
+    assert not steps_fit(found.model_copy(update={"n": FEWEST_TO_RECONSTRUCT}), recipe)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import headprune as hp
-from headprune import pipeline
+from headprune import workflows
 from headprune.checkpoint import differing, find_cuts, load_shapes, stored_tensors, write_model
 from headprune.checkpoint.shards import shards
 from headprune.config import Recipe
@@ -28,7 +28,7 @@ class Quiet:
     def __init__(self):
         self.said = []
 
-    def say(self, text):
+    def notify(self, text):
         self.said.append(text)
 
     def track(self, items, description):
@@ -36,7 +36,7 @@ class Quiet:
 
 
 @pytest.fixture
-def voice():
+def progress():
     return Quiet()
 
 
@@ -64,7 +64,7 @@ def scored(model, place, *, method="random"):
     return path
 
 
-def stream(source, place, voice, **settings):
+def stream(source, place, progress, **settings):
     recipe = Recipe(
         **{
             "model": str(source),
@@ -74,7 +74,7 @@ def stream(source, place, voice, **settings):
             **settings,
         }
     )
-    return pipeline.prune_unloaded(recipe, voice=voice, show=lambda scores, plan: None)
+    return workflows.prune_unloaded(recipe, progress=progress, show=lambda scores, plan: None)
 
 
 def tensors(directory):
@@ -111,7 +111,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_streaming_gives_what_memory_gives(name, tmp_path, voice, request):
+def test_streaming_gives_what_memory_gives(name, tmp_path, progress, request):
     if CASES[name][1] == FP32:
         request.getfixturevalue("no_child")
     family, dtype, config, settings = CASES[name]
@@ -119,7 +119,7 @@ def test_streaming_gives_what_memory_gives(name, tmp_path, voice, request):
     assert len(shards(source)) >= 3
     model = hp.load(source, device="cpu")
     scored(model, tmp_path)
-    results = stream(source, tmp_path, voice, **settings)
+    results = stream(source, tmp_path, progress, **settings)
     assert results.streamed
     assert all(proof.passed for proof in results.proofs)
     assert len(shards(tmp_path / "out")) == len(shards(source))
@@ -141,13 +141,13 @@ def test_streaming_gives_what_memory_gives(name, tmp_path, voice, request):
 
 
 @pytest.mark.usefixtures("no_child")
-def test_a_pruned_model_is_streamed_again(tmp_path, voice):
+def test_a_pruned_model_is_streamed_again(tmp_path, progress):
     source = tmp_path / "source"
     model = build("bert")
     hp.prune(model, {"L0": [0, 1, 2, 3, 4, 5], "L1": [2]})
     written(model, source)
     scored(model, tmp_path)
-    stream(source, tmp_path, voice)
+    stream(source, tmp_path, progress)
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
     hp.prune(model, plan["remove"])
     written(model, tmp_path / "memory")
@@ -155,7 +155,7 @@ def test_a_pruned_model_is_streamed_again(tmp_path, voice):
     assert torch.equal(output(tmp_path / "out"), output(tmp_path / "memory"))
 
 
-def test_names_without_the_base_model_s_prefix_are_found(tmp_path, voice):
+def test_names_without_the_base_model_s_prefix_are_found(tmp_path, progress):
     """The gpt2 everybody has: saved as a GPT2Model with buffers that nobody reads, loaded with a head."""
     model = build("gpt2")
     source = saved(model.transformer, tmp_path / "source")
@@ -172,7 +172,7 @@ def test_names_without_the_base_model_s_prefix_are_found(tmp_path, voice):
     config = source / "config.json"
     config.write_text(config.read_text().replace('"GPT2Model"', '"GPT2LMHeadModel"'))
     scored(model, tmp_path)
-    assert stream(source, tmp_path, voice).streamed
+    assert stream(source, tmp_path, progress).streamed
     hp.prune(model, [*json.loads((tmp_path / "out" / "proofs.json").read_text())["removed"]])
     with torch.no_grad():
         assert torch.equal(output(tmp_path / "out"), model(**token_inputs())[0])
@@ -207,29 +207,29 @@ def experts():
 
 
 @pytest.mark.parametrize("make", [vision, experts])
-def test_names_that_differ_on_disk_stay_as_they_are(make, tmp_path, voice):
+def test_names_that_differ_on_disk_stay_as_they_are(make, tmp_path, progress):
     """ViT's attentions are called otherwise in memory; Mixtral's experts lie there in one tensor."""
     model = make()
     source = saved(model, tmp_path / "source")
     assert set(tensors(source)) != set(model.state_dict())
     scored(model, tmp_path)
-    results = stream(source, tmp_path, voice)
+    results = stream(source, tmp_path, progress)
     assert results.streamed
-    assert any("isn't checked" in text for text in voice.said) == (make is experts)
+    assert any("isn't checked" in text for text in progress.said) == (make is experts)
     assert set(tensors(tmp_path / "out")) == set(tensors(source))
     hp.prune(model, [*results.removed])
     again = hp.load(tmp_path / "out", device="cpu")
     same_bits(again.state_dict(), model.state_dict())
 
 
-def test_a_file_whose_names_say_too_little_is_loaded(tmp_path, voice, monkeypatch):
+def test_a_file_whose_names_say_too_little_is_loaded(tmp_path, progress, monkeypatch):
     model = build("llama")
     source = saved(model, tmp_path / "source")
     scored(model, tmp_path)
     monkeypatch.setattr("headprune.checkpoint.stream.names_in_memory", lambda model, names: {})
-    results = stream(source, tmp_path, voice)
+    results = stream(source, tmp_path, progress)
     assert not results.streamed
-    assert any("loading the whole model: " in text for text in voice.said)
+    assert any("loading the whole model: " in text for text in progress.said)
     assert [proof.passed for proof in results.proofs] == [True, True]
     hp.prune(model, [*results.removed])
     with torch.no_grad():
@@ -237,7 +237,7 @@ def test_a_file_whose_names_say_too_little_is_loaded(tmp_path, voice, monkeypatc
 
 
 @pytest.mark.usefixtures("no_child")
-def test_only_what_is_cut_is_read_as_tensors(tmp_path, voice, monkeypatch):
+def test_only_what_is_cut_is_read_as_tensors(tmp_path, progress, monkeypatch):
     from headprune.checkpoint import stream as module
     from headprune.checkpoint.shards import Stored
 
@@ -251,17 +251,17 @@ def test_only_what_is_cut_is_read_as_tensors(tmp_path, voice, monkeypatch):
     real = Stored.read
     monkeypatch.setattr(Stored, "read", lambda self: (read.append(self.name), real(self))[1])
     assert module.Stored is Stored
-    stream(source, tmp_path, voice)
+    stream(source, tmp_path, progress)
     assert read
     assert all("self_attn" in name for name in read)
 
 
 @pytest.mark.usefixtures("no_child")
-def test_the_proofs_can_fail(tmp_path, voice):
+def test_the_proofs_can_fail(tmp_path, progress):
     model = build("llama")
     source = saved(model, tmp_path / "source")
     scored(model, tmp_path)
-    removed = stream(source, tmp_path, voice).removed
+    removed = stream(source, tmp_path, progress).removed
     out = tmp_path / "out"
     empty, _complaints = load_shapes(find(str(source)))
     before = inspect(empty)
@@ -300,10 +300,10 @@ def test_every_flipped_bit_is_a_difference(tmp_path):
 
 
 @pytest.mark.usefixtures("no_child")
-def test_what_is_written_is_safetensors(tmp_path, voice):
+def test_what_is_written_is_safetensors(tmp_path, progress):
     source = saved(build("bert").to(torch.bfloat16), tmp_path / "source")
     scored(hp.load(source, device="cpu"), tmp_path)
-    stream(source, tmp_path, voice, min_heads=0, keep=0.2)
+    stream(source, tmp_path, progress, min_heads=0, keep=0.2)
     for path in shards(tmp_path / "out"):
         with safe_open(path, "pt") as file:
             assert file.metadata() == {"format": "pt"}
@@ -313,7 +313,7 @@ def test_what_is_written_is_safetensors(tmp_path, voice):
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in found.values())
 
 
-def test_a_shard_that_is_missing_is_named(tmp_path, voice):
+def test_a_shard_that_is_missing_is_named(tmp_path, progress):
     model = build("llama")
     source = saved(model, tmp_path / "source")
     gone = shards(source)[1]
@@ -322,7 +322,7 @@ def test_a_shard_that_is_missing_is_named(tmp_path, voice):
         shards(source)
     scored(model, tmp_path)
     with pytest.raises(ModelError):
-        stream(source, tmp_path, voice)
+        stream(source, tmp_path, progress)
     assert not (tmp_path / "out").exists()
 
 
@@ -371,7 +371,7 @@ def test_the_command_line_streams(headprune, run_here):
 def test_weights_larger_than_the_memory_are_streamed_by_every_command(
     command, headprune, run_here, monkeypatch
 ):
-    monkeypatch.setattr("headprune.pipeline.streaming.available_memory", lambda: 1000)
+    monkeypatch.setattr("headprune.workflows.streaming.available_memory", lambda: 1000)
     settings = {"model": "model", "scores": "scores.json", "keep": 0.5, "out": "out"}
     (run_here / "recipe.yaml").write_text(json.dumps(settings))
     words = ("run", "recipe.yaml") if command == "run" else ("prune", "--config", "recipe.yaml")
@@ -389,7 +389,7 @@ def test_a_dry_run_of_a_stream_reads_no_data_and_writes_nothing(headprune, run_h
 
 @pytest.mark.usefixtures("no_child")
 def test_what_does_not_fit_into_memory_is_streamed_unasked(headprune, monkeypatch):
-    monkeypatch.setattr("headprune.pipeline.streaming.available_memory", lambda: 1000)
+    monkeypatch.setattr("headprune.workflows.streaming.available_memory", lambda: 1000)
     code, out, err = headprune(*PRUNE, "--json")
     assert code == 0, err
     assert "pruning from file to file, as --stream does" in err
@@ -432,11 +432,11 @@ def test_scores_of_the_model_in_another_dtype_are_its_own(headprune, run_here):
     assert tensors(run_here / "out")["lm_head.weight"].dtype == torch.float32
 
 
-def test_proofs_of_a_changed_plan_stay_with_their_error(tmp_path, voice, monkeypatch):
+def test_proofs_of_a_changed_plan_stay_with_their_error(tmp_path, progress, monkeypatch):
     model = build("llama")
     source = saved(model, tmp_path / "source")
     scored(model, tmp_path)
-    monkeypatch.setattr("headprune.pipeline.streaming.parameters_removed", lambda *a, **k: 1)
+    monkeypatch.setattr("headprune.workflows.streaming.parameters_removed", lambda *a, **k: 1)
     with pytest.raises(ProofError, match="parameters add up"):
-        stream(source, tmp_path, voice)
+        stream(source, tmp_path, progress)
     assert not (tmp_path / "out").exists()

@@ -224,7 +224,7 @@ def test_a_pooler_may_be_missing_where_nothing_reads_it(here):
     with pytest.raises(ModelError, match="pooler"):
         load_model(find("m"), auto_class="AutoModelForSequenceClassification")
     said = []
-    load_model(find("m"), auto_class="AutoModel", say=said.append)
+    load_model(find("m"), auto_class="AutoModel", notify=said.append)
     assert any("no pooler.dense.bias" in text for text in said)
 
 

@@ -14,10 +14,10 @@ from headprune.config import Recipe
 from headprune.errors import ConfigError, PlanError
 from headprune.heads import HeadId
 from headprune.journal import Journal
-from headprune.passes import Pass
-from headprune.pipeline.course import check_course
-from headprune.selection import Constraints, Half, Swapped, make_plan, swap
-from headprune.selection.swaps import pairs_near_the_cut
+from headprune.passes import RunContext
+from headprune.planning import Constraints, Half, Swapped, make_plan, swap
+from headprune.planning.swaps import pairs_near_the_cut
+from headprune.workflows.course import check_course
 
 
 @given(problems())
@@ -167,9 +167,9 @@ def test_a_search_goes_on_from_what_is_kept(case, tmp_path):
     def search(most, journal):
         forwards = []
         hook = model.register_forward_pre_hook(lambda *_: forwards.append(1))
-        over = Pass(journal=journal)
+        context = RunContext(journal=journal)
         found = swap(
-            model, anatomy, anatomy.heads[::2], loss=loss, most=most, over=over, **settings
+            model, anatomy, anatomy.heads[::2], loss=loss, most=most, context=context, **settings
         )
         hook.remove()
         return found, len(forwards)
@@ -182,8 +182,13 @@ def test_a_search_goes_on_from_what_is_kept(case, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "said", [{"keep": 0.5}, {"keep": 0.5, "mend": "best"}, {"mend": "none", "max_drop": "1%"}]
+    "said",
+    [
+        {"keep": 0.5},
+        {"keep": 0.5, "reconstruct": "best"},
+        {"reconstruct": "none", "max_drop": "1%"},
+    ],
 )
-def test_swaps_are_for_one_cut_that_is_not_mended(said):
+def test_swaps_are_for_one_cut_that_is_not_reconstructed(said):
     with pytest.raises(ConfigError, match="swaps are judged by heads as they are"):
         check_course(Recipe(swaps=2, method="gradient", steps=1, **said))

@@ -24,20 +24,20 @@ from headprune.evaluation import judge, predict, predict_masked
 from headprune.heads import HeadScores
 from headprune.journal import Journal
 from headprune.models import ModelSource
-from headprune.passes import IN_SILENCE, Pass
-from headprune.pipeline.curves import measure_curves
-from headprune.pipeline.sweep import lawful_points, recipes_of
+from headprune.passes import SILENT, RunContext
+from headprune.planning import knee, last_within
 from headprune.replay import losses
 from headprune.report.plots import spread, sweep_picture
-from headprune.report.terminal import Talk
+from headprune.report.terminal import ConsoleProgress
 from headprune.results import Sweep
-from headprune.selection import knee, last_within
 from headprune.subject import Subject, open_subject, separate_rows
 from headprune.tasks import TASKS
 from headprune.tasks.rows import Example, noted_rows
+from headprune.workflows.curves import measure_curves
+from headprune.workflows.sweep import lawful_points, recipes_of
 
 KEEPS = (1.0, 0.7, 0.5, 0.3)
-QUIET = Talk(quiet=True)
+QUIET = ConsoleProgress(quiet=True)
 
 
 def subject_of(name, tokenizer, **settings):
@@ -60,9 +60,9 @@ def drawn_scores(anatomy, seed):
     return HeadScores(method="drawn", heads=anatomy.heads, values=tuple(values), n=0, seed=seed)
 
 
-def curves_of(subject, anatomy, batches, *, over=IN_SILENCE, keeps=KEEPS):
+def curves_of(subject, anatomy, batches, *, context=SILENT, keeps=KEEPS):
     scores = {name: drawn_scores(anatomy, seed) for seed, name in enumerate(("one", "two"))}
-    return measure_curves(subject, anatomy, scores, keeps=keeps, batches=batches, over=over)
+    return measure_curves(subject, anatomy, scores, keeps=keeps, batches=batches, context=context)
 
 
 @pytest.fixture(scope="module", params=["bert", "llama"])
@@ -174,15 +174,15 @@ def test_a_sweep_that_was_killed_goes_on_and_ends_with_the_same_bytes(
     whole, _better = curves_of(subject, anatomy, batches)
     DyingJournal.left = done
     with pytest.raises(StoppedError):
-        curves_of(subject, anatomy, batches, over=Pass(journal=DyingJournal(tmp_path)))
+        curves_of(subject, anatomy, batches, context=RunContext(journal=DyingJournal(tmp_path)))
     journal = Journal(tmp_path)
     assert journal.count() == done
-    resumed, _better = curves_of(subject, anatomy, batches, over=Pass(journal=journal))
+    resumed, _better = curves_of(subject, anatomy, batches, context=RunContext(journal=journal))
     assert [c.model_dump_json() for c in resumed] == [c.model_dump_json() for c in whole]
     assert journal.count() == len(batches) * (1 if name == "llama" else 7)
     # Other cuts are other results.
     other, _better = curves_of(
-        subject, anatomy, batches, over=Pass(journal=journal), keeps=(1.0, 0.6)
+        subject, anatomy, batches, context=RunContext(journal=journal), keeps=(1.0, 0.6)
     )
     assert other == curves_of(subject, anatomy, batches, keeps=(1.0, 0.6))[0]
 
@@ -256,20 +256,20 @@ def test_the_limit_is_kept_by_the_worse_end_of_the_interval(measured):
 
 def test_points_that_can_not_be_cut_are_left_out_or_refused(capsys, tokenizer):
     anatomy = inspected(build("bert"))
-    talk = Talk()
-    assert lawful_points(anatomy, Recipe(min_heads=2), voice=talk) == (
+    talk = ConsoleProgress()
+    assert lawful_points(anatomy, Recipe(min_heads=2), progress=talk) == (
         1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4,
     )  # fmt: skip
     told = capsys.readouterr().err
     assert "left out: --keep 0.3 leaves 5 of 18 heads, and at least 6 must stay" in told
     asked = Recipe(min_heads=2, points=(0.5, 0.2))
     with pytest.raises(PlanError, match=r"--keep 0.2 leaves 4 of 18"):
-        lawful_points(anatomy, asked, voice=QUIET)
+        lawful_points(anatomy, asked, progress=QUIET)
     with pytest.raises(PlanError, match="removes no head"):
-        lawful_points(anatomy, Recipe(points=(0.99,)), voice=QUIET)
-    assert lawful_points(anatomy, Recipe(points=(0.3, 0.8, 0.3)), voice=QUIET) == (1.0, 0.8, 0.3)
+        lawful_points(anatomy, Recipe(points=(0.99,)), progress=QUIET)
+    assert lawful_points(anatomy, Recipe(points=(0.3, 0.8, 0.3)), progress=QUIET) == (1.0, 0.8, 0.3)
     with pytest.raises(PlanError, match="no attention 'cross'"):
-        lawful_points(anatomy, Recipe(sites=("cross",)), voice=QUIET)
+        lawful_points(anatomy, Recipe(sites=("cross",)), progress=QUIET)
 
 
 def test_methods_are_those_named_or_a_method_and_its_controls():
@@ -345,8 +345,8 @@ def test_rows_that_chose_are_not_rows_that_report(sweep, place):
     assert code == 0, err
     found = json.loads(out)
     recipe = Recipe(data="train.csv", eval_data="test.csv", model="model")
-    subject = open_subject(recipe, voice=QUIET)
-    choosing, reporting = separate_rows(subject, voice=QUIET)
+    subject = open_subject(recipe, progress=QUIET)
+    choosing, reporting = separate_rows(subject, progress=QUIET)
     assert found["calibration"] == choosing.note
     assert found["data"] == reporting.note
     assert (found["calibration"]["n"], found["n"]) == (20, 20)
@@ -418,10 +418,12 @@ def test_the_same_command_goes_on_where_it_was_stopped(sweep, place, monkeypatch
 
 
 def test_what_leads_to_one_cut_is_left_aside_aloud(sweep, place):
-    (place / "headprune.yaml").write_text("steps: 3\nmend: refit\nheads: 4\nmethod: magnitude\n")
+    (place / "headprune.yaml").write_text(
+        "steps: 3\nreconstruct: refit\nheads: 4\nmethod: magnitude\n"
+    )
     code, out, err = sweep("--points", "0.5", "--multiple-of", "2", "--json")
     assert code == 0, err
-    assert "masked at every point: --steps, --mend, --heads" in err
+    assert "masked at every point: --steps, --reconstruct, --heads" in err
     found = json.loads(out)
     assert found["constraints"]["multiple_of"] == 2
     assert [curve["method"] for curve in found["curves"]] == ["magnitude", "random"]

@@ -264,7 +264,7 @@ def script(folder, name, features, body, arguments=SIDES):
         ("mbinary", INTEGERS, "return {'mbinary': 1 / (max(references) < 2)}", "3 classes that were tried"),
         ("mseveral", INTEGERS, "return {'a': 1.0, 'b': 2.0}", "gives a, b"),
         ("mlist", INTEGERS, "return {'mlist': [1.0, 2.0]}", "none of them is one number"),
-        ("mends", INTEGERS, "import sys; sys.exit(3)", "fails on 6 rows"),
+        ("reconstructs", INTEGERS, "import sys; sys.exit(3)", "fails on 6 rows"),
     ],
 )  # fmt: skip
 def test_a_script_that_does_not_fit_is_refused_before_the_work(

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from headprune.config import Recipe
 from headprune.drop import Drop
 from headprune.heads import HeadScores
-from headprune.pipeline.course import constraints_of, is_tolerant
-from headprune.pipeline.tolerance import Look, _bisect, keeps
-from headprune.selection import make_plan
+from headprune.planning import make_plan
 from headprune.tasks.rows import Example, draw, set_apart
+from headprune.workflows.course import constraints_of, is_tolerant
+from headprune.workflows.tolerance import Look, _bisect, keeps
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from test_scoring import classifier_loss, setting
 
 import headprune as hp
 from headprune.batch import Batch, as_batches
-from headprune.passes import IN_SILENCE
+from headprune.passes import SILENT
 from headprune.scoring.derivatives import mean_over_stretches
 from headprune.scoring.moments import row_of_position
 from headprune.scoring.unique import _RIDGE, _STRETCH
@@ -116,7 +116,7 @@ def stretched(model, batches, loss, length):
         inspected(model),
         batches=batches,
         loss=loss,
-        over=IN_SILENCE,
+        context=SILENT,
         name="stretches",
         length=length,
     )

@@ -451,7 +451,7 @@ def test_whatever_a_config_says_the_end_is_a_model_or_three_parts(saved, tmp_pat
     for use in (
         lambda: empty_model(find(str(directory), weights=False)),
         lambda: load_model(
-            find(str(directory)), auto_class=None, device="cpu", say=lambda _text: None
+            find(str(directory)), auto_class=None, device="cpu", notify=lambda _text: None
         ),
     ):
         try:

@@ -67,7 +67,7 @@ def drive(request: Request, folder: Path) -> list[Record]:
     ground.place.renew()
     constants()
     build(ground)
-    tell(f"laid out in {time.monotonic() - started:.0f} s")
+    notify(f"laid out in {time.monotonic() - started:.0f} s")
     chosen = [CAMPAIGNS[name] for name in names]
     workers = []
     for number in range(request.jobs):
@@ -125,7 +125,7 @@ def _trials(
     for number in numbers:
         now = time.monotonic()
         if now > end:
-            tell(f"{campaign.name}: no time for trial {number} and later")
+            notify(f"{campaign.name}: no time for trial {number} and later")
             return
         try:
             outcome = campaign.trial(bench, number)
@@ -134,13 +134,13 @@ def _trials(
             what = f"the campaign itself: {type(error).__name__}: {error} ({where.name}:{where.lineno})"
             outcome = Outcome("the campaign itself", what)
         if outcome.problem:
-            tell(
+            notify(
                 f"FAILED --only {campaign.name} --seed {bench.ground.seed} --trial {number}: {outcome.kind}: {outcome.problem}"
             )
         seconds = round(time.monotonic() - now, 3)
         yield {"campaign": campaign.name, "trial": number, **outcome._asdict(), "seconds": seconds}
 
 
-def tell(text: str) -> None:
+def notify(text: str) -> None:
     """Say what is going on, beside what is printed for keeps."""
     print(f"faults: {text}", file=sys.stderr, flush=True)

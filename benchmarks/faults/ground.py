@@ -25,7 +25,7 @@ _PLAIN = {
     "max_position_embeddings": 256,
 }
 DATA = ("--data", "train.csv", "--eval-data", "test.csv", "--limit", "8")
-CUT = ("--keep", "0.5", "--scores", "scores.json", "--mend", "none")
+CUT = ("--keep", "0.5", "--scores", "scores.json", "--reconstruct", "none")
 
 
 @dataclass(frozen=True)

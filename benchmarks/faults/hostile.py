@@ -12,7 +12,7 @@ from benchmarks.faults.scenarios import Bench, listing
 
 _ROOM = 8 << 30
 _ROWS = ("--data", "train.csv", "--limit", "8", "-q")
-_CUT = ("--keep", "0.5", "--mend", "none", "--out", "out")
+_CUT = ("--keep", "0.5", "--reconstruct", "none", "--out", "out")
 _HEAL = ("heal", "model", "--max-steps", "1", "--limit", "8", "--out", "out", "-q")
 _COMMANDS = (
     ("eval", "model", "--data", "test.csv", "--json", "-q"),

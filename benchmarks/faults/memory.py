@@ -18,7 +18,8 @@ _CLASSES = ("wide-bert", "--data", "long.csv", *_ROWS)
 _COMMANDS = {
     "score --method ablation": ("score", *_TEXTS, "--method", "ablation", "--run", "run"),
     "eval": ("eval", *_TEXTS, "--json"),
-    "prune --mend refit": ("prune", *_CLASSES, *CUT[:2], "--method", "magnitude", "--mend", "refit", "--out", "out"),
+    "prune --reconstruct refit": ("prune", *_CLASSES, *CUT[:2],
+        "--method", "magnitude", "--reconstruct", "refit", "--out", "out"),
     "score --method gradient": ("score", *_CLASSES, "--method", "gradient", "--run", "run"),
     "sweep": ("sweep", *_CLASSES, "--methods", "magnitude", "--points", "0.5", "--out", "sweep"),
     "prune --stream": ("prune", "bert", *CUT, "--stream", "--out", "out", "-q"),

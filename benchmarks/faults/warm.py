@@ -19,8 +19,8 @@ from benchmarks.faults.place import read
 _FIRST = (
     "headprune.cli",
     "headprune.api",
-    "headprune.pipeline",
-    "headprune.pipeline.healing",
+    "headprune.workflows",
+    "headprune.workflows.healing",
     "headprune.export",
     "headprune.report.scores",
     "headprune.report.terminal",

@@ -11,7 +11,7 @@ from benchmarks.speed.cases import Case
 from benchmarks.speed.clock import wait
 from benchmarks.speed.methods import replay, whole
 from headprune.batch import Batch
-from headprune.passes import Pass
+from headprune.passes import RunContext
 
 _HEADS = 48
 _SHOWN = 10
@@ -49,7 +49,7 @@ def profile_ablation(case: Case) -> Profile:
         return batches
 
     replay(case, [batch], masks)
-    replay(case, [batch], masks, over=Pass(track=begin))
+    replay(case, [batch], masks, context=RunContext(track=begin))
     wait(case.device)
     seen.stop()
     if not on_gpu:

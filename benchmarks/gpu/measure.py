@@ -17,7 +17,7 @@ from benchmarks.speed.clock import timed
 from benchmarks.speed.compare import spread
 from benchmarks.speed.methods import naive, one_forward, replay
 from headprune.batch import Batch
-from headprune.passes import Pass
+from headprune.passes import RunContext
 from headprune.placement import release_memory
 from headprune.scoring import METHODS
 
@@ -112,7 +112,9 @@ def measure(case: Case, flops: float, *, clock: Clock) -> Measured:
         {
             NAIVE: lambda: naive(case, columns),
             ABLATION: lambda: _ablation(case, said=said),
-            UNIQUE: lambda: METHODS["unique"](case.model, case.anatomy, over=Pass(), **given),
+            UNIQUE: lambda: METHODS["unique"](
+                case.model, case.anatomy, context=RunContext(), **given
+            ),
         },
         clock=clock,
     )
@@ -161,8 +163,13 @@ def _ablation(case: Case, *, compile: bool = False, said: list[str] | None = Non
         _forget_peak(case.device)
         return batches
 
-    say = None if said is None else said.append
-    return replay(case, case.batches, masks, over=Pass(track=begin, say=say, compile=compile))
+    told: list[str] = [] if said is None else said
+    return replay(
+        case,
+        case.batches,
+        masks,
+        context=RunContext(track=begin, notify=told.append, compile=compile),
+    )
 
 
 def _forget_peak(device: torch.device) -> None:

@@ -45,12 +45,12 @@ def _timings(request: Request, memory: Memory) -> bool:
     comparisons, profiles = [], {}
     for name in request.subjects:
         case = open_case(name, request.sizes, request.device)
-        comparisons.append(compare(case, request.effort, peak=peak, tell=_tell))
+        comparisons.append(compare(case, request.effort, peak=peak, notify=_tell))
         if request.profile:
             _tell(f"{name}: profile")
             profiles[name] = profile_batch(case)
         del case
-    linear = measure_linear(request.sizes, request.effort, request.device, tell=_tell)
+    linear = measure_linear(request.sizes, request.effort, request.device, notify=_tell)
     peak.sample()
     machine["load_at_the_end"] = load()
     verdicts = judge(comparisons, memory, peak=peak.best)

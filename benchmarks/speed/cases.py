@@ -76,7 +76,7 @@ class Case:
 class Silent:
     """Says nothing."""
 
-    def say(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         """Drop the text."""
 
     def track(self, items: Sequence[Item], description: str) -> Iterable[Item]:
@@ -144,7 +144,7 @@ def _minilm(sizes: Sizes, device: str) -> Case:
     recipe = Recipe(
         model="demo:minilm", task="similarity", data="demo:stsb", split="train", device=device
     )
-    subject = open_subject(recipe, voice=Silent())
+    subject = open_subject(recipe, progress=Silent())
     pairs = draw(_examples(subject), sizes.rows["minilm"], seed=0)
     return _case(
         "minilm",
@@ -170,7 +170,7 @@ def _smollm2(sizes: Sizes, device: str) -> Case:
         dtype="float32",
         device=device,
     )
-    subject = open_subject(recipe, voice=Silent())
+    subject = open_subject(recipe, progress=Silent())
     full = [example for example in _examples(subject) if len(example.tokens) == sizes.window]
     windows = draw(full, sizes.rows["smollm2"], seed=0)
     return _case(

@@ -119,12 +119,12 @@ class Comparison:
         }
 
 
-def compare(case: Case, effort: Effort, *, peak: Peak, tell: Tell) -> Comparison:
+def compare(case: Case, effort: Effort, *, peak: Peak, notify: Tell) -> Comparison:
     """Run all methods in turns, the matrix products that give the peak among them."""
     columns = spread(case.num_heads, effort.heads)
     places = spread(len(columns), effort.reference_heads)
     few = [columns[place] for place in places]
-    tell(f"{case.name}: warming up")
+    notify(f"{case.name}: warming up")
     warm_up(case, columns)
     samples = Seconds()
     found: dict[str, Run] = {}
@@ -132,7 +132,7 @@ def compare(case: Case, effort: Effort, *, peak: Peak, tell: Tell) -> Comparison
     for turn in range(effort.repeats):
         samples.forward.append(one_forward(case))
         for name, run in _methods(case, columns, few).items():
-            tell(f"{case.name}: {name}, turn {turn + 1} of {effort.repeats}")
+            notify(f"{case.name}: {name}, turn {turn + 1} of {effort.repeats}")
             found[name] = run()
             getattr(samples, name).append(found[name].seconds)
             samples.forward.append(one_forward(case))

@@ -29,7 +29,7 @@ class Point:
         return self.seconds / (self.rows * self.length)
 
 
-def measure_linear(sizes: Sizes, effort: Effort, device: str, *, tell: Tell) -> list[Point]:
+def measure_linear(sizes: Sizes, effort: Effort, device: str, *, notify: Tell) -> list[Point]:
     """Ablate a few heads of up to six layers on ``n``, ``2n`` and ``4n`` rows, and on ``2n`` rows of three lengths."""
     n = effort.linear_rows * (32 if device.startswith("cuda") else 1)
     short, middle, long = effort.linear_lengths
@@ -37,7 +37,7 @@ def measure_linear(sizes: Sizes, effort: Effort, device: str, *, tell: Tell) -> 
     cases = {key: _open(key, n, sizes, device) for key in wanted}
     found: dict[tuple[int, int], list[tuple[float, float]]] = {key: [] for key in wanted}
     for turn in range(effort.repeats):
-        tell(f"linear cost: turn {turn + 1} of {effort.repeats}")
+        notify(f"linear cost: turn {turn + 1} of {effort.repeats}")
         for key, case in cases.items():
             masks = _masks(case)
             if turn == 0:

@@ -11,7 +11,7 @@ from benchmarks.speed.cases import Case
 from benchmarks.speed.clock import timed, wait
 from headprune.batch import Batch, forward, per_example
 from headprune.masking import gated
-from headprune.passes import IN_SILENCE, Pass
+from headprune.passes import SILENT, RunContext
 from headprune.replay import losses
 from headprune.scoring.gradient import gradient
 
@@ -103,17 +103,17 @@ def ours_with(case: Case, masks: Tensor) -> Run:
 
     wait(case.device)
     start = time.perf_counter()
-    found = replay(case, case.batches, masks, over=Pass(track=note))
+    found = replay(case, case.batches, masks, context=RunContext(track=note))
     wait(case.device)
     return Run(time.perf_counter() - start, started[0] - start, found)
 
 
 def replay(
-    case: Case, batches: Sequence[Batch], masks: Tensor, *, over: Pass = IN_SILENCE
+    case: Case, batches: Sequence[Batch], masks: Tensor, *, context: RunContext = SILENT
 ) -> Tensor:
     """Return the losses of every example of ``batches`` under every mask."""
     return losses(
-        case.model, case.anatomy, batches=batches, loss=case.task.loss, masks=masks, over=over
+        case.model, case.anatomy, batches=batches, loss=case.task.loss, masks=masks, context=context
     )
 
 
@@ -127,7 +127,7 @@ def gradient_seconds(case: Case) -> float:
             batches=case.batches,
             loss=case.task.loss,
             seed=0,
-            over=IN_SILENCE,
+            context=SILENT,
         )
 
     return timed(case.device, run)[0]
@@ -143,7 +143,7 @@ def warm_up(case: Case, columns: Sequence[int]) -> None:
             _pass(case, first)
             _double_pass(case, case.reference_batches[:1])
     replay(case, first, 1 - few)
-    gradient(case.model, case.anatomy, batches=first, loss=case.task.loss, seed=0, over=IN_SILENCE)
+    gradient(case.model, case.anatomy, batches=first, loss=case.task.loss, seed=0, context=SILENT)
 
 
 def whole(batch: Batch) -> Batch:

@@ -10,7 +10,7 @@ from benchmarks.speed.cases import Case
 from benchmarks.speed.clock import wait
 from benchmarks.speed.methods import replay, whole
 from headprune.batch import Batch
-from headprune.passes import Pass
+from headprune.passes import RunContext
 
 _SHOWN = 12
 
@@ -38,7 +38,7 @@ def profile_batch(case: Case) -> list[Operator]:
         profiler.start()
         return batches
 
-    replay(case, [whole(case.batches[0])], masks, over=Pass(track=begin))
+    replay(case, [whole(case.batches[0])], masks, context=RunContext(track=begin))
     wait(case.device)
     profiler.stop()
     attribute = "self_device_time_total" if on_gpu else "self_cpu_time_total"

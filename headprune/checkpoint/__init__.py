@@ -15,7 +15,7 @@ from headprune.checkpoint.own_save import let_it_save_itself, own_save
 from headprune.checkpoint.pickled import pickled_weights, rewritten
 from headprune.checkpoint.save import (
     MAX_SHARD_SIZE,
-    Route,
+    LoadMethod,
     described,
     stock_config,
     write_description,
@@ -30,7 +30,7 @@ from headprune.checkpoint.tokenizer_files import awkward_ids, home_of, tokenizer
 __all__ = [
     "MAX_SHARD_SIZE",
     "Cut",
-    "Route",
+    "LoadMethod",
     "auto_class_of",
     "auto_classes",
     "awkward_ids",

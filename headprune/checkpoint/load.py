@@ -43,7 +43,7 @@ _MOST_BYTES_OF_TABLES = 4_000_000_000
 _OWN_KERNELS = ("eager", "sdpa", "flex_attention")
 _HEADS = ("ForSequenceClassification", "ForCausalLM", "ForMaskedLM")
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 def _warn(text: str) -> None:
@@ -92,7 +92,7 @@ def load_model(
     device: str = "auto",
     dtype: str = "auto",
     attn_implementation: str | None = None,
-    say: Say = _warn,
+    notify: Notify = _warn,
 ) -> PreTrainedModel:
     """Load the model that was found, in eval mode; every weight that it reads must be there.
 
@@ -102,7 +102,7 @@ def load_model(
         device: As :func:`load` takes it.
         dtype: As :func:`load` takes it.
         attn_implementation: As :func:`load` takes it.
-        say: Is told what of the files isn't used, or is used otherwise than they say.
+        notify: Is told what of the files isn't used, or is used otherwise than they say.
 
     Raises:
         CheckpointError: A file is missing or damaged.
@@ -113,7 +113,7 @@ def load_model(
         options["attn_implementation"] = attn_implementation
     if device == "spread":
         options["device_map"] = "auto"
-    model, _info = _load(source, auto_class, say=say, dtype=choose_dtype(dtype), **options)
+    model, _info = _load(source, auto_class, notify=notify, dtype=choose_dtype(dtype), **options)
     for name in ("id2label", "label2id"):  # transformers drops some, and derives none
         if getattr(source.config, name, None):
             setattr(model.config, name, dict(getattr(source.config, name)))
@@ -130,7 +130,9 @@ def load_model(
     return loaded
 
 
-def load_shapes(source: ModelSource, *, say: Say = _warn) -> tuple[PreTrainedModel, frozenset[str]]:
+def load_shapes(
+    source: ModelSource, *, notify: Notify = _warn
+) -> tuple[PreTrainedModel, frozenset[str]]:
     """Load a model as the class it was saved as, names, shapes and dtypes only: on the meta device, no number is read.
 
     Returns:
@@ -140,7 +142,7 @@ def load_shapes(source: ModelSource, *, say: Say = _warn) -> tuple[PreTrainedMod
         CheckpointError: A file is missing or damaged.
         ModelError: The weights aren't those of the config.
     """
-    model, info = _load(source, None, say=say, dtype="auto", device_map="meta")
+    model, info = _load(source, None, notify=notify, dtype="auto", device_map="meta")
     return model.eval(), complaints(info)
 
 
@@ -150,11 +152,11 @@ def complaints(info: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _load(
-    source: ModelSource, auto_class: str | None, *, say: Say, **options: Any
+    source: ModelSource, auto_class: str | None, *, notify: Notify, **options: Any
 ) -> tuple[Any, dict[str, Any]]:
     check_manifest(source.directory)
     for note in source.notes:
-        say(note)
+        notify(note)
     refuse_pruned_parts(source.config)
     given: dict[str, Any] = {}
     if pruned_heads(source.config):
@@ -164,7 +166,7 @@ def _load(
         source = replace(source, config=_without_kernels(source.config))
         given["config"] = source.config
         if "attn_implementation" not in options:
-            say(
+            notify(
                 f"careful: config.json asks for the attention {', '.join(foreign)}; "
                 "what torch itself has is used instead, as results are proven with it"
             )
@@ -197,7 +199,7 @@ def _load(
         raise incomplete(missing, model, source, kind=kind.__name__)
     for text in (unread(info["unexpected_keys"], model), random_pooler(poolers)):
         if text:
-            say(text)
+            notify(text)
     return model, info
 
 

@@ -15,7 +15,7 @@ def refuse_unusable_output(
     *,
     overwrite: bool,
     needed_bytes: int = 0,
-    say: Callable[[str], None] | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> None:
     """Check, before any work starts, that a directory can be written later, and holds nothing that isn't ours.
 
@@ -23,7 +23,7 @@ def refuse_unusable_output(
         out: The directory.
         overwrite: Whether what is there may be replaced.
         needed_bytes: How much will be written.
-        say: Tells the user that what a run that was killed had moved aside is back.
+        notify: Tells the user that what a run that was killed had moved aside is back.
 
     Raises:
         CheckpointError: See :func:`headprune.atomic.refuse_unusable_target` and :func:`refuse_strangers`.
@@ -31,8 +31,8 @@ def refuse_unusable_output(
     was_put_back = refuse_unusable_target(
         out, overwrite=overwrite, needed_bytes=needed_bytes, check=refuse_strangers
     )
-    if was_put_back and say is not None:
-        say(f"{out} is back: a run that was killed while it replaced it had moved it aside")
+    if was_put_back and notify is not None:
+        notify(f"{out} is back: a run that was killed while it replaced it had moved it aside")
 
 
 def refuse_source(out: Path, source: Path) -> None:

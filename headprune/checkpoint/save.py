@@ -41,7 +41,7 @@ from headprune.heads import SiteId
 from headprune.surgery import head_settings, layer_counts, modeling_headprune
 from headprune.surgery.modeling_headprune import unfolded, width_kept
 
-Route = Literal["stock", "remote-code"]
+LoadMethod = Literal["stock", "remote-code"]
 
 # Families whose config refuses head counts that don't divide the hidden size, and the stock family that computes the same and
 # doesn't. Reloading proves that it is so.
@@ -61,7 +61,7 @@ def write_model(
     tokenizer: Any = None,
     source: Path | None = None,
     max_shard_size: str = MAX_SHARD_SIZE,
-) -> Route:
+) -> LoadMethod:
     """Write weights, config, tokenizer and what else a load needs into an existing directory.
 
     Args:
@@ -91,7 +91,7 @@ def write_description(
     description: "Description",
     tokenizer: Any = None,
     source: Path | None = None,
-) -> Route:
+) -> LoadMethod:
     """Write all that a load needs but the weights; names and shapes of ``model`` are enough."""
     if source is not None:
         copy_side_files(source, directory)
@@ -105,7 +105,7 @@ class Description:
     """A config that builds exactly the tensors of a model, and how it does."""
 
     config: PreTrainedConfig
-    route: Route
+    route: LoadMethod
 
 
 def described(model: PreTrainedModel, anatomy: Anatomy) -> Description:

@@ -137,7 +137,7 @@ def run_app() -> int:
         error = ended.error
         if isinstance(error, KeyboardInterrupt):
             raise error from None
-        return _failed(error, tell=ended.tell)
+        return _failed(error, notify=ended.notify)
     except OSError as error:  # of a command they come as CommandError: this is --help, or --version
         discard(sys.stdout)
         return _failed(stdout_error(error))
@@ -157,7 +157,7 @@ def _module_that_failed(error: BaseException) -> str | None:
     return last.rpartition(".")[2] if last.startswith(_MODELS) else None
 
 
-def _failed(error: BaseException, *, tell: Callable[[HeadpruneError], str] | None = None) -> int:
+def _failed(error: BaseException, *, notify: Callable[[HeadpruneError], str] | None = None) -> int:
     """Say what is wrong, in three parts, and return the exit code; ``tell`` returns what stdout says of it.
 
     Raises:
@@ -190,6 +190,6 @@ def _failed(error: BaseException, *, tell: Callable[[HeadpruneError], str] | Non
     with suppress(OSError, ValueError):  # stderr is full or closed: the exit code says it
         typer.echo(str(error), err=True)
     with suppress(OSError, ValueError, HeadpruneError):
-        if tell is not None and (text := tell(error)):
+        if notify is not None and (text := notify(error)):
             typer.echo(text, nl=False)
     return error.exit_code

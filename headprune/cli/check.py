@@ -70,7 +70,7 @@ def command(call: Call) -> None:
     if call.own.get("update_baseline"):
         gate.refuse_unusable_baseline(path)
         call.write(gate.write_baseline(path, _result(call)).to_json())
-        call.talk.say(f"written: {path}")
+        call.talk.notify(f"written: {path}")
         return
     baseline = gate.read_baseline(path)
     limits = limits_of(call.recipe, baseline)
@@ -93,15 +93,15 @@ def tell_error(given: Mapping[str, Any], error: HeadpruneError) -> str:
     """Return what stdout says of an exit 2: whoever reads a format for machines reads it there, too."""
     from headprune.report.ci import ERROR_FORMATS
 
-    tell = None if given.get("json") else ERROR_FORMATS.get(str(given.get("format")))
-    return tell(error) if tell else ""
+    notify = None if given.get("json") else ERROR_FORMATS.get(str(given.get("format")))
+    return notify(error) if notify else ""
 
 
 def _result(
     call: Call, baseline: "Baseline | None" = None, limits: "Limits | None" = None
 ) -> "EvalResult":
     """Return the result to judge: read from a file, or measured; what can't be judged is refused first."""
-    from headprune import pipeline
+    from headprune import workflows
     from headprune.footprint import size_names
     from headprune.gate import refuse_untimed
     from headprune.results import read_result
@@ -113,4 +113,4 @@ def _result(
     if baseline is not None and limits is not None:
         sizes = size_names(lengths=recipe.latency_length, rows=recipe.latency_batch)
         refuse_untimed(baseline, limits, names=sizes if recipe.latency else ())
-    return pipeline.evaluate(recipe, voice=call.talk, baseline=baseline)
+    return workflows.evaluate(recipe, progress=call.talk, baseline=baseline)

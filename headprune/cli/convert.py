@@ -20,7 +20,7 @@ OPTIONS: dict[str, Any] = {
 
 def command(call: Call) -> None:
     """Make a model that transformers v4 pruned (config.pruned_heads) or pickled load with transformers v5."""
-    from headprune import pipeline
+    from headprune import workflows
     from headprune.artefact import dump_json
     from headprune.report.tables import key_value_table
 
@@ -30,6 +30,6 @@ def command(call: Call) -> None:
             where="--out",
             hint="headprune convert MODEL --out DIR",
         )
-    route = pipeline.convert(call.recipe, out=Path(call.recipe.out), voice=call.talk)
+    route = workflows.convert(call.recipe, out=Path(call.recipe.out), progress=call.talk)
     rows = {"directory": call.recipe.out, "loads_with": route}
     call.write(dump_json({"format": 1, **rows})) if call.json else call.show(key_value_table(rows))

@@ -10,8 +10,8 @@ OPTIONS: dict[str, Any] = {**MODEL, **ROWS, **WORK, **TIMES}
 
 def command(call: Call) -> None:
     """Measure a model, pruned or not: metric with interval, size, latency."""
-    from headprune import pipeline
+    from headprune import workflows
     from headprune.report.terminal import eval_table
 
-    result = pipeline.evaluate(call.recipe, voice=call.talk)
+    result = workflows.evaluate(call.recipe, progress=call.talk)
     call.write(result.to_json()) if call.json else call.show(eval_table(result))

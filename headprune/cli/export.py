@@ -27,7 +27,7 @@ OPTIONS: dict[str, Any] = {
 
 def command(call: Call) -> None:
     """Write a Llama-like model, pruned or not, as GGUF for llama.cpp, and prove it by reading it back."""
-    from headprune import pipeline
+    from headprune import workflows
     from headprune.report.tables import key_value_table
 
     path = call.own.get("gguf")
@@ -37,11 +37,11 @@ def command(call: Call) -> None:
             where="--gguf",
             hint="headprune export MODEL --gguf model.gguf",
         )
-    made = pipeline.export(
+    made = workflows.export(
         call.recipe,
         gguf=path,
         with_tokenizer=call.own.get("tokenizer") is not False,
-        voice=call.talk,
+        progress=call.talk,
     )
     call.write(made.to_json()) if call.json else call.show(key_value_table(_rows(made)))
 

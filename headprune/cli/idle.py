@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 LIMITS = ("max_drop", "min_recovery", "max_parameters", "max_latency_increase")
 _JUDGED = ("metric", "higher_is_better", "trust_metric_code")
 _SCORING = ("method", "objective", "normalize", "steps", "num_samples", "swaps", "max_drop")
-_MENDING = ("mend", "allow_bias")
+_RECONSTRUCTION = ("reconstruct", "allow_bias")
 
 
 class _Rule(NamedTuple):
@@ -55,7 +55,7 @@ def _methods(recipe: "Recipe") -> tuple[str | None, ...]:
 
 
 def _has_steps(call: Call) -> bool:
-    from headprune.pipeline.course import steps_of
+    from headprune.workflows.course import steps_of
 
     said = [call.recipe.model_copy(update={"method": name}) for name in _methods(call.recipe)]
     return any(steps_of(recipe) > 1 for recipe in said)
@@ -104,9 +104,9 @@ _RULES: dict[str, tuple[_Rule, ...]] = {
             "leave it out, or say --until decided",
         ),
         _Rule(
-            ("mend",),
+            ("reconstruct",),
             _has_steps,
-            "what is left is mended between steps, and there is one",
+            "what is left is reconstructed between steps, and there is one",
             "leave it out, or say --keep 0.7 --steps 2",
         ),
         _Rule(
@@ -121,12 +121,12 @@ _RULES: dict[str, tuple[_Rule, ...]] = {
         _COMPILE,
         _Rule(
             ("allow_bias",),
-            lambda call: call.recipe.mend != "none",
-            "biases are created for mending",
-            "leave it out, or mend: --mend bias",
+            lambda call: call.recipe.reconstruct != "none",
+            "biases are created for reconstruction",
+            "leave it out, or reconstruct: --reconstruct bias",
         ),
         _Rule(
-            (*ROWS, "device", "batch_size", *_SCORING, *_MENDING, *TIMES),
+            (*ROWS, "device", "batch_size", *_SCORING, *_RECONSTRUCTION, *TIMES),
             lambda call: call.recipe.scores is None or not call.own.get("stream"),
             "from file to file no data is read and nothing is run",
             "leave it out, or leave out --stream",

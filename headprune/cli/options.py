@@ -18,7 +18,7 @@ from headprune.errors import HeadpruneError
 
 if TYPE_CHECKING:
     from headprune.config import Recipe
-    from headprune.report.terminal import Talk
+    from headprune.report.terminal import ConsoleProgress
 
 RUN_PANEL = "Run"
 
@@ -58,7 +58,7 @@ class Call:
 
     recipe: "Recipe"
     own: dict[str, Any]
-    talk: "Talk"
+    talk: "ConsoleProgress"
     json: bool
     said: frozenset[str] = frozenset()
 
@@ -78,10 +78,10 @@ class Call:
 class CommandError(Exception):
     """What ended a command. Click never sees it: it would answer Ctrl-C, the end of a file and a broken pipe itself."""
 
-    def __init__(self, error: BaseException, tell: Callable[[HeadpruneError], str]) -> None:
+    def __init__(self, error: BaseException, notify: Callable[[HeadpruneError], str]) -> None:
         super().__init__(str(error))
         self.error = error
-        self.tell = tell
+        self.notify = notify
 
 
 def add_command(
@@ -130,10 +130,10 @@ def add_command(
 def _prepare(given: dict[str, Any], *, measures: bool) -> Call:
     from headprune.config import Recipe, load_recipe
     from headprune.distributed import launched_rank
-    from headprune.report.terminal import Talk
+    from headprune.report.terminal import ConsoleProgress
 
     # Of several processes one talks.
-    talk = Talk(
+    talk = ConsoleProgress(
         quiet=bool(given.pop("quiet")) or launched_rank() > 0, verbose=bool(given.pop("verbose"))
     )
     json, file = bool(given.pop("json")), given.pop("config", None)
@@ -146,7 +146,7 @@ def _prepare(given: dict[str, Any], *, measures: bool) -> Call:
         trust_metric_code=bool(own.pop("trust_metric_code", None)),
         measures=measures,
     )
-    talk.say(origin)
+    talk.notify(origin)
     _calm_libraries(verbose=talk.verbose)
     return Call(recipe, own, talk, json, frozenset(said))
 

@@ -88,7 +88,7 @@ OPTIONS: dict[str, Any] = {
     "normalize": Normalize,
     "steps": Steps,
     "num_samples": NumSamples,
-    "mend": Annotated[
+    "reconstruct": Annotated[
         str | None,
         typer.Option(
             metavar="none|best|scale|bias|refit",
@@ -98,7 +98,7 @@ OPTIONS: dict[str, Any] = {
     ],
     "allow_bias": switch(
         "allow-bias",
-        "Where output projections have no bias and the family knows one (Llama, Qwen3), mending may create it.",
+        "Where output projections have no bias and the family knows one (Llama, Qwen3), reconstruction may create it.",
     ),
     "rearrange": switch(
         "rearrange",
@@ -108,7 +108,7 @@ OPTIONS: dict[str, Any] = {
         int | None,
         typer.Option(
             metavar="N",
-            help="Up to N heads near the cut go instead of others, where the losses of both cuts say so; with --mend none.",
+            help="Up to N heads near the cut go instead of others where their losses say so; with --reconstruct none.",
             show_default=False,
         ),
     ],
@@ -116,7 +116,7 @@ OPTIONS: dict[str, Any] = {
         str | None,
         typer.Option(
             metavar="michel|kwon|flap|minitron",
-            help="Score, choose and mend as others do. (default: headprune's own way)",
+            help="Score, choose and reconstruct as others do. (default: headprune's own way)",
         ),
     ],
     "stream": switch(
@@ -134,37 +134,37 @@ OPTIONS: dict[str, Any] = {
 
 def command(call: Call) -> None:
     """Remove the least important heads, prove it, and save the smaller model."""
-    from headprune import pipeline
+    from headprune import workflows
     from headprune.report.terminal import plan_table, prune_table
 
     dry = bool(call.own.get("dry_run"))
     recipe = with_budget(call.recipe) if dry else with_output(call.recipe)
     if recipe.max_drop is not None and recipe.budgets:
-        call.talk.say(
+        call.talk.notify(
             f"max_drop {recipe.max_drop} of the file is the limit of a check, not the budget here"
         )
     stream = call.own.get("stream")
     if stream is None:
-        stream = pipeline.is_too_large(recipe, voice=call.talk)
+        stream = workflows.is_too_large(recipe, progress=call.talk)
     if dry:
-        choose = pipeline.plan_unloaded if stream else pipeline.plan
-        plan = choose(recipe, voice=call.talk, show=shower(call))
+        choose = workflows.plan_unloaded if stream else workflows.plan
+        plan = choose(recipe, progress=call.talk, show=shower(call))
         call.write(plan.to_json()) if call.json else call.show(plan_table(plan))
-        call.talk.say("dry run: no model was written")
+        call.talk.notify("dry run: no model was written")
     elif stream:
         show_unmeasured(call, recipe)
     else:
-        results = pipeline.prune(recipe, voice=call.talk, show=shower(call))
+        results = workflows.prune(recipe, progress=call.talk, show=shower(call))
         table = prune_table(results, directory=str(recipe.out))
         call.write(results.to_json()) if call.json else call.show(table)
 
 
 def show_unmeasured(call: Call, recipe: "Recipe") -> None:
     """Prune from file to file, and show what is known of a model that wasn't loaded."""
-    from headprune import pipeline
+    from headprune import workflows
     from headprune.report.terminal import unmeasured_table
 
-    results = pipeline.prune_unloaded(recipe, voice=call.talk, show=shower(call))
+    results = workflows.prune_unloaded(recipe, progress=call.talk, show=shower(call))
     table = unmeasured_table(results, directory=str(recipe.out))
     call.write(results.to_json()) if call.json else call.show(table)
 

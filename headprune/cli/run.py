@@ -39,7 +39,7 @@ OPTIONS: dict[str, Any] = {
 
 def command(call: Call) -> None:
     """Score, prune, save, prove, evaluate and (where the recipe names a baseline) check."""
-    from headprune import gate, pipeline
+    from headprune import gate, workflows
     from headprune.artefact import dump_json
     from headprune.report.terminal import prune_table
 
@@ -51,7 +51,7 @@ def command(call: Call) -> None:
             where=f"max_drop: {recipe.max_drop}, {next(iter(recipe.budgets))}",
             hint="name a baseline, or leave one of them out",
         )
-    if pipeline.is_too_large(recipe, voice=call.talk):
+    if workflows.is_too_large(recipe, progress=call.talk):
         if baseline is not None:
             raise ConfigError(
                 "the weights are larger than the memory: from file to file nothing is measured that could be compared",
@@ -60,7 +60,7 @@ def command(call: Call) -> None:
             )
         show_unmeasured(call, recipe)
         return
-    results = pipeline.prune(recipe, voice=call.talk, show=shower(call), baseline=baseline)
+    results = workflows.prune(recipe, progress=call.talk, show=shower(call), baseline=baseline)
     verdict = None
     if baseline:
         limits = limits_of(recipe, baseline)

@@ -50,11 +50,11 @@ OPTIONS: dict[str, Any] = {
         int | None,
         typer.Option("--heads", help="How many heads would stay, for --steps."),
     ],
-    "mend": Annotated[
+    "reconstruct": Annotated[
         str | None,
         typer.Option(
             metavar="none|best|scale|bias|refit",
-            help="How what is left will be mended: it is before it is scored again, with --steps. (default: best)",
+            help="How what is left will be reconstructed: it is before it is scored again, with --steps. (default: best)",
         ),
     ],
     "max_work": Annotated[
@@ -78,12 +78,12 @@ OPTIONS: dict[str, Any] = {
 
 def command(call: Call) -> None:
     """Score every attention head on your data, and show a heatmap."""
-    from headprune import pipeline
+    from headprune import workflows
     from headprune.distributed import join_world, leave_world
     from headprune.report.scores import agreement_table, heatmap, race_text, score_table
 
     world = join_world(cpu=call.recipe.device == "cpu")
-    found, paths = pipeline.score(call.recipe, voice=call.talk, world=world)
+    found, paths = workflows.score(call.recipe, progress=call.talk, world=world)
     leave_world(world)
     if not paths:
         return
@@ -98,4 +98,4 @@ def command(call: Call) -> None:
         for part in shown[1:]:
             call.show("")
             call.show(part)
-    call.talk.say(f"written: {', '.join(map(str, paths))}")
+    call.talk.notify(f"written: {', '.join(map(str, paths))}")

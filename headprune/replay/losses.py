@@ -15,13 +15,13 @@ from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch, Loss
 from headprune.distributed import World
 from headprune.memory import Parts, halves_of_batch
-from headprune.passes import IN_SILENCE, Pass, Work, each_batch, one_after_another
+from headprune.passes import SILENT, RunContext, Work, each_batch, one_after_another
 from headprune.placement import input_device
 from headprune.replay.budget import TOKENS_ON_CPU, in_chunks, tokens_of, tokens_that_fit
 from headprune.replay.narrow import find_tail, reads_nothing_else
 from headprune.replay.recording import compiled_blocks, record
 from headprune.replay.resume import Resumption, run_masks
-from headprune.replay.routes import TRIED, Routes, find_routes, modes_on, summary
+from headprune.replay.routes import TRIED, ReplayModes, find_routes, modes_on, summary
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class _Run:
     loss: Loss
     base: Float[Tensor, " heads"]
     masks: Float[Tensor, "masks heads"]
-    routes: Routes
+    routes: ReplayModes
     tokens_per_forward: int
     compiled: Mapping[nn.Module, Callable[..., Any]]
 
@@ -48,7 +48,7 @@ def losses(
     masks: Float[Tensor, "masks heads"],
     base: Float[Tensor, " heads"] | None = None,
     tokens_per_forward: int | None = None,
-    over: Pass = IN_SILENCE,
+    context: RunContext = SILENT,
     name: str = "losses",
 ) -> Float[Tensor, "masks examples"]:
     """Return the loss of every example under every mask.
@@ -62,7 +62,7 @@ def losses(
         base: What is recorded and resumed from (default: all heads). The nearer the masks are to it, the later in the model
             they start; pruning step by step has the heads that are gone already at 0.
         tokens_per_forward: Masks are stacked until a forward has about this many tokens.
-        over: How to go over the data: progress, journal, processes.
+        context: How to go over the data: progress, journal, processes.
         name: What is being done, for the progress bar; results are kept under it.
 
     Returns:
@@ -79,24 +79,24 @@ def losses(
         lambda few: find_routes(model, anatomy, few, loss, base=base, masks=masks),
     )
     if (text := summary(routes)) is not None:
-        over.tell(text)
-    compiled = compiled_blocks(model, anatomy) if over.compile else {}
+        context.notify(text)
+    compiled = compiled_blocks(model, anatomy) if context.compile else {}
     run = _Run(model, anatomy, loss, base, masks, routes, tokens_per_forward or 0, compiled)
     if not tokens_per_forward:
-        run = replace(run, tokens_per_forward=_tokens(run, first, over))
-    if len(batches) >= over.world.size:
-        return _over_batches(run, batches, over=over, name=name)
+        run = replace(run, tokens_per_forward=_tokens(run, first, context))
+    if len(batches) >= context.world.size:
+        return _over_batches(run, batches, context=context, name=name)
     # Fewer batches than processes: each takes some of the masks instead.
-    world = over.world
+    world = context.world
     mine = torch.arange(len(masks)).tensor_split(world.size)[world.rank]
     found = torch.zeros(len(masks), sum(batch.num_examples for batch in batches))
-    alone = replace(over, world=World())
+    alone = replace(context, world=World())
     name = f"{name}-{world.rank}of{world.size}"
-    found[mine] = _over_batches(_only(run, mine), batches, over=alone, name=name)
+    found[mine] = _over_batches(_only(run, mine), batches, context=alone, name=name)
     return world.summed(found)
 
 
-def _tokens(run: _Run, batch: Batch, over: Pass) -> int:
+def _tokens(run: _Run, batch: Batch, context: RunContext) -> int:
     """Return how many tokens forwards are to have: the same on every process, and in a run that goes on after a stop.
 
     Stacked otherwise, the last bits of the losses would be others.
@@ -106,8 +106,8 @@ def _tokens(run: _Run, batch: Batch, over: Pass) -> int:
     if device.type != "cuda" or site is None:
         return TOKENS_ON_CPU
     name, found = f"tokens-{batch.num_tokens}", torch.zeros(1, dtype=torch.long)
-    if over.world.is_main:
-        kept = over.journal.get(name) if over.journal else None
+    if context.world.is_main:
+        kept = context.journal.get(name) if context.journal else None
         found[0] = (
             Parts("replay", halves_of_batch).largest(
                 batch, lambda part: _measured(run, part, site)
@@ -115,9 +115,9 @@ def _tokens(run: _Run, batch: Batch, over: Pass) -> int:
             if kept is None
             else int(kept)
         )
-        if over.journal is not None:
-            over.journal.put(name, found)
-    return int(over.world.summed(found))
+        if context.journal is not None:
+            context.journal.put(name, found)
+    return int(context.world.summed(found))
 
 
 def _measured(run: _Run, batch: Batch, site: Site) -> int:
@@ -141,14 +141,14 @@ def _only(run: _Run, wanted: Tensor) -> _Run:
     return replace(run, masks=run.masks[wanted], routes=replace(run.routes, starts=starts))
 
 
-def _over_batches(run: _Run, batches: Sequence[Batch], *, over: Pass, name: str) -> Tensor:
+def _over_batches(run: _Run, batches: Sequence[Batch], *, context: RunContext, name: str) -> Tensor:
     work = Work[Batch](
         lambda batch: _batch_losses(run, batch),
         shape=lambda batch: (len(run.masks), batch.num_examples),
         dtype=torch.float32,
         join=one_after_another(1),
     )
-    found = each_batch(batches, work, over=over, name=name, key=_digest(run))
+    found = each_batch(batches, work, context=context, name=name, key=_digest(run))
     result = torch.empty(len(run.masks), sum(batch.num_examples for batch in batches))
     for batch, values in zip(batches, found, strict=True):
         result[:, batch.indices] = values

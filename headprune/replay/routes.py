@@ -38,7 +38,7 @@ _SHARE_OF_EFFECT = 0.25
 
 
 @dataclass(frozen=True, eq=False)
-class Routes:
+class ReplayModes:
     """How some masks are run.
 
     Args:
@@ -62,7 +62,7 @@ def find_routes(
     *,
     base: Float[Tensor, " heads"],
     masks: Float[Tensor, "masks heads"],
-) -> Routes:
+) -> ReplayModes:
     """Find where each mask starts, and try out on the first examples of ``batch`` how it can be run from there."""
     few = batch.take(TRIED)
     if isinstance(loss, PositionLoss):
@@ -74,11 +74,11 @@ def find_routes(
     starts = _starts(order, anatomy, masks != base)
     sites = [site for site in starts if site is not None]
     if not sites or not _stacks(given, sites[-1]):
-        return Routes(starts, dict.fromkeys(sites, "plain"), given.recording.order)
+        return ReplayModes(starts, dict.fromkeys(sites, "plain"), given.recording.order)
     trials = [_trial(given, site, both=site is sites[-1]) for site in sites]
     modes = {trial.site: _mode(given, trial) for trial in trials}
     last = order[-1] if _narrows(given, order[-1], trials, modes) else None
-    return Routes(starts, modes, given.recording.order, last)
+    return ReplayModes(starts, modes, given.recording.order, last)
 
 
 def _shortened(batch: Batch, loss: PositionLoss) -> tuple[Batch, PositionLoss]:
@@ -186,7 +186,7 @@ def _tried(given: Resumption, masks: Tensor, site: Site, mode: Mode) -> Tensor |
         return None
 
 
-def modes_on(routes: Routes, given: Resumption, *, stacks: bool) -> Mapping[Site, Mode]:
+def modes_on(routes: ReplayModes, given: Resumption, *, stacks: bool) -> Mapping[Site, Mode]:
     """Return how masks are run on a batch: as on the first examples, unless it is of another kind.
 
     Its modules may run in another order, or something that isn't its rows may have the length of its rows by chance: then two
@@ -226,7 +226,7 @@ def is_same(
     return bool(((one - other).abs() <= room).all())
 
 
-def summary(routes: Routes) -> str | None:
+def summary(routes: ReplayModes) -> str | None:
     """Return what a user should know: which attentions cost whole forwards, and that nothing is wrong."""
     slow = [str(site.id) for site, mode in routes.modes.items() if mode in ("stacked", "plain")]
     if not slow:

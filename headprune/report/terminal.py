@@ -30,7 +30,7 @@ _CACHE = "key/value cache/token"
 _INTERVAL = "  95 % interval"
 
 
-class Talk:
+class ConsoleProgress:
     """Progress and remarks on stderr; silent when asked, plain lines where nobody watches."""
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
@@ -38,7 +38,7 @@ class Talk:
         self.quiet = quiet
         self.verbose = verbose
 
-    def say(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         """Tell the user what is going on; where stderr can't be written to, nobody listens, and the work goes on.
 
         A terminal's lines end between words; where nobody watches each remark is one line.
@@ -63,7 +63,7 @@ class Talk:
             for index, item in enumerate(items):
                 yield item
                 if (index + 1) % step == 0 or index + 1 == len(items):
-                    self.say(f"{description}: {index + 1}/{len(items)}")
+                    self.notify(f"{description}: {index + 1}/{len(items)}")
 
     def _bar(self, items: Sequence[T], description: str) -> Iterable[T]:
         columns = (

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss
 from headprune.heads import HeadScores
-from headprune.passes import IN_SILENCE, Pass
+from headprune.passes import SILENT, RunContext
 from headprune.placement import not_finite
 from headprune.scoring.ablation import ablation
 from headprune.scoring.activation import activation
@@ -90,7 +90,7 @@ def score(
     method: str = "gradient",
     normalize: Literal["none", "layer", "standard"] = "none",
     seed: int = 0,
-    over: Pass = IN_SILENCE,
+    context: RunContext = SILENT,
 ) -> HeadScores:
     """Score every head of ``anatomy``.
 
@@ -104,7 +104,7 @@ def score(
             Molchanov et al. 2017); ``standard`` makes each layer's scores have mean 0 and standard deviation 1 (An et al. 2024,
             section 3.3). Standard errors are divided alike.
         seed: For methods that draw random numbers.
-        over: How to go over the data: progress, journal, processes.
+        context: How to go over the data: progress, journal, processes.
 
     Raises:
         ModelError: A loss was infinite or not a number.
@@ -112,7 +112,9 @@ def score(
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        found = METHODS[method](model, anatomy, batches=batches, loss=loss, seed=seed, over=over)
+        found = METHODS[method](
+            model, anatomy, batches=batches, loss=loss, seed=seed, context=context
+        )
     finally:
         for module in training:
             module.training = True

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss
-from headprune.passes import Pass
+from headprune.passes import RunContext
 from headprune.replay import losses
 from headprune.scoring.estimate import Estimate, mean_and_error
 
@@ -19,7 +19,7 @@ def ablation(
     batches: Sequence[Batch],
     loss: Loss,
     seed: int,
-    over: Pass,
+    context: RunContext,
 ) -> Estimate:
     """Score heads by ``mean_n [l_n(without h) - l_n]``; the standard error is that of the paired differences.
 
@@ -30,7 +30,7 @@ def ablation(
     heads = len(anatomy.heads)
     masks = torch.cat([torch.ones(1, heads), 1 - torch.eye(heads)])
     found = losses(
-        model, anatomy, batches=batches, loss=loss, masks=masks, over=over, name="ablation"
+        model, anatomy, batches=batches, loss=loss, masks=masks, context=context, name="ablation"
     ).double()
     differences = found[1:] - found[0]
     return mean_and_error(differences.sum(1), differences.square().sum(1), n=differences.shape[1])

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss, num_examples
-from headprune.passes import Pass
+from headprune.passes import RunContext
 from headprune.scoring.estimate import Estimate
 from headprune.scoring.moments import moments
 
@@ -19,7 +19,7 @@ def activation(
     batches: Sequence[Batch],
     loss: Loss,
     seed: int,
-    over: Pass,
+    context: RunContext,
 ) -> Estimate:
     """Score heads by ``|| mean_t |z_h,t| ||_2``: every coordinate's mean size over positions, and the l2 norm of these.
 
@@ -27,6 +27,6 @@ def activation(
     aggregates that they try, the mean over all positions of the data, every position counting once.
     """
     del loss, seed
-    found = moments(model, anatomy, batches=batches, over=over)
+    found = moments(model, anatomy, batches=batches, context=context)
     values = torch.cat([found[site.id].size.norm(dim=1) for site in anatomy.sites])
     return Estimate(values, None, num_examples(batches))

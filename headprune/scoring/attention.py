@@ -19,7 +19,7 @@ from headprune.errors import UnsupportedError
 from headprune.heads import SiteId
 from headprune.masking import places_of
 from headprune.memory import Parts, halves_of_batch
-from headprune.passes import Pass, Work, each_batch, summed
+from headprune.passes import RunContext, Work, each_batch, summed
 from headprune.placement import input_device
 from headprune.replay.rows import tensors_in
 from headprune.scoring.estimate import Estimate, mean_and_error
@@ -35,7 +35,7 @@ def mean_over_queries(
     anatomy: Anatomy,
     *,
     batches: Sequence[Batch],
-    over: Pass,
+    context: RunContext,
     number: str,
 ) -> Estimate:
     """Return ``mean_n mean_t number(weights of query t)`` for every head, with its standard error over examples.
@@ -44,7 +44,7 @@ def mean_over_queries(
         model: The model.
         anatomy: Its anatomy.
         batches: Calibration data; queries that are padding don't count.
-        over: How to go over the data.
+        context: How to go over the data.
         number: Which of :data:`NUMBERS`; the others are kept, too, where a journal is.
 
     Raises:
@@ -76,7 +76,7 @@ def mean_over_queries(
             dtype=torch.float64,
             join=summed,
         )
-        found = each_batch(batches, work, over=over, name="attention weights")
+        found = each_batch(batches, work, context=context, name="attention weights")
     total, squares = torch.stack(found).sum(0)[..., NUMBERS.index(number)]
     return mean_and_error(total, squares, n=num_examples(batches))
 

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss
-from headprune.passes import Pass
+from headprune.passes import RunContext
 from headprune.scoring.attention import mean_over_queries
 from headprune.scoring.estimate import Estimate
 
@@ -18,7 +18,7 @@ def confidence(
     batches: Sequence[Batch],
     loss: Loss,
     seed: int,
-    over: Pass,
+    context: RunContext,
 ) -> Estimate:
     """Score heads by ``mean_n mean_t max_s a_h(t, s)``: the largest attention weight of a position, on average.
 
@@ -27,4 +27,4 @@ def confidence(
     Source: Voita et al., "Analyzing Multi-Head Self-Attention", ACL 2019, section 4.
     """
     del loss, seed
-    return mean_over_queries(model, anatomy, batches=batches, over=over, number="confidence")
+    return mean_over_queries(model, anatomy, batches=batches, context=context, number="confidence")

@@ -14,7 +14,7 @@ from headprune.batch import Batch, Loss, forward, num_examples
 from headprune.errors import ModelError
 from headprune.heads import SiteId
 from headprune.masking import changed, gated, places_of
-from headprune.passes import Pass, Work, each_batch, one_after_another, summed
+from headprune.passes import RunContext, Work, each_batch, one_after_another, summed
 from headprune.placement import input_device, saving_aside, staged
 from headprune.replay import Tape, example_losses
 from headprune.scoring.estimate import Estimate, mean_and_error
@@ -30,7 +30,7 @@ def each_derivative(
     *,
     batches: Sequence[Batch],
     loss: Loss,
-    over: Pass,
+    context: RunContext,
 ) -> tuple[Float64[Tensor, "examples heads"], ...]:
     """Return ``d l / d xi_h`` of every example, batch by batch.
 
@@ -43,7 +43,7 @@ def each_derivative(
             dtype=torch.float64,
             join=one_after_another(0),
         )
-        return each_batch(batches, work, over=over, name="derivatives")
+        return each_batch(batches, work, context=context, name="derivatives")
 
 
 def mean_over_stretches(
@@ -52,7 +52,7 @@ def mean_over_stretches(
     *,
     batches: Sequence[Batch],
     loss: Loss,
-    over: Pass,
+    context: RunContext,
     name: str,
     length: int | None,
     along: Along | None = None,
@@ -64,7 +64,7 @@ def mean_over_stretches(
         anatomy: Its anatomy.
         batches: Calibration data.
         loss: One loss per example.
-        over: How to go over the data.
+        context: How to go over the data.
         name: What is being done.
         length: Positions of a stretch, padding not counted; all rows of an example have stretches in common. None: each position
             is on its own.
@@ -108,7 +108,7 @@ def mean_over_stretches(
         work = Work(
             sums, shape=lambda _batch: (2, len(anatomy.heads)), dtype=torch.float64, join=summed
         )
-        found = each_batch(batches, work, over=over, name=name)
+        found = each_batch(batches, work, context=context, name=name)
     total, squares = torch.stack(found).sum(0)
     return mean_and_error(total, squares, n=num_examples(batches))
 

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss
-from headprune.passes import Pass
+from headprune.passes import RunContext
 from headprune.scoring.attention import mean_over_queries
 from headprune.scoring.estimate import Estimate
 
@@ -18,7 +18,7 @@ def entropy(
     batches: Sequence[Batch],
     loss: Loss,
     seed: int,
-    over: Pass,
+    context: RunContext,
 ) -> Estimate:
     """Score heads by ``- mean_n mean_t H(a_h(t, .))``, the entropy of a position's attention weights in nats.
 
@@ -27,4 +27,4 @@ def entropy(
     Source: Clark et al., "What Does BERT Look at?", BlackboxNLP 2019, section 3.3.
     """
     del loss, seed
-    return mean_over_queries(model, anatomy, batches=batches, over=over, number="entropy")
+    return mean_over_queries(model, anatomy, batches=batches, context=context, number="entropy")

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss
 from headprune.heads import SiteId
-from headprune.passes import Pass
+from headprune.passes import RunContext
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Method(Protocol):
         batches: Sequence[Batch],
         loss: Loss,
         seed: int,
-        over: Pass,
+        context: RunContext,
     ) -> Estimate:
         """Score every head."""
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss, num_examples
 from headprune.heads import SiteId
-from headprune.passes import Pass
+from headprune.passes import RunContext
 from headprune.scoring.derivatives import each_derivative
 from headprune.scoring.estimate import Estimate, mean_and_error
 
@@ -22,7 +22,7 @@ def fisher(
     batches: Sequence[Batch],
     loss: Loss,
     seed: int,
-    over: Pass,
+    context: RunContext,
 ) -> Estimate:
     """Score heads by ``mean_n (d l_n / d xi_h)^2`` at ``xi = 1``.
 
@@ -33,7 +33,7 @@ def fisher(
     :func:`fisher_per_batch`).
     """
     del seed
-    found = torch.cat(each_derivative(model, anatomy, batches=batches, loss=loss, over=over))
+    found = torch.cat(each_derivative(model, anatomy, batches=batches, loss=loss, context=context))
     squares = found.square()
     mean = mean_and_error(squares.sum(0), squares.square().sum(0), n=len(found))
     return Estimate(mean.values, mean.standard_errors, mean.n, _products(found, anatomy))
@@ -46,14 +46,14 @@ def fisher_per_batch(
     batches: Sequence[Batch],
     loss: Loss,
     seed: int,
-    over: Pass,
+    context: RunContext,
 ) -> Estimate:
     """Score heads by ``mean_b (d l_b / d xi_h)^2``, ``l_b`` the mean loss of a batch, as the code of Kwon et al. 2022 does.
 
     Depends on the batch size. Here for comparison.
     """
     del seed
-    by_example = each_derivative(model, anatomy, batches=batches, loss=loss, over=over)
+    by_example = each_derivative(model, anatomy, batches=batches, loss=loss, context=context)
     found = torch.stack([of_batch.mean(0) for of_batch in by_example])
     return Estimate(found.square().mean(0), None, num_examples(batches), _products(found, anatomy))
 

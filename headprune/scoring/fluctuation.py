@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss, num_examples
-from headprune.passes import Pass
+from headprune.passes import RunContext
 from headprune.scoring.estimate import Estimate
 from headprune.scoring.moments import moments
 from headprune.scoring.output_weight import output_weight
@@ -20,7 +20,7 @@ def fluctuation(
     batches: Sequence[Batch],
     loss: Loss,
     seed: int,
-    over: Pass,
+    context: RunContext,
 ) -> Estimate:
     """Score heads by ``mean_d Var_t(z_h,t,d) ||W_O,h,d||^2``, ``d`` over head_dim.
 
@@ -31,7 +31,7 @@ def fluctuation(
     Source: An et al., "Fluctuation-based Adaptive Structured Pruning for Large Language Models", AAAI 2024, eq. 5.
     """
     del loss, seed
-    found = moments(model, anatomy, batches=batches, over=over)
+    found = moments(model, anatomy, batches=batches, context=context)
     values = [
         (found[site.id].variance * output_weight(model, site).square().sum(2)).mean(1)
         for site in anatomy.sites
@@ -46,7 +46,7 @@ def fluctuation_per_channel(
     batches: Sequence[Batch],
     loss: Loss,
     seed: int,
-    over: Pass,
+    context: RunContext,
 ) -> Estimate:
     """Score heads by ``mean_d standard((Var_t(z_h,t,d) ||W_O,h,d||^2)^2)``, standardized over all coordinates of a layer.
 
@@ -56,7 +56,7 @@ def fluctuation_per_channel(
     Source: An et al. 2024, section 3.3 and the code that came with it.
     """
     del loss, seed
-    found = moments(model, anatomy, batches=batches, over=over)
+    found = moments(model, anatomy, batches=batches, context=context)
     values = []
     for site in anatomy.sites:
         through = output_weight(model, site).square().sum(2)

@@ -13,7 +13,7 @@ from headprune.allocator import kept_memory
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss, num_examples
 from headprune.memory import Parts
-from headprune.passes import Pass, kept
+from headprune.passes import RunContext, kept
 from headprune.replay import losses
 from headprune.scoring.derivatives import derivatives, frozen
 from headprune.scoring.estimate import Estimate
@@ -35,7 +35,7 @@ def gates(
     batches: Sequence[Batch],
     loss: Loss,
     seed: int,
-    over: Pass,
+    context: RunContext,
 ) -> Estimate:
     """Score heads by the ``log_alpha_h`` of gates ``g_h`` that were trained for low ``mean_n l_n(g) + lambda sum_h P(g_h != 0)``.
 
@@ -51,9 +51,9 @@ def gates(
     Source: Voita et al., "Analyzing Multi-Head Self-Attention: Specialized Heads Do the Heavy Lifting, the Rest Can Be Pruned",
     ACL 2019, section 5.1. There the weights go on learning beside the gates.
     """
-    price = _PRICE * average_worth(model, anatomy, batches=batches, loss=loss, over=over)
+    price = _PRICE * average_worth(model, anatomy, batches=batches, loss=loss, context=context)
     log_alpha = trained_gates(
-        model, anatomy, batches=batches, loss=loss, price=price, seed=seed, over=over
+        model, anatomy, batches=batches, loss=loss, price=price, seed=seed, context=context
     )
     return Estimate(log_alpha, None, num_examples(batches))
 
@@ -64,12 +64,14 @@ def average_worth(
     *,
     batches: Sequence[Batch],
     loss: Loss,
-    over: Pass,
+    context: RunContext,
 ) -> float:
     """Return ``|l(no heads) - l(all heads)| / heads``, with ``l`` the mean loss of the data: in what gates are priced."""
     heads = len(anatomy.heads)
     ends = torch.stack([torch.ones(heads), torch.zeros(heads)])
-    found = losses(model, anatomy, batches=batches, loss=loss, masks=ends, over=over, name="gates")
+    found = losses(
+        model, anatomy, batches=batches, loss=loss, masks=ends, context=context, name="gates"
+    )
     full, empty = found.double().mean(1).tolist()
     return abs(float(empty - full)) / heads
 
@@ -82,7 +84,7 @@ def trained_gates(
     loss: Loss,
     price: float,
     seed: int,
-    over: Pass,
+    context: RunContext,
 ) -> Float64[Tensor, " heads"]:
     """Return the ``log_alpha`` of gates that were trained for a price.
 
@@ -93,7 +95,7 @@ def trained_gates(
         loss: One loss per example.
         price: ``lambda``, what an open gate costs, in units of the loss.
         seed: Of the order and of the noise.
-        over: How to go over the data. Its processes share nothing of this: each would do it all.
+        context: How to go over the data. Its processes share nothing of this: each would do it all.
     """
     generator = torch.Generator().manual_seed(seed)
     passes = -(-_STEPS // len(batches))
@@ -111,15 +113,15 @@ def trained_gates(
         return _moved(state, slope, step=step)
 
     with frozen(model), kept_memory():
-        for step, batch in enumerate(over.track(ordered, "gates") if over.track else ordered):
+        for step, batch in enumerate(context.track(ordered, "gates") if context.track else ordered):
             # Drawn for steps that the journal has, too: those that follow are to find the same noise.
             shape = (batch.num_examples, len(anatomy.heads))
             noise = torch.rand(shape, generator=generator, dtype=torch.float64)
             state = kept(
-                over.journal,
+                context.journal,
                 f"gates-step-{step:06d}",
                 partial(stepped, batch, noise, step),
-                say=over.say,
+                notify=context.notify,
             )
     return state[0]
 

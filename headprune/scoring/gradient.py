@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss, num_examples
-from headprune.passes import Pass
+from headprune.passes import RunContext
 from headprune.scoring.derivatives import each_derivative, mean_over_stretches
 from headprune.scoring.estimate import Estimate, mean_and_error
 
@@ -19,7 +19,7 @@ def gradient(
     batches: Sequence[Batch],
     loss: Loss,
     seed: int,
-    over: Pass,
+    context: RunContext,
 ) -> Estimate:
     """Score heads by ``I_h = mean_n |d l_n / d xi_h|`` at ``xi = 1``, with ``xi_h`` a gate on the head's output.
 
@@ -30,7 +30,7 @@ def gradient(
     Source: Michel, Levy, Neubig, "Are Sixteen Heads Really Better than One?", NeurIPS 2019.
     """
     del seed
-    found = each_derivative(model, anatomy, batches=batches, loss=loss, over=over)
+    found = each_derivative(model, anatomy, batches=batches, loss=loss, context=context)
     sizes = torch.cat(found).abs()
     return mean_and_error(sizes.sum(0), sizes.square().sum(0), n=len(sizes))
 
@@ -42,7 +42,7 @@ def gradient_per_token(
     batches: Sequence[Batch],
     loss: Loss,
     seed: int,
-    over: Pass,
+    context: RunContext,
 ) -> Estimate:
     """Score heads by ``mean_n sum_t |z_h,t . d l_n / d z_h,t|``: the absolute value is taken per token, as Michel's code does.
 
@@ -55,7 +55,7 @@ def gradient_per_token(
         anatomy,
         batches=batches,
         loss=loss,
-        over=over,
+        context=context,
         name="gradient by token",
         length=None,
     )
@@ -68,7 +68,7 @@ def gradient_per_batch(
     batches: Sequence[Batch],
     loss: Loss,
     seed: int,
-    over: Pass,
+    context: RunContext,
 ) -> Estimate:
     """Score heads by ``mean_b |d l_b / d xi_h|``, ``l_b`` the mean loss of a batch: what most tools compute.
 
@@ -76,6 +76,6 @@ def gradient_per_batch(
     batches are: the scores depend on the batch size. Here for comparison.
     """
     del seed
-    found = each_derivative(model, anatomy, batches=batches, loss=loss, over=over)
+    found = each_derivative(model, anatomy, batches=batches, loss=loss, context=context)
     sizes = torch.stack([of_batch.mean(0) for of_batch in found]).abs()
     return Estimate(sizes.mean(0), None, num_examples(batches))

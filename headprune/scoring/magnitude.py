@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss
-from headprune.passes import Pass
+from headprune.passes import RunContext
 from headprune.scoring.estimate import Estimate
 from headprune.scoring.output_weight import output_weight
 
@@ -19,9 +19,9 @@ def magnitude(
     batches: Sequence[Batch],
     loss: Loss,
     seed: int,
-    over: Pass,
+    context: RunContext,
 ) -> Estimate:
     """Score heads by the Frobenius norm of their columns of the output projection, ``||W_O,h||_F``."""
-    del batches, loss, seed, over
+    del batches, loss, seed, context
     norms = [output_weight(model, site).flatten(1).norm(dim=1) for site in anatomy.sites]
     return Estimate(torch.cat(norms), None, 0)

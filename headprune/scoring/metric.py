@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss
-from headprune.passes import Pass
+from headprune.passes import RunContext
 from headprune.replay import losses
 from headprune.scoring.estimate import Estimate
 from headprune.tasks import Task
@@ -29,7 +29,7 @@ def metric_drop(
     task: Task,
     statistic: Statistic,
     seed: int,
-    over: Pass,
+    context: RunContext,
 ) -> Estimate:
     """Score heads by how much worse the metric is without them, on the calibration rows.
 
@@ -42,7 +42,7 @@ def metric_drop(
         task: What predicts.
         statistic: The metric.
         seed: Of the bootstrap.
-        over: How to go over the data.
+        context: How to go over the data.
     """
     heads = len(anatomy.heads)
     masks = torch.cat([torch.ones(1, heads), 1 - torch.eye(heads)])
@@ -52,7 +52,7 @@ def metric_drop(
         batches=batches,
         loss=task.predicted_loss or _predicted(task),
         masks=masks,
-        over=over,
+        context=context,
         name="ablation-metric",
     )
     predictions = found.double().numpy()

@@ -13,7 +13,7 @@ from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch, forward
 from headprune.heads import SiteId
 from headprune.masking import observed
-from headprune.passes import Pass, Work, each_batch, summed
+from headprune.passes import RunContext, Work, each_batch, summed
 from headprune.placement import input_device
 
 
@@ -33,7 +33,7 @@ class Moments:
 
 @torch.no_grad()
 def moments(
-    model: PreTrainedModel, anatomy: Anatomy, *, batches: Sequence[Batch], over: Pass
+    model: PreTrainedModel, anatomy: Anatomy, *, batches: Sequence[Batch], context: RunContext
 ) -> Mapping[SiteId, Moments]:
     """Return the moments of every site's ``z`` over all positions that aren't padding."""
     widths = [len(site.heads) * site.head_dim for site in anatomy.sites]
@@ -46,7 +46,7 @@ def moments(
         return torch.cat([part.flatten(1) for part in parts], dim=1)
 
     work = Work(sums, shape=lambda _batch: (4, sum(widths)), dtype=torch.float64, join=summed)
-    found = each_batch(batches, work, over=over, name="activations")
+    found = each_batch(batches, work, context=context, name="activations")
     by_site = torch.stack(found).sum(0).split(widths, dim=1)
     return {
         site.id: Moments(*(part[:3] / part[3].clamp_min(1)).unflatten(1, (-1, site.head_dim)))

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss
 from headprune.errors import DataError
-from headprune.passes import IN_SILENCE, Pass
+from headprune.passes import SILENT, RunContext
 from headprune.placement import not_finite
 from headprune.replay import losses
 from headprune.scoring.estimate import Estimate
@@ -112,7 +112,7 @@ def race_heads(
     error_probability: float = 0.05,
     max_work: float = 1 / 3,
     seed: int = 0,
-    over: Pass = IN_SILENCE,
+    context: RunContext = SILENT,
 ) -> RaceResult:
     """Race the heads of a model for the places that a keep ratio leaves.
 
@@ -126,7 +126,7 @@ def race_heads(
         error_probability: Of any decision being wrong; see :func:`decide`.
         max_work: The most that is run, as a share of full ablation's cost.
         seed: Of the order in which examples are taken.
-        over: How to go over the data. Round 1 is called ``racing-1``, and so on: in a journal each has results of its own.
+        context: How to go over the data. Round 1 is called ``racing-1``, and so on: in a journal each has results of its own.
 
     Raises:
         DataError: There is work for fewer than 16 rows.
@@ -139,7 +139,7 @@ def race_heads(
         masks[range(1, len(masks)), list(heads)] = 0
         batches, name = batches_of(rows), f"racing-{next(number)}"
         found = losses(
-            model, anatomy, batches=batches, loss=loss, masks=masks, over=over, name=name
+            model, anatomy, batches=batches, loss=loss, masks=masks, context=context, name=name
         ).double()
         if not bool(found.isfinite().all()):
             what = "the loss of an example is not finite"

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss
-from headprune.passes import Pass
+from headprune.passes import RunContext
 from headprune.scoring.estimate import Estimate
 
 
@@ -18,10 +18,10 @@ def random(
     batches: Sequence[Batch],
     loss: Loss,
     seed: int,
-    over: Pass,
+    context: RunContext,
 ) -> Estimate:
     """Score heads by uniform random numbers from ``seed``."""
-    del model, batches, loss, over
+    del model, batches, loss, context
     generator = torch.Generator().manual_seed(seed)
     values = torch.rand(len(anatomy.heads), generator=generator, dtype=torch.float64)
     return Estimate(values, None, 0)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss, num_examples
-from headprune.passes import Pass
+from headprune.passes import RunContext
 from headprune.replay import losses
 from headprune.scoring.estimate import Estimate
 
@@ -26,7 +26,7 @@ def shapley(
     batches: Sequence[Batch],
     loss: Loss,
     seed: int,
-    over: Pass,
+    context: RunContext,
 ) -> Estimate:
     """Score heads by ``mean_pi [l(without pi up to h) - l(without pi before h)]`` over 16 random orders ``pi`` of removal.
 
@@ -42,7 +42,7 @@ def shapley(
 
     def mean_loss(masks: Tensor, name: str) -> Float64[Tensor, " masks"]:
         found = losses(
-            model, anatomy, batches=batches, loss=loss, masks=masks, over=over, name=name
+            model, anatomy, batches=batches, loss=loss, masks=masks, context=context, name=name
         )
         return found.double().mean(1)
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss
 from headprune.errors import DataError
-from headprune.passes import Pass
+from headprune.passes import RunContext
 from headprune.scoring.attention import mean_over_queries
 from headprune.scoring.estimate import Estimate
 
@@ -19,7 +19,7 @@ def sink(
     batches: Sequence[Batch],
     loss: Loss,
     seed: int,
-    over: Pass,
+    context: RunContext,
 ) -> Estimate:
     """Score heads by ``1 - mean_n mean_t a_h(t, 0)``: the attention that doesn't go to the first position.
 
@@ -38,4 +38,4 @@ def sink(
             where="batches",
             hint="pad on the right",
         )
-    return mean_over_queries(model, anatomy, batches=batches, over=over, number="sink")
+    return mean_over_queries(model, anatomy, batches=batches, context=context, number="sink")

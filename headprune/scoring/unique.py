@@ -12,7 +12,7 @@ from headprune.batch import Batch, Loss, forward
 from headprune.heads import SiteId
 from headprune.masking import observed
 from headprune.memory import Parts, halves_of_batch
-from headprune.passes import Pass
+from headprune.passes import RunContext
 from headprune.placement import input_device
 from headprune.scoring.derivatives import mean_over_stretches
 from headprune.scoring.estimate import Estimate
@@ -30,14 +30,14 @@ def unique(
     batches: Sequence[Batch],
     loss: Loss,
     seed: int,
-    over: Pass,
+    context: RunContext,
 ) -> Estimate:
     """Score heads by ``mean_n sum_s |sum_{t in s} r_h,t . d l_n / d z_h,t|``, ``r_h`` what the other heads don't tell of ``z_h``.
 
     ``r_h = z_h - [z_-h, 1] A_h`` with ``A_h`` the ridge regression of a head's output on the outputs of the others of its
     attention (and on a constant, where the output projection has a bias), over all positions. It is :func:`gradient` of the
     model in which the output projection is refitted after the head has gone: two heads that do the same are both cheap as long as
-    one of them stays. Meant for cuts that are mended, in few heads at a time (``--steps``, ``--mend``).
+    one of them stays. Meant for cuts that are reconstructed, in few heads at a time (``--steps``, ``--reconstruct``).
 
     ``s`` are stretches of 32 positions of an example. Over a long text what a head does here makes up for what it does there, to
     first order, and few texts make a noisy mean; over a sentence a stretch is the example.
@@ -45,13 +45,13 @@ def unique(
     Takes one forward more than ``gradient``, and a matrix of ``(heads * head_dim)^2`` for each attention.
     """
     del seed
-    rest = remainders(model, anatomy, batches=batches, over=over)
+    rest = remainders(model, anatomy, batches=batches, context=context)
     return mean_over_stretches(
         model,
         anatomy,
         batches=batches,
         loss=loss,
-        over=over,
+        context=context,
         name="unique",
         length=_STRETCH,
         along=rest,
@@ -60,7 +60,7 @@ def unique(
 
 @torch.no_grad()
 def remainders(
-    model: PreTrainedModel, anatomy: Anatomy, *, batches: Sequence[Batch], over: Pass
+    model: PreTrainedModel, anatomy: Anatomy, *, batches: Sequence[Batch], context: RunContext
 ) -> Mapping[SiteId, tuple[Tensor, Tensor]]:
     """Return for every site ``T`` [width, width] and ``c`` [width], such that ``r = z T - c`` for all of its heads at once.
 
@@ -70,7 +70,7 @@ def remainders(
     sums = {site.id: _nothing(model, site) for site in anatomy.sites}
     # Of every site, whose examples are in its sums: memory that runs out in a batch leaves those of some sites there.
     counted: dict[SiteId, set[int]] = {site.id: set() for site in anatomy.sites}
-    parts = Parts("outputs of heads", halves_of_batch, over.say)
+    parts = Parts("outputs of heads", halves_of_batch, context.notify)
 
     def add(batch: Batch) -> None:
         moved, examples = batch.to(input_device(model)), set(batch.indices.tolist())
@@ -82,12 +82,12 @@ def remainders(
                 total += sum(_products(site, z, moved, like=total) for z in seen[site.id])
                 counted[site.id] |= examples
 
-    share = [batches[index] for index in over.world.share(len(batches))]
-    for batch in over.track(share, "outputs of heads") if over.track else share:
+    share = [batches[index] for index in context.world.share(len(batches))]
+    for batch in context.track(share, "outputs of heads") if context.track else share:
         parts.run(batch, add)
     return {
         site.id: _remainder(
-            over.world.summed(sums.pop(site.id)), site, centred=_has_bias(model, site)
+            context.world.summed(sums.pop(site.id)), site, centred=_has_bias(model, site)
         )
         for site in anatomy.sites
     }

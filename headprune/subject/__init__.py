@@ -1,8 +1,8 @@
 """A loaded model with its task and its rows: which rows choose heads, and which report."""
 
 from headprune.subject.opened import (
+    Progress,
     Subject,
-    Voice,
     find_model,
     model_name,
     model_note,
@@ -19,9 +19,9 @@ from headprune.subject.rows import (
 )
 
 __all__ = [
+    "Progress",
     "Rows",
     "Subject",
-    "Voice",
     "calibration_rows",
     "evaluation_rows",
     "evaluation_source",

@@ -29,10 +29,10 @@ Item = TypeVar("Item")
 
 
 @runtime_checkable
-class Voice(Protocol):
+class Progress(Protocol):
     """How a stage talks while it works."""
 
-    def say(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         """Tell the user what is going on."""
 
     def track(self, items: Sequence[Item], description: str) -> Iterable[Item]:
@@ -101,7 +101,7 @@ class Subject:
         return min(limit for limit in (asked, self.task.max_length, taken) if limit)
 
 
-def open_subject(recipe: Recipe, *, voice: Voice) -> Subject:
+def open_subject(recipe: Recipe, *, progress: Progress) -> Subject:
     """Find and load the model and its tokenizer, and settle the task."""
     source = find_model(recipe)
     name = recipe.task or detect_task(source.config, model_directory=source.root)
@@ -114,9 +114,9 @@ def open_subject(recipe: Recipe, *, voice: Voice) -> Subject:
         auto_class=task.auto_class,
         device=recipe.device,
         dtype=recipe.dtype,
-        say=voice.say,
+        notify=progress.notify,
     )
-    voice.say(
+    progress.notify(
         f"model {recipe.model} ({model.config.model_type}), task {name}, on {describe(model)}"
     )
     subject = Subject(recipe, source, model, tokenizer, task)
@@ -129,11 +129,13 @@ def open_subject(recipe: Recipe, *, voice: Voice) -> Subject:
             if sparse
             else "the model takes no longer ones"
         )
-        voice.say(f"texts are cut at {subject.max_length} tokens: {why}")
+        progress.notify(f"texts are cut at {subject.max_length} tokens: {why}")
     if task.reads_forward:
         refuse_reading_ahead(model, special=tokenizer.all_special_ids)
     if task.described:
-        voice.say(f"embeddings: {task.described}; texts are cut at {subject.max_length} tokens")
+        progress.notify(
+            f"embeddings: {task.described}; texts are cut at {subject.max_length} tokens"
+        )
     return subject
 
 

@@ -12,7 +12,7 @@ from headprune.evaluation import doubts_of, predict
 from headprune.heads import HeadScores
 from headprune.local import count_noted_elsewhere, published_name
 from headprune.results import Results
-from headprune.subject.opened import Subject, Voice, tokenizing
+from headprune.subject.opened import Progress, Subject, tokenizing
 from headprune.tasks.chats import is_chat
 from headprune.tasks.data import Columns, Table, choose_columns, read_table
 from headprune.tasks.leaks import prose_without_rows_of, without_rows_of
@@ -38,21 +38,25 @@ class Rows:
     note: dict[str, Any]
 
 
-def calibration_rows(subject: Subject, *, voice: Voice) -> Rows:
+def calibration_rows(subject: Subject, *, progress: Progress) -> Rows:
     """Return the rows that choose the heads."""
-    return separate_rows(subject, voice=voice, reports=False)[0]
+    return separate_rows(subject, progress=progress, reports=False)[0]
 
 
-def evaluation_rows(subject: Subject, *, voice: Voice) -> Rows:
+def evaluation_rows(subject: Subject, *, progress: Progress) -> Rows:
     """Return the rows of ``eval`` and ``check``: all of the evaluation data, or of the data where there is no other."""
-    table, columns = _read(subject, *evaluation_source(subject.recipe), voice=voice)
-    found = _labelled(_examples(subject, table, columns, voice=voice), columns, voice=voice)
+    table, columns = _read(subject, *evaluation_source(subject.recipe), progress=progress)
+    found = _labelled(
+        _examples(subject, table, columns, progress=progress), columns, progress=progress
+    )
     examples = draw(found, subject.recipe.limit, seed=subject.recipe.seed)
     chose = rows_that_chose(subject)
     seen = len(examples) - len(without_noted(examples, chose))
-    _say_what_cannot_be_told(chose, voice=voice)
+    _say_what_cannot_be_told(chose, progress=progress)
     if seen:
-        voice.say(f"careful: {seen} of these {len(examples)} rows chose the heads of this model")
+        progress.notify(
+            f"careful: {seen} of these {len(examples)} rows chose the heads of this model"
+        )
     return _noted(subject, examples, table)
 
 
@@ -73,7 +77,7 @@ def rows_that_chose(subject: Subject) -> tuple[str, ...]:
 def separate_rows(
     subject: Subject,
     *,
-    voice: Voice,
+    progress: Progress,
     chose: Collection[str] = (),
     use: str = "choose the heads",
     labelled: bool = True,
@@ -84,7 +88,7 @@ def separate_rows(
 
     Args:
         subject: The model, with its recipe.
-        voice: How to talk meanwhile.
+        progress: How to talk meanwhile.
         chose: Hashes of inputs that chose heads before; they don't report.
         use: What the rows that don't report are for.
         times: How many times as many of those as the recipe says; some of them decide by the metric then.
@@ -98,56 +102,58 @@ def separate_rows(
     own_rows = bool(recipe.eval_data or recipe.eval_split)
     labelled = (labelled and recipe.objective != "distill") or times > 1
     needed = labelled or (reports and not own_rows)
-    table, columns = _read(subject, recipe.data, recipe.split, voice=voice, labelled=needed)
+    table, columns = _read(subject, recipe.data, recipe.split, progress=progress, labelled=needed)
     count = times * min(recipe.num_samples, recipe.limit or recipe.num_samples)
     other, other_columns = table, columns
     if own_rows:
         source = evaluation_source(recipe)
-        other, other_columns = _read(subject, *source, voice=voice, labelled=reports)
+        other, other_columns = _read(subject, *source, progress=progress, labelled=reports)
         if columns.texts == other_columns.texts:
-            table = _without(subject, table, other, columns, voice=voice)
-    candidates = _examples(subject, table, columns, voice=voice)
-    with_labels = _labelled(candidates, columns, voice=voice) if needed else ()
+            table = _without(subject, table, other, columns, progress=progress)
+    candidates = _examples(subject, table, columns, progress=progress)
+    with_labels = _labelled(candidates, columns, progress=progress) if needed else ()
     drawn = with_labels if labelled else tuple(replace(one, target=None) for one in candidates)
     if own_rows:
         choosing = draw(drawn, count, seed=recipe.seed)
-        examples = _examples(subject, other, other_columns, voice=voice)
-        reporting = _labelled(examples, other_columns, voice=voice)
+        examples = _examples(subject, other, other_columns, progress=progress)
+        reporting = _labelled(examples, other_columns, progress=progress)
     else:
         choosing, reporting = hold_out(drawn, count=count, seed=recipe.seed)
         reporting = reporting if labelled or not reports else with_labels
     reporting = without_inputs(reporting, [example.input_digest for example in choosing])
     if not own_rows:
-        voice.say(
+        progress.notify(
             f"no --eval-data: {len(choosing):,} rows {use}, the other {len(reporting):,} report"
         )
-    left = _without_those_that_chose(reporting, chose, voice=voice)
+    left = _without_those_that_chose(reporting, chose, progress=progress)
     if not choosing or len(left) < 2:
         raise DataError(
             f"{len(choosing)} rows are left to {use} and {len(left)} to report on",
             where=f"--data {recipe.data}",
             hint="give more rows, or --eval-data with other rows than --data",
         )
-    chosen = _doubted(subject, _noted(subject, choosing, table), voice=voice)
+    chosen = _doubted(subject, _noted(subject, choosing, table), progress=progress)
     report = _noted(subject, draw(left, recipe.limit, seed=recipe.seed), other)
     if reports and (own_rows or not labelled):
-        return chosen, _doubted(subject, report, voice=voice)
+        return chosen, _doubted(subject, report, progress=progress)
     return chosen, replace(report, note={**report.note, "warnings": chosen.note["warnings"]})
 
 
 def _without_those_that_chose(
-    reporting: Sequence[Example], chose: Collection[str], *, voice: Voice
+    reporting: Sequence[Example], chose: Collection[str], *, progress: Progress
 ) -> tuple[Example, ...]:
     """Return the rows that chose no heads before, and say how many did, and how many can't be told."""
-    _say_what_cannot_be_told(chose, voice=voice)
+    _say_what_cannot_be_told(chose, progress=progress)
     left = without_noted(reporting, chose)
     if len(left) < len(reporting):
-        voice.say(f"{len(reporting) - len(left)} evaluation rows chose heads before; left out")
+        progress.notify(
+            f"{len(reporting) - len(left)} evaluation rows chose heads before; left out"
+        )
     return left
 
 
 def _without(
-    subject: Subject, table: Table, other: Table, columns: Columns, *, voice: Voice
+    subject: Subject, table: Table, other: Table, columns: Columns, *, progress: Progress
 ) -> Table:
     """Return the table without the rows that stand in the other one as well, and say how many they are.
 
@@ -159,7 +165,7 @@ def _without(
     else:
         free, count = without_rows_of(table, other, columns=columns.texts)
     if count:
-        voice.say(f"{count} calibration rows are evaluation rows too; left out")
+        progress.notify(f"{count} calibration rows are evaluation rows too; left out")
     if count == len(table.rows):
         raise DataError(
             "every row of the data is an evaluation row too, and no row is used for both",
@@ -169,7 +175,7 @@ def _without(
     return free
 
 
-def _doubted(subject: Subject, rows: Rows, *, voice: Voice) -> Rows:
+def _doubted(subject: Subject, rows: Rows, *, progress: Progress) -> Rows:
     """Return the rows with what the model's own predictions make doubtful of their labels, and say it."""
     some = [example for example in rows.examples if example.target is not None][:_FEW]
     found: tuple[str, ...] = ()
@@ -177,15 +183,15 @@ def _doubted(subject: Subject, rows: Rows, *, voice: Voice) -> Rows:
         said = predict(subject.model, subject.task, batches=subject.batches(some))
         found = doubts_of(said, subject.task, subject.model.config)
     for doubt in found:
-        voice.say(f"careful: {rows.note['name']}: {doubt}")
+        progress.notify(f"careful: {rows.note['name']}: {doubt}")
     return replace(rows, note={**rows.note, "warnings": list(found)})
 
 
-def _say_what_cannot_be_told(chose: Collection[str], *, voice: Voice) -> None:
+def _say_what_cannot_be_told(chose: Collection[str], *, progress: Progress) -> None:
     """Say that some rows that chose heads may report, where nobody here can recognise them."""
     unknown = count_noted_elsewhere(chose)
     if unknown:
-        voice.say(
+        progress.notify(
             f"careful: {unknown:,} rows that chose heads before were noted on another machine, or by another version: "
             "whether they report can't be told here"
         )
@@ -199,7 +205,12 @@ def evaluation_source(recipe: Recipe) -> tuple[str | None, str | None]:
 
 
 def _read(
-    subject: Subject, source: str | None, split: str | None, *, voice: Voice, labelled: bool = True
+    subject: Subject,
+    source: str | None,
+    split: str | None,
+    *,
+    progress: Progress,
+    labelled: bool = True,
 ) -> tuple[Table, Columns]:
     if source is None:
         raise DataError(
@@ -223,7 +234,7 @@ def _read(
     unread = f"; not read: {', '.join(map(repr, others[:8]))}{' ...' if len(others) > 8 else ''}"
     chats = task.reads_prose and is_chat(table.rows[0][columns.texts[0]])
     why = f"{columns.why}{'; chats, through the chat template' if chats else ''}"
-    voice.say(
+    progress.notify(
         f"{shown}: {len(table.rows):,} rows, text {', '.join(map(repr, columns.texts))}{label} "
         f"({why}{unread if others else ''})"
     )
@@ -231,12 +242,12 @@ def _read(
 
 
 def _examples(
-    subject: Subject, table: Table, columns: Columns, *, voice: Voice
+    subject: Subject, table: Table, columns: Columns, *, progress: Progress
 ) -> tuple[Example, ...]:
     """Return all rows as examples, and say how their labels are read; those that have none have no target."""
     config = subject.model.config
     for remark in subject.task.remarks(table, columns, config):
-        voice.say(remark)
+        progress.notify(remark)
     with tokenizing(subject.source):
         return subject.task.to_examples(
             table, columns, subject.tokenizer, config, subject.max_length
@@ -244,12 +255,12 @@ def _examples(
 
 
 def _labelled(
-    examples: Sequence[Example], columns: Columns, *, voice: Voice
+    examples: Sequence[Example], columns: Columns, *, progress: Progress
 ) -> tuple[Example, ...]:
     """Return the examples that have a label, and say how many have none; all of them where no label is read."""
     found = with_targets(examples, column=columns.label) if columns.label else tuple(examples)
     if missing := len(examples) - len(found):
-        voice.say(
+        progress.notify(
             f"{missing:,} rows have no label in {columns.label!r} (-1, - or nothing); left out"
         )
     return found

@@ -1,4 +1,4 @@
-"""Biases that a family knows and a model was built without: created as zeros, so that mending has something to move.
+"""Biases that a family knows and a model was built without: created as zeros, so that reconstruction has something to move.
 
 Llama, for example, has them where ``attention_bias`` is set, and then a stock model reads them.
 """

@@ -1,8 +1,8 @@
 """Fit the output projections of a model that loses heads, attention by attention, in the order in which they run.
 
-Inputs come from the model that has lost its heads and was mended so far, targets from the whole one. Several ways (see
+Inputs come from the model that has lost its heads and was reconstructed so far, targets from the whole one. Several ways (see
 :mod:`~headprune.surgery.least_squares`) walk through the model side by side: the whole model costs a forward, every way one and a
-third. What is kept of the positions is their state at the block that is being mended.
+third. What is kept of the positions is their state at the block that is being reconstructed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +37,7 @@ from headprune.surgery.least_squares import FOLDS, RIDGES, How, Sums, no_sums, s
 
 
 @dataclass(frozen=True, eq=False)
-class Mended:
+class Reconstructed:
     """What one way came to.
 
     Args:
@@ -53,7 +53,7 @@ class Mended:
 class _Walker:
     """A model with weights of its own that is walked through, and how far every batch has come."""
 
-    made: Mended
+    made: Reconstructed
     how: How | None = None
     come: list[Come] = field(default_factory=list)
 
@@ -95,8 +95,8 @@ def fit(
     mask: Float[Tensor, " heads"],
     ways: Sequence[How],
     ridges: Sequence[float] | None = None,
-) -> list[Mended]:
-    """Return for every way the output projections, mended from the first attention on that loses a head.
+) -> list[Reconstructed]:
+    """Return for every way the output projections, reconstructed from the first attention on that loses a head.
 
     Where memory runs out, all of it is done again with smaller batches: the same sums over the same positions.
 
@@ -114,7 +114,7 @@ def fit(
     Raises:
         MemoryLimitError: Memory ran out with one example a batch.
     """
-    parts = Parts[Sequence[Batch]]("mending", _with_halves)
+    parts = Parts[Sequence[Batch]]("reconstruction", _with_halves)
     made = partial(_fit, model, anatomy, mask=mask, ways=ways, ridges=ridges)
     return parts.largest(batches, made)[1]
 
@@ -133,25 +133,25 @@ def _fit(
     mask: Float[Tensor, " heads"],
     ways: Sequence[How],
     ridges: Sequence[float] | None,
-) -> list[Mended]:
+) -> list[Reconstructed]:
     path = _Path(model, anatomy, batches, mask, ridges)
-    whole = _Walker(Mended(projections(model, anatomy)), come=[()] * len(batches))
-    mending = [_Walker(Mended(dict(whole.weights)), how) for how in ways]
+    whole = _Walker(Reconstructed(projections(model, anatomy)), come=[()] * len(batches))
+    reconstruction = [_Walker(Reconstructed(dict(whole.weights)), how) for how in ways]
     order = in_order(model, anatomy, path.batch(0))
     reached = False
     for place, site in enumerate(order):
         kept = mask[anatomy.columns[site.id]].bool()
         if not reached and not bool(kept.all()):
             reached = True
-            for walker in mending:
+            for walker in reconstruction:
                 walker.come = list(whole.come)
         if reached and _is_linear(model, site):
-            _mend_site(path, site, whole, mending)
+            _reconstruct_site(path, site, whole, reconstruction)
         later = order[place + 1] if place + 1 < len(order) else None
         if later is not None and stage_of(model, later) is not stage_of(model, site):
-            for walker in (whole, *mending) if reached else (whole,):
+            for walker in (whole, *reconstruction) if reached else (whole,):
                 _walk_on(path, walker, through=stage_of(model, site), next_read=later)
-    return [walker.made for walker in mending]
+    return [walker.made for walker in reconstruction]
 
 
 def _walk_on(path: _Path, walker: _Walker, *, through: nn.Module, next_read: Site) -> None:
@@ -170,7 +170,9 @@ def _walk_on(path: _Path, walker: _Walker, *, through: nn.Module, next_read: Sit
             walker.come[place] = without_values(come, blocks) if drop and blocks else come
 
 
-def _mend_site(path: _Path, site: Site, whole: _Walker, mending: Sequence[_Walker]) -> None:
+def _reconstruct_site(
+    path: _Path, site: Site, whole: _Walker, reconstruction: Sequence[_Walker]
+) -> None:
     """Fit an output projection's weights, for every way."""
     projection = path.model.get_submodule(site.output)
     transposed = not isinstance(projection, Conv1D)
@@ -181,7 +183,7 @@ def _mend_site(path: _Path, site: Site, whole: _Walker, mending: Sequence[_Walke
     columns = _columns(site, path.mask[path.anatomy.columns[site.id]].bool(), width=len(old))
     columns = columns.to(old.device)
     none = no_sums(len(columns), old.shape[1], device=old.device)
-    ways = [walker.how for walker in mending if walker.how is not None]
+    ways = [walker.how for walker in reconstruction if walker.how is not None]
     ridges = [RIDGES[how] if path.ridges is None else path.ridges for how in ways]
     # Parts are for choosing: without a choice there is one.
     folds = [[none] * (FOLDS if len(choice) > 1 else 1) for choice in ridges]
@@ -192,12 +194,12 @@ def _mend_site(path: _Path, site: Site, whole: _Walker, mending: Sequence[_Walke
             left, example = _inputs(path.model, site, batch, come=whole.come[place])
         wanted = left @ old if bias is None else left @ old + bias
         place_of = first + example
-        for walker, sums in zip(mending, folds, strict=True):
+        for walker, sums in zip(reconstruction, folds, strict=True):
             with path.walking(walker):
                 left, _ = _inputs(path.model, site, batch, come=walker.come[place])
             _add(sums, left[:, columns], wanted, place_of % len(sums))
         first += batch.num_examples
-    for walker, how, sums, choice in zip(mending, ways, folds, ridges, strict=True):
+    for walker, how, sums, choice in zip(reconstruction, ways, folds, ridges, strict=True):
         if not any(float(fold.gram[-1, -1]) for fold in sums):
             continue
         found = solve(

@@ -1,4 +1,4 @@
-"""What mending solves for one output projection, from sums over positions: pure linear algebra, in double precision.
+"""What reconstruction solves for one output projection, from sums over positions: pure linear algebra, in double precision.
 
 ``z -> z W + b`` reads the heads that stay, ``Z`` [positions, inputs], and should put out ``Y``, what all heads put out before:
 

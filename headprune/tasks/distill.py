@@ -63,7 +63,7 @@ def _no_loss(_outputs: Any, batch: Batch) -> Tensor:
     return torch.zeros(batch.num_examples)
 
 
-NOTHING = Goal((), (), _no_loss)
+NO_OBJECTIVE = Goal((), (), _no_loss)
 """Of methods that read no rows."""
 
 

@@ -102,7 +102,7 @@ class Statistic:
     takes: Predicted
     by_class: bool = False
 
-    def over(self, classes: Sequence[float]) -> "Statistic":
+    def context(self, classes: Sequence[float]) -> "Statistic":
         """Return the same over these classes, whichever of them occur in the rows that it is given."""
         if not self.by_class:
             return self
@@ -179,7 +179,7 @@ def load_metric(
             hint=f"metrics of {predicted}: "
             + ", ".join(known.name for known in BUILT_IN.values() if known.takes == predicted),
         )
-    return statistic.over(tuple(map(float, range(classes)))) if classes else statistic
+    return statistic.context(tuple(map(float, range(classes)))) if classes else statistic
 
 
 def difference(statistic: Statistic, predictions: Sequence[Numbers], references: Numbers) -> float:
@@ -224,7 +224,7 @@ def interval(
             where="evaluation data",
             hint="give more rows",
         )
-    statistic = statistic.over(np.unique(references).tolist()).or_nan()
+    statistic = statistic.context(np.unique(references).tolist()).or_nan()
     rng = np.random.default_rng(seed)
     values = np.empty(resamples)
     for index in range(resamples):

@@ -23,16 +23,16 @@ from headprune.footprint import kv_cache_bytes_per_token
 from headprune.heads import HeadMask, HeadScores, PruningPlan
 from headprune.journal import Journal
 from headprune.masking import gated
-from headprune.passes import Pass
-from headprune.pipeline.course import constraints_of, method_of, steps_of
-from headprune.pipeline.mending import mend_if_asked
-from headprune.pipeline.rounds import score_with_steps
+from headprune.passes import RunContext
+from headprune.planning import is_padded, make_plan
 from headprune.scoring import NEED_NO_ROWS
-from headprune.selection import is_padded, make_plan
-from headprune.subject import Subject, Voice
+from headprune.subject import Progress, Subject
 from headprune.surgery import cut, give_biases, take_back
 from headprune.surgery.fit import put_back_after
-from headprune.tasks.distill import NOTHING
+from headprune.tasks.distill import NO_OBJECTIVE
+from headprune.workflows.course import constraints_of, method_of, steps_of
+from headprune.workflows.reconstruction import reconstruct_if_asked
+from headprune.workflows.rounds import score_with_steps
 
 
 class Measured(BaseModel):
@@ -50,8 +50,8 @@ class Measured(BaseModel):
         difference_interval: 95 % bootstrap interval of the paired difference.
         n: Rows that report.
         heads: Heads that stay, and that there were.
-        mend: How the rest was mended; None where it wasn't.
-        seconds: Scoring, planning and mending; steps that other keep ratios share are done once.
+        reconstruct: How the rest was reconstructed; None where it wasn't.
+        seconds: Scoring, planning and reconstruction; steps that other keep ratios share are done once.
         kv_cache: Bytes of keys and values per token in memory, of a model that was cut so and of the whole one; None where it
             keeps none.
     """
@@ -70,7 +70,7 @@ class Measured(BaseModel):
     difference_interval: tuple[float, float]
     n: int
     heads: tuple[int, int]
-    mend: str | None
+    reconstruct: str | None
     seconds: float
     kv_cache: tuple[int, int] | None = None
 
@@ -79,9 +79,9 @@ class Bench:
     """A case with what doesn't change from recipe to recipe: the whole model's predictions, and scores that were made once."""
 
     def __init__(
-        self, name: str, case: Case, anatomy: Anatomy, *, voice: Voice, folder: Path
+        self, name: str, case: Case, anatomy: Anatomy, *, progress: Progress, folder: Path
     ) -> None:
-        self.name, self.case, self.anatomy, self.voice = name, case, anatomy, voice
+        self.name, self.case, self.anatomy, self.progress = name, case, anatomy, progress
         self.batches = case.subject.batches(case.reporting.examples)
         self.whole = self._predict(())
         self._once: dict[str, HeadScores] = {}
@@ -100,25 +100,25 @@ class Bench:
         start = time.perf_counter()
         plan = make_plan(self._scores(subject), self.anatomy, constraints=constraints_of(recipe))
         with put_back_after(subject.model, self.anatomy), self._biases_allowed_by(recipe):
-            mended = mend_if_asked(
-                subject, self.anatomy, plan, self.case.choosing, voice=self.voice
+            reconstructed = reconstruct_if_asked(
+                subject, self.anatomy, plan, self.case.choosing, progress=self.progress
             )
             seconds = time.perf_counter() - start
             found = self._predict(plan.remove)
-        kept = None if mended is None else mended.kept
+        kept = None if reconstructed is None else reconstructed.kept
         return self._judged(
             found,
             plan,
             contender=contender,
             keep=keep,
-            mend=None if kept is None else kept.how,
+            reconstruct=None if kept is None else kept.how,
             seconds=seconds,
             kv_cache=self._kv_cache(plan),
         )
 
     @contextmanager
     def _biases_allowed_by(self, recipe: Recipe) -> Iterator[None]:
-        """Let mending have biases to move for the length of a block, where the recipe allows it and the family knows them."""
+        """Let reconstruction have biases to move, where the recipe allows it and the family knows them."""
         model = self.case.subject.model
         given = give_biases(model, self.anatomy) if recipe.allow_bias else None
         try:
@@ -180,11 +180,13 @@ class Bench:
             return self._once[key]
         method = method_of(recipe)
         needs_rows = method not in NEED_NO_ROWS
-        goal = subject.goal(self.case.choosing.examples) if needs_rows else NOTHING
+        goal = subject.goal(self.case.choosing.examples) if needs_rows else NO_OBJECTIVE
         # Steps that several keep ratios share (the first one) are found again.
-        over = Pass(self.voice.track, self.voice.say, Journal(self._folder / key.replace(":", "-")))
+        context = RunContext(
+            self.progress.track, self.progress.notify, Journal(self._folder / key.replace(":", "-"))
+        )
         found = score_with_steps(
-            subject.model, self.anatomy, goal, recipe=recipe, method=method, over=over
+            subject.model, self.anatomy, goal, recipe=recipe, method=method, context=context
         )
         self._once[key] = found
         return found

@@ -22,24 +22,29 @@ CONTENDERS: dict[str, Contender] = {
     "headprune, with a bias": Contender({"allow_bias": True}, "the same, `o_proj` may get one"),
     "michel": Contender({"recipe": "michel"}, "Michel et al. 2019"),
     "michel, no norm": Contender(
-        {"method": "gradient", "steps": 1, "mend": "none"}, "the same, layers not normalized"
+        {"method": "gradient", "steps": 1, "reconstruct": "none"}, "the same, layers not normalized"
     ),
     "run_bertology": Contender(
-        {"method": "gradient:batch", "normalize": "layer", "steps": 1, "mend": "none"},
+        {"method": "gradient:batch", "normalize": "layer", "steps": 1, "reconstruct": "none"},
         "transformers v4's script",
     ),
     "textpruner": Contender(
-        {"method": "gradient:batch", "steps": 4, "mend": "none"}, "TextPruner, 4 iterations"
+        {"method": "gradient:batch", "steps": 4, "reconstruct": "none"}, "TextPruner, 4 iterations"
     ),
     "kwon": Contender({"recipe": "kwon"}, "Kwon et al. 2022"),
     "flap": Contender({"recipe": "flap"}, "An et al. 2024"),
     "minitron": Contender({"recipe": "minitron"}, "Muralidharan et al. 2024"),
     "sink": Contender(
-        {"method": "sink", "steps": 1, "mend": "none"}, "attention to the first token"
+        {"method": "sink", "steps": 1, "reconstruct": "none"}, "attention to the first token"
     ),
-    "magnitude": Contender({"method": "magnitude", "steps": 1, "mend": "none"}, "norm of W_O"),
+    "magnitude": Contender(
+        {"method": "magnitude", "steps": 1, "reconstruct": "none"}, "norm of W_O"
+    ),
     "leave one out": Contender(
-        {"method": "ablation", "steps": 1, "mend": "none"}, "the exact effect of each head alone"
+        {"method": "ablation", "steps": 1, "reconstruct": "none"},
+        "the exact effect of each head alone",
     ),
-    "random": Contender({"method": "random", "steps": 1, "mend": "none"}, "a seeded control"),
+    "random": Contender(
+        {"method": "random", "steps": 1, "reconstruct": "none"}, "a seeded control"
+    ),
 }

@@ -10,7 +10,7 @@ from headprune.checkpoint import load_model
 from headprune.config import DEMO, Recipe
 from headprune.errors import DataError
 from headprune.models import find, load_tokenizer
-from headprune.subject import Rows, Subject, Voice, open_subject, separate_rows
+from headprune.subject import Progress, Rows, Subject, open_subject, separate_rows
 from headprune.tasks.rows import Example
 
 
@@ -29,24 +29,24 @@ class Case:
     reporting: Rows
 
 
-Open = Callable[[int, Voice, Path | None], Case]
+Open = Callable[[int, Progress, Path | None], Case]
 """``open(seed, voice, data)``: ``data`` is a folder with data sets that no package brings."""
 
 
-def _minilm(seed: int, voice: Voice, _data: Path | None, **settings: str) -> Case:
+def _minilm(seed: int, progress: Progress, _data: Path | None, **settings: str) -> Case:
     recipe = DEMO.model_copy(update={"seed": seed, **settings})
-    subject = open_subject(recipe, voice=voice)
-    return Case(subject, *separate_rows(subject, voice=voice))
+    subject = open_subject(recipe, progress=progress)
+    return Case(subject, *separate_rows(subject, progress=progress))
 
 
-def _minilm_distill(seed: int, voice: Voice, data: Path | None) -> Case:
-    return _minilm(seed, voice, data, objective="distill")
+def _minilm_distill(seed: int, progress: Progress, data: Path | None) -> Case:
+    return _minilm(seed, progress, data, objective="distill")
 
 
-def _smollm2(seed: int, voice: Voice, data: Path | None) -> Case:
+def _smollm2(seed: int, progress: Progress, data: Path | None) -> Case:
     """Perplexity of the first 8,192 tokens in windows of 512; calibration on 24 windows of 256 from token 60,000 on."""
     recipe = Recipe(model="demo:smollm2", task="causal-lm", gqa="pad", seed=seed, max_length=512)
-    subject = open_subject(recipe, voice=voice)
+    subject = open_subject(recipe, progress=progress)
     text = _needed(data, "wikitext2-raw/wiki.test.raw").read_text(encoding="utf-8")
     tokens = subject.tokenizer(text, verbose=False)["input_ids"]
     start = 60_000 + 24 * 256 * seed
@@ -57,9 +57,9 @@ def _smollm2(seed: int, voice: Voice, data: Path | None) -> Case:
     )
 
 
-def _smollm2_groups(seed: int, voice: Voice, data: Path | None) -> Case:
+def _smollm2_groups(seed: int, progress: Progress, data: Path | None) -> Case:
     """The same, whole key/value groups."""
-    case = _smollm2(seed, voice, data)
+    case = _smollm2(seed, progress, data)
     subject = case.subject
     recipe = subject.recipe.model_copy(update={"gqa": "group"})
     subject = Subject(recipe, subject.source, subject.model, subject.tokenizer, subject.task)
@@ -73,17 +73,17 @@ def _windows(tokens: list[int], size: int) -> Rows:
     return Rows(examples, {"n": len(examples), "window": size})
 
 
-def _classifier(seed: int, voice: Voice, data: Path | None) -> Case:
+def _classifier(seed: int, progress: Progress, data: Path | None) -> Case:
     """MiniLM with a linear head for the 150 intents of CLINC150."""
     directory, train, test = build_classifier(_needed(data, "clinc150/data_full.json"))
     recipe = Recipe(
         model=str(directory), task="classification", data=str(train), eval_data=str(test), seed=seed
     )
-    subject = open_subject(recipe, voice=voice)
-    return Case(subject, *separate_rows(subject, voice=voice))
+    subject = open_subject(recipe, progress=progress)
+    return Case(subject, *separate_rows(subject, progress=progress))
 
 
-def _titles(seed: int, voice: Voice, data: Path | None) -> Case:
+def _titles(seed: int, progress: Progress, data: Path | None) -> Case:
     """A T5 with encoder, decoder and cross-attention heads, on titles of requests."""
     source = _needed(data, "clinc150/data_full.json")
     directory, *parts = titles.titled_requests(source, seed=seed)

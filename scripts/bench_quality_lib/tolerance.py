@@ -8,10 +8,10 @@ from headprune.evaluation import judge, predict
 from headprune.heads import HeadMask
 from headprune.inspection import inspect
 from headprune.masking import gated
-from headprune.pipeline.mending import mend_if_asked
-from headprune.pipeline.tolerance import plan_within, rows_in_three
-from headprune.subject import Voice, open_subject
+from headprune.subject import Progress, open_subject
 from headprune.surgery.fit import put_back_after
+from headprune.workflows.reconstruction import reconstruct_if_asked
+from headprune.workflows.tolerance import plan_within, rows_in_three
 
 
 class Within(BaseModel):
@@ -40,19 +40,21 @@ class Within(BaseModel):
     n: int
 
 
-def go_within(max_drop: str, *, seed: int, voice: Voice) -> Within:
+def go_within(max_drop: str, *, seed: int, progress: Progress) -> Within:
     """Prune MiniLM on pairs of STS-B as far as a tolerance allows, and look at the test pairs."""
     said = {**DEMO.model_dump(exclude_defaults=True), "seed": seed, "max_drop": max_drop}
     recipe = Recipe.model_validate(said)
-    subject = open_subject(recipe, voice=voice)
+    subject = open_subject(recipe, progress=progress)
     model, anatomy = subject.model, inspect(subject.model)
-    choosing, deciding, reporting = rows_in_three(subject, voice=voice, chose=())
-    _scored, plan = plan_within(subject, anatomy, choosing, deciding, voice=voice, keep_parts=False)
+    choosing, deciding, reporting = rows_in_three(subject, progress=progress, chose=())
+    _scored, plan = plan_within(
+        subject, anatomy, choosing, deciding, progress=progress, keep_parts=False
+    )
     batches = subject.batches(reporting.examples)
     whole = predict(model, subject.task, batches=batches)
     gates = torch.tensor(HeadMask.without(plan.remove, anatomy.heads).values)
     with put_back_after(model, anatomy):
-        mend_if_asked(subject, anatomy, plan, choosing, voice=voice)
+        reconstruct_if_asked(subject, anatomy, plan, choosing, progress=progress)
         with gated(model, anatomy, gates=gates):
             left = predict(model, subject.task, batches=batches)
     metric = subject.task.metric

@@ -61,7 +61,7 @@ def test_the_check_passes_on_it_and_fails_on_a_model_of_a_tenth(pruned):
         "0.1",
         "--limit",
         "64",  # what it reports isn't looked at
-        "--mend",
+        "--reconstruct",
         "none",
         "--no-latency",
         "--out",

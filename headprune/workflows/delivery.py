@@ -1,0 +1,286 @@
+"""Measure, cut, prove, save: the second half of ``prune``."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from headprune.anatomy import Anatomy
+from headprune.anatomy.clone import pruning_record
+from headprune.artefact import Artefact
+from headprune.batch import Batch
+from headprune.checkpoint import LoadMethod, output_directory, seal, write_model
+from headprune.evaluation import EvalResult, Predictions, doubts_of, first_examples, judge, predict
+from headprune.footprint import kv_cache_bytes_per_token
+from headprune.heads import HeadMask, HeadScores, PruningPlan
+from headprune.inspection import inspect
+from headprune.latency import Latency
+from headprune.masking import gated
+from headprune.models import versions, weights_bytes
+from headprune.placement import count_parameters, input_device
+from headprune.planning import is_padded, parameters_removed
+from headprune.report.card import model_card
+from headprune.results import Results
+from headprune.subject import (
+    Progress,
+    Rows,
+    Subject,
+    model_note,
+)
+from headprune.surgery import Given, Reconstruct, cut, give_biases, take_back
+from headprune.surgery.fit import has_bias
+from headprune.verify import (
+    Proof,
+    insist,
+    masked_equals_pruned,
+    parameters_add_up,
+    reload_is_identical,
+    run,
+)
+from headprune.workflows.course import is_tolerant
+from headprune.workflows.reconstruction import reconstruct_if_asked, rows_noted
+from headprune.workflows.record import note_where, record_of
+from headprune.workflows.timing import times_of
+
+# Rows on which masked == pruned and reload == memory are proven.
+PROOF_ROWS = 16
+_TWIN_BYTES = 2_000_000_000
+
+
+def _bytes(model: PreTrainedModel) -> int:
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
+def measure(
+    subject: Subject, rows: Rows, *, heads: int | None, progress: Progress, timed: bool = True
+) -> tuple[EvalResult, Predictions]:
+    """Measure the subject's metric on ``rows`` and, where ``timed``, its latency."""
+    recipe, model = subject.recipe, subject.model
+    batches = subject.batches(rows.examples)
+    found = predict(model, subject.task, batches=batches, track=progress.track)
+    value, interval, higher_is_better = judge(
+        found, subject.statistic(), seed=recipe.seed, notify=progress.notify
+    )
+    timings = times_of([model], subject, batches=batches, progress=progress)[0] if timed else {}
+    absent = (found.classes or 0) - len(set(found.references.tolist()))
+    if subject.metric == "f1" and absent > 0 and found.classes != 2:
+        progress.notify(
+            f"f1: {absent} of the model's {found.classes} classes have no row: they count as 0"
+        )
+    note = rows.note
+    if "warnings" not in note:  # no row has chosen anything: nobody has looked at the labels yet
+        note = {**note, "warnings": list(doubts_of(found, subject.task, model.config))}
+        for doubt in note["warnings"]:
+            progress.notify(f"careful: {note['name']}: {doubt}")
+    result = EvalResult(
+        metric=subject.metric,
+        value=value,
+        interval=interval,
+        n=len(rows.examples),
+        higher_is_better=higher_is_better,
+        parameters=count_parameters(model),
+        heads=heads,
+        latency_ms=timings,
+        kv_cache_bytes_per_token=kv_cache_bytes_per_token(model, batch=batches[0]),
+        limit=recipe.limit,
+        seed=recipe.seed,
+        data=note,
+        model=model_note(subject),
+        versions=versions(),
+    )
+    return result, found
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """The smaller model in memory, and what is known of it."""
+
+    anatomy: Anatomy
+    sample: Batch
+    same: Proof
+    removed: int
+    reconstructed: Reconstruct | None
+    before: EvalResult
+    after: EvalResult
+    difference: float
+    interval: tuple[float, float]
+
+
+def cut_and_save(
+    subject: Subject,
+    anatomy: Anatomy,
+    plan: PruningPlan,
+    scores: HeadScores,
+    choosing: Rows,
+    rows: Rows,
+    *,
+    out: Path,
+    progress: Progress,
+) -> Results:
+    """Measure, reconstruct and cut in place, measure again, save, and prove each step.
+
+    Args:
+        subject: The model, its heads still there.
+        anatomy: Its anatomy.
+        plan: Which heads go.
+        scores: What the plan was made from.
+        choosing: The rows that chose, which may reconstruct, too.
+        rows: The rows that report.
+        out: Where the model goes.
+        progress: How to talk meanwhile.
+
+    Raises:
+        ProofError: A proof said no; nothing was saved.
+    """
+    made = _cut(subject, anatomy, plan, choosing, rows, progress=progress)
+    with output_directory(out, overwrite=subject.recipe.overwrite) as staging:
+        route = write_model(
+            subject.model,
+            staging,
+            anatomy=made.anatomy,
+            source=subject.source.root,
+        )
+        progress.notify("loading it again in a fresh process")
+        saved = _prove_saved(subject, staging, made, route=route)
+        results = Results(
+            before=made.before,
+            after=made.after,
+            difference=made.difference,
+            difference_interval=made.interval,
+            proofs=(made.same, *saved),
+            weights_bytes=(weights_bytes(subject.source.directory), weights_bytes(staging)),
+            removed=tuple(str(head) for head in plan.remove),
+            loads_with=route,
+            auto_class=subject.task.auto_class,
+            calibration={**scores.data, "method": scores.method, "n": scores.n},
+            reconstruct=made.reconstructed,
+        )
+        if made.reconstructed is not None or "swaps" in plan.budget:
+            scores = rows_noted(scores, choosing)
+        _write_documents(subject, staging, scores=scores, plan=plan, results=results)
+        seal(staging)
+    return results
+
+
+def _cut(
+    subject: Subject,
+    anatomy: Anatomy,
+    plan: PruningPlan,
+    choosing: Rows,
+    rows: Rows,
+    *,
+    progress: Progress,
+) -> _Made:
+    model, recipe = subject.model, subject.recipe
+    batches = subject.batches(rows.examples)
+    # Before and after are timed in turns where both fit in memory with ease; a GPU's clock is as good one after the other.
+    takes_turns = (
+        recipe.latency and input_device(model).type == "cpu" and _bytes(model) <= _TWIN_BYTES
+    )
+    twin = copy.deepcopy(model) if takes_turns else None
+    timed = twin is None
+    before, old = measure(subject, rows, heads=len(anatomy.heads), progress=progress, timed=timed)
+    given = _biases(subject, anatomy, plan, progress=progress)
+    anatomy = inspect(model) if given else anatomy
+    reconstructed = reconstruct_if_asked(subject, anatomy, plan, choosing, progress=progress)
+    if given and (
+        reconstructed is None or reconstructed.kept is None or reconstructed.kept.how == "scale"
+    ):
+        take_back(model, given)
+        given, anatomy = None, inspect(model)
+    sample = first_examples(batches[-1], PROOF_ROWS)
+    masked = _masked_output(model, anatomy, plan, sample)
+    removed = parameters_removed(model, anatomy, remove=plan.remove, pad=is_padded(plan))
+    anatomy = cut(model, anatomy, remove=plan.remove, pad=is_padded(plan))
+    model.config.headprune = {**pruning_record(model.config), "source": _origin(before)}
+    same = masked_equals_pruned(masked, run(model, sample.inputs), rows=sample.num_rows)
+    insist([same])
+    after, new = measure(subject, rows, heads=len(anatomy.heads), progress=progress, timed=timed)
+    if twin is not None:
+        slow, fast = times_of([twin, model], subject, batches=batches, progress=progress)
+        before, after = _with_latency(before, slow), _with_latency(after, fast)
+    difference, interval, _direction = judge(new, subject.statistic(), seed=recipe.seed, other=old)
+    added = given.count if given else 0
+    return _Made(
+        anatomy, sample, same, removed - added, reconstructed, before, after, difference, interval
+    )
+
+
+def _biases(
+    subject: Subject, anatomy: Anatomy, plan: PruningPlan, *, progress: Progress
+) -> Given | None:
+    """Create biases for reconstruction to move, where the recipe allows it and the family knows them."""
+    recipe = subject.recipe
+    if (
+        not recipe.allow_bias
+        or recipe.reconstruct == "none"
+        or is_tolerant(recipe)
+        or not plan.remove
+    ):
+        return None
+    if recipe.target_parameters is not None:
+        progress.notify("no bias is created: it would be parameters beyond the target")
+        return None
+    given = give_biases(subject.model, anatomy)
+    if given is None and not has_bias(subject.model, anatomy):
+        kind = type(subject.model).__name__
+        progress.notify(f"no bias is created: {kind} knows none in its output projections")
+    return given
+
+
+def _origin(before: EvalResult) -> dict[str, Any]:
+    """Return what the model was before it was ever pruned."""
+    names = ("name", "revision", "own_code", "fingerprint")
+    model = before.model
+    return model.get("source") or {name: model[name] for name in names if name in model}
+
+
+def _with_latency(result: EvalResult, latency: dict[str, Latency]) -> EvalResult:
+    return result.model_copy(update={"latency_ms": latency})
+
+
+def _masked_output(
+    model: PreTrainedModel, anatomy: Anatomy, plan: PruningPlan, sample: Batch
+) -> Tensor:
+    mask = HeadMask.without(plan.remove, anatomy.heads)
+    with gated(model, anatomy, gates=torch.tensor(mask.values)):
+        return run(model, sample.inputs)
+
+
+def _prove_saved(
+    subject: Subject, staging: Path, made: _Made, *, route: LoadMethod
+) -> tuple[Proof, Proof]:
+    proofs = (
+        reload_is_identical(
+            subject.model,
+            staging,
+            inputs=made.sample.inputs,
+            auto_class=subject.task.auto_class,
+            route=route,
+            tokenizer=subject.tokenizer,
+        ),
+        parameters_add_up(
+            before=made.before.parameters,
+            removed=made.removed,
+            directory=staging,
+            model=subject.model,
+        ),
+    )
+    insist(proofs)
+    return proofs
+
+
+def _write_documents(
+    subject: Subject, staging: Path, *, scores: HeadScores, plan: PruningPlan, results: Results
+) -> None:
+    documents: dict[str, Artefact] = {"scores": scores, "plan": plan, "results": results}
+    for name, document in documents.items():
+        (staging / f"{name}.json").write_text(document.to_json(), encoding="utf-8")
+    (staging / "headprune.yaml").write_text(record_of(subject.recipe), encoding="utf-8")
+    note_where(subject.recipe, results=results, model=results.before.model)
+    card = model_card(results, plan, source=subject.source)
+    (staging / "README.md").write_text(card, encoding="utf-8")

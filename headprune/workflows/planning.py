@@ -1,0 +1,126 @@
+"""From a recipe to a plan: scores, the choice within the budget, swaps near the cut."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from transformers import PreTrainedModel
+
+from headprune.anatomy import Anatomy
+from headprune.heads import HeadScores, PruningPlan
+from headprune.planning import (
+    Constraints,
+    Prices,
+    check_constraints,
+    is_padded,
+    make_plan,
+    savings,
+    whole_of,
+)
+from headprune.prices import prices_of
+from headprune.subject import Progress, Rows, Subject
+from headprune.surgery import named_heads
+from headprune.workflows.course import constraints_of
+from headprune.workflows.scores import Scored, find_scores
+from headprune.workflows.swapping import swap_if_asked
+
+
+def plan_for(
+    subject: Subject,
+    anatomy: Anatomy,
+    rows: Rows,
+    *,
+    progress: Progress,
+    show: Callable[[HeadScores, PruningPlan], None],
+    keep_parts: bool,
+) -> tuple[Scored, PruningPlan]:
+    """Return scores and the plan that is made of them; what can't be met is refused before anything is scored.
+
+    Args:
+        subject: The model and the recipe.
+        anatomy: Where its heads are.
+        rows: The calibration rows.
+        progress: How to talk meanwhile.
+        show: Shows scores and plan.
+        keep_parts: Whether parts of the work are kept, for a run that is stopped.
+
+    Raises:
+        PlanError: The budget is out of reach, or constraints contradict each other.
+    """
+    constraints = with_named_heads(
+        subject.model, anatomy, constraints_of(subject.recipe), progress=progress
+    )
+    if constraints.target is not None and constraints.target.resource == "latency":
+        progress.notify("timing the model with fewer and fewer heads")
+    prices = prices_of(
+        subject.model,
+        anatomy,
+        constraints=constraints,
+        batches=lambda: subject.batches(rows.examples),
+    )
+    check_constraints(anatomy, constraints, prices=prices)
+    found = find_scores(subject, anatomy, rows, progress=progress, keep_parts=keep_parts)
+    chosen = choose(
+        subject.model,
+        anatomy,
+        found.scores,
+        constraints=constraints,
+        prices=prices,
+        progress=progress,
+    )
+    chosen = swap_if_asked(
+        subject,
+        anatomy,
+        chosen,
+        found.scores,
+        rows,
+        constraints=constraints,
+        prices=prices,
+        progress=progress,
+        journal=found.journal,
+    )
+    show(found.scores, chosen)
+    return found, chosen
+
+
+def with_named_heads(
+    model: PreTrainedModel, anatomy: Anatomy, constraints: Constraints, *, progress: Progress
+) -> Constraints:
+    """Return the constraints; heads that the model's settings name by index are protected, and that is said."""
+    named = [str(head) for head in named_heads(model, anatomy)]
+    if named:
+        progress.notify(
+            f"{len(named)} heads stay, as generation_config.json names them: {', '.join(named)}"
+        )
+    return replace(constraints, protect=(*constraints.protect, *named))
+
+
+def choose(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    scores: HeadScores,
+    *,
+    constraints: Constraints,
+    prices: Prices | None,
+    progress: Progress,
+) -> PruningPlan:
+    """Make the plan, with what it saves; say what a target came to, and where heads differ from what was asked."""
+    plan = make_plan(scores, anatomy, constraints=constraints, prices=prices)
+    chosen = with_savings(model, anatomy, plan)
+    target, left = constraints.target, chosen.budget["heads_after"]
+    wanted = chosen.budget.get("heads_wanted", left)
+    if target is not None:
+        before, after = (target.told(chosen.budget[name]) for name in ("before", "after"))
+        expected = "expected" if target.resource == "latency" else "left"
+        progress.notify(
+            f"{after} {expected} of {before} ({chosen.budget['share']:.1%}), with {left} heads"
+        )
+    if wanted != left:
+        progress.notify(f"{left} heads stay instead of {wanted}: heads go in whole units here")
+    return chosen
+
+
+def with_savings(model: PreTrainedModel, anatomy: Anatomy, plan: PruningPlan) -> PruningPlan:
+    """Return a plan that says what the model takes, and what of that goes."""
+    saved = savings(model, anatomy, remove=plan.remove, pad=is_padded(plan)).as_dict()
+    told = {"saves": saved, "whole": whole_of(model, anatomy).as_dict()}
+    return plan.model_copy(update={"budget": {**plan.budget, **told}})

@@ -1,0 +1,470 @@
+"""Reconstruction: the least squares that it says it solves, and only where it helps."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from families import build, inspected, token_inputs
+from test_methods import recorded, unpadded
+from test_scoring import setting
+
+import headprune as hp
+from headprune.batch import as_batches
+from headprune.evaluation import Predictions
+from headprune.heads import HeadMask
+from headprune.replay import losses
+from headprune.replay.rows import tensors_in
+from headprune.replay.walk import go_on, reads_last_only, stage_of, without_values
+from headprune.surgery import WAYS, Judge, Look, reconstruct
+from headprune.surgery.fit import fit, projections, put_back
+from headprune.surgery.least_squares import FOLDS, no_sums, solve
+from headprune.tasks.metrics import spearman
+from headprune.workflows.reconstruction import best_of
+
+
+def refit(model, anatomy, *, batches, mask, ridge):
+    (found,) = fit(model, anatomy, batches=batches, mask=mask, ways=["refit"], ridges=[ridge])
+    put_back(model, found.weights)
+
+
+def least_loss(looks):
+    return min(range(len(looks)), key=lambda place: looks[place].loss)
+
+
+GONE = {
+    "bert": ["L0.H1", "L1.H0", "L1.H3", "L2.H5"],
+    "gpt2": ["L1.H0", "L1.H3", "L2.H5"],
+    "llama": ["L0.H1", "L0.H0", "L2.H5", "L2.H4"],
+}
+
+
+def mask_of(anatomy, gone):
+    removed = [head for head in anatomy.heads if str(head) in gone]
+    return torch.tensor(HeadMask.without(removed, anatomy.heads).values)
+
+
+def reads(model, batch, gone=()):
+    """Return what every output projection reads at all positions of all rows, padding left out."""
+    anatomy = inspected(model)
+    found = {site.id: [] for site in anatomy.sites}
+    for row in unpadded(batch):
+        inputs = {name: value for name, value in row.items() if name != "labels"}
+        # The gates come first, so that what is recorded is what is left.
+        with (
+            hp.masked(model, gone, anatomy=anatomy),
+            recorded(model, anatomy) as seen,
+            torch.no_grad(),
+        ):
+            model(**inputs)
+        for site in anatomy.sites:
+            found[site.id].append(seen[site.id][0].double())
+    return {site: torch.cat(parts) for site, parts in found.items()}
+
+
+def least_squares(inputs, targets, start, bias, ridge):
+    """Return weight and bias by another way: the ridge as rows of the data, and a solver by QR."""
+    scale = ridge * inputs.square().sum(0).mean()
+    width = inputs.shape[1]
+    rows = torch.cat([inputs, scale.sqrt() * torch.eye(width, dtype=torch.float64)])
+    wanted = torch.cat([targets, scale.sqrt() * start])
+    if bias:
+        ones = torch.cat([torch.ones(len(inputs), 1), torch.zeros(width, 1)]).double()
+        rows = torch.cat([rows, ones], dim=1)
+    return torch.linalg.lstsq(rows, wanted).solution
+
+
+@pytest.mark.parametrize("name", sorted(GONE))
+@pytest.mark.parametrize("ridge", [1e-3, 1e-1])
+def test_every_attention_solves_its_least_squares(name, ridge):
+    model, batch, _loss = setting(name, rows=24)
+    whole = copy.deepcopy(model)
+    anatomy = inspected(model)
+    gone = GONE[name]
+    parts = as_batches([{k: v[i : i + 8] for k, v in batch.items()} for i in (0, 8, 16)])
+    refit(model, anatomy, batches=parts, mask=mask_of(anatomy, gone), ridge=ridge)
+    full, left = reads(whole, batch), reads(model, batch, gone)
+    for site in anatomy.sites:
+        old, new = (m.get_submodule(site.output) for m in (whole, model))
+        matrices = [
+            m.weight.detach() if name == "gpt2" else m.weight.detach().T for m in (old, new)
+        ]
+        before, after = (matrix.double() for matrix in matrices)
+        if name == "gpt2" and site.id.layer == 0:  # nothing was removed up to here
+            assert torch.equal(before, after)
+            continue
+        bias = old.bias is not None
+        kept = torch.tensor([f"{site.id}.H{head}" not in gone for head in site.heads])
+        columns = kept.repeat_interleave(site.head_dim)
+        targets = full[site.id] @ before + (old.bias.detach().double() if bias else 0)
+        found = least_squares(left[site.id][:, columns], targets, before[columns], bias, ridge)
+        size = found.abs().max().item()
+        assert torch.allclose(after[columns], found[: columns.sum()], atol=1e-4 * size)
+        assert torch.equal(after[~columns], before[~columns])
+        if bias:
+            assert torch.allclose(new.bias.detach().double(), found[-1], atol=1e-4 * size)
+        errors = [
+            (left[site.id] @ matrix + b - targets).square().sum()
+            for matrix, b in (
+                (before, old.bias.double() if bias else 0),
+                (after, new.bias.double() if bias else 0),
+            )
+        ]
+        assert errors[1] < errors[0]
+
+
+def test_of_two_equal_heads_one_does_the_work_of_both():
+    model, batch, _loss = setting("bert", rows=32)
+    attention = model.bert.encoder.layer[0].attention.self
+    with torch.no_grad():
+        for linear in (attention.query, attention.key, attention.value):
+            linear.weight[8:16] = linear.weight[:8]
+            linear.bias[8:16] = linear.bias[:8]
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        expected = model(**inputs).logits
+    anatomy = inspected(model)
+    mask = mask_of(anatomy, ["L0.H1"])
+    with torch.no_grad(), hp.masked(model, ["L0.H1"]):
+        cut = (model(**inputs).logits - expected).abs().max()
+    refit(model, anatomy, batches=as_batches([batch]), mask=mask, ridge=1e-9)
+    with torch.no_grad():
+        hp.prune(model, ["L0.H1"])
+        reconstructed = (model(**inputs).logits - expected).abs().max()
+    assert reconstructed < cut / 1000
+
+
+def test_padding_is_not_fitted():
+    model, batch, _loss = setting("bert", rows=12)
+    other = copy.deepcopy(model)
+    anatomy = inspected(model)
+    mask = mask_of(anatomy, GONE["bert"])
+    refit(model, anatomy, batches=as_batches([batch]), mask=mask, ridge=1e-2)
+    refit(other, anatomy, batches=as_batches(list(unpadded(batch))), mask=mask, ridge=1e-2)
+    found = [projections(m, anatomy) for m in (model, other)]
+    for name, value in found[0].items():
+        assert torch.allclose(value, found[1][name], atol=1e-4), name
+
+
+def likeness(model, batch, *, sign):
+    """Return a loss that is small (or, with the other sign, large) where outputs are those of the whole model."""
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    with torch.no_grad():
+        wanted = model(**inputs).logits
+    return lambda outputs, b: sign * (outputs.logits - wanted[b.targets]).square().sum(1)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_it_is_kept_only_where_rows_that_it_did_not_see_say_so(sign):
+    model = build("bert")
+    batch = {**token_inputs(rows=48), "labels": torch.arange(48)}
+    loss = likeness(model, batch, sign=sign)
+    parts = [
+        {name: value[rows] for name, value in batch.items()}
+        for rows in (slice(0, 32), slice(32, 48))
+    ]
+    fitting, held_out = (as_batches([part]) for part in parts)
+    anatomy = inspected(model)
+    before = projections(model, anatomy)
+    remove = [head for head in anatomy.heads if str(head) in GONE["bert"]]
+
+    def mean_loss(mask):
+        found = losses(model, anatomy, batches=held_out, loss=loss, masks=mask[None], base=mask)
+        mean = found.double().mean().item()
+        return Look(mean, mean)
+
+    judge = Judge(mean_loss, least_loss, "loss", examples=16)
+    found = reconstruct(model, anatomy, batches=fitting, judge=judge, remove=remove)
+    assert (found.fitted_on, found.held_out) == (32, 16)
+    after = projections(model, anatomy)
+    same = all(torch.equal(value, after[name]) for name, value in before.items())
+    if sign == 1:
+        assert (
+            found.kept.value
+            == min(tried.value for tried in found.tried)
+            < found.without_reconstruction
+        )
+        assert not same
+        with torch.no_grad(), hp.masked(model, GONE["bert"]):
+            inputs = {n: v for n, v in parts[1].items() if n != "labels"}
+            now = loss(model(**inputs), held_out[0]).mean().item()
+        assert now == pytest.approx(found.kept.value, rel=1e-5)
+    else:
+        assert found.kept is None
+        assert same
+
+
+def test_nothing_removed_is_nothing_reconstructed():
+    model, batch, _loss = setting("llama")
+    anatomy = inspected(model)
+    before = projections(model, anatomy)
+    refit(model, anatomy, batches=as_batches([batch]), mask=torch.ones(24), ridge=1e-2)
+    after = projections(model, anatomy)
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_layer_without_heads_keeps_the_mean_in_its_bias():
+    model, batch, _loss = setting("bert", rows=12)
+    whole = copy.deepcopy(model)
+    anatomy = inspected(model)
+    gone = [f"L1.H{head}" for head in range(6)]
+    refit(model, anatomy, batches=as_batches([batch]), mask=mask_of(anatomy, gone), ridge=1e-2)
+    old = whole.bert.encoder.layer[1].attention.output.dense
+    site = anatomy.sites[1]
+    targets = (
+        reads(whole, batch)[site.id] @ old.weight.detach().double().T + old.bias.detach().double()
+    )
+    new = model.bert.encoder.layer[1].attention.output.dense
+    assert torch.allclose(new.bias.detach().double(), targets.mean(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_scales_and_biases_solve_what_they_say(bias):
+    """By columns that are whole outputs of a head, one unknown each, and a solver by QR."""
+    heads, width, outputs, positions = 4, 3, 5, 60
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(positions, heads * width, generator=generator, dtype=torch.float64)
+    weight = torch.randn(heads * width, outputs, generator=generator, dtype=torch.float64)
+    wanted = torch.randn(positions, outputs, generator=generator, dtype=torch.float64) + 2
+    start = torch.randn(outputs, generator=generator, dtype=torch.float64) if bias else None
+    sums = no_sums(heads * width, outputs, device=z.device)
+    for part, target in zip(z.split(7), wanted.split(7), strict=True):
+        sums = sums.plus(part, target)
+    ridge = 0.3
+    folds = [sums, no_sums(heads * width, outputs, device=z.device)]
+    scaled = solve(folds, weight, start, how="scale", ridges=[ridge], head_dim=width)
+    each = torch.stack(
+        [
+            (z[:, width * h : width * h + width] @ weight[width * h : width * h + width]).flatten()
+            for h in range(heads)
+        ],
+        dim=1,
+    )
+    pull = (ridge * each.square().sum(0).mean()) ** 0.5
+    rows = torch.cat([each, pull * torch.eye(heads, dtype=torch.float64)])
+    left = (wanted - (start if bias else 0)).flatten()[:, None]
+    ones = pull * torch.ones(heads, 1, dtype=torch.float64)
+    factors = torch.linalg.lstsq(rows, torch.cat([left, ones])).solution[:, 0]
+    assert torch.allclose(scaled.weight, weight * factors.repeat_interleave(width)[:, None])
+    assert scaled.bias is start
+    moved = solve(folds, weight, start, how="bias", head_dim=width)
+    assert torch.equal(moved.weight, weight)
+    if bias:
+        assert torch.allclose(moved.bias, (wanted - z @ weight).mean(0))
+    else:
+        assert moved.bias is None
+
+
+@pytest.mark.parametrize("how", ["refit", "scale"])
+@pytest.mark.parametrize(("bias", "noise"), [(True, 0.1), (True, 9.0), (False, 1.0), (False, 30.0)])
+def test_the_ridge_is_the_one_that_cross_validation_by_hand_takes(how, bias, noise):
+    """Fold by fold from the rows themselves: solve on the others, look at the errors on this one."""
+    heads, width, outputs, positions = 3, 2, 4, 40
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(positions, heads * width, generator=generator, dtype=torch.float64)
+    weight = torch.randn(heads * width, outputs, generator=generator, dtype=torch.float64)
+    start = torch.randn(outputs, generator=generator, dtype=torch.float64) if bias else None
+    truth = weight + 0.5 * torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+    wanted = z @ truth + (start if bias else 0)
+    wanted += noise * torch.randn(wanted.shape, generator=generator, dtype=torch.float64)
+    none = no_sums(heads * width, outputs, device=z.device)
+    fold = torch.arange(positions) % FOLDS
+    folds = [none.plus(z[fold == place], wanted[fold == place]) for place in range(FOLDS)]
+    ridges = (0.01, 0.1, 1.0, 10.0)
+    settings = {"how": how, "head_dim": width}
+    errors = []
+    for ridge in ridges:
+        left = 0.0
+        for place in range(FOLDS):
+            others = none.plus(z[fold != place], wanted[fold != place])
+            found = solve([others], weight, start, ridges=[ridge], **settings)
+            mine = z[fold == place] @ found.weight + (found.bias if bias else 0)
+            left += (mine - wanted[fold == place]).square().sum().item()
+        errors.append(left)
+    best = ridges[errors.index(min(errors))]
+    found = solve([*folds, none], weight, start, ridges=ridges, **settings)
+    assert found.ridge == best
+    every = solve([none.plus(z, wanted)], weight, start, ridges=[best], **settings)
+    assert torch.allclose(found.weight, every.weight)
+
+
+def test_what_overflows_chooses_no_weak_ridge():
+    z, wanted = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0)).double()
+    none = no_sums(4, 4, device=z.device)
+    folds = [none.plus(z, wanted), none.plus(z, wanted * 1e308 * 1e308)]
+    found = solve(folds, torch.eye(4).double(), None, how="refit", head_dim=2)
+    assert found.ridge == 3.0
+
+
+def test_of_one_example_little_is_learned():
+    z, wanted = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0)).double()
+    weight = torch.eye(4).double()
+    sums = no_sums(4, 4, device=z.device).plus(z, wanted)
+    found = solve([sums], weight, None, how="refit", head_dim=2, ridges=(0.1, 3.0, 1.0))
+    assert found.ridge == 3.0
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_reconstruction_does_not_depend_on_batch_size(name):
+    model, batch, _loss = setting(name, rows=12)
+    anatomy = inspected(model)
+    mask = mask_of(anatomy, GONE[name])
+    found = [
+        fit(
+            model,
+            anatomy,
+            batches=as_batches(
+                [{k: v[i : i + size] for k, v in batch.items()} for i in range(0, 12, size)]
+            ),
+            mask=mask,
+            ways=["refit"],
+        )[0]
+        for size in (12, 5, 1)
+    ]
+    assert len(set(found[0].ridges.values())) > 1  # projections differ in what suits them
+    for other in found[1:]:
+        assert other.ridges == found[0].ridges
+        for name, value in other.weights.items():
+            assert torch.allclose(value, found[0].weights[name], atol=1e-4)
+
+
+def test_only_what_has_a_bias_is_reconstructed_by_it():
+    model, batch, _loss = setting("llama", rows=12)
+    anatomy = inspected(model)
+    remove = [head for head in anatomy.heads if str(head) in GONE["llama"]]
+    judge = Judge(lambda _mask: Look(0.0, 0.0), least_loss, "loss", examples=12)
+    batches = as_batches([batch])
+    found = reconstruct(
+        model, anatomy, batches=batches, judge=judge, remove=remove, ways=WAYS["bias"]
+    )
+    assert found.tried == ()
+    assert found.kept is None
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_a_walk_runs_every_block_a_few_times_and_not_the_whole_model(name):
+    """Once to find the order; once through for the whole model and each way, and a read at each attention."""
+    model, batch, _loss = setting(name, rows=8)
+    anatomy = inspected(model)
+    ways = ["refit", "scale"]
+    masks = mask_of(anatomy, ["L0.H1", "L0.H0"])
+    real = {"all": 0}
+    attention = [model.get_submodule(site.path) for site in anatomy.sites]
+    handles = [
+        module.register_forward_pre_hook(lambda *_args: real.__setitem__("all", real["all"] + 1))
+        for module in attention
+    ]
+    fit(model, anatomy, batches=as_batches([batch]), mask=masks, ways=ways)
+    for handle in handles:
+        handle.remove()
+    blocks, walkers = len(anatomy.sites), 1 + len(ways)
+    # An order, a read of every attention by every walker, a run through all blocks but the last, two trials of what is read.
+    assert real["all"] <= blocks + walkers * (blocks + (blocks - 1) + 2 * (blocks - 1))
+
+
+def looked(predictions, references, loss):
+    return Look(0.0, loss, Predictions(predictions, references))
+
+
+def spread_of(seed, noise, count=400):
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(size=count)
+    return truth, truth + noise * rng.normal(size=count)
+
+
+def test_the_loss_decides_where_the_metric_sees_no_difference():
+    truth, found = spread_of(0, 0.5)
+    looks = [looked(found, truth, 0.3), looked(found, truth, 0.1), looked(found, truth, 0.2)]
+    assert best_of(looks, spearman, seed=0) == 1
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_metric_that_is_clearly_better_outvotes_the_loss(sign):
+    """The scale of predictions changes their loss and not their ranks."""
+    truth, good = spread_of(0, 0.1)
+    _truth, poor = spread_of(0, 2.0)
+    looks = [looked(sign * poor, truth, 0.1), looked(sign * good, truth, 9.0)]
+    assert best_of(looks, lambda one, other: sign * spearman(one, other), seed=0) == 1
+    assert best_of(looks[::-1], lambda one, other: sign * spearman(one, other), seed=0) == 0
+
+
+def test_what_is_no_number_never_wins():
+    truth, found = spread_of(0, 0.5)
+    constant = np.zeros_like(found)
+    looks = [looked(found, truth, 0.2), looked(constant, truth, math.nan)]
+    assert best_of(looks, spearman, seed=0) == 0
+    assert (
+        best_of([looked(constant, truth, 0.2), looked(constant, truth, 0.3)], spearman, seed=0) == 0
+    )
+
+
+def with_a_skip(model):
+    """Let the third block read what the first put out, beside the second's output, as U-shaped models do."""
+    layers = model.bert.encoder.layer
+    first = []
+    layers[0].register_forward_hook(lambda _module, _args, output: first.append(output))
+
+    def add(_module, args):
+        output = first[-1]
+        early = output[0] if isinstance(output, tuple) else output
+        return (args[0] + early.flip(0), *args[1:])
+
+    layers[2].register_forward_pre_hook(add)
+    return model
+
+
+def come_to_the_third(model, batch):
+    anatomy = inspected(model)
+    come = ()
+    for site in anatomy.sites[:2]:
+        come = go_on(model, anatomy, batch, come=come, through=stage_of(model, site))
+    return anatomy, come
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_a_walk_keeps_no_more_than_the_model_reads(skips):
+    model, batch, _loss = setting("bert", rows=8)
+    (given,) = as_batches([batch])
+    model.eval()
+    with torch.no_grad():
+        anatomy, come = come_to_the_third(with_a_skip(model) if skips else model, given)
+    layers = model.bert.encoder.layer
+    module = model.get_submodule(anatomy.sites[2].output)
+    assert reads_last_only(model, given, module, come=come, blocks=layers) is not skips
+    sizes = {
+        list(layers).index(call.module): sum(
+            tensor.untyped_storage().nbytes() for tensor in tensors_in(call.output)
+        )
+        for call in without_values(come, layers)
+        if call.module in set(layers)
+    }
+    assert sizes[0] == 4
+    assert sizes[1] >= 4 * 8 * model.config.hidden_size
+
+
+def test_a_model_that_reads_early_blocks_again_is_reconstructed_as_exactly():
+    model, batch, _loss = setting("bert", rows=24)
+    whole = with_a_skip(copy.deepcopy(model))
+    model = with_a_skip(model)
+    anatomy = inspected(model)
+    gone, ridge = GONE["bert"], 1e-2
+    refit(model, anatomy, batches=as_batches([batch]), mask=mask_of(anatomy, gone), ridge=ridge)
+    site = anatomy.sites[2]
+    kept = torch.tensor([f"{site.id}.H{head}" not in gone for head in site.heads])
+    columns = kept.repeat_interleave(site.head_dim)
+
+    def read(one, silent):
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        with hp.masked(one, silent, anatomy=anatomy), recorded(one, anatomy) as seen:
+            with torch.no_grad():
+                one(**inputs)
+        return seen[site.id][batch["attention_mask"].bool()].double()
+
+    full, left = read(whole, ()), read(model, gone)[:, columns]
+    old, new = (one.get_submodule(site.output) for one in (whole, model))
+    before = old.weight.detach().double().T
+    targets = full @ before + old.bias.detach().double()
+    found = least_squares(left, targets, before[columns], True, ridge)
+    size = found.abs().max().item()
+    after = new.weight.detach().double().T[columns]
+    assert torch.allclose(after, found[:-1], atol=1e-4 * size)
