@@ -99,7 +99,7 @@ def deepest(
 ) -> PruningPlan:
     """Return the plan for the fewest heads with which the metric stays within the recipe's ``max_drop``.
 
-    Keep ratios in steps of 5 % are tried by bisection, reconstructed as ``prune`` would, until the last whose paired difference has
+    Keep ratios in steps of 5 % are tried by bisection, reconstructed as in ``prune``, until the last whose paired difference has
     its whole 95 % interval within the tolerance (each look has its own 95 %: there are up to five). The model is left as it was.
 
     Raises:
