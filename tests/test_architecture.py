@@ -25,8 +25,6 @@ ORDER = [
     "heads",
     "demo",
     "method_names",
-    "drop",
-    "precedence",
     "config",
     "placement",
     "model_directory",
