@@ -303,8 +303,7 @@ def save(
         :func:`load` is needed.
 
     Raises:
-        CheckpointError: The directory isn't empty, a write failed, or transformers can't save such a model; nothing is left
-            half-written.
+        CheckpointError: The directory isn't empty, a write failed, or such a model can't be saved; nothing is half-written.
         ProofError: What was saved isn't the model; nothing was saved.
         ModelError: It isn't a model of transformers' own classes.
     """

@@ -170,7 +170,12 @@ def staged_file(
         temporary.chmod(place.stat().st_mode & 0o777 if place.exists() else 0o666 & ~umask())
         fsync(temporary)
         try:
-            put_file_in_place(temporary, place, overwrite=overwrite, check=check)
+            if not overwrite and not leftovers.put_unless_taken(temporary, place):
+                raise _taken(place)
+            if overwrite:
+                if check is not None and place.exists():
+                    check(place)
+                temporary.replace(place)
         except CheckpointError as error:
             aside = leftovers.put_file_aside(temporary, place, "unplaced")
             raise _saying_where(error, aside) from error
@@ -231,29 +236,6 @@ def put_in_place(
         raise _taken(place)
     check(place)
     return _swap(staging, place)
-
-
-def put_file_in_place(
-    temporary: Path, place: Path, *, overwrite: bool, check: Check | None
-) -> None:
-    """Put a temporary file in its place.
-
-    Args:
-        temporary: What was written.
-        place: Where to.
-        overwrite: Whether a file that is there may be replaced.
-        check: What is asked of it.
-
-    Raises:
-        CheckpointError: Something is there that may not be replaced.
-    """
-    if not overwrite:
-        if not leftovers.put_unless_taken(temporary, place):
-            raise _taken(place)
-        return
-    if check is not None and place.exists():
-        check(place)
-    temporary.replace(place)
 
 
 def discard(old: Path, place: Path, *, check: Check, is_precious: bool) -> None:
