@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from headprune.errors import CheckpointError
 from headprune.models.manifest import refuse_unusable_output, write_manifest
 from headprune.runtime.files import (
-    append_text,
     refuse_unusable_target,
     staged_directory,
     staged_file,
     write_text,
 )
-from headprune.runtime.targets import exclusive, refuse_unwritable
+from headprune.runtime.targets import append_text, exclusive, refuse_unwritable
 
 KILLED = r"""
 import json, os, pathlib, sys, tempfile
