@@ -113,7 +113,6 @@ class Recipe(ModelSpec, DataSpec, ScoreSpec, Constraints, ReconstructSpec, Disti
 
     until: Literal["decided"] | None = None
     max_work: float = 1 / 3
-    swaps: int = 0
 
     @property
     def settings(self) -> Settings:
