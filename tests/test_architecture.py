@@ -41,7 +41,6 @@ ORDER = [
     "passes",
     "replay",
     "tasks",
-    "latency",
     "evaluation",
     "footprint",
     "scoring",
