@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from headprune.atomic import append_text
 from headprune.errors import HeadpruneError
 from headprune.gate import Verdict
+from headprune.runtime.targets import append_text
 
 # GitHub shows 10 annotations of a kind per step and drops the rest without a word.
 _ANNOTATIONS = 10
