@@ -34,7 +34,6 @@ ORDER = [
     "passes",
     "replay",
     "tasks",
-    "latency",
     "evaluation",
     "footprint",
     "scoring",

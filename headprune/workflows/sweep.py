@@ -15,7 +15,7 @@ from headprune.models.manifest import output_directory, refuse_unusable_output, 
 from headprune.passes import RunContext
 from headprune.placement import input_device
 from headprune.planning import make_plan
-from headprune.report.plots import sweep_picture
+from headprune.report.charts import sweep_picture
 from headprune.results import Curve, Sweep
 from headprune.runs import FOLDER, file_name, next_run
 from headprune.subject import (
