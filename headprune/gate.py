@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from headprune.artefact import Artefact, Latency, read_artefact
+from headprune.config import GateSpec
 from headprune.errors import CheckpointError, ConfigError
 from headprune.evaluation import EvalResult, Measurement
 from headprune.runtime.files import write_text
@@ -52,6 +53,12 @@ class Limits(BaseModel):
     min_recovery: float | None = None
     max_parameters: int | None = None
     max_latency_increase: float | None = None
+
+    @classmethod
+    def of(cls, spec: GateSpec, *, baseline: Baseline) -> "Limits":
+        """Return the limits that are set, in the metric's own units; shares are of the baseline's metric."""
+        values = {name: getattr(spec, name) for name in cls.model_fields}
+        return cls(**{**values, "max_drop": spec.max_drop and spec.max_drop.of(baseline.value)})
 
 
 class Finding(BaseModel):

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 import headprune as hp
-from headprune.distributed import launched_rank, launched_size
+from headprune.runtime.launcher import launched_rank, launched_size
 from headprune.errors import CheckpointError, ConfigError, DataError, HeadpruneError, ModelError
 from headprune.gate import Finding, Verdict
 from headprune.models.find import find
