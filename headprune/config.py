@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from headprune.drop import AllowedDrop
 from headprune.errors import ConfigError, did_you_mean, first_line
-from headprune.method_names import MethodName
 from headprune.precedence import BUDGETS, TARGETS, merged, refuse_second_budget
+from headprune.scoring.catalogue import MethodName
 from headprune.untrusted import parse_yaml, read_text
 from headprune.untrusted.documents import MOST_BYTES_OF_YAML
 
@@ -79,8 +79,6 @@ class Recipe(BaseModel):
     latency_length: tuple[Annotated[int, Field(ge=1, le=_MOST)], ...] = ()
     latency_batch: tuple[Annotated[int, Field(ge=1, le=_MOST)], ...] = ()
     compile: bool = False
-    until: Literal["decided"] | None = None
-    max_work: float = Field(1 / 3, gt=0, le=1)
 
     method: MethodName | None = None
     recipe: Literal["michel", "kwon", "flap", "minitron"] | None = None

@@ -6,6 +6,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 import headprune as hp
 from headprune.checkpoint import seal, write_model
+from headprune.scoring.request import ScoreRequest
+from headprune.scoring.score import score as run_method
 
 WORDS = [f"w{number}" for number in range(80)]
 _PLAIN = {
@@ -169,3 +171,8 @@ def written(model, directory, **settings):
     route = write_model(model, directory, anatomy=hp.inspect(model), **settings)
     seal(directory)
     return route
+
+
+def score(model, anatomy, *, batches, loss, method, **more):
+    """Score a model whose anatomy is known, in batches that are made already."""
+    return run_method(ScoreRequest(model, anatomy, batches, loss, **more), method=method)

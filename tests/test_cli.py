@@ -639,21 +639,28 @@ def test_several_methods_are_shown_beside_each_other(headprune, place):
     assert "did you mean 'fisher'" in err
 
 
-def test_heads_race_for_the_places_that_keep_leaves(headprune, place):
-    words = ("classifier", "--data", "data.csv", "--method", "ablation", "--keep", "0.5")
-    code, out, err = headprune("score", *words, "--until", "decided", "--max-work", "1")
+def by_position(request):
+    """A scoring method: later heads matter more."""
+    values = torch.arange(len(request.anatomy.heads)).double()
+    return Estimate(values, None, request.num_examples)
+
+
+def test_a_method_is_one_row_and_one_function(headprune, place, monkeypatch):
+    row = Method(
+        name="position",
+        function=f"{__name__}:by_position",
+        help="where the head is",
+        cost="nothing",
+        use="test the catalogue",
+    )
+    monkeypatch.setitem(METHODS, row.name, row)
+    words = ("classifier", "--data", "data.csv", "--method", "position")
+    code, out, err = headprune("score", *words, "--json")
     assert code == 0, err
-    assert "heads are decided for --keep 0.5" in out
-    (path,) = place.glob("headprune-runs/*/scores.json")
-    race = json.loads(path.read_text())["race"]
-    assert race["work"] <= 1
-    assert len(race["rows_per_head"]) == 18
-    # They are used for that cut, and for no other unless the user names the file.
-    latest = ("--scores", "latest", "--dry-run")
-    assert headprune("prune", *words, *latest)[0] == 0
-    code, _out, err = headprune("prune", *words[:-1], "0.6", *latest)
-    assert code == 2
-    assert "raced for --keep 0.5" in err
+    assert json.loads(out)["values"] == [float(place) for place in range(18)]
+    code, out, err = headprune("prune", *words, "--keep", "0.5", "--dry-run", "--json")
+    assert code == 0, err
+    assert json.loads(out)["remove"][0] == "L0.H0"
 
 
 def test_scores_that_depend_on_batches_serve_the_same_batches_only(headprune, place):
@@ -854,12 +861,6 @@ MISTAKES = {
         None,
         "there is no file dta.csv",
         "did you mean 'data.csv'",
-    ),
-    "a race without a cut": (
-        ("score", "classifier", "--data", "data.csv", "--until", "decided"),
-        None,
-        "heads race by ablation",
-        "--keep 0.7",
     ),
     "missing model": (
         ("score", "./nowhere", "--data", "data.csv"),

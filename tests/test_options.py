@@ -43,7 +43,6 @@ def test_settings_of_the_recipe_are_offered_by_some_command():
         (("check", "m", "--baseline", "b.json", "--update-baseline", "--max-drop", "0"), "--max-drop"),
         (("check", "m", "--baseline", "b.json", "--json", "--format", "junit"), "--format"),
         (("score", "m", *DATA, "--metric", "f1"), "--metric"),
-        (("score", "m", *DATA, "--max-work", "0.1"), "--max-work"),
         (("score", "m", *DATA, "--compile"), "--compile"),
         (("score", "m", *DATA, "--method", "random", "--keep", "0.5"), "--keep"),
         (("prune", "m", *DATA, "--keep", "0.5", "--reconstruct", "none", "--allow-bias"), "--allow-bias"),

@@ -12,10 +12,10 @@ from test_gate import result_of
 
 from headprune.distillation import Heal
 from headprune.gate import Baseline, Limits, compare
-from headprune.heads import HeadId, HeadScores, PruningPlan, Race, SiteId
+from headprune.heads import HeadId, HeadScores, PruningPlan, SiteId
 from headprune.latency import Latency
 from headprune.report.healed import heal_table
-from headprune.report.scores import agreement_table, heatmap, race_text, score_table
+from headprune.report.scores import agreement_table, heatmap, score_table
 from headprune.report.survey import survey_table
 from headprune.report.sweep import sweep_table
 from headprune.report.tables import key_value_table, show
@@ -127,13 +127,6 @@ def tables(value, scale):
     heal = Heal(
         teacher={"name": "t"}, objective="loss", steps=12_345, trained_on=123_456, held_out=1234, loss=(0.1234, 0.01234), lora=8,
     )  # fmt: skip
-    race = Race(
-        keep=0.7,
-        rows_per_head=(3,) * 80,
-        undecided=tuple(heads[:40]),
-        work=0.33,
-        error_probability=0.05,
-    )
     yield eval_table(after)
     yield prune_table(results, directory=DIRECTORY, verdict=verdict)
     yield heal_table(results.model_copy(update={"heal": heal}), directory=DIRECTORY)
@@ -142,7 +135,7 @@ def tables(value, scale):
         directory=DIRECTORY,
     )
     yield from (plan_table(plan), sweep_table(sweep), survey_table(survey), score_table(scores[0]))
-    yield from (agreement_table(scores), heatmap(scores[0], plan), race_text(race, scores[0]))
+    yield from (agreement_table(scores), heatmap(scores[0], plan))
     yield key_value_table(
         {"directory": DIRECTORY, "heads": " ".join(["1024"] * 99), "n": "123,456"}
     )

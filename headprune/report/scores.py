@@ -1,4 +1,4 @@
-"""Scores on the terminal: a heatmap, the ends of the order, how far methods agree, what a race decided."""
+"""Scores on the terminal: a heatmap, the ends of the order, how far methods agree."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.text import Text
 
-from headprune.heads import HeadId, HeadScores, PruningPlan, Race, SiteId
+from headprune.heads import HeadId, HeadScores, PruningPlan, SiteId
 from headprune.report.tables import Row, Sheet, line, prose
 
 # Cividis-like steps from unimportant to important: readable for the colour-blind, in light and in dark terminals.
@@ -108,18 +108,3 @@ def agreement_table(found: Sequence[HeadScores]) -> RenderableType:
     ]
     titles = ("same order (Spearman)", *(scores.method for scores in found))
     return Sheet(rows, titles=titles, right=frozenset(range(1, len(titles))))
-
-
-def race_text(race: Race, scores: HeadScores) -> RenderableType:
-    """Say what a race decided, what it cost, and of which heads it is open."""
-    rows = race.rows_per_head
-    decided = len(scores.heads) - len(race.undecided)
-    undecided = ", ".join(map(str, race.undecided)) or "none"
-    return prose(
-        f"{decided} of {len(scores.heads)} heads are decided for --keep {race.keep:g}, all of them rightly with a probability of "
-        f"{1 - race.error_probability:.0%} or more\n"
-        f"{min(rows)} to {max(rows)} rows a head, {sum(rows) / len(rows):.0f} on average; "
-        f"{race.work:.0%} of the work of full ablation\n"
-        f"undecided (they go by their means): {undecided}",
-        style="dim",
-    )

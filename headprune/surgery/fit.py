@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch
-from headprune.masking import gated, places_of
+from headprune.masking import gated, places_of, real_positions, row_of_position
 from headprune.memory import Parts
 from headprune.placement import input_device
 from headprune.replay.walk import (
@@ -32,7 +32,6 @@ from headprune.replay.walk import (
     stage_of,
     without_values,
 )
-from headprune.scoring.moments import real_positions, row_of_position
 from headprune.surgery.least_squares import FOLDS, RIDGES, How, Sums, no_sums, solve
 
 

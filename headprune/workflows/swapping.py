@@ -59,7 +59,7 @@ def swap_if_asked(
         anatomy,
         plan.remove,
         halves=(halves[0], halves[1]),
-        loss=subject.goal(parts[0][:1]).loss,
+        loss=subject.objective(parts[0][:1]).loss,
         values=scores.importance(),
         constraints=constraints,
         prices=prices,
@@ -90,7 +90,7 @@ def _replanned(
 def _half(subject: Subject, examples: Sequence[Example], name: str) -> Half:
     """Examples were drawn by chance, so that the first of them are of every kind."""
     few = examples[: max(_FEW, len(examples) // 8)]
-    return Half(subject.goal(few).batches, subject.goal(examples).batches, name)
+    return Half(subject.objective(few).batches, subject.objective(examples).batches, name)
 
 
 def _told(swaps: tuple[Swap, ...], most: int) -> str:
