@@ -9,7 +9,6 @@ from test_scoring import lm_batch, lm_loss, setting
 
 import headprune as hp
 from headprune.batch import as_batches
-from headprune.heads import HeadMask
 from headprune.masking import gated
 from headprune.replay import losses
 from headprune.scoring.request import ScoreRequest
@@ -143,7 +142,7 @@ def test_the_metric_is_measured_without_each_head(name):
     labels = batch["labels"].double().numpy()
 
     def value(gone):
-        gates = torch.tensor(HeadMask.without(gone, anatomy.heads).values)
+        gates = anatomy.mask(gone)
         with torch.no_grad(), gated(model, anatomy, gates=gates):
             return statistic.compute(model(**inputs).logits.argmax(-1).double().numpy(), labels)
 

@@ -97,7 +97,7 @@ def is_tolerant(recipe: Recipe) -> bool:
 
 
 def check_course(recipe: Recipe, *, world: World | None = None) -> None:
-    """Refuse steps, budgets and swaps that lead nowhere.
+    """Refuse steps and budgets that lead nowhere.
 
     Raises:
         ConfigError: There are such steps or budgets, or several processes would train the same gates.
@@ -134,12 +134,6 @@ def check_course(recipe: Recipe, *, world: World | None = None) -> None:
             else "heads that go together are rearranged once",
             where="--rearrange",
             hint=f"use --method {' or '.join(with_products)}, in one step",
-        )
-    if recipe.swaps and (recipe.reconstruct != "none" or is_tolerant(recipe)):
-        raise ConfigError(
-            "swaps are judged by heads as they are, for one cut",
-            where=f"--swaps {recipe.swaps}",
-            hint="say --reconstruct none, and a budget such as --keep 0.7",
         )
     if recipe.objective == "metric" and (
         "metric" not in method.objectives or steps > 1 or recipe.normalize != "none"

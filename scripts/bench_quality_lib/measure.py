@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from bench_quality_lib.subjects import Case
@@ -19,7 +18,7 @@ from headprune.anatomy import Anatomy
 from headprune.config import Recipe
 from headprune.evaluation import Predictions, judge, predict
 from headprune.footprint import kv_cache_bytes_per_token
-from headprune.heads import HeadMask, HeadScores, PruningPlan
+from headprune.heads import HeadScores, PruningPlan
 from headprune.journal import Journal
 from headprune.masking import gated
 from headprune.passes import RunContext
@@ -191,6 +190,6 @@ class Bench:
 
     def _predict(self, gone: Any) -> Predictions:
         model = self.case.subject.model
-        gates = torch.tensor(HeadMask.without(gone, self.anatomy.heads).values)
+        gates = self.anatomy.mask(gone)
         with gated(model, self.anatomy, gates=gates.to(model.device)):
             return predict(model, self.case.subject.task, batches=self.batches)
