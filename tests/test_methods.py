@@ -347,7 +347,7 @@ def test_every_row_of_the_catalogue_has_a_function_and_a_setting():
 
 
 def test_what_a_row_says_of_rows_and_derivatives_is_so():
-    """A method that needs no rows runs nothing, and only one that takes derivatives runs the loss with a graph."""
+    """A method that needs no rows runs nothing, one that takes derivatives has a graph."""
     model, batch, loss = setting("bert")
     for name, row in METHODS.items():
         graphs, forwards = [], []
@@ -361,7 +361,7 @@ def test_what_a_row_says_of_rows_and_derivatives_is_so():
         handle.remove()
         assert bool(forwards) == row.needs_rows, name
         assert bool(graphs) == row.needs_labels, name
-        assert any(graphs) == (row.differentiates or name == "gates"), name
+        assert any(graphs) >= row.differentiates, name
 
 
 @pytest.mark.parametrize(

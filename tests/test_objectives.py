@@ -165,4 +165,4 @@ def test_perplexity_that_rises_is_a_metric_that_drops():
     )
     found = run_method(request, method="ablation")
     assert lm_loss is not None
-    assert (found.values > 0).any()
+    assert max(found.values) > 0
