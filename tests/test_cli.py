@@ -16,7 +16,7 @@ from headprune.config import Recipe
 from headprune.evaluation import judge, predict
 from headprune.heads import HeadId, HeadScores, SiteId
 from headprune.journal import Journal
-from headprune.report.scores import agreement_table
+from headprune.report.heads import agreement_table
 from headprune.report.terminal import ConsoleProgress
 from headprune.scoring.catalogue import METHODS, Method
 from headprune.scoring.request import Estimate
@@ -261,7 +261,7 @@ def test_a_pruned_model_heals_and_what_it_learned_from_never_reports(headprune, 
 
     # Rows without labels will do.
     train = ("--learning-rate", "1e-4", "--max-steps", "4", "--lora", "2")
-    other = ("--data", "texts.csv", "--eval-data", "test.csv", "--run", "run")
+    other = ("--data", "texts.csv", "--eval-data", "test.csv", "--run-dir", "run")
     (place / "texts.csv").write_text("text\n" + "\n".join(t for t, _n in rows[:9]) + "\n")
     code, _out, err = headprune("heal", "small", *other, *train)
     assert code == 2, "the evaluation rows contain these"
@@ -438,7 +438,8 @@ def test_prune_takes_the_scores_of_its_method_from_a_run_of_several(headprune):
 
 def test_a_recipe_runs_all_stages_and_checks(headprune, place):
     (place / "r.yaml").write_text(
-        "model: classifier\ndata: data.csv\neval_data: data2.csv\nkeep: 0.9\nout: made\nbaseline: base.json\nmax_drop: 1\n"
+        "model: classifier\ndata: data.csv\neval_data: data2.csv\n"
+        "keep: 0.9\nout: made\ncheck: {baseline: base.json, max_drop: 1}\n"
     )
     rows = [(text, ("no", "yes")[index % 2]) for index, text in enumerate(sentences(30, seed=5))]
     (place / "data2.csv").write_text("text,label\n" + "".join(f"{t},{n}\n" for t, n in rows))
@@ -452,7 +453,7 @@ def test_a_recipe_runs_all_stages_and_checks(headprune, place):
 
 def test_the_same_command_gives_the_same_bytes(headprune, place):
     words = ("score", "classifier", "--data", "data.csv")
-    assert headprune(*words, "--run", "one")[0] == headprune(*words, "--run", "two")[0] == 0
+    assert headprune(*words, "--run-dir", "one")[0] == headprune(*words, "--run-dir", "two")[0] == 0
     assert (place / "one" / "scores.json").read_bytes() == (
         place / "two" / "scores.json"
     ).read_bytes()
@@ -472,7 +473,7 @@ def test_json_leaves_stdout_clean(headprune):
 
 def test_rows_behind_named_scores_never_report(headprune, place):
     data = ("--data", "data.csv")
-    assert headprune("score", "classifier", *data, "--num-samples", "20", "--run", "r")[0] == 0
+    assert headprune("score", "classifier", *data, "--num-samples", "20", "--run-dir", "r")[0] == 0
     chose = set(json.loads((place / "r" / "scores.json").read_text())["rows"])
     assert len(chose) == 20
     code, out, err = headprune(
@@ -534,7 +535,7 @@ def test_methods_without_data_need_none(headprune, place):
 def test_several_methods_score_as_each_does_alone(headprune, place):
     words = ("score", "classifier", "--data", "data.csv", "--json", "--method")
     methods = ("fisher", "gradient:batch", "entropy", "magnitude")
-    code, out, err = headprune(*words, ",".join(methods), "--run", "together")
+    code, out, err = headprune(*words, ",".join(methods), "--run-dir", "together")
     assert code == 0, err
     together = json.loads(out)
     assert [scores["method"] for scores in together] == list(methods)
@@ -696,7 +697,7 @@ def test_a_run_that_can_not_be_compared_is_refused_before_the_work(headprune, pl
     )
     assert headprune(*check)[0] == 0
     (place / "r.yaml").write_text(
-        "model: classifier\ndata: data.csv\nkeep: 0.5\nbaseline: b.json\n"
+        "model: classifier\ndata: data.csv\nkeep: 0.5\ncheck: {baseline: b.json}\n"
     )
     code, _out, err = headprune("run", "r.yaml")
     assert code == 2
@@ -709,7 +710,7 @@ def test_a_run_s_json_holds_results_and_verdict(headprune, place):
     rows = [(text, ("no", "yes")[index % 2]) for index, text in enumerate(sentences(30, seed=5))]
     (place / "test.csv").write_text("text,label\n" + "".join(f"{t},{n}\n" for t, n in rows))
     (place / "r.yaml").write_text(
-        "model: classifier\ndata: data.csv\neval_data: test.csv\nkeep: 0.5\nbaseline: b.json\nmax_parameters: 1\n"
+        "model: classifier\ndata: data.csv\neval_data: test.csv\nkeep: 0.5\ncheck: {baseline: b.json, max_parameters: 1}\n"
     )
     assert headprune("check", "--config", "r.yaml", "--update-baseline")[0] == 0
     code, out, _err = headprune("run", "r.yaml", "--json")
@@ -862,10 +863,10 @@ MISTAKES = {
         "'text'",
     ),
     "run with scores": (
-        ("score", "classifier", "--data", "data.csv", "--run", "r"),
+        ("score", "classifier", "--data", "data.csv", "--run-dir", "r"),
         used_run,
         "r holds scores already",
-        "--run",
+        "--run-dir",
     ),
     "unknown layer": ((*PRUNE, "--protect", "L9"), None, "no layer L9", "L0, L1, L2"),
     "removes nothing": ((*PRUNE[:-1], "0.99"), None, "removes no head", "--keep"),
@@ -1230,7 +1231,7 @@ def made_scores(headprune, place, monkeypatch, real):
 
     broken = os.fsync
     monkeypatch.setattr(os, "fsync", real)
-    assert headprune("score", "classifier", "--data", "data.csv", "--run", "run")[0] == 0
+    assert headprune("score", "classifier", "--data", "data.csv", "--run-dir", "run")[0] == 0
     monkeypatch.setattr(os, "fsync", broken)
     return "run/scores.json"
 
@@ -1279,7 +1280,7 @@ def test_a_failure_of_the_system_is_named_with_its_file(headprune, monkeypatch, 
 
 
 def test_a_stopped_run_says_that_it_goes_on(headprune, place, monkeypatch):
-    words = ("score", "classifier", "--data", "data.csv", "--batch-size", "8", "--run", "run")
+    words = ("score", "classifier", "--data", "data.csv", "--batch-size", "8", "--run-dir", "run")
     seconds = iter([False, True])
     one = Journal.put
 

@@ -10,16 +10,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 from test_gate import result_of
 
+from headprune.artefact import Latency
 from headprune.distillation import Heal
 from headprune.gate import Baseline, Limits, compare
 from headprune.heads import HeadId, HeadScores, PruningPlan, SiteId
-from headprune.latency import Latency
-from headprune.report.healed import heal_table
-from headprune.report.scores import agreement_table, heatmap, score_table
-from headprune.report.survey import survey_table
-from headprune.report.sweep import sweep_table
-from headprune.report.tables import key_value_table, show
-from headprune.report.terminal import eval_table, plan_table, prune_table, unmeasured_table
+from headprune.report.heads import agreement_table, heatmap, score_table, survey_table
+from headprune.report.tables import eval_table, plan_table, prune_table, sweep_table
+from headprune.report.terminal import key_value_table, show
 from headprune.results import (
     Curve,
     Results,
@@ -129,8 +126,8 @@ def tables(value, scale):
     )  # fmt: skip
     yield eval_table(after)
     yield prune_table(results, directory=DIRECTORY, verdict=verdict)
-    yield heal_table(results.model_copy(update={"heal": heal}), directory=DIRECTORY)
-    yield unmeasured_table(
+    yield prune_table(results.model_copy(update={"heal": heal}), directory=DIRECTORY)
+    yield prune_table(
         Unmeasured(heads=(4096, 1), parameters=(10**12, 10**11), streamed=True, **common),
         directory=DIRECTORY,
     )
@@ -185,7 +182,7 @@ def test_words_stay_whole_and_what_is_copied_is_one_line(width):
     st.sampled_from(WIDTHS),
 )  # fmt: skip
 def test_no_cell_is_ever_cut(rows, width):
-    from headprune.report.tables import Row, Sheet
+    from headprune.report.terminal import Row, Sheet
 
     text = rendered(Sheet([Row(row) for row in rows], titles=("a", "b", "c", "d")), width)
     for cell in (cell for row in rows for cell in row):
