@@ -1,7 +1,7 @@
 """Fit the output projections of a model that loses heads, attention by attention, in the order in which they run.
 
 Inputs come from the model that has lost its heads and was reconstructed so far, targets from the whole one. Several ways (see
-:mod:`~headprune.surgery.least_squares`) walk through the model side by side: the whole model costs a forward, each way 4/3 of one.
+:mod:`~headprune.surgery.least_squares`) walk through the model side by side: the whole model costs a forward, each way 4/3.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
