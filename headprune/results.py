@@ -11,7 +11,7 @@ from headprune.evaluation import EvalResult
 from headprune.heads import HeadName
 from headprune.models.save import LoadMethod
 from headprune.surgery import Reconstruct
-from headprune.untrusted import read_json
+from headprune.untrusted.documents import read_json
 from headprune.verify import Proof
 
 LOGARITHMIC = ("perplexity",)

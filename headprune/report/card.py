@@ -11,7 +11,7 @@ from headprune.latency import Latency
 from headprune.models.find import ModelSource
 from headprune.results import Results, Unmeasured
 from headprune.runtime.local import published_name
-from headprune.untrusted import parse_yaml, read_text
+from headprune.untrusted.documents import parse_yaml, read_text
 
 _MOST_BYTES = 1_000_000
 _KEPT = ("license", "language", "pipeline_tag")

@@ -10,7 +10,8 @@ from headprune.precedence import merged
 from headprune.results import Results, Unmeasured
 from headprune.runtime.local import note_places, place_of, published_name
 from headprune.subject import Progress
-from headprune.untrusted import read_json, refuse_foreign_files
+from headprune.untrusted.directories import refuse_foreign_files
+from headprune.untrusted.documents import read_json
 
 _NAMES = ("model", "data", "eval_data", "teacher", "scores", "run", "out", "baseline")
 """Settings that may be paths."""
