@@ -5,9 +5,9 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from headprune.artefact import Latency
 from headprune.errors import CheckpointError
 from headprune.heads import PruningPlan
-from headprune.latency import Latency
 from headprune.models.find import ModelSource
 from headprune.results import Results, Unmeasured
 from headprune.runtime.local import published_name
