@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from headprune import checkpoint, planning
 from headprune.anatomy import Anatomy
+from headprune.anatomy.clone import stock_class
 from headprune.batch import Batch
 from headprune.checkpoint import load
 from headprune.decoder_inputs import batches_for
@@ -18,13 +19,14 @@ from headprune.errors import PlanError, did_you_mean
 from headprune.heads import HeadId, HeadMask, HeadScores, HeadSelection, PruningPlan, select_heads
 from headprune.inspection import inspect as inspect_model
 from headprune.masking import checked_gates, gated, gates_by_site
-from headprune.models import fingerprint, versions
-from headprune.placement import input_device, staged
+from headprune.models import ModelSource, fingerprint, versions, weights_bytes
+from headprune.placement import count_parameters, input_device, staged
 from headprune.prices import prices_of
-from headprune.publish import publish, source_of
+from headprune.results import Results
 from headprune.scoring import METHODS
 from headprune.scoring import score as score_heads
 from headprune.surgery import cut
+from headprune.workflows.finish import InMemory, Written, documents_of, finish
 from headprune.wrapped import refuse_own_code, refuse_wrapped
 
 __all__ = ["inspect", "load", "masked", "plan", "prune", "save", "score"]
@@ -280,6 +282,8 @@ def save(
     model: PreTrainedModel,
     directory: str | Path,
     *,
+    plan: PruningPlan | None = None,
+    scores: HeadScores | None = None,
     tokenizer: Any = None,
     overwrite: bool = False,
     max_shard_size: str = checkpoint.MAX_SHARD_SIZE,
@@ -292,6 +296,8 @@ def save(
     Args:
         model: The model, pruned or not.
         directory: Where to; must not exist or be empty unless ``overwrite``.
+        plan: What it was pruned by: written beside it (``plan.json``), with a model card.
+        scores: What the plan was made from: written beside it (``scores.json``).
         tokenizer: Saved beside it: as the files that it was loaded from, unless it was changed since.
         overwrite: Replace what is there.
         max_shard_size: Weights larger than this are split over several files.
@@ -308,13 +314,42 @@ def save(
     """
     refuse_wrapped(model)
     refuse_own_code(model)
-    route, _proofs = publish(
-        model,
-        Path(directory),
-        anatomy=inspect(model),
-        tokenizer=tokenizer,
-        source=source_of(model),
-        overwrite=overwrite,
-        max_shard_size=max_shard_size,
+    anatomy, out, home = inspect(model), Path(directory), _source_of(model)
+    if home is not None:
+        checkpoint.refuse_source(out, home)
+    removed = plan.remove if plan else ()
+    taken = (plan.budget.get("saves") or {}).get("parameters") if plan else 0
+    size = count_parameters(model)
+    saved = InMemory(model, anatomy, home, tokenizer=tokenizer, max_shard_size=max_shard_size)
+
+    def results(written: Written, weights: int) -> Results:
+        return Results(
+            heads=(len(anatomy.heads) + len(removed), len(anatomy.heads)),
+            parameters=(None if taken is None else size + taken, size),
+            proofs=written.proofs,
+            weights_bytes=((weights_bytes(home) or None) if home else None, weights),
+            removed=tuple(map(str, removed)),
+            loads_with=written.loads_with,
+            auto_class=checkpoint.auto_class_of(stock_class(model)),
+            calibration={**scores.data, "method": scores.method, "n": scores.n} if scores else {},
+        )
+
+    def documents(results: Results) -> dict[str, str]:
+        if plan is None and scores is None:
+            return {}
+        source = None
+        if home is not None:
+            source = ModelSource(home.name, home, None, model.config)
+        return documents_of(results, plan, scores, source=source)
+
+    outcome = finish(
+        out, overwrite=overwrite, write=saved.write, results=results, documents=documents
     )
-    return route
+    return outcome.loads_with
+
+
+def _source_of(model: PreTrainedModel) -> Path | None:
+    """Return the directory that a model was loaded from, before it was pruned, if it is there."""
+    saving = checkpoint.own_save(model)
+    home = checkpoint.home_of(model.config.name_or_path or (saving.source if saving else ""))
+    return home and checkpoint.root_of(home)

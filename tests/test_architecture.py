@@ -51,7 +51,6 @@ ORDER = [
     "inspection",
     "checkpoint",
     "verify",
-    "publish",
     "distillation",
     "export",
     "results",

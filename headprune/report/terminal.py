@@ -21,7 +21,7 @@ from headprune.heads import PruningPlan
 from headprune.latency import Latency
 from headprune.report.ci import headline
 from headprune.report.tables import Prose, Row, Sheet, line, make_console, prose
-from headprune.results import Results, Unmeasured
+from headprune.results import Results
 from headprune.verify import Proof
 
 T = TypeVar("T")
@@ -97,26 +97,23 @@ def eval_table(result: EvalResult) -> RenderableType:
 def prune_table(
     results: Results, *, directory: str, verdict: Verdict | None = None
 ) -> RenderableType:
-    """Show before and after, the proofs, where the model lies and how to load it."""
-    load = _how_to_load(results, directory)
+    """Show sizes (and quality, where it was measured) before and after, the proofs, where the model lies and how to load it.
+
+    Args:
+        results: What was done.
+        directory: Where the model lies.
+        verdict: What a gate said of it.
+    """
+    measured = [result for result in (results.before, results.after) if result is not None]
     return Group(
         _before_and_after(results),
-        *_doubts(results.before, results.after),
+        *(_doubts(*measured) if measured else ()),
         *_proofs(results, verdict),
-        *load,
+        *_how_to_load(results, directory),
     )
 
 
-def unmeasured_table(results: Unmeasured, *, directory: str) -> RenderableType:
-    """Show the same of a model whose quality was not measured."""
-    rows = [_count_row("heads", *results.heads), _count_row("parameters", *results.parameters)]
-    notes = prose("\nno data was read: quality was not measured\n", style="dim")
-    proofs = _proof_lines(results.proofs)
-    sheet = _change_sheet([*rows, _weights_row(results)])
-    return Group(sheet, notes, *proofs, Text(), *_how_to_load(results, directory))
-
-
-def _how_to_load(results: Results | Unmeasured, directory: str) -> list[Text]:
+def _how_to_load(results: Results, directory: str) -> list[Text]:
     trust = ", trust_remote_code=True" if results.loads_with == "remote-code" else ""
     return [
         line(("the model: ", "dim"), directory),
@@ -132,31 +129,35 @@ def _change_sheet(rows: Sequence[Row]) -> Sheet:
     return Sheet(rows, titles=("", "before", "after", "change"), right=frozenset({1, 2, 3}))
 
 
-def _count_row(name: str, before: int, after: int, unit: str = "") -> Row:
+def _count_row(name: str, before: int | None, after: int, unit: str = "") -> Row:
+    if before is None:
+        return Row((name, "", f"{after:,}{unit}", ""))
     return Row((name, f"{before:,}{unit}", f"{after:,}{unit}", _change(before, after)))
 
 
-def _weights_row(results: Results | Unmeasured) -> Row:
+def _weights_row(results: Results) -> Row:
     old, new = results.weights_bytes
+    if old is None:
+        return Row(("weights on disk", "", f"{new / 1e6:.1f} MB", ""))
     change = "none" if new == old else f"{new / old - 1:+.1%}"
     return Row(("weights on disk", f"{old / 1e6:.1f} MB", f"{new / 1e6:.1f} MB", change))
 
 
 def _before_and_after(results: Results) -> Sheet:
-    before, after = results.before, results.after
+    before, after, interval = results.before, results.after, results.difference_interval
+    sizes = [
+        _count_row("heads", *results.heads),
+        _count_row("parameters", *results.parameters),
+        _weights_row(results),
+    ]
+    if before is None or after is None or results.difference is None or interval is None:
+        return _change_sheet(sizes)
     numbers = (as_number(before.value), as_number(after.value))
     intervals = (as_interval(before.interval), as_interval(after.interval))
-    change = as_interval(results.difference_interval, sign="+")
     rows = [
         Row((before.metric, *numbers, as_number(results.difference, sign="+")), "bold"),
-        Row((_INTERVAL, *intervals, change)),
-    ]
-    rows += [
-        *(
-            _count_row(name, getattr(before, name) or 0, getattr(after, name) or 0)
-            for name in ("heads", "parameters")
-        ),
-        _weights_row(results),
+        Row((_INTERVAL, *intervals, as_interval(interval, sign="+"))),
+        *sizes,
     ]
     old, new = before.kv_cache_bytes_per_token, after.kv_cache_bytes_per_token
     if old is not None and new is not None:
@@ -206,12 +207,14 @@ def _doubts(*results: EvalResult) -> list[Prose]:
 
 def _proofs(results: Results, verdict: Verdict | None) -> list[RenderableType]:
     after = results.after
-    better = "higher" if after.higher_is_better else "lower"
-    told = prose(
-        f"\n{after.metric}: {better} is better; n = {after.n:,} of {after.data.get('name')}{_split(after)}, "
-        f"rows that chose no head{' and that nothing was trained on' if results.heal else ''}\n",
-        style="dim",
-    )
+    told = prose("\nno data was read: quality was not measured\n", style="dim")
+    if after is not None:
+        better = "higher" if after.higher_is_better else "lower"
+        told = prose(
+            f"\n{after.metric}: {better} is better; n = {after.n:,} of {after.data.get('name')}{_split(after)}, "
+            f"rows that chose no head{' and that nothing was trained on' if results.heal else ''}\n",
+            style="dim",
+        )
     lines: list[RenderableType] = [told, *_proof_lines(results.proofs)]
     if verdict:
         mark, colour = ("✓", "green") if verdict.passed else ("✗", "red")
