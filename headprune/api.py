@@ -8,17 +8,24 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from headprune import checkpoint, planning
+from headprune import planning
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import stock_class
 from headprune.batch import Batch
-from headprune.checkpoint import load
 from headprune.decoder_inputs import batches_for
 from headprune.errors import PlanError, did_you_mean
 from headprune.heads import HeadId, HeadScores, HeadSelection, PruningPlan, select_heads
 from headprune.inspection import inspect as inspect_model
 from headprune.masking import checked_gates, gated, gates_by_site
-from headprune.models import ModelSource, fingerprint, versions, weights_bytes
+from headprune.models.classes import auto_class_of
+from headprune.models.facts import fingerprint, versions, weights_bytes
+from headprune.models.find import ModelSource
+from headprune.models.load import load
+from headprune.models.manifest import refuse_source
+from headprune.models.own_save import let_it_save_itself, own_save
+from headprune.models.save import MAX_SHARD_SIZE, LoadMethod
+from headprune.models.side_files import root_of
+from headprune.models.tokenizer import home_of
 from headprune.placement import count_parameters, input_device, staged
 from headprune.prices import prices_of
 from headprune.results import Results
@@ -266,7 +273,7 @@ def prune(
     else:
         remove = select_heads(heads, anatomy.heads)
     smaller = cut(model, anatomy, remove=remove, pad=pad)
-    checkpoint.let_it_save_itself(model, smaller, source=source or "")
+    let_it_save_itself(model, smaller, source=source or "")
     return model
 
 
@@ -278,8 +285,8 @@ def save(
     scores: HeadScores | None = None,
     tokenizer: Any = None,
     overwrite: bool = False,
-    max_shard_size: str = checkpoint.MAX_SHARD_SIZE,
-) -> checkpoint.LoadMethod:
+    max_shard_size: str = MAX_SHARD_SIZE,
+) -> LoadMethod:
     """Save a pruned model so that it loads again: atomically, as safetensors, with a manifest, and proven in a fresh process.
 
     What else made the model's source work (its tokenizer's files, pooling, settings of a processor) is copied, where the model
@@ -308,7 +315,7 @@ def save(
     refuse_own_code(model)
     anatomy, out, home = inspect(model), Path(directory), _source_of(model)
     if home is not None:
-        checkpoint.refuse_source(out, home)
+        refuse_source(out, home)
     removed = plan.remove if plan else ()
     taken = (plan.budget.get("saves") or {}).get("parameters") if plan else 0
     size = count_parameters(model)
@@ -322,7 +329,7 @@ def save(
             weights_bytes=((weights_bytes(home) or None) if home else None, weights),
             removed=tuple(map(str, removed)),
             loads_with=written.loads_with,
-            auto_class=checkpoint.auto_class_of(stock_class(model)),
+            auto_class=auto_class_of(stock_class(model)),
             calibration={**scores.data, "method": scores.method, "n": scores.n} if scores else {},
         )
 
@@ -342,6 +349,6 @@ def save(
 
 def _source_of(model: PreTrainedModel) -> Path | None:
     """Return the directory that a model was loaded from, before it was pruned, if it is there."""
-    saving = checkpoint.own_save(model)
-    home = checkpoint.home_of(model.config.name_or_path or (saving.source if saving else ""))
-    return home and checkpoint.root_of(home)
+    saving = own_save(model)
+    home = home_of(model.config.name_or_path or (saving.source if saving else ""))
+    return home and root_of(home)

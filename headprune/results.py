@@ -6,11 +6,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from headprune.artefact import Artefact, read_artefact
-from headprune.checkpoint import LoadMethod
 from headprune.distillation import Heal
 from headprune.errors import CheckpointError
 from headprune.evaluation import EvalResult
 from headprune.heads import HeadName
+from headprune.models.save import LoadMethod
 from headprune.surgery import Reconstruct
 from headprune.untrusted import read_json
 from headprune.verify import Proof

@@ -15,7 +15,7 @@ from headprune.config import Recipe
 from headprune.evaluation import judge, predict
 from headprune.heads import HeadId, HeadScores, SiteId
 from headprune.journal import Journal
-from headprune.report.scores import agreement_table
+from headprune.report.heads import agreement_table
 from headprune.report.terminal import ConsoleProgress
 from headprune.subject import calibration_rows, open_subject
 from headprune.tasks.rows import noted_rows

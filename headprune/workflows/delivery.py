@@ -10,14 +10,14 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record
+from headprune.artefact import Latency
 from headprune.batch import Batch
 from headprune.evaluation import EvalResult, Predictions, doubts_of, first_examples, judge, predict
 from headprune.footprint import kv_cache_bytes_per_token
 from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
-from headprune.latency import Latency
 from headprune.masking import gated
-from headprune.models import versions, weights_bytes
+from headprune.models.facts import versions, weights_bytes
 from headprune.placement import count_parameters, input_device
 from headprune.planning import is_padded, parameters_removed
 from headprune.results import Results
@@ -29,12 +29,7 @@ from headprune.subject import (
 )
 from headprune.surgery import Given, Reconstruct, cut, give_biases, take_back
 from headprune.surgery.fit import has_bias
-from headprune.verify import (
-    Proof,
-    insist,
-    masked_equals_pruned,
-    run,
-)
+from headprune.verify import Proof, masked_equals_pruned, require, run
 from headprune.workflows.course import is_tolerant
 from headprune.workflows.finish import InMemory, Written, documents_of, finish
 from headprune.workflows.reconstruction import reconstruct_if_asked, rows_noted
@@ -204,7 +199,7 @@ def _cut(
     anatomy = cut(model, anatomy, remove=plan.remove, pad=is_padded(plan))
     model.config.headprune = {**pruning_record(model.config), "source": _origin(before)}
     same = masked_equals_pruned(masked, run(model, sample.inputs), rows=sample.num_rows)
-    insist([same])
+    require([same])
     after, new = measure(subject, rows, heads=len(anatomy.heads), progress=progress, timed=timed)
     if twin is not None:
         slow, fast = times_of([twin, model], subject, batches=batches, progress=progress)

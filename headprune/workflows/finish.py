@@ -15,28 +15,23 @@ from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import quiet, stock_class
 from headprune.anatomy.inputs import example_inputs
 from headprune.batch import forward, main_output
-from headprune.checkpoint import (
-    MAX_SHARD_SIZE,
-    LoadMethod,
-    auto_class_of,
-    auto_classes,
-    complaints,
-    output_directory,
-    seal,
-    write_model,
-)
 from headprune.heads import HeadScores, PruningPlan
-from headprune.models import ModelSource, weights_bytes
+from headprune.models.classes import auto_class_of, auto_classes
+from headprune.models.facts import weights_bytes
+from headprune.models.find import ModelSource
+from headprune.models.load import complaints
+from headprune.models.manifest import output_directory, write_manifest
+from headprune.models.save import MAX_SHARD_SIZE, LoadMethod, write_model
 from headprune.placement import count_parameters, input_device
 from headprune.report.card import model_card
 from headprune.results import Results
 from headprune.verify import (
     Proof,
-    insist,
     loads_afresh,
     parameters_add_up,
     proving,
     reload_is_identical,
+    require,
 )
 
 
@@ -73,11 +68,11 @@ def finish(
     with output_directory(out, overwrite=overwrite) as staging:
         with proving("what was saved is the model"):
             written = write(staging)
-        insist(written.proofs)
+        require(written.proofs)
         outcome = results(written, weights_bytes(staging))
         for name, text in documents(outcome).items():
             (staging / name).write_text(text, encoding="utf-8")
-        seal(staging)
+        write_manifest(staging)
     return outcome
 
 

@@ -11,7 +11,6 @@ from transformers import TrainingArguments
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
-from headprune.checkpoint import refuse_unusable_output
 from headprune.config import Recipe
 from headprune.distillation import (
     Checkpoints,
@@ -27,15 +26,16 @@ from headprune.distillation import (
 )
 from headprune.errors import ConfigError, DataError, ModelError
 from headprune.evaluation import first_examples, judge
-from headprune.files.targets import exclusive
 from headprune.heads import PruningPlan
 from headprune.inspection import inspect
-from headprune.models import choose_device, fingerprint, versions, weights_bytes
+from headprune.models.facts import choose_device, fingerprint, versions, weights_bytes
+from headprune.models.manifest import refuse_unusable_output
 from headprune.results import Results
 from headprune.runs import FOLDER
+from headprune.runtime.targets import exclusive
 from headprune.subject import Progress, Rows, Subject, open_subject, rows_that_chose, separate_rows
 from headprune.tasks.rows import Example, noted_rows, set_apart
-from headprune.verify import Proof, heads_are_the_same, insist
+from headprune.verify import Proof, heads_are_the_same, require
 from headprune.workflows.commands import check_metric, refuse_output
 from headprune.workflows.delivery import PROOF_ROWS, measure
 from headprune.workflows.finish import InMemory, Written, documents_of, finish
@@ -200,7 +200,7 @@ def _heal(
     difference, interval, _direction = judge(new, subject.statistic(), seed=recipe.seed, other=old)
     anatomy = inspect(subject.model)
     proofs = (*proofs, heads_are_the_same(lesson.anatomy, anatomy))
-    insist(proofs)
+    require(proofs)
     source = subject.source
 
     def results(written: Written, size: int) -> Results:
