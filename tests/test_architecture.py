@@ -23,8 +23,6 @@ ORDER = [
     "heads",
     "demo",
     "method_names",
-    "drop",
-    "precedence",
     "config",
     "placement",
     "anatomy",

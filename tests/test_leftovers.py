@@ -444,17 +444,17 @@ def test_a_directory_in_use_is_refused_until_its_process_ends_however_it_ends(tm
     words = [sys.executable, "-c", HOLD, str(folder)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         child.stdout.readline()
-        with pytest.raises(CheckpointError, match="in use"), exclusive(folder, where="--run"):
+        with pytest.raises(CheckpointError, match="in use"), exclusive(folder, where="--run-dir"):
             raise AssertionError("entered")
         child.kill()
         child.wait()
-    with exclusive(folder, where="--run"):
+    with exclusive(folder, where="--run-dir"):
         pass
     folder.rmdir()
     folder.parent.rmdir()
-    with exclusive(folder, where="--run"):
+    with exclusive(folder, where="--run-dir"):
         assert folder.is_dir()
     assert list(tmp_path.iterdir()) == [], "what was made for the lock alone"
-    with exclusive(folder, where="--run"):
+    with exclusive(folder, where="--run-dir"):
         (folder / "scores").write_text("x")
     assert (folder / "scores").is_file()

@@ -428,7 +428,7 @@ def test_scores_of_another_model_are_refused(headprune, run_here):
 
 @pytest.mark.usefixtures("no_child")
 def test_scores_of_the_model_in_another_dtype_are_its_own(headprune, run_here):
-    words = ("score", "model", "--method", "magnitude", "--dtype", "bfloat16", "--run", "run")
+    words = ("score", "model", "--method", "magnitude", "--dtype", "bfloat16", "--run-dir", "run")
     assert headprune(*words)[0] == 0
     code, _out, err = headprune(*PRUNE[:2], "--stream", "--scores", "run/scores.json", *PRUNE[4:])
     assert code == 0, err

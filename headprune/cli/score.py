@@ -33,18 +33,9 @@ OPTIONS: dict[str, Any] = {
     "normalize": Normalize,
     "steps": Steps,
     "num_samples": NumSamples,
-    "until": Annotated[
-        str | None,
-        typer.Option(
-            metavar="decided",
-            help="With --method ablation --keep: spend rows only on heads of which it is open whether they stay.",
-        ),
-    ],
     "keep": Annotated[
         float | None,
-        typer.Option(
-            "--keep", help="Share of the heads that would stay, for --until decided and --steps."
-        ),
+        typer.Option("--keep", help="Share of the heads that would stay, for --steps."),
     ],
     "heads": Annotated[
         int | None,
@@ -57,14 +48,8 @@ OPTIONS: dict[str, Any] = {
             help="How what is left will be reconstructed: it is before it is scored again, with --steps. (default: best)",
         ),
     ],
-    "max_work": Annotated[
-        float | None,
-        typer.Option(
-            help="With --until: the most that is run, as a share of full ablation. (default: 0.33)"
-        ),
-    ],
     "compile": Compile,
-    "run": Annotated[
+    "run_dir": Annotated[
         str | None,
         typer.Option(
             metavar="DIR",

@@ -77,7 +77,7 @@ def score(
         check_course(by_one, world=world)
     if world.size > 1 and recipe.device in ("auto", "cuda"):
         recipe = recipe.model_copy(update={"device": world.device})
-    with unused_run(recipe.run) if world.is_main else nullcontext():
+    with unused_run(recipe.run_dir) if world.is_main else nullcontext():
         return _score(recipe, recipes, progress=progress, world=world)
 
 
@@ -92,7 +92,7 @@ def _score(
     scores = tuple(scored.scores for scored in found.values())
     if not world.is_main:
         return scores, ()
-    paths = write_scores(scores, recipe.run)
+    paths = write_scores(scores, recipe.run_dir)
     for scored in found.values():
         scored.discard_journal()
     return scores, paths

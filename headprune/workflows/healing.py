@@ -99,7 +99,9 @@ def heal(recipe: Recipe, *, resume: bool, progress: Progress) -> Results:
         Path(recipe.out or ""), overwrite=recipe.overwrite, notify=progress.notify
     )
     check_metric(recipe)
-    folder = Path(recipe.run) if recipe.run else FOLDER / f"heal-{Path(recipe.out or '').name}"
+    folder = (
+        Path(recipe.run_dir) if recipe.run_dir else FOLDER / f"heal-{Path(recipe.out or '').name}"
+    )
     arguments = _arguments(recipe, folder)
     with exclusive(folder, where=f"--run {folder}"):
         return _prepare_and_heal(recipe, arguments, folder, resume=resume, progress=progress)
@@ -115,7 +117,7 @@ def _prepare_and_heal(
     if checkpoints.last is not None:
         progress.notify(f"going on from {checkpoints.last}")
     results = _heal(lesson, arguments, checkpoints, progress=progress)
-    if recipe.run is None:
+    if recipe.run_dir is None:
         checkpoints.drop()
     return results
 

@@ -253,4 +253,4 @@ def _journal(subject: Subject, anatomy: Anatomy, batches: Sequence[Batch]) -> Jo
         "race": [recipe.keep, recipe.max_work] if recipe.until else None,
         "versions": versions(),
     }
-    return open_journal(Path(recipe.run) if recipe.run else FOLDER, facts=facts)
+    return open_journal(Path(recipe.run_dir) if recipe.run_dir else FOLDER, facts=facts)
