@@ -43,7 +43,6 @@ ORDER = [
     "inspection",
     "models",
     "verify",
-    "publish",
     "distillation",
     "export",
     "results",
