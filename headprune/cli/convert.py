@@ -19,8 +19,8 @@ def convert(call: Call) -> None:
     from headprune.artefact import dump_json
     from headprune.report.terminal import key_value_table
 
-    method = workflows.convert(call.recipe, out=Path(out), progress=call.progress)
-    rows = {"directory": out, "loads_with": method}
+    results = workflows.convert(call.recipe, out=Path(out), progress=call.progress)
+    rows = {"directory": out, "loads_with": results.loads_with}
     call.write(dump_json({"format": 1, **rows})) if call.own.as_json else call.show(
         key_value_table(rows)
     )

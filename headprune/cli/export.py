@@ -6,7 +6,7 @@ from headprune.cli.options import Call
 from headprune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from headprune.export import Exported
+    from headprune.export.gguf import Exported
 
 
 def export(call: Call) -> None:

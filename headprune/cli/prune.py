@@ -19,7 +19,6 @@ def prune(call: Call) -> None:
     from headprune import gate, workflows
     from headprune.artefact import dump_json
     from headprune.report.tables import plan_table, prune_table
-    from headprune.results import Results, Unmeasured
 
     recipe = _with_output(call)
     spec = call.settings.gate
@@ -40,12 +39,11 @@ def prune(call: Call) -> None:
             hint="leave the baseline out and check the model where it fits into memory: headprune check",
         )
     verdict = None
-    results: Results | Unmeasured
     if stream:
         results = workflows.prune_unloaded(recipe, progress=call.progress, show=show)
     else:
         results = workflows.prune(recipe, progress=call.progress, show=show, baseline=baseline)
-    if baseline is not None and isinstance(results, Results):
+    if baseline is not None and results.after is not None:
         verdict = gate.compare(
             results.after, baseline, limits=gate.Limits.of(spec, baseline=baseline)
         )
