@@ -37,30 +37,6 @@ def _rounded(took: Latency) -> Latency:
     return took.model_copy(update={"ms": float(f"{took.ms:.3g}"), "interval": (low, high)})
 
 
-class Limits(BaseModel):
-    """What is tolerated. With none given, the metric may not be worse than the baseline beyond noise.
-
-    Args:
-        max_drop: How much worse the metric may be, in its own units.
-        min_recovery: The least share of the baseline's metric that must be reached.
-        max_parameters: The most parameters.
-        max_latency_increase: How much slower, as a share (0.1 is 10 %), at any size of the baseline; it may not be surely more.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_drop: float | None = None
-    min_recovery: float | None = None
-    max_parameters: int | None = None
-    max_latency_increase: float | None = None
-
-    @classmethod
-    def of(cls, spec: GateSpec, *, baseline: Baseline) -> "Limits":
-        """Return the limits that are set, in the metric's own units; shares are of the baseline's metric."""
-        values = {name: getattr(spec, name) for name in cls.model_fields}
-        return cls(**{**values, "max_drop": spec.max_drop and spec.max_drop.of(baseline.value)})
-
-
 class Finding(BaseModel):
     """One limit, held or broken."""
 
@@ -121,7 +97,7 @@ def write_baseline(path: Path, result: EvalResult) -> Baseline:
     return baseline
 
 
-def compare(result: EvalResult, baseline: Baseline, *, limits: Limits) -> Verdict:
+def compare(result: EvalResult, baseline: Baseline, *, limits: GateSpec) -> Verdict:
     """Judge a result.
 
     The drop is one-sided: an improvement never fails. ``noise`` is the half-width of the 95 % interval of the difference,
@@ -199,7 +175,7 @@ def refuse_other_rows(
         _refuse_difference("data", here, there)
 
 
-def refuse_untimed(baseline: Baseline, limits: Limits, *, names: Collection[str]) -> None:
+def refuse_untimed(baseline: Baseline, limits: GateSpec, *, names: Collection[str]) -> None:
     """Refuse a limit of latency where the baseline was not timed at any of the sizes that ``names`` are.
 
     Raises:
@@ -237,7 +213,7 @@ def _refuse_difference(name: str, new: object, old: object, *, option: str = "")
 
 
 def _metric_findings(
-    result: EvalResult, baseline: Baseline, *, limits: Limits, drop: float, noise: float
+    result: EvalResult, baseline: Baseline, *, limits: GateSpec, drop: float, noise: float
 ) -> list[Finding]:
     low, high = result.interval
     shown = (
@@ -247,8 +223,9 @@ def _metric_findings(
     )
     findings: list[Finding] = []
     if limits.max_drop is not None:
-        passed = drop <= limits.max_drop
-        unsure = drop > 0 and abs(drop - limits.max_drop) <= noise
+        allowed = limits.max_drop.of(baseline.value)
+        passed = drop <= allowed
+        unsure = drop > 0 and abs(drop - allowed) <= noise
         doubt = (
             "; the distance to the limit is within noise: more rows would tell" if unsure else ""
         )
@@ -256,7 +233,7 @@ def _metric_findings(
             Finding(
                 name="max-drop",
                 passed=passed,
-                message=f"{shown}; allowed drop {limits.max_drop:g}{doubt}",
+                message=f"{shown}; allowed drop {allowed:g}{doubt}",
             )
         )
     if limits.min_recovery is not None:
@@ -290,7 +267,7 @@ def _recovery(result: EvalResult, baseline: Baseline) -> float | None:
     return ratio if baseline.higher_is_better else 1 / ratio
 
 
-def _size_findings(result: EvalResult, baseline: Baseline, *, limits: Limits) -> list[Finding]:
+def _size_findings(result: EvalResult, baseline: Baseline, *, limits: GateSpec) -> list[Finding]:
     findings: list[Finding] = []
     if limits.max_parameters is not None:
         findings.append(

@@ -12,7 +12,7 @@ from headprune.errors import ConfigError, HeadpruneError
 
 if TYPE_CHECKING:
     from headprune.evaluation import EvalResult
-    from headprune.gate import Baseline, Limits
+    from headprune.gate import Baseline
 
 
 def check(call: Call) -> None:
@@ -34,8 +34,7 @@ def check(call: Call) -> None:
         call.progress.notify(f"written: {path}")
         return
     baseline = gate.read_baseline(path)
-    limits = gate.Limits.of(spec, baseline=baseline)
-    verdict = gate.compare(_result(call, baseline, limits), baseline, limits=limits)
+    verdict = gate.compare(_result(call, baseline), baseline, limits=spec)
     call.write(FORMATS[call.own.format or ("json" if call.own.as_json else "text")](verdict))
     if not verdict.passed:
         raise typer.Exit(1)
@@ -51,9 +50,7 @@ def error_on_stdout(options: Mapping[str, Any], error: HeadpruneError) -> str:
     return text(error) if text else ""
 
 
-def _result(
-    call: Call, baseline: "Baseline | None" = None, limits: "Limits | None" = None
-) -> "EvalResult":
+def _result(call: Call, baseline: "Baseline | None" = None) -> "EvalResult":
     """Return the result to judge: read from a file, or measured; what can't be judged is refused first."""
     from headprune.results import read_result
 
@@ -64,7 +61,7 @@ def _result(
     from headprune.gate import refuse_untimed
 
     run = call.settings.run
-    if baseline is not None and limits is not None:
+    if baseline is not None:
         sizes = size_names(lengths=run.latency_length, rows=run.latency_batch)
-        refuse_untimed(baseline, limits, names=sizes if run.latency else ())
+        refuse_untimed(baseline, call.settings.gate, names=sizes if run.latency else ())
     return workflows.evaluate(call.recipe, progress=call.progress, baseline=baseline)

@@ -44,9 +44,7 @@ def prune(call: Call) -> None:
     else:
         results = workflows.prune(recipe, progress=call.progress, show=show, baseline=baseline)
     if baseline is not None and results.after is not None:
-        verdict = gate.compare(
-            results.after, baseline, limits=gate.Limits.of(spec, baseline=baseline)
-        )
+        verdict = gate.compare(results.after, baseline, limits=spec)
     if not call.own.as_json:
         call.show(prune_table(results, directory=str(recipe.out), verdict=verdict))
     elif verdict is None:
