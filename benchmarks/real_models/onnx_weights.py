@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from real_models_lib.packages import import_onnx
+from benchmarks.real_models.packages import import_onnx
 
 _QUANTIZED = "_quantized"
 

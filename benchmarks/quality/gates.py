@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 import transformers
-from real_models_lib import t5
-from real_models_lib.losses import token_cross_entropy
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel, T5ForConditionalGeneration
 
+from benchmarks.real_models import t5
+from benchmarks.real_models.losses import token_cross_entropy
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, as_batches
 from headprune.heads import HeadId

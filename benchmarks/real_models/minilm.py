@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.real_models.subject import Law, Sanity, Subject, at_least
 from headprune import demo
 from headprune.batch import Batch
-from real_models_lib.subject import Law, Sanity, Subject, at_least
 
 _CALIBRATION_PAIRS, _HELD_OUT_PAIRS, _PAIRS_PER_BATCH = 64, 300, 16
 

@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from real_models_lib import t5
-from real_models_lib.losses import IGNORED, token_cross_entropy
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5ForConditionalGeneration
+from transformers import PreTrainedTokenizerFast, T5ForConditionalGeneration
 
+from benchmarks.real_models import t5
+from benchmarks.real_models.losses import IGNORED, token_cross_entropy
 from headprune.batch import Batch
 from headprune.demo import cache_directory
 from headprune.runtime.files import write_text
+from headprune.tasks.asked import pad
 from headprune.tasks.causal_lm import TASK as CAUSAL_LM
-from headprune.tasks.collate import pack, pad
+from headprune.tasks.collate import pack
 from headprune.tasks.rows import Example
 from headprune.tasks.task import Task
 
@@ -62,7 +63,7 @@ def _titled(directory: Path, requests: Sequence[str]) -> list[Example]:
 
 @torch.no_grad()
 def _write_titles(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]
+    model: Any, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]
 ) -> list[list[int]]:
     """Return the tokens of greedy titles, from the start token to the end of each."""
     found: list[list[int]] = []
@@ -87,9 +88,10 @@ def _to_batches(
     max_length: int,
     batch_size: int | None,
     accepts: Callable[[str], bool],
+    fill: object,
 ) -> tuple[Batch, ...]:
     """Give each request one row: its title is forced, token after token, and each is to be followed by the next."""
-    del accepts
+    del accepts, fill
     read = tokenizer(
         [example.texts[0] for example in examples], truncation=True, max_length=max_length
     )["input_ids"]

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,16 +54,16 @@ def _build(source: Path, folder: Path) -> None:
 
 
 @torch.no_grad()
-def _pooled(model: nn.Module, tokenizer: object, texts: Sequence[str], size: int = 64) -> Tensor:
-    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
-    found = torch.empty(len(texts), model.config.hidden_size)
+def _pooled(model: Any, tokenizer: Any, texts: Sequence[str], size: int = 64) -> Tensor:
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    pooled = torch.empty(len(texts), model.config.hidden_size)
     for first in range(0, len(order), size):
-        places = order[first : first + size]
+        indices = order[first : first + size]
         inputs = tokenizer(
-            [texts[place] for place in places], padding=True, truncation=True, return_tensors="pt"
+            [texts[index] for index in indices], padding=True, truncation=True, return_tensors="pt"
         )
-        found[places] = model.bert(**inputs).pooler_output
-    return found
+        pooled[indices] = model.bert(**inputs).pooler_output
+    return pooled
 
 
 def _fit(head: nn.Linear, inputs: Tensor, wanted: Tensor) -> None:

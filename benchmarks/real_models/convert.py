@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -39,8 +40,9 @@ def write_model(
     config.save_pretrained(folder)
     contiguous = {name: value.clone().contiguous() for name, value in weights.items()}
     save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
-    model, info = kind.from_pretrained(folder, output_loading_info=True)
-    complaints = {name: sorted(map(str, found))[:5] for name, found in info.items() if found}
+    load: Any = kind.from_pretrained  # typed as if it never returned what it found beside the model
+    model, info = load(folder, output_loading_info=True)
+    complaints = {name: sorted(map(str, names))[:5] for name, names in info.items() if names}
     if complaints:
         raise ValueError(f"the conversion is not complete: {complaints}")
     loaded: PreTrainedModel = model.eval()

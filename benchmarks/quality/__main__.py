@@ -9,12 +9,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench_quality_lib.measure import Bench, Measured
-from bench_quality_lib.recipes import CONTENDERS
-from bench_quality_lib.report import page
-from bench_quality_lib.subjects import SUBJECTS
-from bench_quality_lib.tolerance import go_within
-
+from benchmarks.quality.measure import Bench, Measured
+from benchmarks.quality.recipes import CONTENDERS
+from benchmarks.quality.report import page
+from benchmarks.quality.subjects import SUBJECTS
+from benchmarks.quality.tolerance import go_within
 from headprune.inspection import inspect
 
 _START = time.perf_counter()

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.real_models.subject import Law, Sanity, Subject, at_least
 from headprune import demo
 from headprune.batch import Batch
-from real_models_lib.subject import Law, Sanity, Subject, at_least
 
 _WINDOW = 64
 _PROMPT = "The capital of France is"
@@ -25,7 +25,7 @@ def subject() -> Subject:
     held_out = _batches(("class", "import"), tokenizer)
     prompt = tokenizer(_PROMPT, return_tensors="pt")
 
-    def texts(model: PreTrainedModel) -> dict[str, str]:
+    def texts(model: Any) -> dict[str, str]:
         ids = model.generate(**prompt, max_new_tokens=12, do_sample=False)
         return {_PROMPT: str(tokenizer.decode(ids[0], skip_special_tokens=True))}
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from jinja2 import Template
 
-from bench_quality_lib.measure import Measured
-from bench_quality_lib.recipes import CONTENDERS, OURS
+from benchmarks.quality.measure import Measured
+from benchmarks.quality.recipes import CONTENDERS, OURS
 
 _TITLES = {
     "minilm": "all-MiniLM-L6-v2, STS-B test, Spearman correlation; 1,024 labelled pairs of train",
@@ -33,7 +33,8 @@ def page(found: Sequence[Measured]) -> str:
     ]
     recipes = ["## Recipes", "", "| | what | settings |", "|---|---|---|", *contenders, ""]
     template = Template(_PAGE.read_text(encoding="utf-8"))
-    return template.render(tables=tables(found), recipes="\n".join(recipes))
+    text: str = template.render(tables=tables(found), recipes="\n".join(recipes))
+    return text
 
 
 def _said(settings: Mapping[str, Any]) -> str:

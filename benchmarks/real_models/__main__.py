@@ -10,10 +10,10 @@ import torch
 import transformers
 from rich.console import Console
 
-from real_models_lib.laws import check
-from real_models_lib.registry import SUBJECTS
-from real_models_lib.report import show, write_json
-from real_models_lib.subject import Report, Sanity
+from benchmarks.real_models.laws import check
+from benchmarks.real_models.registry import SUBJECTS
+from benchmarks.real_models.report import show, write_json
+from benchmarks.real_models.subject import Report, Sanity
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -18,10 +18,10 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
+from benchmarks.real_models.convert import converted, write_model
+from benchmarks.real_models.packages import Package
+from benchmarks.real_models.subject import Law, Sanity, Subject, at_least
 from headprune.batch import Batch
-from real_models_lib.convert import converted, write_model
-from real_models_lib.packages import Package
-from real_models_lib.subject import Law, Sanity, Subject, at_least
 
 _ANTIBERTY = Package("antiberty", "0.1.3")
 _SAPIENS = Package("sapiens", "1.0.5")

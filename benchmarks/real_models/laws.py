@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import headprune as hp
+from benchmarks.real_models.subject import Law, Report, Round, Sanity, Subject, at_least
 from headprune.anatomy import Anatomy
 from headprune.errors import HeadpruneError
 from headprune.verify import reload_is_identical
-from real_models_lib.subject import Law, Report, Round, Sanity, Subject, at_least
 
 # fp32 rounding, relative to the largest output: heads that are cut change the order in which sums are taken.
 _TOLERANCE = 1e-5

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +15,12 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from benchmarks.real_models.convert import converted, write_model
+from benchmarks.real_models.losses import IGNORED, token_cross_entropy
+from benchmarks.real_models.onnx_weights import OnnxWeights
+from benchmarks.real_models.packages import Package
+from benchmarks.real_models.subject import Law, Sanity, Subject, says
 from headprune.batch import as_batches
-from real_models_lib.convert import converted, write_model
-from real_models_lib.losses import IGNORED, token_cross_entropy
-from real_models_lib.onnx_weights import OnnxWeights
-from real_models_lib.packages import Package
-from real_models_lib.subject import Law, Sanity, Subject, says
 
 _MODEL = Package("traceforge-title-model", "0.2.0")
 _INSIDE = "traceforge_title_model/data/span"
@@ -87,7 +88,7 @@ def _base(sanity: Sanity) -> list[Law]:
     return [says("the title is that of ONNX", sanity.texts["dark mode"], _KNOWN_TITLE)]
 
 
-def _title(model: PreTrainedModel, text: str, tokenizer: PreTrainedTokenizerFast) -> Tensor:
+def _title(model: Any, text: str, tokenizer: PreTrainedTokenizerFast) -> Tensor:
     """Return the tokens of the greedy title, from the start token on, with the key/value cache that generation uses."""
     inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
     ids: Tensor = model.generate(**inputs, max_new_tokens=24, do_sample=False, num_beams=1)[0]
@@ -126,6 +127,7 @@ def _build(folder: Path) -> None:
         f"{_INSIDE}/tokenizer.json",
         sha256="3550c5f922922567115f702e0543b57276366fc321cf1f088859c71491656cf6",
     )
+    settings: dict[str, Any] = {"tie_word_embeddings": False, "decoder_start_token_id": 0}
     config = T5Config(
         vocab_size=32128,
         d_model=512,
@@ -135,8 +137,7 @@ def _build(folder: Path) -> None:
         num_decoder_layers=8,
         num_heads=6,
         feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
+        **settings,
         pad_token_id=0,
         eos_token_id=1,
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from bench_quality_lib.subjects import Case
+from benchmarks.quality.subjects import Case
 from headprune.anatomy import Anatomy
 from headprune.config import Recipe
 from headprune.evaluation import Predictions, judge, predict

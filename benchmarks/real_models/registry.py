@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
-from real_models_lib import antibodies, dinov2, minilm, smollm2, t5, whisper
-from real_models_lib.subject import Subject
+from benchmarks.real_models import antibodies, dinov2, minilm, smollm2, t5, whisper
+from benchmarks.real_models.subject import Subject
 
 SUBJECTS: Mapping[str, Callable[[], Subject]] = {
     "minilm": minilm.subject,
