@@ -1,4 +1,4 @@
-"""Deliberate faults, and whether tests/contract/test_every_type.py notices them. See scripts/mutants."""
+"""Deliberate faults, and whether tests/contract/test_every_type.py notices them."""
 
 import os
 import shutil

@@ -1,4 +1,7 @@
-"""How good pruned models are, beside the recipes of others. See scripts/bench_quality."""
+"""How good pruned models are, beside the recipes of others. See docs/quality.md.
+
+Every cut is kept as it is measured; the same command goes on from there.
+"""
 
 import argparse
 import contextlib
@@ -88,8 +91,13 @@ def _tell_how_far(asked: argparse.Namespace) -> None:
 
 
 def _read() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--subject", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
+    parser.add_argument(
+        "--subject",
+        nargs="+",
+        choices=SUBJECTS,
+        default=[name for name in SUBJECTS if name != "tiny"],
+    )
     parser.add_argument("--recipe", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--keep", nargs="+", type=float, default=[0.9, 0.8, 0.7, 0.5, 0.3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -98,7 +106,13 @@ def _read() -> argparse.Namespace:
     parser.add_argument("--max-drop", help="how far that goes on MiniLM, for each of --seeds")
     parser.add_argument("--markdown", type=Path, help="write the page from all that is in --json")
     parser.add_argument("--json", type=Path, default=Path("docs/quality.jsonl"))
-    return parser.parse_args()
+    parser.add_argument(
+        "--quick", action="store_true", help="one cut of a tiny random model; needs --json FILE"
+    )
+    asked = parser.parse_args()
+    if asked.quick:
+        asked.subject, asked.keep, asked.seeds = ["tiny"], [0.5], [0]
+    return asked
 
 
 def _known(path: Path) -> set[tuple[str, str, float, int]]:

@@ -1,4 +1,4 @@
-"""How many heads of each kind stay at which price: see ``scripts/voita_order``."""
+"""How many heads of each kind stay at which price: see docs/gates.md."""
 
 import argparse
 import itertools
@@ -46,7 +46,7 @@ _ROWS_PER_BATCH = 4
 
 def main(words: Sequence[str] | None = None) -> int:
     """Train gates at each price, and print which heads stay."""
-    parser = argparse.ArgumentParser(prog="voita_order", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.gates", description=__doc__)
     parser.add_argument("--prices", default="0.25,0.5,1", help="of a head's average worth")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
     asked = parser.parse_args(words)

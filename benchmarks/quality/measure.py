@@ -87,12 +87,8 @@ class Bench:
 
     def measure(self, contender: str, settings: Mapping[str, Any], *, keep: float) -> Measured:
         """Prune by a recipe, judge, and leave the model as it was."""
-        recipe = type(self.case.subject.recipe).model_validate(
-            {
-                **self.case.subject.recipe.model_dump(exclude_defaults=True),
-                "keep": keep,
-                **settings,
-            }
+        recipe = Recipe.from_settings(
+            self.case.subject.recipe.settings.replaced(keep=keep, **settings)
         )
         subject = replace(self.case.subject, recipe=recipe)
         start = time.perf_counter()

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.quality import titles
-from benchmarks.quality.classifier import build_classifier
+from benchmarks.quality.classifier import build_classifier, write_tiny_bert
 from headprune.config import DEMO, Recipe
+from headprune.demo import cache_directory, locate_data
 from headprune.errors import DataError
 from headprune.models.find import find
 from headprune.models.load import load_model
 from headprune.models.tokenizer import load_tokenizer
+from headprune.runtime.files import staged_directory
 from headprune.subject import Progress, Rows, Subject, open_subject, separate_rows
 from headprune.tasks.rows import Example
 
@@ -35,7 +37,7 @@ Open = Callable[[int, Progress, Path | None], Case]
 
 
 def _minilm(seed: int, progress: Progress, _data: Path | None, **settings: str) -> Case:
-    recipe = DEMO.model_copy(update={"seed": seed, **settings})
+    recipe = Recipe.from_settings(DEMO.replaced(seed=seed, **settings))
     subject = open_subject(recipe, progress=progress)
     return Case(subject, *separate_rows(subject, progress=progress))
 
@@ -104,7 +106,26 @@ def _needed(data: Path | None, name: str) -> Path:
     return data / name
 
 
+def _tiny(seed: int, progress: Progress, _data: Path | None) -> Case:
+    """A random BERT of three layers that classifies sentences of STS-B by nothing: what ``--quick`` runs on."""
+    directory = cache_directory() / "tiny-bert"
+    if not (directory / "config.json").is_file():
+        with staged_directory(directory) as folder:
+            write_tiny_bert(folder)
+    recipe = Recipe(model=str(directory), task="classification", seed=seed)
+    subject = open_subject(recipe, progress=progress)
+    lines = locate_data("demo:stsb", "dev").read_text(encoding="utf-8").splitlines()
+    examples = tuple(
+        Example((line.split("\t")[5],), number % 2) for number, line in enumerate(lines)
+    )
+    choosing, reporting = (
+        Rows(part, {"n": len(part)}) for part in (examples[:32], examples[32:96])
+    )
+    return Case(subject, choosing, reporting)
+
+
 SUBJECTS: dict[str, Open] = {
+    "tiny": _tiny,
     "minilm": _minilm,
     "minilm-distill": _minilm_distill,
     "smollm2": _smollm2,

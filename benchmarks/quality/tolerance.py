@@ -40,8 +40,7 @@ class Within(BaseModel):
 
 def go_within(max_drop: str, *, seed: int, progress: Progress) -> Within:
     """Prune MiniLM on pairs of STS-B as far as a tolerance allows, and look at the test pairs."""
-    said = {**DEMO.model_dump(exclude_defaults=True), "seed": seed, "max_drop": max_drop}
-    recipe = Recipe.model_validate(said)
+    recipe = Recipe.from_settings(DEMO.replaced(seed=seed, max_drop=max_drop))
     subject = open_subject(recipe, progress=progress)
     model, anatomy = subject.model, inspect(subject.model)
     choosing, deciding, reporting = rows_in_three(subject, progress=progress, chose=())

@@ -1,1 +1,1 @@
-"""The whole chain on real, trained models of every kind of attention: see ``scripts/real_models``."""
+"""The whole chain on real, trained models of every kind of attention."""
