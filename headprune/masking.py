@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
-from headprune.anatomy.functional import LinearInputs
+from headprune.anatomy.trace import LinearInputs
 from headprune.errors import ModelError, PlanError, did_you_mean
 from headprune.heads import HeadMask, SiteId, select_heads
 from headprune.placement import staged

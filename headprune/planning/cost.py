@@ -9,6 +9,7 @@ from torch import nn
 
 from headprune.anatomy import Anatomy, Site
 from headprune.anatomy.clone import config_value
+from headprune.anatomy.exceptions import EXPERT_COUNTS
 from headprune.anatomy.trace import takes_cache
 from headprune.errors import PlanError
 from headprune.heads import HeadId
@@ -133,10 +134,7 @@ def _share_used(model: nn.Module, parameter: nn.Parameter) -> float:
     used = config_value(text, "num_experts_per_tok")
     if parameter.dim() < 3 or not isinstance(used, int):
         return 1.0
-    there = {
-        config_value(text, name)
-        for name in ("num_local_experts", "num_experts", "n_routed_experts")
-    }
+    there = {config_value(text, name) for name in EXPERT_COUNTS}
     return min(1.0, used / parameter.shape[0]) if parameter.shape[0] in there else 1.0
 
 
@@ -185,7 +183,7 @@ def _numbers(model: nn.Module, before: Site, after: Site) -> tuple[int, int]:
         numbers += going
         multiplied = item.side is not None and item.parameter.endswith(".weight")
         # Unfolded weights are multiplied in full size.
-        if multiplied and after.execution_with(after.heads) != "unfolded":
+        if multiplied and after.execution_with(after.heads) != "full_size_weights":
             weights += going
     return numbers, weights
 
