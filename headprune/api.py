@@ -5,20 +5,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from headprune import checkpoint, planning
+from headprune import planning
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
-from headprune.checkpoint import load
 from headprune.decoder_inputs import batches_for
 from headprune.errors import PlanError, did_you_mean
-from headprune.heads import HeadId, HeadMask, HeadScores, HeadSelection, PruningPlan, select_heads
+from headprune.heads import HeadId, HeadScores, HeadSelection, PruningPlan, select_heads
 from headprune.inspection import inspect as inspect_model
 from headprune.masking import checked_gates, gated, gates_by_site
-from headprune.models import fingerprint, versions
+from headprune.models.facts import fingerprint, versions
+from headprune.models.load import load
+from headprune.models.own_save import let_it_save_itself
+from headprune.models.save import MAX_SHARD_SIZE, LoadMethod
 from headprune.placement import input_device, staged
 from headprune.prices import prices_of
 from headprune.publish import publish, source_of
@@ -53,7 +54,7 @@ def _anatomy(model: Any, known: Anatomy | None) -> Anatomy:
 @contextmanager
 def masked(
     model: PreTrainedModel,
-    heads: PruningPlan | HeadSelection | HeadMask | Tensor | Mapping[str, Tensor | Sequence[int]],
+    heads: PruningPlan | HeadSelection | Tensor | Mapping[str, Tensor | Sequence[int]],
     *,
     anatomy: Anatomy | None = None,
 ) -> Iterator[None]:
@@ -64,7 +65,7 @@ def masked(
 
     Args:
         model: The model.
-        heads: The heads to silence: names, HeadIds, ``{"L0": [1, 3]}``, a plan, or a :class:`HeadMask`. Or gates that multiply
+        heads: The heads to silence: names, HeadIds, ``{"L0": [1, 3]}`` or a plan. Or gates that multiply
             heads, as tensors on any device: [heads] or [rows, heads] over all of ``anatomy.heads``, or such a tensor for each
             site, ``{"L0": gates, "L1": [1, 3]}``; sites that aren't named are untouched.
         anatomy: The model's anatomy, if it is known already.
@@ -76,18 +77,13 @@ def masked(
     """
     anatomy = _anatomy(model, anatomy)
     device = input_device(model)
-    if isinstance(heads, HeadMask):
-        values = dict(zip(heads.heads, heads.values, strict=True))
-        select_heads(heads.heads, anatomy.heads)
-        gates = torch.tensor([values.get(head, 1.0) for head in anatomy.heads])
-    elif isinstance(heads, Tensor):
+    if isinstance(heads, Tensor):
         gates = checked_gates(heads, len(anatomy.heads), rows=None, name="the model")
     elif isinstance(heads, Mapping) and any(isinstance(part, Tensor) for part in heads.values()):
         gates = gates_by_site(anatomy, heads, device=device)
     else:
         names = _planned(model, heads) if isinstance(heads, PruningPlan) else heads
-        removed = select_heads(names, anatomy.heads)
-        gates = torch.tensor(HeadMask.without(removed, anatomy.heads).values)
+        gates = anatomy.mask(names)
     with gated(model, anatomy, gates=staged(gates, device)):
         yield
 
@@ -242,7 +238,7 @@ def _one_budget(
 
 def prune(
     model: PreTrainedModel,
-    heads: PruningPlan | HeadSelection | HeadMask,
+    heads: PruningPlan | HeadSelection,
     *,
     anatomy: Anatomy | None = None,
     pad: bool = False,
@@ -267,12 +263,10 @@ def prune(
     if isinstance(heads, PruningPlan):
         remove = select_heads(_planned(model, heads), anatomy.heads)
         pad = pad or planning.is_padded(heads)
-    elif isinstance(heads, HeadMask):
-        remove = select_heads(heads.removed, anatomy.heads)
     else:
         remove = select_heads(heads, anatomy.heads)
     smaller = cut(model, anatomy, remove=remove, pad=pad)
-    checkpoint.let_it_save_itself(model, smaller, source=source or "")
+    let_it_save_itself(model, smaller, source=source or "")
     return model
 
 
@@ -282,8 +276,8 @@ def save(
     *,
     tokenizer: Any = None,
     overwrite: bool = False,
-    max_shard_size: str = checkpoint.MAX_SHARD_SIZE,
-) -> checkpoint.LoadMethod:
+    max_shard_size: str = MAX_SHARD_SIZE,
+) -> LoadMethod:
     """Save a pruned model so that it loads again: atomically, as safetensors, with a manifest, and proven in a fresh process.
 
     What else made the model's source work (its tokenizer's files, pooling, settings of a processor) is copied, where the model
@@ -301,14 +295,13 @@ def save(
         :func:`load` is needed.
 
     Raises:
-        CheckpointError: The directory isn't empty, a write failed, or transformers can't save such a model; nothing is left
-            half-written.
+        CheckpointError: The directory isn't empty, a write failed, or such a model can't be saved; nothing is half-written.
         ProofError: What was saved isn't the model; nothing was saved.
         ModelError: It isn't a model of transformers' own classes.
     """
     refuse_wrapped(model)
     refuse_own_code(model)
-    route, _proofs = publish(
+    return publish(
         model,
         Path(directory),
         anatomy=inspect(model),
@@ -316,5 +309,4 @@ def save(
         source=source_of(model),
         overwrite=overwrite,
         max_shard_size=max_shard_size,
-    )
-    return route
+    )[0]

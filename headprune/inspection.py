@@ -94,7 +94,7 @@ def _by_class(patterns: Sequence[Pattern]) -> list[list[Pattern]]:
 def _methods() -> Iterator[Method]:
     """Yield the methods, from the one that saves most to the one that nearly always works."""
     choices = ((False, False), (False, True), (True, False), (True, True))
-    native = [partial(_native, config=config, ambiguous=other) for config, other in choices]
+    native: list[Method] = [partial(_native, config=c, ambiguous=other) for c, other in choices]
     for method in (*native, _zero_padded, _only_wholly_owned):
         yield partial(_where_called, method=method)
 

@@ -10,7 +10,7 @@ from families import build, sentences
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headprune import local, workflows
+from headprune import workflows
 from headprune.artefact import read_artefact
 from headprune.config import (
     METRIC_NAMES,
@@ -22,7 +22,8 @@ from headprune.config import (
 )
 from headprune.errors import ConfigError, HeadpruneError, ModelError
 from headprune.heads import HeadScores
-from headprune.local import count_noted_elsewhere, noted_hash, published_name
+from headprune.runtime import local
+from headprune.runtime.local import count_noted_elsewhere, noted_hash, published_name
 from headprune.subject import open_subject
 from headprune.tasks.metrics import BUILT_IN
 from headprune.tasks.rows import Example, noted_rows, without_noted

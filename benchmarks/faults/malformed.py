@@ -144,7 +144,8 @@ def _tokenizer(bench: Bench, draw: Random) -> tuple[Action, str]:
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
 
     def read() -> str:
-        from headprune.models import find, load_tokenizer
+        from headprune.models.find import find
+        from headprune.models.tokenizer import load_tokenizer
 
         return str(load_tokenizer(find("bert"))("w1 w2"))
 

@@ -80,7 +80,7 @@ def command(call: Call) -> None:
     """Score every attention head on your data, and show a heatmap."""
     from headprune import workflows
     from headprune.distributed import join_world, leave_world
-    from headprune.report.scores import agreement_table, heatmap, race_text, score_table
+    from headprune.report.heads import agreement_table, heatmap, score_table
 
     world = join_world(cpu=call.recipe.device == "cpu")
     found, paths = workflows.score(call.recipe, progress=call.talk, world=world)
@@ -92,7 +92,6 @@ def command(call: Call) -> None:
         call.write(documents + "\n" if len(found) == 1 else f"[\n{documents}\n]\n")
     else:
         shown = [part for scores in found for part in (heatmap(scores), score_table(scores))]
-        shown += [race_text(scores.race, scores) for scores in found if scores.race is not None]
         shown += [agreement_table(found)] if len(found) > 1 else []
         call.show(shown[0])
         for part in shown[1:]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.checkpoint import load_model, refuse_source, refuse_unusable_output
 from headprune.config import Recipe
 from headprune.distributed import World
 from headprune.errors import HeadpruneError, PlanError
@@ -23,7 +22,10 @@ from headprune.export import (
 from headprune.gate import Baseline, refuse_other_revision, refuse_other_rows
 from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
-from headprune.models import fingerprint, load_tokenizer, weights_bytes
+from headprune.models.facts import fingerprint, weights_bytes
+from headprune.models.load import load_model
+from headprune.models.manifest import refuse_source, refuse_unusable_output
+from headprune.models.tokenizer import load_tokenizer
 from headprune.placement import refuse_offloaded
 from headprune.planning import (
     check_constraints,
@@ -92,7 +94,7 @@ def _score(
         return scores, ()
     paths = write_scores(scores, recipe.run)
     for scored in found.values():
-        scored.kept_elsewhere()
+        scored.discard_journal()
     return scores, paths
 
 
@@ -258,7 +260,7 @@ def prune(
     results = cut_and_save(
         subject, anatomy, chosen, found.scores, choosing, reporting, out=out, progress=progress
     )
-    found.kept_elsewhere()
+    found.discard_journal()
     return results
 
 

@@ -6,17 +6,17 @@ from typing import Any
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, fingerprint_of_batches
-from headprune.checkpoint import output_directory, refuse_unusable_output, seal
 from headprune.config import Recipe
 from headprune.errors import PlanError
 from headprune.heads import HeadScores
 from headprune.journal import Journal, open_journal
-from headprune.models import versions
+from headprune.models.facts import versions
+from headprune.models.manifest import output_directory, refuse_unusable_output, write_manifest
 from headprune.passes import RunContext
 from headprune.placement import input_device
 from headprune.planning import make_plan
 from headprune.precedence import BUDGETS
-from headprune.report.plots import sweep_picture
+from headprune.report.charts import sweep_picture
 from headprune.results import Curve, Sweep
 from headprune.runs import FOLDER, file_name, next_run
 from headprune.subject import (
@@ -85,7 +85,7 @@ def sweep(recipe: Recipe, *, progress: Progress) -> tuple[Sweep, Path]:
     out = Path(recipe.out) if recipe.out else next_run("sweep")  # another may have taken the number
     _write(found, scores, out, overwrite=recipe.overwrite)
     for each in scored.values():
-        each.kept_elsewhere()
+        each.discard_journal()
     journal.drop()
     return found, out
 
@@ -134,7 +134,6 @@ def _scored_once(recipe: Recipe, *, progress: Progress) -> Recipe:
         "reconstruct": "none",
         "allow_bias": False,
         "rearrange": False,
-        "swaps": 0,
     }
     single |= dict.fromkeys(BUDGETS)
     left = [
@@ -200,4 +199,4 @@ def _write(found: Sweep, scores: Mapping[str, HeadScores], out: Path, *, overwri
             (staging / file_name(method)).write_text(values.to_json(), encoding="utf-8")
         for kind in ("png", "svg"):
             (staging / f"sweep.{kind}").write_bytes(sweep_picture(found, kind=kind))
-        seal(staging)
+        write_manifest(staging)
