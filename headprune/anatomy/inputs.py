@@ -45,10 +45,9 @@ def forward_inputs(tensors: "InputTensors") -> dict[str, Any]:
     inputs = {}
     for name, parameter in tensors.accepted.items():
         is_required = name == tensors.main or parameter.default is inspect.Parameter.empty
-        row = exceptions.OPTIONAL_INPUTS.get(name) or (
-            exceptions.REQUIRED_INPUTS.get(name) if is_required else None
-        )
-        value = None if row is None else row(tensors)
+        is_optional = not is_required or name in exceptions.OPTIONAL_INPUTS
+        table = exceptions.OPTIONAL_INPUTS if is_optional else exceptions.REQUIRED_INPUTS
+        value = table[name](tensors) if name in table else None
         if value is not None:
             inputs[name] = value
     return inputs
@@ -58,8 +57,10 @@ class InputTensors:
     """Draws tensors in the sizes that a model's config names, all from one generator."""
 
     def __init__(self, model: PreTrainedModel, *, rows: int, length: int, seed: int) -> None:
-        self.model, self.config = model, model.config
-        self.rows, self.length = rows, length
+        self.model: PreTrainedModel = model
+        self.config: PreTrainedConfig = model.config
+        self.rows: int = rows
+        self.length: int = length
         self.generator = torch.Generator().manual_seed(seed)
         self.accepted = inspect.signature(model.forward).parameters
         self.main = getattr(model, "main_input_name", "input_ids")
@@ -257,10 +258,7 @@ def _audio_forms(tensors: InputTensors) -> Iterator[dict[str, Any]]:
             yield {"input_features": form, **dict.fromkeys(names, mask)}
 
 
-_FORMS: dict[str, Callable[[InputTensors], Iterator[dict[str, Any]]]] = {
-    "image": _image_forms,
-    "audio": _audio_forms,
-}
+_FORMS = {"image": _image_forms, "audio": _audio_forms}
 
 
 def _with_features(

@@ -10,8 +10,8 @@ from families import inspected, written
 from torch import nn
 
 import headprune as hp
-from headprune.anatomy.trace import LinearInputs
 from headprune.anatomy.ownership import row_order
+from headprune.anatomy.trace import LinearInputs
 from headprune.batch import Batch
 from headprune.models.load import load
 from headprune.replay import losses
