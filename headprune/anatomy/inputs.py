@@ -1,7 +1,7 @@
 """Made-up inputs for any model: what its forward accepts, in the sizes that its config names. Random, with a seed."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ class InputTensors:
         self.rows: int = rows
         self.length: int = length
         self.generator = torch.Generator().manual_seed(seed)
-        self.accepted = inspect.signature(model.forward).parameters
+        self.accepted: Mapping[str, Any] = inspect.signature(model.forward).parameters
         self.main = getattr(model, "main_input_name", "input_ids")
         self.vision = getattr(self.config, "vision_config", None) or self.config
         self.audio = getattr(self.config, "audio_config", None) or self.config
