@@ -11,8 +11,7 @@ from headprune.drop import AllowedDrop
 from headprune.errors import ConfigError, did_you_mean, first_line
 from headprune.method_names import MethodName
 from headprune.precedence import BUDGETS, TARGETS, merged, refuse_second_budget
-from headprune.untrusted import parse_yaml, read_text
-from headprune.untrusted.documents import MOST_BYTES_OF_YAML
+from headprune.untrusted.documents import MOST_BYTES_OF_YAML, parse_yaml, read_text
 
 RECIPE_FILE = "headprune.yaml"
 

@@ -363,7 +363,7 @@ def test_outputs_that_are_links_are_written_through_and_pipes_stay(place, comman
         (*check, "pipe"),
         ("check", "m", "--data", "d.csv", "--update-baseline", "-q", "--baseline", "pipe"),
         ("prune", "m", *MAGNITUDE, "--out", "pipe", "--overwrite"),
-        ("score", "m", "--data", "d.csv", "-q", "--run", "pipe"),
+        ("score", "m", "--data", "d.csv", "-q", "--run-dir", "pipe"),
     ):
         code, _out, err = command_line(*words)
         assert code == 2

@@ -8,7 +8,7 @@ import typer
 from headprune.cli.check import limits_of
 from headprune.cli.options import Call
 from headprune.cli.prune import OPTIONS as PRUNE_OPTIONS
-from headprune.cli.prune import show_unmeasured, shower, with_output
+from headprune.cli.prune import shower, with_output
 from headprune.cli.settings import MODEL, ROWS, TIMES, WORK
 from headprune.errors import ConfigError
 
@@ -43,14 +43,8 @@ def command(call: Call) -> None:
     from headprune.artefact import dump_json
     from headprune.report.tables import prune_table
 
-    recipe = with_output(call.recipe)
-    baseline = gate.read_baseline(Path(recipe.baseline)) if recipe.baseline else None
-    if recipe.max_drop is not None and recipe.budgets and baseline is None:
-        raise ConfigError(
-            "a tolerance beside another budget is the limit of a check, and there is no baseline",
-            where=f"max_drop: {recipe.max_drop}, {next(iter(recipe.budgets))}",
-            hint="name a baseline, or leave one of them out",
-        )
+    recipe, gates = with_output(call.recipe), call.settings.gate
+    baseline = gate.read_baseline(Path(gates.baseline)) if gates.baseline else None
     if workflows.is_too_large(recipe, progress=call.talk):
         if baseline is not None:
             raise ConfigError(
@@ -58,12 +52,12 @@ def command(call: Call) -> None:
                 where="baseline",
                 hint="free some memory, or leave the baseline out and check on another machine: headprune check",
             )
-        show_unmeasured(call, recipe)
-        return
-    results = workflows.prune(recipe, progress=call.talk, show=shower(call), baseline=baseline)
+        results = workflows.prune_unloaded(recipe, progress=call.talk, show=shower(call))
+    else:
+        results = workflows.prune(recipe, progress=call.talk, show=shower(call), baseline=baseline)
     verdict = None
-    if baseline:
-        limits = limits_of(recipe, baseline)
+    if baseline and results.after:
+        limits = limits_of(gates, baseline)
         verdict = gate.compare(results.after, baseline, limits=limits)
     if call.json:
         judged = verdict.model_dump(mode="json") if verdict else None

@@ -15,7 +15,7 @@ from headprune.cli.settings import (
     Objective,
     Steps,
 )
-from headprune.method_names import METHOD_NAMES
+from headprune.scoring.catalogue import METHODS
 
 OPTIONS: dict[str, Any] = {
     **MODEL,
@@ -25,7 +25,7 @@ OPTIONS: dict[str, Any] = {
             "--method",
             "--methods",
             metavar="NAME[,NAME]",
-            help=f"How heads are scored: {', '.join(METHOD_NAMES)}. Several share what passes they can. (default: unique)",
+            help=f"How heads are scored: {', '.join(METHODS)}. Several share what passes they can. (default: unique)",
             show_default=False,
         ),
     ],
@@ -33,18 +33,9 @@ OPTIONS: dict[str, Any] = {
     "normalize": Normalize,
     "steps": Steps,
     "num_samples": NumSamples,
-    "until": Annotated[
-        str | None,
-        typer.Option(
-            metavar="decided",
-            help="With --method ablation --keep: spend rows only on heads of which it is open whether they stay.",
-        ),
-    ],
     "keep": Annotated[
         float | None,
-        typer.Option(
-            "--keep", help="Share of the heads that would stay, for --until decided and --steps."
-        ),
+        typer.Option("--keep", help="Share of the heads that would stay, for --steps."),
     ],
     "heads": Annotated[
         int | None,
@@ -57,14 +48,8 @@ OPTIONS: dict[str, Any] = {
             help="How what is left will be reconstructed: it is before it is scored again, with --steps. (default: best)",
         ),
     ],
-    "max_work": Annotated[
-        float | None,
-        typer.Option(
-            help="With --until: the most that is run, as a share of full ablation. (default: 0.33)"
-        ),
-    ],
     "compile": Compile,
-    "run": Annotated[
+    "run_dir": Annotated[
         str | None,
         typer.Option(
             metavar="DIR",

@@ -20,7 +20,7 @@ from headprune.tasks.embedder_settings import (
 )
 from headprune.tasks.embedding import LAYERS, MASK, SENTENCE, TOKENS, Step
 from headprune.tasks.embedding_modules import Chain, join, mean_of_tokens
-from headprune.untrusted import ModuleEntry, module_entries, transformer_folder
+from headprune.untrusted.directories import ModuleEntry, module_entries, transformer_folder
 
 _ENCODER_ALONE = (
     "encoder alone (pruned, it loads by headprune.load, or by transformers with trust_remote_code=True; sentence-transformers "

@@ -32,7 +32,7 @@ from headprune.planning import (
 )
 from headprune.results import Results
 from headprune.runs import named_scores, scores_file, unused_run, write_scores
-from headprune.scoring import NEED_NO_ROWS
+from headprune.scoring.catalogue import get_method
 from headprune.subject import (
     Progress,
     Rows,
@@ -77,7 +77,7 @@ def score(
         check_course(by_one, world=world)
     if world.size > 1 and recipe.device in ("auto", "cuda"):
         recipe = recipe.model_copy(update={"device": world.device})
-    with unused_run(recipe.run) if world.is_main else nullcontext():
+    with unused_run(recipe.run_dir) if world.is_main else nullcontext():
         return _score(recipe, recipes, progress=progress, world=world)
 
 
@@ -86,13 +86,13 @@ def _score(
 ) -> tuple[tuple[HeadScores, ...], tuple[Path, ...]]:
     subject = open_subject(recipe, progress=progress)
     anatomy = inspect_for_pruning(subject, progress=progress)
-    needs_rows = not set(recipes) <= set(NEED_NO_ROWS)
+    needs_rows = any(get_method(method).needs_rows for method in recipes)
     rows = calibration_rows(subject, progress=progress) if needs_rows else None
     found = compute_each(subject, recipes, anatomy, rows, progress=progress, world=world)
     scores = tuple(scored.scores for scored in found.values())
     if not world.is_main:
         return scores, ()
-    paths = write_scores(scores, recipe.run)
+    paths = write_scores(scores, recipe.run_dir)
     for scored in found.values():
         scored.discard_journal()
     return scores, paths

@@ -6,7 +6,7 @@ from typing import Any
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, fingerprint_of_batches
-from headprune.config import Recipe
+from headprune.config import BUDGETS, Recipe
 from headprune.errors import PlanError
 from headprune.heads import HeadScores
 from headprune.journal import Journal, open_journal
@@ -15,7 +15,6 @@ from headprune.models.manifest import output_directory, refuse_unusable_output, 
 from headprune.passes import RunContext
 from headprune.placement import input_device
 from headprune.planning import make_plan
-from headprune.precedence import BUDGETS
 from headprune.report.charts import sweep_picture
 from headprune.results import Curve, Sweep
 from headprune.runs import FOLDER, file_name, next_run
@@ -130,12 +129,11 @@ def _scored_once(recipe: Recipe, *, progress: Progress) -> Recipe:
     """Return the recipe without what leads to one cut only."""
     single: dict[str, Any] = {
         "steps": 1,
-        "until": None,
         "reconstruct": "none",
         "allow_bias": False,
         "rearrange": False,
     }
-    single |= dict.fromkeys(BUDGETS)
+    single |= dict.fromkeys(name for name in BUDGETS if name != "max_drop")
     left = [
         name
         for name, value in single.items()
@@ -146,7 +144,7 @@ def _scored_once(recipe: Recipe, *, progress: Progress) -> Recipe:
         progress.notify(
             f"left aside, for heads are scored once, and masked at every point: {named}"
         )
-    return recipe.model_copy(update={**single, "run": None})
+    return recipe.model_copy(update={**single, "run_dir": None})
 
 
 def _journal(subject: Subject, anatomy: Anatomy, batches: Sequence[Batch]) -> Journal:
