@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headprune.api import inspect, load, masked, plan, prune, save, score
-    from headprune.heads import HeadId, HeadMask, HeadScores, PruningPlan
+    from headprune.heads import HeadId, HeadScores, PruningPlan
 
 __all__ = [
     "HeadId",
-    "HeadMask",
     "HeadScores",
     "PruningPlan",
     "inspect",
@@ -25,7 +24,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("HeadId", "HeadMask", "HeadScores", "PruningPlan"), "headprune.heads"),
+    **dict.fromkeys(("HeadId", "HeadScores", "PruningPlan"), "headprune.heads"),
     **dict.fromkeys(
         ("inspect", "load", "masked", "plan", "prune", "save", "score"), "headprune.api"
     ),

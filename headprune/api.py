@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -15,7 +14,7 @@ from headprune.batch import Batch
 from headprune.checkpoint import load
 from headprune.decoder_inputs import batches_for
 from headprune.errors import PlanError, did_you_mean
-from headprune.heads import HeadId, HeadMask, HeadScores, HeadSelection, PruningPlan, select_heads
+from headprune.heads import HeadId, HeadScores, HeadSelection, PruningPlan, select_heads
 from headprune.inspection import inspect as inspect_model
 from headprune.masking import checked_gates, gated, gates_by_site
 from headprune.models import fingerprint, versions
@@ -53,7 +52,7 @@ def _anatomy(model: Any, known: Anatomy | None) -> Anatomy:
 @contextmanager
 def masked(
     model: PreTrainedModel,
-    heads: PruningPlan | HeadSelection | HeadMask | Tensor | Mapping[str, Tensor | Sequence[int]],
+    heads: PruningPlan | HeadSelection | Tensor | Mapping[str, Tensor | Sequence[int]],
     *,
     anatomy: Anatomy | None = None,
 ) -> Iterator[None]:
@@ -64,7 +63,7 @@ def masked(
 
     Args:
         model: The model.
-        heads: The heads to silence: names, HeadIds, ``{"L0": [1, 3]}``, a plan, or a :class:`HeadMask`. Or gates that multiply
+        heads: The heads to silence: names, HeadIds, ``{"L0": [1, 3]}`` or a plan. Or gates that multiply
             heads, as tensors on any device: [heads] or [rows, heads] over all of ``anatomy.heads``, or such a tensor for each
             site, ``{"L0": gates, "L1": [1, 3]}``; sites that aren't named are untouched.
         anatomy: The model's anatomy, if it is known already.
@@ -76,18 +75,13 @@ def masked(
     """
     anatomy = _anatomy(model, anatomy)
     device = input_device(model)
-    if isinstance(heads, HeadMask):
-        values = dict(zip(heads.heads, heads.values, strict=True))
-        select_heads(heads.heads, anatomy.heads)
-        gates = torch.tensor([values.get(head, 1.0) for head in anatomy.heads])
-    elif isinstance(heads, Tensor):
+    if isinstance(heads, Tensor):
         gates = checked_gates(heads, len(anatomy.heads), rows=None, name="the model")
     elif isinstance(heads, Mapping) and any(isinstance(part, Tensor) for part in heads.values()):
         gates = gates_by_site(anatomy, heads, device=device)
     else:
         names = _planned(model, heads) if isinstance(heads, PruningPlan) else heads
-        removed = select_heads(names, anatomy.heads)
-        gates = torch.tensor(HeadMask.without(removed, anatomy.heads).values)
+        gates = anatomy.mask(names)
     with gated(model, anatomy, gates=staged(gates, device)):
         yield
 
@@ -242,7 +236,7 @@ def _one_budget(
 
 def prune(
     model: PreTrainedModel,
-    heads: PruningPlan | HeadSelection | HeadMask,
+    heads: PruningPlan | HeadSelection,
     *,
     anatomy: Anatomy | None = None,
     pad: bool = False,
@@ -267,8 +261,6 @@ def prune(
     if isinstance(heads, PruningPlan):
         remove = select_heads(_planned(model, heads), anatomy.heads)
         pad = pad or planning.is_padded(heads)
-    elif isinstance(heads, HeadMask):
-        remove = select_heads(heads.removed, anatomy.heads)
     else:
         remove = select_heads(heads, anatomy.heads)
     smaller = cut(model, anatomy, remove=remove, pad=pad)

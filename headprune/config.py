@@ -104,7 +104,6 @@ class Recipe(BaseModel):
     methods: tuple[str, ...] = ()
     points: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
     rearrange: bool = False
-    swaps: int = Field(0, ge=0)
     reconstruct: Literal["none", "best", "scale", "bias", "refit"] | None = None
     allow_bias: bool = False
 

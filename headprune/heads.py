@@ -122,24 +122,6 @@ def _head_from_json(value: object) -> object:
 HeadName: TypeAlias = Annotated[HeadId, BeforeValidator(_head_from_json), PlainSerializer(str)]
 
 
-class HeadMask(NamedTuple):
-    """Which heads speak: one number per head, 1 keeps it and 0 silences it (the old ``head_mask``)."""
-
-    heads: tuple[HeadId, ...]
-    values: tuple[float, ...]
-
-    @classmethod
-    def without(cls, removed: Iterable[HeadId], heads: Sequence[HeadId]) -> "HeadMask":
-        """Return the mask over ``heads`` that silences ``removed``."""
-        gone = set(removed)
-        return cls(tuple(heads), tuple(float(head not in gone) for head in heads))
-
-    @property
-    def removed(self) -> tuple[HeadId, ...]:
-        """The heads with value 0."""
-        return tuple(head for head, value in zip(self.heads, self.values, strict=True) if not value)
-
-
 class Race(BaseModel):
     """How a race of heads for the places that a keep ratio leaves ended.
 

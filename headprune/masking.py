@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy, Site
 from headprune.anatomy.functional import LinearInputs
 from headprune.errors import ModelError, PlanError, did_you_mean
-from headprune.heads import HeadMask, SiteId, select_heads
+from headprune.heads import SiteId, select_heads
 from headprune.placement import staged
 
 
@@ -83,7 +83,7 @@ def gates_by_site(
     removed = select_heads({name: parts[name] for name in {*parts} - {*tensors}}, anatomy.heads)
     columns = {str(site): where for site, where in anatomy.columns.items()}
     rows = next((part.shape[:1] for part in tensors.values() if part.dim() == 2), ())
-    mask = staged(torch.tensor(HeadMask.without(removed, anatomy.heads).values), device)
+    mask = staged(anatomy.mask(removed), device)
     found = {name: mask[where].expand(*rows, -1) for name, where in columns.items()}
     for name, tensor in tensors.items():
         if name not in columns:

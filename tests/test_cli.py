@@ -7,11 +7,8 @@ import shutil
 import sys
 
 import pytest
-import torch
 from families import build, sentences
 from rich.console import Console
-from scipy.stats import t
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import headprune as hp
 from headprune.config import Recipe
@@ -425,49 +422,6 @@ def test_a_drop_is_how_much_worse_the_metric_is_on_the_rows_that_decide(place, m
     assert last["drop"] == pytest.approx(worse, rel=1e-6, abs=1e-9)
     assert all(look["worst"] >= look["drop"] for look in plan.budget["looks"])
     assert any(look["worst"] > look["drop"] for look in plan.budget["looks"])
-
-
-def test_swaps_are_told_in_the_plan(headprune, place):
-    """On rows whose labels the model itself says: of heads that random numbers chose some are missed."""
-    texts = sentences(300, seed=9)
-    tokenizer = AutoTokenizer.from_pretrained("classifier")
-    model = AutoModelForSequenceClassification.from_pretrained("classifier").eval()
-    with torch.no_grad():
-        said = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.argmax(-1)
-    rows = [f"{text},{('no', 'yes')[label]}\n" for text, label in zip(texts, said, strict=True)]
-    (place / "said.csv").write_text("text,label\n" + "".join(rows))
-    words = ("prune", "classifier", "--data", "said.csv", "--keep", "0.5", "--reconstruct", "none")
-    words += ("--method", "random", "--seed", "1", "--dry-run", "--json")
-    code, out, err = headprune(*words)
-    assert code == 0, err
-    plain = json.loads(out)
-    code, out, err = headprune(*words, "--swaps", "2")
-    assert code == 0, err
-    plan = json.loads(out)
-    swaps = plan["budget"]["swaps"]
-    assert swaps
-    assert "swapped, by what the mean loss says" in err
-    gone = set(plain["remove"])
-    for one in swaps:
-        assert one["gain"] > t.ppf(0.95, one["n"] - 1) * one["standard_error"]
-        gone = gone - set(one["stays"]) | set(one["goes"])
-        assert all("swapped" in plan["reasons"][name] for name in one["goes"] + one["stays"])
-    assert set(plan["remove"]) == gone
-    assert sum(plan["kept_per_site"].values()) == sum(plain["kept_per_site"].values())
-    code, _out, err = headprune(*words, "--reconstruct", "best", "--swaps", "2")
-    assert code == 2
-    assert "say --reconstruct none" in err
-    code, _out, err = headprune(*words, "--num-samples", "15", "--swaps", "2")
-    assert code == 2
-    assert "15 calibration rows are too few to swap by" in err
-
-
-def test_rows_that_swapped_never_report(headprune, place):
-    words = ("prune", "classifier", "--data", "data.csv", "--keep", "0.5", "--reconstruct", "none")
-    code, _out, err = headprune(*words, "--method", "random", "--swaps", "2", "--out", "made")
-    assert code == 0, err
-    scores = json.loads((place / "made" / "scores.json").read_text())
-    assert (scores["n"], len(scores["rows"])) == (0, 20)
 
 
 def test_prune_takes_the_scores_of_its_method_from_a_run_of_several(headprune):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from headprune.artefact import read_artefact
 from headprune.checkpoint.manifest import Manifest
 from headprune.errors import CheckpointError, HeadpruneError, PlanError
-from headprune.heads import HeadId, HeadMask, HeadScores, PruningPlan, SiteId, select_heads
+from headprune.heads import HeadId, HeadScores, PruningPlan, SiteId, select_heads
 
 stacks = st.sampled_from(["", "encoder", "decoder", "vision_model"])
 sites = st.builds(SiteId, stacks, st.integers(0, 200), st.sampled_from(["self", "cross"]))
@@ -150,10 +150,3 @@ def test_ranking_goes_from_least_to_most_important_and_ties_keep_their_order():
     names = [HeadId(SiteId("", 0), head) for head in range(4)]
     scores = HeadScores(method="x", heads=names, values=[2.0, 1.0, 2.0, 0.5], n=1, seed=0)
     assert [head.head for head in scores.ranked()] == [3, 1, 0, 2]
-
-
-def test_a_mask_knows_what_it_silences():
-    names = [HeadId(SiteId("", 0), head) for head in range(3)]
-    mask = HeadMask.without([names[1]], names)
-    assert mask.values == (1.0, 0.0, 1.0)
-    assert mask.removed == (names[1],)

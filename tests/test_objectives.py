@@ -9,7 +9,6 @@ from test_scoring import lm_batch, lm_loss, setting
 
 import headprune as hp
 from headprune.batch import as_batches
-from headprune.heads import HeadMask
 from headprune.masking import gated
 from headprune.passes import SILENT
 from headprune.replay import losses
@@ -145,7 +144,7 @@ def test_the_metric_is_measured_without_each_head(name):
     labels = batch["labels"].double().numpy()
 
     def value(gone):
-        gates = torch.tensor(HeadMask.without(gone, anatomy.heads).values)
+        gates = anatomy.mask(gone)
         with torch.no_grad(), gated(model, anatomy, gates=gates):
             return statistic.compute(model(**inputs).logits.argmax(-1).double().numpy(), labels)
 

@@ -13,7 +13,6 @@ from test_scoring import setting
 import headprune as hp
 from headprune.batch import as_batches
 from headprune.evaluation import Predictions
-from headprune.heads import HeadMask
 from headprune.replay import losses
 from headprune.replay.rows import tensors_in
 from headprune.replay.walk import go_on, reads_last_only, stage_of, without_values
@@ -42,7 +41,7 @@ GONE = {
 
 def mask_of(anatomy, gone):
     removed = [head for head in anatomy.heads if str(head) in gone]
-    return torch.tensor(HeadMask.without(removed, anatomy.heads).values)
+    return anatomy.mask(removed)
 
 
 def reads(model, batch, gone=()):

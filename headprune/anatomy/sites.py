@@ -6,7 +6,10 @@ from functools import cached_property
 from itertools import takewhile
 from typing import Literal
 
-from headprune.heads import HeadId, SiteId
+import torch
+from torch import Tensor
+
+from headprune.heads import HeadId, HeadSelection, SiteId, select_heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +254,18 @@ class Anatomy:
             found[site.id] = slice(start, start + len(site.heads))
             start += len(site.heads)
         return found
+
+    def mask(self, removed: HeadSelection) -> Tensor:
+        """Return a head mask [heads]: 1 keeps a head, 0 silences it, in the order of :attr:`heads`.
+
+        Args:
+            removed: The heads to silence: names, HeadIds or ``{"L0": [1, 3]}``.
+
+        Raises:
+            PlanError: A head is named that the model doesn't have.
+        """
+        silent = set(select_heads(removed, self.heads))
+        return torch.tensor([float(head not in silent) for head in self.heads])
 
     def kept_per_site(self, removed: Collection[HeadId]) -> dict[SiteId, tuple[int, ...]]:
         """Return the heads of each site that remain when ``removed`` go."""

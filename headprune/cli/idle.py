@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 LIMITS = ("max_drop", "min_recovery", "max_parameters", "max_latency_increase")
 _JUDGED = ("metric", "higher_is_better", "trust_metric_code")
-_SCORING = ("method", "objective", "normalize", "steps", "num_samples", "swaps", "max_drop")
+_SCORING = ("method", "objective", "normalize", "steps", "num_samples", "max_drop")
 _RECONSTRUCTION = ("reconstruct", "allow_bias")
 
 

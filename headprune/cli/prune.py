@@ -104,14 +104,6 @@ OPTIONS: dict[str, Any] = {
         "rearrange",
         "Of every layer go the heads that lose the least together; with --method fisher or fisher:batch.",
     ),
-    "swaps": Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Up to N heads near the cut go instead of others where their losses say so; with --reconstruct none.",
-            show_default=False,
-        ),
-    ],
     "recipe": Annotated[
         str | None,
         typer.Option(

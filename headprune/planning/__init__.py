@@ -5,16 +5,12 @@ from headprune.planning.cost import Prices, Savings, counted, parameters_removed
 from headprune.planning.knee import knee, last_within
 from headprune.planning.plan import check_constraints, is_padded, least_heads, make_plan
 from headprune.planning.steps import score_in_steps
-from headprune.planning.swaps import Half, Swap, Swapped, swap
 
 __all__ = [
     "Constraints",
-    "Half",
     "Prices",
     "Resource",
     "Savings",
-    "Swap",
-    "Swapped",
     "Target",
     "check_constraints",
     "counted",
@@ -26,6 +22,5 @@ __all__ = [
     "parameters_removed",
     "savings",
     "score_in_steps",
-    "swap",
     "whole_of",
 ]

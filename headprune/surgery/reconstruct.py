@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -15,7 +14,7 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
-from headprune.heads import HeadId, HeadMask
+from headprune.heads import HeadId
 from headprune.surgery.fit import fit, has_bias, having, put_back
 from headprune.surgery.least_squares import How
 
@@ -121,7 +120,7 @@ def reconstruct(
     """
     if not has_bias(model, anatomy):
         ways = [way for way in ways if way != "bias"]
-    mask = torch.tensor(HeadMask.without(remove, anatomy.heads).values)
+    mask = anatomy.mask(remove)
     looks = [judge.look(mask)]
     reconstructed = fit(model, anatomy, batches=batches, mask=mask, ways=ways) if ways else []
     for made in reconstructed:

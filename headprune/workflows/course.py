@@ -106,7 +106,7 @@ def is_tolerant(recipe: Recipe) -> bool:
 
 
 def check_course(recipe: Recipe, *, world: World | None = None) -> None:
-    """Refuse a race that isn't run by ablation, or not for a cut through all heads; steps, budgets and swaps that lead nowhere.
+    """Refuse a race that isn't run by ablation, or not for a cut through all heads; steps and budgets that lead nowhere.
 
     Raises:
         ConfigError: It is such a race, there are such steps or budgets, or several processes would train the same gates.
@@ -140,12 +140,6 @@ def check_course(recipe: Recipe, *, world: World | None = None) -> None:
             else "heads that go together are rearranged once",
             where="--rearrange",
             hint="use --method fisher or fisher:batch, in one step",
-        )
-    if recipe.swaps and (recipe.reconstruct != "none" or is_tolerant(recipe)):
-        raise ConfigError(
-            "swaps are judged by heads as they are, for one cut",
-            where=f"--swaps {recipe.swaps}",
-            hint="say --reconstruct none, and a budget such as --keep 0.7",
         )
     if recipe.objective == "metric" and (
         recipe.method != "ablation" or steps > 1 or recipe.normalize != "none"

@@ -12,7 +12,7 @@ from headprune.batch import Batch
 from headprune.config import Recipe
 from headprune.errors import HeadpruneError
 from headprune.evaluation import MaskedPredictions, judge, predict_masked
-from headprune.heads import HeadId, HeadMask, HeadScores
+from headprune.heads import HeadId, HeadScores
 from headprune.passes import RunContext
 from headprune.planning import Constraints, knee, last_within, make_plan
 from headprune.planning.names import selected_sites
@@ -116,7 +116,7 @@ def _run(
     batches: Sequence[Batch],
     context: RunContext,
 ) -> MaskedPredictions:
-    masks = torch.tensor([HeadMask.without(cut, anatomy.heads).values for cut in cuts])
+    masks = torch.stack([anatomy.mask(cut) for cut in cuts])
     try:
         return predict_masked(
             subject.model, anatomy, subject.task, batches=batches, masks=masks, context=context

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -16,7 +15,7 @@ from headprune.batch import Batch
 from headprune.checkpoint import LoadMethod, output_directory, seal, write_model
 from headprune.evaluation import EvalResult, Predictions, doubts_of, first_examples, judge, predict
 from headprune.footprint import kv_cache_bytes_per_token
-from headprune.heads import HeadMask, HeadScores, PruningPlan
+from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
 from headprune.latency import Latency
 from headprune.masking import gated
@@ -159,7 +158,7 @@ def cut_and_save(
             calibration={**scores.data, "method": scores.method, "n": scores.n},
             reconstruct=made.reconstructed,
         )
-        if made.reconstructed is not None or "swaps" in plan.budget:
+        if made.reconstructed is not None:
             scores = rows_noted(scores, choosing)
         _write_documents(subject, staging, scores=scores, plan=plan, results=results)
         seal(staging)
@@ -246,8 +245,7 @@ def _with_latency(result: EvalResult, latency: dict[str, Latency]) -> EvalResult
 def _masked_output(
     model: PreTrainedModel, anatomy: Anatomy, plan: PruningPlan, sample: Batch
 ) -> Tensor:
-    mask = HeadMask.without(plan.remove, anatomy.heads)
-    with gated(model, anatomy, gates=torch.tensor(mask.values)):
+    with gated(model, anatomy, gates=anatomy.mask(plan.remove)):
         return run(model, sample.inputs)
 
 

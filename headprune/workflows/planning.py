@@ -1,4 +1,4 @@
-"""From a recipe to a plan: scores, the choice within the budget, swaps near the cut."""
+"""From a recipe to a plan: scores, and the choice within the budget."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +21,6 @@ from headprune.subject import Progress, Rows, Subject
 from headprune.surgery import named_heads
 from headprune.workflows.course import constraints_of
 from headprune.workflows.scores import Scored, find_scores
-from headprune.workflows.swapping import swap_if_asked
 
 
 def plan_for(
@@ -66,17 +65,6 @@ def plan_for(
         constraints=constraints,
         prices=prices,
         progress=progress,
-    )
-    chosen = swap_if_asked(
-        subject,
-        anatomy,
-        chosen,
-        found.scores,
-        rows,
-        constraints=constraints,
-        prices=prices,
-        progress=progress,
-        journal=found.journal,
     )
     show(found.scores, chosen)
     return found, chosen

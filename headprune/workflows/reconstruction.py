@@ -175,5 +175,5 @@ def _told(found: Reconstruct) -> str:
 
 
 def rows_noted(scores: HeadScores, rows: Rows) -> HeadScores:
-    """Return the scores, saying of rows that reconstructed or swapped, too, that they must not report."""
+    """Return the scores, saying of rows that reconstructed, too, that they must not report."""
     return scores.model_copy(update={"rows": noted_rows(rows.examples, earlier=scores.rows)})

@@ -13,7 +13,7 @@ from headprune.anatomy import Anatomy
 from headprune.batch import Batch, num_examples
 from headprune.config import Recipe
 from headprune.distributed import World
-from headprune.heads import HeadId, HeadMask, HeadScores, Race
+from headprune.heads import HeadId, HeadScores, Race
 from headprune.masking import gated
 from headprune.passes import RunContext
 from headprune.placement import input_device
@@ -92,7 +92,7 @@ def _without(
     if not gone:
         yield
         return
-    mask = torch.tensor(HeadMask.without(gone, anatomy.heads).values)
+    mask = anatomy.mask(gone)
     weights = {}
     if how is not None and can_fit(model, anatomy):
         with kept_memory():

@@ -218,7 +218,6 @@ def _refuse_what_runs_the_model(recipe: Recipe) -> None:
             ", --reconstruct",
             "leave out --reconstruct and --allow-bias",
         ),
-        (bool(recipe.swaps), "swaps are tried out", ", --swaps", "leave --swaps out"),
         (recipe.target_latency is not None, "latency is measured", ", --target-latency", another),
         (is_tolerant(recipe), "how far the metric drops is measured", ", --max-drop", another),
     )

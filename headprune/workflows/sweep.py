@@ -134,7 +134,6 @@ def _scored_once(recipe: Recipe, *, progress: Progress) -> Recipe:
         "reconstruct": "none",
         "allow_bias": False,
         "rearrange": False,
-        "swaps": 0,
     }
     single |= dict.fromkeys(BUDGETS)
     left = [

@@ -7,14 +7,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
-import torch
-
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
 from headprune.config import Recipe
 from headprune.errors import PlanError
 from headprune.evaluation import Predictions, judge, predict
-from headprune.heads import HeadId, HeadMask, HeadScores, PruningPlan
+from headprune.heads import HeadId, HeadScores, PruningPlan
 from headprune.masking import gated
 from headprune.planning import Constraints, least_heads, make_plan
 from headprune.planning.names import selected_sites
@@ -205,6 +203,6 @@ def _plan(subject: Subject, anatomy: Anatomy, scores: HeadScores, keep: float) -
 def _predict(
     subject: Subject, anatomy: Anatomy, gone: Collection[HeadId], *, batches: Sequence[Batch]
 ) -> Predictions:
-    gates = torch.tensor(HeadMask.without(gone, anatomy.heads).values)
+    gates = anatomy.mask(gone)
     with gated(subject.model, anatomy, gates=gates):
         return predict(subject.model, subject.task, batches=batches)

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from bench_quality_lib.subjects import Case
@@ -20,7 +19,7 @@ from headprune.anatomy import Anatomy
 from headprune.config import Recipe
 from headprune.evaluation import Predictions, judge, predict
 from headprune.footprint import kv_cache_bytes_per_token
-from headprune.heads import HeadMask, HeadScores, PruningPlan
+from headprune.heads import HeadScores, PruningPlan
 from headprune.journal import Journal
 from headprune.masking import gated
 from headprune.passes import RunContext
@@ -193,6 +192,6 @@ class Bench:
 
     def _predict(self, gone: Any) -> Predictions:
         model = self.case.subject.model
-        gates = torch.tensor(HeadMask.without(gone, self.anatomy.heads).values)
+        gates = self.anatomy.mask(gone)
         with kept_memory(), gated(model, self.anatomy, gates=gates.to(model.device)):
             return predict(model, self.case.subject.task, batches=self.batches)

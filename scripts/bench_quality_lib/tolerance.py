@@ -1,11 +1,9 @@
 """How far ``--max-drop`` goes, and whether it keeps its word on rows that neither scored nor decided."""
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from headprune.config import DEMO, Recipe
 from headprune.evaluation import judge, predict
-from headprune.heads import HeadMask
 from headprune.inspection import inspect
 from headprune.masking import gated
 from headprune.subject import Progress, open_subject
@@ -52,7 +50,7 @@ def go_within(max_drop: str, *, seed: int, progress: Progress) -> Within:
     )
     batches = subject.batches(reporting.examples)
     whole = predict(model, subject.task, batches=batches)
-    gates = torch.tensor(HeadMask.without(plan.remove, anatomy.heads).values)
+    gates = anatomy.mask(plan.remove)
     with put_back_after(model, anatomy):
         reconstruct_if_asked(subject, anatomy, plan, choosing, progress=progress)
         with gated(model, anatomy, gates=gates):

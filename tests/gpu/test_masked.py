@@ -7,7 +7,7 @@ from families import build, inspected, token_inputs
 import headprune as hp
 from gpu.subjects import plain
 from headprune.errors import PlanError
-from headprune.heads import HeadMask, PruningPlan
+from headprune.heads import PruningPlan
 
 
 def _forms(anatomy, device):
@@ -20,7 +20,7 @@ def _forms(anatomy, device):
         "names": ["L0.H1", "L0.H3"],
         "ids": removed,
         "indices": {"L0": [1, 3]},
-        "mask": HeadMask.without(removed, anatomy.heads),
+        "mask": anatomy.mask(removed),
         "plan": PruningPlan(remove=tuple(removed), kept_per_site={"L0": 4}),
         "tensor": whole.to(device),
         "tensor on the cpu": whole,
@@ -73,7 +73,7 @@ def test_rows_may_have_gates_of_their_own(apart):
         ({"L0": torch.ones(2, 6), "L1": torch.ones(3, 6)}, "expected [6] or [2, 6]"),
         ({"L9": torch.ones(2, 6)}, "no attention 'L9'"),
         ({"L0": torch.ones(2, 6), "L1": [6]}, "no head L1.H6"),
-        (HeadMask.without([], [hp.inspect(build("gpt2", n_head=8)).heads[-1]]), "no head L2.H7"),
+        ([hp.inspect(build("gpt2", n_head=8)).heads[-1]], "no head L2.H7"),
     ],
 )
 def test_gates_that_dont_fit_are_refused(heads, words, device):

@@ -244,3 +244,11 @@ def test_padding_keeps_groups_even_and_names_no_more_than_it_must():
     assert site.padded((0, 4)) == (0, 4)
     assert site.padded((5,)) == (5,)
     assert site.padded(()) == ()
+
+
+def test_a_head_mask_is_made_from_the_anatomy():
+    anatomy = anatomy_of(layers=2, heads=3, groups=3)
+    assert anatomy.mask(["L0.H1", "L1.H2"]).tolist() == [1, 0, 1, 1, 1, 0]
+    assert anatomy.mask({"L0": [1]}).tolist() == anatomy.mask([anatomy.heads[1]]).tolist()
+    with pytest.raises(PlanError, match=r"no head L0\.H3"):
+        anatomy.mask(["L0.H3"])

@@ -12,7 +12,7 @@ import torch
 from families import build, inspected, token_inputs
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_selection import anatomy_of, scores_of
+from test_plan import anatomy_of, scores_of
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     LlamaConfig,
@@ -37,7 +37,7 @@ from headprune.workflows.course import check_course, constraints_of
 
 @st.composite
 def problems(draw):
-    """Plain numbers only; see test_selection. Sites were pruned before, so that their units differ in size."""
+    """Plain numbers only; see test_plan. Sites were pruned before, so that their units differ in size."""
     heads, groups = draw(st.sampled_from([(4, 4), (4, 2), (6, 2), (3, 1)]))
     layers = draw(st.integers(1, 3 if heads < 6 else 2))
     left = [draw(st.sets(st.integers(0, heads - 1), min_size=1).map(sorted)) for _ in range(layers)]

@@ -14,7 +14,7 @@ import headprune as hp
 from headprune.batch import as_batches
 from headprune.config import Recipe
 from headprune.errors import ConfigError
-from headprune.heads import HeadMask, HeadScores
+from headprune.heads import HeadScores
 from headprune.journal import Journal
 from headprune.passes import SILENT, RunContext
 from headprune.planning import Constraints, make_plan, score_in_steps
@@ -165,7 +165,7 @@ def test_what_is_left_is_reconstructed_before_it_is_scored_again(name, asked):
     for step in (1, 2, 3):
         smaller = copy.deepcopy(model)
         if went:
-            mask = torch.tensor(HeadMask.without(went, anatomy.heads).values)
+            mask = anatomy.mask(went)
             (reconstructed,) = fit(smaller, anatomy, batches=batches, mask=mask, ways=[how])
             put_back(smaller, reconstructed.weights)
             hp.prune(smaller, went)
