@@ -11,16 +11,11 @@ from headprune.drop import AllowedDrop
 from headprune.errors import ConfigError, did_you_mean, first_line
 from headprune.method_names import MethodName
 from headprune.precedence import BUDGETS, TARGETS, merged, refuse_second_budget
+from headprune.tasks.catalogue import METRICS
 from headprune.untrusted import parse_yaml, read_text
 from headprune.untrusted.documents import MOST_BYTES_OF_YAML
 
 RECIPE_FILE = "headprune.yaml"
-
-METRIC_NAMES = (
-    *("spearman", "pearson", "accuracy", "f1"),
-    *("matthews_correlation", "perplexity"),
-)
-"""The built-in metrics. Any other is a script that ``evaluate`` runs."""
 
 MAX_LENGTH = 128
 """The longest input in tokens, where neither the user nor the model says another."""
@@ -244,7 +239,7 @@ def recorded_rows(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     read = _read_yaml(file, any_name=True)
     rows = {name: read[name] for name in OF_THE_ROWS if name in read}
     refused: tuple[str, ...] = ()
-    if rows.get("metric") not in (None, *METRIC_NAMES):
+    if rows.get("metric") not in (None, *METRICS):
         refused = (f"metric: {rows['metric']}",)
         rows = {k: v for k, v in rows.items() if k not in ("metric", "higher_is_better")}
     recipe = _validated(rows, str(file))
@@ -257,12 +252,12 @@ def _refuse_metric_code(metric: Any, file: Path) -> None:
     Raises:
         ConfigError: It is one.
     """
-    if metric is not None and metric not in METRIC_NAMES:
+    if metric is not None and metric not in METRICS:
         raise ConfigError(
             f"the metric {str(metric)[:100]!r} isn't built in: it is code, and {file} names it",
             where=f"{file} (metric)",
             hint="say --metric yourself, or --trust-metric-code if you trust the file; built in: "
-            + ", ".join(METRIC_NAMES),
+            + ", ".join(METRICS),
         )
 
 

@@ -64,14 +64,14 @@ class Predictions:
     Args:
         predictions: [examples].
         references: [examples].
+        losses: The task's loss, [examples].
         classes: How many classes the model has, where it predicts classes.
-        losses: The task's loss, [examples], where it was computed.
     """
 
     predictions: NDArray[np.float64]
     references: NDArray[np.float64]
+    losses: NDArray[np.float64]
     classes: int | None = None
-    losses: NDArray[np.float64] | None = None
 
 
 @torch.no_grad()
@@ -94,25 +94,35 @@ def predict(
         ModelError: A prediction is infinite or not a number.
         MemoryLimitError: Memory ran out on a single example.
     """
-    device = input_device(model)
     parts = Parts("evaluating", halves_of_batch)
-
-    def compute(batch: Batch) -> Tensor:
-        batch = batch.to(device)
-        if task.predicted_loss is None:
-            predicted, true = task.predict(forward(model, batch.inputs), batch)
-        else:
-            run = partial(forward, model, batch.inputs)
-            predicted = example_losses(model, batch, task.predicted_loss, run=run)[0]
-            true = batch.targets
-        return torch.stack([predicted.cpu().double(), true.cpu().double()])
-
     tracked = track(batches, "evaluating") if track else batches
-    results = [torch.cat(parts.run(batch, compute), dim=1) for batch in tracked]
-    predictions, references = _in_order(results, batches)
-    _require_finite(predictions, model)
-    classes = task.num_classes(model.config)
-    return Predictions(predictions.numpy(), references.numpy(), classes)
+    results = [
+        torch.cat(parts.run(batch, partial(_predict, model, task)), dim=1) for batch in tracked
+    ]
+    return _predictions(_in_order(results, batches), model, task)
+
+
+def _predict(model: PreTrainedModel, task: Task, batch: Batch) -> Float64[Tensor, "three examples"]:
+    """Return predictions, losses and references."""
+    batch = batch.to(input_device(model))
+    if task.predicted_loss is None:
+        outputs = forward(model, batch.inputs)
+        predicted, true = task.predict(outputs, batch)
+        lost = per_example(task.loss, outputs, batch)
+    else:
+        run = partial(forward, model, batch.inputs)
+        predicted = example_losses(model, batch, task.predicted_loss, run=run)[0]
+        true = batch.targets
+        lost = predicted / true
+    return torch.stack([part.cpu().double() for part in (predicted, lost, true)])
+
+
+def _predictions(
+    results: Float64[Tensor, "three examples"], model: PreTrainedModel, task: Task
+) -> Predictions:
+    _require_finite(results[0], model)
+    predicted, lost, true = results.numpy()
+    return Predictions(predicted, true, lost, task.num_classes(model.config))
 
 
 def _require_finite(predictions: Tensor, model: PreTrainedModel) -> None:
@@ -154,7 +164,7 @@ def predict_masked(
             context=context, name="evaluating",
         ).double()  # fmt: skip
         references = _in_order([batch.targets.double() for batch in batches], batches)
-        lost = predictions / references
+        results = [torch.stack([one, one / references, references]) for one in predictions]
     else:
         pieces = [(batch, mask) for mask in masks for batch in batches]
         work = Work[tuple[Batch, Tensor]](
@@ -167,15 +177,8 @@ def predict_masked(
         key = f"-{sha256(masks.numpy().tobytes()).hexdigest()[:8]}"
         parts = each_batch(pieces, work, context=context, name="evaluating", key=key)
         starts = range(0, len(parts), len(batches))
-        by_mask = [_in_order(parts[first : first + len(batches)], batches) for first in starts]
-        predictions, lost, all_references = torch.stack(by_mask).unbind(1)
-        references = all_references[0]
-    _require_finite(predictions, model)
-    classes = task.num_classes(model.config)
-    return tuple(
-        Predictions(one.numpy(), references.numpy(), classes, each.numpy())
-        for one, each in zip(predictions, lost, strict=True)
-    )
+        results = [_in_order(parts[first : first + len(batches)], batches) for first in starts]
+    return tuple(_predictions(result, model, task) for result in results)
 
 
 def _in_order(parts: Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
@@ -189,13 +192,8 @@ def _in_order(parts: Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
 def _predict_masked(
     model: PreTrainedModel, anatomy: Anatomy, task: Task, *, batch: Batch, mask: Tensor
 ) -> Float64[Tensor, "three examples"]:
-    """Return predictions, losses and references under a mask."""
-    batch = batch.to(input_device(model))
     with gated(model, anatomy, gates=mask):
-        outputs = forward(model, batch.inputs)
-    predicted, true = task.predict(outputs, batch)
-    lost = per_example(task.loss, outputs, batch)
-    return torch.stack([part.cpu().double() for part in (predicted, lost, true)])
+        return _predict(model, task, batch)
 
 
 @dataclass(frozen=True)

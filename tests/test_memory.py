@@ -19,8 +19,8 @@ from headprune.replay import losses
 from headprune.scoring import METHODS, score
 from headprune.scoring.gates import gradient as gates_gradient
 from headprune.surgery.fit import fit
-from headprune.tasks import get_task
-from headprune.tasks.distill import CLASSES, TOKENS, taught
+from headprune.tasks.distill import CLASSES, TOKENS, with_teacher_targets
+from headprune.tasks.task import get_task
 from headprune.verify import masked_equals_pruned, run
 
 
@@ -130,10 +130,11 @@ def test_evaluation_and_distances_are_the_same(rows):
         plain = predict(model, task, batches=batches)
         masked = predict_masked(model, anatomy, task, batches=batches, masks=masks)
         far = mean_distance(model, teacher, batches=batches, distance=distance)
-        goal = taught(model, CLASSES, batches, seed=0)
+        goal = with_teacher_targets(model, CLASSES, batches, seed=0)
         targets = torch.cat([batch.targets.flatten() for batch in goal.batches])
         return [*map(torch.from_numpy, (plain.predictions, plain.references)),
-                *map(torch.from_numpy, (masked.predictions, masked.losses)),
+                *(torch.from_numpy(one.predictions) for one in masked),
+                *(torch.from_numpy(one.losses) for one in masked),
                 torch.tensor(far), targets]  # fmt: skip
 
     expected = all_of_it()
@@ -146,9 +147,9 @@ def test_evaluation_and_distances_are_the_same(rows):
 def test_tokens_that_are_drawn_are_the_same():
     model = build("llama")
     batches = batches_of(model)
-    expected = taught(model, TOKENS, batches, seed=3)
+    expected = with_teacher_targets(model, TOKENS, batches, seed=3)
     with memory_of(model, 2):
-        found = taught(model, TOKENS, batches, seed=3)
+        found = with_teacher_targets(model, TOKENS, batches, seed=3)
     for one, other in zip(found.batches, expected.batches, strict=True):
         assert torch.equal(one.targets, other.targets)
 

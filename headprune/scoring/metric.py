@@ -14,8 +14,8 @@ from headprune.batch import Batch, Loss
 from headprune.passes import RunContext
 from headprune.replay import losses
 from headprune.scoring.estimate import Estimate
-from headprune.tasks import Task
-from headprune.tasks.metrics import Numbers, Statistic, affordable
+from headprune.tasks.metrics import Compute, Metric, Numbers, bootstrap
+from headprune.tasks.task import Task
 
 _RESAMPLES = 200
 _FEWEST_RESAMPLES = 20
@@ -27,7 +27,7 @@ def metric_drop(
     *,
     batches: Sequence[Batch],
     task: Task,
-    statistic: Statistic,
+    statistic: Metric,
     seed: int,
     context: RunContext,
 ) -> Estimate:
@@ -61,17 +61,19 @@ def metric_drop(
         references[batch.indices.numpy()] = batch.targets.double().numpy()
     sign = 1 if statistic.higher_is_better else -1
 
-    def drops(rows: Any, of: Statistic = statistic) -> Numbers:
-        values = [of.compute(one[rows], references[rows]) for one in predictions]
+    def drops(rows: Any, compute: Compute) -> Numbers:
+        values = [compute(one[rows], references[rows]) for one in predictions]
         return sign * (values[0] - np.array(values[1:]))
 
     start = perf_counter()
-    whole = torch.from_numpy(drops(slice(None)))
-    count = affordable(statistic, perf_counter() - start, most=_RESAMPLES, fewest=_FEWEST_RESAMPLES)
-    drawn = np.random.default_rng(seed).integers(0, len(references), (count, len(references)))
-    spread = np.nanstd(
-        np.stack([drops(rows, statistic.or_nan()) for rows in drawn]), axis=0, ddof=1
+    whole = torch.from_numpy(drops(slice(None), statistic.compute))
+    count = statistic.num_resamples(
+        perf_counter() - start, largest=_RESAMPLES, smallest=_FEWEST_RESAMPLES
     )
+    resampled = bootstrap(
+        lambda rows: drops(rows, statistic.or_nan), len(references), seed=seed, resamples=count
+    )
+    spread = np.nanstd(resampled, axis=0, ddof=1)
     return Estimate(whole, torch.from_numpy(spread), len(references))
 
 

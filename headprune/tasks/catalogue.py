@@ -12,6 +12,7 @@ from headprune.errors import ConfigError, did_you_mean
 Predicted = Literal["classes", "numbers", "likelihoods"]
 """What a task predicts, and a metric compares: a class, a number, or the likelihood of a window of tokens."""
 
+
 @dataclass(frozen=True)
 class ColumnNames:
     """Names that columns of data sets usually have, in lower case.

@@ -14,9 +14,9 @@ from headprune.errors import DataError, first_line
 from headprune.tasks.batches import InputFormat, make_batches
 from headprune.tasks.catalogue import TaskRow
 from headprune.tasks.columns import Columns, text_of
-from headprune.tasks.tables import Table
 from headprune.tasks.distill import TOKENS
 from headprune.tasks.rows import Example
+from headprune.tasks.tables import Table
 from headprune.tasks.task import Task
 
 _SAMPLE = 200  # characters
@@ -24,9 +24,7 @@ _SAMPLE = 200  # characters
 
 def build(row: TaskRow, **_model: Any) -> Task:
     """Return the task of models that predict each token from those before it."""
-    return Task(
-        row, to_examples, to_batches, loss, predict, TOKENS, predicted_loss=summed_loss
-    )
+    return Task(row, to_examples, to_batches, loss, predict, TOKENS, predicted_loss=summed_loss)
 
 
 def to_examples(table: Table, columns: Columns, input_format: InputFormat) -> tuple[Example, ...]:

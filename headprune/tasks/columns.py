@@ -10,8 +10,8 @@ from typing import Any
 
 from headprune.errors import DataError, did_you_mean
 from headprune.tasks.catalogue import ColumnNames
-from headprune.tasks.tables import Table
 from headprune.tasks.rows import Example
+from headprune.tasks.tables import Table
 
 # Words, or writing that doesn't part its words by spaces.
 _WORDS = re.compile(
@@ -136,7 +136,8 @@ def _guess_label(
         if known
         else "no column of the data looks like the label",
         where=f"--data {table.name}",
-        hint=f"say --label {known[0] if known else 'NAME'}; the columns are {_listed(table.columns)}{_about_header(table, names)}",
+        hint=f"say --label {known[0] if known else 'NAME'}; "
+        f"the columns are {_listed(table.columns)}{_about_header(table, names)}",
     )
 
 
@@ -232,6 +233,15 @@ def _shown(value: Any) -> str:
     return shown if len(shown) < 100 else f"{shown[:90]}..."
 
 
+def texts_of(table: Table, row: int, columns: Columns) -> tuple[str, ...]:
+    """Return the text cells of a row.
+
+    Raises:
+        DataError: One is empty or not a text.
+    """
+    return tuple(text_of(table, row, name) for name in columns.texts)
+
+
 def examples_of(
     table: Table, columns: Columns, targets: Sequence[float | int | None] | None = None
 ) -> tuple[Example, ...]:
@@ -247,7 +257,7 @@ def examples_of(
     """
     return tuple(
         Example(
-            tuple(text_of(table, row, name) for name in columns.texts),
+            texts_of(table, row, columns),
             None if targets is None else targets[row],
             where=table.where(row),
         )

@@ -96,6 +96,7 @@ def _what_it_takes(module: Any, name: str) -> Predicted:
     Raises:
         ConfigError: It takes something that no task gives.
     """
+
     def kind(feature: Any) -> str:
         dtype = str(feature.dtype) if isinstance(feature, datasets.Value) else "other"
         if isinstance(feature, datasets.ClassLabel) or dtype.startswith(("int", "uint", "bool")):

@@ -80,7 +80,7 @@ def _read_demo(path: Path) -> Table:
     """Read tabs without quotes and without a header."""
     lines = lines_of(read_text(path))
     rows = [dict(zip(_STSB_COLUMNS, line.split("\t"), strict=False)) for line in lines]
-    return Table(_STSB_COLUMNS, rows, lines=range(1, len(rows) + 1))
+    return Table("", None, _STSB_COLUMNS, rows, lines=range(1, len(rows) + 1))
 
 
 def _no_file(path: Path, source: str) -> DataError:
@@ -152,7 +152,7 @@ def _load(source: str, name: str, config: str, split: str) -> Table:
         for column, feature in table.features.items()
         if getattr(feature, "names", None)
     }
-    return Table(tuple(table.column_names), rows, names, split=split)
+    return Table("", split, tuple(table.column_names), rows, names)
 
 
 def _first_cause(error: BaseException) -> BaseException:

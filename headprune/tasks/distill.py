@@ -219,7 +219,5 @@ TOKENS = Distillation(
     distance=token_distance,
     targets=_sample_tokens,
     sample=lambda targets, _generators: targets,
-    loss=PositionLoss(
-        _token_likelihood, lambda batch: int(batch.inputs["input_ids"].shape[1]) - 1
-    ),
+    loss=PositionLoss(_token_likelihood, lambda batch: int(batch.inputs["input_ids"].shape[1]) - 1),
 )

@@ -20,7 +20,7 @@ from headprune.tasks.catalogue import (
 )
 
 Numbers = NDArray[np.float64]
-Compute = Callable[[Numbers, Numbers], float]
+Compute = Callable[..., float]
 
 RESAMPLES = 1000
 _MAX_SECONDS = 12.0

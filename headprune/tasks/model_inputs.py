@@ -44,10 +44,9 @@ class _PositionTables(TorchFunctionMode):
         """Run ``func``, which torch calls with this mode switched off."""
         if func is functional.embedding:
             indices, table = args[0].squeeze().cpu(), args[1]
-            # Longer where a model pads for itself.
-            if indices.dim() == 1 and len(indices) >= _LENGTH:
-                if bool((indices[:_LENGTH].diff() == 1).all()):
-                    self.sizes.append(table.shape[0] - int(indices[0]))
+            is_row = indices.dim() == 1 and len(indices) >= _LENGTH  # longer where a model pads
+            if is_row and bool((indices[:_LENGTH].diff() == 1).all()):
+                self.sizes.append(table.shape[0] - int(indices[0]))
         return func(*args, **(kwargs or {}))
 
 

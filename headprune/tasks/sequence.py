@@ -15,10 +15,10 @@ from headprune.errors import ModelError
 from headprune.tasks.batches import InputFormat, make_batches, require_tokens
 from headprune.tasks.catalogue import TaskRow
 from headprune.tasks.columns import Columns, examples_of
-from headprune.tasks.tables import Table
 from headprune.tasks.distill import CLASSES, Distillation, logits_of
 from headprune.tasks.labels import read_classes, read_numbers
 from headprune.tasks.rows import Example
+from headprune.tasks.tables import Table
 from headprune.tasks.task import Task
 
 
@@ -86,9 +86,7 @@ def _to_batches(
     """Give each text, or pair of texts, one row."""
     require_tokens(examples, input_format.tokenizer)
     texts = [list(column) for column in zip(*(e.texts for e in examples), strict=True)]
-    encoded = input_format.tokenizer(
-        *texts, truncation=True, max_length=input_format.max_length
-    )
+    encoded = input_format.tokenizer(*texts, truncation=True, max_length=input_format.max_length)
     rows = [({name: encoded[name][row] for name in encoded},) for row in range(len(examples))]
     targets = [example.target or 0 for example in examples]
     return make_batches(rows, targets, input_format, target_dtype=target_dtype)

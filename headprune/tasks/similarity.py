@@ -15,12 +15,12 @@ from headprune.batch import Batch, forward
 from headprune.tasks.batches import InputFormat, make_batches, require_tokens
 from headprune.tasks.catalogue import TaskRow
 from headprune.tasks.columns import Columns, examples_of
-from headprune.tasks.tables import Table
 from headprune.tasks.distill import Distillation
 from headprune.tasks.embedder import Embedder, embedding_of, lower_casing, read_embedder
 from headprune.tasks.embedding import compare
 from headprune.tasks.labels import read_numbers
 from headprune.tasks.rows import Example
+from headprune.tasks.tables import Table
 from headprune.tasks.task import Task
 
 

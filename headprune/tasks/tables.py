@@ -30,22 +30,22 @@ class Table:
     """Rows as they were read, with where they came from.
 
     Args:
+        name: What was read, as the user named it.
+        split: The split of a data set that has some.
         columns: The names of the columns.
         rows: The cells of each row, by column.
         class_names: What the data says of its columns of classes.
         lines: The line of the file that each row begins on, where the format has lines.
         has_header: Whether the columns' names are the first line of a file.
-        name: What was read, as the user named it.
-        split: The split of a data set that has some.
     """
 
+    name: str
+    split: str | None
     columns: tuple[str, ...]
     rows: Sequence[dict[str, Any]]
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     lines: Sequence[int] = ()
     has_header: bool = False
-    name: str = ""
-    split: str | None = None
 
     def place(self, row: int) -> str:
         """Return how messages call a row: by its number from 0 on, and by its line in the file."""
@@ -111,7 +111,9 @@ def _read_delimited(path: Path, separator: str) -> Table:
     header, records = read_delimited(read_text(path), separator)
     columns = _unique(header.cells, "; the first line of the file is read as the header")
     rows = [dict(zip(columns, record.cells, strict=True)) for record in records]
-    return Table(columns, rows, lines=[record.line for record in records], has_header=True)
+    return Table(
+        "", None, columns, rows, lines=[record.line for record in records], has_header=True
+    )
 
 
 def _unique(names: Iterable[str], remark: str = "") -> tuple[str, ...]:
@@ -138,7 +140,7 @@ def lines_of(text: str) -> list[str]:
 
 def _read_lines(path: Path) -> Table:
     rows = [{"text": line} for line in lines_of(read_text(path))]
-    return Table(("text",), rows, lines=range(1, len(rows) + 1))
+    return Table("", None, ("text",), rows, lines=range(1, len(rows) + 1))
 
 
 def _read_json(path: Path) -> Table:
@@ -208,7 +210,7 @@ def _from_objects(rows: Sequence[Any]) -> Table:
                 hint='write each row as an object, such as {"text": "...", "label": 0}',
             )
     columns = tuple(dict.fromkeys(name for row in rows for name in row))
-    return Table(columns, [{name: row.get(name) for name in columns} for row in rows])
+    return Table("", None, columns, [{name: row.get(name) for name in columns} for row in rows])
 
 
 def _parsed(text: str, line: int | None = None) -> Any:
@@ -285,7 +287,7 @@ def _read_columns(path: Path, read: Callable[[Any], Any]) -> Table:
     columns = _unique(table.column_names)
     cells = [_cells(table.column(name), name) for name in columns]
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]
-    return Table(columns, rows, _class_names(table.schema.metadata or {}))
+    return Table("", None, columns, rows, _class_names(table.schema.metadata or {}))
 
 
 def _cells(column: Any, name: str) -> list[Any]:

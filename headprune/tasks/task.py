@@ -14,10 +14,10 @@ from headprune.late import load_function
 from headprune.tasks.batches import InputFormat
 from headprune.tasks.catalogue import TASKS, TaskRow, task_row
 from headprune.tasks.columns import Columns
-from headprune.tasks.tables import Table
 from headprune.tasks.distill import Distillation
 from headprune.tasks.embedder_settings import embeds_sentences
 from headprune.tasks.rows import Example
+from headprune.tasks.tables import Table
 from headprune.untrusted import module_entries
 
 _IN_PYTHON = "score it in Python by a loss of your own: headprune.score(model, batches, loss=...)"

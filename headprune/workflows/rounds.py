@@ -23,7 +23,7 @@ from headprune.scoring import score as score_heads
 from headprune.subject import Rows, Subject
 from headprune.surgery.fit import can_fit, fit, having
 from headprune.surgery.least_squares import How
-from headprune.tasks.distill import Goal
+from headprune.tasks.distill import Objective
 from headprune.workflows.course import constraints_of, reconstructed_between_steps, steps_of
 
 # Of any decision of a race being wrong.
@@ -33,7 +33,7 @@ _ERROR_PROBABILITY = 0.05
 def score_with_steps(
     model: PreTrainedModel,
     anatomy: Anatomy,
-    goal: Goal,
+    goal: Objective,
     *,
     recipe: Recipe,
     method: str,
@@ -60,7 +60,7 @@ def score_with_steps(
             found = score_heads(
                 model,
                 anatomy,
-                batches=goal.drawn if method in DIFFERENTIATE else goal.batches,
+                batches=goal.sampled_batches if method in DIFFERENTIATE else goal.batches,
                 loss=goal.loss,
                 method=method,
                 normalize=recipe.normalize,
@@ -145,7 +145,7 @@ def race(subject: Subject, anatomy: Anatomy, rows: Rows, *, context: RunContext)
 
 
 def score_by_metric(
-    subject: Subject, anatomy: Anatomy, goal: Goal, *, context: RunContext
+    subject: Subject, anatomy: Anatomy, goal: Objective, *, context: RunContext
 ) -> HeadScores:
     """Score the heads by what the metric loses without each."""
     recipe, statistic = subject.recipe, subject.statistic()

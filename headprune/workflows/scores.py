@@ -24,7 +24,7 @@ from headprune.subject import (
     model_note,
     rows_that_chose,
 )
-from headprune.tasks.distill import NO_OBJECTIVE, Goal
+from headprune.tasks.distill import NO_OBJECTIVE, Objective
 from headprune.tasks.rows import noted_rows
 from headprune.workflows.course import check_course, method_of, steps_fit, steps_of
 from headprune.workflows.rounds import race, score_by_metric, score_with_steps
@@ -183,7 +183,7 @@ def compute_scores(
     keep_parts: bool = True,
     world: World | None = None,
     is_first: bool = True,
-    goal: Goal | None = None,
+    goal: Objective | None = None,
 ) -> Scored:
     """Score every head on ``rows``; methods that need no data leave them aside.
 
@@ -195,7 +195,7 @@ def compute_scores(
     method = method_of(recipe)
     used = None if method in NEED_NO_ROWS else rows
     goal = (goal or subject.goal(used.examples)) if used else NO_OBJECTIVE
-    batches = goal.drawn if method in DIFFERENTIATE else goal.batches
+    batches = goal.sampled_batches if method in DIFFERENTIATE else goal.batches
     journal = _journal(subject, anatomy, batches) if used and keep_parts else None
     done = journal.count() if journal else 0
     world.wait()  # before the first result of anyone is counted as an earlier run's
