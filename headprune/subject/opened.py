@@ -13,12 +13,14 @@ from transformers import PreTrainedModel
 from headprune import demo
 from headprune.anatomy.clone import pruning_record
 from headprune.batch import Batch
-from headprune.checkpoint import load_model
 from headprune.config import MAX_LENGTH, Recipe
 from headprune.errors import ConfigError, ModelError, first_line
-from headprune.local import published_name
-from headprune.models import ModelSource, find, fingerprint, load_tokenizer
+from headprune.models.facts import fingerprint
+from headprune.models.find import ModelSource, find
+from headprune.models.load import load_model
+from headprune.models.tokenizer import load_tokenizer
 from headprune.placement import describe
+from headprune.runtime.local import published_name
 from headprune.tasks.batches import Fill, InputFormat, ignore
 from headprune.tasks.catalogue import require_metric
 from headprune.tasks.distill import Objective, with_teacher_targets

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from headprune.errors import DataError
-from headprune.local import noted_hash
+from headprune.runtime.local import noted_hash
 from headprune.tasks.tables import Table
 
 

@@ -1,0 +1,173 @@
+"""Why a model can't be loaded, in words of ours: what is missing, what has another size, which package isn't there."""
+
+from collections.abc import Collection, Iterable, Sequence
+from itertools import accumulate, takewhile
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from headprune.anatomy.clone import config_value, pruning_record
+from headprune.errors import (
+    HeadpruneError,
+    MemoryLimitError,
+    ModelError,
+    first_line,
+    is_out_of_memory,
+    package_error,
+    what_it_says,
+)
+from headprune.models.find import ModelSource
+from headprune.models.stream import names_in_memory
+from headprune.untrusted import read_header
+
+_TOGETHER = "check that config.json and the weights belong together"
+
+
+def unloadable(
+    error: Exception, source: ModelSource, *, empty: PreTrainedModel | None = None
+) -> HeadpruneError:
+    """Return what to raise where a library failed to load a model.
+
+    Args:
+        error: What it raised.
+        source: The model.
+        empty: The model that its config describes, without numbers.
+    """
+    where = str(source.directory)
+    if is_out_of_memory(error):
+        return MemoryLimitError(
+            f"memory ran out while the model was loaded: {first_line(error)}",
+            where=where,
+            hint="use --dtype bfloat16, --device cpu, or --device spread: over all GPUs",
+        )
+    other_size = _other_size(source, empty) if empty is not None else None
+    if other_size is not None:
+        return ModelError(other_size, where=where, hint=_sizes_hint(source))
+    return package_error(error, what=f"the model {source.name}", where=where) or ModelError(
+        f"the model can't be loaded: {what_it_says(error)}", where=where, hint=_TOGETHER
+    )
+
+
+def _sizes_hint(source: ModelSource) -> str:
+    if _is_pruned_within(source.config):
+        return (
+            "a part of it was pruned, and the model around that saved it: prune the whole model in the same way "
+            "(its config lists the heads: headprune.removed), load these weights (load_state_dict), and hp.save it"
+        )
+    return f"{_TOGETHER}: sizes such as hidden_size, vocab_size, num_labels ({source.directory / 'config.json'})"
+
+
+def _is_pruned_within(config: PreTrainedConfig) -> bool:
+    """Whether heads were cut, and whoever saved the model didn't write its new sizes."""
+    record = pruning_record(config)
+    counts = record.get("original", {})
+    if record.get("removed") and "sites" not in record:
+        return all(config_value(config, name) == count for name, count in counts.items())
+    inner = (getattr(config, name, None) for name in type(config).sub_configs)
+    return any(isinstance(part, PreTrainedConfig) and _is_pruned_within(part) for part in inner)
+
+
+def _other_size(source: ModelSource, empty: PreTrainedModel) -> str | None:
+    """Return the first tensor that has another shape in the files than the config says."""
+    stored = _stored_shapes(source)
+    expected = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
+    for name, inside in names_in_memory(empty, stored).items():
+        if stored[name] != expected[inside]:
+            given, wanted = (" x ".join(map(str, s)) for s in (stored[name], expected[inside]))
+            return f"{name} is {given} in the weights, and config.json describes {wanted}"
+    return None
+
+
+def _stored_shapes(source: ModelSource) -> dict[str, tuple[int, ...]]:
+    files = map(read_header, source.weight_files)
+    return {tensor.name: tensor.shape for header in files for tensor in header.tensors}
+
+
+def incomplete(
+    missing: Sequence[str], model: PreTrainedModel, source: ModelSource, *, kind: str
+) -> ModelError:
+    """Return what to raise where the weights lack what a model reads.
+
+    Args:
+        missing: Names in the model that no tensor was found for, sorted.
+        model: The model, with random numbers in their places.
+        source: Where it lies.
+        kind: The class that it was loaded as.
+    """
+    where = str(source.directory)
+    stored = _stored_shapes(source)
+    prefix = _foreign_prefix(model, stored, missing)
+    if prefix is not None:
+        return ModelError(
+            f"every name in the weights starts with {prefix!r}, which a {kind} doesn't have",
+            where=where,
+            hint=f"save the model inside (model.{prefix.rstrip('.')}.save_pretrained(...)), "
+            f"or take {prefix!r} out of the names with safetensors.torch.load_file and save_file",
+        )
+    there = names_in_memory(model, stored).values()
+    if not there:
+        return ModelError(
+            f"none of the weights' names are those of a {kind}: they are called {', '.join(sorted(stored)[:2])}, ...",
+            where=where,
+            hint="check model_type and architectures in config.json: the weights are another model's",
+        )
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    what = f"the weights have no {missing[0]}{more}, which a {kind} reads"
+    inner = f"{model.base_model_prefix}."
+    untrained = [name for name in (*missing, *there) if not name.startswith(inner)]
+    if "pooler" in missing[0]:
+        return ModelError(
+            f"{what}: without it the predictions would be random numbers",
+            where=where,
+            hint="save the model again with all of its weights, as it was trained; "
+            "--task similarity reads no pooler",
+        )
+    if model.base_model is not model and untrained == list(missing):
+        saved = ", ".join(source.config.architectures or ()) or "a model without a head"
+        return ModelError(
+            f"{what}: its head was never trained (the model was saved as {saved})",
+            where=where,
+            hint="train the head first, or name the task that the model was trained for: "
+            "--task similarity needs no head",
+        )
+    return ModelError(what, where=where, hint=f"{_TOGETHER}, and that every file of them is there")
+
+
+def _foreign_prefix(
+    model: PreTrainedModel, stored: Collection[str], missing: Sequence[str]
+) -> str | None:
+    """Return what all names in the files start with and the model's don't, if that is all that is wrong with them."""
+    known = len(names_in_memory(model, stored))
+    names = [name.split(".")[:-1] for name in stored]
+    common = takewhile(lambda parts: len(set(parts)) == 1, zip(*names, strict=False))
+    for prefix in accumulate(f"{parts[0]}." for parts in common):
+        within = names_in_memory(model, [name.removeprefix(prefix) for name in stored])
+        fits = set(missing) <= set(within.values()) or len(within) == len(stored)
+        if fits and len(within) > known:
+            return prefix
+    return None
+
+
+def unread(unexpected: Iterable[str], model: PreTrainedModel) -> str | None:
+    """Return what is to be said of tensors that a model doesn't read: the head that a task drops, for one."""
+    prefix = f"{model.base_model_prefix}."
+    tables = tuple(name.removeprefix(prefix) for name, _ in model.named_buffers())
+    names = sorted(name for name in unexpected if not (tables and name.endswith(tables)))
+    if not names:
+        return None
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    held = f"{len(names)} tensors ({shown})" if len(names) > 1 else f"a tensor ({shown})"
+    if all(name.startswith("lm_head.") for name in names):
+        held = "the head of a language model"
+    return (
+        f"careful: the weights hold {held}; a {type(model).__name__} doesn't read that, and what is saved "
+        "won't have it"
+    )
+
+
+def random_pooler(missing: Sequence[str]) -> str | None:
+    """Return what is to be said of a pooler that isn't in the weights and that the task doesn't read."""
+    return (
+        f"careful: the weights have no {missing[0]}: the pooler's output would be random numbers (nothing here reads it)"
+        if missing
+        else None
+    )

@@ -1,0 +1,147 @@
+"""Prune a model on disk without ever having it in memory: tensor by tensor, from file to file.
+
+What is cut, and to which shapes, is known from a model without memory; only the tensors that lose heads are read at all, the
+others are copied as bytes. Names, files and dtypes stay those of the source.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from headprune.anatomy import Anatomy, Site, Slice
+from headprune.models.shards import Change, Stored
+from headprune.surgery.cut import cut_values
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What one parameter loses.
+
+    Args:
+        name: Its name in the files.
+        parameter: Its path in the model.
+        shape: The shape that is left.
+        item: The dimension that is cut.
+        before: Its site before.
+        after: And afterwards.
+    """
+
+    name: str
+    parameter: str
+    shape: tuple[int, ...]
+    item: Slice
+    before: Site
+    after: Site
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        """Return what is left of the parameter."""
+        only = replace(self.after, slices=(self.item,))
+        return cut_values({self.parameter: tensor}, self.before, only).get(self.parameter, tensor)
+
+    def kept_rows(self, tensor: Tensor) -> Tensor:
+        """Return the same by another way, for proving it: runs of the parameter's own rows, put together."""
+        parts: list[Tensor] = []
+        start = 0
+        for run in self.item.runs:
+            owners = set(run.owners)
+            if owners and not owners & set(self.before.slots):
+                continue
+            part = tensor.narrow(self.item.dim, start, run.length)
+            start += run.length
+            if not owners or owners & set(self.after.heads):
+                parts.append(part)
+            elif owners & set(self.after.padding):
+                parts.append(torch.zeros_like(part))
+        return torch.cat(parts or [tensor.narrow(self.item.dim, 0, 0)], dim=self.item.dim)
+
+
+def names_in_memory(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
+    """Return what transformers calls the tensors of a checkpoint once they are loaded.
+
+    Tensors that it fuses, splits or turns on the way, and those that the model has no use for, are left out.
+
+    Args:
+        model: The model; its names alone are read.
+        names: Names in the files.
+    """
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import (
+            WeightConverter,
+            WeightRenaming,
+            rename_source_key,
+        )
+    except ImportError:  # older transformers have no conversions
+        known = set(model.state_dict())
+        return {name: name for name in names if name in known}
+    steps = get_model_conversion_mapping(model)
+    renamings = [step for step in steps if isinstance(step, WeightRenaming)]
+    converters = [step for step in steps if isinstance(step, WeightConverter)]
+    tensors = model.state_dict()
+    found: dict[str, str] = {}
+    for name in names:
+        new, converted = rename_source_key(
+            name, renamings, converters, model.base_model_prefix, tensors
+        )
+        if new not in tensors and name in tensors:
+            new, converted = rename_source_key(name, [], [], model.base_model_prefix, tensors)
+        if new in tensors and converted is None:
+            found[name] = new
+    return found
+
+
+def find_cuts(
+    model: PreTrainedModel,
+    tensors: Collection[Stored],
+    *,
+    before: Anatomy,
+    after: Anatomy,
+) -> tuple[Cut, ...] | str:
+    """Return what each tensor in the files loses, or why that can't be said of them.
+
+    Args:
+        model: The model before, without memory.
+        tensors: What lies in the files.
+        before: The anatomy of the model.
+        after: Its anatomy when the heads are gone.
+    """
+    shapes = {stored.name: stored.shape for stored in tensors}
+    places: dict[str, list[str]] = {}
+    for name, parameter in names_in_memory(model, shapes).items():
+        places.setdefault(parameter, []).append(name)
+    cuts: list[Cut] = []
+    for old, new in zip(before.sites, after.sites, strict=True):
+        for item in new.cut_slices() if new != old else ():
+            names = places.get(item.parameter, [])
+            if len(names) != 1:
+                return f"{item.parameter} is not one tensor of its own in the files"
+            shape = tuple(model.get_parameter(item.parameter).shape)
+            if shapes[names[0]] != shape:
+                return f"{names[0]} has the shape {shapes[names[0]]} in the files, not {shape}"
+            left = (*shape[: item.dim], item.size(new.slots), *shape[item.dim + 1 :])
+            cuts.append(Cut(names[0], item.parameter, left, item, old, new))
+    return tuple(cuts)
+
+
+def changes(cuts: Iterable[Cut]) -> dict[str, Change]:
+    """Return what becomes of each tensor that is cut, by its name in the files."""
+    return {cut.name: Change(cut.shape, cut.apply) for cut in cuts}
+
+
+def wrong_cuts(
+    cuts: Iterable[Cut], *, before: Mapping[str, Stored], after: Mapping[str, Stored]
+) -> list[str]:
+    """Return the names of those cut tensors that, read back, aren't bit for bit the source's rows that stay."""
+    return [cut.name for cut in cuts if not _is_right(cut, before[cut.name], after.get(cut.name))]
+
+
+def _is_right(cut: Cut, old: Stored, new: Stored | None) -> bool:
+    if new is None:
+        return False
+    wanted, found = cut.kept_rows(old.read()), new.read()
+    return (wanted.dtype, wanted.shape) == (found.dtype, found.shape) and torch.equal(
+        wanted.flatten().view(torch.uint8), found.flatten().view(torch.uint8)
+    )

@@ -1,0 +1,299 @@
+"""Temporaries beside a target: made, locked for as long as their writer lives, recognised, put back, cleaned away.
+
+A temporary is called ``.NAME.headprune-tmp-PROCESS-RANDOM``. Its writer holds a lock on it, which the system lets go when the
+process ends, however it ends; so a temporary whose lock can be taken is what a killed run left, whatever its process' number.
+What a replacement has moved aside is called like the temporary that takes its place, with that one's inode, time and ``-old``
+behind.
+"""
+
+import errno
+import os
+import re
+import shutil
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+
+from headprune.errors import CheckpointError
+from headprune.runtime.locks import Lock, is_still, take
+
+_MARK = ".headprune-tmp-"
+_BEHIND_THE_MARK = re.compile(
+    r"(?P<stem>(?P<process>\d+)-[a-z0-9_]+)(?P<old>(?:-(?P<successor>\d+-\d+))?-old)?"
+)
+# The mark, a process, a random word, an inode, a time, "-old": what a temporary's name has more than its target's.
+LONGER_BY = 1 + len(_MARK) + 10 + 1 + 8 + 1 + 20 + 1 + 19 + len("-old")
+# Where the file system knows no locks, a leftover is one whose process is gone and that nobody touched for this long.
+_STALE_SECONDS = 24 * 3600
+
+
+@contextmanager
+def temporary_directory(target: Path) -> Iterator[Path]:
+    """Yield a new, empty directory beside ``target``, locked until the block ends; it is removed then, if it is still there."""
+    with _locked_temporary(target, _make_directory) as path:
+        try:
+            yield path
+        finally:
+            if not is_stranded(path):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def temporary_file(target: Path) -> Iterator[Path]:
+    """Yield a new, empty file beside ``target``, locked until the block ends; it is removed then, if it is still there."""
+    with _locked_temporary(target, _make_file) as path:
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def old_name(temporary: Path) -> Path:
+    """Return what the target of a temporary directory is called while the one takes the other's place."""
+    return temporary.with_name(f"{temporary.name}-{_identity(temporary)}-old")
+
+
+def _identity(directory: Path) -> str:
+    """Return what stays of a directory when it is renamed, and isn't that of another one: an inode alone comes again."""
+    state = directory.stat()
+    return f"{state.st_ino}-{state.st_mtime_ns}"
+
+
+def is_stranded(temporary: Path) -> bool:
+    """Whether a temporary should have taken its target's place, which is moved aside now, and didn't get there."""
+    return temporary.is_dir() and is_there(old_name(temporary))
+
+
+def put_aside(path: Path, target: Path, word: str) -> Path:
+    """Rename a directory to ``TARGET.word``, or the next such name that nothing has yet, and return it."""
+    for aside in _asides(target, word):
+        with suppress(FileExistsError):
+            aside.mkdir()
+            break
+    try:
+        path.replace(aside)  # an empty directory is replaced as a whole
+    except OSError:
+        aside.rmdir()
+        raise
+    return aside
+
+
+def _asides(target: Path, word: str) -> Iterator[Path]:
+    for number in count(1):
+        yield target.with_name(f"{target.name}.{word}" + (f"-{number}" if number > 1 else ""))
+
+
+def put_unless_taken(temporary: Path, place: Path) -> bool:
+    """Put a temporary file in its place if nothing is there, in one step; return whether it is there now."""
+    try:
+        os.link(temporary, place)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        try:  # no hard links here: an empty file holds the place for a moment
+            os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        temporary.replace(place)
+    return True
+
+
+def put_file_aside(temporary: Path, target: Path, word: str) -> Path:
+    """Rename a temporary file to ``TARGET.word``, or the next such name that nothing has yet, and return it."""
+    for aside in _asides(target, word):
+        if put_unless_taken(temporary, aside):
+            break
+    return aside
+
+
+def put_back(target: Path) -> bool:
+    """Put back what stopped replacements of ``target`` moved aside, if nothing has taken its place; nothing of it is lost.
+
+    The new state that should have taken the place is whole by then: it is kept as ``NAME.unplaced``. Where something else
+    lies at ``target`` by now, that stays, and the old state is kept as ``NAME.replaced``.
+
+    Returns:
+        Whether something was put back.
+
+    Raises:
+        OSError: It can't be renamed.
+    """
+    was_put_back = False
+    for old, stem, successor in _moved_aside_from(target):
+        temporary = old.with_name(stem)
+        if temporary.is_dir() and not _is_dead(temporary):
+            continue  # its replacement is going on at this moment
+        if is_vacant(target):
+            old.rename(target)  # takes the place of an empty directory, and of nothing else
+            was_put_back = True
+            if temporary.is_dir():
+                put_aside(temporary, target, "unplaced")
+        elif successor == _identity(target):
+            shutil.rmtree(old, ignore_errors=True)  # the replacement was done
+        else:
+            put_aside(old, target, "replaced")
+    return was_put_back
+
+
+def clean(target: Path) -> None:
+    """Remove the temporaries of ``target`` that runs of this user left when they were killed; links are never followed."""
+    for path, match in _siblings(target):
+        if not match["old"] and _is_own(path) and not is_stranded(path):
+            _remove_if_dead(path)
+
+
+def is_there(path: Path) -> bool:
+    """Whether something has this name, be it a link that leads nowhere."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def is_vacant(target: Path) -> bool:
+    """Whether nothing lies at ``target``, or an empty directory."""
+    try:
+        return not any(target.iterdir())
+    except FileNotFoundError:
+        return not is_there(target)
+    except NotADirectoryError:
+        return False
+
+
+@contextmanager
+def _locked_temporary(target: Path, make: Callable[[Path], Path]) -> Iterator[Path]:
+    path, descriptor = _make_locked(target, make)
+    try:
+        yield path
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _make_locked(target: Path, make: Callable[[Path], Path]) -> tuple[Path, int | None]:
+    """Make a temporary and lock it; should somebody clean it away before we have its lock, make another."""
+    for _attempt in range(100):
+        path = make(target)
+        try:
+            descriptor, lock = take(path)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            _remove(path)
+            raise
+        if lock is not Lock.BUSY and (descriptor is None or is_still(path, descriptor)):
+            return path, descriptor
+        if descriptor is not None:
+            os.close(descriptor)
+    raise CheckpointError(
+        f"no temporary beside {target.name} lasts: something removes it at once",
+        where=str(target.parent),
+        hint="choose another place",
+    )
+
+
+def _make_directory(target: Path) -> Path:
+    return Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{_prefix(target)}{os.getpid()}-"))
+
+
+def _make_file(target: Path) -> Path:
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f"{_prefix(target)}{os.getpid()}-")
+    os.close(handle)
+    return Path(name)
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name}{_MARK}"
+
+
+def _siblings(target: Path) -> Iterator[tuple[Path, re.Match[str]]]:
+    """Yield all temporaries of ``target`` and what its replacements moved aside, each with the parts of its name."""
+    prefix = _prefix(target)
+    try:
+        # No Path of each: a journal has thousands.
+        with os.scandir(target.parent) as entries:
+            names = sorted(entry.name for entry in entries if entry.name.startswith(prefix))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name in names:
+        match = _BEHIND_THE_MARK.fullmatch(name.removeprefix(prefix))
+        if match:
+            yield target.parent / name, match
+
+
+def _moved_aside_from(target: Path) -> list[tuple[Path, str, str | None]]:
+    """Return what replacements of ``target`` moved aside, the last first: path, name of the temporary, its identity."""
+    found = [
+        (path, _prefix(target) + match["stem"], match["successor"])
+        for path, match in _siblings(target)
+        if match["old"] and path.is_dir() and _is_own(path)
+    ]
+    return sorted(found, key=lambda entry: entry[0].lstat().st_ctime_ns, reverse=True)
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a path is a directory or a regular file, no link, of the user who runs us."""
+    try:
+        state = path.lstat()
+    except OSError:
+        return False
+    is_plain = stat.S_ISDIR(state.st_mode) or stat.S_ISREG(state.st_mode)
+    return is_plain and (sys.platform == "win32" or state.st_uid == os.geteuid())
+
+
+def _remove_if_dead(path: Path) -> None:
+    """Remove a leftover, holding its lock, so that nobody takes it for their own meanwhile."""
+    try:
+        descriptor, lock = take(path)
+    except OSError:
+        return
+    try:
+        unused = lock is Lock.UNSUPPORTED and _has_ended(path) and _is_stale(path)
+        if lock is Lock.HELD or unused:
+            _remove(path)
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _is_dead(temporary: Path) -> bool:
+    """Whether the writer of a temporary has ended."""
+    try:
+        descriptor, lock = take(temporary)
+    except FileNotFoundError:
+        return True
+    if descriptor is not None:
+        os.close(descriptor)
+    return lock is Lock.HELD or (lock is Lock.UNSUPPORTED and _has_ended(temporary))
+
+
+def _has_ended(temporary: Path) -> bool:
+    """Whether the process whose number a temporary has in its name is gone."""
+    number = temporary.name.rpartition(_MARK)[2].partition("-")[0]
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False
+    return False
+
+
+def _is_stale(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime > _STALE_SECONDS
