@@ -45,7 +45,6 @@ ORDER = [
     "inspection",
     "models",
     "verify",
-    "publish",
     "distillation",
     "export",
     "results",
@@ -127,7 +126,7 @@ def test_directories_are_replaced_in_one_place_alone():
     }
     assert callers == {
         "demo.py": ["keep_aside"],
-        "models/manifest.py": ["overwrite", "check"],
+        "models/manifest.py": ["may_replace"],
     }
 
 

@@ -1279,7 +1279,7 @@ def test_ctrl_c_is_130_and_leaves_nothing(headprune, place, monkeypatch):
     def stop(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("headprune.workflows.delivery.write_model", stop)
+    monkeypatch.setattr("headprune.workflows.finish.write_model", stop)
     code, _out, err = headprune(*PRUNE)
     assert code == 130, err
     assert not list((place / "headprune-models").iterdir())

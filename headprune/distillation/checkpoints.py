@@ -13,7 +13,7 @@ from headprune.artefact import dump_json
 from headprune.errors import CheckpointError
 from headprune.runtime.files import write_text
 from headprune.runtime.targets import refuse_unwritable
-from headprune.untrusted import read_json
+from headprune.untrusted.documents import read_json
 
 _FACTS = "heal.json"
 _STATE = "trainer_state.json"

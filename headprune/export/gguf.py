@@ -128,7 +128,8 @@ def export_gguf(
     layout = lay_out(model)
     numbers = sum(tensor.numel() for tensor in model.state_dict().values())
     refuse_unusable_file(path, overwrite=overwrite, needed_bytes=numbers * _dtype(model).itemsize)
-    with staged_file(path, overwrite=overwrite, check=_refuse_other_files) as temporary:
+    may_replace = _refuse_other_files if overwrite else None
+    with staged_file(path, may_replace=may_replace) as temporary:
         _write(model, temporary, layout=layout, vocabulary=vocabulary, name=name)
         proof = file_equals_model(temporary, model, vocabulary=vocabulary)
         require([proof])

@@ -18,7 +18,7 @@ from headprune.tasks.distill import Distillation
 from headprune.tasks.embedder_settings import embeds_sentences
 from headprune.tasks.rows import Example
 from headprune.tasks.tables import Table
-from headprune.untrusted import module_entries
+from headprune.untrusted.directories import module_entries
 
 _IN_PYTHON = "score it in Python by a loss of your own: headprune.score(model, batches, loss=...)"
 _HEAD = re.compile(
