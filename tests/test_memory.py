@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from families import build, inspected, token_inputs
+from families import build, inspected, score, token_inputs
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,8 +16,9 @@ from headprune.footprint import latency_ms, sizes
 from headprune.memory import Parts, attempt
 from headprune.passes import RunContext
 from headprune.replay import losses
-from headprune.scoring import METHODS, score
+from headprune.scoring.catalogue import METHODS
 from headprune.scoring.gates import gradient as gates_gradient
+from headprune.scoring.request import ScoreRequest
 from headprune.surgery.fit import fit
 from headprune.tasks.distill import CLASSES, TOKENS, with_teacher_targets
 from headprune.tasks.task import get_task
@@ -94,12 +95,12 @@ def test_a_step_of_gates_is_the_same(family):
     options = {
         "log_alpha": torch.linspace(-1, 2, heads).double(),
         "noise": torch.rand(batch.num_examples, heads).double(),
-        "weight": 0.1,
         "price": 0.01,
     }
-    expected = gates_gradient(model, anatomy, batch, loss_of(family), **options)
+    request = ScoreRequest(model, anatomy, (batch,), loss_of(family))
+    expected = gates_gradient(request, batch, **options)
     with memory_of(model, 2):
-        found = gates_gradient(model, anatomy, batch, loss_of(family), **options)
+        found = gates_gradient(request, batch, **options)
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 

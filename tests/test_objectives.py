@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from families import build, inspected, token_inputs
+from families import build, inspected, score, token_inputs
 from test_methods import unpadded
 from test_scoring import lm_batch, lm_loss, setting
 
 import headprune as hp
 from headprune.batch import as_batches
 from headprune.masking import gated
-from headprune.passes import SILENT
 from headprune.replay import losses
-from headprune.scoring import metric_drop, score
-from headprune.tasks.distill import with_teacher_targets
+from headprune.scoring.request import ScoreRequest
+from headprune.scoring.score import score as run_method
+from headprune.tasks.distill import predictions_as_loss, with_teacher_targets
 from headprune.tasks.metrics import load_metric
 from headprune.tasks.task import get_task
 
@@ -140,15 +140,10 @@ def test_the_metric_is_measured_without_each_head(name):
     model, batch, _loss = setting("bert", rows=24)
     anatomy = inspected(model)
     statistic = load_metric(name)
-    found = metric_drop(
-        model,
-        anatomy,
-        batches=as_batches([batch]),
-        task=get_task("classification"),
-        statistic=statistic,
-        seed=0,
-        context=SILENT,
-    )
+    predictions = predictions_as_loss(get_task("classification").predict)
+    request = ScoreRequest(model, anatomy, as_batches([batch]), predictions, statistic=statistic)
+    found = run_method(request, method="ablation")
+    assert (found.objective, found.metric) == ("metric", name)
     inputs = {n: v for n, v in batch.items() if n != "labels"}
     labels = batch["labels"].double().numpy()
 
@@ -158,7 +153,7 @@ def test_the_metric_is_measured_without_each_head(name):
             return statistic.compute(model(**inputs).logits.argmax(-1).double().numpy(), labels)
 
     expected = [value([]) - value([head]) for head in anatomy.heads]
-    assert found.values.tolist() == pytest.approx(expected, abs=1e-9)
+    assert list(found.values) == pytest.approx(expected, abs=1e-9)
     assert max(map(abs, expected)) > 0
 
 
@@ -167,14 +162,13 @@ def test_perplexity_that_rises_is_a_metric_that_drops():
     task = get_task("causal-lm")
     (part,) = as_batches([batch])
     counts = batch["attention_mask"].sum(1) - 1
-    found = metric_drop(
+    request = ScoreRequest(
         model,
         inspected(model),
-        batches=[type(part)(part.inputs, counts, part.example_of_row, part.indices)],
-        task=task,
+        [type(part)(part.inputs, counts, part.example_of_row, part.indices)],
+        task.predicted_loss,
         statistic=load_metric("perplexity"),
-        seed=0,
-        context=SILENT,
     )
+    found = run_method(request, method="ablation")
     assert lm_loss is not None
-    assert (found.values > 0).any()
+    assert max(found.values) > 0

@@ -9,7 +9,7 @@ import headprune as hp
 from headprune.batch import as_batches
 from headprune.errors import DataError, ModelError
 from headprune.replay import losses
-from headprune.scoring import METHODS
+from headprune.scoring.catalogue import METHODS
 from headprune.tasks.batches import InputFormat
 from headprune.tasks.rows import Example
 from headprune.tasks.task import get_task

@@ -21,6 +21,7 @@ from headprune.batch import Batch, Loss, PositionLoss, forward
 from headprune.memory import Parts, halves_of_batch
 from headprune.placement import input_device
 from headprune.replay import example_losses
+from headprune.tasks.metrics import Metric
 
 Generators = Sequence[torch.Generator]
 """One generator of random numbers an example."""
@@ -52,12 +53,14 @@ class Objective:
     Args:
         batches: The rows.
         sampled_batches: The same for methods that differentiate; with labels they are ``batches``.
-        loss: One loss per example.
+        loss: One loss per example; with ``statistic``, the model's predictions in its place.
+        statistic: The metric, where importance is about the metric itself.
     """
 
     batches: tuple[Batch, ...]
     sampled_batches: tuple[Batch, ...]
     loss: Loss
+    statistic: Metric | None = None
 
 
 def _no_loss(_outputs: Any, batch: Batch) -> Tensor:
@@ -96,6 +99,15 @@ def with_teacher_targets(
         exact.append(replace(batch, targets=targets))
         sampled.append(replace(batch, targets=around))
     return Objective(tuple(exact), tuple(sampled), distillation.loss)
+
+
+def predictions_as_loss(predict: Callable[[Any, Batch], tuple[Tensor, Any]]) -> Loss:
+    """Return a loss whose values are the model's predictions: under every mask it is what the model then predicts."""
+
+    def predictions(outputs: Any, batch: Batch) -> Tensor:
+        return predict(outputs, batch)[0].float()
+
+    return predictions
 
 
 def _generators(batch: Batch, seed: int) -> Generators:

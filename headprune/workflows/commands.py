@@ -32,7 +32,7 @@ from headprune.planning import (
 )
 from headprune.results import Results
 from headprune.runs import named_scores, scores_file, unused_run, write_scores
-from headprune.scoring import NEED_NO_ROWS
+from headprune.scoring.catalogue import get_method
 from headprune.subject import (
     Progress,
     Rows,
@@ -87,7 +87,7 @@ def _score(
 ) -> tuple[tuple[HeadScores, ...], tuple[Path, ...]]:
     subject = open_subject(recipe, progress=progress)
     anatomy = inspect_for_pruning(subject, progress=progress)
-    needs_rows = not set(recipes) <= set(NEED_NO_ROWS)
+    needs_rows = any(get_method(method).needs_rows for method in recipes)
     rows = calibration_rows(subject, progress=progress) if needs_rows else None
     found = compute_each(subject, recipes, anatomy, rows, progress=progress, world=world)
     scores = tuple(scored.scores for scored in found.values())
