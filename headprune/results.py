@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from headprune.artefact import Artefact, read_artefact
-from headprune.distillation import Heal
+from headprune.distillation.teacher import Heal
 from headprune.errors import CheckpointError
 from headprune.evaluation import EvalResult
 from headprune.heads import HeadName

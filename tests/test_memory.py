@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headprune.batch import Batch
-from headprune.distillation.loss import mean_distance
+from headprune.distillation.teacher import mean_distance
 from headprune.errors import HeadpruneError, MemoryLimitError, UnprovenError
 from headprune.evaluation import predict, predict_masked
 from headprune.footprint import latency_ms, sizes

@@ -11,14 +11,9 @@ from headprune.config import Recipe
 from headprune.distributed import World
 from headprune.errors import HeadpruneError, PlanError
 from headprune.evaluation import EvalResult
-from headprune.export import (
-    Exported,
-    embedding_rows,
-    export_gguf,
-    read_vocabulary,
-    refuse_family,
-    refuse_unusable_file,
-)
+from headprune.export.gguf import Exported, embedding_rows, export_gguf, refuse_unusable_file
+from headprune.export.layout import refuse_family
+from headprune.export.vocabulary import read_vocabulary
 from headprune.gate import Baseline, refuse_other_revision, refuse_other_rows
 from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect

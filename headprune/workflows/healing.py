@@ -12,18 +12,10 @@ from transformers import TrainingArguments
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
 from headprune.config import Recipe
-from headprune.distillation import (
-    Checkpoints,
-    Course,
-    Heal,
-    distance_between,
-    last_checkpoint,
-    mean_distance,
-    open_checkpoints,
-    refuse_adapters,
-    train,
-    trainer_settings,
-)
+from headprune.distillation.adapters import refuse_adapters
+from headprune.distillation.checkpoints import Checkpoints, last_checkpoint, open_checkpoints
+from headprune.distillation.settings import trainer_settings
+from headprune.distillation.teacher import DistillJob, Heal, distance_between, mean_distance
 from headprune.errors import ConfigError, DataError, ModelError
 from headprune.evaluation import metric_with_interval
 from headprune.heads import PruningPlan
@@ -244,10 +236,12 @@ def _heal(
 def _train(
     lesson: _Lesson, arguments: TrainingArguments, checkpoints: Checkpoints, *, progress: Progress
 ) -> tuple[Heal, tuple[Proof, ...]]:
+    from headprune.distillation.trainer import train  # it imports Trainer, which takes long
+
     subject, teacher, recipe = lesson.subject, lesson.teacher, lesson.subject.recipe
     distance = distance_between(subject.task.distillation, teacher.task.distillation)
     unseen = subject.batches(lesson.held_out)
-    course = Course(
+    job = DistillJob(
         teacher=teacher.model,
         examples=lesson.fitting,
         held_out=lesson.held_out,
@@ -262,7 +256,7 @@ def _train(
     start = mean_distance(subject.model, teacher.model, batches=unseen, distance=distance)
     progress.notify(f"healing on {len(lesson.fitting):,} rows")
     try:
-        trained = train(subject.model, lesson.anatomy, course)
+        trained = train(subject.model, lesson.anatomy, job)
     except KeyboardInterrupt as stopped:
         if last_checkpoint(checkpoints.folder) is not None:
             stopped.add_note(
