@@ -124,10 +124,10 @@ ENCODERS_WITHOUT_AUTO_MODEL = _types(
 """Encoder-decoders of which sentence-transformers runs the encoder alone, and no ``AutoModel...`` loads it."""
 
 
-def longest_row_in_full(settings: Callable[[str], Any]) -> int | None:
+def longest_full_attention(settings: Callable[[str], Any]) -> int | None:
     """Return how many tokens a row may have until block-sparse attention begins; None where a model has none.
 
-    BigBird gives it up for good at the first row that is no longer: what longer rows say would depend on those before them.
+    BigBird gives full attention up for good at the first row that is longer: its outputs would depend on the rows before.
 
     Args:
         settings: Returns a setting of the model's config by its name.
