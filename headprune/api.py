@@ -8,16 +8,18 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from headprune import checkpoint, planning
+from headprune import planning
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
-from headprune.checkpoint import load
 from headprune.decoder_inputs import batches_for
 from headprune.errors import PlanError, did_you_mean
 from headprune.heads import HeadId, HeadScores, HeadSelection, PruningPlan, select_heads
 from headprune.inspection import inspect as inspect_model
 from headprune.masking import checked_gates, gated, gates_by_site
-from headprune.models import fingerprint, versions
+from headprune.models.facts import fingerprint, versions
+from headprune.models.load import load
+from headprune.models.own_save import let_it_save_itself
+from headprune.models.save import MAX_SHARD_SIZE, LoadMethod
 from headprune.placement import input_device, staged
 from headprune.prices import prices_of
 from headprune.publish import publish, source_of
@@ -264,7 +266,7 @@ def prune(
     else:
         remove = select_heads(heads, anatomy.heads)
     smaller = cut(model, anatomy, remove=remove, pad=pad)
-    checkpoint.let_it_save_itself(model, smaller, source=source or "")
+    let_it_save_itself(model, smaller, source=source or "")
     return model
 
 
@@ -274,8 +276,8 @@ def save(
     *,
     tokenizer: Any = None,
     overwrite: bool = False,
-    max_shard_size: str = checkpoint.MAX_SHARD_SIZE,
-) -> checkpoint.LoadMethod:
+    max_shard_size: str = MAX_SHARD_SIZE,
+) -> LoadMethod:
     """Save a pruned model so that it loads again: atomically, as safetensors, with a manifest, and proven in a fresh process.
 
     What else made the model's source work (its tokenizer's files, pooling, settings of a processor) is copied, where the model
@@ -293,14 +295,13 @@ def save(
         :func:`load` is needed.
 
     Raises:
-        CheckpointError: The directory isn't empty, a write failed, or transformers can't save such a model; nothing is left
-            half-written.
+        CheckpointError: The directory isn't empty, a write failed, or such a model can't be saved; nothing is half-written.
         ProofError: What was saved isn't the model; nothing was saved.
         ModelError: It isn't a model of transformers' own classes.
     """
     refuse_wrapped(model)
     refuse_own_code(model)
-    route, _proofs = publish(
+    return publish(
         model,
         Path(directory),
         anatomy=inspect(model),
@@ -308,5 +309,4 @@ def save(
         source=source_of(model),
         overwrite=overwrite,
         max_shard_size=max_shard_size,
-    )
-    return route
+    )[0]

@@ -10,8 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from headprune.atomic import staged_directory
 from headprune.errors import CheckpointError, DataError, ModelError
+from headprune.runtime.files import staged_directory
 
 PREFIX = "demo:"
 

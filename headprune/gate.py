@@ -7,11 +7,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from headprune.artefact import Artefact, read_artefact
-from headprune.atomic import write_text
 from headprune.errors import CheckpointError, ConfigError
 from headprune.evaluation import EvalResult, Measurement
-from headprune.files.targets import refuse_unwritable
 from headprune.latency import Latency
+from headprune.runtime.files import write_text
+from headprune.runtime.targets import refuse_unwritable
 
 
 class Baseline(Measurement):

@@ -15,7 +15,7 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
-from headprune.atomic import staged_file
+from headprune.runtime.files import staged_file
 
 _PARTIAL = "partial"
 # A safetensors file with the SHA-256 of its bytes behind it: a bit that flips in the numbers breaks no format.

@@ -14,27 +14,20 @@ from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import quiet, stock_class
 from headprune.anatomy.inputs import example_inputs
 from headprune.batch import forward, main_output
-from headprune.checkpoint import (
-    MAX_SHARD_SIZE,
-    LoadMethod,
-    auto_class_of,
-    auto_classes,
-    complaints,
-    home_of,
-    output_directory,
-    own_save,
-    refuse_source,
-    root_of,
-    seal,
-    write_model,
-)
+from headprune.models.classes import auto_class_of, auto_classes
+from headprune.models.load import complaints
+from headprune.models.manifest import output_directory, refuse_source, write_manifest
+from headprune.models.own_save import own_save
+from headprune.models.save import MAX_SHARD_SIZE, LoadMethod, write_model
+from headprune.models.side_files import root_of
+from headprune.models.tokenizer import home_of
 from headprune.placement import count_parameters, input_device
 from headprune.verify import (
     Proof,
-    insist,
     loads_afresh,
     parameters_add_up,
     reload_is_identical,
+    require,
 )
 
 
@@ -78,8 +71,8 @@ def publish(
             max_shard_size=max_shard_size,
         )
         proofs = _proofs(model, staging, route=route, tokenizer=tokenizer)
-        insist(proofs)
-        seal(staging)
+        require(proofs)
+        write_manifest(staging)
     return route, proofs
 
 

@@ -6,10 +6,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from headprune.artefact import Artefact, read_artefact
-from headprune.checkpoint import LoadMethod
 from headprune.distillation import Heal
 from headprune.evaluation import EvalResult
 from headprune.heads import HeadName
+from headprune.models.save import LoadMethod
 from headprune.surgery import Reconstruct
 from headprune.untrusted import read_json
 from headprune.verify import Proof

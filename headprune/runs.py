@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from headprune.artefact import read_artefact
-from headprune.atomic import write_text
 from headprune.errors import CheckpointError, PlanError
-from headprune.files.targets import exclusive, naming, refuse_unwritable
 from headprune.heads import HeadScores
+from headprune.runtime.files import write_text
+from headprune.runtime.targets import exclusive, naming, refuse_unwritable
 
 FOLDER = Path("headprune-runs")
 SCORES = "scores.json"

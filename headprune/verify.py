@@ -15,17 +15,13 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.batch import asks_for_padding, forward, main_output
-from headprune.checkpoint import (
-    Cut,
-    LoadMethod,
-    awkward_ids,
-    differing,
-    load_afresh,
-    stored_tensors,
-    wrong_cuts,
-)
 from headprune.errors import MemoryLimitError, ProofError, UnprovenError, is_out_of_memory
 from headprune.memory import Parts, halves_of_inputs
+from headprune.models.fresh import load_afresh
+from headprune.models.save import LoadMethod
+from headprune.models.shards import differing, stored_tensors
+from headprune.models.stream import Cut, wrong_cuts
+from headprune.models.tokenizer import awkward_ids
 from headprune.placement import count_parameters, input_device, moved_away
 from headprune.untrusted import weight_files
 
@@ -228,7 +224,7 @@ def _how(route: LoadMethod) -> str:
     return "trust_remote_code=True" if route == "remote-code" else "no extra file"
 
 
-def insist(proofs: Sequence[Proof]) -> None:
+def require(proofs: Sequence[Proof]) -> None:
     """Stop where a proof says no.
 
     Raises:

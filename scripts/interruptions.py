@@ -36,7 +36,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         started = time.perf_counter()
-        if not run(folder, [*words, "--run", "whole"]):
+        if not run(folder, [*words, "--run-dir", "whole"]):
             sys.exit("the run that nobody killed failed")
         seconds = time.perf_counter() - started
         expected = (folder / "whole" / "scores.json").read_bytes()
@@ -49,9 +49,9 @@ def main() -> None:
                 if kills < asked.kills:
                     # From the middle of the imports to the end of a whole run: most of a short run is imports.
                     limit = moments.uniform(0.3, 1.0) * seconds
-                    kills += not run(folder, [*words, "--run", target.name], seconds=limit)
+                    kills += not run(folder, [*words, "--run-dir", target.name], seconds=limit)
                 else:
-                    run(folder, [*words, "--run", target.name])
+                    run(folder, [*words, "--run-dir", target.name])
                 found.append(len(list(target.glob("partial/*/*.safetensors"))))
             left = [path.name for path in target.iterdir()]
             agrees = (target / "scores.json").read_bytes() == expected and left == ["scores.json"]

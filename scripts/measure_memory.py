@@ -115,8 +115,8 @@ def write_model(directory: Path, settings: dict[str, int], dtype_name: str, scor
     from safetensors.torch import save_file
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from headprune.checkpoint import load
-    from headprune.models import fingerprint
+    from headprune.models.facts import fingerprint
+    from headprune.models.load import load
 
     dtype = getattr(torch, dtype_name)
     config = LlamaConfig(**settings, dtype=dtype_name, architectures=["LlamaForCausalLM"])

@@ -5,7 +5,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 import headprune as hp
-from headprune.checkpoint import seal, write_model
+from headprune.models.manifest import write_manifest
+from headprune.models.save import write_model
 
 WORDS = [f"w{number}" for number in range(80)]
 _PLAIN = {
@@ -167,5 +168,5 @@ def written(model, directory, **settings):
     """Write a model as ``hp.save`` does, without the fresh process that proves it: the test itself loads it again."""
     directory.mkdir(exist_ok=True)
     route = write_model(model, directory, anatomy=hp.inspect(model), **settings)
-    seal(directory)
+    write_manifest(directory)
     return route

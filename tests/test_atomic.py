@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from headprune.atomic import refuse_unusable_target, staged_directory, write_text
 from headprune.errors import CheckpointError
+from headprune.runtime.files import refuse_unusable_target, staged_directory, write_text
 
 CALLS = ("fsync", "rename", "replace", "mkdir", "chmod", "open")
 
@@ -91,7 +91,7 @@ def test_killed_at_any_moment_the_target_is_old_or_new(tmp_path):
     target = tmp_path / "out"
     write(target, "old")
     script = (
-        "import sys; from pathlib import Path; from headprune.atomic import staged_directory\n"
+        "import sys; from pathlib import Path; from headprune.runtime.files import staged_directory\n"
         "print('go', flush=True)\n"
         "while True:\n"
         "    with staged_directory(Path(sys.argv[1]), overwrite=True) as staging:\n"

@@ -395,7 +395,7 @@ OPTIONS = {
     "trainer-unknown": Bad("--trainer warmmup_steps=1", "warmmup_steps", ("heal",)),
     "learning-rate": Bad("--learning-rate 0", "--learning-rate can't be 0", ("heal",)),
     "resume": Bad("--resume", "resume|checkpoint", ("heal",)),
-    "run": Bad("--run d.csv", "d.csv", ("score", "heal")),
+    "run-dir": Bad("--run-dir d.csv", "d.csv", ("score", "heal")),
 }  # fmt: skip
 OF = {"data": DATA, "model": MODELS, "option": OPTIONS}
 

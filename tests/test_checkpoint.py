@@ -13,9 +13,9 @@ from families import build, token_inputs
 from safetensors.torch import load_file
 
 import headprune as hp
-from headprune.checkpoint import check_manifest
 from headprune.errors import CheckpointError, HeadpruneError, ModelError
-from headprune.models import find
+from headprune.models.find import find
+from headprune.models.manifest import check_manifest
 from headprune.untrusted import damage
 from headprune.verify import reload_is_identical
 
@@ -257,10 +257,10 @@ def test_what_the_hub_download_fetches_loads_and_no_other_weights_are_fetched(
 
 
 def test_records_may_be_absent_but_not_damaged(copy):
-    from headprune.checkpoint import seal
+    from headprune.models.manifest import write_manifest
 
     (copy / "scores.json").write_text("{}")
-    seal(copy)
+    write_manifest(copy)
     (copy / "scores.json").write_text("{ }")
     with pytest.raises(CheckpointError, match=r"scores\.json"):
         check_manifest(copy)
@@ -269,7 +269,7 @@ def test_records_may_be_absent_but_not_damaged(copy):
 
 
 def test_the_fingerprint_sees_a_change_anywhere():
-    from headprune.models import fingerprint
+    from headprune.models.facts import fingerprint
 
     model = build("bert")
     before = fingerprint(model)

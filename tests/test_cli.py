@@ -258,7 +258,7 @@ def test_a_pruned_model_heals_and_what_it_learned_from_never_reports(headprune, 
 
     # Rows without labels will do.
     train = ("--learning-rate", "1e-4", "--max-steps", "4", "--lora", "2")
-    other = ("--data", "texts.csv", "--eval-data", "test.csv", "--run", "run")
+    other = ("--data", "texts.csv", "--eval-data", "test.csv", "--run-dir", "run")
     (place / "texts.csv").write_text("text\n" + "\n".join(t for t, _n in rows[:9]) + "\n")
     code, _out, err = headprune("heal", "small", *other, *train)
     assert code == 2, "the evaluation rows contain these"
@@ -435,7 +435,8 @@ def test_prune_takes_the_scores_of_its_method_from_a_run_of_several(headprune):
 
 def test_a_recipe_runs_all_stages_and_checks(headprune, place):
     (place / "r.yaml").write_text(
-        "model: classifier\ndata: data.csv\neval_data: data2.csv\nkeep: 0.9\nout: made\nbaseline: base.json\nmax_drop: 1\n"
+        "model: classifier\ndata: data.csv\neval_data: data2.csv\n"
+        "keep: 0.9\nout: made\ncheck: {baseline: base.json, max_drop: 1}\n"
     )
     rows = [(text, ("no", "yes")[index % 2]) for index, text in enumerate(sentences(30, seed=5))]
     (place / "data2.csv").write_text("text,label\n" + "".join(f"{t},{n}\n" for t, n in rows))
@@ -449,7 +450,7 @@ def test_a_recipe_runs_all_stages_and_checks(headprune, place):
 
 def test_the_same_command_gives_the_same_bytes(headprune, place):
     words = ("score", "classifier", "--data", "data.csv")
-    assert headprune(*words, "--run", "one")[0] == headprune(*words, "--run", "two")[0] == 0
+    assert headprune(*words, "--run-dir", "one")[0] == headprune(*words, "--run-dir", "two")[0] == 0
     assert (place / "one" / "scores.json").read_bytes() == (
         place / "two" / "scores.json"
     ).read_bytes()
@@ -469,7 +470,7 @@ def test_json_leaves_stdout_clean(headprune):
 
 def test_rows_behind_named_scores_never_report(headprune, place):
     data = ("--data", "data.csv")
-    assert headprune("score", "classifier", *data, "--num-samples", "20", "--run", "r")[0] == 0
+    assert headprune("score", "classifier", *data, "--num-samples", "20", "--run-dir", "r")[0] == 0
     chose = set(json.loads((place / "r" / "scores.json").read_text())["rows"])
     assert len(chose) == 20
     code, out, err = headprune(
@@ -531,7 +532,7 @@ def test_methods_without_data_need_none(headprune, place):
 def test_several_methods_score_as_each_does_alone(headprune, place):
     words = ("score", "classifier", "--data", "data.csv", "--json", "--method")
     methods = ("fisher", "gradient:batch", "entropy", "magnitude")
-    code, out, err = headprune(*words, ",".join(methods), "--run", "together")
+    code, out, err = headprune(*words, ",".join(methods), "--run-dir", "together")
     assert code == 0, err
     together = json.loads(out)
     assert [scores["method"] for scores in together] == list(methods)
@@ -591,23 +592,6 @@ def test_several_methods_are_shown_beside_each_other(headprune, place):
     assert code == 2
     assert "there is no method 'fischer'" in err
     assert "did you mean 'fisher'" in err
-
-
-def test_heads_race_for_the_places_that_keep_leaves(headprune, place):
-    words = ("classifier", "--data", "data.csv", "--method", "ablation", "--keep", "0.5")
-    code, out, err = headprune("score", *words, "--until", "decided", "--max-work", "1")
-    assert code == 0, err
-    assert "heads are decided for --keep 0.5" in out
-    (path,) = place.glob("headprune-runs/*/scores.json")
-    race = json.loads(path.read_text())["race"]
-    assert race["work"] <= 1
-    assert len(race["rows_per_head"]) == 18
-    # They are used for that cut, and for no other unless the user names the file.
-    latest = ("--scores", "latest", "--dry-run")
-    assert headprune("prune", *words, *latest)[0] == 0
-    code, _out, err = headprune("prune", *words[:-1], "0.6", *latest)
-    assert code == 2
-    assert "raced for --keep 0.5" in err
 
 
 def test_scores_that_depend_on_batches_serve_the_same_batches_only(headprune, place):
@@ -686,7 +670,7 @@ def test_a_run_that_can_not_be_compared_is_refused_before_the_work(headprune, pl
     )
     assert headprune(*check)[0] == 0
     (place / "r.yaml").write_text(
-        "model: classifier\ndata: data.csv\nkeep: 0.5\nbaseline: b.json\n"
+        "model: classifier\ndata: data.csv\nkeep: 0.5\ncheck: {baseline: b.json}\n"
     )
     code, _out, err = headprune("run", "r.yaml")
     assert code == 2
@@ -699,7 +683,7 @@ def test_a_run_s_json_holds_results_and_verdict(headprune, place):
     rows = [(text, ("no", "yes")[index % 2]) for index, text in enumerate(sentences(30, seed=5))]
     (place / "test.csv").write_text("text,label\n" + "".join(f"{t},{n}\n" for t, n in rows))
     (place / "r.yaml").write_text(
-        "model: classifier\ndata: data.csv\neval_data: test.csv\nkeep: 0.5\nbaseline: b.json\nmax_parameters: 1\n"
+        "model: classifier\ndata: data.csv\neval_data: test.csv\nkeep: 0.5\ncheck: {baseline: b.json, max_parameters: 1}\n"
     )
     assert headprune("check", "--config", "r.yaml", "--update-baseline")[0] == 0
     code, out, _err = headprune("run", "r.yaml", "--json")
@@ -809,12 +793,6 @@ MISTAKES = {
         "there is no file dta.csv",
         "did you mean 'data.csv'",
     ),
-    "a race without a cut": (
-        ("score", "classifier", "--data", "data.csv", "--until", "decided"),
-        None,
-        "heads race by ablation",
-        "--keep 0.7",
-    ),
     "missing model": (
         ("score", "./nowhere", "--data", "data.csv"),
         None,
@@ -858,10 +836,10 @@ MISTAKES = {
         "'text'",
     ),
     "run with scores": (
-        ("score", "classifier", "--data", "data.csv", "--run", "r"),
+        ("score", "classifier", "--data", "data.csv", "--run-dir", "r"),
         used_run,
         "r holds scores already",
-        "--run",
+        "--run-dir",
     ),
     "unknown layer": ((*PRUNE, "--protect", "L9"), None, "no layer L9", "L0, L1, L2"),
     "removes nothing": ((*PRUNE[:-1], "0.99"), None, "removes no head", "--keep"),
@@ -1226,7 +1204,7 @@ def made_scores(headprune, place, monkeypatch, real):
 
     broken = os.fsync
     monkeypatch.setattr(os, "fsync", real)
-    assert headprune("score", "classifier", "--data", "data.csv", "--run", "run")[0] == 0
+    assert headprune("score", "classifier", "--data", "data.csv", "--run-dir", "run")[0] == 0
     monkeypatch.setattr(os, "fsync", broken)
     return "run/scores.json"
 
@@ -1275,7 +1253,7 @@ def test_a_failure_of_the_system_is_named_with_its_file(headprune, monkeypatch, 
 
 
 def test_a_stopped_run_says_that_it_goes_on(headprune, place, monkeypatch):
-    words = ("score", "classifier", "--data", "data.csv", "--batch-size", "8", "--run", "run")
+    words = ("score", "classifier", "--data", "data.csv", "--batch-size", "8", "--run-dir", "run")
     seconds = iter([False, True])
     one = Journal.put
 

@@ -4,13 +4,11 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from headprune.config import DEMO, Recipe, load_recipe
+from headprune.config import DEMO, SECTION_OF, Constraints, Recipe, load_settings, merged
 from headprune.errors import ConfigError, HeadpruneError
-from headprune.precedence import merged
 from headprune.subject import evaluation_source
 
 ROOT = Path(__file__).parent.parent
@@ -24,31 +22,31 @@ def recipe_file(folder, text):
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path):
     recipe_file(tmp_path, "model: m\nkeep: 0.5\nseed: 3\nuniform: true\n")
-    recipe, where = load_recipe(
+    settings, where = load_settings(
         {"keep": 0.9, "seed": 0, "uniform": False, "limit": None}, folder=tmp_path
     )
-    assert (recipe.model, recipe.keep, recipe.seed, recipe.uniform) == ("m", 0.9, 0, False)
-    assert recipe.min_heads == 1
+    assert (settings.model.model, settings.data.seed) == ("m", 0)
+    assert (settings.plan.keep, settings.plan.uniform, settings.plan.min_heads) == (0.9, False, 1)
     assert "headprune.yaml" in where
 
 
 def test_without_anything_it_is_the_demo_and_says_so(tmp_path):
-    recipe, where = load_recipe({"keep": 0.7}, folder=tmp_path)
-    assert recipe == DEMO.model_copy(update={"keep": 0.7})
+    settings, where = load_settings({"keep": 0.7}, folder=tmp_path)
+    assert settings == DEMO.replaced(keep=0.7)
     assert "demo" in where
-    assert load_recipe({"model": "x"}, folder=tmp_path)[0].data is None
+    assert load_settings({"model": "x"}, folder=tmp_path)[0].data.data is None
 
 
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
         ("kepe: 0.7", "unknown setting 'kepe'", "did you mean 'keep'"),
-        ("keep: 0", "--keep can't be 0", "--keep"),
-        ("keep: 1.5", "--keep can't be 1.5", "--keep"),
-        ("keep: lots", "--keep can't be 'lots'", "--keep"),
-        ("method: gradiant", "--method can't be 'gradiant'", "--method"),
-        ("limit: 0", "--limit can't be 0", "--limit"),
-        ("max_drop: much", "--max-drop can't be 'much': a number in", "--max-drop"),
+        ("keep: 0", "`keep` can't be 0", "`keep`"),
+        ("keep: 1.5", "`keep` can't be 1.5", "`keep`"),
+        ("keep: lots", "`keep` can't be 'lots'", "`keep`"),
+        ("method: gradiant", "`method` can't be 'gradiant'", "`method`"),
+        ("limit: 0", "`limit` can't be 0", "`limit`"),
+        ("max_drop: much", "`max_drop` can't be 'much': a number in", "`max_drop`"),
         ("- a\n- b", "is a list", "name: value"),
         ("a: b: c", "not YAML", "indentation"),
     ],
@@ -56,7 +54,7 @@ def test_without_anything_it_is_the_demo_and_says_so(tmp_path):
 def test_a_wrong_recipe_is_refused_with_what_where_and_how(tmp_path, text, message, hint):
     path = recipe_file(tmp_path, text)
     with pytest.raises(ConfigError, match=message) as caught:
-        load_recipe({}, folder=tmp_path)
+        load_settings({}, folder=tmp_path)
     assert str(path) in caught.value.where
     assert hint in caught.value.hint
 
@@ -65,7 +63,7 @@ def test_a_wrong_recipe_is_refused_with_what_where_and_how(tmp_path, text, messa
 @hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.too_slow])
 @given(
     st.dictionaries(
-        st.sampled_from(sorted(Recipe.model_fields)),
+        st.sampled_from(sorted(SECTION_OF)),
         st.none()
         | st.booleans()
         | st.integers()
@@ -74,13 +72,15 @@ def test_a_wrong_recipe_is_refused_with_what_where_and_how(tmp_path, text, messa
         | st.lists(st.text(max_size=3), max_size=2),
     )
 )
-def test_any_settings_are_a_recipe_or_an_error_of_ours(settings):
+def test_any_settings_are_written_as_they_are_read_or_an_error_of_ours(tmp_path_factory, settings):
     try:
-        recipe, _where = load_recipe(settings, folder=ROOT / "tests")
+        settings, _where = load_settings(settings, folder=ROOT / "tests")
     except HeadpruneError:
         return
-    again = yaml.safe_load(recipe.to_yaml()) or {}
-    assert Recipe.model_validate(again) == recipe
+    path = tmp_path_factory.mktemp("again") / "again.yaml"
+    path.write_text(settings.to_yaml(), encoding="utf-8")
+    again, _where = load_settings({}, file=path, trust_metric_code=True)
+    assert again == settings.replaced(recipe=None)
 
 
 @given(
@@ -89,39 +89,28 @@ def test_any_settings_are_a_recipe_or_an_error_of_ours(settings):
 )
 @example("952326449.0523825%")
 def test_a_drop_is_written_as_it_is_read(said):
-    recipe = Recipe(max_drop=said)
-    assert Recipe(max_drop=str(recipe.max_drop)) == recipe
+    plan = Constraints(max_drop=said)
+    assert Constraints(max_drop=str(plan.max_drop)) == plan
 
 
 def test_python_in_a_recipe_is_not_run(tmp_path):
     recipe_file(tmp_path, "model: !!python/object/apply:os.getcwd []")
     with pytest.raises(ConfigError, match="not YAML"):
-        load_recipe({}, folder=tmp_path)
+        load_settings({}, folder=tmp_path)
 
 
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name
 )
 def test_every_shipped_recipe_is_valid(path):
-    recipe, _where = load_recipe({}, file=path)
-    assert recipe.model
+    settings, _where = load_settings({}, file=path)
+    assert settings.model.model
     assert path.read_text().startswith("#"), "a recipe says on top what it gave"
 
 
 def test_the_demo_recipe_is_the_built_in_one():
-    recipe, _where = load_recipe({}, file=ROOT / "configs" / "demo.yaml")
-    same = (
-        "model",
-        "task",
-        "data",
-        "split",
-        "eval_data",
-        "eval_split",
-        "num_samples",
-        "seed",
-        "method",
-    )
-    assert [getattr(recipe, name) for name in same] == [getattr(DEMO, name) for name in same]
+    settings, _where = load_settings({}, file=ROOT / "configs" / "demo.yaml")
+    assert (settings.model, settings.data, settings.score) == (DEMO.model, DEMO.data, DEMO.score)
 
 
 FILE = {"model": "m", "data": "d.csv", "revision": "r1"}
@@ -132,18 +121,32 @@ BUDGET = {
 
 
 @given(st.sampled_from(sorted(BUDGET)), st.sets(st.sampled_from(sorted(BUDGET)), max_size=3))
-def test_a_budget_that_is_said_is_the_only_one_but_for_the_limit_of_a_check(said, read):
+def test_a_budget_of_the_command_line_is_the_only_one(said, read):
     settings = merged({**FILE, **{name: BUDGET[name] for name in read}}, {said: BUDGET[said]})
-    left = {name for name in BUDGET if name in settings}
-    is_limit = "max_drop" in read and len(read) > 1
-    assert left == ({said, "max_drop"} if is_limit else {said})
-    beside_a_baseline = merged({**FILE, "baseline": "b", "max_drop": 0.01}, {"keep": 0.3})
-    assert beside_a_baseline["max_drop"] == 0.01
+    assert {name for name in BUDGET if name in settings} == {said}
 
 
-def test_two_budgets_on_the_command_line_contradict():
-    with pytest.raises(ConfigError, match="said twice"):
-        load_recipe({"model": "m", "keep": 0.5, "max_drop": "1%"})
+def test_the_limits_of_a_check_are_no_budget(tmp_path):
+    path = recipe_file(tmp_path, "model: m\nkeep: 0.5\ncheck: {baseline: b.json, max_drop: 1%}\n")
+    settings, _where = load_settings({"heads": 9}, file=path)
+    assert settings.plan.budgets == {"heads": 9}
+    assert str(settings.gate.max_drop) == "1%"
+    path.write_text("model: m\nbaseline: b.json\n")
+    with pytest.raises(ConfigError, match="unknown setting 'baseline'") as caught:
+        load_settings({}, file=path)
+    assert "`check:`" in caught.value.hint
+
+
+@pytest.mark.parametrize("where", ["file", "command line"])
+def test_two_budgets_contradict(tmp_path, where):
+    path = recipe_file(
+        tmp_path, "model: m\n" + ("keep: 0.5\nmax_drop: 1%\n" if where == "file" else "")
+    )
+    given = {} if where == "file" else {"keep": 0.5, "max_drop": "1%"}
+    with pytest.raises(ConfigError, match="2 budgets") as caught:
+        load_settings(given, file=path)
+    assert (str(path) in caught.value.where) == (where == "file")
+    assert "`keep=0.5`, `max_drop=1%`" in caught.value.where
 
 
 @pytest.mark.parametrize(

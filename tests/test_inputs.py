@@ -13,7 +13,7 @@ import headprune as hp
 from headprune.batch import forward
 from headprune.config import Recipe
 from headprune.errors import DataError, ModelError
-from headprune.models import ModelSource
+from headprune.models.find import ModelSource
 from headprune.replay import losses
 from headprune.subject import Subject
 from headprune.tasks import TASKS

@@ -29,7 +29,7 @@ def scores_of_a_whole_run():
 def undisturbed(here, command_line, scores_of_a_whole_run):
     """The scores of a run that wasn't stopped: the same bytes for every test."""
     if not scores_of_a_whole_run:
-        assert command_line(*SCORE, "--run", "whole", "-q")[0] == 0
+        assert command_line(*SCORE, "--run-dir", "whole", "-q")[0] == 0
         scores_of_a_whole_run.append(Path("whole/scores.json").read_bytes())
     return scores_of_a_whole_run[0]
 
@@ -58,10 +58,10 @@ def test_a_signal_ends_with_130_and_says_what_goes_on(
 ):
     with monkeypatch.context() as patch:
         Kill(patch, number, after=3)
-        code, out, err = command_line(*SCORE, "--run", "stopped", "-q")
+        code, out, err = command_line(*SCORE, "--run-dir", "stopped", "-q")
     assert (code, out) == (130, "")
     assert err.strip() == "stopped; batches done: 3; the same command goes on from there"
-    assert command_line(*SCORE, "--run", "stopped", "-q")[0] == 0
+    assert command_line(*SCORE, "--run-dir", "stopped", "-q")[0] == 0
     assert Path("stopped/scores.json").read_bytes() == undisturbed
 
 
@@ -195,12 +195,12 @@ def test_scores_are_the_same_bytes_after_a_piece_was_damaged(
 ):
     with monkeypatch.context() as patch:
         Kill(patch, signal.SIGINT, after=3)
-        command_line(*SCORE, "--run", "stopped", "-q")
+        command_line(*SCORE, "--run-dir", "stopped", "-q")
     pieces = sorted(Path("stopped").rglob("*.safetensors"))
     content = bytearray(pieces[1].read_bytes())
     content[-40] ^= 0x40
     pieces[1].write_bytes(content)
-    code, _out, err = command_line(*SCORE, "--run", "stopped")
+    code, _out, err = command_line(*SCORE, "--run-dir", "stopped")
     assert code == 0
     assert str(pieces[1].name) in err.replace("\n", "")
     assert "computed again" in err

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headprune.errors import ConfigError, DataError, HeadpruneError, ModelError
-from headprune.models import find
+from headprune.models.find import find
 from headprune.tasks import TASKS, of_outputs, refuse_other_head
 from headprune.tasks.data import Table
 from headprune.tasks.doubts import doubts_of_classes, doubts_of_numbers

@@ -11,20 +11,19 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from headprune.atomic import (
-    append_text,
+from headprune.errors import CheckpointError
+from headprune.models.manifest import refuse_unusable_output, write_manifest
+from headprune.runtime.files import (
     refuse_unusable_target,
     staged_directory,
     staged_file,
     write_text,
 )
-from headprune.checkpoint import refuse_unusable_output, seal
-from headprune.errors import CheckpointError
-from headprune.files.targets import exclusive, refuse_unwritable
+from headprune.runtime.targets import append_text, exclusive, refuse_unwritable
 
 KILLED = r"""
 import json, os, pathlib, sys, tempfile
-from headprune.atomic import staged_directory
+from headprune.runtime.files import staged_directory
 
 def state(path):
     return path.joinpath("a").read_text() if path.joinpath("a").is_file() else None
@@ -153,7 +152,7 @@ def test_where_both_renames_fail_the_user_is_told_and_nothing_is_ever_deleted(
 def test_what_is_back_is_told_and_a_refused_target_is_left_clean(tmp_path, monkeypatch):
     target, told = tmp_path / "x", []
     put(target)
-    seal(target)
+    write_manifest(target)
     replace_failing_both_ways(target, monkeypatch)
     refuse_unusable_output(target, overwrite=True, notify=told.append)
     assert told == [
@@ -435,7 +434,7 @@ def test_where_only_the_second_rename_fails_the_old_one_is_back_and_the_work_is_
 
 
 HOLD = (
-    "import sys; from pathlib import Path; from headprune.files.targets import exclusive\n"
+    "import sys; from pathlib import Path; from headprune.runtime.targets import exclusive\n"
     "with exclusive(Path(sys.argv[1]), where='--run'): print('held', flush=True); sys.stdin.read()"
 )
 
@@ -445,17 +444,17 @@ def test_a_directory_in_use_is_refused_until_its_process_ends_however_it_ends(tm
     words = [sys.executable, "-c", HOLD, str(folder)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         child.stdout.readline()
-        with pytest.raises(CheckpointError, match="in use"), exclusive(folder, where="--run"):
+        with pytest.raises(CheckpointError, match="in use"), exclusive(folder, where="--run-dir"):
             raise AssertionError("entered")
         child.kill()
         child.wait()
-    with exclusive(folder, where="--run"):
+    with exclusive(folder, where="--run-dir"):
         pass
     folder.rmdir()
     folder.parent.rmdir()
-    with exclusive(folder, where="--run"):
+    with exclusive(folder, where="--run-dir"):
         assert folder.is_dir()
     assert list(tmp_path.iterdir()) == [], "what was made for the lock alone"
-    with exclusive(folder, where="--run"):
+    with exclusive(folder, where="--run-dir"):
         (folder / "scores").write_text("x")
     assert (folder / "scores").is_file()

@@ -8,9 +8,10 @@ import transformers
 from families import build, token_inputs
 
 import headprune as hp
-from headprune.checkpoint import load, pruned_heads
 from headprune.config import Recipe
 from headprune.errors import CheckpointError, ModelError
+from headprune.models.legacy import pruned_heads
+from headprune.models.load import load
 from headprune.subject import Progress
 from headprune.workflows import convert, survey
 

@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import headprune as hp
-from headprune.checkpoint import (
+from headprune.errors import CheckpointError
+from headprune.models.manifest import (
     check_manifest,
     output_directory,
     refuse_source,
     refuse_strangers,
     refuse_unusable_output,
-    seal,
+    write_manifest,
 )
-from headprune.errors import CheckpointError
 
 FILES = (
     "config.json",
@@ -36,7 +36,7 @@ def make(directory):
     for name in FILES:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_text(name)
-    seal(directory)
+    write_manifest(directory)
     return directory
 
 
@@ -57,7 +57,7 @@ def snapshot(folder):
     )
 
 
-@pytest.mark.parametrize("work", [seal, refuse_strangers, check_manifest])
+@pytest.mark.parametrize("work", [write_manifest, refuse_strangers, check_manifest])
 @pytest.mark.parametrize("folder", ["", "1_Pooling"])
 def test_a_folder_that_cannot_be_read_is_never_taken_for_an_empty_one(
     ours, monkeypatch, work, folder
@@ -363,7 +363,7 @@ def test_outputs_that_are_links_are_written_through_and_pipes_stay(place, comman
         (*check, "pipe"),
         ("check", "m", "--data", "d.csv", "--update-baseline", "-q", "--baseline", "pipe"),
         ("prune", "m", *MAGNITUDE, "--out", "pipe", "--overwrite"),
-        ("score", "m", "--data", "d.csv", "-q", "--run", "pipe"),
+        ("score", "m", "--data", "d.csv", "-q", "--run-dir", "pipe"),
     ):
         code, _out, err = command_line(*words)
         assert code == 2

@@ -11,9 +11,9 @@ import torch
 from families import build, token_inputs, written
 from warm_python import REAL
 
-from headprune.atomic import staged_directory
 from headprune.errors import UnprovenError, is_out_of_memory
 from headprune.placement import moved_away, staged
+from headprune.runtime.files import staged_directory
 from headprune.verify import loads_afresh, reload_is_identical
 
 

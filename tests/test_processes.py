@@ -151,8 +151,8 @@ SCORE = ("score", "model", "--data", "data.csv", "--method", "ablation", "--batc
 
 
 def test_two_processes_score_like_one(data_and_model):
-    one = launch(data_and_model, *SCORE, "--run", "one", processes=1)
-    two = launch(data_and_model, *SCORE, "--run", "two")
+    one = launch(data_and_model, *SCORE, "--run-dir", "one", processes=1)
+    two = launch(data_and_model, *SCORE, "--run-dir", "two")
     assert one.returncode == two.returncode == 0, one.stderr + two.stderr
     alone, together = (
         read_artefact(HeadScores, data_and_model / run / "scores.json") for run in ("one", "two")

@@ -13,9 +13,10 @@ from families import build, token_inputs, toy_tokenizer
 from safetensors.torch import load_file, save_file
 
 import headprune as hp
-from headprune.checkpoint import load_model
 from headprune.errors import HeadpruneError, ModelError, missing_package
-from headprune.models import find, load_tokenizer
+from headprune.models.find import find
+from headprune.models.load import load_model
+from headprune.models.tokenizer import load_tokenizer
 
 FAMILIES = ("bert", "gpt2", "llama")
 TASK_CLASS = {

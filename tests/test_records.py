@@ -10,19 +10,21 @@ from families import build, sentences
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headprune import local, workflows
+from headprune import workflows
 from headprune.artefact import read_artefact
 from headprune.config import (
     METRIC_NAMES,
     OF_THE_ROWS,
     RECIPE_FILE,
+    SECTION_OF,
     Recipe,
-    load_recipe,
+    load_settings,
     recorded_rows,
 )
 from headprune.errors import ConfigError, HeadpruneError, ModelError
 from headprune.heads import HeadScores
-from headprune.local import count_noted_elsewhere, noted_hash, published_name
+from headprune.runtime import local
+from headprune.runtime.local import count_noted_elsewhere, noted_hash, published_name
 from headprune.subject import open_subject
 from headprune.tasks.metrics import BUILT_IN
 from headprune.tasks.rows import Example, noted_rows, without_noted
@@ -88,7 +90,7 @@ def runs(source, tmp_path_factory):
             max_length=16,
         )
         workflows.prune(recipe, progress=Progress(), show=lambda *_: None)
-        workflows.score(recipe.model_copy(update={"run": "run"}), progress=Progress())
+        workflows.score(recipe.model_copy(update={"run_dir": "run"}), progress=Progress())
         streamed = {"data": None, "scores": str(place / "run" / "scores.json")}
         streamed |= {
             "batch_size": None,
@@ -124,17 +126,15 @@ def texts_in(directory):
 
 def test_built_in_metrics_and_the_rows_settings_are_what_they_say():
     assert set(METRIC_NAMES) == set(BUILT_IN)
-    assert set(OF_THE_ROWS) <= set(Recipe.model_fields)
-    paths = {"model", "out", "run", "scores", "teacher", "baseline", "trainer", "overwrite"}
+    assert set(OF_THE_ROWS) <= set(SECTION_OF)
+    paths = {"model", "out", "run_dir", "scores", "teacher", "baseline", "trainer", "overwrite"}
     assert not paths & set(OF_THE_ROWS)
 
 
 words = st.sampled_from(["x", "../x.py", "/etc/x", "org/name", "accuracy", "f1", "5"])
 
 
-@given(
-    record=st.dictionaries(st.sampled_from([*Recipe.model_fields, "unknown", "auto_map"]), words)
-)
+@given(record=st.dictionaries(st.sampled_from([*SECTION_OF, "unknown", "auto_map"]), words))
 def test_only_what_defines_rows_is_taken_from_a_record(tmp_path_factory, record):
     path = tmp_path_factory.mktemp("r") / RECIPE_FILE
     path.write_text(yaml.safe_dump(record))
@@ -151,13 +151,13 @@ def test_only_what_defines_rows_is_taken_from_a_record(tmp_path_factory, record)
 def test_a_record_in_the_working_directory_is_no_settings(run_here, beside):
     (run_here / RECIPE_FILE).write_text("model: m\nmetric: evil.py\nout: o\noverwrite: true\n")
     with pytest.raises(ConfigError, match="evil"):
-        load_recipe({})
+        load_settings({})
     (run_here / beside).write_text("{}")
-    recipe, origin = load_recipe({"model": ".", "data": "x.csv"})
-    assert (recipe.metric, recipe.out, recipe.overwrite) == (None, None, False)
+    settings, origin = load_settings({"model": ".", "data": "x.csv"})
+    assert (settings.data.metric, settings.run.out, settings.run.overwrite) == (None, None, False)
     assert RECIPE_FILE in origin
     assert "record" in origin
-    assert "record" in load_recipe({})[1], "the demo doesn't hide it"
+    assert "record" in load_settings({})[1], "the demo doesn't hide it"
 
 
 def test_settings_of_the_working_directory_are_said_aloud(run_here, command_line):
@@ -174,22 +174,22 @@ def test_a_metric_that_a_file_names_is_code_and_one_that_was_typed_is_wanted(run
     path.write_text(f"model: m\ndata: d.csv\nmetric: {metric}\nhigher_is_better: true\n")
     named = {} if way == "./" else {"file": path}
     with pytest.raises(ConfigError, match="isn't built in") as raised:
-        load_recipe({}, **named)
-    assert "--trust-metric-code" in raised.value.hint
-    assert load_recipe({}, trust_metric_code=True, **named)[0].metric == metric
-    assert load_recipe({"metric": metric}, **named)[0].metric == metric
+        load_settings({}, **named)
+    assert "`trust_metric_code`" in raised.value.hint
+    assert load_settings({}, trust_metric_code=True, **named)[0].data.metric == metric
+    assert load_settings({"metric": metric}, **named)[0].data.metric == metric
     path.write_text("model: m\ndata: d.csv\nmetric: accuracy\n")
-    assert load_recipe({}, **named)[0].metric == "accuracy"
+    assert load_settings({}, **named)[0].data.metric == "accuracy"
     path.write_text(f"model: m\nmetric: {metric}\ntrust_metric_code: true\n")
     with pytest.raises(ConfigError):
-        load_recipe({}, **named)
+        load_settings({}, **named)
 
 
 @pytest.mark.parametrize("command", ["score", "prune", "sweep", "eval", "heal", "check", "run"])
 def test_no_command_runs_the_code_that_a_file_names(run_here, command_line, command):
     (run_here / "evil.py").write_text(EVIL)
     (run_here / "x.yaml").write_text(
-        "model: m\ndata: d.csv\nmetric: evil.py\nhigher_is_better: true\nkeep: 0.5\nbaseline: b.json\n"
+        "model: m\ndata: d.csv\nmetric: evil.py\nhigher_is_better: true\nkeep: 0.5\ncheck: {baseline: b.json}\n"
     )
     words = ("x.yaml",) if command == "run" else ("-c", "x.yaml")
     code, _out, err = command_line(command, *words)
@@ -218,7 +218,7 @@ def test_no_command_runs_what_a_record_names(pruned, use):
     found = with_recorded_rows(recipe, progress=progress)
     assert found.limit == 10
     assert Path(found.data).name == "train.csv"
-    assert (found.metric, found.teacher, found.scores, found.run) == (None, None, None, None)
+    assert (found.metric, found.teacher, found.scores, found.run_dir) == (None, None, None, None)
     assert (found.out, found.overwrite) == ("new", False)
     extra = {"show": print} if use in ("prune", "plan") else {}
     with pytest.raises(ModelError, match="tokenizer"):

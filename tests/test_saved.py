@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import headprune as hp
-from headprune.checkpoint.auto_models import auto_class_of
-from headprune.checkpoint.config_file import with_old_names
-from headprune.checkpoint.tokenizer_files import tokenizer_files
 from headprune.errors import CheckpointError, ModelError, PlanError, ProofError, UnsupportedError
+from headprune.models.classes import auto_class_of
+from headprune.models.config_file import with_old_names
+from headprune.models.tokenizer import tokenizer_files
 from headprune.surgery.named_heads import named_heads_after
 from headprune.verify import loads_afresh
 

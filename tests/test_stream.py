@@ -12,12 +12,15 @@ from safetensors.torch import load_file, save_file
 
 import headprune as hp
 from headprune import workflows
-from headprune.checkpoint import differing, find_cuts, load_shapes, stored_tensors, write_model
-from headprune.checkpoint.shards import shards
 from headprune.config import Recipe
 from headprune.errors import ModelError, ProofError
 from headprune.inspection import inspect
-from headprune.models import available_memory, find
+from headprune.models.facts import available_memory
+from headprune.models.find import find
+from headprune.models.load import load_shapes
+from headprune.models.save import write_model
+from headprune.models.shards import differing, shards, stored_tensors
+from headprune.models.stream import find_cuts
 from headprune.surgery import cut
 from headprune.verify import files_are_exact, numbers_add_up
 
@@ -226,7 +229,7 @@ def test_a_file_whose_names_say_too_little_is_loaded(tmp_path, progress, monkeyp
     model = build("llama")
     source = saved(model, tmp_path / "source")
     scored(model, tmp_path)
-    monkeypatch.setattr("headprune.checkpoint.stream.names_in_memory", lambda model, names: {})
+    monkeypatch.setattr("headprune.models.stream.names_in_memory", lambda model, names: {})
     results = stream(source, tmp_path, progress)
     assert not results.streamed
     assert any("loading the whole model: " in text for text in progress.said)
@@ -238,8 +241,8 @@ def test_a_file_whose_names_say_too_little_is_loaded(tmp_path, progress, monkeyp
 
 @pytest.mark.usefixtures("no_child")
 def test_only_what_is_cut_is_read_as_tensors(tmp_path, progress, monkeypatch):
-    from headprune.checkpoint import stream as module
-    from headprune.checkpoint.shards import Stored
+    from headprune.models import stream as module
+    from headprune.models.shards import Stored
 
     model = build("llama")
     source = saved(model, tmp_path / "source")
@@ -404,7 +407,7 @@ def test_what_fits_is_not_streamed_unasked(headprune):
 
 def test_a_proof_that_says_no_is_exit_1_and_leaves_nothing(headprune, run_here, monkeypatch):
     monkeypatch.setattr(
-        "headprune.checkpoint.stream.Cut.apply",
+        "headprune.models.stream.Cut.apply",
         lambda self, tensor: torch.zeros(self.shape, dtype=tensor.dtype),
     )
     code, _out, err = headprune(*PRUNE, "--stream")
@@ -425,7 +428,7 @@ def test_scores_of_another_model_are_refused(headprune, run_here):
 
 @pytest.mark.usefixtures("no_child")
 def test_scores_of_the_model_in_another_dtype_are_its_own(headprune, run_here):
-    words = ("score", "model", "--method", "magnitude", "--dtype", "bfloat16", "--run", "run")
+    words = ("score", "model", "--method", "magnitude", "--dtype", "bfloat16", "--run-dir", "run")
     assert headprune(*words)[0] == 0
     code, _out, err = headprune(*PRUNE[:2], "--stream", "--scores", "run/scores.json", *PRUNE[4:])
     assert code == 0, err

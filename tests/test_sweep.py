@@ -23,7 +23,7 @@ from headprune.errors import ConfigError, ModelError, PlanError
 from headprune.evaluation import judge, predict, predict_masked
 from headprune.heads import HeadScores
 from headprune.journal import Journal
-from headprune.models import ModelSource
+from headprune.models.find import ModelSource
 from headprune.passes import SILENT, RunContext
 from headprune.planning import knee, last_within
 from headprune.replay import losses

@@ -17,13 +17,15 @@ from safetensors import SafetensorError, safe_open
 from transformers import BertTokenizer
 
 from headprune.artefact import read_artefact
-from headprune.checkpoint import empty_model, load_model
-from headprune.checkpoint.shards import shards
-from headprune.checkpoint.side_files import copy_side_files, drop_foreign_code
 from headprune.errors import CheckpointError, HeadpruneError, ModelError, UnsupportedError
 from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
-from headprune.models import find, load_tokenizer, weights_bytes
+from headprune.models.facts import weights_bytes
+from headprune.models.find import find
+from headprune.models.load import empty_model, load_model
+from headprune.models.shards import shards
+from headprune.models.side_files import copy_side_files, drop_foreign_code
+from headprune.models.tokenizer import load_tokenizer
 from headprune.results import Results, read_result
 from headprune.untrusted import (
     check_settings,

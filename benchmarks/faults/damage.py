@@ -16,7 +16,7 @@ from benchmarks.faults.watch import Fault
 _EVAL = ("--data", "test.csv", "--json", "-q")
 _CHECK = ("check", "results.json", "--baseline", "baseline.json", "--json", "-q")
 _SCORE = ("score", "bert", "--data", "train.csv", "--limit", "8", "--batch-size", "2", "-q")
-_RESUMED = (*_SCORE, "--method", "ablation", "--run", "run")
+_RESUMED = (*_SCORE, "--method", "ablation", "--run-dir", "run")
 _TIMES = re.compile(r'"latency_ms": \{(?:[^{}]|\{[^{}]*\})*\}|"sha256": "[0-9a-f]*",?')
 _BASE = ("results.json", "baseline.json", "recipe.yaml")
 _CHECKED = ("scores.json", "results.json", "baseline.json")

@@ -80,7 +80,7 @@ def build(ground: Ground) -> None:
 
     ground.lay_out("bert", "llama", "train.csv", "test.csv")
     score = ("score", "bert", "--data", "train.csv", "--limit", "8", "-q")
-    make(command(*score, "--run", "run"), "run")
+    make(command(*score, "--run-dir", "run"), "run")
     shutil.move(folder / "run" / "scores.json", folder / "scores.json")
     shutil.rmtree(folder / "run")
     ground.copy("scores.json", place.work / "scores.json")
@@ -167,5 +167,5 @@ def _data(folder: Path) -> None:
     columns = {"text": [text for text, _ in rows[:24]], "label": [label for _, label in rows[:24]]}
     datasets.disable_progress_bars()
     datasets.Dataset.from_dict(columns).to_parquet(folder / "rows.parquet")
-    recipe = "model: results.json\nbaseline: baseline.json\nmax_drop: 0.5\nmin_recovery: 0.1\n"
+    recipe = "model: results.json\ncheck:\n  baseline: baseline.json\n  max_drop: 0.5\n  min_recovery: 0.1\n"
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")

@@ -19,7 +19,7 @@ _COMMANDS = (
     ("prune", "model", *_ROWS, "--eval-data", "test.csv", *_CUT, "--method", "magnitude"),
     ("inspect", "model", "-q"),
     _HEAL,
-    ("score", "model", *_ROWS, "--run", "run"),
+    ("score", "model", *_ROWS, "--run-dir", "run"),
     ("eval", "bert", "--data", "model", "-q"),
     ("prune", "model", *_CUT, "--scores", "scores.json", "--stream", "-q"),
 )

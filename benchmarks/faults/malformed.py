@@ -90,10 +90,10 @@ def _scores(bench: Bench, draw: Random) -> tuple[Action, str]:
 
 
 def _settings(bench: Bench, draw: Random) -> tuple[Action, str]:
-    from headprune.config import Recipe
+    from headprune.config import SECTION_OF
 
     work = bench.ground.lay_out("results.json", "baseline.json")
-    text = grammar.mutated_yaml(tuple(Recipe.model_fields), draw)
+    text = grammar.mutated_yaml(tuple(SECTION_OF), draw)
     (work / "recipe.yaml").write_text(text, encoding="utf-8", errors="surrogatepass")
     return command(*_CHECK, "-c", "recipe.yaml"), text
 
@@ -144,7 +144,8 @@ def _tokenizer(bench: Bench, draw: Random) -> tuple[Action, str]:
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
 
     def read() -> str:
-        from headprune.models import find, load_tokenizer
+        from headprune.models.find import find
+        from headprune.models.tokenizer import load_tokenizer
 
         return str(load_tokenizer(find("bert"))("w1 w2"))
 

@@ -16,11 +16,11 @@ _ROWS = ("--batch-size", "64", "--max-length", "120")
 _TEXTS = ("wide-llama", "--data", "long.txt", *_ROWS)
 _CLASSES = ("wide-bert", "--data", "long.csv", *_ROWS)
 _COMMANDS = {
-    "score --method ablation": ("score", *_TEXTS, "--method", "ablation", "--run", "run"),
+    "score --method ablation": ("score", *_TEXTS, "--method", "ablation", "--run-dir", "run"),
     "eval": ("eval", *_TEXTS, "--json"),
     "prune --reconstruct refit": ("prune", *_CLASSES, *CUT[:2],
         "--method", "magnitude", "--reconstruct", "refit", "--out", "out"),
-    "score --method gradient": ("score", *_CLASSES, "--method", "gradient", "--run", "run"),
+    "score --method gradient": ("score", *_CLASSES, "--method", "gradient", "--run-dir", "run"),
     "sweep": ("sweep", *_CLASSES, "--methods", "magnitude", "--points", "0.5", "--out", "sweep"),
     "prune --stream": ("prune", "bert", *CUT, "--stream", "--out", "out", "-q"),
 }  # fmt: skip

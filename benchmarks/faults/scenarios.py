@@ -91,7 +91,7 @@ SCENARIOS = (
     Scenario("check --update-baseline", _CHECK, ("results.json",), "baseline.json", "old-baseline.json"),
     Scenario("export", (*_EXPORT, *_OVER), ("llama",), "model.gguf", "old.gguf"),
     Scenario("prune --stream", (*_STREAM, *_OVER), ("bert", "scores.json"), "out", "old"),
-    Scenario("score", (*_SCORE, "--run", "run", "--method", "ablation"), ("bert", "train.csv"), "run"),
+    Scenario("score", (*_SCORE, "--run-dir", "run", "--method", "ablation"), ("bert", "train.csv"), "run"),
     Scenario("prune", (*_PRUNE, *_OVER), _BERT, "out", "old"),
     Scenario("heal", (*_HEAL, *_OVER), _HEALED, "out", "old"),
     Scenario("hp.save, new", (), (), "out"),

@@ -15,7 +15,7 @@ from benchmarks.speed.settings import Sizes
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
 from headprune.config import Recipe
-from headprune.models import choose_device
+from headprune.models.facts import choose_device
 from headprune.subject import Subject, open_subject
 from headprune.subject.opened import Item
 from headprune.tasks import TASKS, Task

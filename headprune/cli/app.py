@@ -28,6 +28,7 @@ from headprune.cli import (
 )
 from headprune.cli.options import CommandError, add_command
 from headprune.cli.surroundings import ReaderGoneError, stdout_error, system_error
+from headprune.cli.words import as_options
 from headprune.errors import ConfigError, HeadpruneError, ModelError, is_out_of_memory, with_type
 
 _MODELS = "transformers.models."
@@ -188,7 +189,7 @@ def _failed(error: BaseException, *, notify: Callable[[HeadpruneError], str] | N
             hint="HEADPRUNE_DEBUG=1 shows where; please report it",
         )
     with suppress(OSError, ValueError):  # stderr is full or closed: the exit code says it
-        typer.echo(str(error), err=True)
+        typer.echo(as_options(str(error)), err=True)
     with suppress(OSError, ValueError, HeadpruneError):
         if notify is not None and (text := notify(error)):
             typer.echo(text, nl=False)

@@ -11,7 +11,7 @@ from headprune.cli.settings import MODEL, ROWS, TIMES, WORK, switch
 from headprune.errors import ConfigError, HeadpruneError, did_you_mean
 
 if TYPE_CHECKING:
-    from headprune.config import Recipe
+    from headprune.config import GateSpec
     from headprune.evaluation import EvalResult
     from headprune.gate import Baseline, Limits
 
@@ -60,32 +60,32 @@ def command(call: Call) -> None:
         raise ConfigError(
             f"there is no format {chosen!r}", where="--format", hint=did_you_mean(chosen, FORMATS)
         )
-    if call.recipe.baseline is None:
+    if call.settings.gate.baseline is None:
         raise ConfigError(
             "no baseline is named",
             where="--baseline",
             hint="headprune check MODEL --baseline baseline.json (--update-baseline makes it)",
         )
-    path = Path(call.recipe.baseline)
+    path = Path(call.settings.gate.baseline)
     if call.own.get("update_baseline"):
         gate.refuse_unusable_baseline(path)
         call.write(gate.write_baseline(path, _result(call)).to_json())
         call.talk.notify(f"written: {path}")
         return
     baseline = gate.read_baseline(path)
-    limits = limits_of(call.recipe, baseline)
+    limits = limits_of(call.settings.gate, baseline)
     verdict = gate.compare(_result(call, baseline, limits), baseline, limits=limits)
     call.write(FORMATS[chosen](verdict))
     if not verdict.passed:
         raise typer.Exit(1)
 
 
-def limits_of(recipe: "Recipe", baseline: "Baseline") -> "Limits":
-    """Return the limits that a recipe names; shares are of the baseline's metric."""
+def limits_of(spec: "GateSpec", baseline: "Baseline") -> "Limits":
+    """Return the limits that are set; shares are of the baseline's metric."""
     from headprune.gate import Limits
 
-    said = {name: getattr(recipe, name) for name in Limits.model_fields}
-    drop = recipe.max_drop and recipe.max_drop.of(baseline.value)
+    said = {name: getattr(spec, name) for name in Limits.model_fields}
+    drop = spec.max_drop and spec.max_drop.of(baseline.value)
     return Limits(**{**said, "max_drop": drop})
 
 

@@ -60,7 +60,7 @@ OPTIONS: dict[str, Any] = {
             rich_help_panel=_TRAINING,
         ),
     ],
-    "run": Annotated[
+    "run_dir": Annotated[
         str | None,
         typer.Option(
             metavar="DIR",

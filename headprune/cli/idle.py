@@ -98,12 +98,6 @@ _RULES: dict[str, tuple[_Rule, ...]] = {
             "leave it out, or say --objective metric --method ablation",
         ),
         _Rule(
-            ("max_work",),
-            lambda call: call.recipe.until is not None,
-            "it bounds a race",
-            "leave it out, or say --until decided",
-        ),
-        _Rule(
             ("reconstruct",),
             _has_steps,
             "what is left is reconstructed between steps, and there is one",
@@ -111,9 +105,9 @@ _RULES: dict[str, tuple[_Rule, ...]] = {
         ),
         _Rule(
             ("keep", "heads"),
-            lambda call: call.recipe.until is not None or _has_steps(call),
+            _has_steps,
             "all heads are scored once, as they are",
-            "leave it out, or say --steps 2 or --until decided",
+            "leave it out, or say --steps 2",
         ),
         _COMPILE,
     ),

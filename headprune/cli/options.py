@@ -17,7 +17,7 @@ from headprune.cli.surroundings import check_surroundings, writing_stdout
 from headprune.errors import HeadpruneError
 
 if TYPE_CHECKING:
-    from headprune.config import Recipe
+    from headprune.config import Recipe, Settings
     from headprune.report.terminal import ConsoleProgress
 
 RUN_PANEL = "Run"
@@ -49,7 +49,8 @@ class Call:
     """What a command gets.
 
     Args:
-        recipe: The settings, from options, file and defaults.
+        recipe: The settings, from options, file and defaults, in one.
+        settings: The same, in sections.
         own: Options of this command that are no settings, by name; None where they weren't given.
         talk: Where to talk.
         json: Whether one JSON document is wanted on stdout.
@@ -57,6 +58,7 @@ class Call:
     """
 
     recipe: "Recipe"
+    settings: "Settings"
     own: dict[str, Any]
     talk: "ConsoleProgress"
     json: bool
@@ -107,7 +109,7 @@ def add_command(
                 refuse_several_processes(name)
             from headprune.cli.idle import refuse_idle  # it knows what a call is
 
-            call = _prepare(given, measures=name in MEASURING)
+            call = _prepare(given, measures=name in MEASURING, gates=name == "check")
             refuse_idle(call, name)
             function(call)
         except typer.Exit:
@@ -127,8 +129,8 @@ def add_command(
     app.command(name)(run)
 
 
-def _prepare(given: dict[str, Any], *, measures: bool) -> Call:
-    from headprune.config import Recipe, load_recipe
+def _prepare(given: dict[str, Any], *, measures: bool, gates: bool) -> Call:
+    from headprune.config import CHECK, SECTION_OF, Recipe, load_settings
     from headprune.distributed import launched_rank
     from headprune.report.terminal import ConsoleProgress
 
@@ -138,17 +140,22 @@ def _prepare(given: dict[str, Any], *, measures: bool) -> Call:
     )
     json, file = bool(given.pop("json")), given.pop("config", None)
     said = {name: value for name, value in given.items() if value not in (None, [])}
-    settings = {name: value for name, value in said.items() if name in Recipe.model_fields}
-    own = {name: value for name, value in said.items() if name not in Recipe.model_fields}
-    recipe, origin = load_recipe(
-        settings,
+    fields = {
+        name: f"{CHECK}{name}"
+        if f"{CHECK}{name}" in SECTION_OF and (gates or name not in SECTION_OF)
+        else name
+        for name in said
+    }
+    own = {name: value for name, value in said.items() if fields[name] not in SECTION_OF}
+    settings, origin = load_settings(
+        {fields[name]: value for name, value in said.items() if name not in own},
         file=own.pop("file", file),
         trust_metric_code=bool(own.pop("trust_metric_code", None)),
         measures=measures,
     )
     talk.notify(origin)
     _calm_libraries(verbose=talk.verbose)
-    return Call(recipe, own, talk, json, frozenset(said))
+    return Call(Recipe.from_settings(settings), settings, own, talk, json, frozenset(said))
 
 
 def _calm_libraries(*, verbose: bool) -> None:

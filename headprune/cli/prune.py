@@ -131,10 +131,6 @@ def command(call: Call) -> None:
 
     dry = bool(call.own.get("dry_run"))
     recipe = with_budget(call.recipe) if dry else with_output(call.recipe)
-    if recipe.max_drop is not None and recipe.budgets:
-        call.talk.notify(
-            f"max_drop {recipe.max_drop} of the file is the limit of a check, not the budget here"
-        )
     stream = call.own.get("stream")
     if stream is None:
         stream = workflows.is_too_large(recipe, progress=call.talk)
@@ -167,7 +163,7 @@ def with_budget(recipe: "Recipe") -> "Recipe":
     Raises:
         ConfigError: It doesn't.
     """
-    if not recipe.budgets and recipe.max_drop is None:
+    if not recipe.budgets:
         raise ConfigError(
             "it isn't said how many heads to keep",
             where="--keep",
@@ -182,7 +178,7 @@ def with_output(recipe: "Recipe") -> "Recipe":
     if recipe.out is not None:
         return recipe
     name = Path((recipe.model or "").replace(":", "-")).absolute().name
-    budget, amount = next(iter({**recipe.budgets, "max_drop": str(recipe.max_drop)}.items()))
+    budget, amount = next(iter(recipe.budgets.items()))
     said = f"{amount:g}" if isinstance(amount, float) else str(amount).replace("%", "pct")
     out = (
         Path("headprune-models")

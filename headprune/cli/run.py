@@ -43,14 +43,8 @@ def command(call: Call) -> None:
     from headprune.artefact import dump_json
     from headprune.report.terminal import prune_table
 
-    recipe = with_output(call.recipe)
-    baseline = gate.read_baseline(Path(recipe.baseline)) if recipe.baseline else None
-    if recipe.max_drop is not None and recipe.budgets and baseline is None:
-        raise ConfigError(
-            "a tolerance beside another budget is the limit of a check, and there is no baseline",
-            where=f"max_drop: {recipe.max_drop}, {next(iter(recipe.budgets))}",
-            hint="name a baseline, or leave one of them out",
-        )
+    recipe, gates = with_output(call.recipe), call.settings.gate
+    baseline = gate.read_baseline(Path(gates.baseline)) if gates.baseline else None
     if workflows.is_too_large(recipe, progress=call.talk):
         if baseline is not None:
             raise ConfigError(
@@ -63,7 +57,7 @@ def command(call: Call) -> None:
     results = workflows.prune(recipe, progress=call.talk, show=shower(call), baseline=baseline)
     verdict = None
     if baseline:
-        limits = limits_of(recipe, baseline)
+        limits = limits_of(gates, baseline)
         verdict = gate.compare(results.after, baseline, limits=limits)
     if call.json:
         judged = verdict.model_dump(mode="json") if verdict else None

@@ -33,18 +33,9 @@ OPTIONS: dict[str, Any] = {
     "normalize": Normalize,
     "steps": Steps,
     "num_samples": NumSamples,
-    "until": Annotated[
-        str | None,
-        typer.Option(
-            metavar="decided",
-            help="With --method ablation --keep: spend rows only on heads of which it is open whether they stay.",
-        ),
-    ],
     "keep": Annotated[
         float | None,
-        typer.Option(
-            "--keep", help="Share of the heads that would stay, for --until decided and --steps."
-        ),
+        typer.Option("--keep", help="Share of the heads that would stay, for --steps."),
     ],
     "heads": Annotated[
         int | None,
@@ -57,14 +48,8 @@ OPTIONS: dict[str, Any] = {
             help="How what is left will be reconstructed: it is before it is scored again, with --steps. (default: best)",
         ),
     ],
-    "max_work": Annotated[
-        float | None,
-        typer.Option(
-            help="With --until: the most that is run, as a share of full ablation. (default: 0.33)"
-        ),
-    ],
     "compile": Compile,
-    "run": Annotated[
+    "run_dir": Annotated[
         str | None,
         typer.Option(
             metavar="DIR",
@@ -80,7 +65,7 @@ def command(call: Call) -> None:
     """Score every attention head on your data, and show a heatmap."""
     from headprune import workflows
     from headprune.distributed import join_world, leave_world
-    from headprune.report.scores import agreement_table, heatmap, race_text, score_table
+    from headprune.report.scores import agreement_table, heatmap, score_table
 
     world = join_world(cpu=call.recipe.device == "cpu")
     found, paths = workflows.score(call.recipe, progress=call.talk, world=world)
@@ -92,7 +77,6 @@ def command(call: Call) -> None:
         call.write(documents + "\n" if len(found) == 1 else f"[\n{documents}\n]\n")
     else:
         shown = [part for scores in found for part in (heatmap(scores), score_table(scores))]
-        shown += [race_text(scores.race, scores) for scores in found if scores.race is not None]
         shown += [agreement_table(found)] if len(found) > 1 else []
         call.show(shown[0])
         for part in shown[1:]:

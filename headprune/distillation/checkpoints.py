@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from headprune.artefact import dump_json
-from headprune.atomic import write_text
 from headprune.errors import CheckpointError
-from headprune.files.targets import refuse_unwritable
+from headprune.runtime.files import write_text
+from headprune.runtime.targets import refuse_unwritable
 from headprune.untrusted import read_json
 
 _FACTS = "heal.json"

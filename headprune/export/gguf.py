@@ -8,13 +8,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.artefact import Artefact
-from headprune.atomic import staged_file
 from headprune.errors import CheckpointError, ConfigError, UnsupportedError
 from headprune.export.layout import Layout, lay_out, rope_factors
 from headprune.export.readback import file_equals_model
 from headprune.export.vocabulary import Vocabulary
-from headprune.files.targets import refuse_unwritable
-from headprune.verify import Proof, insist
+from headprune.runtime.files import staged_file
+from headprune.runtime.targets import refuse_unwritable
+from headprune.verify import Proof, require
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -131,7 +131,7 @@ def export_gguf(
     with staged_file(path, overwrite=overwrite, check=_refuse_other_files) as temporary:
         _write(model, temporary, layout=layout, vocabulary=vocabulary, name=name)
         proof = file_equals_model(temporary, model, vocabulary=vocabulary)
-        insist([proof])
+        require([proof])
     return Exported(
         file=str(path),
         architecture="llama" if layout.architecture == "llama" else "deci",

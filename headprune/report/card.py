@@ -8,9 +8,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from headprune.errors import CheckpointError
 from headprune.heads import PruningPlan
 from headprune.latency import Latency
-from headprune.local import published_name
-from headprune.models import ModelSource
+from headprune.models.find import ModelSource
 from headprune.results import Results, Unmeasured
+from headprune.runtime.local import published_name
 from headprune.untrusted import parse_yaml, read_text
 
 _MOST_BYTES = 1_000_000

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
-from headprune.atomic import append_text
 from headprune.errors import HeadpruneError
 from headprune.gate import Finding, Verdict
+from headprune.runtime.targets import append_text
 
 # GitHub shows 10 annotations of a kind per step and drops the rest without a word.
 _ANNOTATIONS = 10

@@ -13,12 +13,14 @@ from transformers import PreTrainedModel
 from headprune import demo
 from headprune.anatomy.clone import pruning_record
 from headprune.batch import Batch
-from headprune.checkpoint import load_model
 from headprune.config import MAX_LENGTH, Recipe
 from headprune.errors import ConfigError, ModelError, first_line
-from headprune.local import published_name
-from headprune.models import ModelSource, find, fingerprint, load_tokenizer
+from headprune.models.facts import fingerprint
+from headprune.models.find import ModelSource, find
+from headprune.models.load import load_model
+from headprune.models.tokenizer import load_tokenizer
 from headprune.placement import describe
+from headprune.runtime.local import published_name
 from headprune.tasks import Task, detect_task, get_task, of_outputs, refuse_other_head
 from headprune.tasks.asked import Fill, filling, longest_row, refuse_reading_ahead
 from headprune.tasks.distill import Goal, taught

@@ -10,8 +10,8 @@ from headprune.config import Recipe
 from headprune.errors import DataError
 from headprune.evaluation import doubts_of, predict
 from headprune.heads import HeadScores
-from headprune.local import count_noted_elsewhere, published_name
 from headprune.results import Results
+from headprune.runtime.local import count_noted_elsewhere, published_name
 from headprune.subject.opened import Progress, Subject, tokenizing
 from headprune.tasks.chats import is_chat
 from headprune.tasks.data import Columns, Table, choose_columns, read_table

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from headprune.errors import DataError
-from headprune.local import noted_hash
+from headprune.runtime.local import noted_hash
 
 
 @dataclass(frozen=True, slots=True)

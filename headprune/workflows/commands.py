@@ -7,7 +7,6 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.checkpoint import load_model, refuse_source, refuse_unusable_output
 from headprune.config import Recipe
 from headprune.distributed import World
 from headprune.errors import HeadpruneError, PlanError
@@ -23,7 +22,10 @@ from headprune.export import (
 from headprune.gate import Baseline, refuse_other_revision, refuse_other_rows
 from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
-from headprune.models import fingerprint, load_tokenizer, weights_bytes
+from headprune.models.facts import fingerprint, weights_bytes
+from headprune.models.load import load_model
+from headprune.models.manifest import refuse_source, refuse_unusable_output
+from headprune.models.tokenizer import load_tokenizer
 from headprune.placement import refuse_offloaded
 from headprune.planning import (
     check_constraints,
@@ -75,7 +77,7 @@ def score(
         check_course(by_one, world=world)
     if world.size > 1 and recipe.device in ("auto", "cuda"):
         recipe = recipe.model_copy(update={"device": world.device})
-    with unused_run(recipe.run) if world.is_main else nullcontext():
+    with unused_run(recipe.run_dir) if world.is_main else nullcontext():
         return _score(recipe, recipes, progress=progress, world=world)
 
 
@@ -90,9 +92,9 @@ def _score(
     scores = tuple(scored.scores for scored in found.values())
     if not world.is_main:
         return scores, ()
-    paths = write_scores(scores, recipe.run)
+    paths = write_scores(scores, recipe.run_dir)
     for scored in found.values():
-        scored.kept_elsewhere()
+        scored.discard_journal()
     return scores, paths
 
 
@@ -258,7 +260,7 @@ def prune(
     results = cut_and_save(
         subject, anatomy, chosen, found.scores, choosing, reporting, out=out, progress=progress
     )
-    found.kept_elsewhere()
+    found.discard_journal()
     return results
 
 

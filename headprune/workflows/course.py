@@ -21,16 +21,8 @@ def constraints_of(recipe: Recipe) -> Constraints:
     """Return what a recipe says of the plan.
 
     Raises:
-        ConfigError: It has more than one budget.
         PlanError: A target is none.
     """
-    said = recipe.budgets
-    if len(said) > 1:
-        raise ConfigError(
-            f"{len(said)} budgets are set, and a plan has one",
-            where=", ".join(f"--{name.replace('_', '-')} {value}" for name, value in said.items()),
-            hint="leave all but one out",
-        )
     asked: dict[Resource, str | None] = {
         "parameters": recipe.target_parameters,
         "flops": recipe.target_flops,
@@ -102,7 +94,7 @@ def reconstructed_between_steps(recipe: Recipe, examples: int) -> How | None:
 
 def is_tolerant(recipe: Recipe) -> bool:
     """Whether a tolerance is the budget; beside another one it is the gate's."""
-    return recipe.max_drop is not None and not recipe.budgets
+    return recipe.max_drop is not None
 
 
 def check_course(recipe: Recipe, *, world: World | None = None) -> None:

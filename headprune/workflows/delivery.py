@@ -12,14 +12,15 @@ from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record
 from headprune.artefact import Artefact
 from headprune.batch import Batch
-from headprune.checkpoint import LoadMethod, output_directory, seal, write_model
 from headprune.evaluation import EvalResult, Predictions, doubts_of, first_examples, judge, predict
 from headprune.footprint import kv_cache_bytes_per_token
 from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
 from headprune.latency import Latency
 from headprune.masking import gated
-from headprune.models import versions, weights_bytes
+from headprune.models.facts import versions, weights_bytes
+from headprune.models.manifest import output_directory, write_manifest
+from headprune.models.save import LoadMethod, write_model
 from headprune.placement import count_parameters, input_device
 from headprune.planning import is_padded, parameters_removed
 from headprune.report.card import model_card
@@ -34,10 +35,10 @@ from headprune.surgery import Given, Reconstruct, cut, give_biases, take_back
 from headprune.surgery.fit import has_bias
 from headprune.verify import (
     Proof,
-    insist,
     masked_equals_pruned,
     parameters_add_up,
     reload_is_identical,
+    require,
     run,
 )
 from headprune.workflows.course import is_tolerant
@@ -161,7 +162,7 @@ def cut_and_save(
         if made.reconstructed is not None:
             scores = rows_noted(scores, choosing)
         _write_documents(subject, staging, scores=scores, plan=plan, results=results)
-        seal(staging)
+        write_manifest(staging)
     return results
 
 
@@ -197,7 +198,7 @@ def _cut(
     anatomy = cut(model, anatomy, remove=plan.remove, pad=is_padded(plan))
     model.config.headprune = {**pruning_record(model.config), "source": _origin(before)}
     same = masked_equals_pruned(masked, run(model, sample.inputs), rows=sample.num_rows)
-    insist([same])
+    require([same])
     after, new = measure(subject, rows, heads=len(anatomy.heads), progress=progress, timed=timed)
     if twin is not None:
         slow, fast = times_of([twin, model], subject, batches=batches, progress=progress)
@@ -268,7 +269,7 @@ def _prove_saved(
             model=subject.model,
         ),
     )
-    insist(proofs)
+    require(proofs)
     return proofs
 
 

@@ -12,7 +12,6 @@ from transformers import TrainingArguments
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
-from headprune.checkpoint import output_directory, refuse_unusable_output, seal, write_model
 from headprune.config import RECIPE_FILE, Recipe
 from headprune.distillation import (
     Checkpoints,
@@ -28,21 +27,23 @@ from headprune.distillation import (
 )
 from headprune.errors import ConfigError, DataError, ModelError
 from headprune.evaluation import first_examples, judge
-from headprune.files.targets import exclusive
 from headprune.heads import PruningPlan
 from headprune.inspection import inspect
-from headprune.models import choose_device, fingerprint, versions, weights_bytes
+from headprune.models.facts import choose_device, fingerprint, versions, weights_bytes
+from headprune.models.manifest import output_directory, refuse_unusable_output, write_manifest
+from headprune.models.save import write_model
 from headprune.report.card import model_card
 from headprune.results import Results
 from headprune.runs import FOLDER
+from headprune.runtime.targets import exclusive
 from headprune.subject import Progress, Rows, Subject, open_subject, rows_that_chose, separate_rows
 from headprune.tasks.rows import Example, noted_rows, set_apart
 from headprune.verify import (
     Proof,
     heads_are_the_same,
-    insist,
     parameters_add_up,
     reload_is_identical,
+    require,
 )
 from headprune.workflows.commands import check_metric, refuse_output
 from headprune.workflows.delivery import PROOF_ROWS, measure
@@ -106,7 +107,9 @@ def heal(recipe: Recipe, *, resume: bool, progress: Progress) -> Results:
         Path(recipe.out or ""), overwrite=recipe.overwrite, notify=progress.notify
     )
     check_metric(recipe)
-    folder = Path(recipe.run) if recipe.run else FOLDER / f"heal-{Path(recipe.out or '').name}"
+    folder = (
+        Path(recipe.run_dir) if recipe.run_dir else FOLDER / f"heal-{Path(recipe.out or '').name}"
+    )
     arguments = _arguments(recipe, folder)
     with exclusive(folder, where=f"--run {folder}"):
         return _prepare_and_heal(recipe, arguments, folder, resume=resume, progress=progress)
@@ -122,7 +125,7 @@ def _prepare_and_heal(
     if checkpoints.last is not None:
         progress.notify(f"going on from {checkpoints.last}")
     results = _heal(lesson, arguments, checkpoints, progress=progress)
-    if recipe.run is None:
+    if recipe.run_dir is None:
         checkpoints.drop()
     return results
 
@@ -207,7 +210,7 @@ def _heal(
     difference, interval, _direction = judge(new, subject.statistic(), seed=recipe.seed, other=old)
     anatomy = inspect(subject.model)
     proofs = (*proofs, heads_are_the_same(lesson.anatomy, anatomy))
-    insist(proofs)
+    require(proofs)
     with output_directory(Path(recipe.out or ""), overwrite=recipe.overwrite) as staging:
         source = subject.source.directory
         route = write_model(subject.model, staging, anatomy=anatomy, source=subject.source.root)
@@ -225,7 +228,7 @@ def _heal(
                 before=before.parameters, removed=0, directory=staging, model=subject.model
             ),
         )
-        insist(saved)
+        require(saved)
         results = Results(
             before=before,
             after=after,
@@ -240,7 +243,7 @@ def _heal(
             heal=healed,
         )
         _write_documents(lesson, staging, results=results)
-        seal(staging)
+        write_manifest(staging)
     return results
 
 

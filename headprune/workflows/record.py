@@ -4,15 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from headprune.config import OF_THE_ROWS, RECIPE_FILE, Recipe, recorded_rows
+from headprune.config import OF_THE_ROWS, RECIPE_FILE, Recipe, merged, recorded_rows
 from headprune.errors import CheckpointError
-from headprune.local import note_places, place_of, published_name
-from headprune.precedence import merged
 from headprune.results import Results, Unmeasured
+from headprune.runtime.local import note_places, place_of, published_name
 from headprune.subject import Progress
 from headprune.untrusted import read_json, refuse_foreign_files
 
-_NAMES = ("model", "data", "eval_data", "teacher", "scores", "run", "out", "baseline")
+_NAMES = ("model", "data", "eval_data", "teacher", "scores", "run_dir", "out")
 """Settings that may be paths."""
 
 

@@ -12,7 +12,7 @@ from headprune.distributed import World
 from headprune.errors import HeadpruneError, PlanError
 from headprune.heads import HeadScores
 from headprune.journal import Journal, open_journal
-from headprune.models import fingerprint, versions
+from headprune.models.facts import fingerprint, versions
 from headprune.passes import RunContext
 from headprune.placement import input_device
 from headprune.runs import FOLDER, LATEST, named_scores, scores_file
@@ -40,7 +40,7 @@ class Scored:
     scores: HeadScores
     journal: Journal | None = None
 
-    def kept_elsewhere(self) -> None:
+    def discard_journal(self) -> None:
         """Drop what an interrupted run would have gone on from."""
         if self.journal is not None:
             self.journal.drop()
@@ -253,4 +253,4 @@ def _journal(subject: Subject, anatomy: Anatomy, batches: Sequence[Batch]) -> Jo
         "race": [recipe.keep, recipe.max_work] if recipe.until else None,
         "versions": versions(),
     }
-    return open_journal(Path(recipe.run) if recipe.run else FOLDER, facts=facts)
+    return open_journal(Path(recipe.run_dir) if recipe.run_dir else FOLDER, facts=facts)

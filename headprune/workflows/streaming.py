@@ -14,34 +14,18 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record, stock_class
 from headprune.artefact import read_artefact
-from headprune.checkpoint import (
-    Cut,
-    LoadMethod,
-    auto_class_of,
-    changes,
-    described,
-    find_cuts,
-    load_model,
-    load_shapes,
-    names_in_memory,
-    output_directory,
-    refuse_unusable_output,
-    rewrite,
-    seal,
-    stored_tensors,
-    tokenizer_of,
-    write_description,
-    write_model,
-)
 from headprune.config import Recipe
 from headprune.errors import ConfigError
 from headprune.heads import HeadScores, PruningPlan
-from headprune.models import (
-    ModelSource,
-    available_memory,
-    fingerprint_of,
-    weights_bytes,
-)
+from headprune.models.classes import auto_class_of
+from headprune.models.facts import available_memory, fingerprint_of, weights_bytes
+from headprune.models.find import ModelSource
+from headprune.models.load import load_model, load_shapes
+from headprune.models.manifest import output_directory, refuse_unusable_output, write_manifest
+from headprune.models.save import LoadMethod, described, write_description, write_model
+from headprune.models.shards import rewrite, stored_tensors
+from headprune.models.stream import Cut, changes, find_cuts, names_in_memory
+from headprune.models.tokenizer import tokenizer_of
 from headprune.placement import count_parameters
 from headprune.planning import check_constraints, is_padded, parameters_removed
 from headprune.prices import prices_of
@@ -53,10 +37,10 @@ from headprune.surgery import cut
 from headprune.verify import (
     Proof,
     files_are_exact,
-    insist,
     loads_afresh,
     numbers_add_up,
     parameters_add_up,
+    require,
 )
 from headprune.workflows.commands import anatomy_of, refuse_output
 from headprune.workflows.course import constraints_of, is_tolerant, method_of
@@ -134,7 +118,7 @@ def prune_unloaded(recipe: Recipe, *, progress: Progress, show: Show) -> Unmeasu
         else:
             progress.notify(f"cutting {len(cuts)} tensors, copying the others")
             route, *proofs = _stream(prospect, smaller, staging, after=after, cuts=cuts)
-        insist(proofs)
+        require(proofs)
         progress.notify("loading it in a fresh process")
         auto_class = auto_class_of(stock_class(smaller))
         loads = loads_afresh(
@@ -144,7 +128,7 @@ def prune_unloaded(recipe: Recipe, *, progress: Progress, show: Show) -> Unmeasu
             known=prospect.complaints,
             tokenizer=tokenizer_of(prospect.source),
         )
-        insist([loads])
+        require([loads])
         results = Unmeasured(
             heads=(len(prospect.anatomy.heads), len(after.heads)),
             parameters=(count_parameters(prospect.model), count_parameters(smaller)),
@@ -157,7 +141,7 @@ def prune_unloaded(recipe: Recipe, *, progress: Progress, show: Show) -> Unmeasu
             calibration=_calibration(prospect.scores),
         )
         _write_documents(prospect, staging, results)
-        seal(staging)
+        write_manifest(staging)
     progress.notify(f"quality was not measured: headprune eval {out} --data FILE")
     return results
 

@@ -13,24 +13,17 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
 from headprune.anatomy.clone import pruning_record
-from headprune.checkpoint import (
-    LoadMethod,
-    empty_model,
-    load_model,
-    pickled_weights,
-    pruned_heads,
-    refuse_source,
-    refuse_unusable_output,
-    rewritten,
-    stock_config,
-    tokenizer_of,
-    untie_as_stored,
-)
 from headprune.config import Recipe
 from headprune.errors import CheckpointError, PlanError
 from headprune.heads import HeadScores
 from headprune.inspection import inspect
-from headprune.models import ModelSource, find
+from headprune.models.find import ModelSource, find
+from headprune.models.legacy import pickled_weights, pruned_heads, rewritten
+from headprune.models.load import empty_model, load_model
+from headprune.models.manifest import refuse_source, refuse_unusable_output
+from headprune.models.save import LoadMethod, stock_config
+from headprune.models.shards import untie_as_stored
+from headprune.models.tokenizer import tokenizer_of
 from headprune.placement import count_parameters
 from headprune.planning import Constraints, is_padded, make_plan, savings
 from headprune.publish import publish

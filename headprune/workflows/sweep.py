@@ -6,16 +6,15 @@ from typing import Any
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, fingerprint_of_batches
-from headprune.checkpoint import output_directory, refuse_unusable_output, seal
-from headprune.config import Recipe
+from headprune.config import BUDGETS, Recipe
 from headprune.errors import PlanError
 from headprune.heads import HeadScores
 from headprune.journal import Journal, open_journal
-from headprune.models import versions
+from headprune.models.facts import versions
+from headprune.models.manifest import output_directory, refuse_unusable_output, write_manifest
 from headprune.passes import RunContext
 from headprune.placement import input_device
 from headprune.planning import make_plan
-from headprune.precedence import BUDGETS
 from headprune.report.plots import sweep_picture
 from headprune.results import Curve, Sweep
 from headprune.runs import FOLDER, file_name, next_run
@@ -85,7 +84,7 @@ def sweep(recipe: Recipe, *, progress: Progress) -> tuple[Sweep, Path]:
     out = Path(recipe.out) if recipe.out else next_run("sweep")  # another may have taken the number
     _write(found, scores, out, overwrite=recipe.overwrite)
     for each in scored.values():
-        each.kept_elsewhere()
+        each.discard_journal()
     journal.drop()
     return found, out
 
@@ -135,7 +134,7 @@ def _scored_once(recipe: Recipe, *, progress: Progress) -> Recipe:
         "allow_bias": False,
         "rearrange": False,
     }
-    single |= dict.fromkeys(BUDGETS)
+    single |= dict.fromkeys(name for name in BUDGETS if name != "max_drop")
     left = [
         name
         for name, value in single.items()
@@ -146,7 +145,7 @@ def _scored_once(recipe: Recipe, *, progress: Progress) -> Recipe:
         progress.notify(
             f"left aside, for heads are scored once, and masked at every point: {named}"
         )
-    return recipe.model_copy(update={**single, "run": None})
+    return recipe.model_copy(update={**single, "run_dir": None})
 
 
 def _journal(subject: Subject, anatomy: Anatomy, batches: Sequence[Batch]) -> Journal:
@@ -199,4 +198,4 @@ def _write(found: Sweep, scores: Mapping[str, HeadScores], out: Path, *, overwri
             (staging / file_name(method)).write_text(values.to_json(), encoding="utf-8")
         for kind in ("png", "svg"):
             (staging / f"sweep.{kind}").write_bytes(sweep_picture(found, kind=kind))
-        seal(staging)
+        write_manifest(staging)

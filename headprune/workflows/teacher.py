@@ -9,11 +9,14 @@ import torch
 from transformers import PreTrainedModel
 
 from headprune.anatomy.clone import pruning_record
-from headprune.checkpoint import load_model, refuse_source
 from headprune.errors import ConfigError, ModelError
-from headprune.local import place_of, published_name
-from headprune.models import ModelSource, find, fingerprint, fingerprint_of, load_tokenizer
+from headprune.models.facts import fingerprint, fingerprint_of
+from headprune.models.find import ModelSource, find
+from headprune.models.load import load_model
+from headprune.models.manifest import refuse_source
+from headprune.models.tokenizer import load_tokenizer
 from headprune.placement import values_of
+from headprune.runtime.local import place_of, published_name
 from headprune.subject import Progress, Subject
 from headprune.tasks import Task, get_task
 from headprune.tasks.collate import fill_with_zero

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from headprune.atomic import staged_directory
 from headprune.demo import cache_directory, locate_model
+from headprune.runtime.files import staged_directory
 
 _STEPS = 200
 _DECAY = 1e-4

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from bench_quality_lib import titles
 from bench_quality_lib.classifier import build_classifier
-from headprune.checkpoint import load_model
 from headprune.config import DEMO, Recipe
 from headprune.errors import DataError
-from headprune.models import find, load_tokenizer
+from headprune.models.find import find
+from headprune.models.load import load_model
+from headprune.models.tokenizer import load_tokenizer
 from headprune.subject import Progress, Rows, Subject, open_subject, separate_rows
 from headprune.tasks.rows import Example
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5ForConditionalGeneration
 
-from headprune.atomic import write_text
 from headprune.batch import Batch
 from headprune.demo import cache_directory
+from headprune.runtime.files import write_text
 from headprune.tasks.causal_lm import TASK as CAUSAL_LM
 from headprune.tasks.collate import pack, pad
 from headprune.tasks.rows import Example

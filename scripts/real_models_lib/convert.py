@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from headprune.atomic import staged_directory
 from headprune.demo import cache_directory
+from headprune.runtime.files import staged_directory
 
 
 def converted(name: str, build: Callable[[Path], None]) -> Path:

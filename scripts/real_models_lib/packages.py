@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headprune.atomic import staged_directory
 from headprune.demo import cache_directory
+from headprune.runtime.files import staged_directory
 
 
 @dataclass(frozen=True)

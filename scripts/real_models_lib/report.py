@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from headprune.models import versions
+from headprune.models.facts import versions
 from real_models_lib.subject import Law, Report, Round, Sanity
 
 

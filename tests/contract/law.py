@@ -15,8 +15,8 @@ from families import written
 import headprune as hp
 from headprune.anatomy.clone import quiet
 from headprune.anatomy.trace import looks_like_attention
-from headprune.checkpoint.auto_models import auto_classes
 from headprune.errors import HeadpruneError, ModelError, UnsupportedError
+from headprune.models.classes import auto_classes
 
 TOLERANCE = 2e-5
 # Convolutions choose their kernel by how memory is aligned, so the same numbers may give other last bits.

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 import headprune as hp
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import quiet
-from headprune.checkpoint import seal, write_model
 from headprune.heads import select_heads
+from headprune.models.manifest import write_manifest
+from headprune.models.save import write_model
 from headprune.surgery import cut
 
 # name: (model type, class, settings). Their own forward runs with fewer heads ...
@@ -87,7 +88,7 @@ class Case:
         """Save a model that was cut like this one (known already: looking takes longer than writing)."""
         directory.mkdir(exist_ok=True)
         write_model(model, directory, anatomy=self.anatomy, **settings)
-        seal(directory)
+        write_manifest(directory)
         return directory
 
     def copy(self):
@@ -112,7 +113,7 @@ def make(name, directory):
     anatomy = cut(model, before, remove=removed)
     directory.mkdir(exist_ok=True)
     route = write_model(model, directory, anatomy=anatomy)
-    seal(directory)
+    write_manifest(directory)
     assert route == ("stock" if name in STOCK else "remote-code")
     return Case(auto, whole, model, before, anatomy, removed, inputs, directory, route)
 

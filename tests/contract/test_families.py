@@ -8,8 +8,8 @@ from families import DECODERS, FAMILIES, GROUPED, build, real_outputs, token_inp
 
 import headprune as hp
 from headprune.anatomy.clone import quiet
-from headprune.checkpoint import load
 from headprune.errors import PlanError
+from headprune.models.load import load
 
 
 def random_plan(anatomy, seed):

@@ -13,7 +13,7 @@ import headprune as hp
 from headprune.anatomy.functional import LinearInputs
 from headprune.anatomy.rows import row_order
 from headprune.batch import Batch
-from headprune.checkpoint import load
+from headprune.models.load import load
 from headprune.replay import losses
 
 # WavLM's own: a mask of booleans beside a bias of floats.

@@ -12,8 +12,8 @@ from reload_cases import CASES, STOCK, each, identical
 
 import headprune as hp
 from headprune.anatomy.clone import stock_class
-from headprune.checkpoint.auto_models import auto_classes
 from headprune.errors import UnsupportedError
+from headprune.models.classes import auto_classes
 
 ROUTES = ("transformers", "headprune")
 REMOTE = each(*(name for name in CASES if name not in STOCK))

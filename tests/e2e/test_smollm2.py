@@ -11,8 +11,8 @@ import torch
 from transformers import AutoTokenizer
 
 import headprune as hp
-from headprune.checkpoint import load_model
-from headprune.models import find
+from headprune.models.find import find
+from headprune.models.load import load_model
 from headprune.tasks import TASKS
 from headprune.tasks.rows import Example
 

@@ -12,9 +12,9 @@ import headprune as hp
 from gpu.conftest import synchronising
 from gpu.subjects import batches
 from headprune.batch import as_batches
-from headprune.checkpoint import write_model
 from headprune.errors import UnprovenError
 from headprune.footprint import latency_ms, sizes
+from headprune.models.save import write_model
 from headprune.placement import moved_away, staged
 from headprune.verify import masked_equals_pruned, parameters_add_up, reload_is_identical, run
 

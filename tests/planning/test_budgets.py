@@ -25,7 +25,7 @@ from transformers import (
 
 import headprune as hp
 from headprune.batch import as_batches
-from headprune.config import Recipe, load_recipe
+from headprune.config import Recipe, load_settings
 from headprune.errors import ConfigError, PlanError
 from headprune.footprint import fastest_ms, kv_cache_bytes_per_token
 from headprune.planning import Constraints, Prices, Target, make_plan, savings, score_in_steps
@@ -471,10 +471,10 @@ def test_one_budget_at_a_time(tmp_path):
         check_course(Recipe(target_flops="much"))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("keep: 0.7\nmodel: x\n")
-    assert load_recipe({"heads": 3}, file=recipe)[0].budgets == {"heads": 3}
+    assert load_settings({"heads": 3}, file=recipe)[0].plan.budgets == {"heads": 3}
     recipe.write_text("target_parameters: 0.8\nmodel: x\n")
-    assert load_recipe({}, file=recipe)[0].budgets == {"target_parameters": "0.8"}
-    assert constraints_of(load_recipe({}, file=recipe)[0]).target.is_share
+    assert load_settings({}, file=recipe)[0].plan.budgets == {"target_parameters": "0.8"}
+    assert constraints_of(Recipe.from_settings(load_settings({}, file=recipe)[0])).target.is_share
 
 
 @pytest.mark.parametrize(("seconds", "turns"), [(0.0, 3), (1e9, 30)])

@@ -12,7 +12,7 @@ from test_methods import moves
 from test_scoring import setting
 
 import headprune as hp
-from headprune.config import RECIPES, Recipe, load_recipe
+from headprune.config import PRESETS, Settings, load_settings
 from headprune.errors import ConfigError, PlanError
 from headprune.heads import HeadId
 from headprune.planning import Constraints, make_plan
@@ -115,16 +115,16 @@ def test_scores_that_do_not_say_it_are_refused(anatomy):
     assert plan.constraints["rearrange"] is True
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", sorted(PRESETS))
 def test_recipes_of_others_fill_in_what_was_not_said(name, tmp_path):
     (tmp_path / "headprune.yaml").write_text("model: m\nsteps: 7\nreconstruct: refit\n")
-    recipe, _told = load_recipe({"recipe": name, "reconstruct": "none"}, folder=tmp_path)
-    assert recipe.steps == 1
-    assert recipe.reconstruct == "none"
-    assert recipe.method == RECIPES[name]["method"]
-    assert Recipe(recipe=name, steps=2).steps == 2
+    settings, _origin = load_settings({"recipe": name, "reconstruct": "none"}, folder=tmp_path)
+    assert settings.score.steps == 1
+    assert settings.reconstruct.reconstruct == "none"
+    assert settings.score.method == PRESETS[name]["method"]
+    assert Settings.of(recipe=name, steps=2).score.steps == 2
 
 
 def test_a_recipe_that_is_not_known_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="--recipe can't be 'kwan'"):
-        load_recipe({"recipe": "kwan", "model": "m"}, folder=tmp_path)
+    with pytest.raises(ConfigError, match="`recipe` can't be 'kwan'"):
+        load_settings({"recipe": "kwan", "model": "m"}, folder=tmp_path)

@@ -28,16 +28,16 @@ from headprune.anatomy.clone import (
     quiet,
     stock_class,
 )
-from headprune.checkpoint.auto_models import auto_classes
-from headprune.checkpoint.config_file import write_config
-from headprune.checkpoint.side_files import (
+from headprune.heads import SiteId
+from headprune.models.classes import auto_classes
+from headprune.models.config_file import write_config
+from headprune.models.side_files import (
     change_settings,
     copy_side_files,
     drop_foreign_code,
     write_tokenizer,
 )
-from headprune.checkpoint.writing import refuse_undescribed, writing
-from headprune.heads import SiteId
+from headprune.models.writing import refuse_undescribed, writing
 from headprune.surgery import head_settings, layer_counts, modeling_headprune
 from headprune.surgery.modeling_headprune import unfolded, width_kept
 

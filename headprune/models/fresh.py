@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from headprune.checkpoint import fresh_process
-from headprune.checkpoint.load import complaints
 from headprune.errors import UnprovenError, first_line, says_out_of_memory
+from headprune.models import fresh_process
+from headprune.models.load import complaints
 
 _SECONDS = 600
 
@@ -30,7 +30,7 @@ def load_afresh(
     """Load a directory in a fresh process, without headprune.
 
     Args:
-        job: What :mod:`~headprune.checkpoint.fresh_process` is to do.
+        job: What :mod:`~headprune.models.fresh_process` is to do.
         inputs: What the model is run on; None only loads it.
         ids: Texts, and the token ids that they must have.
 

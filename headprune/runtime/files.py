@@ -6,22 +6,29 @@ through: what it leads to is replaced, and the link stays. Devices, pipes and so
 """
 
 import errno
-import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
-from headprune.errors import CheckpointError, UnprovenError
-from headprune.files import leftovers
-from headprune.files.replacing import Check, discard, put_file_in_place, put_in_place
-from headprune.files.targets import (
+from headprune.errors import CheckpointError, HeadpruneError, UnprovenError
+from headprune.runtime import leftovers
+from headprune.runtime.targets import (
     behind_links,
+    fsync,
     named_error,
     naming,
     refuse_other_kinds,
     refuse_unwritable,
+    settle,
+    umask,
 )
-from headprune.files.walk import everything_in
+
+Check = Callable[[Path], None]
+"""Raises a CheckpointError where a directory or file may not be replaced."""
+
+_Error = TypeVar("_Error", bound=HeadpruneError)
 
 MANIFEST = "manifest.json"
 """Lies in every directory that we saved; only such a one is ever replaced."""
@@ -120,10 +127,8 @@ def staged_directory(
         try:
             yield staging
         except UnprovenError as error:
-            aside = _put_aside(staging, place, "unproven")
-            kept = f"what was written is kept in {aside}; {error.hint}"
-            raise UnprovenError(error.what, where=error.where, hint=kept) from error
-        _settle(staging)
+            raise _saying_where(error, _put_aside(staging, place, "unproven")) from error
+        settle(staging)
         try:
             asked = check if overwrite else None
             old = put_in_place(staging, place, check=asked, was_there=was_there)
@@ -135,7 +140,7 @@ def staged_directory(
             discard(old, place, check=check, is_precious=was_put_back)
     # The target is whole by now. Should the disk fail here, the rename may be lost with the power, but nothing is half.
     with suppress(OSError):
-        _fsync(place.parent)
+        fsync(place.parent)
 
 
 @contextmanager
@@ -162,16 +167,20 @@ def staged_file(
         temporary = stack.enter_context(leftovers.temporary_file(place))
         yield temporary
         refuse_other_kinds(target, where=where, is_file=True)
-        temporary.chmod(place.stat().st_mode & 0o777 if place.exists() else 0o666 & ~_umask())
-        _fsync(temporary)
+        temporary.chmod(place.stat().st_mode & 0o777 if place.exists() else 0o666 & ~umask())
+        fsync(temporary)
         try:
-            put_file_in_place(temporary, place, overwrite=overwrite, check=check)
+            if not overwrite and not leftovers.put_unless_taken(temporary, place):
+                raise _taken(place)
+            if overwrite:
+                if check is not None and place.exists():
+                    check(place)
+                temporary.replace(place)
         except CheckpointError as error:
             aside = leftovers.put_file_aside(temporary, place, "unplaced")
-            kept = f"what was written is kept in {aside}; {error.hint}"
-            raise CheckpointError(error.what, where=where, hint=kept) from error
-    with suppress(OSError):  # as above
-        _fsync(place.parent)
+            raise _saying_where(error, aside) from error
+    with suppress(OSError):
+        fsync(place.parent)
 
 
 def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
@@ -184,23 +193,9 @@ def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def append_text(path: Path, text: str) -> None:
-    """Append to a file, or make it; nothing is replaced, and a pipe that nobody reads doesn't hold us up.
-
-    Raises:
-        CheckpointError: It can't be written.
-    """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
-    with (
-        naming(path),
-        os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8", newline="\n") as file,
-    ):
-        file.write(text)
-
-
 def _put_aside(staging: Path, place: Path, word: str) -> Path:
     aside = leftovers.put_aside(staging, place, word)
-    aside.chmod(0o777 & ~_umask())
+    aside.chmod(0o777 & ~umask())
     return aside
 
 
@@ -211,35 +206,103 @@ def _kept_aside(error: CheckpointError | OSError, staging: Path, place: Path) ->
         aside = _put_aside(staging, place, "unplaced")
     except OSError:
         return why
-    kept = f"what was written is kept in {aside}; {why.hint}"
-    return CheckpointError(why.what, where=why.where, hint=kept)
+    return _saying_where(why, aside)
 
 
-def _settle(staging: Path) -> None:
-    """Give what was written the usual permissions, and see to it that it is on the disk."""
-    # Some writers make their files private, as temporary files are.
-    umask = _umask()
-    staging.chmod(0o777 & ~umask)
-    for path in everything_in(staging):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
-        _fsync(path)
-    _fsync(staging)
+def _saying_where(error: _Error, aside: Path) -> _Error:
+    """Return the error with where the written files are kept."""
+    hint = f"what was written is kept in {aside}; {error.hint}"
+    return type(error)(error.what, where=error.where, hint=hint)
 
 
-def _fsync(path: Path) -> None:
-    # Directories can't be opened on some systems; the rename is atomic there all the same.
-    with suppress(PermissionError, IsADirectoryError):
-        descriptor = os.open(path, os.O_RDONLY)
+def put_in_place(
+    staging: Path, place: Path, *, check: Check | None, was_there: bool
+) -> Path | None:
+    """Put ``staging`` in its place; return what was there, if anything, under the name that it has now.
+
+    Args:
+        staging: What was written.
+        place: Where to.
+        check: What is asked of a directory that is to be replaced; without it none is.
+        was_there: Whether there was a directory, an empty one, when the work began.
+
+    Raises:
+        CheckpointError: Something is there that may not be replaced.
+    """
+    if leftovers.is_vacant(place):
+        _fill(staging, place, is_claimed=was_there and place.exists())
+        return None
+    if check is None:
+        raise _taken(place)
+    check(place)
+    return _swap(staging, place)
+
+
+def discard(old: Path, place: Path, *, check: Check, is_precious: bool) -> None:
+    """Remove what was replaced; what is more than was to be replaced is kept as ``NAME.replaced``.
+
+    Args:
+        old: Where it lies now.
+        place: Where it lay.
+        check: What is asked of a directory that is to be replaced: something may have come into it in the last moment.
+        is_precious: Whether it had been put back, so that nobody has seen it since it was thought to be lost.
+    """
+    if not is_precious:
+        with suppress(CheckpointError):
+            check(old)
+            shutil.rmtree(old, ignore_errors=True)
+            return
+    leftovers.put_aside(old, place, "replaced")
+
+
+def _fill(staging: Path, place: Path, *, is_claimed: bool) -> None:
+    """Put ``staging`` where nothing is; of two that try at once, one can."""
+    try:
+        if not is_claimed:
+            place.mkdir()
+    except FileExistsError as error:
+        raise _taken(place) from error
+    try:
+        staging.rename(place)  # takes the place of an empty directory, and of nothing else
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise _taken(place) from error
+        if not is_claimed:
+            with suppress(OSError):
+                place.rmdir()
+        raise
+
+
+def _taken(place: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{place.name} has come to be there meanwhile, and is not replaced",
+        where=str(place),
+        hint="rename it, or choose another --out the next time",
+    )
+
+
+def _swap(staging: Path, place: Path) -> Path:
+    """Put ``staging`` in the place of a directory, which is moved aside first and comes back on failure.
+
+    Raises:
+        CheckpointError: Neither could be put there; it says where both are.
+    """
+    old = leftovers.old_name(staging)
+    try:
+        place.rename(old)
+        staging.rename(place)
+    except BaseException as error:
+        if not leftovers.is_there(old) or leftovers.is_there(place):
+            raise  # nothing was moved, or all was done
         try:
-            os.fsync(descriptor)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-                raise
-        finally:
-            os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+            old.rename(place)
+        except OSError:
+            reason = error.strerror if isinstance(error, OSError) else "it was stopped"
+            raise CheckpointError(
+                f"{place.name} can't be replaced: {reason}; and what was there can't be put back",
+                where=str(place),
+                hint=f"what was there lies in {old}, and what was written in {staging}; "
+                "the next run with this output puts back what was there",
+            ) from error
+        raise
+    return old

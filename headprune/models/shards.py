@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from headprune.errors import ModelError
 from headprune.untrusted import INDEX, WHOLE, read_header, weight_files
@@ -137,3 +138,29 @@ def differing(ones: Iterable[Stored], others: Mapping[str, Stored]) -> list[str]
         != (other.dtype, other.shape, other.stop - other.start)
         or any(a != b for a, b in zip(one.chunks(), other.chunks(), strict=True))
     ]
+
+
+def untie_as_stored(model: PreTrainedModel, directory: Path) -> None:
+    """Give a model without memory the parameters that ``from_pretrained`` would give it where the weights lie in ``directory``.
+
+    Where they don't, or can't be read, the config's word stands.
+    """
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    try:
+        stored = {item.name: item for item in stored_tensors(directory)} if tied else {}
+    except ModelError:
+        return
+    apart = {
+        name
+        for name, source in tied.items()
+        if name in stored
+        and source in stored
+        and not torch.equal(stored[name].read(), stored[source].read())
+    }
+    for name in apart:
+        home, _, attribute = name.rpartition(".")
+        owner = model.get_submodule(home)
+        setattr(owner, attribute, nn.Parameter(torch.empty_like(owner.get_parameter(attribute))))
+    model.all_tied_weights_keys = {
+        name: source for name, source in tied.items() if name not in apart
+    }

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from headprune.anatomy.clone import quiet
-from headprune.checkpoint.tokenizer_files import tokenizer_files, unchanged_source
-from headprune.checkpoint.writing import writing
 from headprune.errors import CheckpointError
-from headprune.files.walk import everything_in
+from headprune.models.tokenizer import tokenizer_files, unchanged_source
+from headprune.models.writing import writing
+from headprune.runtime.targets import everything_in
 from headprune.untrusted import (
     MODULES,
     SETTINGS,

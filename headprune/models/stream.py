@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site, Slice
-from headprune.checkpoint.shards import Change, Stored
+from headprune.models.shards import Change, Stored
 from headprune.surgery.cut import cut_values
 
 

@@ -2,12 +2,10 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from itertools import accumulate, takewhile
-from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from headprune.anatomy.clone import config_value, pruning_record
-from headprune.checkpoint.stream import names_in_memory
 from headprune.errors import (
     HeadpruneError,
     MemoryLimitError,
@@ -17,10 +15,10 @@ from headprune.errors import (
     package_error,
     what_it_says,
 )
-from headprune.models import ModelSource
+from headprune.models.find import ModelSource
+from headprune.models.stream import names_in_memory
 from headprune.untrusted import read_header
 
-_CLASSIFIER = "ForSequenceClassification"
 _TOGETHER = "check that config.json and the weights belong together"
 
 
@@ -173,20 +171,3 @@ def random_pooler(missing: Sequence[str]) -> str | None:
         if missing
         else None
     )
-
-
-def refuse_other_head(source: ModelSource, saved_as: Any, stock: Any) -> None:
-    """Refuse to take the head of one task for that of another, which may have the same names and sizes.
-
-    Raises:
-        ModelError: The model was saved with a head that classifies something else than texts.
-    """
-    if saved_as is None or not stock.__name__.endswith(_CLASSIFIER):
-        return
-    head = saved_as.__name__.partition("For")[2]
-    if head and head != stock.__name__.partition("For")[2]:
-        raise ModelError(
-            f"{source.name} was saved as {saved_as.__name__}: its head doesn't classify texts, as {stock.__name__} does",
-            where=f"{source.directory / 'config.json'} (architectures)",
-            hint="train it to classify first, or correct architectures; --task similarity needs no head",
-        )

@@ -4,7 +4,8 @@ import hashlib
 import json
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,9 +13,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from headprune.artefact import Artefact, read_artefact
-from headprune.atomic import MANIFEST
 from headprune.errors import CheckpointError
-from headprune.files.walk import everything_in
+from headprune.runtime.files import MANIFEST, refuse_unusable_target, staged_directory
+from headprune.runtime.targets import everything_in, naming
 
 # May be edited freely; whatever is loaded may not.
 _FREE = ("README.md",)
@@ -65,7 +66,7 @@ class Manifest(Artefact):
         return files
 
 
-def seal(directory: Path) -> None:
+def write_manifest(directory: Path) -> None:
     """Write the manifest of ``directory``: it names every file."""
     files = {
         name: _File(sha256=_sha256(directory / name), size=(directory / name).stat().st_size)
@@ -222,3 +223,59 @@ def _some(names: list[str]) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_unusable_output(
+    out: Path,
+    *,
+    overwrite: bool,
+    needed_bytes: int = 0,
+    notify: Callable[[str], None] | None = None,
+) -> None:
+    """Check, before any work starts, that a directory can be written later, and holds nothing that isn't ours.
+
+    Args:
+        out: The directory.
+        overwrite: Whether what is there may be replaced.
+        needed_bytes: How much will be written.
+        notify: Tells the user that what a run that was killed had moved aside is back.
+
+    Raises:
+        CheckpointError: See :func:`headprune.runtime.files.refuse_unusable_target` and :func:`refuse_strangers`.
+    """
+    was_put_back = refuse_unusable_target(
+        out, overwrite=overwrite, needed_bytes=needed_bytes, check=refuse_strangers
+    )
+    if was_put_back and notify is not None:
+        notify(f"{out} is back: a run that was killed while it replaced it had moved it aside")
+
+
+def refuse_source(out: Path, source: Path) -> None:
+    """Refuse an output directory that is, or holds, the model that is read, however the two are written.
+
+    Raises:
+        CheckpointError: It does.
+    """
+    with naming(out):
+        place, home = out.resolve(), source.resolve()
+        holders = (home, *home.parents)
+        is_source = place in holders or (
+            place.exists() and any(place.samefile(holder) for holder in holders)
+        )
+    if is_source:
+        raise CheckpointError(
+            f"the model that is read lies in {out}, which would be replaced",
+            where=f"output directory {out}",
+            hint="choose another directory",
+        )
+
+
+@contextmanager
+def output_directory(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield an empty directory that becomes ``out`` when the block ends well, replacing only what is ours.
+
+    Raises:
+        CheckpointError: See :func:`headprune.runtime.files.staged_directory` and :func:`refuse_strangers`.
+    """
+    with staged_directory(out, overwrite=overwrite, check=refuse_strangers) as staging:
+        yield staging

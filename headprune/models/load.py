@@ -13,27 +13,19 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from headprune.anatomy.clone import quiet
-from headprune.checkpoint.auto_models import auto_classes
-from headprune.checkpoint.causes import (
-    incomplete,
-    random_pooler,
-    refuse_other_head,
-    unloadable,
-    unread,
-)
-from headprune.checkpoint.legacy import converted_config, pruned_heads, refuse_pruned_parts
-from headprune.checkpoint.manifest import check_manifest
 from headprune.errors import (
-    CheckpointError,
     ModelError,
     is_out_of_memory,
     package_error,
     what_it_says,
 )
-from headprune.model_config import stock_architecture
-from headprune.models import ModelSource, choose_device, choose_dtype, find
+from headprune.models.classes import model_class
+from headprune.models.facts import choose_device, choose_dtype
+from headprune.models.find import ModelSource, find
+from headprune.models.legacy import converted_config, pruned_heads, refuse_pruned_parts
+from headprune.models.load_errors import incomplete, random_pooler, unloadable, unread
+from headprune.models.manifest import check_manifest
 from headprune.placement import count_parameters
-from headprune.surgery import modeling_headprune
 from headprune.untrusted import read_header
 
 # Heads and poolers that a task adds, and tables that are computed.
@@ -41,7 +33,6 @@ _SLACK = 10_000_000
 _MOST_BYTES_OF_TABLES = 4_000_000_000
 # Attention that torch itself has; what else a config names is a package, or code from the hub.
 _OWN_KERNELS = ("eager", "sdpa", "flex_attention")
-_HEADS = ("ForSequenceClassification", "ForCausalLM", "ForMaskedLM")
 
 Notify = Callable[[str], None]
 
@@ -284,38 +275,11 @@ def modernised(source: ModelSource, auto_class: str | None) -> ModelSource:
     return replace(source, config=config)
 
 
-def model_class(source: ModelSource, auto_class: str | None) -> Any:
-    """Return the class that loads a model: transformers' own, or the one that cuts it to its pruned sizes first."""
-    config = source.config
-    saved_as = stock_architecture(config)
-    known = auto_classes(type(config))
-    stock: Any = saved_as
-    if auto_class is not None or saved_as is None:
-        stock = known.get(auto_class or _likely_auto_class(config))
-    if stock is None:
-        raise ModelError(
-            f"transformers has no {auto_class or 'AutoModel'} of the type {config.model_type}",
-            where=f"{source.directory / 'config.json'} (model_type)",
-            hint=f"a {config.model_type} model can be loaded as {', '.join(known) or 'nothing'}",
-        )
-    refuse_other_head(source, saved_as, stock)
-    if "sites" not in (getattr(config, "headprune", None) or {}):
-        return stock
-    if config.headprune.get("format") != 1:
-        raise CheckpointError(
-            f"the model was saved by a newer headprune (format {config.headprune.get('format')})",
-            where=str(source.directory / "config.json"),
-            hint="pip install --upgrade headprune",
-        )
-    made = getattr(modeling_headprune, f"HeadPruned{stock.__name__}")
-    named = [name for name, kind in auto_classes(type(config)).items() if kind is stock]
-    if named:
-        # As transformers does: the model's own save_pretrained then writes the file that its config names.
-        made.register_for_auto_class(named[0])
-    return made
+def empty_model(source: ModelSource) -> PreTrainedModel:
+    """Build the model of a config on the meta device, in the dtype the config names; no weights are read.
 
-
-def _likely_auto_class(config: PreTrainedConfig) -> str:
-    """Return which ``AutoModel...`` a class of somebody's own is likely to be one of, by its name."""
-    name = (config.architectures or [""])[0]
-    return next((f"AutoModel{end}" for end in _HEADS if name.endswith(end)), "AutoModel")
+    Raises:
+        ModelError: No model can be built from the config.
+    """
+    source = modernised(source, None)
+    return build_empty(source, model_class(source, None))

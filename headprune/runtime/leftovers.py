@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 
 from headprune.errors import CheckpointError
-from headprune.files.locks import Lock, is_still, take
+from headprune.runtime.locks import Lock, is_still, take
 
 _MARK = ".headprune-tmp-"
 _BEHIND_THE_MARK = re.compile(

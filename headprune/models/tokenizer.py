@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,16 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from headprune.anatomy.clone import quiet
-from headprune.models import ModelSource, load_tokenizer
-from headprune.untrusted import own_files_alone
+from headprune.errors import (
+    ModelError,
+    missing_package,
+    package_error,
+    what_it_says,
+)
+from headprune.models.find import ModelSource
+from headprune.untrusted import (
+    own_files_alone,
+)
 
 _PATTERNS = (
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "tekken.json"),
@@ -104,3 +113,62 @@ def awkward_ids(tokenizer: Any) -> dict[str, list[int]]:
         with suppress(Exception):
             found[text] = [int(token) for token in tokenizer(text)["input_ids"]]
     return found
+
+
+_TOKENIZER_FILES = ("*token*", "*vocab*", "*spiece*", "*sentencepiece*", "*.model", "tekken.json")
+
+
+def load_tokenizer(source: ModelSource) -> Any:
+    """Load the model's tokenizer.
+
+    Raises:
+        ModelError: It is missing or damaged.
+    """
+    if not any(any(source.directory.glob(name)) for name in _TOKENIZER_FILES):
+        raise ModelError(
+            f"{source.name} has no tokenizer",
+            where=str(source.directory),
+            hint="put its files (tokenizer.json, tokenizer_config.json) beside the weights",
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.directory, trust_remote_code=False, **own_files_alone(source.directory)
+        )
+    # The tokenizers library raises bare Exceptions, and panics, which aren't even that.
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise _unreadable_tokenizer(error, source) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise _without_vocabulary(source, "it knows special tokens alone")
+    longest = tokenizer.model_max_length
+    if not isinstance(longest, int | float):
+        raise ModelError(
+            f"the model_max_length of {source.name}'s tokenizer is {repr(longest)[:60]}, not a number",
+            where=str(source.directory / "tokenizer_config.json"),
+            hint="repair it, or fetch the model again",
+        )
+    return tokenizer
+
+
+def _without_vocabulary(source: ModelSource, why: str) -> ModelError:
+    return ModelError(
+        f"the tokenizer of {source.name} has no vocabulary: {why}",
+        where=str(source.directory),
+        hint="put tokenizer.json, or the files of its vocabulary, beside the weights",
+    )
+
+
+def _unreadable_tokenizer(error: BaseException, source: ModelSource) -> ModelError:
+    what, where = f"the tokenizer of {source.name}", str(source.directory)
+    # transformers takes a file of SentencePiece that it can't read for one of tiktoken, and asks for the package without a file.
+    pieces = any(source.directory.glob("*.model"))
+    if not pieces and missing_package(error) == "sentencepiece":
+        return _without_vocabulary(source, "neither tokenizer.json nor a file of SentencePiece")
+    lacking = pieces and find_spec("sentencepiece") is None
+    cause = ImportError("pip install sentencepiece") if lacking else error
+    return package_error(cause, what=what, where=where) or ModelError(
+        f"{what} can't be loaded: {what_it_says(error)}",
+        where=where,
+        hint="fetch its files again (tokenizer.json, tokenizer_config.json)",
+    )

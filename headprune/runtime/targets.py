@@ -9,8 +9,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from headprune.errors import CheckpointError
-from headprune.files import leftovers
-from headprune.files.locks import locked
+from headprune.runtime import leftovers
+from headprune.runtime.locks import locked
 
 
 def refuse_unwritable(
@@ -182,3 +182,65 @@ def _nearest_existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
+
+
+def everything_in(directory: Path) -> list[Path]:
+    """Return all that lies in a directory and its folders, in order; links are told, and not followed.
+
+    Raises:
+        OSError: A folder can't be read.
+    """
+    found = []
+    for folder, folders, files in os.walk(directory, onerror=_raise):
+        found += [Path(folder) / name for name in (*folders, *files)]
+    return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def settle(staging: Path) -> None:
+    """Give what was written the usual permissions, and see to it that it is on the disk."""
+    # Some writers make their files private, as temporary files are.
+    mask = umask()
+    staging.chmod(0o777 & ~mask)
+    for path in everything_in(staging):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+        fsync(path)
+    fsync(staging)
+
+
+def fsync(path: Path) -> None:
+    """See to it that a file or directory is on the disk."""
+    # Directories can't be opened on some systems; the rename is atomic there all the same.
+    with suppress(PermissionError, IsADirectoryError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def umask() -> int:
+    """Return the permissions that new files don't get."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append to a file, or make it; nothing is replaced, and a pipe that nobody reads doesn't hold us up.
+
+    Raises:
+        CheckpointError: It can't be written.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
+    with (
+        naming(path),
+        os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8", newline="\n") as file,
+    ):
+        file.write(text)

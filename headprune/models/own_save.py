@@ -8,12 +8,12 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.atomic import MANIFEST
-from headprune.checkpoint.manifest import claims_to_be_ours
-from headprune.checkpoint.save import described, has_uneven_cache, write_described
-from headprune.checkpoint.writing import writing
 from headprune.errors import CheckpointError, UnsupportedError
 from headprune.inspection import inspect
+from headprune.models.manifest import claims_to_be_ours
+from headprune.models.save import described, has_uneven_cache, write_described
+from headprune.models.writing import writing
+from headprune.runtime.files import MANIFEST
 from headprune.surgery.modeling_headprune import UNEVEN_CACHE
 
 # What push_to_hub takes, of all that save_pretrained does.

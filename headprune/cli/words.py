@@ -1,0 +1,24 @@
+"""How errors name settings: below the command line by field, on it by option."""
+
+import re
+
+_FIELD = re.compile(r"`([a-z][a-z_]*)(?:=([^`]*))?`")
+_ARGUMENTS = {"model": "MODEL"}
+
+
+def as_options(text: str) -> str:
+    """Return a message with options in place of the fields that it names in backticks.
+
+    >>> as_options("`max_drop=1%` and `keep`; `latency=False`; `name: value`; `model`")
+    '--max-drop 1% and --keep; --no-latency; `name: value`; MODEL'
+    """
+    return _FIELD.sub(_option, text)
+
+
+def _option(match: re.Match[str]) -> str:
+    name, value = match[1], match[2]
+    dashed = name.replace("_", "-")
+    if value in ("True", "False"):
+        return f"--{dashed}" if value == "True" else f"--no-{dashed}"
+    option = _ARGUMENTS.get(name, f"--{dashed}")
+    return option if value is None else f"{option} {value}"

@@ -1,0 +1,52 @@
+"""Settings: fields with their help, one section for each stage, and what wins where a setting is given twice."""
+
+from headprune.config.fields import Drop
+from headprune.config.load import (
+    RECIPE_FILE,
+    is_record,
+    load_settings,
+    merged,
+    recorded_rows,
+)
+from headprune.config.sections import (
+    BUDGETS,
+    MAX_LENGTH,
+    METRIC_NAMES,
+    OF_THE_ROWS,
+    Constraints,
+    DataSpec,
+    DistillSpec,
+    GateSpec,
+    ModelSpec,
+    ReconstructSpec,
+    RunSpec,
+    ScoreSpec,
+)
+from headprune.config.settings import CHECK, DEMO, PRESETS, SECTION_OF, Recipe, Settings
+
+__all__ = [
+    "BUDGETS",
+    "CHECK",
+    "DEMO",
+    "MAX_LENGTH",
+    "METRIC_NAMES",
+    "OF_THE_ROWS",
+    "PRESETS",
+    "RECIPE_FILE",
+    "SECTION_OF",
+    "Constraints",
+    "DataSpec",
+    "DistillSpec",
+    "Drop",
+    "GateSpec",
+    "ModelSpec",
+    "Recipe",
+    "ReconstructSpec",
+    "RunSpec",
+    "ScoreSpec",
+    "Settings",
+    "is_record",
+    "load_settings",
+    "merged",
+    "recorded_rows",
+]

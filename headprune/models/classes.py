@@ -1,0 +1,101 @@
+"""Which ``AutoModel...`` of transformers knows a config or a model class."""
+
+from functools import cache
+from typing import Any
+
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from headprune.errors import (
+    CheckpointError,
+    ModelError,
+)
+from headprune.models.find import ModelSource, stock_architecture
+from headprune.surgery import modeling_headprune
+
+
+def auto_classes(config_class: type[PreTrainedConfig]) -> dict[str, type[PreTrainedModel]]:
+    """Return every ``AutoModel...`` that knows a config class, with the model class it picks."""
+    found: dict[str, type[PreTrainedModel]] = {}
+    for name in _auto_names():
+        mapping = getattr(getattr(transformers, name), "_model_mapping", None)
+        if mapping is None or config_class not in mapping:
+            continue
+        made = mapping[config_class]
+        found[name] = made[0] if isinstance(made, (tuple, list)) else made
+    return found
+
+
+def auto_class_of(kind: type[PreTrainedModel]) -> str:
+    """Return the ``AutoModel...`` that picks a model class, or the class's own name."""
+    assert kind.config_class is not None
+    names = [name for name, made in auto_classes(kind.config_class).items() if made is kind]
+    # Several may: AutoModelForCausalLM is what a user knows, not AutoModelWithLMHead.
+    plain = [name for name in names if "For" in name or name == "AutoModel"]
+    return min(plain or names or [kind.__name__], key=len)
+
+
+@cache
+def _auto_names() -> tuple[str, ...]:
+    """Return the names of all ``AutoModel...``; listing transformers takes half a second."""
+    return tuple(name for name in dir(transformers) if name.startswith("AutoModel"))
+
+
+_HEADS = ("ForSequenceClassification", "ForCausalLM", "ForMaskedLM")
+
+
+def model_class(source: ModelSource, auto_class: str | None) -> Any:
+    """Return the class that loads a model: transformers' own, or the one that cuts it to its pruned sizes first."""
+    config = source.config
+    saved_as = stock_architecture(config)
+    known = auto_classes(type(config))
+    stock: Any = saved_as
+    if auto_class is not None or saved_as is None:
+        stock = known.get(auto_class or _likely_auto_class(config))
+    if stock is None:
+        raise ModelError(
+            f"transformers has no {auto_class or 'AutoModel'} of the type {config.model_type}",
+            where=f"{source.directory / 'config.json'} (model_type)",
+            hint=f"a {config.model_type} model can be loaded as {', '.join(known) or 'nothing'}",
+        )
+    refuse_other_head(source, saved_as, stock)
+    if "sites" not in (getattr(config, "headprune", None) or {}):
+        return stock
+    if config.headprune.get("format") != 1:
+        raise CheckpointError(
+            f"the model was saved by a newer headprune (format {config.headprune.get('format')})",
+            where=str(source.directory / "config.json"),
+            hint="pip install --upgrade headprune",
+        )
+    made = getattr(modeling_headprune, f"HeadPruned{stock.__name__}")
+    named = [name for name, kind in auto_classes(type(config)).items() if kind is stock]
+    if named:
+        # As transformers does: the model's own save_pretrained then writes the file that its config names.
+        made.register_for_auto_class(named[0])
+    return made
+
+
+def _likely_auto_class(config: PreTrainedConfig) -> str:
+    """Return which ``AutoModel...`` a class of somebody's own is likely to be one of, by its name."""
+    name = (config.architectures or [""])[0]
+    return next((f"AutoModel{end}" for end in _HEADS if name.endswith(end)), "AutoModel")
+
+
+_CLASSIFIER = "ForSequenceClassification"
+
+
+def refuse_other_head(source: ModelSource, saved_as: Any, stock: Any) -> None:
+    """Refuse to take the head of one task for that of another, which may have the same names and sizes.
+
+    Raises:
+        ModelError: The model was saved with a head that classifies something else than texts.
+    """
+    if saved_as is None or not stock.__name__.endswith(_CLASSIFIER):
+        return
+    head = saved_as.__name__.partition("For")[2]
+    if head and head != stock.__name__.partition("For")[2]:
+        raise ModelError(
+            f"{source.name} was saved as {saved_as.__name__}: its head doesn't classify texts, as {stock.__name__} does",
+            where=f"{source.directory / 'config.json'} (architectures)",
+            hint="train it to classify first, or correct architectures; --task similarity needs no head",
+        )
