@@ -110,7 +110,7 @@ class HeadScores(Artefact):
         return dict(zip(self.heads, self.values, strict=True))
 
     def importance(self) -> dict[HeadId, float]:
-        """What plans are made by: the scores; those of heads removed step by step lie below all others, the first removed lowest."""
+        """What plans are made by: the scores; heads removed step by step lie below all others, the first lowest."""
         if self.steps is None:
             return self.by_head()
         span = max(self.values) - min(self.values) or 1.0
@@ -284,7 +284,10 @@ class PruningPlan(Artefact):
         if site.is_even and len(set(groups.values())) > 1:
             return f"groups of {site.group_size} that share keys and values would be uneven"
         counts_groups = site.group_size > 1 and self.constraints.get("gqa") != "even"
-        number, multiple = len(groups if counts_groups else kept), self.constraints.get("multiple_of", 1)
+        number, multiple = (
+            len(groups if counts_groups else kept),
+            self.constraints.get("multiple_of", 1),
+        )
         if number % multiple and not self.is_padded:
             return f"{'groups' if counts_groups else 'heads'} are kept in multiples of {multiple}"
         return None
@@ -298,7 +301,9 @@ class PruningPlan(Artefact):
         """How many heads are removed, how many each layer keeps, and which are removed."""
         total = len(self.remove) + sum(self.kept_per_site.values())
         asked = ", ".join(
-            f"{name}={self.budget[name]}" for name in ("keep", "heads", "target", "asked") if name in self.budget
+            f"{name}={self.budget[name]}"
+            for name in ("keep", "heads", "target", "asked")
+            if name in self.budget
         )
         lines = [f"removes {len(self.remove)} of {total} heads" + (f" ({asked})" if asked else "")]
         counts = Counter(self.kept_per_site.values())
@@ -308,7 +313,9 @@ class PruningPlan(Artefact):
             lines.append("kept: " + ", ".join(f"{n} in {counts[n]} layers" for n in sorted(counts)))
         names = [str(head) for head in self.remove[: _SHOWN * 3]]
         more = len(self.remove) - len(names)
-        lines.append("removed: " + (", ".join(names) or "none") + (f" and {more} more" if more else ""))
+        lines.append(
+            "removed: " + (", ".join(names) or "none") + (f" and {more} more" if more else "")
+        )
         if "saves" in self.budget:
             saved, whole = (self.budget[name]["parameters"] for name in ("saves", "whole"))
             lines.append(f"saves {saved:,} of {whole:,} parameters")

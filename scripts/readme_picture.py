@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
 from headprune.artefact import read_artefact
-from headprune.heads import HeadScores, PruningPlan
+from headprune.plans import HeadScores, PruningPlan
 from headprune.report.scores import heatmap
 
 # rich's own template, without the fonts that it would fetch.

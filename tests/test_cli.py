@@ -13,8 +13,9 @@ from rich.console import Console
 import headprune as hp
 from headprune.config import Recipe
 from headprune.evaluation import judge, predict
-from headprune.heads import HeadId, HeadScores, SiteId
+from headprune.heads import HeadId, SiteId
 from headprune.journal import Journal
+from headprune.plans import HeadScores
 from headprune.report.scores import agreement_table
 from headprune.report.terminal import ConsoleProgress
 from headprune.subject import calibration_rows, open_subject

@@ -12,8 +12,9 @@ from test_gate import result_of
 
 from headprune.distillation import Heal
 from headprune.gate import Baseline, Limits, compare
-from headprune.heads import HeadId, HeadScores, PruningPlan, Race, SiteId
+from headprune.heads import HeadId, SiteId
 from headprune.latency import Latency
+from headprune.plans import HeadScores, PruningPlan, Race
 from headprune.report.healed import heal_table
 from headprune.report.scores import agreement_table, heatmap, race_text, score_table
 from headprune.report.survey import survey_table

@@ -8,7 +8,7 @@ from math import floor
 from typing import Any, Literal, TypeAlias, get_args
 
 from headprune.anatomy import Anatomy
-from headprune.config import Constraints
+from headprune.config import BUDGETS, Constraints
 from headprune.errors import PlanError
 from headprune.heads import HeadId, SiteId, select_heads
 
@@ -94,6 +94,11 @@ def target_of(constraints: Constraints) -> Target | None:
         if text is not None:
             return Target.parse(resource, text)
     return None
+
+
+def with_keep(constraints: Constraints, keep: float) -> Constraints:
+    """Return the constraints with a keep ratio in the place of any other budget."""
+    return constraints.model_copy(update={**dict.fromkeys(BUDGETS), "keep": keep})
 
 
 def heads_to_keep(constraints: Constraints, total: int) -> int:

@@ -286,9 +286,7 @@ def _levels(
         by_slots.append(
             {
                 len(site.after(option.kept[0], pad=free.gqa == "pad").slots): option.removed
-                for option in menu_of(
-                    site, flat, protected=frozenset(), constraints=free
-                ).options
+                for option in menu_of(site, flat, protected=frozenset(), constraints=free).options
             }
         )
     shared = sorted(set.intersection(*map(set, by_slots)) - {len(sites[0].slots)})

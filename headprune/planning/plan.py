@@ -7,11 +7,12 @@ from typing import Any, TypeAlias
 from headprune.anatomy import Anatomy, Site
 from headprune.config import Constraints
 from headprune.errors import PlanError
-from headprune.heads import HeadId, HeadScores, PlannedSite, PruningPlan, Steps
+from headprune.heads import HeadId
 from headprune.planning.constraints import as_dict
 from headprune.planning.costs import CostModel
 from headprune.planning.problem import Problem, check_constraints
 from headprune.planning.solve import Choice, choose, rearranged
+from headprune.plans import HeadScores, PlannedSite, PruningPlan, Steps
 
 Rescore: TypeAlias = Callable[[Collection[HeadId]], HeadScores]
 """``rescore(removed)``: scores of all heads while some are masked; what it gives to these doesn't matter."""
@@ -109,9 +110,7 @@ def score_in_steps(
     return _with_steps(latest, removed_in, constraints, steps)
 
 
-def _of_those_kept(
-    before: HeadScores, now: HeadScores, removed: Collection[HeadId]
-) -> HeadScores:
+def _of_those_kept(before: HeadScores, now: HeadScores, removed: Collection[HeadId]) -> HeadScores:
     """Return the new scores; heads that were removed keep what they had."""
     sources = [
         (before, before.heads.index(head)) if head in removed else (now, index)

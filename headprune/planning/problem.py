@@ -52,7 +52,9 @@ class Problem:
     @property
     def most_to_take(self) -> Amount | None:
         """How much of the target's resource may be left; None without what it is counted in."""
-        return self.target and self.costs and self.target.limit(self.costs.whole)
+        if self.target is None or self.costs is None:
+            return None
+        return self.target.limit(self.costs.whole)
 
     def menus(self, values: Mapping[HeadId, float] | None = None) -> list[Menu]:
         """Return the options of each attention; without ``values`` as they are while all heads are equally important."""
@@ -93,7 +95,11 @@ def check_constraints(
 
 
 def _check_number_of_heads(problem: Problem, menus: Sequence[Menu]) -> None:
-    constraints, kept, total = problem.constraints, problem.heads_to_keep, len(problem.anatomy.heads)
+    constraints, kept, total = (
+        problem.constraints,
+        problem.heads_to_keep,
+        len(problem.anatomy.heads),
+    )
     if kept > total:
         raise PlanError(
             f"{kept} heads can't be kept of {total}",
@@ -145,11 +151,10 @@ def _checked_uniform(problem: Problem, menus: Sequence[Menu]) -> Menu:
                     hint=f"{loosen} raise `keep`",
                 )
     uniform = uniform_menu(menus)
-    least = _fewest(uniform) if uniform.options else None
-    if least is None or (constraints.heads is not None and least > constraints.heads):
+    least = _fewest(uniform)
+    if constraints.heads is not None and least > constraints.heads:
         raise PlanError(
-            "the budget can't be met with the same number of heads in every layer"
-            + (f": at least {least} must be kept" if least else ""),
+            f"with the same number of heads in every layer at least {least} must be kept",
             where=f"`uniform`, {conflicting_fields(constraints)}",
             hint=f"{loosen} leave `uniform` out",
         )

@@ -9,17 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headprune.anatomy import Anatomy
+from headprune.errors import PlanError
 from headprune.heads import HeadId
-from headprune.planning.constraints import Amount
+from headprune.planning.constraints import Amount, conflicting_fields
 from headprune.planning.problem import Problem, savings_of, uniform_number
-from headprune.planning.units import Menu, removable_units, uniform_menu
+from headprune.planning.units import Menu, removable, uniform_menu, units_of
 
 Products: TypeAlias = Mapping[str, Sequence[Sequence[float]]]
 """Mean products of the derivatives of two heads, by attention: rows and columns are its heads."""
 
 # How many totals are distinguished where gains have no large common divisor.
 _CELLS = 1 << 16
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +64,11 @@ def choose(problem: Problem, values: Mapping[HeadId, float]) -> Choice:
 
 
 def _removed(menus: Sequence[Menu], picked: Sequence[int]) -> frozenset[HeadId]:
-    options: list[Option] = [menu.options[i] for menu, i in zip(menus, picked, strict=True)]
+    options = (menu.options[index] for menu, index in zip(menus, picked, strict=True))
     return frozenset(head for option in options for head in option.removed)
 
 
-def _for_heads(
-    problem: Problem, menus: Sequence[Menu], values: Mapping[HeadId, float]
-) -> Choice:
+def _for_heads(problem: Problem, menus: Sequence[Menu], values: Mapping[HeadId, float]) -> Choice:
     """Return the best choice of as many heads as the budget removes, or of the next number that can be removed."""
     constraints = problem.constraints
     expected = len(problem.anatomy.heads) - problem.heads_to_keep
@@ -84,18 +82,22 @@ def _for_heads(
     )
     reached = np.flatnonzero(np.isfinite(combinations.costs))
     fewer, more = reached[reached <= expected], reached[reached >= expected]
-    if constraints.heads is not None and len(more):
+    if constraints.heads is not None:
+        if not len(more):  # which heads fill a group up depends on the scores
+            raise PlanError(
+                f"no choice of heads keeps {constraints.heads} or fewer",
+                where=conflicting_fields(constraints),
+                hint="give a larger number, or loosen the other",
+            )
         total = int(more[0])
     else:
         total = int(fewer[-1] if len(fewer) else reached[0])
-    units = [
-        unit
+    every = {
+        site: units_of(site, values, protected=problem.protected, constraints=constraints)
         for site in problem.anatomy.sites
-        for unit in removable_units(
-            site, values, protected=problem.protected, constraints=constraints
-        )
-    ]
-    one_size = len({len(unit.heads) for unit in units}) <= 1
+    }
+    units = [u for site, own in every.items() for u in removable(own, site, constraints)]
+    one_size = len({len(unit.heads) for own in every.values() for unit in own}) <= 1
     is_plain = constraints.uniform or (one_size and constraints.multiple_of == 1)
     # Of equally good choices the one that the cheapest units make.
     greedy: list[HeadId] = []
@@ -117,7 +119,6 @@ def _is_on(menus: Sequence[Menu], heads: frozenset[HeadId]) -> bool:
         if own not in [set(option.removed) for option in menu.options]:
             return False
     return True
-
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +208,11 @@ def cheapest_for(
 
 
 def rearranged(
-    heads: Collection[HeadId], anatomy: Anatomy, products: Products, *, protected: Collection[HeadId]
+    heads: Collection[HeadId],
+    anatomy: Anatomy,
+    products: Products,
+    *,
+    protected: Collection[HeadId],
 ) -> frozenset[HeadId]:
     """Return as many heads of every attention as are in ``heads``, those that lose the least together.
 
@@ -215,7 +220,7 @@ def rearranged(
     the diagonal. From the ``k`` cheapest heads on, every other one is let in, and the one whose leaving makes the sum smallest
     leaves. Attentions whose heads share keys and values stay as they are.
 
-    Source: Kwon et al., "A Fast Post-Training Pruning Framework for Transformers", NeurIPS 2022, section 4.2 (mask rearrangement).
+    Source: Kwon et al., "A Fast Post-Training Pruning Framework for Transformers", NeurIPS 2022, section 4.2.
 
     Args:
         heads: What sorting chose.

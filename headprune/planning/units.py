@@ -87,7 +87,7 @@ def menu_of(
         counted = "groups" if _counts_groups(site, constraints) else "heads"
         number = len(site.groups(site.slots)) if counted == "groups" else len(site.slots)
         raise PlanError(
-            f"{site.id} has {number} {counted}, and no number of them that may be kept is a multiple of {constraints.multiple_of}",
+            f"{site.id} has {number} {counted}, and no number that may be kept is a multiple of {constraints.multiple_of}",
             where=f"`multiple_of={constraints.multiple_of}`",
             hint="use a divisor of that, protect fewer heads, or lower `min_heads`",
         )
@@ -95,7 +95,11 @@ def menu_of(
 
 
 def uniform_menu(menus: Iterable[Menu]) -> Menu:
-    """Return the options that keep the same number of heads in every attention: of each number the cheapest."""
+    """Return the options that keep the same number of heads in every attention: of each number the cheapest.
+
+    Raises:
+        PlanError: There is none.
+    """
     sites: list[Site] = []
     by_count: list[dict[int, Option]] = []
     for menu in menus:
@@ -105,6 +109,12 @@ def uniform_menu(menus: Iterable[Menu]) -> Menu:
             cheapest.setdefault(option.num_kept, option)
         by_count.append(cheapest)
     shared = set.intersection(*map(set, by_count)) if by_count else set()
+    if not shared:
+        raise PlanError(
+            "there is no number of heads that every layer can keep",
+            where="`uniform`",
+            hint="protect fewer heads of a layer, or lower `min_heads`, or leave `uniform` out",
+        )
     rows = ([options[count] for options in by_count] for count in sorted(shared, reverse=True))
     return Menu(tuple(sites), tuple(map(_joined, rows)))
 
@@ -117,16 +127,10 @@ def _joined(options: Sequence[Option]) -> Option:
     )
 
 
-def removable_units(
-    site: Site,
-    values: Mapping[HeadId, float],
-    *,
-    protected: frozenset[HeadId],
-    constraints: Constraints,
-) -> Iterator[Unit]:
-    """Yield the units of a site that may be removed, one after the other, the cheapest first."""
+def removable(units: Iterable[Unit], site: Site, constraints: Constraints) -> Iterator[Unit]:
+    """Yield those of a site's units, the cheapest first, that leave as many heads as must be kept."""
     left = len(site.heads)
-    for unit in units_of(site, values, protected=protected, constraints=constraints):
+    for unit in units:
         left -= len(unit.heads)
         if left < _least(site, constraints):
             return

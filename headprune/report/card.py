@@ -6,9 +6,9 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from headprune.errors import CheckpointError
-from headprune.heads import PruningPlan
 from headprune.latency import Latency
 from headprune.models.find import ModelSource
+from headprune.plans import PruningPlan
 from headprune.results import Results, Unmeasured
 from headprune.runtime.local import published_name
 from headprune.untrusted import parse_yaml, read_text

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.text import Text
 
-from headprune.heads import HeadId, HeadScores, PruningPlan, Race, SiteId
+from headprune.heads import HeadId, SiteId
+from headprune.plans import HeadScores, PruningPlan, Race
 from headprune.report.tables import Row, Sheet, line, prose
 
 # Cividis-like steps from unimportant to important: readable for the colour-blind, in light and in dark terminals.

@@ -17,8 +17,8 @@ from rich.text import Text
 
 from headprune.evaluation import EvalResult
 from headprune.gate import Verdict
-from headprune.heads import PruningPlan
 from headprune.latency import Latency
+from headprune.plans import PruningPlan
 from headprune.report.ci import headline
 from headprune.report.tables import Prose, Row, Sheet, line, make_console, prose
 from headprune.results import Results, Unmeasured

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss
-from headprune.heads import HeadScores
 from headprune.passes import SILENT, RunContext
 from headprune.placement import not_finite
+from headprune.plans import HeadScores
 from headprune.scoring.ablation import ablation
 from headprune.scoring.activation import activation
 from headprune.scoring.confidence import confidence

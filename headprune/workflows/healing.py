@@ -27,11 +27,11 @@ from headprune.distillation import (
 )
 from headprune.errors import ConfigError, DataError, ModelError
 from headprune.evaluation import first_examples, judge
-from headprune.heads import PruningPlan
 from headprune.inspection import inspect
 from headprune.models.facts import choose_device, fingerprint, versions, weights_bytes
 from headprune.models.manifest import output_directory, refuse_unusable_output, write_manifest
 from headprune.models.save import write_model
+from headprune.plans import PruningPlan
 from headprune.report.card import model_card
 from headprune.results import Results
 from headprune.runs import FOLDER

@@ -13,11 +13,12 @@ from headprune.anatomy import Anatomy
 from headprune.batch import Batch, num_examples
 from headprune.config import Recipe
 from headprune.distributed import World
-from headprune.heads import HeadId, HeadScores, Race
+from headprune.heads import HeadId
 from headprune.masking import gated
 from headprune.passes import RunContext
 from headprune.placement import input_device
 from headprune.planning import score_in_steps
+from headprune.plans import HeadScores, Race
 from headprune.scoring import DIFFERENTIATE, metric_drop, race_heads
 from headprune.scoring import score as score_heads
 from headprune.subject import Rows, Subject

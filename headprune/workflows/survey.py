@@ -13,9 +13,8 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
 from headprune.anatomy.clone import pruning_record
-from headprune.config import Recipe
+from headprune.config import Constraints, Recipe
 from headprune.errors import CheckpointError, PlanError
-from headprune.heads import HeadScores
 from headprune.inspection import inspect
 from headprune.models.find import ModelSource, find
 from headprune.models.legacy import pickled_weights, pruned_heads, rewritten
@@ -25,7 +24,9 @@ from headprune.models.save import LoadMethod, stock_config
 from headprune.models.shards import untie_as_stored
 from headprune.models.tokenizer import tokenizer_of
 from headprune.placement import count_parameters
-from headprune.planning import Constraints, is_padded, make_plan, savings
+from headprune.planning import make_plan, savings
+from headprune.planning.constraints import with_keep
+from headprune.plans import HeadScores
 from headprune.publish import publish
 from headprune.results import Survey, SurveyedSite
 from headprune.subject import Progress, find_model, model_name
@@ -113,15 +114,8 @@ def _readable(recipe: Recipe, *, progress: Progress) -> Iterator[tuple[ModelSour
 
 
 def _constraints(recipe: Recipe, *, keep: float, uniform: bool) -> Constraints:
-    return Constraints(
-        keep=keep,
-        min_heads=recipe.min_heads,
-        protect=recipe.protect,
-        uniform=uniform,
-        gqa=recipe.gqa,
-        sites=recipe.sites,
-        multiple_of=recipe.multiple_of,
-    )
+    constraints = with_keep(recipe.settings.plan, keep)
+    return constraints.model_copy(update={"uniform": uniform, "rearrange": False})
 
 
 def _surveyed(site: Site) -> SurveyedSite:
@@ -160,7 +154,7 @@ def _route(model: PreTrainedModel, anatomy: Anatomy, constraints: Constraints) -
     except PlanError:
         return None
     smaller = copy.deepcopy(model)
-    after = cut(smaller, anatomy, remove=plan.remove, pad=is_padded(plan))
+    after = cut(smaller, anatomy, remove=plan.remove, pad=plan.is_padded)
     return "remote-code" if stock_config(smaller, after) is None else "stock"
 
 
@@ -169,7 +163,7 @@ def _saves(model: PreTrainedModel, anatomy: Anatomy, constraints: Constraints) -
         plan = make_plan(_any_scores(anatomy), anatomy, constraints=constraints)
     except PlanError as error:
         return {"keep": constraints.keep, "impossible": error.what}
-    found = savings(model, anatomy, remove=plan.remove, pad=is_padded(plan))
+    found = savings(model, anatomy, removed=plan.remove, pad=plan.is_padded)
     return {
         "keep": constraints.keep,
         "heads": len(plan.remove),

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from families import build, inspected, token_inputs
+from headprune.planning.knapsack import cheapest_for, combine
+from headprune.prices import prices_of
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_plan import anatomy_of, scores_of
@@ -29,8 +31,6 @@ from headprune.config import Recipe, load_settings
 from headprune.errors import ConfigError, PlanError
 from headprune.footprint import fastest_ms, kv_cache_bytes_per_token
 from headprune.planning import Constraints, Prices, Target, make_plan, savings, score_in_steps
-from headprune.planning.knapsack import cheapest_for, combine
-from headprune.prices import prices_of
 from headprune.surgery import cut
 from headprune.workflows.course import check_course, constraints_of
 

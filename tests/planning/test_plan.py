@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from headprune.anatomy import Anatomy, Site
 from headprune.errors import PlanError
-from headprune.heads import HeadId, HeadScores, SiteId
+from headprune.heads import HeadId, SiteId
 from headprune.planning import Constraints, check_constraints, make_plan
+from headprune.plans import HeadScores
 
 
 def anatomy_of(*, layers=3, heads=4, groups=4, min_heads=0, stacks=(("", "self"),)):

@@ -14,10 +14,10 @@ import headprune as hp
 from headprune.batch import as_batches
 from headprune.config import Recipe
 from headprune.errors import ConfigError
-from headprune.heads import HeadScores
 from headprune.journal import Journal
 from headprune.passes import SILENT, RunContext
 from headprune.planning import Constraints, make_plan, score_in_steps
+from headprune.plans import HeadScores
 from headprune.scoring import score
 from headprune.surgery.fit import can_fit, fit, put_back
 from headprune.tasks.distill import Goal
