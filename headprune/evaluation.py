@@ -15,10 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.artefact import Artefact
+from headprune.artefact import Artefact, Latency
 from headprune.batch import Batch, forward, num_examples, per_example
 from headprune.errors import DataError
-from headprune.latency import Latency
 from headprune.masking import gated
 from headprune.memory import Parts, halves_of_batch
 from headprune.passes import SILENT, RunContext, Work, each_batch, one_after_another

@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy.trace import takes_cache
+from headprune.artefact import Latency
 from headprune.batch import Batch, forward
 from headprune.errors import ConfigError
-from headprune.latency import Latency
 from headprune.memory import attempt
 from headprune.placement import input_device, staged
 

@@ -35,7 +35,6 @@ ORDER = [
     "passes",
     "replay",
     "tasks",
-    "latency",
     "evaluation",
     "footprint",
     "scoring",

@@ -14,9 +14,9 @@ import headprune as hp
 from headprune.config import Recipe
 from headprune.evaluation import judge, predict
 from headprune.heads import HeadId, SiteId
-from headprune.journal import Journal
 from headprune.plans import HeadScores
-from headprune.report.scores import agreement_table
+from headprune.journal import Journal
+from headprune.report.heads import agreement_table
 from headprune.report.terminal import ConsoleProgress
 from headprune.subject import calibration_rows, open_subject
 from headprune.tasks.rows import noted_rows

@@ -12,10 +12,10 @@ from scipy.stats import binom
 from test_gate import result_of
 
 from headprune import footprint
+from headprune.artefact import Latency
 from headprune.batch import as_batches, forward
 from headprune.footprint import latency_ms, of_length, sizes
 from headprune.gate import Baseline, Limits, compare
-from headprune.latency import Latency
 
 MS = st.floats(0.01, 1e4)
 

@@ -10,17 +10,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 from test_gate import result_of
 
+from headprune.artefact import Latency
 from headprune.distillation import Heal
 from headprune.gate import Baseline, Limits, compare
 from headprune.heads import HeadId, SiteId
-from headprune.latency import Latency
-from headprune.plans import HeadScores, PruningPlan, Race
-from headprune.report.healed import heal_table
-from headprune.report.scores import agreement_table, heatmap, race_text, score_table
-from headprune.report.survey import survey_table
-from headprune.report.sweep import sweep_table
-from headprune.report.tables import key_value_table, show
-from headprune.report.terminal import eval_table, plan_table, prune_table, unmeasured_table
+from headprune.plans import HeadScores, PruningPlan
+from headprune.report.heads import agreement_table, heatmap, score_table, survey_table
+from headprune.report.tables import eval_table, plan_table, prune_table, sweep_table
+from headprune.report.terminal import key_value_table, show
 from headprune.results import (
     Curve,
     Results,
@@ -128,22 +125,15 @@ def tables(value, scale):
     heal = Heal(
         teacher={"name": "t"}, objective="loss", steps=12_345, trained_on=123_456, held_out=1234, loss=(0.1234, 0.01234), lora=8,
     )  # fmt: skip
-    race = Race(
-        keep=0.7,
-        rows_per_head=(3,) * 80,
-        undecided=tuple(heads[:40]),
-        work=0.33,
-        error_probability=0.05,
-    )
     yield eval_table(after)
     yield prune_table(results, directory=DIRECTORY, verdict=verdict)
-    yield heal_table(results.model_copy(update={"heal": heal}), directory=DIRECTORY)
-    yield unmeasured_table(
+    yield prune_table(results.model_copy(update={"heal": heal}), directory=DIRECTORY)
+    yield prune_table(
         Unmeasured(heads=(4096, 1), parameters=(10**12, 10**11), streamed=True, **common),
         directory=DIRECTORY,
     )
     yield from (plan_table(plan), sweep_table(sweep), survey_table(survey), score_table(scores[0]))
-    yield from (agreement_table(scores), heatmap(scores[0], plan), race_text(race, scores[0]))
+    yield from (agreement_table(scores), heatmap(scores[0], plan))
     yield key_value_table(
         {"directory": DIRECTORY, "heads": " ".join(["1024"] * 99), "n": "123,456"}
     )
@@ -193,7 +183,7 @@ def test_words_stay_whole_and_what_is_copied_is_one_line(width):
     st.sampled_from(WIDTHS),
 )  # fmt: skip
 def test_no_cell_is_ever_cut(rows, width):
-    from headprune.report.tables import Row, Sheet
+    from headprune.report.terminal import Row, Sheet
 
     text = rendered(Sheet([Row(row) for row in rows], titles=("a", "b", "c", "d")), width)
     for cell in (cell for row in rows for cell in row):

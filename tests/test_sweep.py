@@ -27,7 +27,7 @@ from headprune.passes import SILENT, RunContext
 from headprune.planning import knee, last_within
 from headprune.plans import HeadScores
 from headprune.replay import losses
-from headprune.report.plots import spread, sweep_picture
+from headprune.report.charts import sweep_picture
 from headprune.report.terminal import ConsoleProgress
 from headprune.results import Sweep
 from headprune.subject import Subject, open_subject, separate_rows
@@ -278,17 +278,6 @@ def test_methods_are_those_named_or_a_method_and_its_controls():
     assert tuple(recipes_of(Recipe(methods="random, ablation,random"))) == ("random", "ablation")
     with pytest.raises(ConfigError, match="no method 'gradiant'"):
         recipes_of(Recipe(methods=("gradiant",)))
-
-
-@given(wanted=st.lists(st.floats(0, 1), min_size=1, max_size=7), gap=st.floats(0.01, 0.3))
-def test_names_keep_apart_and_in_order(wanted, gap):
-    found = spread(wanted, gap=gap)
-    for one, other in itertools.combinations(range(len(wanted)), 2):
-        assert abs(found[one] - found[other]) >= gap - 1e-9
-        if wanted[one] < wanted[other]:
-            assert found[one] < found[other]
-    if all(abs(a - b) >= gap for a, b in itertools.combinations(wanted, 2)):
-        assert found == pytest.approx(wanted)
 
 
 @pytest.fixture

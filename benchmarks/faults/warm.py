@@ -22,13 +22,13 @@ _FIRST = (
     "headprune.workflows",
     "headprune.workflows.healing",
     "headprune.export",
-    "headprune.report.scores",
+    "headprune.report.heads",
     "headprune.report.terminal",
     "datasets",
     "evaluate",
 )
 PICTURES = (
-    "headprune.report.plots",
+    "headprune.report.charts",
     "matplotlib.figure",
     "matplotlib.ticker",
     "matplotlib.backends.backend_agg",

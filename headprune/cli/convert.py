@@ -22,7 +22,7 @@ def command(call: Call) -> None:
     """Make a model that transformers v4 pruned (config.pruned_heads) or pickled load with transformers v5."""
     from headprune import workflows
     from headprune.artefact import dump_json
-    from headprune.report.tables import key_value_table
+    from headprune.report.terminal import key_value_table
 
     if call.recipe.out is None:
         raise ConfigError(

@@ -28,7 +28,7 @@ OPTIONS: dict[str, Any] = {
 def command(call: Call) -> None:
     """Write a Llama-like model, pruned or not, as GGUF for llama.cpp, and prove it by reading it back."""
     from headprune import workflows
-    from headprune.report.tables import key_value_table
+    from headprune.report.terminal import key_value_table
 
     path = call.own.get("gguf")
     if path is None:

@@ -76,12 +76,12 @@ OPTIONS: dict[str, Any] = {
 
 def command(call: Call) -> None:
     """Let a pruned model learn from the one it came from, by distillation; prove it and save it anew."""
-    from headprune.report.healed import heal_table
+    from headprune.report.tables import prune_table
     from headprune.workflows.healing import heal
 
     recipe = _with_output(call.recipe)
     results = heal(recipe, resume=bool(call.own.get("resume")), progress=call.talk)
-    table = heal_table(results, directory=str(recipe.out))
+    table = prune_table(results, directory=str(recipe.out))
     call.write(results.to_json()) if call.json else call.show(table)
 
 

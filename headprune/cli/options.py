@@ -66,7 +66,7 @@ class Call:
 
     def show(self, value: Any) -> None:
         """Print a table, or text, to stdout."""
-        from headprune.report.tables import make_console, show
+        from headprune.report.terminal import make_console, show
 
         with writing_stdout():
             show(make_console(), value)

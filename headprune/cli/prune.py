@@ -127,7 +127,7 @@ OPTIONS: dict[str, Any] = {
 def command(call: Call) -> None:
     """Remove the least important heads, prove it, and save the smaller model."""
     from headprune import workflows
-    from headprune.report.terminal import plan_table, prune_table
+    from headprune.report.tables import plan_table, prune_table
 
     dry = bool(call.own.get("dry_run"))
     recipe = with_budget(call.recipe) if dry else with_output(call.recipe)
@@ -150,10 +150,10 @@ def command(call: Call) -> None:
 def show_unmeasured(call: Call, recipe: "Recipe") -> None:
     """Prune from file to file, and show what is known of a model that wasn't loaded."""
     from headprune import workflows
-    from headprune.report.terminal import unmeasured_table
+    from headprune.report.tables import prune_table
 
     results = workflows.prune_unloaded(recipe, progress=call.talk, show=shower(call))
-    table = unmeasured_table(results, directory=str(recipe.out))
+    table = prune_table(results, directory=str(recipe.out))
     call.write(results.to_json()) if call.json else call.show(table)
 
 
@@ -189,8 +189,8 @@ def with_output(recipe: "Recipe") -> "Recipe":
 
 def shower(call: Call) -> "Callable[[HeadScores, PruningPlan], None]":
     """Return what shows scores and plan as a heatmap while the work goes on."""
-    from headprune.report.scores import heatmap
-    from headprune.report.tables import show as show_on
+    from headprune.report.heads import heatmap
+    from headprune.report.terminal import show as show_on
 
     def show(scores: "HeadScores", plan: "PruningPlan") -> None:
         if not call.talk.quiet and not call.json:

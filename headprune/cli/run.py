@@ -41,7 +41,7 @@ def command(call: Call) -> None:
     """Score, prune, save, prove, evaluate and (where the recipe names a baseline) check."""
     from headprune import gate, workflows
     from headprune.artefact import dump_json
-    from headprune.report.terminal import prune_table
+    from headprune.report.tables import prune_table
 
     recipe, gates = with_output(call.recipe), call.settings.gate
     baseline = gate.read_baseline(Path(gates.baseline)) if gates.baseline else None

@@ -73,7 +73,7 @@ OPTIONS: dict[str, Any] = {
 def command(call: Call) -> None:
     """Measure the metric against the share of heads kept, for several scores side by side, by masking."""
     from headprune import workflows
-    from headprune.report.sweep import sweep_table
+    from headprune.report.tables import sweep_table
 
     found, out = workflows.sweep(call.recipe, progress=call.talk)
     call.write(found.to_json()) if call.json else call.show(sweep_table(found))

@@ -1,156 +1,261 @@
-"""Tables that never lose a digit: columns where there is room, one value below the other where there isn't."""
+"""What a person reads of each result: a table per value, laid out by :mod:`headprune.report.terminal`."""
 
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
 
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Group, RenderableType
 from rich.text import Text
 
-_GAP = "  "
+from headprune.artefact import Latency
+from headprune.evaluation import EvalResult
+from headprune.gate import Verdict
+from headprune.plans import PruningPlan
+from headprune.report.ci import headline
+from headprune.report.terminal import Prose, Row, Sheet, line, prose
+from headprune.results import Curve, Results, Sweep, SweepPoint, Unmeasured
+from headprune.verify import Proof
+
+_CACHE = "key/value cache/token"
+_INTERVAL = "  95 % interval"
 
 
-def make_console(*, stderr: bool = False) -> Console:
-    """Return a console that shows names as they are: [ ] in a path is no markup, and :x: no picture."""
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+def eval_table(result: EvalResult) -> RenderableType:
+    """Show one evaluation."""
+    rows = {
+        result.metric: f"{_number(result.value)} {_interval(result.interval)}",
+        "examples": _rows(result),
+        "heads": "unknown" if result.heads is None else f"{result.heads:,}",
+        "parameters": f"{result.parameters:,}",
+    }
+    if result.kv_cache_bytes_per_token is not None:
+        rows[_CACHE] = f"{result.kv_cache_bytes_per_token:,} bytes"
+    for name, latency in result.latency_ms.items():
+        rows[_timed(name)] = f"{_ms(latency.ms)} ms {_ms_interval(latency)}".rstrip()
+    return Group(Sheet([Row(row) for row in rows.items()]), *_timing_notes(result))
 
 
-def show(console: Console, value: RenderableType) -> None:
-    """Print a value; a line that is longer than the console goes on, rather than being cut."""
-    console.print(value, crop=False)
+def prune_table(
+    results: Results | Unmeasured, *, directory: str, verdict: Verdict | None = None
+) -> RenderableType:
+    """Show how a model was trained, before and after, the proofs, the verdict, where the model lies and how to load it."""
+    parts: list[RenderableType] = []
+    if isinstance(results, Unmeasured):
+        counts = {"heads": results.heads, "parameters": results.parameters}
+        parts.append(_changes([*_count_rows(counts), _weights_row(results)]))
+        parts.append(prose("\nno data was read: quality was not measured\n", style="dim"))
+    else:
+        after, heal = results.after, results.heal
+        apart = f"rows that chose no head{' and that nothing was trained on' if heal else ''}"
+        if heal is not None:
+            weights = f"adapters of rank {heal.lora}, merged," if heal.lora else "all weights"
+            training = (
+                f"{weights} trained towards {heal.teacher.get('name')}: {heal.steps:,} steps on {heal.trained_on:,} rows\n"
+                f"{heal.objective} on {heal.held_out:,} other rows: {heal.loss[0]:.4g} before, {heal.loss[1]:.4g} after\n"
+            )
+            parts.append(prose(training, style="dim"))
+        parts += [_before_and_after(results), *_timing_notes(results.before, after)]
+        note = f"\n{_basis(after)}, {apart}\n"
+        parts.append(prose(note, style="dim"))
+    return Group(
+        *parts,
+        *map(_proof_line, results.proofs),
+        *([_verdict_line(verdict)] if verdict else []),
+        Text(),
+        *_loading(results, directory),
+    )
 
 
-def line(*parts: str | tuple[str, str]) -> Text:
-    """Return text that is one line however narrow the console is, to be copied."""
-    return Text.assemble(*parts, no_wrap=True, overflow="ignore")
+def plan_table(plan: PruningPlan) -> RenderableType:
+    """Show how many heads of each layer stay, and what goes with the others."""
+    removed: dict[str, list[str]] = {}
+    for head in plan.remove:
+        removed.setdefault(str(head.site), []).append(f"H{head.head}")
+    rows = [
+        Row((site, str(kept), " ".join(removed.get(site, []))))
+        for site, kept in plan.kept_per_site.items()
+    ]
+    layers = Sheet(rows, titles=("layer", "heads kept", "removed"), right=frozenset({1}), prose=2)
+    whole, saves = plan.budget.get("whole"), plan.budget.get("saves")
+    if not whole or not saves:
+        return layers
+    keys = {
+        "parameters": "parameters",
+        "FLOPs/token": "flops_per_token",
+        _CACHE: "kv_cache_bytes_per_token",
+    }
+    counts = {"heads": (plan.budget["heads_before"], plan.budget["heads_after"])}
+    counts |= {
+        name: (whole[key], whole[key] - saves[key]) for name, key in keys.items() if whole[key]
+    }
+    note = prose(f"FLOPs are counted at {saves['context']} tokens of context", style="dim")
+    return Group(layers, Text(), _changes(_count_rows(counts)), note)
 
 
-@dataclass(frozen=True)
-class Prose:
-    """Text that goes on in the next line between words, never within one: a path or a number stays whole."""
-
-    text: Text
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
-        """Yield the lines."""
-        del console
-        yield from wrapped(self.text, options.max_width)
-
-
-def prose(text: str | Text, *, style: str = "") -> Prose:
-    """Return text that is wrapped between words."""
-    return Prose(text if isinstance(text, Text) else Text(text, style=style))
-
-
-def wrapped(text: Text, width: int) -> list[Text]:
-    """Return the lines of a text, as long as their words allow."""
-    found = []
-    for paragraph in text.split("\n", allow_blank=True):
-        breaks, start = [], 0
-        for word in re.finditer(r"\S+", paragraph.plain):
-            if word.start() > start and cell_len(paragraph.plain[start : word.end()]) > width:
-                start = word.start()
-                breaks.append(start)
-        for part in paragraph.divide(breaks):
-            part.rstrip()
-            part.no_wrap, part.overflow = True, "ignore"
-            found.append(part)
-    return found
+def sweep_table(sweep: Sweep) -> RenderableType:
+    """Show every point with its interval and its paired difference to the whole model, then what is to be seen."""
+    rows: list[Row] = []
+    for curve in sweep.curves:
+        rows.append(Row((f"scored by {curve.method}",), "bold"))
+        rows += [Row(_point_cells(point)) for point in curve.points]
+        rows.append(Row(()))
+    titles = ("--keep (heads)", sweep.metric, "95 %", "change", "95 %")
+    note = f"{_basis(sweep)}, rows that chose no head; masked, nothing cut\n"
+    return Group(
+        Sheet(rows, titles=titles, right=frozenset(range(len(titles)))),
+        prose(note, style="dim"),
+        *(prose(_curve_summary(curve, sweep)) for curve in sweep.curves),
+    )
 
 
-@dataclass(frozen=True)
-class Row:
-    """The cells of a row, and its style."""
-
-    cells: tuple[str, ...]
-    style: str = ""
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """Rows of numbers and names under titles.
-
-    Where the console is too narrow for that, each row is written as lines of a title and a value.
-
-    Args:
-        rows: What it shows; a row without cells is an empty line, and one of a single cell a heading.
-        titles: Of the columns; none, no head.
-        right: Columns that end flush.
-        prose: A column of words, which may go on in the next line.
-    """
-
-    rows: Sequence[Row]
-    titles: Sequence[str] = ()
-    right: frozenset[int] = frozenset()
-    prose: int | None = None
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
-        """Yield the lines."""
-        del console
-        widths = self._widths(options.max_width)
-        yield from (self._lines(options) if widths is None else self._columns(widths))
-
-    def _widths(self, room: int) -> list[int] | None:
-        """Return the widths of the columns; None where there is no room for them."""
-        heads = [tuple(self.titles)] if self.titles else []
-        filled = [*heads, *(row.cells for row in self.rows if len(row.cells) > 1)]
-        widths = [max(map(cell_len, column)) for column in zip(*filled, strict=True)]
-        excess = sum(widths) + len(_GAP) * (len(widths) - 1) - room
-        if excess <= 0:
-            return widths
-        if self.prose is None:
-            return None
-        words = [word for cells in filled for word in cells[self.prose].split()]
-        left = widths[self.prose] - excess
-        if left < max(20, *map(cell_len, words)):
-            return None
-        return [left if place == self.prose else width for place, width in enumerate(widths)]
-
-    def _columns(self, widths: Sequence[int]) -> Iterator[Text]:
-        rows = [Row(tuple(self.titles), "bold"), *self.rows] if self.titles else self.rows
-        for row in rows:
-            if len(row.cells) == 1:
-                yield line((row.cells[0], row.style))
-                continue
-            parts = [
-                self._wrapped(cell, widths[place] if place == self.prose else None)
-                for place, cell in enumerate(row.cells)
-            ]
-            for number in range(max(map(len, parts), default=1)):
-                cells = [part[number] if number < len(part) else "" for part in parts]
-                padded = [
-                    " " * (width - cell_len(cell)) + cell
-                    if place in self.right
-                    else cell + " " * (width - cell_len(cell))
-                    for place, (cell, width) in enumerate(zip(cells, widths, strict=False))
-                ]
-                yield line((_GAP.join(padded).rstrip(), row.style))
-
-    def _lines(self, options: ConsoleOptions) -> Iterator[Text]:
-        """Yield a row's first cell, then each other one below it, behind its title."""
-        for row in self.rows:
-            if not row.cells:
-                continue
-            titles = self.titles or [""] * len(row.cells)
-            name = f"{titles[0]}: " if titles[0] and len(row.cells) > 1 else ""
-            yield line((name + row.cells[0], row.style or "bold"))
-            for place, (title, cell) in enumerate(zip(titles, row.cells, strict=False)):
-                if not (place and cell):
-                    continue
-                head = f"{_GAP}{title}: " if title else _GAP
-                room = max(20, options.max_width - cell_len(head))
-                for part in self._wrapped(cell, room if place == self.prose else None):
-                    yield line((head + part, row.style))
-                    head = " " * cell_len(head)
-
-    def _wrapped(self, text: str, width: int | None) -> list[str]:
-        if width is None:
-            return text.split("\n")
-        return [part.plain for part in wrapped(Text(text), width)]
+def _before_and_after(results: Results) -> Sheet:
+    before, after = results.before, results.after
+    change = _number(results.difference, sign="+")
+    ends = _interval(results.difference_interval, sign="+")
+    counts = {
+        "heads": (before.heads or 0, after.heads or 0),
+        "parameters": (before.parameters, after.parameters),
+    }
+    rows = [
+        Row((before.metric, _number(before.value), _number(after.value), change), "bold"),
+        Row((_INTERVAL, _interval(before.interval), _interval(after.interval), ends)),
+        *_count_rows(counts),
+        _weights_row(results),
+    ]
+    cache = (before.kv_cache_bytes_per_token, after.kv_cache_bytes_per_token)
+    if cache[0] is not None and cache[1] is not None:
+        rows += _count_rows({_CACHE: (cache[0], cache[1])})
+    for name, latency in after.latency_ms.items():
+        if name in before.latency_ms:  # memory held it for one of the models only
+            rows += _latency_rows(name, before.latency_ms[name], latency)
+    return _changes(rows)
 
 
-def key_value_table(rows: dict[str, Any]) -> RenderableType:
-    """Show names and values."""
-    return Sheet([Row((name, str(value))) for name, value in rows.items()], prose=1)
+def _changes(rows: Sequence[Row]) -> Sheet:
+    return Sheet(rows, titles=("", "before", "after", "change"), right=frozenset({1, 2, 3}))
+
+
+def _count_rows(counts: Mapping[str, tuple[int, int]]) -> list[Row]:
+    """Return a row for each thing that is counted, before and after."""
+    rows = []
+    for name, (before, after) in counts.items():
+        unit = " B" if name == _CACHE else ""
+        share = f" ({after / before - 1:+.1%})" if before else ""
+        change = "none" if after == before else f"{after - before:+,}{share}"
+        rows.append(Row((name, f"{before:,}{unit}", f"{after:,}{unit}", change)))
+    return rows
+
+
+def _weights_row(results: Results | Unmeasured) -> Row:
+    before, after = results.weights_bytes
+    change = "none" if after == before else f"{after / before - 1:+.1%}"
+    return Row(("weights on disk", f"{before / 1e6:.1f} MB", f"{after / 1e6:.1f} MB", change))
+
+
+def _latency_rows(name: str, before: Latency, after: Latency) -> list[Row]:
+    change, (low, high) = before.change_to(after)
+    rows = [Row((_timed(name), f"{_ms(before.ms)} ms", f"{_ms(after.ms)} ms", f"{change:+.0%}"))]
+    if before.repeats and after.repeats:
+        ends = (_ms_interval(before), _ms_interval(after), f"[{low:+.0%}, {high:+.0%}]")
+        rows.append(Row((_INTERVAL, *ends)))
+    return rows
+
+
+def _timing_notes(*results: EvalResult) -> list[Prose]:
+    """Say what was timed, and where the machine was too busy to do that well."""
+    timed = [(name, latency) for result in results for name, latency in result.latency_ms.items()]
+    tokens = dict.fromkeys(
+        latency.tokens
+        for name, latency in results[-1].latency_ms.items()
+        if latency.tokens is not None and "length" not in name
+    )
+    doubts = dict.fromkeys(f"{_spaced(name)}: {took.busy}" for name, took in timed if took.busy)
+    notes = [(f"latency: median of repeats, rows of {count} tokens", "dim") for count in tokens]
+    notes += [(f"latency, {doubt}: small differences can't be told", "yellow") for doubt in doubts]
+    return [prose(text, style=style) for text, style in notes]
+
+
+def _proof_line(proof: Proof) -> Prose:
+    detail = f": {proof.detail} ({proof.measured:.2g})"
+    return prose(Text.assemble((f"✓ {proof.name}", "green"), (detail, "dim")))
+
+
+def _verdict_line(verdict: Verdict) -> Prose:
+    mark, colour = ("✓", "green") if verdict.passed else ("✗", "red")
+    text = Text(f"{mark} check {headline(verdict)}", style=colour)
+    for finding in verdict.findings:
+        text.append(f": {finding.message}", style="dim" if finding.passed else colour)
+    return prose(text)
+
+
+def _loading(results: Results | Unmeasured, directory: str) -> list[Text]:
+    trust = ", trust_remote_code=True" if results.loads_with == "remote-code" else ""
+    call = f'{results.auto_class}.from_pretrained("{directory}"{trust})'
+    return [
+        line(("the model: ", "dim"), directory),
+        line(("load it:   ", "dim"), call),
+        line(("or:        ", "dim"), f'headprune.load("{directory}")'),
+    ]
+
+
+def _point_cells(point: SweepPoint) -> tuple[str, ...]:
+    return (
+        f"{point.keep:g} ({point.heads})",
+        _number(point.value),
+        _interval(point.interval),
+        _number(point.difference, sign="+"),
+        _interval(point.difference_interval, sign="+"),
+    )
+
+
+def _curve_summary(curve: Curve, sweep: Sweep) -> str:
+    if curve.knee is None:
+        text = f"{curve.method}: no knee"
+    else:
+        value = _number(curve.at(curve.knee).value)
+        text = f"{curve.method}: knee at --keep {curve.knee:g} ({value})"
+    if sweep.max_drop is None:
+        return text
+    if curve.within_drop is None or curve.within_drop == 1:
+        return f"{text}; no cut is surely within a drop of {sweep.max_drop:g}"
+    return f"{text}; drop surely within {sweep.max_drop:g} down to --keep {curve.within_drop:g}"
+
+
+def _basis(result: EvalResult | Sweep) -> str:
+    """Return which way the metric is better, and what it was measured on."""
+    better = "higher" if result.higher_is_better else "lower"
+    return f"{result.metric}: {better} is better; n = {_rows(result)}"
+
+
+def _rows(result: EvalResult | Sweep) -> str:
+    split = f" ({result.data['split']})" if result.data.get("split") else ""
+    return f"{result.n:,} of {result.data.get('name')}{split}"
+
+
+def _interval(interval: tuple[float, float], *, sign: str = "-") -> str:
+    return f"[{_number(interval[0], sign=sign)}, {_number(interval[1], sign=sign)}]"
+
+
+def _number(value: float, *, sign: str = "-") -> str:
+    """Return a metric, or a difference of it, as text."""
+    return f"{value:{sign}.4f}" if abs(value) < 10 else f"{value:{sign}.2f}"
+
+
+def _ms(value: float) -> str:
+    """Return milliseconds with three digits, or all before the point."""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
+
+
+def _ms_interval(took: Latency) -> str:
+    return f"[{_ms(took.interval[0])}, {_ms(took.interval[1])}]" if took.repeats else ""
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _timed(name: str) -> str:
+    """Return what was timed, by a size's name: ``batch_1`` or ``batch_1_length_512``."""
+    batch, _, length = name.partition("_length_")
+    if length:
+        return f"latency, {batch.removeprefix('batch_')} x {length} tokens"
+    return f"latency, {_spaced(batch)}"

@@ -1,10 +1,15 @@
-"""What a person reads in the terminal: a heatmap of scores, and tables. Data goes to stdout, talk to stderr."""
+"""How text reaches a terminal: consoles, progress on stderr, and tables that never lose a digit.
 
-import math
+A table has columns where there is room, and one value below the other where there isn't.
+"""
+
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from rich.console import Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,19 +20,153 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from headprune.evaluation import EvalResult
-from headprune.gate import Verdict
-from headprune.latency import Latency
-from headprune.plans import PruningPlan
-from headprune.report.ci import headline
-from headprune.report.tables import Prose, Row, Sheet, line, make_console, prose
-from headprune.results import Results, Unmeasured
-from headprune.verify import Proof
-
 T = TypeVar("T")
 
-_CACHE = "key/value cache/token"
-_INTERVAL = "  95 % interval"
+_GAP = "  "
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """Return a console that shows names as they are: [ ] in a path is no markup, and :x: no picture."""
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+def show(console: Console, value: RenderableType) -> None:
+    """Print a value; a line that is longer than the console goes on, rather than being cut."""
+    console.print(value, crop=False)
+
+
+def line(*parts: str | tuple[str, str]) -> Text:
+    """Return text that is one line however narrow the console is, to be copied."""
+    return Text.assemble(*parts, no_wrap=True, overflow="ignore")
+
+
+@dataclass(frozen=True)
+class Prose:
+    """Text that goes on in the next line between words, never within one: a path or a number stays whole."""
+
+    text: Text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        """Yield the lines."""
+        del console
+        yield from wrapped(self.text, options.max_width)
+
+
+def prose(text: str | Text, *, style: str = "") -> Prose:
+    """Return text that is wrapped between words."""
+    return Prose(text if isinstance(text, Text) else Text(text, style=style))
+
+
+def wrapped(text: Text, width: int) -> list[Text]:
+    """Return the lines of a text, as long as their words allow."""
+    found = []
+    for paragraph in text.split("\n", allow_blank=True):
+        breaks, start = [], 0
+        for word in re.finditer(r"\S+", paragraph.plain):
+            if word.start() > start and cell_len(paragraph.plain[start : word.end()]) > width:
+                start = word.start()
+                breaks.append(start)
+        for part in paragraph.divide(breaks):
+            part.rstrip()
+            part.no_wrap, part.overflow = True, "ignore"
+            found.append(part)
+    return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """The cells of a row, and its style."""
+
+    cells: tuple[str, ...]
+    style: str = ""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Rows of numbers and names under titles.
+
+    Where the console is too narrow for that, each row is written as lines of a title and a value.
+
+    Args:
+        rows: What it shows; a row without cells is an empty line, and one of a single cell a heading.
+        titles: Of the columns; none, no head.
+        right: Columns that end flush.
+        prose: A column of words, which may go on in the next line.
+    """
+
+    rows: Sequence[Row]
+    titles: Sequence[str] = ()
+    right: frozenset[int] = frozenset()
+    prose: int | None = None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        """Yield the lines."""
+        del console
+        widths = self._widths(options.max_width)
+        yield from (self._lines(options) if widths is None else self._columns(widths))
+
+    def _widths(self, room: int) -> list[int] | None:
+        """Return the widths of the columns; None where there is no room for them."""
+        heads = [tuple(self.titles)] if self.titles else []
+        filled = [*heads, *(row.cells for row in self.rows if len(row.cells) > 1)]
+        widths = [max(map(cell_len, column)) for column in zip(*filled, strict=True)]
+        excess = sum(widths) + len(_GAP) * (len(widths) - 1) - room
+        if excess <= 0:
+            return widths
+        if self.prose is None:
+            return None
+        words = [word for cells in filled for word in cells[self.prose].split()]
+        left = widths[self.prose] - excess
+        if left < max(20, *map(cell_len, words)):
+            return None
+        return [left if place == self.prose else width for place, width in enumerate(widths)]
+
+    def _columns(self, widths: Sequence[int]) -> Iterator[Text]:
+        rows = [Row(tuple(self.titles), "bold"), *self.rows] if self.titles else self.rows
+        for row in rows:
+            if len(row.cells) == 1:
+                yield line((row.cells[0], row.style))
+                continue
+            parts = [
+                self._wrapped(cell, widths[place] if place == self.prose else None)
+                for place, cell in enumerate(row.cells)
+            ]
+            for number in range(max(map(len, parts), default=1)):
+                cells = [part[number] if number < len(part) else "" for part in parts]
+                padded = [
+                    " " * (width - cell_len(cell)) + cell
+                    if place in self.right
+                    else cell + " " * (width - cell_len(cell))
+                    for place, (cell, width) in enumerate(zip(cells, widths, strict=False))
+                ]
+                yield line((_GAP.join(padded).rstrip(), row.style))
+
+    def _lines(self, options: ConsoleOptions) -> Iterator[Text]:
+        """Yield a row's first cell, then each other one below it, behind its title."""
+        for row in self.rows:
+            if not row.cells:
+                continue
+            titles = self.titles or [""] * len(row.cells)
+            name = f"{titles[0]}: " if titles[0] and len(row.cells) > 1 else ""
+            yield line((name + row.cells[0], row.style or "bold"))
+            for place, (title, cell) in enumerate(zip(titles, row.cells, strict=False)):
+                if not (place and cell):
+                    continue
+                head = f"{_GAP}{title}: " if title else _GAP
+                room = max(20, options.max_width - cell_len(head))
+                for part in self._wrapped(cell, room if place == self.prose else None):
+                    yield line((head + part, row.style))
+                    head = " " * cell_len(head)
+
+    def _wrapped(self, text: str, width: int | None) -> list[str]:
+        if width is None:
+            return text.split("\n")
+        return [part.plain for part in wrapped(Text(text), width)]
+
+
+def key_value_table(rows: dict[str, Any]) -> RenderableType:
+    """Show names and values."""
+    return Sheet([Row((name, str(value))) for name, value in rows.items()], prose=1)
 
 
 class ConsoleProgress:
@@ -76,224 +215,3 @@ class ConsoleProgress:
         )
         with Progress(*columns, console=self.console, transient=not self.verbose) as progress:
             yield from progress.track(items, description=description)
-
-
-def eval_table(result: EvalResult) -> RenderableType:
-    """Show one evaluation."""
-    rows = [
-        (result.metric, f"{as_number(result.value)} {as_interval(result.interval)}"),
-        ("examples", f"{result.n:,} of {result.data.get('name')}{_split(result)}"),
-        ("heads", "unknown" if result.heads is None else f"{result.heads:,}"),
-        ("parameters", f"{result.parameters:,}"),
-    ]
-    if result.kv_cache_bytes_per_token is not None:
-        rows.append((_CACHE, f"{result.kv_cache_bytes_per_token:,} bytes"))
-    for name, took in result.latency_ms.items():
-        rows.append((_timed(name), f"{as_ms(took.ms)} ms {_interval_of(took)}".rstrip()))
-    sheet = Sheet([Row(cells) for cells in rows])
-    return Group(sheet, *_doubts(result))
-
-
-def prune_table(
-    results: Results, *, directory: str, verdict: Verdict | None = None
-) -> RenderableType:
-    """Show before and after, the proofs, where the model lies and how to load it."""
-    load = _how_to_load(results, directory)
-    return Group(
-        _before_and_after(results),
-        *_doubts(results.before, results.after),
-        *_proofs(results, verdict),
-        *load,
-    )
-
-
-def unmeasured_table(results: Unmeasured, *, directory: str) -> RenderableType:
-    """Show the same of a model whose quality was not measured."""
-    rows = [_count_row("heads", *results.heads), _count_row("parameters", *results.parameters)]
-    notes = prose("\nno data was read: quality was not measured\n", style="dim")
-    proofs = _proof_lines(results.proofs)
-    sheet = _change_sheet([*rows, _weights_row(results)])
-    return Group(sheet, notes, *proofs, Text(), *_how_to_load(results, directory))
-
-
-def _how_to_load(results: Results | Unmeasured, directory: str) -> list[Text]:
-    trust = ", trust_remote_code=True" if results.loads_with == "remote-code" else ""
-    return [
-        line(("the model: ", "dim"), directory),
-        line(
-            ("load it:   ", "dim"),
-            f'{results.auto_class}.from_pretrained("{directory}"{trust})',
-        ),
-        line(("or:        ", "dim"), f'headprune.load("{directory}")'),
-    ]
-
-
-def _change_sheet(rows: Sequence[Row]) -> Sheet:
-    return Sheet(rows, titles=("", "before", "after", "change"), right=frozenset({1, 2, 3}))
-
-
-def _count_row(name: str, before: int, after: int, unit: str = "") -> Row:
-    return Row((name, f"{before:,}{unit}", f"{after:,}{unit}", _change(before, after)))
-
-
-def _weights_row(results: Results | Unmeasured) -> Row:
-    old, new = results.weights_bytes
-    change = "none" if new == old else f"{new / old - 1:+.1%}"
-    return Row(("weights on disk", f"{old / 1e6:.1f} MB", f"{new / 1e6:.1f} MB", change))
-
-
-def _before_and_after(results: Results) -> Sheet:
-    before, after = results.before, results.after
-    numbers = (as_number(before.value), as_number(after.value))
-    intervals = (as_interval(before.interval), as_interval(after.interval))
-    change = as_interval(results.difference_interval, sign="+")
-    rows = [
-        Row((before.metric, *numbers, as_number(results.difference, sign="+")), "bold"),
-        Row((_INTERVAL, *intervals, change)),
-    ]
-    rows += [
-        *(
-            _count_row(name, getattr(before, name) or 0, getattr(after, name) or 0)
-            for name in ("heads", "parameters")
-        ),
-        _weights_row(results),
-    ]
-    old, new = before.kv_cache_bytes_per_token, after.kv_cache_bytes_per_token
-    if old is not None and new is not None:
-        rows.append(_count_row(_CACHE, old, new, " B"))
-    for name, took in after.latency_ms.items():
-        if name in before.latency_ms:  # memory held it for one of the models only
-            rows += _latency_rows(name, before.latency_ms[name], took)
-    return _change_sheet(rows)
-
-
-def _latency_rows(name: str, before: Latency, after: Latency) -> list[Row]:
-    change, (low, high) = before.change_to(after)
-    times = (f"{as_ms(before.ms)} ms", f"{as_ms(after.ms)} ms")
-    rows = [Row((_timed(name), *times, f"{change:+.0%}"))]
-    if before.repeats and after.repeats:
-        ends = (_interval_of(before), _interval_of(after), f"[{low:+.0%}, {high:+.0%}]")
-        rows.append(Row((_INTERVAL, *ends)))
-    return rows
-
-
-def _timed(name: str) -> str:
-    """Return what was timed."""
-    batch, _, length = name.partition("_length_")
-    if length:
-        return f"latency, {batch.removeprefix('batch_')} x {length} tokens"
-    return f"latency, {batch.replace('_', ' ')}"
-
-
-def _interval_of(took: Latency) -> str:
-    return f"[{as_ms(took.interval[0])}, {as_ms(took.interval[1])}]" if took.repeats else ""
-
-
-def _doubts(*results: EvalResult) -> list[Prose]:
-    """Say what was timed, and where the machine was too busy to do that well."""
-    tokens = {took.tokens for name, took in results[-1].latency_ms.items() if "length" not in name}
-    rows = [f"latency: median of repeats, rows of {n} tokens" for n in tokens if n is not None]
-    found = [(name, took.busy) for result in results for name, took in result.latency_ms.items()]
-    said = dict.fromkeys(f"{name.replace('_', ' ')}: {busy}" for name, busy in found if busy)
-    return [
-        *(prose(text, style="dim") for text in rows),
-        *(
-            prose(f"latency, {text}: small differences can't be told", style="yellow")
-            for text in said
-        ),
-    ]
-
-
-def _proofs(results: Results, verdict: Verdict | None) -> list[RenderableType]:
-    after = results.after
-    better = "higher" if after.higher_is_better else "lower"
-    told = prose(
-        f"\n{after.metric}: {better} is better; n = {after.n:,} of {after.data.get('name')}{_split(after)}, "
-        f"rows that chose no head{' and that nothing was trained on' if results.heal else ''}\n",
-        style="dim",
-    )
-    lines: list[RenderableType] = [told, *_proof_lines(results.proofs)]
-    if verdict:
-        mark, colour = ("✓", "green") if verdict.passed else ("✗", "red")
-        said = Text(f"{mark} check {headline(verdict)}", style=colour)
-        for finding in verdict.findings:
-            said.append(f": {finding.message}", style="dim" if finding.passed else colour)
-        lines.append(prose(said))
-    return [*lines, Text()]
-
-
-def _proof_lines(proofs: Sequence[Proof]) -> list[Prose]:
-    return [
-        prose(
-            Text.assemble(
-                (f"✓ {proof.name}", "green"), (f": {proof.detail} ({proof.measured:.2g})", "dim")
-            )
-        )
-        for proof in proofs
-    ]
-
-
-def plan_table(plan: PruningPlan) -> RenderableType:
-    """Show how many heads of each layer stay, and what goes with the others."""
-    gone: dict[str, list[str]] = {}
-    for head in plan.remove:
-        gone.setdefault(str(head.site), []).append(f"H{head.head}")
-    rows = [
-        Row((site, str(kept), " ".join(gone.get(site, []))))
-        for site, kept in plan.kept_per_site.items()
-    ]
-    layers = Sheet(rows, titles=("layer", "heads kept", "removed"), right=frozenset({1}), prose=2)
-    saved = _savings(plan)
-    if not saved:
-        return layers
-    context = plan.budget["saves"]["context"]
-    note = prose(f"FLOPs are counted at {context} tokens of context", style="dim")
-    return Group(layers, Text(), _change_sheet(saved), note)
-
-
-def _savings(plan: PruningPlan) -> list[Row]:
-    """Return what the model takes before and after, as far as the plan says."""
-    whole, saves = plan.budget.get("whole"), plan.budget.get("saves")
-    if not whole or not saves:
-        return []
-    heads = _count_row("heads", plan.budget["heads_before"], plan.budget["heads_after"])
-    named = {
-        "parameters": ("parameters", ""),
-        "FLOPs/token": ("flops_per_token", ""),
-        _CACHE: ("kv_cache_bytes_per_token", " B"),
-    }
-    return [
-        heads,
-        *(
-            _count_row(name, whole[key], whole[key] - saves[key], unit)
-            for name, (key, unit) in named.items()
-            if whole[key]
-        ),
-    ]
-
-
-def as_interval(interval: tuple[float, float], *, sign: str = "-") -> str:
-    """Return an interval as text."""
-    return f"[{as_number(interval[0], sign=sign)}, {as_number(interval[1], sign=sign)}]"
-
-
-def as_number(value: float, *, sign: str = "-") -> str:
-    """Return a metric, or a difference of it, as text."""
-    return f"{value:{sign}.4f}" if abs(value) < 10 else f"{value:{sign}.2f}"
-
-
-def as_ms(value: float) -> str:
-    """Return milliseconds with three digits, or all before the point."""
-    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
-
-
-def _split(result: EvalResult) -> str:
-    split = result.data.get("split")
-    return f" ({split})" if split else ""
-
-
-def _change(before: int, after: int) -> str:
-    if after == before:
-        return "none"
-    share = f" ({after / before - 1:+.1%})" if before else ""
-    return f"{after - before:+,}{share}"

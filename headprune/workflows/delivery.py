@@ -10,12 +10,11 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record
-from headprune.artefact import Artefact
+from headprune.artefact import Artefact, Latency
 from headprune.batch import Batch
 from headprune.evaluation import EvalResult, Predictions, doubts_of, first_examples, judge, predict
 from headprune.footprint import kv_cache_bytes_per_token
 from headprune.inspection import inspect
-from headprune.latency import Latency
 from headprune.masking import gated
 from headprune.models.facts import versions, weights_bytes
 from headprune.models.manifest import output_directory, write_manifest

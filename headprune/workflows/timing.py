@@ -5,10 +5,10 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel
 
+from headprune.artefact import Latency
 from headprune.batch import Batch
 from headprune.errors import ConfigError
 from headprune.footprint import latency_ms, sizes
-from headprune.latency import Latency
 from headprune.subject import Progress, Subject
 
 
