@@ -8,7 +8,6 @@ from headprune.anatomy import Anatomy
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import BUDGETS, Recipe
 from headprune.errors import PlanError
-from headprune.plans import HeadScores
 from headprune.journal import Journal, open_journal
 from headprune.models.facts import versions
 from headprune.models.manifest import output_directory, refuse_unusable_output, write_manifest
@@ -16,6 +15,7 @@ from headprune.passes import RunContext
 from headprune.placement import input_device
 from headprune.planning import make_plan
 from headprune.planning.constraints import as_dict
+from headprune.plans import HeadScores
 from headprune.report.charts import sweep_picture
 from headprune.results import Curve, Sweep
 from headprune.runs import FOLDER, file_name, next_run
