@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
+from headprune.anatomy.clone import stock_class
 from headprune.batch import Batch
 from headprune.config import Constraints
 from headprune.decoder_inputs import batches_for
@@ -16,17 +17,24 @@ from headprune.errors import PlanError, did_you_mean
 from headprune.heads import HeadId, HeadSelection, select_heads
 from headprune.inspection import inspect as inspect_model
 from headprune.masking import checked_gates, gated, gates_by_site
-from headprune.models.facts import fingerprint, versions
+from headprune.models.classes import auto_class_of
+from headprune.models.facts import fingerprint, versions, weights_bytes
+from headprune.models.find import ModelSource
 from headprune.models.load import load
-from headprune.models.own_save import let_it_save_itself
+from headprune.models.manifest import refuse_source
+from headprune.models.own_save import let_it_save_itself, own_save
 from headprune.models.save import MAX_SHARD_SIZE, LoadMethod
-from headprune.placement import input_device, staged
+from headprune.models.side_files import root_of
+from headprune.models.tokenizer import home_of
+from headprune.placement import count_parameters, input_device, staged
 from headprune.planning import cost_model, make_plan
 from headprune.plans import HeadScores, PruningPlan
-from headprune.publish import publish, source_of
-from headprune.scoring import METHODS
-from headprune.scoring import score as score_heads
+from headprune.results import Results
+from headprune.scoring.catalogue import METHODS
+from headprune.scoring.request import ScoreRequest
+from headprune.scoring.score import score as score_heads
 from headprune.surgery import cut
+from headprune.workflows.finish import InMemory, Written, documents_of, finish
 from headprune.wrapped import refuse_own_code, refuse_wrapped
 
 __all__ = ["inspect", "load", "masked", "plan", "prune", "save", "score"]
@@ -123,7 +131,7 @@ def score(
             an encoder-decoder, the decoder's inputs as well, as the model itself makes them), or
             :class:`~headprune.replay.Batch` values.
         loss: ``loss(outputs, batch) -> [examples]``, one number per example, smaller is better.
-        method: ``gradient`` (Michel et al. 2019, eq. 2), ``ablation``, ... : a name of ``headprune.scoring.METHODS``.
+        method: ``gradient`` (Michel et al. 2019, eq. 2), ``ablation``, ... : a name of ``headprune.scoring.catalogue.METHODS``.
         normalize: ``layer`` divides by the l2 norm of each layer's scores, ``standard`` makes their mean 0 and their deviation 1.
         seed: For methods that draw random numbers.
         anatomy: The model's anatomy, if it is known already.
@@ -136,15 +144,10 @@ def score(
         raise PlanError(
             f"there is no method {method!r}", where="method", hint=did_you_mean(method, METHODS)
         )
-    found = score_heads(
-        model,
-        _anatomy(model, anatomy),
-        batches=batches_for(model, batches),
-        loss=loss,
-        method=method,
-        normalize=normalize,
-        seed=seed,
+    request = ScoreRequest(
+        model, _anatomy(model, anatomy), batches_for(model, batches), loss, seed=seed
     )
+    found = score_heads(request, method=method, normalize=normalize)
     note = {"model_type": model.config.model_type, "fingerprint": fingerprint(model)}
     return found.model_copy(update={"model": note, "versions": versions()})
 
@@ -222,6 +225,8 @@ def save(
     model: PreTrainedModel,
     directory: str | Path,
     *,
+    plan: PruningPlan | None = None,
+    scores: HeadScores | None = None,
     tokenizer: Any = None,
     overwrite: bool = False,
     max_shard_size: str = MAX_SHARD_SIZE,
@@ -234,6 +239,8 @@ def save(
     Args:
         model: The model, pruned or not.
         directory: Where to; must not exist or be empty unless ``overwrite``.
+        plan: What it was pruned by: written beside it (``plan.json``), with a model card.
+        scores: What the plan was made from: written beside it (``scores.json``).
         tokenizer: Saved beside it: as the files that it was loaded from, unless it was changed since.
         overwrite: Replace what is there.
         max_shard_size: Weights larger than this are split over several files.
@@ -243,18 +250,49 @@ def save(
         :func:`load` is needed.
 
     Raises:
-        CheckpointError: The directory isn't empty, a write failed, or such a model can't be saved; nothing is half-written.
+        CheckpointError: The directory isn't empty, a write failed, or transformers can't save such a model; nothing is left
+            half-written.
         ProofError: What was saved isn't the model; nothing was saved.
         ModelError: It isn't a model of transformers' own classes.
     """
     refuse_wrapped(model)
     refuse_own_code(model)
-    return publish(
-        model,
-        Path(directory),
-        anatomy=inspect(model),
-        tokenizer=tokenizer,
-        source=source_of(model),
-        overwrite=overwrite,
-        max_shard_size=max_shard_size,
-    )[0]
+    anatomy, out, home = inspect(model), Path(directory), _source_of(model)
+    if home is not None:
+        refuse_source(out, home)
+    removed = plan.remove if plan else ()
+    taken = (plan.budget.get("saves") or {}).get("parameters") if plan else 0
+    size = count_parameters(model)
+    saved = InMemory(model, anatomy, home, tokenizer=tokenizer, max_shard_size=max_shard_size)
+
+    def results(written: Written, weights: int) -> Results:
+        return Results(
+            heads=(len(anatomy.heads) + len(removed), len(anatomy.heads)),
+            parameters=(None if taken is None else size + taken, size),
+            proofs=written.proofs,
+            weights_bytes=((weights_bytes(home) or None) if home else None, weights),
+            removed=tuple(map(str, removed)),
+            loads_with=written.loads_with,
+            auto_class=auto_class_of(stock_class(model)),
+            calibration={**scores.data, "method": scores.method, "n": scores.n} if scores else {},
+        )
+
+    def documents(results: Results) -> dict[str, str]:
+        if plan is None and scores is None:
+            return {}
+        source = None
+        if home is not None:
+            source = ModelSource(home.name, home, None, model.config)
+        return documents_of(results, plan, scores, source=source)
+
+    outcome = finish(
+        out, overwrite=overwrite, write=saved.write, results=results, documents=documents
+    )
+    return outcome.loads_with
+
+
+def _source_of(model: PreTrainedModel) -> Path | None:
+    """Return the directory that a model was loaded from, before it was pruned, if it is there."""
+    saving = own_save(model)
+    home = home_of(model.config.name_or_path or (saving.source if saving else ""))
+    return home and root_of(home)

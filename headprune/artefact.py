@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from headprune.errors import CheckpointError
-from headprune.untrusted import read_json
+from headprune.untrusted.documents import read_json
 
 _CHECKSUM = "sha256"
 

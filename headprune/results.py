@@ -6,12 +6,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from headprune.artefact import Artefact, read_artefact
-from headprune.distillation import Heal
+from headprune.distillation.teacher import Heal
+from headprune.errors import CheckpointError
 from headprune.evaluation import EvalResult
 from headprune.heads import HeadName
 from headprune.models.save import LoadMethod
 from headprune.surgery import Reconstruct
-from headprune.untrusted import read_json
+from headprune.untrusted.documents import read_json
 from headprune.verify import Proof
 
 LOGARITHMIC = ("perplexity",)
@@ -19,18 +20,21 @@ LOGARITHMIC = ("perplexity",)
 
 
 class Results(Artefact):
-    """Before and after, with the proofs.
+    """What became of a model, ``results.json``: sizes and proofs always, quality where it was measured.
 
     Args:
-        before: The model as it was.
-        after: The pruned model, on the same rows.
-        difference: ``after - before`` of the metric.
-        difference_interval: 95 % bootstrap interval of the paired difference.
+        heads: Number of heads, before and after.
+        parameters: Number of parameters, before (None where that isn't known any more) and after.
         proofs: What was proven, with the numbers.
-        weights_bytes: Size of the weights on disk, before and after.
-        removed: Names of the heads that went in this run.
+        weights_bytes: Size of the weights on disk, before (None as above) and after.
+        removed: Names of the heads that were removed in this run.
         loads_with: ``stock`` or ``remote-code``.
         auto_class: The ``AutoModel...`` class that loads it.
+        before: The model as it was; None where no data was read.
+        after: The smaller model, on the same rows.
+        difference: ``after - before`` of the metric.
+        difference_interval: 95 % bootstrap interval of the paired difference.
+        streamed: Whether the weights went from file to file, and the model was never loaded.
         calibration: What the scores were computed on.
         reconstruct: What refitting the output projections did, where that was asked for.
         heal: What healing did; before and after are then those of the same heads.
@@ -38,57 +42,39 @@ class Results(Artefact):
 
     written_by = "prune"
 
-    before: EvalResult
-    after: EvalResult
-    difference: float
-    difference_interval: tuple[float, float]
+    heads: tuple[int, int]
+    parameters: tuple[int | None, int]
     proofs: tuple[Proof, ...]
-    weights_bytes: tuple[int, int]
+    weights_bytes: tuple[int | None, int]
     removed: tuple[str, ...]
-    loads_with: str
+    loads_with: LoadMethod
     auto_class: str
+    before: EvalResult | None = None
+    after: EvalResult | None = None
+    difference: float | None = None
+    difference_interval: tuple[float, float] | None = None
+    streamed: bool = False
     calibration: dict[str, Any] = {}
     reconstruct: Reconstruct | None = None
     heal: Heal | None = None
-
-
-class Unmeasured(Artefact):
-    """What ``prune --stream`` did and proved, ``proofs.json``: no data was read, so no quality is told.
-
-    Args:
-        heads: Number of heads, before and after.
-        parameters: Number of parameters, before and after.
-        proofs: What was proven, with the numbers.
-        weights_bytes: Size of the weights on disk, before and after.
-        removed: Names of the heads that went in this run.
-        loads_with: ``stock`` or ``remote-code``.
-        auto_class: The class of transformers that loads it.
-        streamed: Whether the weights went from file to file; where their names didn't allow it, the model was loaded.
-        calibration: What the scores were computed on.
-    """
-
-    written_by = "prune --stream"
-
-    heads: tuple[int, int]
-    parameters: tuple[int, int]
-    proofs: tuple[Proof, ...]
-    weights_bytes: tuple[int, int]
-    removed: tuple[str, ...]
-    loads_with: str
-    auto_class: str
-    streamed: bool
-    calibration: dict[str, Any] = {}
 
 
 def read_result(path: Path) -> EvalResult:
     """Read the result of ``eval --json``, or what ``prune`` measured after pruning, from a file.
 
     Raises:
-        CheckpointError: It is neither.
+        CheckpointError: It is neither, or nothing was measured.
     """
-    if "after" in read_json(path, hint="write it again: headprune eval --json"):
-        return read_artefact(Results, path).after
-    return read_artefact(EvalResult, path)
+    if "after" not in read_json(path, hint="write it again: headprune eval --json"):
+        return read_artefact(EvalResult, path)
+    after = read_artefact(Results, path).after
+    if after is None:
+        raise CheckpointError(
+            "quality was not measured when this model was made",
+            where=str(path),
+            hint="measure it: headprune eval MODEL --data FILE --json",
+        )
+    return after
 
 
 class SurveyedSite(BaseModel):

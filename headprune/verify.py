@@ -23,7 +23,7 @@ from headprune.models.shards import differing, stored_tensors
 from headprune.models.stream import Cut, wrong_cuts
 from headprune.models.tokenizer import awkward_ids
 from headprune.placement import count_parameters, input_device, moved_away
-from headprune.untrusted import weight_files
+from headprune.untrusted.weights import weight_files
 
 _OUTPUTS = "outputs of the model on real rows"
 # Largest difference allowed between masked and pruned outputs, relative to their largest value (or 1, if that is larger).

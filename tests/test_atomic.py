@@ -14,11 +14,18 @@ import pytest
 from headprune.errors import CheckpointError
 from headprune.runtime.files import refuse_unusable_target, staged_directory, write_text
 
+
+def with_manifest(directory):
+    """Let only a directory that has a manifest be replaced."""
+    if not (directory / "manifest.json").is_file():
+        raise CheckpointError("somebody else's", where=str(directory), hint="choose another")
+
+
 CALLS = ("fsync", "rename", "replace", "mkdir", "chmod", "open")
 
 
-def write(target, content="new", overwrite=True):
-    with staged_directory(target, overwrite=overwrite) as staging:
+def write(target, content="new", may_replace=with_manifest):
+    with staged_directory(target, may_replace=may_replace) as staging:
         (staging / "a.txt").write_text(content)
         (staging / "manifest.json").write_text("{}")
         (staging / "sub").mkdir()
@@ -94,7 +101,7 @@ def test_killed_at_any_moment_the_target_is_old_or_new(tmp_path):
         "import sys; from pathlib import Path; from headprune.runtime.files import staged_directory\n"
         "print('go', flush=True)\n"
         "while True:\n"
-        "    with staged_directory(Path(sys.argv[1]), overwrite=True) as staging:\n"
+        "    with staged_directory(Path(sys.argv[1]), may_replace=str) as staging:\n"
         "        for name in ('a.txt', 'manifest.json'): (staging / name).write_text('x' * 100000)\n"
     )
     for attempt in range(12):
@@ -107,7 +114,7 @@ def test_killed_at_any_moment_the_target_is_old_or_new(tmp_path):
         child.wait()
         child.stdout.close()
         # Between the two renames of a replacement the target is absent for a moment; the next run puts it back.
-        with pytest.raises(KeyboardInterrupt), staged_directory(target, overwrite=True):
+        with pytest.raises(KeyboardInterrupt), staged_directory(target, may_replace=with_manifest):
             raise KeyboardInterrupt
         assert state(target) in (OLD, {"a.txt": "x" * 100000, "manifest.json": "x" * 100000})
     write(target)
@@ -119,8 +126,8 @@ def test_killed_at_any_moment_the_target_is_old_or_new(tmp_path):
 def test_nothing_is_overwritten_unasked(tmp_path):
     write(tmp_path / "out", "old")
     with pytest.raises(CheckpointError, match="not empty") as caught:
-        write(tmp_path / "out", overwrite=False)
-    assert "--overwrite" in caught.value.hint
+        write(tmp_path / "out", may_replace=None)
+    assert "`overwrite`" in caught.value.hint
     assert state(tmp_path / "out") == OLD
 
 
@@ -133,14 +140,14 @@ def test_an_error_inside_the_block_leaves_nothing(tmp_path):
 
 def test_a_full_disk_is_noticed_before_the_work(tmp_path):
     with pytest.raises(CheckpointError, match="GB are needed") as caught:
-        refuse_unusable_target(tmp_path / "out", overwrite=False, needed_bytes=10**18)
+        refuse_unusable_target(tmp_path / "out", may_replace=None, needed_bytes=10**18)
     assert "free some space" in caught.value.hint
 
 
 def test_a_file_in_the_way_is_refused(tmp_path):
     (tmp_path / "out").write_text("x")
     with pytest.raises(CheckpointError, match="is a file"):
-        refuse_unusable_target(tmp_path / "out", overwrite=True)
+        refuse_unusable_target(tmp_path / "out", may_replace=with_manifest)
 
 
 def test_files_get_the_usual_permissions(tmp_path):

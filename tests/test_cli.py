@@ -7,6 +7,7 @@ import shutil
 import sys
 
 import pytest
+import torch
 from families import build, sentences
 from rich.console import Console
 
@@ -18,6 +19,8 @@ from headprune.journal import Journal
 from headprune.plans import HeadScores
 from headprune.report.heads import agreement_table
 from headprune.report.terminal import ConsoleProgress
+from headprune.scoring.catalogue import METHODS, Method
+from headprune.scoring.request import Estimate
 from headprune.subject import calibration_rows, open_subject
 from headprune.tasks.rows import noted_rows
 from headprune.workflows.course import by_method
@@ -593,6 +596,30 @@ def test_several_methods_are_shown_beside_each_other(headprune, place):
     assert code == 2
     assert "there is no method 'fischer'" in err
     assert "did you mean 'fisher'" in err
+
+
+def by_position(request):
+    """A scoring method: later heads matter more."""
+    values = torch.arange(len(request.anatomy.heads)).double()
+    return Estimate(values, None, request.num_examples)
+
+
+def test_a_method_is_one_row_and_one_function(headprune, place, monkeypatch):
+    row = Method(
+        name="position",
+        function=f"{__name__}:by_position",
+        help="where the head is",
+        cost="nothing",
+        use="test the catalogue",
+    )
+    monkeypatch.setitem(METHODS, row.name, row)
+    words = ("classifier", "--data", "data.csv", "--method", "position")
+    code, out, err = headprune("score", *words, "--json")
+    assert code == 0, err
+    assert json.loads(out)["values"] == [float(place) for place in range(18)]
+    code, out, err = headprune("prune", *words, "--keep", "0.5", "--dry-run", "--json")
+    assert code == 0, err
+    assert json.loads(out)["remove"][0] == "L0.H0"
 
 
 def test_scores_that_depend_on_batches_serve_the_same_batches_only(headprune, place):
@@ -1283,7 +1310,7 @@ def test_ctrl_c_is_130_and_leaves_nothing(headprune, place, monkeypatch):
     def stop(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("headprune.workflows.delivery.write_model", stop)
+    monkeypatch.setattr("headprune.workflows.finish.write_model", stop)
     code, _out, err = headprune(*PRUNE)
     assert code == 130, err
     assert not list((place / "headprune-models").iterdir())

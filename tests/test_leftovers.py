@@ -21,6 +21,13 @@ from headprune.runtime.files import (
 )
 from headprune.runtime.targets import append_text, exclusive, refuse_unwritable
 
+
+def with_manifest(directory):
+    """Let only a directory that has a manifest be replaced."""
+    if not (directory / "manifest.json").is_file():
+        raise CheckpointError("somebody else's", where=str(directory), hint="choose another")
+
+
 KILLED = r"""
 import json, os, pathlib, sys, tempfile
 from headprune.runtime.files import staged_directory
@@ -29,7 +36,7 @@ def state(path):
     return path.joinpath("a").read_text() if path.joinpath("a").is_file() else None
 
 def run(target, text, stop=False):
-    with staged_directory(target, overwrite=True) as staging:
+    with staged_directory(target, may_replace=str) as staging:
         (staging / "a").write_text(text)
         (staging / "manifest.json").write_text("{}")
         if stop:
@@ -125,7 +132,7 @@ def replace_failing_both_ways(target, monkeypatch):
         patch.setattr(Path, "rename", rename)
         with (
             pytest.raises(CheckpointError) as caught,
-            staged_directory(target, overwrite=True) as staging,
+            staged_directory(target, may_replace=with_manifest) as staging,
         ):
             (staging / "a").write_text("new")
     return caught.value
@@ -144,7 +151,7 @@ def test_where_both_renames_fail_the_user_is_told_and_nothing_is_ever_deleted(
     with pytest.raises(
         CheckpointError, match="not empty"
     ):  # it is back, so it isn't replaced unasked
-        refuse_unusable_target(target, overwrite=False)
+        refuse_unusable_target(target, may_replace=None)
     assert (target / "a").read_text() == "old"
     assert (tmp_path / "x.unplaced" / "a").read_text() == "new"
 
@@ -170,7 +177,7 @@ def test_what_was_put_back_survives_the_run_that_found_it(tmp_path, monkeypatch)
     target = tmp_path / "x"
     put(target)
     replace_failing_both_ways(target, monkeypatch)
-    with staged_directory(target, overwrite=True) as staging:
+    with staged_directory(target, may_replace=with_manifest) as staging:
         (staging / "a").write_text("third")
     assert (target / "a").read_text() == "third"
     assert (tmp_path / "x.replaced" / "a").read_text() == "old"
@@ -181,7 +188,7 @@ def test_what_was_moved_aside_stays_where_somebody_else_has_taken_the_place(tmp_
     put(target)
     replace_failing_both_ways(target, monkeypatch)
     put(target, text="by another program")
-    with staged_directory(target, overwrite=True) as staging:
+    with staged_directory(target, may_replace=with_manifest) as staging:
         (staging / "a").write_text("third")
     assert (tmp_path / "x.replaced" / "a").read_text() == "old"
 
@@ -193,7 +200,7 @@ def test_a_directory_that_only_has_the_number_of_another_is_another(tmp_path):
     other = f"{target.stat().st_ino}-{target.stat().st_mtime_ns - 1}"
     moved = tmp_path / f".x.headprune-tmp-99999999-abcdefgh-{other}-old"
     put(moved, text="the only copy")
-    refuse_unusable_target(target, overwrite=True)
+    refuse_unusable_target(target, may_replace=with_manifest)
     assert (tmp_path / "x.replaced" / "a").read_text() == "the only copy"
 
 
@@ -312,7 +319,7 @@ def test_what_may_be_replaced_is_asked_again_right_before(tmp_path):
 
     with (
         pytest.raises(CheckpointError, match="strangers") as caught,
-        staged_directory(target, overwrite=True, check=check) as staging,
+        staged_directory(target, may_replace=check) as staging,
     ):
         (staging / "a").write_text("work")
         (target / "thesis.tex").write_text("years")
@@ -326,7 +333,7 @@ def test_a_file_that_comes_meanwhile_is_never_replaced(tmp_path):
         target.unlink(missing_ok=True)
         with (
             pytest.raises(CheckpointError) as caught,
-            staged_file(target, overwrite=False) as temporary,
+            staged_file(target, may_replace=None) as temporary,
         ):
             temporary.write_text(f"work {number}")
             target.write_text("somebody's")
@@ -346,7 +353,7 @@ def test_links_are_written_through(tmp_path):
     for name in ("model", "b.json", "new.json", "new"):
         (tmp_path / name).symlink_to(real / name)
     (tmp_path / "folder").symlink_to(real)
-    with staged_directory(tmp_path / "model", overwrite=True) as staging:
+    with staged_directory(tmp_path / "model", may_replace=with_manifest) as staging:
         (staging / "a").write_text("new")
     with staged_directory(tmp_path / "new") as staging:
         (staging / "a").write_text("new")
@@ -377,7 +384,7 @@ def test_what_is_no_file_or_directory_is_refused_before_the_work_and_stays(unusa
         for is_file in (True, False):
             with pytest.raises(CheckpointError):
                 refuse_unwritable(path, where="--out", is_file=is_file)
-        with pytest.raises(CheckpointError), staged_directory(path, overwrite=True):
+        with pytest.raises(CheckpointError), staged_directory(path, may_replace=with_manifest):
             raise AssertionError("entered")
         with pytest.raises(CheckpointError), staged_file(path):
             raise AssertionError("entered")
@@ -401,7 +408,7 @@ def test_a_name_that_is_not_refused_before_the_work_can_be_written_and_replaced(
             continue
         assert not refused
         for _again in range(2):
-            with staged_directory(target, overwrite=True) as staging:
+            with staged_directory(target, may_replace=with_manifest) as staging:
                 (staging / "manifest.json").write_text("{}")
     assert min(refused) > 150
     assert len(list(tmp_path.iterdir())) + len(refused) == 255
@@ -424,7 +431,7 @@ def test_where_only_the_second_rename_fails_the_old_one_is_back_and_the_work_is_
     monkeypatch.setattr(Path, "rename", rename)
     with (
         pytest.raises(CheckpointError, match="Input/output") as caught,
-        staged_directory(target, overwrite=True) as staging,
+        staged_directory(target, may_replace=with_manifest) as staging,
     ):
         (staging / "a").write_text("new")
     assert (target / "a").read_text() == "old"

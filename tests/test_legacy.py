@@ -59,7 +59,8 @@ def test_it_is_converted_once_and_then_loads_like_any_other(tmp_path):
     found = survey(recipe, progress=Silent())
     assert found.pruned_before["by"] == "transformers v4 (config.pruned_heads)"
     assert found.num_heads == 13
-    assert convert(recipe, out=tmp_path / "new", progress=Silent()) == "remote-code"
+    converted = convert(recipe, out=tmp_path / "new", progress=Silent())
+    assert converted.loads_with == "remote-code"
     config = json.loads((tmp_path / "new" / "config.json").read_text())
     assert config["headprune"]["removed"] == ["L0.H1", "L0.H4", "L2.H0", "L2.H1", "L2.H2"]
     again = load(tmp_path / "new", device="cpu")
@@ -110,7 +111,7 @@ def test_pickled_weights_are_read_after_an_explicit_yes(name, shards, tmp_path):
         convert(recipe, out=tmp_path / "new", progress=Silent())
     assert "--allow-pickle" in caught.value.hint
     said = recipe.model_copy(update={"allow_pickle": True})
-    assert convert(said, out=tmp_path / "new", progress=Silent()) == "remote-code"
+    assert convert(said, out=tmp_path / "new", progress=Silent()).loads_with == "remote-code"
     assert (tmp_path / "new" / "preprocessor_config.json").is_file()
     assert not list((tmp_path / "new").glob("*.bin"))
     with torch.no_grad():

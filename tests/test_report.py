@@ -11,7 +11,7 @@ from rich.console import Console
 from test_gate import result_of
 
 from headprune.artefact import Latency
-from headprune.distillation import Heal
+from headprune.distillation.teacher import Heal
 from headprune.gate import Baseline, Limits, compare
 from headprune.heads import HeadId, SiteId
 from headprune.plans import HeadScores, PruningPlan
@@ -25,7 +25,6 @@ from headprune.results import (
     SurveyedSite,
     Sweep,
     SweepPoint,
-    Unmeasured,
 )
 from headprune.verify import Proof
 
@@ -70,6 +69,7 @@ def tables(value, scale):
     before, after = evaluated(value, scale), evaluated(value * 1.01, scale / 3)
     common = {
         "proofs": (proof,) * 2, "weights_bytes": (98_765_432_109, 87_654_321_098),
+        "heads": (4096, 1), "parameters": (10**12, 10**11),
         "removed": ("L0.H1",), "loads_with": "remote-code", "auto_class": "AutoModelForCausalLM",
     }  # fmt: skip
     results = Results(
@@ -128,10 +128,7 @@ def tables(value, scale):
     yield eval_table(after)
     yield prune_table(results, directory=DIRECTORY, verdict=verdict)
     yield prune_table(results.model_copy(update={"heal": heal}), directory=DIRECTORY)
-    yield prune_table(
-        Unmeasured(heads=(4096, 1), parameters=(10**12, 10**11), streamed=True, **common),
-        directory=DIRECTORY,
-    )
+    yield prune_table(Results(streamed=True, **common), directory=DIRECTORY)
     yield from (plan_table(plan), sweep_table(sweep), survey_table(survey), score_table(scores[0]))
     yield from (agreement_table(scores), heatmap(scores[0], plan))
     yield key_value_table(

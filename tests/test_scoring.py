@@ -9,7 +9,7 @@ import headprune as hp
 from headprune.batch import as_batches
 from headprune.errors import DataError, ModelError
 from headprune.replay import losses
-from headprune.scoring import METHODS
+from headprune.scoring.catalogue import METHODS
 from headprune.tasks import TASKS
 from headprune.tasks.rows import Example
 

@@ -176,7 +176,7 @@ def test_names_without_the_base_model_s_prefix_are_found(tmp_path, progress):
     config.write_text(config.read_text().replace('"GPT2Model"', '"GPT2LMHeadModel"'))
     scored(model, tmp_path)
     assert stream(source, tmp_path, progress).streamed
-    hp.prune(model, [*json.loads((tmp_path / "out" / "proofs.json").read_text())["removed"]])
+    hp.prune(model, [*json.loads((tmp_path / "out" / "results.json").read_text())["removed"]])
     with torch.no_grad():
         assert torch.equal(output(tmp_path / "out"), model(**token_inputs())[0])
     assert set(tensors(tmp_path / "out")) == set(tensors(source))
@@ -356,10 +356,9 @@ def test_the_command_line_streams(headprune, run_here):
     assert "quality was not measured: headprune eval out" in err
     names = {path.name for path in (run_here / "out").iterdir()}
     assert names >= {
-        *("plan.json", "scores.json", "proofs.json", "manifest.json", "README.md"),
+        *("plan.json", "scores.json", "results.json", "manifest.json", "README.md"),
         *("headprune.yaml", "tokenizer.json", "generation_config.json"),
     }
-    assert "results.json" not in names
     card = (run_here / "out" / "README.md").read_text()
     assert "quality was not measured" in card
     assert "12 attention heads fewer" in card
@@ -380,7 +379,8 @@ def test_weights_larger_than_the_memory_are_streamed_by_every_command(
     words = ("run", "recipe.yaml") if command == "run" else ("prune", "--config", "recipe.yaml")
     code, out, err = headprune(*words, "--json")
     assert code == 0, err
-    assert json.loads(out)["streamed"] is True
+    document = json.loads(out)
+    assert document.get("results", document)["streamed"] is True
 
 
 def test_a_dry_run_of_a_stream_reads_no_data_and_writes_nothing(headprune, run_here):

@@ -27,16 +27,19 @@ from headprune.models.side_files import copy_side_files, drop_foreign_code
 from headprune.models.tokenizer import load_tokenizer
 from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results, read_result
-from headprune.untrusted import (
-    check_settings,
-    damage,
-    parse_json,
-    parse_yaml,
-    read_json,
-    refuse_foreign_files,
-    weight_names,
-)
-from headprune.untrusted.documents import MOST_DEPTH
+from headprune.untrusted.directories import refuse_foreign_files
+from headprune.untrusted.documents import MOST_DEPTH, parse_json, parse_yaml, read_json
+from headprune.untrusted.settings import check_settings
+from headprune.untrusted.weights import read_header, weight_names
+
+
+def damage(path):
+    """What is wrong with a safetensors file, judged by its header and size; None where nothing is."""
+    try:
+        read_header(path)
+    except ModelError as error:
+        return error.what
+    return None
 
 
 @pytest.fixture(scope="module", params=["bert", "gpt2", "llama"])

@@ -30,6 +30,6 @@ def command(call: Call) -> None:
             where="--out",
             hint="headprune convert MODEL --out DIR",
         )
-    route = workflows.convert(call.recipe, out=Path(call.recipe.out), progress=call.talk)
-    rows = {"directory": call.recipe.out, "loads_with": route}
+    results = workflows.convert(call.recipe, out=Path(call.recipe.out), progress=call.talk)
+    rows = {"directory": call.recipe.out, "loads_with": results.loads_with}
     call.write(dump_json({"format": 1, **rows})) if call.json else call.show(key_value_table(rows))

@@ -139,22 +139,11 @@ def command(call: Call) -> None:
         plan = choose(recipe, progress=call.talk, show=shower(call))
         call.write(plan.to_json()) if call.json else call.show(plan_table(plan))
         call.talk.notify("dry run: no model was written")
-    elif stream:
-        show_unmeasured(call, recipe)
     else:
-        results = workflows.prune(recipe, progress=call.talk, show=shower(call))
+        prune = workflows.prune_unloaded if stream else workflows.prune
+        results = prune(recipe, progress=call.talk, show=shower(call))
         table = prune_table(results, directory=str(recipe.out))
         call.write(results.to_json()) if call.json else call.show(table)
-
-
-def show_unmeasured(call: Call, recipe: "Recipe") -> None:
-    """Prune from file to file, and show what is known of a model that wasn't loaded."""
-    from headprune import workflows
-    from headprune.report.tables import prune_table
-
-    results = workflows.prune_unloaded(recipe, progress=call.talk, show=shower(call))
-    table = prune_table(results, directory=str(recipe.out))
-    call.write(results.to_json()) if call.json else call.show(table)
 
 
 def with_budget(recipe: "Recipe") -> "Recipe":

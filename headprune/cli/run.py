@@ -8,7 +8,7 @@ import typer
 from headprune.cli.check import limits_of
 from headprune.cli.options import Call
 from headprune.cli.prune import OPTIONS as PRUNE_OPTIONS
-from headprune.cli.prune import show_unmeasured, shower, with_output
+from headprune.cli.prune import shower, with_output
 from headprune.cli.settings import MODEL, ROWS, TIMES, WORK
 from headprune.errors import ConfigError
 
@@ -52,11 +52,11 @@ def command(call: Call) -> None:
                 where="baseline",
                 hint="free some memory, or leave the baseline out and check on another machine: headprune check",
             )
-        show_unmeasured(call, recipe)
-        return
-    results = workflows.prune(recipe, progress=call.talk, show=shower(call), baseline=baseline)
+        results = workflows.prune_unloaded(recipe, progress=call.talk, show=shower(call))
+    else:
+        results = workflows.prune(recipe, progress=call.talk, show=shower(call), baseline=baseline)
     verdict = None
-    if baseline:
+    if baseline and results.after:
         limits = limits_of(gates, baseline)
         verdict = gate.compare(results.after, baseline, limits=limits)
     if call.json:

@@ -7,8 +7,7 @@ from typing import Any
 from headprune.config.sections import BUDGETS, METRIC_NAMES, OF_THE_ROWS
 from headprune.config.settings import CHECK, DEMO, PRESETS, SECTION_OF, Settings
 from headprune.errors import ConfigError, did_you_mean, first_line
-from headprune.untrusted import parse_yaml, read_text
-from headprune.untrusted.documents import MOST_BYTES_OF_YAML
+from headprune.untrusted.documents import MOST_BYTES_OF_YAML, parse_yaml, read_text
 
 RECIPE_FILE = "headprune.yaml"
 

@@ -16,7 +16,7 @@ from headprune.config.fields import (
     option,
 )
 from headprune.errors import ConfigError
-from headprune.method_names import METHOD_NAMES, MethodName
+from headprune.scoring.catalogue import METHODS, MethodName
 
 METRIC_NAMES = (
     *("spearman", "pearson", "accuracy", "f1"),
@@ -107,7 +107,7 @@ class ScoreSpec(Section):
     """How heads are scored."""
 
     method: MethodName | None = option(
-        None, f"How heads are scored: {', '.join(METHOD_NAMES)}. (default: unique)", metavar="NAME"
+        None, f"How heads are scored: {', '.join(METHODS)}. (default: unique)", metavar="NAME"
     )
     methods: Names = option((), "Several ways of scoring, side by side.", metavar="NAME[,NAME]")
     recipe: Literal["michel", "kwon", "flap", "minitron"] | None = option(

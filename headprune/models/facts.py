@@ -16,9 +16,7 @@ from headprune.errors import (
     first_line,
 )
 from headprune.placement import values_of
-from headprune.untrusted import (
-    weight_files,
-)
+from headprune.untrusted.weights import weight_files
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -17,24 +17,22 @@ from headprune.errors import (
     first_line,
     package_error,
 )
-from headprune.untrusted import (
-    WHOLE,
-    check_settings,
-    class_names,
-    code_of_its_own,
-    code_of_the_tokenizer,
+from headprune.untrusted.directories import (
     module_entries,
-    read_header,
-    read_json,
-    refuse_adapters,
     refuse_damaged_settings,
     refuse_foreign_files,
+    transformer_folder,
+)
+from headprune.untrusted.documents import read_json
+from headprune.untrusted.recognise import (
+    code_of_its_own,
+    code_of_the_tokenizer,
+    refuse_adapters,
     refuse_quantised_config,
     refuse_wrapped_names,
-    transformer_folder,
-    weight_files,
-    weight_names,
 )
+from headprune.untrusted.settings import check_settings, class_names
+from headprune.untrusted.weights import WHOLE, read_header, weight_files, weight_names
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from headprune.heads import HeadId
 from headprune.inspection import inspect
 from headprune.models.save import remote_config
 from headprune.surgery import cut
-from headprune.untrusted import lies_within, read_json
+from headprune.untrusted.directories import lies_within
+from headprune.untrusted.documents import read_json
 
 
 def pruned_heads(config: PreTrainedConfig) -> dict[int, tuple[int, ...]]:

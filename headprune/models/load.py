@@ -26,7 +26,7 @@ from headprune.models.legacy import converted_config, pruned_heads, refuse_prune
 from headprune.models.load_errors import incomplete, random_pooler, unloadable, unread
 from headprune.models.manifest import check_manifest
 from headprune.placement import count_parameters
-from headprune.untrusted import read_header
+from headprune.untrusted.weights import read_header
 
 # Heads and poolers that a task adds, and tables that are computed.
 _SLACK = 10_000_000

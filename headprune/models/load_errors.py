@@ -17,7 +17,7 @@ from headprune.errors import (
 )
 from headprune.models.find import ModelSource
 from headprune.models.stream import names_in_memory
-from headprune.untrusted import read_header
+from headprune.untrusted.weights import read_header
 
 _TOGETHER = "check that config.json and the weights belong together"
 

@@ -14,8 +14,11 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from headprune.artefact import Artefact, read_artefact
 from headprune.errors import CheckpointError
-from headprune.runtime.files import MANIFEST, refuse_unusable_target, staged_directory
+from headprune.runtime.files import refuse_unusable_target, staged_directory
 from headprune.runtime.targets import everything_in, naming
+
+MANIFEST = "manifest.json"
+"""Lies in every directory that we saved; only such a one is ever replaced."""
 
 # May be edited freely; whatever is loaded may not.
 _FREE = ("README.md",)
@@ -243,9 +246,8 @@ def refuse_unusable_output(
     Raises:
         CheckpointError: See :func:`headprune.runtime.files.refuse_unusable_target` and :func:`refuse_strangers`.
     """
-    was_put_back = refuse_unusable_target(
-        out, overwrite=overwrite, needed_bytes=needed_bytes, check=refuse_strangers
-    )
+    may_replace = refuse_strangers if overwrite else None
+    was_put_back = refuse_unusable_target(out, may_replace=may_replace, needed_bytes=needed_bytes)
     if was_put_back and notify is not None:
         notify(f"{out} is back: a run that was killed while it replaced it had moved it aside")
 
@@ -277,5 +279,6 @@ def output_directory(out: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises:
         CheckpointError: See :func:`headprune.runtime.files.staged_directory` and :func:`refuse_strangers`.
     """
-    with staged_directory(out, overwrite=overwrite, check=refuse_strangers) as staging:
+    may_replace = refuse_strangers if overwrite else None
+    with staged_directory(out, may_replace=may_replace) as staging:
         yield staging

@@ -10,10 +10,9 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy
 from headprune.errors import CheckpointError, UnsupportedError
 from headprune.inspection import inspect
-from headprune.models.manifest import claims_to_be_ours
+from headprune.models.manifest import MANIFEST, claims_to_be_ours
 from headprune.models.save import described, has_uneven_cache, write_described
 from headprune.models.writing import writing
-from headprune.runtime.files import MANIFEST
 from headprune.surgery.modeling_headprune import UNEVEN_CACHE
 
 # What push_to_hub takes, of all that save_pretrained does.

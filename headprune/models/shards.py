@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from headprune.errors import ModelError
-from headprune.untrusted import INDEX, WHOLE, read_header, weight_files
+from headprune.untrusted.weights import INDEX, WHOLE, read_header, weight_files
 
 _CHUNK = 1 << 24
 

@@ -13,16 +13,14 @@ from headprune.errors import CheckpointError
 from headprune.models.tokenizer import tokenizer_files, unchanged_source
 from headprune.models.writing import writing
 from headprune.runtime.targets import everything_in
-from headprune.untrusted import (
+from headprune.untrusted.directories import (
     MODULES,
     SETTINGS,
     lies_within,
     module_entries,
-    read_json,
-    read_json_list,
-    read_text,
     transformer_folder,
 )
+from headprune.untrusted.documents import read_json, read_json_list, read_text
 
 # What makes a directory a sentence-embedding model.
 _OF_THE_ROOT = ("config_sentence_transformers.json",)

@@ -19,9 +19,7 @@ from headprune.errors import (
     what_it_says,
 )
 from headprune.models.find import ModelSource
-from headprune.untrusted import (
-    own_files_alone,
-)
+from headprune.untrusted.recognise import own_files_alone
 
 _PATTERNS = (
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "tekken.json"),

@@ -9,32 +9,36 @@ from headprune.artefact import Latency
 from headprune.errors import CheckpointError
 from headprune.models.find import ModelSource
 from headprune.plans import PruningPlan
-from headprune.results import Results, Unmeasured
+from headprune.results import Results
 from headprune.runtime.local import published_name
-from headprune.untrusted import parse_yaml, read_text
+from headprune.untrusted.documents import parse_yaml, read_text
 
 _MOST_BYTES = 1_000_000
 _KEPT = ("license", "language", "pipeline_tag")
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
 
-def model_card(results: Results | Unmeasured, plan: PruningPlan, *, source: ModelSource) -> str:
-    """Return the card: what was removed, before and after with intervals where measured, the proofs, and how to load it."""
-    is_hub_id = source.revision is not None
+def model_card(results: Results, plan: PruningPlan, *, source: ModelSource | None) -> str:
+    """Return the card: what was removed, before and after with intervals where measured, the proofs, and how to load it.
+
+    Args:
+        results: What was done, proven and (perhaps) measured.
+        plan: Which heads each attention keeps.
+        source: The model that it was made from; None where that is gone.
+    """
     data = ModelCardData(
         library_name="transformers",
         tags=["headprune", "attention-head-pruning"],
-        base_model=source.name if is_hub_id else None,
-        **_inherited(source.root / "README.md"),
+        base_model=source.name if source is not None and source.revision else None,
+        **(_inherited(source.root / "README.md") if source else {}),
     )
     card = ModelCard.from_template(
         data,
         template_path=str(_TEMPLATE),
         results=results,
-        measured=isinstance(results, Results),
-        counts=_counts(results),
+        before_and_after=_before_and_after,
         plan=plan,
-        base=published_name(source.name),
+        base=published_name(source.name) if source else "This model",
         took=_took,
         layers=plan.kept_per_site.items(),
     )
@@ -69,11 +73,10 @@ def _took(latency: Latency) -> str:
     return f"{latency.ms:.4g} ms" + (f" [{low}, {high}]" if latency.repeats else "")
 
 
-def _counts(results: Results | Unmeasured) -> dict[str, tuple[int | None, int | None]]:
-    """Return what is counted, before and after."""
-    if isinstance(results, Unmeasured):
-        return {"heads": results.heads, "parameters": results.parameters}
-    return {
-        "heads": (results.before.heads, results.after.heads),
-        "parameters": (results.before.parameters, results.after.parameters),
-    }
+def _before_and_after(pair: tuple[int | None, int], *, megabytes: bool = False) -> str:
+    """Return two cells of a table; what was before is left out where it isn't known."""
+    cells = [
+        "" if size is None else f"{size / 1e6:.1f} MB" if megabytes else f"{size:,}"
+        for size in pair
+    ]
+    return " | ".join(cells)

@@ -12,7 +12,7 @@ from headprune.gate import Verdict
 from headprune.plans import PruningPlan
 from headprune.report.ci import headline
 from headprune.report.terminal import Prose, Row, Sheet, line, prose
-from headprune.results import Curve, Results, Sweep, SweepPoint, Unmeasured
+from headprune.results import Curve, Results, Sweep, SweepPoint
 from headprune.verify import Proof
 
 _CACHE = "key/value cache/token"
@@ -35,27 +35,25 @@ def eval_table(result: EvalResult) -> RenderableType:
 
 
 def prune_table(
-    results: Results | Unmeasured, *, directory: str, verdict: Verdict | None = None
+    results: Results, *, directory: str, verdict: Verdict | None = None
 ) -> RenderableType:
     """Show how a model was trained, before and after, the proofs, the verdict, where the model lies and how to load it."""
     parts: list[RenderableType] = []
-    if isinstance(results, Unmeasured):
-        counts = {"heads": results.heads, "parameters": results.parameters}
-        parts.append(_changes([*_count_rows(counts), _weights_row(results)]))
-        parts.append(prose("\nno data was read: quality was not measured\n", style="dim"))
-    else:
-        after, heal = results.after, results.heal
+    after, heal = results.after, results.heal
+    if heal is not None:
+        weights = f"adapters of rank {heal.lora}, merged," if heal.lora else "all weights"
+        training = (
+            f"{weights} trained towards {heal.teacher.get('name')}: {heal.steps:,} steps on {heal.trained_on:,} rows\n"
+            f"{heal.objective} on {heal.held_out:,} other rows: {heal.loss[0]:.4g} before, {heal.loss[1]:.4g} after\n"
+        )
+        parts.append(prose(training, style="dim"))
+    parts.append(_before_and_after(results))
+    note = "no data was read: quality was not measured"
+    if after is not None:
+        parts += _timing_notes(*(each for each in (results.before, after) if each is not None))
         apart = f"rows that chose no head{' and that nothing was trained on' if heal else ''}"
-        if heal is not None:
-            weights = f"adapters of rank {heal.lora}, merged," if heal.lora else "all weights"
-            training = (
-                f"{weights} trained towards {heal.teacher.get('name')}: {heal.steps:,} steps on {heal.trained_on:,} rows\n"
-                f"{heal.objective} on {heal.held_out:,} other rows: {heal.loss[0]:.4g} before, {heal.loss[1]:.4g} after\n"
-            )
-            parts.append(prose(training, style="dim"))
-        parts += [_before_and_after(results), *_timing_notes(results.before, after)]
-        note = f"\n{_basis(after)}, {apart}\n"
-        parts.append(prose(note, style="dim"))
+        note = f"{_basis(after)}, {apart}"
+    parts.append(prose(f"\n{note}\n", style="dim"))
     return Group(
         *parts,
         *map(_proof_line, results.proofs),
@@ -108,18 +106,23 @@ def sweep_table(sweep: Sweep) -> RenderableType:
 
 
 def _before_and_after(results: Results) -> Sheet:
-    before, after = results.before, results.after
+    before, after, ends = results.before, results.after, results.difference_interval
+    counts = {"heads": results.heads, "parameters": results.parameters}
+    sizes = [*_count_rows(counts), _weights_row(results)]
+    if before is None or after is None or results.difference is None or ends is None:
+        return _changes(sizes)
     change = _number(results.difference, sign="+")
-    ends = _interval(results.difference_interval, sign="+")
-    counts = {
-        "heads": (before.heads or 0, after.heads or 0),
-        "parameters": (before.parameters, after.parameters),
-    }
     rows = [
         Row((before.metric, _number(before.value), _number(after.value), change), "bold"),
-        Row((_INTERVAL, _interval(before.interval), _interval(after.interval), ends)),
-        *_count_rows(counts),
-        _weights_row(results),
+        Row(
+            (
+                _INTERVAL,
+                _interval(before.interval),
+                _interval(after.interval),
+                _interval(ends, sign="+"),
+            )
+        ),
+        *sizes,
     ]
     cache = (before.kv_cache_bytes_per_token, after.kv_cache_bytes_per_token)
     if cache[0] is not None and cache[1] is not None:
@@ -134,19 +137,24 @@ def _changes(rows: Sequence[Row]) -> Sheet:
     return Sheet(rows, titles=("", "before", "after", "change"), right=frozenset({1, 2, 3}))
 
 
-def _count_rows(counts: Mapping[str, tuple[int, int]]) -> list[Row]:
-    """Return a row for each thing that is counted, before and after."""
+def _count_rows(counts: Mapping[str, tuple[int | None, int]]) -> list[Row]:
+    """Return a row for each thing that is counted, before (where that is known) and after."""
     rows = []
     for name, (before, after) in counts.items():
         unit = " B" if name == _CACHE else ""
+        if before is None:
+            rows.append(Row((name, "", f"{after:,}{unit}", "")))
+            continue
         share = f" ({after / before - 1:+.1%})" if before else ""
         change = "none" if after == before else f"{after - before:+,}{share}"
         rows.append(Row((name, f"{before:,}{unit}", f"{after:,}{unit}", change)))
     return rows
 
 
-def _weights_row(results: Results | Unmeasured) -> Row:
+def _weights_row(results: Results) -> Row:
     before, after = results.weights_bytes
+    if before is None:
+        return Row(("weights on disk", "", f"{after / 1e6:.1f} MB", ""))
     change = "none" if after == before else f"{after / before - 1:+.1%}"
     return Row(("weights on disk", f"{before / 1e6:.1f} MB", f"{after / 1e6:.1f} MB", change))
 
@@ -187,7 +195,7 @@ def _verdict_line(verdict: Verdict) -> Prose:
     return prose(text)
 
 
-def _loading(results: Results | Unmeasured, directory: str) -> list[Text]:
+def _loading(results: Results, directory: str) -> list[Text]:
     trust = ", trust_remote_code=True" if results.loads_with == "remote-code" else ""
     call = f'{results.auto_class}.from_pretrained("{directory}"{trust})'
     return [

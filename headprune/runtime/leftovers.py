@@ -14,7 +14,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -33,24 +33,16 @@ _STALE_SECONDS = 24 * 3600
 
 
 @contextmanager
-def temporary_directory(target: Path) -> Iterator[Path]:
-    """Yield a new, empty directory beside ``target``, locked until the block ends; it is removed then, if it is still there."""
-    with _locked_temporary(target, _make_directory) as path:
-        try:
-            yield path
-        finally:
-            if not is_stranded(path):
-                shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def temporary_file(target: Path) -> Iterator[Path]:
-    """Yield a new, empty file beside ``target``, locked until the block ends; it is removed then, if it is still there."""
-    with _locked_temporary(target, _make_file) as path:
-        try:
-            yield path
-        finally:
-            path.unlink(missing_ok=True)
+def temporary(target: Path, *, is_file: bool) -> Iterator[Path]:
+    """Yield a new, empty file or directory beside ``target``, locked until the block ends; it is removed then, if still there."""
+    path, descriptor = _make_locked(target, is_file=is_file)
+    try:
+        yield path
+    finally:
+        if not is_stranded(path):
+            _remove(path)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def old_name(temporary: Path) -> Path:
@@ -70,8 +62,12 @@ def is_stranded(temporary: Path) -> bool:
 
 
 def put_aside(path: Path, target: Path, word: str) -> Path:
-    """Rename a directory to ``TARGET.word``, or the next such name that nothing has yet, and return it."""
-    for aside in _asides(target, word):
+    """Rename a file or directory to ``TARGET.word``, or the next such name that nothing has yet, and return it."""
+    names = (f"{target.name}.{word}" + (f"-{number}" if number > 1 else "") for number in count(1))
+    asides = map(target.with_name, names)
+    if not path.is_dir():
+        return next(aside for aside in asides if put_unless_taken(path, aside))
+    for aside in asides:
         with suppress(FileExistsError):
             aside.mkdir()
             break
@@ -81,11 +77,6 @@ def put_aside(path: Path, target: Path, word: str) -> Path:
         aside.rmdir()
         raise
     return aside
-
-
-def _asides(target: Path, word: str) -> Iterator[Path]:
-    for number in count(1):
-        yield target.with_name(f"{target.name}.{word}" + (f"-{number}" if number > 1 else ""))
 
 
 def put_unless_taken(temporary: Path, place: Path) -> bool:
@@ -103,14 +94,6 @@ def put_unless_taken(temporary: Path, place: Path) -> bool:
             return False
         temporary.replace(place)
     return True
-
-
-def put_file_aside(temporary: Path, target: Path, word: str) -> Path:
-    """Rename a temporary file to ``TARGET.word``, or the next such name that nothing has yet, and return it."""
-    for aside in _asides(target, word):
-        if put_unless_taken(temporary, aside):
-            break
-    return aside
 
 
 def put_back(target: Path) -> bool:
@@ -168,20 +151,10 @@ def is_vacant(target: Path) -> bool:
         return False
 
 
-@contextmanager
-def _locked_temporary(target: Path, make: Callable[[Path], Path]) -> Iterator[Path]:
-    path, descriptor = _make_locked(target, make)
-    try:
-        yield path
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def _make_locked(target: Path, make: Callable[[Path], Path]) -> tuple[Path, int | None]:
+def _make_locked(target: Path, *, is_file: bool) -> tuple[Path, int | None]:
     """Make a temporary and lock it; should somebody clean it away before we have its lock, make another."""
     for _attempt in range(100):
-        path = make(target)
+        path = _make(target, is_file=is_file)
         try:
             descriptor, lock = take(path)
         except FileNotFoundError:
@@ -200,12 +173,11 @@ def _make_locked(target: Path, make: Callable[[Path], Path]) -> tuple[Path, int 
     )
 
 
-def _make_directory(target: Path) -> Path:
-    return Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{_prefix(target)}{os.getpid()}-"))
-
-
-def _make_file(target: Path) -> Path:
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f"{_prefix(target)}{os.getpid()}-")
+def _make(target: Path, *, is_file: bool) -> Path:
+    prefix = f"{_prefix(target)}{os.getpid()}-"
+    if not is_file:
+        return Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix))
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=prefix)
     os.close(handle)
     return Path(name)
 
@@ -231,12 +203,12 @@ def _siblings(target: Path) -> Iterator[tuple[Path, re.Match[str]]]:
 
 def _moved_aside_from(target: Path) -> list[tuple[Path, str, str | None]]:
     """Return what replacements of ``target`` moved aside, the last first: path, name of the temporary, its identity."""
-    found = [
+    old = [
         (path, _prefix(target) + match["stem"], match["successor"])
         for path, match in _siblings(target)
         if match["old"] and path.is_dir() and _is_own(path)
     ]
-    return sorted(found, key=lambda entry: entry[0].lstat().st_ctime_ns, reverse=True)
+    return sorted(old, key=lambda entry: entry[0].lstat().st_ctime_ns, reverse=True)
 
 
 def _is_own(path: Path) -> bool:

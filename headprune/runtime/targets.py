@@ -125,14 +125,25 @@ def behind_links(path: Path) -> Path:
     return place
 
 
-_KINDS = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFREG: "a file",
+_SPECIAL = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+_KINDS = {stat.S_IFDIR: "a directory", stat.S_IFREG: "a file", **_SPECIAL}
+
+
+def kind_if_special(path: Path) -> str | None:
+    """Return what a path is if opening it could hang or do something; None for files, directories and what isn't there.
+
+    Raises:
+        OSError: It can't be told.
+    """
+    try:
+        return _SPECIAL.get(stat.S_IFMT(path.stat().st_mode))
+    except FileNotFoundError:
+        return None
 
 
 def refuse_other_kinds(path: Path, *, where: str, is_file: bool) -> None:

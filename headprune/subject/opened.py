@@ -23,7 +23,7 @@ from headprune.placement import describe
 from headprune.runtime.local import published_name
 from headprune.tasks import Task, detect_task, get_task, of_outputs, refuse_other_head
 from headprune.tasks.asked import Fill, filling, longest_row, refuse_reading_ahead
-from headprune.tasks.distill import Goal, taught
+from headprune.tasks.distill import Objective, predictions_as_loss, with_teacher_targets
 from headprune.tasks.metrics import Statistic, load_metric
 from headprune.tasks.rows import Example
 
@@ -88,12 +88,20 @@ class Subject:
             classes=self.task.num_classes(self.model.config),
         )
 
-    def goal(self, examples: Sequence[Example]) -> Goal:
+    def objective(self, examples: Sequence[Example]) -> Objective:
         """Return what importance is about: the task's loss, or how far outputs are from those of the model as it is."""
         batches = self.batches(examples)
         if self.recipe.objective == "distill":
-            return taught(self.model, self.task.distill, batches, seed=self.recipe.seed)
-        return Goal(batches, batches, self.task.loss)
+            return with_teacher_targets(
+                self.model, self.task.distill, batches, seed=self.recipe.seed
+            )
+        return Objective(batches, batches, self.task.loss)
+
+    def metric_objective(self, examples: Sequence[Example]) -> Objective:
+        """Return the metric itself as what importance is about."""
+        batches = self.batches(examples)
+        predictions = self.task.predicted_loss or predictions_as_loss(self.task.predict)
+        return Objective(batches, batches, predictions, self.statistic())
 
     @cached_property
     def max_length(self) -> int:

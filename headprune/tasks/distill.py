@@ -21,6 +21,7 @@ from headprune.batch import Batch, Loss, PositionLoss, forward
 from headprune.memory import Parts, halves_of_batch
 from headprune.placement import input_device
 from headprune.replay import example_losses
+from headprune.tasks.metrics import Statistic
 
 
 @dataclass(frozen=True)
@@ -45,37 +46,39 @@ class Distill:
 
 
 @dataclass(frozen=True, eq=False)
-class Goal:
+class Objective:
     """What importance is about: rows with targets, and a loss.
 
     Args:
         batches: The rows.
-        drawn: The same for methods that differentiate; with labels they are ``batches``.
-        loss: One loss per example.
+        sampled_batches: The same for methods that differentiate; with labels they are ``batches``.
+        loss: One loss per example; with ``statistic``, the model's predictions in its place.
+        statistic: The metric, where importance is about the metric itself.
     """
 
     batches: tuple[Batch, ...]
-    drawn: tuple[Batch, ...]
+    sampled_batches: tuple[Batch, ...]
     loss: Loss
+    statistic: Statistic | None = None
 
 
 def _no_loss(_outputs: Any, batch: Batch) -> Tensor:
     return torch.zeros(batch.num_examples)
 
 
-NO_OBJECTIVE = Goal((), (), _no_loss)
+NO_OBJECTIVE = Objective((), (), _no_loss)
 """Of methods that read no rows."""
 
 
 @torch.no_grad()
-def taught(
+def with_teacher_targets(
     model: PreTrainedModel, distill: Distill, batches: Sequence[Batch], *, seed: int
-) -> Goal:
+) -> Objective:
     """Run the whole model over ``batches`` and return them with what it put out for targets.
 
     Every example draws from a generator of its own, so that neither batches nor their order matter.
     """
-    exact, drawn = [], []
+    exact, sampled = [], []
     parts = Parts("the whole model's outputs", halves_of_batch)
 
     def teach(batch: Batch) -> Tensor:
@@ -85,8 +88,17 @@ def taught(
     for batch in batches:
         targets = torch.cat(parts.run(batch, teach))
         exact.append(replace(batch, targets=targets))
-        drawn.append(replace(batch, targets=distill.draw(targets, _generators(batch, seed + 1))))
-    return Goal(tuple(exact), tuple(drawn), distill.loss)
+        sampled.append(replace(batch, targets=distill.draw(targets, _generators(batch, seed + 1))))
+    return Objective(tuple(exact), tuple(sampled), distill.loss)
+
+
+def predictions_as_loss(predict: Callable[[Any, Batch], tuple[Tensor, Any]]) -> Loss:
+    """Return a loss whose values are the model's predictions: under every mask it is what the model then predicts."""
+
+    def predictions(outputs: Any, batch: Batch) -> Tensor:
+        return predict(outputs, batch)[0].float()
+
+    return predictions
 
 
 def _generators(batch: Batch, seed: int) -> list[torch.Generator]:

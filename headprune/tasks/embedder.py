@@ -19,7 +19,7 @@ from headprune.tasks.embedder_settings import (
 )
 from headprune.tasks.embedding import LAYERS, MASK, SENTENCE, TOKENS, Step
 from headprune.tasks.embedding_modules import Chain, join, mean_of_tokens
-from headprune.untrusted import ModuleEntry, module_entries, transformer_folder
+from headprune.untrusted.directories import ModuleEntry, module_entries, transformer_folder
 
 _ENCODERS = ("t5", "mt5", "umt5")
 _OTHER_ENCODERS = frozenset(

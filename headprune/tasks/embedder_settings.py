@@ -5,7 +5,7 @@ from typing import Any
 
 from headprune.errors import ModelError
 from headprune.tasks.embedding import TOKENS
-from headprune.untrusted import read_json
+from headprune.untrusted.documents import read_json
 
 _MODEL_SETTINGS = "config_sentence_transformers.json"
 _KIND = "SentenceTransformer"

@@ -22,7 +22,9 @@ from headprune.tasks.embedding import (
     pooled,
     weighted_layers,
 )
-from headprune.untrusted import ModuleEntry, lies_within, read_header, read_json
+from headprune.untrusted.directories import ModuleEntry, lies_within
+from headprune.untrusted.documents import read_json
+from headprune.untrusted.weights import read_header
 
 _AGAIN = "fetch the model again, or save it again with sentence-transformers"
 _WEIGHTS = "model.safetensors"

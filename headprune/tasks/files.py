@@ -9,9 +9,9 @@ from typing import Any
 
 from headprune import demo
 from headprune.errors import DataError, did_you_mean, first_line
+from headprune.runtime.targets import kind_if_special
 from headprune.tasks.delimited import FormatError
 from headprune.tasks.tables import FORMATS, Content, lines_of, read_file, read_text
-from headprune.untrusted.files import kind_if_special
 
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")

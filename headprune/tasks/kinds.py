@@ -9,7 +9,7 @@ from headprune.tasks import causal_lm, classification, regression, similarity
 from headprune.tasks.embedder import read_embedder
 from headprune.tasks.embedder_settings import embeds_sentences
 from headprune.tasks.task import Task
-from headprune.untrusted import module_entries
+from headprune.untrusted.directories import module_entries
 
 TASKS: dict[str, Task] = {
     task.name: task

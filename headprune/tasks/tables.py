@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from headprune.errors import first_line
 from headprune.tasks.delimited import FormatError, read_delimited
+from headprune.untrusted.directories import kind_by_content
 from headprune.untrusted.documents import parse_json
-from headprune.untrusted.files import kind_by_content
 
 _LINE_ENDS = re.compile(r"\r\n|\n|\r")
 _TO_UTF8 = "convert it: iconv -f {} -t UTF-8 FILE > NEW_FILE"

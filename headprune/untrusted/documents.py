@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from headprune.errors import CheckpointError, HeadpruneError, ModelError, first_line
-from headprune.untrusted.files import kind_if_special
+from headprune.runtime.targets import kind_if_special
 
 MOST_BYTES = 100_000_000
 MOST_BYTES_OF_YAML = 200_000
@@ -16,14 +17,6 @@ MOST_DEPTH = 50
 # Larger than any size, seed or placeholder (tokenizers say 1e30 for "no limit"); Python can't even print much larger ones.
 _LARGEST = 10**40
 _AGAIN = "fetch or make the file again"
-SETTINGS = (
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-    "sentence_*config.json",
-)
-"""How a model generates, what reads its images or sounds, and how sentence-transformers runs it."""
 
 
 def read_json(
@@ -37,50 +30,33 @@ def read_json(
 
     Args:
         path: The file.
-        error: What is raised.
-        hint: What the user can do.
-        most_bytes: The largest that is read.
+        error: The class of the errors.
+        hint: What the errors advise.
+        most_bytes: A larger file isn't read.
 
     Raises:
         HeadpruneError: The file can't be read, or is no such document.
     """
-    document: dict[str, Any] = _read_document(path, dict, error, hint, most_bytes)
-    return document
-
-
-def read_json_list(
-    path: Path,
-    *,
-    error: type[HeadpruneError] = CheckpointError,
-    hint: str = _AGAIN,
-    most_bytes: int = MOST_BYTES,
-) -> list[Any]:
-    """Read a JSON document that is a list; the arguments and errors are those of :func:`read_json`."""
-    document: list[Any] = _read_document(path, list, error, hint, most_bytes)
-    return document
-
-
-def _read_document(
-    path: Path, expected: type, error: type[HeadpruneError], hint: str, most_bytes: int
-) -> Any:
     raw = _read(path, error=error, hint=hint, most_bytes=most_bytes)
-    try:
-        return _parsed(raw, expected)
-    except ValueError as reason:
-        raise error(
-            f"{path.name} is damaged: {first_line(reason)}", where=str(path), hint=hint
-        ) from reason
+    with _undamaged(path, error, hint):
+        return parse_json(raw)
 
 
-def refuse_damaged_settings(directory: Path) -> None:
-    """Refuse settings beside a model that nobody could read: they are copied when the work is done, which is too late to say so.
+def read_json_list(path: Path, *, hint: str = _AGAIN, most_bytes: int = MOST_BYTES) -> list[Any]:
+    """Read a JSON document that is a list.
+
+    Args:
+        path: The file.
+        hint: What the errors advise.
+        most_bytes: A larger file isn't read.
 
     Raises:
-        ModelError: A file is damaged, or can't be read.
+        ModelError: The file can't be read, or is no such document.
     """
-    for pattern in (*SETTINGS, "tokenizer_config.json", "config_sentence_transformers.json"):
-        for path in sorted(directory.glob(pattern)):
-            read_json(path, error=ModelError)
+    raw = _read(path, error=ModelError, hint=hint, most_bytes=most_bytes)
+    with _undamaged(path, ModelError, hint):
+        document: list[Any] = _parsed(raw, list)
+        return document
 
 
 def read_text(
@@ -89,46 +65,79 @@ def read_text(
     error: type[HeadpruneError] = CheckpointError,
     hint: str = _AGAIN,
     most_bytes: int = MOST_BYTES,
-    called: str | None = None,
+    called: str = "",
 ) -> str:
-    """Read a text in UTF-8; messages call it by its name, or as it is ``called``.
+    """Read a text in UTF-8.
+
+    Args:
+        path: The file.
+        error: The class of the errors.
+        hint: What the errors advise.
+        most_bytes: A larger file isn't read.
+        called: What the errors call the file; its own name by default.
 
     Raises:
-        HeadpruneError: The file can't be read, is too large, or is not UTF-8; ``error`` is its class.
+        HeadpruneError: The file can't be read, is too large, or is not UTF-8.
     """
     raw = _read(path, error=error, hint=hint, most_bytes=most_bytes, called=called)
-    try:
+    with _undamaged(path, error, hint, what="can't be read", called=called):
         return raw.decode("utf-8")
-    except UnicodeDecodeError as reason:
+
+
+@contextmanager
+def _undamaged(
+    path: Path,
+    error: type[HeadpruneError],
+    hint: str,
+    *,
+    what: str = "is damaged",
+    called: str = "",
+) -> Iterator[None]:
+    """Turn what a parser says of a file into an error that names the file."""
+    try:
+        yield
+    except ValueError as reason:
         raise error(
-            f"{called or path.name} can't be read: {first_line(reason)}", where=str(path), hint=hint
+            f"{called or path.name} {what}: {first_line(reason)}", where=str(path), hint=hint
         ) from reason
 
 
-def _read(
-    path: Path,
-    *,
-    error: type[HeadpruneError],
-    hint: str,
-    most_bytes: int,
-    called: str | None = None,
-) -> bytes:
+@contextmanager
+def readable(
+    path: Path, *, error: type[HeadpruneError], hint: str, called: str = ""
+) -> Iterator[None]:
+    """Refuse a path that is a pipe or a device, and name the file that the block can't read.
+
+    Args:
+        path: The file.
+        error: The class of the errors.
+        hint: What the errors advise for a pipe or a device.
+        called: What the errors call the file; its own name by default.
+
+    Raises:
+        HeadpruneError: It is a pipe or a device, or the block raised an OSError.
+    """
     name = called or path.name or str(path)
     try:
-        special = kind_if_special(path)
-        if special:
+        if special := kind_if_special(path):
             raise error(f"{name} is {special}, not a file", where=str(path), hint=hint)
-        with path.open("rb") as file:
-            raw = file.read(most_bytes + 1)
+        yield
     except OSError as reason:
         raise error(
             f"{name} can't be read: {reason.strerror or reason}",
             where=str(path),
             hint="check the path and the permissions",
         ) from reason
+
+
+def _read(
+    path: Path, *, error: type[HeadpruneError], hint: str, most_bytes: int, called: str = ""
+) -> bytes:
+    with readable(path, error=error, hint=hint, called=called), path.open("rb") as file:
+        raw = file.read(most_bytes + 1)
     if len(raw) > most_bytes:
         raise error(
-            f"{name} has more than {most_bytes / 1e6:g} MB, which no such file needs",
+            f"{called or path.name} has more than {most_bytes / 1e6:g} MB, which no such file needs",
             where=str(path),
             hint=hint,
         )

@@ -1,11 +1,10 @@
 """``config.json`` before a library builds anything from it: types that are read, sizes that are plausible, no code named."""
 
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
 
 from headprune.errors import ModelError
 
@@ -29,50 +28,23 @@ _MOST_NEGATIVE = -1_000
 _LARGEST = 2**53
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value))
-
-
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _is_labels(value: Any) -> bool:
-    return isinstance(value, dict) and len(value) <= _MOST_LABELS
-
-
-def _is_pruned_heads(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        layer.isdecimal()
-        and isinstance(heads, list)
-        and all(type(head) is int and head >= 0 for head in heads)
-        for layer, heads in value.items()
-    )
-
-
-def _is_file_name(value: Any) -> bool:
-    return isinstance(value, str) and Path(value).name == value
-
-
-_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "architectures": (_is_texts, "a list of class names"),
-    "headprune": (_is_mapping, "an object"),
-    "pruned_heads": (_is_pruned_heads, "lists of heads by layer"),
-    "id2label": (_is_labels, f"an object of at most {_MOST_LABELS:,} classes"),
-    "label2id": (_is_labels, f"an object of at most {_MOST_LABELS:,} classes"),
-    "auto_map": (_is_mapping, "an object"),
-    "dtype": (_is_text, "the name of a dtype"),
-    "torch_dtype": (_is_text, "the name of a dtype"),
-    "quantization_config": (_is_mapping, "an object"),
-    "transformers_weights": (_is_file_name, "a file of the directory"),
-}
-
 Count = Annotated[int, Field(ge=0, le=100_000_000)]
 Run = Annotated[list[Count], Field(min_length=2, max_length=2)]
+_Layer = Annotated[str, Field(pattern=r"^[0-9]+$")]
+_Labels = Annotated[dict[str, Any], Field(max_length=_MOST_LABELS)]
+_FileName = Annotated[str, Field(pattern=r"^[^/\\]+$")]
+_TYPES = {
+    name: (TypeAdapter[Any](kind), expected)
+    for names, kind, expected in (
+        (("architectures",), list[str], "a list of class names"),
+        (("headprune", "auto_map", "quantization_config"), dict[str, Any], "an object"),
+        (("pruned_heads",), dict[_Layer, list[NonNegativeInt]], "lists of heads by layer"),
+        (("id2label", "label2id"), _Labels, f"an object of at most {_MOST_LABELS:,} classes"),
+        (("dtype", "torch_dtype"), str, "the name of a dtype"),
+        (("transformers_weights",), _FileName, "a file of the directory"),
+    )
+    for name in names
+}
 
 
 class _Spread(BaseModel):
@@ -108,10 +80,13 @@ def check_settings(settings: dict[str, Any], *, where: str) -> None:
     Raises:
         ModelError: A value has the wrong type, a size is absurd, or code of somebody else is named.
     """
-    for name, (is_right, expected) in _TYPES.items():
+    for name, (kind, expected) in _TYPES.items():
         value = settings.get(name)
-        if value is not None and not is_right(value):
-            raise _wrong(name, value, f"is not {expected}", where=where)
+        try:
+            if value is not None:
+                kind.validate_python(value, strict=True)
+        except ValidationError as error:
+            raise _wrong(name, value, f"is not {expected}", where=where) from error
     positions = _MOST_POSITIONS.get(str(settings.get("model_type")), _LARGEST)
     for name, value in _numbers(settings):
         _refuse_absurd(name, value, positions=positions, where=where)

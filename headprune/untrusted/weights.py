@@ -3,11 +3,11 @@
 import math
 import struct
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from headprune.errors import ModelError, first_line
-from headprune.untrusted.documents import parse_json, read_json
-from headprune.untrusted.files import kind_by_content, kind_if_special
+from headprune.untrusted.directories import kind_by_content
+from headprune.untrusted.documents import parse_json, read_json, readable
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -48,48 +48,27 @@ def read_header(path: Path) -> Header:
     Raises:
         ModelError: It can't be read, or isn't what the format allows.
     """
-    try:
-        special = kind_if_special(path)
-        if special:
-            raise ModelError(f"{path.name} is {special}, not a file", where=str(path), hint=_AGAIN)
-        with path.open("rb") as file:
-            other = kind_by_content(file.read(64))
-        if other is not None:
+    with readable(path, error=ModelError, hint=_AGAIN), path.open("rb") as file:
+        if other := kind_by_content(file.read(64)):
             raise ModelError(f"{path.name} is {other[0]}", where=str(path), hint=other[1])
-        return _parsed(path)
-    except OSError as error:
-        raise ModelError(
-            f"{path.name} can't be read: {error.strerror or error}",
-            where=str(path),
-            hint="check the permissions",
-        ) from error
-    except ValueError as error:
-        raise ModelError(
-            f"{path.name} is damaged: {first_line(error)}", where=str(path), hint=_AGAIN
-        ) from error
+        file.seek(0)
+        try:
+            return _parsed(file, path.stat().st_size)
+        except ValueError as error:
+            raise ModelError(
+                f"{path.name} is damaged: {first_line(error)}", where=str(path), hint=_AGAIN
+            ) from error
 
 
-def damage(path: Path) -> str | None:
-    """Return what is wrong with a safetensors file, judged by its header and size, or None."""
+def _parsed(file: BinaryIO, size: int) -> Header:
+    start = file.read(8)
+    if len(start) < 8:
+        raise ValueError(f"it has {size} bytes")
+    (length,) = struct.unpack("<Q", start)
+    if length > min(size - 8, _MOST_BYTES):
+        raise ValueError("its header is longer than the file")
     try:
-        read_header(path)
-    except ModelError as error:
-        return error.what
-    return None
-
-
-def _parsed(path: Path) -> Header:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        if len(start) < 8:
-            raise ValueError(f"it has {size} bytes")
-        (length,) = struct.unpack("<Q", start)
-        if length > min(size - 8, _MOST_BYTES):
-            raise ValueError("its header is longer than the file")
-        raw = file.read(length)
-    try:
-        content = parse_json(raw)
+        content = parse_json(file.read(length))
     except ValueError as error:
         raise ValueError(f"its header can't be read: {first_line(error)}") from error
     metadata = content.pop("__metadata__", None) or {}
@@ -160,33 +139,34 @@ def weight_names(directory: Path, *, fetched: bool = True) -> tuple[str, ...]:
     config = directory / "config.json"
     named = read_json(config, error=ModelError).get(_NAMED) if config.is_file() else None
     if isinstance(named, str) and Path(named).name == named:
-        index = named.endswith(".index.json")
-        return indexed_files(directory, named, fetched=fetched) or () if index else (named,)
+        is_index = named.endswith(".index.json")
+        return indexed_files(directory, named, fetched=fetched) if is_index else (named,)
     if (directory / WHOLE).is_file():
         indexed_files(directory, fetched=False)
         return (WHOLE,)
-    return indexed_files(directory, fetched=fetched) or ()
+    return indexed_files(directory, fetched=fetched)
 
 
-def indexed_files(
-    directory: Path, index: str = INDEX, *, fetched: bool = True
-) -> tuple[str, ...] | None:
-    """Return the names of the files that a directory's index lists; None where it has no index.
+def indexed_files(directory: Path, index: str = INDEX, *, fetched: bool = True) -> tuple[str, ...]:
+    """Return the names of the files that an index lists; none where there is no such index.
+
+    Args:
+        directory: A model.
+        index: The name of the index.
+        fetched: Whether the files should be there already.
 
     Raises:
         ModelError: The index is damaged, or names something that isn't a file of the directory.
     """
     path = directory / index
     if not path.is_file():
-        return None
-    document = read_json(path, error=ModelError, hint="fetch the model again")
+        return ()
+    again = "fetch the model again"
+    document = read_json(path, error=ModelError, hint=again)
     listed = document.get("weight_map")
     if not isinstance(listed, dict) or not listed or "metadata" not in document:
-        raise ModelError(
-            f"{index} has no {'metadata' if listed else 'weight_map'}",
-            where=str(path),
-            hint="fetch the model again",
-        )
+        lacks = "metadata" if listed else "weight_map"
+        raise ModelError(f"{index} has no {lacks}", where=str(path), hint=again)
     for name in listed.values():
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
             raise ModelError(
@@ -194,17 +174,8 @@ def indexed_files(
                 where=str(path),
                 hint="fetch the model from somebody you trust",
             )
-    names = tuple(sorted(set(listed.values())))
-    if fetched:
-        _refuse_missing(directory, names, index=path)
-    return names
-
-
-def _refuse_missing(directory: Path, names: tuple[str, ...], *, index: Path) -> None:
-    for name in names:
-        if not (directory / name).is_file():
+        if fetched and not (directory / name).is_file():
             raise ModelError(
-                f"the index names {name}, which isn't there",
-                where=str(index),
-                hint="fetch the model again",
+                f"the index names {name}, which isn't there", where=str(path), hint=again
             )
+    return tuple(sorted(set(listed.values())))

@@ -11,14 +11,9 @@ from headprune.config import Recipe
 from headprune.distributed import World
 from headprune.errors import HeadpruneError, PlanError
 from headprune.evaluation import EvalResult
-from headprune.export import (
-    Exported,
-    embedding_rows,
-    export_gguf,
-    read_vocabulary,
-    refuse_family,
-    refuse_unusable_file,
-)
+from headprune.export.gguf import Exported, embedding_rows, export_gguf, refuse_unusable_file
+from headprune.export.layout import refuse_family
+from headprune.export.vocabulary import read_vocabulary
 from headprune.gate import Baseline, refuse_other_revision, refuse_other_rows
 from headprune.inspection import inspect
 from headprune.models.facts import fingerprint, weights_bytes
@@ -32,7 +27,7 @@ from headprune.planning import (
 from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results
 from headprune.runs import named_scores, scores_file, unused_run, write_scores
-from headprune.scoring import NEED_NO_ROWS
+from headprune.scoring.catalogue import get_method
 from headprune.subject import (
     Progress,
     Rows,
@@ -86,7 +81,7 @@ def _score(
 ) -> tuple[tuple[HeadScores, ...], tuple[Path, ...]]:
     subject = open_subject(recipe, progress=progress)
     anatomy = inspect_for_pruning(subject, progress=progress)
-    needs_rows = not set(recipes) <= set(NEED_NO_ROWS)
+    needs_rows = any(get_method(method).needs_rows for method in recipes)
     rows = calibration_rows(subject, progress=progress) if needs_rows else None
     found = compute_each(subject, recipes, anatomy, rows, progress=progress, world=world)
     scores = tuple(scored.scores for scored in found.values())

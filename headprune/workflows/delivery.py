@@ -10,19 +10,16 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record
-from headprune.artefact import Artefact, Latency
+from headprune.artefact import Latency
 from headprune.batch import Batch
 from headprune.evaluation import EvalResult, Predictions, doubts_of, first_examples, judge, predict
 from headprune.footprint import kv_cache_bytes_per_token
 from headprune.inspection import inspect
 from headprune.masking import gated
 from headprune.models.facts import versions, weights_bytes
-from headprune.models.manifest import output_directory, write_manifest
-from headprune.models.save import LoadMethod, write_model
 from headprune.placement import count_parameters, input_device
 from headprune.planning import savings
 from headprune.plans import HeadScores, PruningPlan
-from headprune.report.card import model_card
 from headprune.results import Results
 from headprune.subject import (
     Progress,
@@ -32,15 +29,9 @@ from headprune.subject import (
 )
 from headprune.surgery import Given, Reconstruct, cut, give_biases, take_back
 from headprune.surgery.fit import has_bias
-from headprune.verify import (
-    Proof,
-    masked_equals_pruned,
-    parameters_add_up,
-    reload_is_identical,
-    require,
-    run,
-)
+from headprune.verify import Proof, masked_equals_pruned, require, run
 from headprune.workflows.course import is_tolerant
+from headprune.workflows.finish import InMemory, Written, documents_of, finish
 from headprune.workflows.reconstruction import reconstruct_if_asked, rows_noted
 from headprune.workflows.record import note_where, record_of
 from headprune.workflows.timing import times_of
@@ -136,33 +127,44 @@ def cut_and_save(
         ProofError: A proof said no; nothing was saved.
     """
     made = _cut(subject, anatomy, plan, choosing, rows, progress=progress)
-    with output_directory(out, overwrite=subject.recipe.overwrite) as staging:
-        route = write_model(
-            subject.model,
-            staging,
-            anatomy=made.anatomy,
-            source=subject.source.root,
-        )
-        progress.notify("loading it again in a fresh process")
-        saved = _prove_saved(subject, staging, made, route=route)
-        results = Results(
+    if made.reconstructed is not None:
+        scores = rows_noted(scores, choosing)
+    recipe, source = subject.recipe, subject.source
+
+    def results(written: Written, size: int) -> Results:
+        return Results(
+            heads=(made.before.heads or 0, made.after.heads or 0),
+            parameters=(made.before.parameters, made.after.parameters),
             before=made.before,
             after=made.after,
             difference=made.difference,
             difference_interval=made.interval,
-            proofs=(made.same, *saved),
-            weights_bytes=(weights_bytes(subject.source.directory), weights_bytes(staging)),
+            proofs=(made.same, *written.proofs),
+            weights_bytes=(weights_bytes(source.directory), size),
             removed=tuple(str(head) for head in plan.remove),
-            loads_with=route,
+            loads_with=written.loads_with,
             auto_class=subject.task.auto_class,
             calibration={**scores.data, "method": scores.method, "n": scores.n},
             reconstruct=made.reconstructed,
         )
-        if made.reconstructed is not None:
-            scores = rows_noted(scores, choosing)
-        _write_documents(subject, staging, scores=scores, plan=plan, results=results)
-        write_manifest(staging)
-    return results
+
+    def documents(results: Results) -> dict[str, str]:
+        note_where(recipe, results=results, model=made.before.model)
+        return documents_of(results, plan, scores, source=source, settings=record_of(recipe))
+
+    smaller = InMemory(
+        subject.model,
+        made.anatomy,
+        source.root,
+        splitter=subject.tokenizer,
+        inputs=made.sample.inputs,
+        auto_class=subject.task.auto_class,
+        parameters=(made.before.parameters, made.removed),
+    )
+    progress.notify("saving it, and loading it again in a fresh process")
+    return finish(
+        out, overwrite=recipe.overwrite, write=smaller.write, results=results, documents=documents
+    )
 
 
 def _cut(
@@ -247,38 +249,3 @@ def _masked_output(
 ) -> Tensor:
     with gated(model, anatomy, gates=anatomy.mask(plan.remove)):
         return run(model, sample.inputs)
-
-
-def _prove_saved(
-    subject: Subject, staging: Path, made: _Made, *, route: LoadMethod
-) -> tuple[Proof, Proof]:
-    proofs = (
-        reload_is_identical(
-            subject.model,
-            staging,
-            inputs=made.sample.inputs,
-            auto_class=subject.task.auto_class,
-            route=route,
-            tokenizer=subject.tokenizer,
-        ),
-        parameters_add_up(
-            before=made.before.parameters,
-            removed=made.removed,
-            directory=staging,
-            model=subject.model,
-        ),
-    )
-    require(proofs)
-    return proofs
-
-
-def _write_documents(
-    subject: Subject, staging: Path, *, scores: HeadScores, plan: PruningPlan, results: Results
-) -> None:
-    documents: dict[str, Artefact] = {"scores": scores, "plan": plan, "results": results}
-    for name, document in documents.items():
-        (staging / f"{name}.json").write_text(document.to_json(), encoding="utf-8")
-    (staging / "headprune.yaml").write_text(record_of(subject.recipe), encoding="utf-8")
-    note_where(subject.recipe, results=results, model=results.before.model)
-    card = model_card(results, plan, source=subject.source)
-    (staging / "README.md").write_text(card, encoding="utf-8")

@@ -1,9 +1,8 @@
 """``heal``: a pruned model learns from the one it came from; measured before and after, proven, and saved anew."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +11,26 @@ from transformers import TrainingArguments
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
-from headprune.config import RECIPE_FILE, Recipe
-from headprune.distillation import (
-    Checkpoints,
-    Course,
-    Heal,
-    distance_between,
-    last_checkpoint,
-    mean_distance,
-    open_checkpoints,
-    refuse_adapters,
-    train,
-    trainer_settings,
-)
+from headprune.config import Recipe
+from headprune.distillation.adapters import refuse_adapters
+from headprune.distillation.checkpoints import Checkpoints, last_checkpoint, open_checkpoints
+from headprune.distillation.settings import trainer_settings
+from headprune.distillation.teacher import DistillJob, Heal, distance_between, mean_distance
 from headprune.errors import ConfigError, DataError, ModelError
 from headprune.evaluation import first_examples, judge
 from headprune.inspection import inspect
 from headprune.models.facts import choose_device, fingerprint, versions, weights_bytes
-from headprune.models.manifest import output_directory, refuse_unusable_output, write_manifest
-from headprune.models.save import write_model
+from headprune.models.manifest import refuse_unusable_output
 from headprune.plans import PruningPlan
-from headprune.report.card import model_card
 from headprune.results import Results
 from headprune.runs import FOLDER
 from headprune.runtime.targets import exclusive
 from headprune.subject import Progress, Rows, Subject, open_subject, rows_that_chose, separate_rows
 from headprune.tasks.rows import Example, noted_rows, set_apart
-from headprune.verify import (
-    Proof,
-    heads_are_the_same,
-    parameters_add_up,
-    reload_is_identical,
-    require,
-)
+from headprune.verify import Proof, heads_are_the_same, require
 from headprune.workflows.commands import check_metric, refuse_output
 from headprune.workflows.delivery import PROOF_ROWS, measure
+from headprune.workflows.finish import InMemory, Written, documents_of, finish
 from headprune.workflows.record import note_where, record_of, with_recorded_rows
 from headprune.workflows.teacher import Teacher, open_teacher, refuse_other_words
 
@@ -211,49 +195,53 @@ def _heal(
     anatomy = inspect(subject.model)
     proofs = (*proofs, heads_are_the_same(lesson.anatomy, anatomy))
     require(proofs)
-    with output_directory(Path(recipe.out or ""), overwrite=recipe.overwrite) as staging:
-        source = subject.source.directory
-        route = write_model(subject.model, staging, anatomy=anatomy, source=subject.source.root)
-        progress.notify("loading it again in a fresh process")
-        saved = (
-            reload_is_identical(
-                subject.model,
-                staging,
-                inputs=lesson.sample.inputs,
-                auto_class=subject.task.auto_class,
-                route=route,
-                tokenizer=subject.tokenizer,
-            ),
-            parameters_add_up(
-                before=before.parameters, removed=0, directory=staging, model=subject.model
-            ),
-        )
-        require(saved)
-        results = Results(
+    source = subject.source
+
+    def results(written: Written, size: int) -> Results:
+        return Results(
+            heads=(heads, len(anatomy.heads)),
+            parameters=(before.parameters, after.parameters),
             before=before,
             after=after,
             difference=difference,
             difference_interval=interval,
-            proofs=(*proofs, *saved),
-            weights_bytes=(weights_bytes(source), weights_bytes(staging)),
+            proofs=(*proofs, *written.proofs),
+            weights_bytes=(weights_bytes(source.directory), size),
             removed=(),
-            loads_with=route,
+            loads_with=written.loads_with,
             auto_class=subject.task.auto_class,
             calibration=lesson.training.note,
             heal=healed,
         )
-        _write_documents(lesson, staging, results=results)
-        write_manifest(staging)
-    return results
+
+    progress.notify("saving it, and loading it again in a fresh process")
+    smaller = InMemory(
+        subject.model,
+        anatomy,
+        source.root,
+        splitter=subject.tokenizer,
+        inputs=lesson.sample.inputs,
+        auto_class=subject.task.auto_class,
+        parameters=(before.parameters, 0),
+    )
+    return finish(
+        Path(recipe.out or ""),
+        overwrite=recipe.overwrite,
+        write=smaller.write,
+        results=results,
+        documents=partial(_documents, lesson),
+    )
 
 
 def _train(
     lesson: _Lesson, arguments: TrainingArguments, checkpoints: Checkpoints, *, progress: Progress
 ) -> tuple[Heal, tuple[Proof, ...]]:
+    from headprune.distillation.trainer import train  # it imports Trainer, which takes long
+
     subject, teacher, recipe = lesson.subject, lesson.teacher, lesson.subject.recipe
     distance = distance_between(subject.task.distill, teacher.task.distill)
     unseen = subject.batches(lesson.held_out)
-    course = Course(
+    job = DistillJob(
         teacher=teacher.model,
         examples=lesson.fitting,
         held_out=lesson.held_out,
@@ -268,7 +256,7 @@ def _train(
     start = mean_distance(subject.model, teacher.model, batches=unseen, distance=distance)
     progress.notify(f"healing on {len(lesson.fitting):,} rows")
     try:
-        trained = train(subject.model, lesson.anatomy, course)
+        trained = train(subject.model, lesson.anatomy, job)
     except KeyboardInterrupt as stopped:
         if last_checkpoint(checkpoints.folder) is not None:
             stopped.add_note(
@@ -303,14 +291,16 @@ def _settings(recipe: Recipe, arguments: TrainingArguments) -> dict[str, Any]:
     return {name: told[name] for name in (*names, *said) if name in told}
 
 
-def _write_documents(lesson: _Lesson, staging: Path, *, results: Results) -> None:
+def _documents(lesson: _Lesson, results: Results) -> dict[str, str]:
+    """Return what describes the model; which heads were removed, and why, is as its own directory says."""
     source, recipe = lesson.subject.source, lesson.subject.recipe
-    for name in _RECORDS:  # which heads went, and why
-        if (source.directory / name).is_file():
-            shutil.copyfile(source.directory / name, staging / name)
-    (staging / "results.json").write_text(results.to_json(), encoding="utf-8")
-    (staging / RECIPE_FILE).write_text(record_of(recipe), encoding="utf-8")
+    if results.before is not None:
+        note_where(recipe, results=results, model=results.before.model)
     kept = {str(site.id): len(site.heads) for site in lesson.anatomy.sites}
-    note_where(recipe, results=results, model=results.before.model)
-    card = model_card(results, PruningPlan(remove=(), kept_per_site=kept), source=source)
-    (staging / "README.md").write_text(card, encoding="utf-8")
+    plan = PruningPlan(remove=(), kept_per_site=kept)
+    texts = documents_of(results, plan, None, source=source, settings=record_of(recipe))
+    del texts["plan.json"]
+    for name in _RECORDS:
+        if (source.directory / name).is_file():
+            texts[name] = (source.directory / name).read_text(encoding="utf-8")
+    return texts

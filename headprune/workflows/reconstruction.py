@@ -97,12 +97,17 @@ def reconstructed_for(
 def _judge(subject: Subject, anatomy: Anatomy, examples: Sequence[Example]) -> Judge:
     """Return what decides: the loss, unless the task's metric clearly says otherwise."""
     model, recipe = subject.model, subject.recipe
-    goal = subject.goal(examples)
+    objective = subject.objective(examples)
     if recipe.objective == "distill":
 
         def distance(mask: Float[Tensor, " heads"]) -> Look:
             found = losses(
-                model, anatomy, batches=goal.batches, loss=goal.loss, masks=mask[None], base=mask
+                model,
+                anatomy,
+                batches=objective.batches,
+                loss=objective.loss,
+                masks=mask[None],
+                base=mask,
             )
             mean = float(found.double().mean())
             return Look(mean, mean)
@@ -112,7 +117,9 @@ def _judge(subject: Subject, anatomy: Anatomy, examples: Sequence[Example]) -> J
     compute, sampled = statistic.compute, statistic.or_nan().compute
 
     def look(mask: Float[Tensor, " heads"]) -> Look:
-        found = predict_masked(model, anatomy, subject.task, batches=goal.batches, masks=mask[None])
+        found = predict_masked(
+            model, anatomy, subject.task, batches=objective.batches, masks=mask[None]
+        )
         value = compute(found.predictions[0], found.references)
         return Look(value, float(found.losses[0].mean()), found.under(0))
 

@@ -6,10 +6,11 @@ from typing import Any
 
 from headprune.config import OF_THE_ROWS, RECIPE_FILE, Recipe, merged, recorded_rows
 from headprune.errors import CheckpointError
-from headprune.results import Results, Unmeasured
+from headprune.results import Results
 from headprune.runtime.local import note_places, place_of, published_name
 from headprune.subject import Progress
-from headprune.untrusted import read_json, refuse_foreign_files
+from headprune.untrusted.directories import refuse_foreign_files
+from headprune.untrusted.documents import read_json
 
 _NAMES = ("model", "data", "eval_data", "teacher", "scores", "run_dir", "out")
 """Settings that may be paths."""
@@ -62,7 +63,7 @@ def _with_places(known: dict[str, Any], home: Path) -> dict[str, Any]:
 
 def _fingerprints(home: Path) -> dict[str, Any]:
     """Return the fingerprints of the rows that made a model, as far as its documents tell."""
-    for document in ("results.json", "proofs.json"):
+    for document in ("results.json",):
         try:
             content = read_json(home / document)
         except CheckpointError:  # where it matters it is read again, and named
@@ -87,7 +88,7 @@ def record_of(recipe: Recipe) -> str:
     return recipe.model_copy(update=names).to_yaml()
 
 
-def note_where(recipe: Recipe, *, results: Results | Unmeasured, model: Mapping[str, Any]) -> None:
+def note_where(recipe: Recipe, *, results: Results, model: Mapping[str, Any]) -> None:
     """Keep on this machine where the model and the data of a run lie: what is saved says their last names alone.
 
     Args:
@@ -96,10 +97,10 @@ def note_where(recipe: Recipe, *, results: Results | Unmeasured, model: Mapping[
         model: What it says of the model, its fingerprint among it.
     """
     places = {str(model.get("fingerprint")): recipe.model}
-    if isinstance(results, Results):
+    if results.after is not None:
         reporting = str(results.after.data.get("fingerprint"))
         places[reporting] = recipe.eval_data or recipe.data
         places[str(results.calibration.get("fingerprint"))] = recipe.data
-    if isinstance(results, Results) and results.heal is not None:
+    if results.heal is not None:
         places[str(results.heal.teacher.get("fingerprint"))] = recipe.teacher
     note_places({fingerprint: name for fingerprint, name in places.items() if name is not None})

@@ -20,7 +20,7 @@ from headprune.models.classes import auto_class_of
 from headprune.models.facts import available_memory, fingerprint_of, weights_bytes
 from headprune.models.find import ModelSource
 from headprune.models.load import load_model, load_shapes
-from headprune.models.manifest import output_directory, refuse_unusable_output, write_manifest
+from headprune.models.manifest import refuse_unusable_output
 from headprune.models.save import LoadMethod, described, write_description, write_model
 from headprune.models.shards import rewrite, stored_tensors
 from headprune.models.stream import Cut, changes, find_cuts, names_in_memory
@@ -28,8 +28,7 @@ from headprune.models.tokenizer import tokenizer_of
 from headprune.placement import count_parameters
 from headprune.planning import check_constraints, cost_model, savings
 from headprune.plans import HeadScores, PruningPlan
-from headprune.report.card import model_card
-from headprune.results import Unmeasured
+from headprune.results import Results
 from headprune.runs import named_scores, scores_file
 from headprune.subject import Progress, find_model, origin_of
 from headprune.surgery import cut
@@ -43,6 +42,7 @@ from headprune.verify import (
 )
 from headprune.workflows.commands import anatomy_of, refuse_output
 from headprune.workflows.course import constraints_of, is_tolerant, method_of
+from headprune.workflows.finish import Written, documents_of, finish
 from headprune.workflows.planning import choose, with_named_heads
 from headprune.workflows.record import note_where, record_of
 from headprune.workflows.scores import compare
@@ -94,7 +94,7 @@ def plan_unloaded(recipe: Recipe, *, progress: Progress, show: Show) -> PruningP
     return _look(recipe, progress=progress, show=show).plan
 
 
-def prune_unloaded(recipe: Recipe, *, progress: Progress, show: Show) -> Unmeasured:
+def prune_unloaded(recipe: Recipe, *, progress: Progress, show: Show) -> Results:
     """Cut heads out of a model on disk, one tensor at a time, prove it, and save; no data is read.
 
     Where the names in the files don't allow it, the model is loaded all the same, and that is said.
@@ -111,7 +111,10 @@ def prune_unloaded(recipe: Recipe, *, progress: Progress, show: Show) -> Unmeasu
     smaller = copy.deepcopy(prospect.model)
     after = cut(smaller, prospect.anatomy, remove=prospect.plan.remove, pad=prospect.pad)
     cuts = find_cuts(prospect.model, stored_tensors(source), before=prospect.anatomy, after=after)
-    with output_directory(out, overwrite=recipe.overwrite) as staging:
+    streamed = not isinstance(cuts, str)
+    auto_class = auto_class_of(stock_class(smaller))
+
+    def write(staging: Path) -> Written:
         if isinstance(cuts, str):
             progress.notify(f"loading the whole model: {cuts}")
             route, *proofs = _load_and_cut(prospect, staging)
@@ -120,7 +123,6 @@ def prune_unloaded(recipe: Recipe, *, progress: Progress, show: Show) -> Unmeasu
             route, *proofs = _stream(prospect, smaller, staging, after=after, cuts=cuts)
         require(proofs)
         progress.notify("loading it in a fresh process")
-        auto_class = auto_class_of(stock_class(smaller))
         loads = loads_afresh(
             staging,
             auto_class=auto_class,
@@ -128,22 +130,36 @@ def prune_unloaded(recipe: Recipe, *, progress: Progress, show: Show) -> Unmeasu
             known=prospect.complaints,
             tokenizer=tokenizer_of(prospect.source),
         )
-        require([loads])
-        results = Unmeasured(
+        return Written(route, (*proofs, loads))
+
+    def results(written: Written, size: int) -> Results:
+        return Results(
             heads=(len(prospect.anatomy.heads), len(after.heads)),
             parameters=(count_parameters(prospect.model), count_parameters(smaller)),
-            proofs=(*proofs, loads),
-            weights_bytes=(weights_bytes(source), weights_bytes(staging)),
+            proofs=written.proofs,
+            weights_bytes=(weights_bytes(source), size),
             removed=tuple(str(head) for head in prospect.plan.remove),
-            loads_with=route,
+            loads_with=written.loads_with,
             auto_class=auto_class,
-            streamed=not isinstance(cuts, str),
+            streamed=streamed,
             calibration=_calibration(prospect.scores),
         )
-        _write_documents(prospect, staging, results)
-        write_manifest(staging)
+
+    def documents(results: Results) -> dict[str, str]:
+        note_where(recipe, results=results, model=prospect.scores.model)
+        return documents_of(
+            results,
+            prospect.plan,
+            prospect.scores,
+            source=prospect.source,
+            settings=record_of(recipe),
+        )
+
+    outcome = finish(
+        out, overwrite=recipe.overwrite, write=write, results=results, documents=documents
+    )
     progress.notify(f"quality was not measured: headprune eval {out} --data FILE")
-    return results
+    return outcome
 
 
 def _stream(
@@ -295,16 +311,3 @@ def _calibration(scores: HeadScores) -> dict[str, Any]:
 
 def _numbers(directory: Path) -> int:
     return sum(prod(stored.shape) for stored in stored_tensors(directory))
-
-
-def _write_documents(prospect: _Prospect, staging: Path, results: Unmeasured) -> None:
-    for name, document in (
-        ("scores", prospect.scores),
-        ("plan", prospect.plan),
-        ("proofs", results),
-    ):
-        (staging / f"{name}.json").write_text(document.to_json(), encoding="utf-8")
-    (staging / "headprune.yaml").write_text(record_of(prospect.recipe), encoding="utf-8")
-    note_where(prospect.recipe, results=results, model=prospect.scores.model)
-    card = model_card(results, prospect.plan, source=prospect.source)
-    (staging / "README.md").write_text(card, encoding="utf-8")

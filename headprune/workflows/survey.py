@@ -12,10 +12,11 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
-from headprune.anatomy.clone import pruning_record
+from headprune.anatomy.clone import pruning_record, stock_class
 from headprune.config import Constraints, Recipe
 from headprune.errors import CheckpointError, PlanError
 from headprune.inspection import inspect
+from headprune.models.classes import auto_class_of
 from headprune.models.find import ModelSource, find
 from headprune.models.legacy import pickled_weights, pruned_heads, rewritten
 from headprune.models.load import empty_model, load_model
@@ -27,10 +28,10 @@ from headprune.placement import count_parameters
 from headprune.planning import make_plan, savings
 from headprune.planning.constraints import with_keep
 from headprune.plans import HeadScores
-from headprune.publish import publish
-from headprune.results import Survey, SurveyedSite
+from headprune.results import Results, Survey, SurveyedSite
 from headprune.subject import Progress, find_model, model_name
 from headprune.surgery import cut
+from headprune.workflows.finish import InMemory, Written, finish
 
 KEEP = 0.7
 
@@ -61,7 +62,7 @@ def survey(recipe: Recipe, *, progress: Progress) -> Survey:
     )
 
 
-def convert(recipe: Recipe, *, out: Path, progress: Progress) -> LoadMethod:
+def convert(recipe: Recipe, *, out: Path, progress: Progress) -> Results:
     """Write a model that transformers v4 pruned, or pickled, so that it loads today.
 
     Raises:
@@ -85,18 +86,33 @@ def convert(recipe: Recipe, *, out: Path, progress: Progress) -> LoadMethod:
         )
         removed = pruning_record(model.config).get("removed", ())
         progress.notify(f"model {recipe.model}: {len(removed)} heads were removed")
-        progress.notify("loading it again in a fresh process")
-        route, proofs = publish(
-            model,
+        progress.notify("saving it, and loading it again in a fresh process")
+        anatomy = inspect(model)
+        size = count_parameters(model)
+
+        def results(written: Written, weights: int) -> Results:
+            return Results(
+                heads=(len(anatomy.heads) + len(removed), len(anatomy.heads)),
+                parameters=(None, size),
+                proofs=written.proofs,
+                weights_bytes=(None, weights),
+                removed=tuple(removed),
+                loads_with=written.loads_with,
+                auto_class=auto_class_of(stock_class(model)),
+            )
+
+        tokenizer = tokenizer_of(replace(source, directory=home))
+        smaller = InMemory(model, anatomy, home, tokenizer=tokenizer)
+        outcome = finish(
             out,
-            anatomy=inspect(model),
-            tokenizer=tokenizer_of(replace(source, directory=home)),
-            source=home,
             overwrite=recipe.overwrite,
+            write=smaller.write,
+            results=results,
+            documents=lambda results: {"results.json": results.to_json()},
         )
-    for proof in proofs:
+    for proof in outcome.proofs:
         progress.notify(f"proof: {proof.name} ({proof.detail})")
-    return route
+    return outcome
 
 
 @contextmanager

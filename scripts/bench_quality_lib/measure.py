@@ -14,7 +14,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from bench_quality_lib.subjects import Case
-from headprune.allocator import kept_memory
 from headprune.anatomy import Anatomy
 from headprune.config import Recipe
 from headprune.evaluation import Predictions, judge, predict
@@ -24,7 +23,7 @@ from headprune.masking import gated
 from headprune.passes import RunContext
 from headprune.planning import make_plan
 from headprune.plans import HeadScores, PruningPlan
-from headprune.scoring import NEED_NO_ROWS
+from headprune.scoring.catalogue import get_method
 from headprune.subject import Progress, Subject
 from headprune.surgery import cut, give_biases, take_back
 from headprune.surgery.fit import put_back_after
@@ -147,8 +146,7 @@ class Bench:
         subject = self.case.subject
         batches = subject.batches(self.case.choosing.examples)
         start = time.perf_counter()
-        with kept_memory():
-            predict(subject.model, subject.task, batches=batches)
+        predict(subject.model, subject.task, batches=batches)
         return time.perf_counter() - start
 
     def _judged(self, found: Predictions, plan: PruningPlan, **told: Any) -> Measured:
@@ -178,14 +176,14 @@ class Bench:
         if steps == 1 and key in self._once:
             return self._once[key]
         method = method_of(recipe)
-        needs_rows = method not in NEED_NO_ROWS
-        goal = subject.goal(self.case.choosing.examples) if needs_rows else NO_OBJECTIVE
+        needs_rows = get_method(method).needs_rows
+        objective = subject.objective(self.case.choosing.examples) if needs_rows else NO_OBJECTIVE
         # Steps that several keep ratios share (the first one) are found again.
         context = RunContext(
             self.progress.track, self.progress.notify, Journal(self._folder / key.replace(":", "-"))
         )
         found = score_with_steps(
-            subject.model, self.anatomy, goal, recipe=recipe, method=method, context=context
+            subject.model, self.anatomy, objective, recipe=recipe, method=method, context=context
         )
         self._once[key] = found
         return found
@@ -193,5 +191,5 @@ class Bench:
     def _predict(self, gone: Any) -> Predictions:
         model = self.case.subject.model
         gates = self.anatomy.mask(gone)
-        with kept_memory(), gated(model, self.anatomy, gates=gates.to(model.device)):
+        with gated(model, self.anatomy, gates=gates.to(model.device)):
             return predict(model, self.case.subject.task, batches=self.batches)

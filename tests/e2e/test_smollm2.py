@@ -108,7 +108,8 @@ def test_the_exported_file_is_like_the_one_that_llama_cpp_s_own_converter_made(s
     from gguf import GGUFReader
 
     from headprune.demo import SMOLLM2, locate
-    from headprune.export import embedding_rows, export_gguf, read_vocabulary
+    from headprune.export.gguf import embedding_rows, export_gguf
+    from headprune.export.vocabulary import read_vocabulary
 
     model = load_model(source, auto_class="AutoModelForCausalLM", device="cpu", dtype="bfloat16")
     words = AutoTokenizer.from_pretrained(source.directory)

@@ -90,8 +90,8 @@ def test_what_is_printed_is_a_few_lines_and_says_what_matters():
     ]
     assert str(plan).splitlines() == [
         "removes 3 of 12 heads (keep=0.75)",
-        "  kept: 3 in L0, 4 in L1, 2 in L2",
-        "  removed: L0.H0, L2.H0, L2.H2",
+        "  kept: 2 in L0, 3 in L1, 4 in L2",
+        "  removed: L0.H0, L0.H2, L1.H3",
     ]
     assert str(anatomy).splitlines() == [
         "toy: 12 heads in 3 attentions",

@@ -13,17 +13,11 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 import headprune as hp
-from headprune.distillation import (
-    Course,
-    distance_between,
-    mean_distance,
-    open_checkpoints,
-    refuse_adapters,
-    train,
-    trainer_settings,
-)
-from headprune.distillation.checkpoints import Checkpoints, last_checkpoint
-from headprune.distillation.settings import parse_pairs
+from headprune.distillation.adapters import refuse_adapters
+from headprune.distillation.checkpoints import Checkpoints, last_checkpoint, open_checkpoints
+from headprune.distillation.settings import parse_pairs, trainer_settings
+from headprune.distillation.teacher import DistillJob, distance_between, mean_distance
+from headprune.distillation.trainer import train
 from headprune.errors import (
     CheckpointError,
     ConfigError,
@@ -86,7 +80,7 @@ class Lesson:
     def train(self, folder, *, lora=None, checkpoint=None, **own):
         own = {"max_steps": 6, "learning_rate": 3e-4, "seed": 0, **own}
         pairs = own.pop("pairs", ["save_strategy=no"])
-        course = Course(
+        job = DistillJob(
             teacher=self.teacher,
             examples=self.examples[:200],
             held_out=self.examples[200:],
@@ -98,7 +92,7 @@ class Lesson:
             notify=self.said.append,
             sample=self.collate(self.examples[200:]),
         )
-        return train(self.model, self.anatomy, course)
+        return train(self.model, self.anatomy, job)
 
 
 def global_states():
@@ -300,7 +294,7 @@ def test_settings_have_the_types_of_their_fields():
         ("weight_decay", "is no setting", "weight_decay=0.01"),
         ("weight_dekay=1", "no argument 'weight_dekay'", "did you mean 'weight_decay'"),
         ("weight_decay=much", "weight_decay can't be 'much'", "TrainingArguments"),
-        ("num_train_epochs=2", "num_train_epochs can't be set this way", "--epochs"),
+        ("num_train_epochs=2", "num_train_epochs can't be set this way", "`epochs`"),
         ("gradient_checkpointing=true", "gradient_checkpointing can't", "without dropout"),
         ("lr_scheduler_type=bent", "Trainer refuses these settings", "TrainingArguments"),
     ],
@@ -419,4 +413,4 @@ def test_weights_that_adapters_froze_learn_again_whatever_ended_the_training(err
         lesson.train(tmp_path, lora=4, max_steps=2)
     assert all(parameter.requires_grad is learns for parameter, learns in before)
     if expected is MemoryLimitError:
-        assert "--batch-size" in caught.value.hint
+        assert "`batch_size=" in caught.value.hint

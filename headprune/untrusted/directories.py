@@ -1,19 +1,33 @@
-"""What lies in a model's directory: no pipes or devices among it, and no links to files elsewhere."""
+"""What lies in a model's directory: no pipes or devices, no links to files elsewhere, no modules of somebody's own.
+
+``modules.json`` of sentence-transformers names what a text goes through. Nothing that it names is ever imported.
+"""
 
 import os
 import re
-import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from headprune.errors import ModelError
+from headprune.runtime.targets import kind_if_special
+from headprune.untrusted.documents import read_json, read_json_list
 
-_KINDS = (
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-    (stat.S_ISSOCK, "a socket"),
+_AGAIN = "fetch the model again"
+SETTINGS = (
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "sentence_*config.json",
 )
+"""How a model generates, what reads its images or sounds, and how sentence-transformers runs it."""
+MODULES = "modules.json"
+_MOST_BYTES = 1_000_000
+_MOST_MODULES = 32
+_TYPE = re.compile(r"sentence_transformers\.(?:\w+\.)*(\w+)", re.ASCII)
+_FOLDER = re.compile(r"(?:\w[\w.-]*)?", re.ASCII)
+_NUMBERED = re.compile(r"\d+_\w+", re.ASCII)
 # What files begin with whose names often end like those of others.
 _STARTS = (
     (b"version https://git-lfs", "a pointer of git-lfs, which stands for a file", "git lfs pull"),
@@ -26,19 +40,6 @@ _STARTS = (
 # Those of sentence-transformers, such as 1_Pooling, and of chat templates.
 _READ_FOLDERS = re.compile(r"\d+_\w+|additional_chat_templates")
 _MOST_ENTRIES = 100_000
-
-
-def kind_if_special(path: Path) -> str | None:
-    """Return what a path is if opening it could hang or do something; None for files, directories and what isn't there.
-
-    Raises:
-        OSError: It can't be told.
-    """
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return None
-    return next((name for test, name in _KINDS if test(mode)), None)
 
 
 def kind_by_content(raw: bytes) -> tuple[str, str] | None:
@@ -116,3 +117,73 @@ def _refuse_foreign(directory: Path, path: Path) -> None:
             where=str(path),
             hint="put the file itself there; nothing is read, or copied, through links that lead elsewhere",
         )
+
+
+def refuse_damaged_settings(directory: Path) -> None:
+    """Refuse settings beside a model that nobody could read: they are copied when the work is done, which is too late to say so.
+
+    Raises:
+        ModelError: A file is damaged, or can't be read.
+    """
+    for pattern in (*SETTINGS, "tokenizer_config.json", "config_sentence_transformers.json"):
+        for path in sorted(directory.glob(pattern)):
+            read_json(path, error=ModelError)
+
+
+class ModuleEntry(NamedTuple):
+    """One module: its class's name (``Pooling``) and the folder with its files, empty for the directory itself."""
+
+    kind: str
+    folder: str
+
+
+def module_entries(directory: Path) -> tuple[ModuleEntry, ...] | None:
+    """Return the modules of a directory in their order; None where it has no ``modules.json``.
+
+    Raises:
+        ModelError: The file is damaged, or names code that isn't sentence-transformers' own, or a folder elsewhere.
+    """
+    path = directory / MODULES
+    if not path.is_file():
+        return None
+    return tuple(_entry(item, where=str(path)) for item in _items(path))
+
+
+def transformer_folder(directory: Path) -> str:
+    """Return the folder in which sentence-transformers keeps the transformer of a directory; empty: in the directory itself."""
+    path = directory / MODULES
+    if not path.is_file():
+        return ""
+    first = next(iter(_items(path)), {})
+    kind, folder = str(first.get("type")).rpartition(".")[2], first.get("path")
+    if kind != "Transformer" or not isinstance(folder, str) or not _NUMBERED.fullmatch(folder):
+        return ""
+    return folder if (directory / folder / "config.json").is_file() else ""
+
+
+def _items(path: Path) -> list[dict[str, Any]]:
+    items = read_json_list(path, hint=_AGAIN, most_bytes=_MOST_BYTES)
+    if len(items) > _MOST_MODULES or not all(isinstance(item, dict) for item in items):
+        raise ModelError(
+            f"{MODULES} is no list of at most {_MOST_MODULES} modules", where=str(path), hint=_AGAIN
+        )
+    return items
+
+
+def _entry(item: dict[str, Any], *, where: str) -> ModuleEntry:
+    kind, folder = item.get("type"), item.get("path")
+    named = _TYPE.fullmatch(kind) if isinstance(kind, str) else None
+    if named is None:
+        raise ModelError(
+            f"{MODULES} names {str(kind)[:100]!r}: code that isn't sentence-transformers' own, and isn't run",
+            where=where,
+            hint="take a model whose modules are all of sentence_transformers, or name the transformer's "
+            "own directory without modules.json",
+        )
+    if not isinstance(folder, str) or not _FOLDER.fullmatch(folder):
+        raise ModelError(
+            f"{MODULES} names {str(folder)[:100]!r}, which is no folder of its own directory",
+            where=where,
+            hint="fetch the model from somebody you trust",
+        )
+    return ModuleEntry(named[1], folder)
