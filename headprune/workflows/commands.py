@@ -40,6 +40,7 @@ from headprune.subject import (
     rows_that_chose,
     separate_rows,
 )
+from headprune.tasks.catalogue import require_metric
 from headprune.workflows.course import (
     by_method,
     check_course,
@@ -131,6 +132,8 @@ def check_metric(recipe: Recipe) -> None:
     if recipe.metric is not None:
         from headprune.tasks.metrics import load_metric
 
+        if recipe.task is not None:
+            require_metric(recipe.task, recipe.metric, higher_is_better=recipe.higher_is_better)
         load_metric(recipe.metric, higher_is_better=recipe.higher_is_better)
 
 
