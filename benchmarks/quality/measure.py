@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict
 from benchmarks.quality.subjects import Case
 from headprune.anatomy import Anatomy
 from headprune.config import Recipe
-from headprune.evaluation import Predictions, judge, predict
+from headprune.evaluation import Predictions, metric_with_interval, predict
 from headprune.footprint import kv_cache_bytes_per_token
-from headprune.heads import HeadScores, PruningPlan
 from headprune.journal import Journal
 from headprune.masking import gated
 from headprune.passes import RunContext
-from headprune.planning import is_padded, make_plan
+from headprune.planning import make_plan
+from headprune.plans import HeadScores, PruningPlan
 from headprune.scoring.catalogue import get_method
 from headprune.subject import Progress, Subject
 from headprune.surgery import cut, give_biases, take_back
@@ -128,7 +128,7 @@ class Bench:
         if whole is None:
             return None
         twin = copy.deepcopy(model)
-        cut(twin, self.anatomy, remove=plan.remove, pad=is_padded(plan))
+        cut(twin, self.anatomy, remove=plan.remove, pad=plan.is_padded)
         left = kv_cache_bytes_per_token(twin, batch=batch)
         return None if left is None else (left, whole)
 
@@ -147,19 +147,19 @@ class Bench:
 
     def _judged(self, found: Predictions, plan: PruningPlan, **told: Any) -> Measured:
         subject = self.case.subject
-        metric, seed = subject.task.metric, subject.recipe.seed
-        value, interval, _ = judge(found, metric, seed=seed)
-        base, _, _ = judge(self.whole, metric, seed=seed)
-        difference, paired, _ = judge(found, metric, seed=seed, other=self.whole)
+        metric, seed = subject.statistic(), subject.recipe.seed
+        value = metric_with_interval(found, metric, seed=seed)
+        base = metric_with_interval(self.whole, metric, seed=seed)
+        difference = metric_with_interval(found, metric, seed=seed, other=self.whole)
         return Measured(
             subject=self.name,
             seed=seed,
-            metric=metric,
-            value=value,
-            interval=interval,
-            base=base,
-            difference=difference,
-            difference_interval=paired,
+            metric=metric.name,
+            value=value.value,
+            interval=value.interval,
+            base=base.value,
+            difference=difference.value,
+            difference_interval=difference.interval,
             n=len(found.references),
             heads=(plan.budget["heads_after"], plan.budget["heads_before"]),
             **told,
