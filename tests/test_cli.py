@@ -13,9 +13,10 @@ from rich.console import Console
 
 import headprune as hp
 from headprune.config import Recipe
-from headprune.evaluation import judge, predict
-from headprune.heads import HeadId, HeadScores, SiteId
+from headprune.evaluation import metric_with_interval, predict
+from headprune.heads import HeadId, SiteId
 from headprune.journal import Journal
+from headprune.plans import HeadScores
 from headprune.report.heads import agreement_table
 from headprune.report.terminal import ConsoleProgress
 from headprune.scoring.catalogue import METHODS, Method
@@ -419,7 +420,9 @@ def test_a_drop_is_how_much_worse_the_metric_is_on_the_rows_that_decide(place, m
     whole = predict(subject.model, subject.task, batches=batches)
     with hp.masked(subject.model, plan.remove, anatomy=anatomy):
         left = predict(subject.model, subject.task, batches=batches)
-    values = [judge(found, subject.task.metric, seed=0)[0] for found in (whole, left)]
+    values = [
+        metric_with_interval(found, subject.statistic(), seed=0).value for found in (whole, left)
+    ]
     worse = values[1] - values[0] if model == "decoder" else values[0] - values[1]
     last = plan.budget["looks"][-1]
     assert last["drop"] == pytest.approx(worse, rel=1e-6, abs=1e-9)
@@ -915,13 +918,18 @@ MISTAKES = {
     "keep 0": ((*PRUNE[:-1], "0"), None, "--keep can't be 0", "--keep"),
     "keep 1.5": ((*PRUNE[:-1], "1.5"), None, "--keep can't be 1.5", "--keep"),
     "no keep": (PRUNE[:-2], None, "how many heads to keep", "--keep 0.7"),
-    "keep too small": ((*PRUNE[:-1], "0.05"), None, "at least 3 must stay", "use --keep"),
+    "keep too small": ((*PRUNE[:-1], "0.05"), None, "at least 3 must be kept", "use --keep"),
     "two budgets": ((*PRUNE, "--heads", "9"), None, "2 budgets are set", "leave all but one out"),
-    "heads too few": ((*PRUNE[:-2], "--heads", "2"), None, "at least 3 must stay", "use --heads 3"),
+    "heads too few": (
+        (*PRUNE[:-2], "--heads", "2"),
+        None,
+        "at least 3 must be kept",
+        "use --heads 3",
+    ),
     "heads too many": (
         (*PRUNE[:-2], "--heads", "19"),
         None,
-        "19 heads can't stay of 18",
+        "19 heads can't be kept of 18",
         "1 to 18",
     ),
     "no target": (

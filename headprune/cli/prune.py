@@ -11,7 +11,7 @@ from headprune.errors import ConfigError
 
 if TYPE_CHECKING:
     from headprune.config import Recipe
-    from headprune.heads import HeadScores, PruningPlan
+    from headprune.plans import HeadScores, PruningPlan
 
 
 def prune(call: Call) -> None:

@@ -9,13 +9,14 @@ from functools import partial
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
-from headprune.config import Recipe
+from headprune.config import Constraints, Recipe
 from headprune.errors import PlanError
-from headprune.evaluation import Predictions, judge, predict
-from headprune.heads import HeadId, HeadScores, PruningPlan
+from headprune.evaluation import Predictions, metric_with_interval, predict
+from headprune.heads import HeadId
 from headprune.masking import gated
-from headprune.planning import Constraints, least_heads, make_plan
-from headprune.planning.names import selected_sites
+from headprune.planning import check_constraints, make_plan
+from headprune.planning.constraints import conflicting_fields, with_keep
+from headprune.plans import HeadScores, PruningPlan
 from headprune.subject import Progress, Rows, Subject, separate_rows
 from headprune.surgery.fit import can_fit, put_back_after
 from headprune.tasks.rows import fingerprint, noted_rows, set_apart, without_noted
@@ -106,11 +107,11 @@ def deepest(
     recipe, model = subject.recipe, subject.model
     batches = subject.batches(deciding.examples)
     whole = predict(model, subject.task, batches=batches, track=progress.track)
-    judged = partial(judge, metric=subject.statistic(), seed=recipe.seed)
-    base, _interval, better = judged(whole)
+    judged = partial(metric_with_interval, metric=subject.statistic(), seed=recipe.seed)
+    base = judged(whole)
     if recipe.max_drop is None:
         raise PlanError("no drop is told", where="--max-drop", hint="--max-drop 1%")
-    allowed = recipe.max_drop.of(base)
+    allowed = recipe.max_drop.of(base.value)
 
     def look(keep: float) -> Look:
         plan = _plan(subject, anatomy, scores, keep)
@@ -122,10 +123,13 @@ def deepest(
             ):
                 reconstructed_for(subject, anatomy, plan.remove, choosing)
             found = _predict(subject, anatomy, plan.remove, batches=batches)
-        difference, (low, high), _ = judged(found, other=whole)
-        drop, worst = (-difference, -low) if better else (difference, high)
+        difference = judged(found, other=whole)
+        low, high = difference.interval
+        drop, worst = (
+            (-difference.value, -low) if base.higher_is_better else (difference.value, high)
+        )
         progress.notify(
-            f"keep {keep:g}: {subject.metric} {base:.4f} -> {base + difference:.4f}, "
+            f"keep {keep:g}: {subject.metric} {base.value:.4f} -> {base.value + difference.value:.4f}, "
             f"a drop of {worst + 0:.4g} at most ({allowed:.4g} allowed; n = {len(deciding.examples):,})"
         )
         return Look(keep, drop, worst)
@@ -156,15 +160,17 @@ def keeps(anatomy: Anatomy, recipe: Recipe) -> tuple[float, ...]:
         PlanError: None can.
     """
     constraints = constraints_of(recipe)
-    may_go = len(selected_sites(anatomy, recipe.sites).heads)
-    least = round(least_heads(anatomy, constraints) / may_go + 0.005, 2)
+    problem = check_constraints(anatomy, constraints)
+    least = round(problem.fewest_to_keep / len(problem.anatomy.heads) + 0.005, 2)
     steps = [round(1 - place * _STEP, 2) for place in range(1, round(1 / _STEP))]
     wanted = sorted({*(keep for keep in steps if keep > least), least}, reverse=True)
     points = [keep for keep in wanted if keep >= _DEEPEST]
-    lawful = [keep for keep in points if _can_be_cut(anatomy, replace(constraints, keep=keep))]
+    lawful = [keep for keep in points if _can_be_cut(anatomy, with_keep(constraints, keep))]
     if not lawful:
         raise PlanError(
-            "no head can go", where=constraints.at_odds, hint="protect fewer, or lower --min-heads"
+            "no head can be removed",
+            where=conflicting_fields(constraints),
+            hint="protect fewer, or lower `min_heads`",
         )
     return tuple(lawful)
 
@@ -173,7 +179,7 @@ def _can_be_cut(anatomy: Anatomy, constraints: Constraints) -> bool:
     values = (0.0,) * len(anatomy.heads)
     flat = HeadScores(method="none", heads=anatomy.heads, values=values, n=0, seed=0)
     try:
-        make_plan(flat, anatomy, constraints=replace(constraints, rearrange=False))
+        make_plan(flat, anatomy, constraints=constraints.model_copy(update={"rearrange": False}))
     except PlanError:
         return False
     return True
@@ -196,7 +202,7 @@ def _bisect(
 
 
 def _plan(subject: Subject, anatomy: Anatomy, scores: HeadScores, keep: float) -> PruningPlan:
-    constraints = replace(constraints_of(subject.recipe), keep=keep)
+    constraints = with_keep(constraints_of(subject.recipe), keep)
     return make_plan(scores, anatomy, constraints=constraints)
 
 

@@ -13,8 +13,9 @@ from transformers import AutoTokenizer
 import headprune as hp
 from headprune.models.find import find
 from headprune.models.load import load_model
-from headprune.tasks import TASKS
+from headprune.tasks.batches import InputFormat
 from headprune.tasks.rows import Example
+from headprune.tasks.task import get_task
 
 pytestmark = pytest.mark.real_model
 # Real prose that every Python brings.
@@ -35,13 +36,13 @@ def tokenizer(source):
 def batches(tokenizer):
     ids = tokenizer(PROSE)["input_ids"]
     examples = [Example(tokens=tuple(ids[start : start + 64])) for start in range(0, 6 * 64, 64)]
-    return TASKS["causal-lm"].to_batches(examples, tokenizer, 64, 3, lambda _name: True)
+    return get_task("causal-lm").to_batches(examples, InputFormat(tokenizer, 64, batch_size=3))
 
 
 @pytest.fixture(scope="module")
 def scores(source, batches):
     model = load_model(source, auto_class="AutoModelForCausalLM", device="cpu")
-    return hp.score(model, batches, loss=TASKS["causal-lm"].loss)
+    return hp.score(model, batches, loss=get_task("causal-lm").loss)
 
 
 FRESH = """
@@ -60,7 +61,7 @@ print(json.dumps({"info": [str(x) for x in info.values() if x], "ids": made[0].t
 def test_logits_reload_and_generation(mode, source, tokenizer, batches, scores, tmp_path):
     model = load_model(source, auto_class="AutoModelForCausalLM", device="cpu")
     anatomy = hp.inspect(model)
-    plan = hp.plan(scores, keep=0.8, anatomy=anatomy, gqa=mode)
+    plan = hp.plan(scores, hp.Constraints(keep=0.8, gqa=mode), anatomy=anatomy)
     assert (len(anatomy.heads), len(plan.remove)) == (270, 54)
     inputs = batches[0].inputs
     prompt = tokenizer("The capital of France is", return_tensors="pt")
@@ -94,7 +95,7 @@ def test_a_uniform_plan_loads_with_no_extra_file(source, tokenizer, batches, sco
 
     model = load_model(source, auto_class="AutoModelForCausalLM", device="cpu")
     anatomy = hp.inspect(model)
-    plan = hp.plan(scores, keep=2 / 3, anatomy=anatomy, uniform=True)
+    plan = hp.plan(scores, hp.Constraints(keep=2 / 3, uniform=True), anatomy=anatomy)
     assert set(plan.kept_per_site.values()) == {6}
     hp.prune(model, plan, anatomy=anatomy)
     assert hp.save(model, tmp_path / "out", tokenizer=tokenizer) == "stock"
