@@ -134,7 +134,7 @@ def _auto_class(config: Any) -> str:
         raise ModelError(
             f"sentence-transformers embeds with the encoder of a {model_type} model alone, which isn't supported",
             where="config.json (model_type)",
-            hint="take an embedding model of another family, or another --task",
+            hint="take an embedding model of another family, or another `task`",
         )
     return AutoModelForTextEncoding.__name__ if model_type in _ENCODERS else "AutoModel"
 

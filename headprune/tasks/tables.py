@@ -53,7 +53,7 @@ class Table:
 
     def where(self, row: int) -> str:
         """Return where a row came from, as messages say it."""
-        return f"--data {self.name}, {self.place(row)}"
+        return f"`data={self.name}`, {self.place(row)}"
 
 
 def read_file(path: Path) -> Table:
