@@ -9,8 +9,8 @@ from typing import Any
 from headprune import demo
 from headprune.errors import DataError, did_you_mean, first_line
 from headprune.runtime.targets import kind_if_special
-from headprune.tasks.delimited import FormatError
-from headprune.tasks.tables import FORMATS, Table, lines_of, read_file, read_text
+from headprune.tasks.delimited import FormatError, lines_of, read_text
+from headprune.tasks.tables import FORMATS, Table
 
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -57,7 +57,7 @@ def _open(source: str, split: str | None) -> Table:
                 where=f"`data={source}`",
                 hint="name the file of that split with `data` or `eval_data`, and leave the split out",
             )
-        return read_file(path)
+        return FORMATS[path.suffix.lower()](path)
     if "://" in source:
         raise DataError(
             f"{source} is an address, and data is read from files and data sets alone",

@@ -15,7 +15,7 @@ from headprune.tasks.batches import InputFormat
 from headprune.tasks.catalogue import TASKS, TaskRow, task_row
 from headprune.tasks.columns import Columns
 from headprune.tasks.distill import Distillation
-from headprune.tasks.embedder_settings import embeds_sentences
+from headprune.tasks.embedder import embeds_sentences
 from headprune.tasks.rows import Example
 from headprune.tasks.tables import Table
 from headprune.untrusted.directories import module_entries
