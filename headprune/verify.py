@@ -17,8 +17,8 @@ from headprune.anatomy import Anatomy
 from headprune.batch import asks_for_padding, forward, main_output
 from headprune.errors import MemoryLimitError, ProofError, UnprovenError, is_out_of_memory
 from headprune.memory import Parts, halves_of_inputs
+from headprune.models.describe import LoadMethod
 from headprune.models.fresh import load_afresh
-from headprune.models.save import LoadMethod
 from headprune.models.shards import differing, stored_tensors
 from headprune.models.stream import Cut, wrong_cuts
 from headprune.models.tokenizer import awkward_ids

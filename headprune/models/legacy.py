@@ -19,7 +19,7 @@ from headprune.anatomy.clone import quiet
 from headprune.errors import ModelError, first_line
 from headprune.heads import HeadId
 from headprune.inspection import inspect
-from headprune.models.save import remote_config
+from headprune.models.describe import remote_config
 from headprune.surgery import cut
 from headprune.untrusted.directories import lies_within
 from headprune.untrusted.documents import read_json

@@ -2,16 +2,12 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-import transformers
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
 
-from headprune.anatomy.clone import pruning_record
 from headprune.errors import CheckpointError, first_line, is_out_of_memory
 
 # In the words of both libraries: "I/O error: File too large (os error 27)".
@@ -53,38 +49,3 @@ def writing(directory: Path, what: str) -> Iterator[None]:
 def _is_refusal(error: Exception) -> bool:
     """Whether a library says of what it was given that it can't be written."""
     return isinstance(error, (ValueError, RuntimeError)) and not is_out_of_memory(error)
-
-
-def refuse_undescribed(
-    model: PreTrainedModel, kind: type[PreTrainedModel], built: Mapping[str, torch.Size] | None
-) -> None:
-    """Refuse a model whose config describes other tensors than it has: what would be written could not be loaded.
-
-    Args:
-        model: The model.
-        kind: Its class.
-        built: The shapes that its config describes; None where that isn't known.
-
-    Raises:
-        CheckpointError: It is such a model, or a part that transformers loads by no name.
-    """
-    elsewhere = "heads were pruned in a model inside or around it: prune the very one that is saved"
-    if not hasattr(transformers, kind.__name__):
-        raise CheckpointError(
-            f"transformers loads no {kind.__name__} by its name",
-            where=type(model).__name__,
-            hint="save the model that it is a part of",
-        )
-    for name, tensor in model.state_dict().items():
-        expected = (built or {}).get(name, tensor.shape)
-        if expected != tensor.shape:
-            parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
-            is_pruned = any("save_pretrained" in vars(part) for part in parts)
-            sizes = [" x ".join(map(str, shape)) for shape in (tensor.shape, expected)]
-            raise CheckpointError(
-                f"{name} is {sizes[0]} in the model, and its config describes {sizes[1]}",
-                where=type(model).__name__,
-                hint=elsewhere
-                if is_pruned and not pruning_record(model.config).get("removed")
-                else "let its config say the sizes of its tensors: num_labels, vocab_size, ...",
-            )

@@ -18,11 +18,12 @@ from headprune.config import Recipe
 from headprune.errors import ConfigError
 from headprune.heads import HeadScores, PruningPlan
 from headprune.models.classes import auto_class_of
+from headprune.models.describe import LoadMethod, describe
 from headprune.models.facts import available_memory, fingerprint_of, weights_bytes
 from headprune.models.find import ModelSource
 from headprune.models.load import load_model, load_shapes
 from headprune.models.manifest import refuse_unusable_output
-from headprune.models.save import LoadMethod, described, write_description, write_model
+from headprune.models.save import write_model, write_side_files
 from headprune.models.shards import rewrite, stored_tensors
 from headprune.models.stream import Cut, changes, find_cuts, names_in_memory
 from headprune.models.tokenizer import tokenizer_of
@@ -174,16 +175,15 @@ def _stream(
     source = prospect.source.directory
     rewrite(source, staging, changes=changes(cuts))
     _note_origin(prospect, smaller)
-    route = write_description(
-        smaller, staging, description=described(smaller, after), source=prospect.source.root
-    )
+    description = describe(smaller, after)
+    write_side_files(smaller, staging, description, source=prospect.source.root)
     sums = numbers_add_up(
         before=count_parameters(prospect.model),
         after=count_parameters(smaller),
         removed=prospect.parameters_removed,
         files=(_numbers(source), _numbers(staging)),
     )
-    return route, files_are_exact(source, staging, cuts=cuts), sums
+    return description.load_method, files_are_exact(source, staging, cuts=cuts), sums
 
 
 def _load_and_cut(prospect: _Prospect, staging: Path) -> tuple[LoadMethod, Proof]:
