@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site, Slice
-from headprune.models.shards import Change, Stored
+from headprune.models.shards import Change
 from headprune.surgery.cut import cut_values
+from headprune.untrusted.weights import Stored
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,7 @@ def refuse_other_kinds(path: Path, *, where: str, is_file: bool) -> None:
         raise CheckpointError(
             f"{path} is {_KINDS.get(kind, 'something else')}, not {expected}, and is not replaced",
             where=where,
-            hint="choose another place" if is_file else "choose another --out",
+            hint="choose another place" if is_file else "choose another `out`",
         )
 
 

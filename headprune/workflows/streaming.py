@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from headprune.models.find import ModelSource
 from headprune.models.load import load_model, load_shapes
 from headprune.models.manifest import refuse_unusable_output
 from headprune.models.save import write_model, write_side_files
-from headprune.models.shards import rewrite, stored_tensors
+from headprune.models.shards import count_stored, rewrite, stored_tensors
 from headprune.models.stream import Cut, changes, find_cuts, names_in_memory
 from headprune.models.tokenizer import tokenizer_of
 from headprune.placement import count_parameters
@@ -181,7 +180,7 @@ def _stream(
         before=count_parameters(prospect.model),
         after=count_parameters(smaller),
         removed=prospect.parameters_removed,
-        files=(_numbers(source), _numbers(staging)),
+        files=(count_stored(source), count_stored(staging)),
     )
     return description.load_method, files_are_exact(source, staging, cuts=cuts), sums
 
@@ -307,7 +306,3 @@ def _note_origin(prospect: _Prospect, smaller: PreTrainedModel) -> None:
 
 def _calibration(scores: HeadScores) -> dict[str, Any]:
     return {**scores.data, "method": scores.method, "n": scores.n}
-
-
-def _numbers(directory: Path) -> int:
-    return sum(prod(stored.shape) for stored in stored_tensors(directory))
