@@ -15,7 +15,6 @@ from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import quiet
 from headprune.errors import CheckpointError, UnsupportedError
 from headprune.inspection import inspect
-from headprune.models.config_file import write_config
 from headprune.models.describe import Description, LoadMethod, describe, has_uneven_cache
 from headprune.models.manifest import MANIFEST, claims_to_be_ours
 from headprune.models.side_files import (
@@ -24,7 +23,7 @@ from headprune.models.side_files import (
     drop_foreign_code,
     write_tokenizer,
 )
-from headprune.models.writing import writing
+from headprune.models.writing import write_config, writing
 from headprune.surgery import head_settings, modeling_headprune
 from headprune.surgery.modeling_headprune import UNEVEN_CACHE
 

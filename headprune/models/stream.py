@@ -68,16 +68,13 @@ def names_in_memory(model: PreTrainedModel, names: Iterable[str]) -> dict[str, s
         model: The model; its names alone are read.
         names: Names in the files.
     """
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import (
-            WeightConverter,
-            WeightRenaming,
-            rename_source_key,
-        )
-    except ImportError:  # older transformers have no conversions
-        known = set(model.state_dict())
-        return {name: name for name in names if name in known}
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        rename_source_key,
+    )
+
     steps = get_model_conversion_mapping(model)
     renamings = [step for step in steps if isinstance(step, WeightRenaming)]
     converters = [step for step in steps if isinstance(step, WeightConverter)]

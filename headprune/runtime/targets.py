@@ -10,7 +10,7 @@ from pathlib import Path
 
 from headprune.errors import CheckpointError
 from headprune.runtime import leftovers
-from headprune.runtime.locks import locked
+from headprune.runtime.leftovers import locked
 
 
 def refuse_unwritable(
