@@ -231,7 +231,8 @@ def _remove_if_dead(path: Path) -> None:
     except OSError:
         return
     try:
-        unused = lock is Lock.UNSUPPORTED and _has_ended(path) and _is_stale(path)
+        is_stale = time.time() - path.stat().st_mtime > _STALE_SECONDS
+        unused = lock is Lock.UNSUPPORTED and _has_ended(path) and is_stale
         if lock is Lock.HELD or unused:
             _remove(path)
     finally:
@@ -266,12 +267,8 @@ def _has_ended(temporary: Path) -> bool:
     except ProcessLookupError:
         return True
     except (PermissionError, OverflowError):
-        return False
+        pass
     return False
-
-
-def _is_stale(path: Path) -> bool:
-    return time.time() - path.stat().st_mtime > _STALE_SECONDS
 
 
 class Lock(Enum):
@@ -315,6 +312,7 @@ def take(path: Path) -> tuple[int | None, Lock]:
 def is_still(path: Path, descriptor: int) -> bool:
     """Whether a path leads to what is open."""
     try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
+        there, opened = path.stat(), os.fstat(descriptor)
     except FileNotFoundError:
         return False
+    return (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)
