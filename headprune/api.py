@@ -29,8 +29,9 @@ from headprune.models.tokenizer import home_of
 from headprune.placement import count_parameters, input_device, staged
 from headprune.prices import prices_of
 from headprune.results import Results
-from headprune.scoring import METHODS
-from headprune.scoring import score as score_heads
+from headprune.scoring.catalogue import METHODS
+from headprune.scoring.request import ScoreRequest
+from headprune.scoring.score import score as score_heads
 from headprune.surgery import cut
 from headprune.workflows.finish import InMemory, Written, documents_of, finish
 from headprune.wrapped import refuse_own_code, refuse_wrapped
@@ -129,7 +130,7 @@ def score(
             an encoder-decoder, the decoder's inputs as well, as the model itself makes them), or
             :class:`~headprune.replay.Batch` values.
         loss: ``loss(outputs, batch) -> [examples]``, one number per example, smaller is better.
-        method: ``gradient`` (Michel et al. 2019, eq. 2), ``ablation``, ... : a name of ``headprune.scoring.METHODS``.
+        method: ``gradient`` (Michel et al. 2019, eq. 2), ``ablation``, ... : a name of ``headprune.scoring.catalogue.METHODS``.
         normalize: ``layer`` divides by the l2 norm of each layer's scores, ``standard`` makes their mean 0 and their deviation 1.
         seed: For methods that draw random numbers.
         anatomy: The model's anatomy, if it is known already.
@@ -142,15 +143,10 @@ def score(
         raise PlanError(
             f"there is no method {method!r}", where="method", hint=did_you_mean(method, METHODS)
         )
-    found = score_heads(
-        model,
-        _anatomy(model, anatomy),
-        batches=batches_for(model, batches),
-        loss=loss,
-        method=method,
-        normalize=normalize,
-        seed=seed,
+    request = ScoreRequest(
+        model, _anatomy(model, anatomy), batches_for(model, batches), loss, seed=seed
     )
+    found = score_heads(request, method=method, normalize=normalize)
     note = {"model_type": model.config.model_type, "fingerprint": fingerprint(model)}
     return found.model_copy(update={"model": note, "versions": versions()})
 

@@ -122,26 +122,6 @@ def _head_from_json(value: object) -> object:
 HeadName: TypeAlias = Annotated[HeadId, BeforeValidator(_head_from_json), PlainSerializer(str)]
 
 
-class Race(BaseModel):
-    """How a race of heads for the places that a keep ratio leaves ended.
-
-    Args:
-        keep: The keep ratio: what is decided is decided for it alone.
-        error_probability: Of any decided head being on the wrong side.
-        work: What was run, as a share of full ablation.
-        rows_per_head: How many rows each head was run on, in the order of the scores.
-        undecided: The heads that may be on either side; they go by their means.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    keep: float
-    error_probability: float
-    work: float
-    rows_per_head: tuple[int, ...]
-    undecided: tuple[HeadName, ...]
-
-
 class Steps(BaseModel):
     """How heads were scored in steps: some went, and the others were scored again.
 
@@ -174,10 +154,9 @@ class HeadScores(Artefact):
 
     ``values``, ``standard_errors`` and ``heads`` are parallel; ``standard_errors`` is None for methods that don't sample.
     ``rows`` are keyed hashes of the inputs that were scored, so that they can be kept out of any report (on this machine alone:
-    nobody else can compare them with a text). ``metric`` and its direction are there where it is the objective. ``race`` is
-    there where heads were run on as many rows as it took to decide on which side of a cut they fall; ``n`` is the most any had.
-    ``steps`` is there where heads went step by step, each with the value that it had when it went. ``products`` are, attention
-    by attention, the mean products of the derivatives of two heads, where the method has them.
+    nobody else can compare them with a text). ``metric`` and its direction are there where it is the objective. ``steps`` is
+    there where heads went step by step, each with the value that it had when it went. ``products`` are, attention by attention,
+    the mean products of the derivatives of two heads, where the method has them.
     """
 
     written_by = "score"
@@ -194,7 +173,6 @@ class HeadScores(Artefact):
     seed: int
     products: dict[str, tuple[tuple[float, ...], ...]] | None = None
     rows: tuple[str, ...] = ()
-    race: Race | None = None
     steps: Steps | None = None
     data: dict[str, Any] = {}
     model: dict[str, Any] = {}

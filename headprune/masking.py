@@ -9,15 +9,17 @@ its own mask, one forward evaluates as many masks as it has rows.
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from math import prod
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
 from headprune.anatomy.functional import LinearInputs
+from headprune.batch import Batch
 from headprune.errors import ModelError, PlanError, did_you_mean
 from headprune.heads import SiteId, select_heads
 from headprune.placement import staged
@@ -228,3 +230,39 @@ def _by_row(site: Site, gates: Tensor, z: Tensor) -> Tensor:
         return gates.repeat(length // gates.shape[0], 1).reshape(*z.shape[:-2], gates.shape[-1])
     rows = gates.repeat_interleave(length // gates.shape[0], dim=0)
     return rows.reshape(z.shape[0], *[1] * (z.dim() - 3), gates.shape[-1])
+
+
+def real_positions(site: Site, shape: Sequence[int], batch: Batch) -> Tensor | None:
+    """Return which positions of what a site reads, which begins with ``shape``, aren't padding; None where all count.
+
+    Where rows were rearranged (windows, patches), all do.
+    """
+    mask = padding_mask(site, batch)
+    if mask is None:
+        return None
+    mask = mask.T if site.rows == "time-major" else mask
+    if tuple(shape) == (mask.numel(),):
+        return mask.flatten()
+    return mask if tuple(shape) == tuple(mask.shape) else None
+
+
+def row_of_position(
+    site: Site, shape: Sequence[int], batch: Batch
+) -> Int[Tensor, " positions"] | None:
+    """Return the row of the batch of every position, flattened, of what a site reads, which begins with ``shape``.
+
+    Where the model has split rows, into windows say, the parts of a row follow each other. None where rows can't be told apart:
+    images of different sizes in one row.
+    """
+    rows, positions = batch.num_rows, prod(shape)
+    if (positions if site.rows == "time-major" else shape[0]) % rows:
+        return None
+    place = torch.arange(positions, device=batch.example_of_row.device)
+    return place % rows if site.rows == "time-major" else place * rows // positions
+
+
+def padding_mask(site: Site, batch: Batch) -> Tensor | None:
+    """Return which positions of the rows that a site's stack reads aren't padding [rows, length], if that is told."""
+    name = "decoder_attention_mask" if site.id.stack == "decoder" else "attention_mask"
+    mask = batch.inputs.get(name)
+    return mask.bool() if mask is not None and mask.dim() == 2 else None

@@ -8,7 +8,6 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from headprune.allocator import kept_memory
 from headprune.distributed import World
 from headprune.journal import Journal
 from headprune.memory import Parts, halves_of_batch
@@ -104,15 +103,14 @@ def each_batch(
     def compute(batch: Piece) -> Tensor:
         return work.join(parts.run(batch, lambda part: work.compute(part).cpu()))
 
-    with kept_memory():
-        for batch in context.track(share, name) if context.track else share:
-            place = next(places)
-            found[place] = kept(
-                context.journal,
-                f"{name}{key}-{place:06d}",
-                partial(compute, batch),
-                notify=context.notify,
-            )
+    for batch in context.track(share, name) if context.track else share:
+        place = next(places)
+        found[place] = kept(
+            context.journal,
+            f"{name}{key}-{place:06d}",
+            partial(compute, batch),
+            notify=context.notify,
+        )
     if context.world.size == 1:
         return tuple(found)
     together = context.world.summed(torch.cat([result.flatten() for result in found]))

@@ -22,10 +22,9 @@ from headprune.anatomy import Anatomy
 from headprune.batch import Batch, as_batches
 from headprune.heads import HeadId
 from headprune.inspection import inspect
-from headprune.passes import SILENT
 from headprune.replay import losses
-from headprune.scoring.gates import average_worth, trained_gates
-from headprune.scoring.hard_concrete import settled
+from headprune.scoring.gates import average_worth, settled, trained_gates
+from headprune.scoring.request import ScoreRequest
 
 _KINDS = ("encoder self", "decoder self", "cross")
 _WANTED = (
@@ -61,14 +60,12 @@ def main(words: Sequence[str] | None = None) -> int:
         for start in range(len(texts) // _ROWS_PER_BATCH)
     )
     anatomy = inspect(model)
-    given: dict[str, Any] = {"batches": batches, "loss": token_cross_entropy}
-    worth = average_worth(model, anatomy, **given, context=SILENT)
+    request = ScoreRequest(model, anatomy, batches, token_cross_entropy)
+    worth = average_worth(request)
     measured = []
     for price in map(float, asked.prices.split(",")):
         print(f"training gates at {price:g} of {worth:.4f} nats", file=sys.stderr)
-        log_alpha = trained_gates(
-            model, anatomy, **given, price=price * worth, seed=0, context=SILENT
-        )
+        log_alpha = trained_gates(request, price=price * worth)
         measured.append({"price": price, **_outcome(model, anatomy, batches, log_alpha)})
     found = {"n": len(texts), "average_worth": worth, "measured": measured}
     _show(found, anatomy)

@@ -7,6 +7,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 import headprune as hp
 from headprune.models.manifest import write_manifest
 from headprune.models.save import write_model
+from headprune.scoring.request import ScoreRequest
+from headprune.scoring.score import score as run_method
 
 WORDS = [f"w{number}" for number in range(80)]
 _PLAIN = {
@@ -170,3 +172,8 @@ def written(model, directory, **settings):
     route = write_model(model, directory, anatomy=hp.inspect(model), **settings)
     write_manifest(directory)
     return route
+
+
+def score(model, anatomy, *, batches, loss, method, **more):
+    """Score a model whose anatomy is known, in batches that are made already."""
+    return run_method(ScoreRequest(model, anatomy, batches, loss, **more), method=method)

@@ -7,16 +7,19 @@ import shutil
 import sys
 
 import pytest
+import torch
 from families import build, sentences
 from rich.console import Console
 
 import headprune as hp
 from headprune.config import Recipe
-from headprune.evaluation import judge, predict
+from headprune.evaluation import metric_with_interval, predict
 from headprune.heads import HeadId, HeadScores, SiteId
 from headprune.journal import Journal
 from headprune.report.heads import agreement_table
 from headprune.report.terminal import ConsoleProgress
+from headprune.scoring.catalogue import METHODS, Method
+from headprune.scoring.request import Estimate
 from headprune.subject import calibration_rows, open_subject
 from headprune.tasks.rows import noted_rows
 from headprune.workflows.course import by_method
@@ -416,7 +419,9 @@ def test_a_drop_is_how_much_worse_the_metric_is_on_the_rows_that_decide(place, m
     whole = predict(subject.model, subject.task, batches=batches)
     with hp.masked(subject.model, plan.remove, anatomy=anatomy):
         left = predict(subject.model, subject.task, batches=batches)
-    values = [judge(found, subject.task.metric, seed=0)[0] for found in (whole, left)]
+    values = [
+        metric_with_interval(found, subject.statistic(), seed=0).value for found in (whole, left)
+    ]
     worse = values[1] - values[0] if model == "decoder" else values[0] - values[1]
     last = plan.budget["looks"][-1]
     assert last["drop"] == pytest.approx(worse, rel=1e-6, abs=1e-9)
@@ -592,6 +597,30 @@ def test_several_methods_are_shown_beside_each_other(headprune, place):
     assert code == 2
     assert "there is no method 'fischer'" in err
     assert "did you mean 'fisher'" in err
+
+
+def by_position(request):
+    """A scoring method: later heads matter more."""
+    values = torch.arange(len(request.anatomy.heads)).double()
+    return Estimate(values, None, request.num_examples)
+
+
+def test_a_method_is_one_row_and_one_function(headprune, place, monkeypatch):
+    row = Method(
+        name="position",
+        function=f"{__name__}:by_position",
+        help="where the head is",
+        cost="nothing",
+        use="test the catalogue",
+    )
+    monkeypatch.setitem(METHODS, row.name, row)
+    words = ("classifier", "--data", "data.csv", "--method", "position")
+    code, out, err = headprune("score", *words, "--json")
+    assert code == 0, err
+    assert json.loads(out)["values"] == [float(place) for place in range(18)]
+    code, out, err = headprune("prune", *words, "--keep", "0.5", "--dry-run", "--json")
+    assert code == 0, err
+    assert json.loads(out)["remove"][0] == "L0.H0"
 
 
 def test_scores_that_depend_on_batches_serve_the_same_batches_only(headprune, place):

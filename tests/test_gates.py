@@ -1,12 +1,11 @@
 """Gates that learn which heads are worth their price: the distribution by its closed forms, the training by autograd."""
 
-import sys
 from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
 import torch
-from families import build, inspected, token_inputs
+from families import build, inspected, score, token_inputs
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
@@ -17,19 +16,19 @@ from torch.nn.functional import kl_div
 from transformers import T5Config, T5ForConditionalGeneration
 
 import headprune as hp
+import headprune.scoring.gates as gates_module
 from headprune.batch import Batch, as_batches
 from headprune.config import Recipe
 from headprune.distributed import World
 from headprune.errors import ConfigError
 from headprune.heads import HeadId
 from headprune.journal import Journal
-from headprune.passes import SILENT, RunContext
-from headprune.scoring import METHODS, score
+from headprune.passes import RunContext
 from headprune.scoring.derivatives import derivatives
-from headprune.scoring.hard_concrete import open_probability, sample, settled
+from headprune.scoring.gates import open_probability, sample, settled
+from headprune.scoring.request import ScoreRequest
 from headprune.workflows.scores import check_course
 
-GATES = sys.modules[METHODS["gates"].__module__]  # its name in the package is the function's
 PLACES = torch.tensor([-4.0, -1.0, -0.3, 0.0, 0.8, 2.0, 5.0], dtype=torch.float64)
 
 
@@ -78,7 +77,7 @@ def test_the_gradient_is_that_of_autograd_on_a_model_gated_by_hand():
     generator = torch.Generator().manual_seed(3)
     log_alpha = torch.randn(18, generator=generator, dtype=torch.float64) + 1
     noise = torch.rand(4, 18, generator=generator, dtype=torch.float64)
-    weight, price = 0.3, 0.05
+    weight, price = 1 / 4, 0.05  # of four examples in one batch
 
     theirs = log_alpha.clone().requires_grad_()
     s = torch.sigmoid((torch.log(noise) - torch.log(1 - noise) + theirs) / 0.33)
@@ -95,15 +94,10 @@ def test_the_gradient_is_that_of_autograd_on_a_model_gated_by_hand():
     is_open = torch.sigmoid(theirs - 0.33 * torch.log(torch.tensor(0.1 / 1.1)))
     (weight * values.double().sum() + price * is_open.sum()).backward()
 
-    found = GATES.gradient(
-        model,
-        anatomy,
-        as_batches([batch])[0],
-        loss,
-        log_alpha=log_alpha,
-        noise=noise,
-        weight=weight,
-        price=price,
+    batches = as_batches([batch])
+    request = ScoreRequest(model, anatomy, batches, loss)
+    found = gates_module.gradient(
+        request, batches[0], log_alpha=log_alpha, noise=noise, price=price
     )
     assert (theirs.grad != 0).all()
     assert torch.allclose(found, theirs.grad, rtol=1e-5, atol=1e-5 * theirs.grad.abs().max().item())
@@ -113,12 +107,12 @@ def test_steps_are_those_of_adam():
     generator = torch.Generator().manual_seed(0)
     slopes = torch.randn(5, 3, generator=generator, dtype=torch.float64)
     parameter = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
-    optimizer = torch.optim.Adam([parameter], lr=GATES._RATE)
+    optimizer = torch.optim.Adam([parameter], lr=gates_module._RATE)
     state = torch.stack([torch.ones(3), torch.zeros(3), torch.zeros(3)]).double()
     for step, slope in enumerate(slopes):
         parameter.grad = slope.clone()
         optimizer.step()
-        state = GATES._moved(state, slope, step=step)
+        state = gates_module._moved(state, slope, step=step)
         assert torch.allclose(state[0], parameter.detach(), rtol=1e-12)
 
 
@@ -155,7 +149,7 @@ def useful(name):
 
 @pytest.mark.parametrize("name", ["bert", "llama", "t5"])
 def test_a_head_that_does_nothing_is_worth_least(monkeypatch, name):
-    monkeypatch.setattr(GATES, "_STEPS", 60)
+    monkeypatch.setattr(gates_module, "_STEPS", 60)
     model, inputs = useful(name)
     anatomy = inspected(model)
     useless = {HeadId(site.id, site.id.layer) for site in anatomy.sites}
@@ -176,7 +170,7 @@ def test_a_head_that_does_nothing_is_worth_least(monkeypatch, name):
 
 @pytest.fixture
 def few_steps(monkeypatch):
-    monkeypatch.setattr(GATES, "_STEPS", 12)
+    monkeypatch.setattr(gates_module, "_STEPS", 12)
 
 
 def small_setting():
@@ -205,14 +199,14 @@ def test_scores_come_from_the_seed_and_the_batches():
 @pytest.mark.usefixtures("few_steps")
 def test_every_example_draws_its_own_gates_and_every_pass_its_own_order(monkeypatch):
     model, settings = small_setting()
-    sizes, drawn, gradient = [], [], GATES.gradient
+    sizes, drawn, gradient = [], [], gates_module.gradient
 
     def watched(*of, noise, **more):
-        sizes.append(of[2].num_examples)
+        sizes.append(of[1].num_examples)
         drawn.append(noise.flatten())
         return gradient(*of, noise=noise, **more)
 
-    monkeypatch.setattr(GATES, "gradient", watched)
+    monkeypatch.setattr(gates_module, "gradient", watched)
     scored(model, settings)
     noise = torch.cat(drawn)
     assert len(noise) == len(noise.unique()) == 6 * 4 * 4
@@ -229,14 +223,11 @@ def test_the_unit_of_the_loss_is_of_no_matter():
 
 
 def test_a_higher_price_closes_more_gates(monkeypatch):
-    monkeypatch.setattr(GATES, "_STEPS", 60)
+    monkeypatch.setattr(gates_module, "_STEPS", 60)
     model, settings = small_setting()
     given = {"batches": settings["batches"], "loss": settings["loss"]}
-    anatomy = inspected(model)
-    found = [
-        GATES.trained_gates(model, anatomy, **given, price=price, seed=0, context=SILENT)
-        for price in (0.0, 100.0)
-    ]
+    request = ScoreRequest(model, inspected(model), **given)
+    found = [gates_module.trained_gates(request, price=price) for price in (0.0, 100.0)]
     assert (found[0] > found[1]).all()
     assert (settled(found[1]) == 0).all()
 
@@ -246,14 +237,18 @@ def test_examples_count_the_same_whatever_the_size_of_their_batch(monkeypatch):
     model, settings = small_setting()
     given = {"batches": settings["batches"], "loss": settings["loss"]}
     slopes = []
-    monkeypatch.setattr(GATES, "_moved", lambda state, slope, step: slopes.append(slope) or state)
-    monkeypatch.setattr(GATES, "_STEPS", 2)
-    monkeypatch.setattr(GATES, "_START", 20.0)  # all gates are 1, whatever the noise
-    monkeypatch.setattr(GATES, "sample", lambda log_alpha, noise: (log_alpha - 19).expand_as(noise))
-    anatomy = inspected(model)
-    GATES.trained_gates(model, anatomy, **given, price=0.0, seed=0, context=SILENT)
+    monkeypatch.setattr(
+        gates_module, "_moved", lambda state, slope, step: slopes.append(slope) or state
+    )
+    monkeypatch.setattr(gates_module, "_STEPS", 2)
+    monkeypatch.setattr(gates_module, "_START", 20.0)  # all gates are 1, whatever the noise
+    monkeypatch.setattr(
+        gates_module, "sample", lambda log_alpha, noise: (log_alpha - 19).expand_as(noise)
+    )
+    request = ScoreRequest(model, inspected(model), **given)
+    gates_module.trained_gates(request, price=0.0)
     assert len(slopes) == 2
-    expected = torch.cat([derivatives(model, anatomy, b, given["loss"]) for b in given["batches"]])
+    expected = torch.cat([derivatives(request, b) for b in given["batches"]])
     assert torch.allclose(sum(slopes) / 2, expected.double().mean(0), rtol=1e-4, atol=1e-7)
 
 
@@ -261,14 +256,16 @@ def test_examples_count_the_same_whatever_the_size_of_their_batch(monkeypatch):
 def test_a_training_that_was_killed_goes_on_and_ends_with_the_same_bits(
     tmp_path, monkeypatch, done
 ):
-    monkeypatch.setattr(GATES, "_STEPS", 9)
+    monkeypatch.setattr(gates_module, "_STEPS", 9)
     model, settings = small_setting()
     whole = scored(model, settings)
     DyingJournal.left = done
     with pytest.raises(StoppedError):
         scored(model, settings, context=RunContext(journal=DyingJournal(tmp_path)))
-    ran, gradient = [], GATES.gradient
-    monkeypatch.setattr(GATES, "gradient", lambda *a, **k: ran.append(1) or gradient(*a, **k))
+    ran, gradient = [], gates_module.gradient
+    monkeypatch.setattr(
+        gates_module, "gradient", lambda *a, **k: ran.append(1) or gradient(*a, **k)
+    )
     assert scored(model, settings, context=RunContext(journal=Journal(tmp_path))) == whole
     # Two results are of the losses that set the price; steps come in whole passes of two batches.
     assert len(ran) == 10 - max(0, done - 2)

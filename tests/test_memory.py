@@ -4,23 +4,24 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from families import build, inspected, token_inputs
+from families import build, inspected, score, token_inputs
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headprune.batch import Batch
-from headprune.distillation.loss import mean_distance
+from headprune.distillation.teacher import mean_distance
 from headprune.errors import HeadpruneError, MemoryLimitError, UnprovenError
 from headprune.evaluation import predict, predict_masked
 from headprune.footprint import latency_ms, sizes
 from headprune.memory import Parts, attempt
 from headprune.passes import RunContext
 from headprune.replay import losses
-from headprune.scoring import METHODS, score
+from headprune.scoring.catalogue import METHODS
 from headprune.scoring.gates import gradient as gates_gradient
+from headprune.scoring.request import ScoreRequest
 from headprune.surgery.fit import fit
-from headprune.tasks import get_task
-from headprune.tasks.distill import CLASSES, TOKENS, taught
+from headprune.tasks.distill import CLASSES, TOKENS, with_teacher_targets
+from headprune.tasks.task import get_task
 from headprune.verify import masked_equals_pruned, run
 
 
@@ -94,12 +95,12 @@ def test_a_step_of_gates_is_the_same(family):
     options = {
         "log_alpha": torch.linspace(-1, 2, heads).double(),
         "noise": torch.rand(batch.num_examples, heads).double(),
-        "weight": 0.1,
         "price": 0.01,
     }
-    expected = gates_gradient(model, anatomy, batch, loss_of(family), **options)
+    request = ScoreRequest(model, anatomy, (batch,), loss_of(family))
+    expected = gates_gradient(request, batch, **options)
     with memory_of(model, 2):
-        found = gates_gradient(model, anatomy, batch, loss_of(family), **options)
+        found = gates_gradient(request, batch, **options)
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -130,10 +131,11 @@ def test_evaluation_and_distances_are_the_same(rows):
         plain = predict(model, task, batches=batches)
         masked = predict_masked(model, anatomy, task, batches=batches, masks=masks)
         far = mean_distance(model, teacher, batches=batches, distance=distance)
-        goal = taught(model, CLASSES, batches, seed=0)
+        goal = with_teacher_targets(model, CLASSES, batches, seed=0)
         targets = torch.cat([batch.targets.flatten() for batch in goal.batches])
         return [*map(torch.from_numpy, (plain.predictions, plain.references)),
-                *map(torch.from_numpy, (masked.predictions, masked.losses)),
+                *(torch.from_numpy(one.predictions) for one in masked),
+                *(torch.from_numpy(one.losses) for one in masked),
                 torch.tensor(far), targets]  # fmt: skip
 
     expected = all_of_it()
@@ -146,9 +148,9 @@ def test_evaluation_and_distances_are_the_same(rows):
 def test_tokens_that_are_drawn_are_the_same():
     model = build("llama")
     batches = batches_of(model)
-    expected = taught(model, TOKENS, batches, seed=3)
+    expected = with_teacher_targets(model, TOKENS, batches, seed=3)
     with memory_of(model, 2):
-        found = taught(model, TOKENS, batches, seed=3)
+        found = with_teacher_targets(model, TOKENS, batches, seed=3)
     for one, other in zip(found.batches, expected.batches, strict=True):
         assert torch.equal(one.targets, other.targets)
 

@@ -1,12 +1,12 @@
 """Every way to score, against brute force: one row at a time, no padding."""
 
 import itertools
-import sys
 from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
 from families import build, inspected, token_inputs
+from families import score as score_known
 from test_scoring import one_row_at_a_time, setting
 
 import headprune as hp
@@ -15,12 +15,9 @@ from headprune.config import Recipe
 from headprune.errors import DataError, UnsupportedError
 from headprune.journal import Journal
 from headprune.masking import gated
-from headprune.method_names import METHOD_NAMES
 from headprune.passes import RunContext
-from headprune.scoring import DEPEND_ON_BATCHES, METHODS
-from headprune.scoring import score as score_heads
-
-SHAPLEY = sys.modules[METHODS["shapley"].__module__]  # its name in the package is the function's
+from headprune.scoring import shapley as shapley_module
+from headprune.scoring.catalogue import METHODS
 
 
 def unpadded(batch):
@@ -269,7 +266,7 @@ def test_an_example_may_have_several_rows(method):
     one = hp.score(model, [both], loss=loss, method=method)
     many = hp.score(model, parts, loss=loss, method=method)
     assert one.n == many.n == 2
-    if method in DEPEND_ON_BATCHES:
+    if METHODS[method].depends_on_batches:
         assert one.values != many.values
     else:
         assert one.values == pytest.approx(many.values, rel=1e-4, abs=1e-6)
@@ -290,7 +287,7 @@ def four_heads():
 
 @pytest.mark.parametrize("at_once", [1, 3, 32])
 def test_shapley_shares_agree_with_all_subsets(at_once, monkeypatch):
-    monkeypatch.setattr(SHAPLEY, "_AT_ONCE", at_once)
+    monkeypatch.setattr(shapley_module, "_AT_ONCE", at_once)
     model, batch, loss = four_heads()
     anatomy = inspected(model)
     value = {}
@@ -318,14 +315,14 @@ def test_shapley_shares_agree_with_all_subsets(at_once, monkeypatch):
 
 def test_an_order_ends_where_nothing_is_left_to_lose(monkeypatch):
     """Everything is near the end if the tolerance is large: the first chunk of every order is all that is run."""
-    monkeypatch.setattr(SHAPLEY, "_AT_ONCE", 1)
-    monkeypatch.setattr(SHAPLEY, "_TOLERANCE", 1e9)
+    monkeypatch.setattr(shapley_module, "_AT_ONCE", 1)
+    monkeypatch.setattr(shapley_module, "_TOLERANCE", 1e9)
     model, batch, loss = four_heads()
     ran = []
     model.bert.encoder.layer[0].register_forward_pre_hook(lambda _m, args: ran.append(len(args[0])))
     short = hp.score(model, [batch], loss=loss, method="shapley")
     once, ran[:] = len(ran), []
-    monkeypatch.setattr(SHAPLEY, "_TOLERANCE", 0.0)
+    monkeypatch.setattr(shapley_module, "_TOLERANCE", 0.0)
     whole = hp.score(model, [batch], loss=loss, method="shapley")
     assert len(ran) > 2 * once
     assert short.values != whole.values
@@ -342,9 +339,29 @@ def test_standardized_layers_have_mean_0_and_deviation_1():
     assert torch.equal(order, by_layer.argsort(1))
 
 
-def test_every_method_has_a_name_that_recipes_and_help_know():
-    assert tuple(METHODS) == METHOD_NAMES
+def test_every_row_of_the_catalogue_has_a_function_and_a_setting():
+    assert all(callable(row.load()) and row.name == name for name, row in METHODS.items())
     assert all(Recipe(method=method).method == method for method in METHODS)
+    with pytest.raises(ValueError, match="did you mean 'gradient'"):
+        Recipe(method="gradent")
+
+
+def test_what_a_row_says_of_rows_and_derivatives_is_so():
+    """A method that needs no rows runs nothing, one that takes derivatives has a graph."""
+    model, batch, loss = setting("bert")
+    for name, row in METHODS.items():
+        graphs, forwards = [], []
+        handle = model.register_forward_pre_hook(lambda *_, to=forwards: to.append(1))
+
+        def watched(outputs, part, to=graphs):
+            to.append(torch.is_grad_enabled())
+            return loss(outputs, part)
+
+        hp.score(model, [batch], loss=watched, method=name)
+        handle.remove()
+        assert bool(forwards) == row.needs_rows, name
+        assert bool(graphs) == row.needs_labels, name
+        assert any(graphs) >= row.differentiates, name
 
 
 @pytest.mark.parametrize(
@@ -365,7 +382,7 @@ def test_methods_that_are_made_of_the_same_pass_share_it(tmp_path, together):
         before = len(forwards)
         context = RunContext(journal=Journal(folder))
         given = {"batches": batches, "loss": loss, "method": method, "context": context}
-        return score_heads(model, anatomy, **given), len(forwards) - before
+        return score_known(model, anatomy, **given), len(forwards) - before
 
     apart = {method: score(method, tmp_path / method.replace(":", "-")) for method in together}
     shared = {method: score(method, tmp_path / "shared") for method in together}

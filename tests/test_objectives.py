@@ -3,19 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from families import build, inspected, token_inputs
+from families import build, inspected, score, token_inputs
 from test_methods import unpadded
 from test_scoring import lm_batch, lm_loss, setting
 
 import headprune as hp
 from headprune.batch import as_batches
 from headprune.masking import gated
-from headprune.passes import SILENT
 from headprune.replay import losses
-from headprune.scoring import metric_drop, score
-from headprune.tasks import TASKS
-from headprune.tasks.distill import taught
-from headprune.tasks.metrics import BUILT_IN
+from headprune.scoring.request import ScoreRequest
+from headprune.scoring.score import score as run_method
+from headprune.tasks.distill import predictions_as_loss, with_teacher_targets
+from headprune.tasks.metrics import load_metric
+from headprune.tasks.task import get_task
 
 
 def parts_of(batch, size):
@@ -41,17 +41,22 @@ def case(task, rows=12):
 @pytest.mark.parametrize("task", ["classification", "causal-lm"])
 def test_targets_do_not_depend_on_how_rows_are_batched(task):
     model, batch = case(task)
-    goals = [taught(model, TASKS[task].distill, parts_of(batch, size), seed=3) for size in (12, 5)]
-    for kind in ("batches", "drawn"):
+    goals = [
+        with_teacher_targets(model, get_task(task).distillation, parts_of(batch, size), seed=3)
+        for size in (12, 5)
+    ]
+    for kind in ("batches", "sampled_batches"):
         one, other = (torch.cat([part.targets for part in getattr(goal, kind)]) for goal in goals)
         assert torch.allclose(one.double(), other.double(), atol=1e-6)
-    again = taught(model, TASKS[task].distill, parts_of(batch, 12), seed=4)
-    assert not torch.equal(goals[0].drawn[0].targets, again.drawn[0].targets)
+    again = with_teacher_targets(model, get_task(task).distillation, parts_of(batch, 12), seed=4)
+    assert not torch.equal(goals[0].sampled_batches[0].targets, again.sampled_batches[0].targets)
 
 
 def test_nothing_is_lost_by_the_model_as_it_is_and_something_without_heads():
     model, batch = case("classification")
-    goal = taught(model, TASKS["classification"].distill, parts_of(batch, 5), seed=0)
+    goal = with_teacher_targets(
+        model, get_task("classification").distillation, parts_of(batch, 5), seed=0
+    )
     anatomy = inspected(model)
     masks = torch.stack([torch.ones(18), torch.tensor([0.0] * 3 + [1.0] * 15)])
     found = losses(model, anatomy, batches=goal.batches, loss=goal.loss, masks=masks)
@@ -69,12 +74,14 @@ def test_drawn_classes_have_the_models_frequencies_and_curvature():
     model, batch = case("classification", rows=6)
     anatomy = inspected(model)
     goals = [
-        taught(model, TASKS["classification"].distill, parts_of(batch, 6), seed=seed)
+        with_teacher_targets(
+            model, get_task("classification").distillation, parts_of(batch, 6), seed=seed
+        )
         for seed in range(200)
     ]
     with torch.no_grad():
         p = model(**batch).logits.softmax(-1)
-    frequencies = torch.stack([goal.drawn[0].targets for goal in goals]).mean(0)
+    frequencies = torch.stack([goal.sampled_batches[0].targets for goal in goals]).mean(0)
     error = (p * (1 - p) / len(goals)).sqrt()
     assert ((frequencies - p).abs() <= 4.5 * error + 1e-6).all()
     # The mean square of the slope on drawn targets is the Hessian of the divergence.
@@ -88,7 +95,7 @@ def test_drawn_classes_have_the_models_frequencies_and_curvature():
 
     hessian = torch.autograd.functional.hessian(divergence, xi).diagonal().detach()
     few = [
-        score(model, anatomy, batches=goal.drawn, loss=goal.loss, method="fisher").values
+        score(model, anatomy, batches=goal.sampled_batches, loss=goal.loss, method="fisher").values
         for goal in goals[:60]
     ]
     mean, spread = np.mean(few, axis=0), np.std(few, axis=0) / len(few) ** 0.5
@@ -99,12 +106,14 @@ def test_tokens_are_drawn_from_what_the_model_expects():
     model, batch = case("causal-lm", rows=2)
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     goals = [
-        taught(model, TASKS["causal-lm"].distill, parts_of(batch, 2), seed=seed)
+        with_teacher_targets(
+            model, get_task("causal-lm").distillation, parts_of(batch, 2), seed=seed
+        )
         for seed in range(150)
     ]
     with torch.no_grad():
         p = model(**inputs).logits[0, 3].softmax(-1)
-    drawn = torch.stack([goal.drawn[0].targets[0, 3] for goal in goals])
+    drawn = torch.stack([goal.sampled_batches[0].targets[0, 3] for goal in goals])
     frequencies = torch.bincount(drawn, minlength=len(p)) / len(goals)
     error = (p * (1 - p) / len(goals)).sqrt()
     assert ((frequencies - p).abs() <= 4.5 * error + 1e-6).all()
@@ -113,7 +122,7 @@ def test_tokens_are_drawn_from_what_the_model_expects():
 def test_drawn_tokens_are_a_language_models_loss():
     model, batch = case("causal-lm", rows=4)
     (part,) = parts_of(batch, 4)
-    goal = taught(model, TASKS["causal-lm"].distill, [part], seed=0)
+    goal = with_teacher_targets(model, get_task("causal-lm").distillation, [part], seed=0)
     anatomy = inspected(model)
     found = losses(model, anatomy, batches=goal.batches, loss=goal.loss, masks=torch.ones(1, 24))[0]
     for row, (value, example) in enumerate(zip(found, unpadded(batch), strict=True)):
@@ -130,16 +139,11 @@ def test_drawn_tokens_are_a_language_models_loss():
 def test_the_metric_is_measured_without_each_head(name):
     model, batch, _loss = setting("bert", rows=24)
     anatomy = inspected(model)
-    statistic = BUILT_IN[name]
-    found = metric_drop(
-        model,
-        anatomy,
-        batches=as_batches([batch]),
-        task=TASKS["classification"],
-        statistic=statistic,
-        seed=0,
-        context=SILENT,
-    )
+    statistic = load_metric(name)
+    predictions = predictions_as_loss(get_task("classification").predict)
+    request = ScoreRequest(model, anatomy, as_batches([batch]), predictions, statistic=statistic)
+    found = run_method(request, method="ablation")
+    assert (found.objective, found.metric) == ("metric", name)
     inputs = {n: v for n, v in batch.items() if n != "labels"}
     labels = batch["labels"].double().numpy()
 
@@ -149,23 +153,22 @@ def test_the_metric_is_measured_without_each_head(name):
             return statistic.compute(model(**inputs).logits.argmax(-1).double().numpy(), labels)
 
     expected = [value([]) - value([head]) for head in anatomy.heads]
-    assert found.values.tolist() == pytest.approx(expected, abs=1e-9)
+    assert list(found.values) == pytest.approx(expected, abs=1e-9)
     assert max(map(abs, expected)) > 0
 
 
 def test_perplexity_that_rises_is_a_metric_that_drops():
     model, batch = build("llama"), lm_batch(rows=6)
-    task = TASKS["causal-lm"]
+    task = get_task("causal-lm")
     (part,) = as_batches([batch])
     counts = batch["attention_mask"].sum(1) - 1
-    found = metric_drop(
+    request = ScoreRequest(
         model,
         inspected(model),
-        batches=[type(part)(part.inputs, counts, part.example_of_row, part.indices)],
-        task=task,
-        statistic=BUILT_IN["perplexity"],
-        seed=0,
-        context=SILENT,
+        [type(part)(part.inputs, counts, part.example_of_row, part.indices)],
+        task.predicted_loss,
+        statistic=load_metric("perplexity"),
     )
+    found = run_method(request, method="ablation")
     assert lm_loss is not None
-    assert (found.values > 0).any()
+    assert max(found.values) > 0

@@ -1,13 +1,12 @@
 """A long pass over the data: stopped and gone on with, or shared by several processes, it ends with the same numbers."""
 
-import ctypes
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
-from families import build, inspected, sentences, token_inputs, toy_tokenizer
+from families import build, inspected, score, sentences, token_inputs, toy_tokenizer
 
 from headprune.artefact import read_artefact
 from headprune.batch import as_batches
@@ -16,7 +15,6 @@ from headprune.errors import CheckpointError
 from headprune.heads import HeadScores
 from headprune.journal import Journal, open_journal
 from headprune.passes import RunContext
-from headprune.scoring import score
 
 
 def loss(outputs, batch):
@@ -168,39 +166,3 @@ def test_other_commands_want_one_process(data_and_model):
     done = launch(data_and_model, "eval", "model", "--data", "data.csv")
     assert done.returncode
     assert "eval runs in one process, and a launcher started 2" in done.stderr
-
-
-FAULTS = """
-import resource
-from headprune.allocator import kept_memory
-
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(10):
-        bytearray(2**26)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-before = faults()
-with kept_memory():
-    print(before, faults())
-"""
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library")
-def test_memory_is_kept_during_a_pass():
-    """Large blocks serve again instead of being cleared page by page: page faults tell."""
-
-    def run(**settings):
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
-        done = subprocess.run(
-            [sys.executable, "-c", FAULTS],
-            capture_output=True,
-            check=True,
-            env={**inherited, **settings},
-        )
-        return map(int, done.stdout.split())
-
-    before, inside = run()
-    assert inside < before / 2
-    before, inside = run(MALLOC_ARENA_MAX="2")  # whoever tunes it keeps their own way
-    assert inside > before / 2

@@ -1,6 +1,5 @@
 """What only one head brings: against regressions head by head, and what it means for heads that do the same."""
 
-import sys
 from dataclasses import replace
 
 import pytest
@@ -12,10 +11,11 @@ from test_scoring import classifier_loss, setting
 
 import headprune as hp
 from headprune.batch import Batch, as_batches
-from headprune.passes import SILENT
+from headprune.masking import row_of_position
+from headprune.scoring import gradients
 from headprune.scoring.derivatives import mean_over_stretches
-from headprune.scoring.moments import row_of_position
-from headprune.scoring.unique import _RIDGE, _STRETCH
+from headprune.scoring.gradients import _RIDGE, _STRETCH
+from headprune.scoring.request import ScoreRequest
 
 
 def slopes(model, batch, loss):
@@ -48,8 +48,7 @@ def regressed(inputs, wanted, *, ridge):
 )
 def test_the_part_that_other_heads_tell_is_left_out(family, left, stretch, monkeypatch):
     """Row by row without padding, whichever side it was on: stretches begin where the row does."""
-    # By name: the package calls the function as its module.
-    monkeypatch.setattr(sys.modules["headprune.scoring.unique"], "_STRETCH", stretch)
+    monkeypatch.setattr(gradients, "_STRETCH", stretch)
     model, batch, loss = setting(family, rows=12, left=left)
     anatomy = inspected(model)
     model = model.double()
@@ -111,15 +110,8 @@ def test_the_only_head_of_an_attention_counts_by_its_gradient():
 
 def stretched(model, batches, loss, length):
     """Return ``mean_n sum_s |sum_{t in s} z_t . d l_n / d z_t|``."""
-    return mean_over_stretches(
-        model,
-        inspected(model),
-        batches=batches,
-        loss=loss,
-        context=SILENT,
-        name="stretches",
-        length=length,
-    )
+    request = ScoreRequest(model, inspected(model), batches, loss)
+    return mean_over_stretches(request, name="stretches", length=length)
 
 
 @pytest.mark.parametrize(

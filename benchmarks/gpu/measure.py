@@ -19,7 +19,8 @@ from benchmarks.speed.methods import naive, one_forward, replay
 from headprune.batch import Batch
 from headprune.passes import RunContext
 from headprune.placement import release_memory
-from headprune.scoring import METHODS
+from headprune.scoring.gradients import unique
+from headprune.scoring.request import ScoreRequest
 
 NAIVE = "naive"
 ABLATION = "ablation"
@@ -105,15 +106,14 @@ class Measured:
 def measure(case: Case, flops: float, *, clock: Clock) -> Measured:
     """Run the naive loop, ablation and `unique` as far as there is time, and profile; what fails doesn't stop the others."""
     columns = spread(case.num_heads, _NAIVE_HEADS)
-    given: dict[str, Any] = {"batches": case.batches, "loss": case.task.loss, "seed": 0}
     said: list[str] = []
     timings, found, problems = _attempt(
         case,
         {
             NAIVE: lambda: naive(case, columns),
             ABLATION: lambda: _ablation(case, said=said),
-            UNIQUE: lambda: METHODS["unique"](
-                case.model, case.anatomy, context=RunContext(), **given
+            UNIQUE: lambda: unique(
+                ScoreRequest(case.model, case.anatomy, case.batches, case.task.loss)
             ),
         },
         clock=clock,

@@ -13,7 +13,8 @@ from headprune.batch import Batch, forward, per_example
 from headprune.masking import gated
 from headprune.passes import SILENT, RunContext
 from headprune.replay import losses
-from headprune.scoring.gradient import gradient
+from headprune.scoring.gradients import gradient
+from headprune.scoring.request import ScoreRequest
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,14 +122,7 @@ def gradient_seconds(case: Case) -> float:
     """Return the seconds of gradient scores over all batches."""
 
     def run() -> None:
-        gradient(
-            case.model,
-            case.anatomy,
-            batches=case.batches,
-            loss=case.task.loss,
-            seed=0,
-            context=SILENT,
-        )
+        gradient(ScoreRequest(case.model, case.anatomy, case.batches, case.task.loss))
 
     return timed(case.device, run)[0]
 
@@ -143,7 +137,7 @@ def warm_up(case: Case, columns: Sequence[int]) -> None:
             _pass(case, first)
             _double_pass(case, case.reference_batches[:1])
     replay(case, first, 1 - few)
-    gradient(case.model, case.anatomy, batches=first, loss=case.task.loss, seed=0, context=SILENT)
+    gradient(ScoreRequest(case.model, case.anatomy, first, case.task.loss))
 
 
 def whole(batch: Batch) -> Batch:

@@ -15,7 +15,7 @@ from headprune.cli.settings import (
     Objective,
     Steps,
 )
-from headprune.method_names import METHOD_NAMES
+from headprune.scoring.catalogue import METHODS
 
 OPTIONS: dict[str, Any] = {
     **MODEL,
@@ -25,7 +25,7 @@ OPTIONS: dict[str, Any] = {
             "--method",
             "--methods",
             metavar="NAME[,NAME]",
-            help=f"How heads are scored: {', '.join(METHOD_NAMES)}. Several share what passes they can. (default: unique)",
+            help=f"How heads are scored: {', '.join(METHODS)}. Several share what passes they can. (default: unique)",
             show_default=False,
         ),
     ],

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from headprune.cli.options import RUN_PANEL
-from headprune.method_names import METHOD_NAMES
+from headprune.scoring.catalogue import METHODS
 
 _DATA = "Data"
 
@@ -65,7 +65,7 @@ Method = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help=f"How heads are scored: {', '.join(METHOD_NAMES)}. (default: unique)",
+        help=f"How heads are scored: {', '.join(METHODS)}. (default: unique)",
         show_default=False,
     ),
 ]

@@ -231,9 +231,12 @@ def _remove_if_dead(path: Path) -> None:
     except OSError:
         return
     try:
-        is_stale = time.time() - path.stat().st_mtime > _STALE_SECONDS
-        unused = lock is Lock.UNSUPPORTED and _has_ended(path) and is_stale
-        if lock is Lock.HELD or unused:
+        is_stale = (
+            lock is Lock.UNSUPPORTED
+            and _has_ended(path)
+            and time.time() - path.stat().st_mtime > _STALE_SECONDS
+        )
+        if lock is Lock.HELD or is_stale:
             _remove(path)
     finally:
         if descriptor is not None:

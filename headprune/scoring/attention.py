@@ -1,4 +1,4 @@
-"""Where heads look: numbers of every query's attention weights, averaged, in one forward with plain attention.
+"""Methods that read where heads look: numbers of every query's attention weights, averaged, in one forward with plain attention.
 
 Fused kernels never hold the weights, so the model's own eager attention runs meanwhile.
 """
@@ -14,42 +14,72 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
-from headprune.batch import Batch, forward, num_examples
-from headprune.errors import UnsupportedError
+from headprune.batch import Batch, forward
+from headprune.errors import DataError, UnsupportedError
 from headprune.heads import SiteId
-from headprune.masking import places_of
+from headprune.masking import padding_mask, places_of
 from headprune.memory import Parts, halves_of_batch
-from headprune.passes import RunContext, Work, each_batch, summed
+from headprune.passes import Work, each_batch, summed
 from headprune.placement import input_device
 from headprune.replay.rows import tensors_in
-from headprune.scoring.estimate import Estimate, mean_and_error
-from headprune.scoring.moments import padding_mask
+from headprune.scoring.request import Estimate, ScoreRequest, mean_and_error
 
 NUMBERS = ("confidence", "entropy", "sink")
 """What is made of every query's weights, in one pass for all: the largest, the negative entropy, what doesn't go to the first."""
 
 
+def confidence(request: ScoreRequest) -> Estimate:
+    """Score heads by ``mean_n mean_t max_s a_h(t, s)``: the largest attention weight of a position, on average.
+
+    Padding doesn't count; unlike in the paper, the end of the sentence does.
+
+    Source: Voita et al., "Analyzing Multi-Head Self-Attention", ACL 2019, section 4.
+    """
+    return _mean_over_queries(request, number="confidence")
+
+
+def entropy(request: ScoreRequest) -> Estimate:
+    """Score heads by ``- mean_n mean_t H(a_h(t, .))``, the entropy of a position's attention weights in nats.
+
+    The sign makes heads that look everywhere, and so nowhere, the first to be removed.
+
+    Source: Clark et al., "What Does BERT Look at?", BlackboxNLP 2019, section 3.3.
+    """
+    return _mean_over_queries(request, number="entropy")
+
+
+def sink(request: ScoreRequest) -> Estimate:
+    """Score heads by ``1 - mean_n mean_t a_h(t, 0)``: the attention that doesn't go to the first position.
+
+    The first position must be a token: rows are padded on the right, as headprune's own are.
+
+    Source: Xiao et al., "Efficient Streaming Language Models with Attention Sinks", ICLR 2024, section 3.1, saw the sinks.
+
+    Raises:
+        DataError: A row begins with padding.
+    """
+    masks = [batch.inputs.get("attention_mask") for batch in request.batches]
+    if any(mask is not None and not bool(mask[:, 0].all()) for mask in masks):
+        raise DataError(
+            "a row begins with padding, so its first position is no token",
+            where="batches",
+            hint="pad on the right",
+        )
+    return _mean_over_queries(request, number="sink")
+
+
 @torch.no_grad()
-def mean_over_queries(
-    model: PreTrainedModel,
-    anatomy: Anatomy,
-    *,
-    batches: Sequence[Batch],
-    context: RunContext,
-    number: str,
-) -> Estimate:
+def _mean_over_queries(request: ScoreRequest, *, number: str) -> Estimate:
     """Return ``mean_n mean_t number(weights of query t)`` for every head, with its standard error over examples.
 
     Args:
-        model: The model.
-        anatomy: Its anatomy.
-        batches: Calibration data; queries that are padding don't count.
-        context: How to go over the data.
+        request: The model and the data; queries that are padding don't count.
         number: Which of :data:`NUMBERS`; the others are kept, too, where a journal is.
 
     Raises:
         UnsupportedError: An attention doesn't hand out its weights.
     """
+    model, anatomy, batches = request.model, request.anatomy, request.batches
     asking: dict[str, Any] = {}
 
     def look(batch: Batch) -> list[Tensor]:
@@ -76,9 +106,9 @@ def mean_over_queries(
             dtype=torch.float64,
             join=summed,
         )
-        found = each_batch(batches, work, context=context, name="attention weights")
-    total, squares = torch.stack(found).sum(0)[..., NUMBERS.index(number)]
-    return mean_and_error(total, squares, n=num_examples(batches))
+        by_batch = each_batch(batches, work, context=request.context, name="attention weights")
+    total, squares = torch.stack(by_batch).sum(0)[..., NUMBERS.index(number)]
+    return mean_and_error(total, squares, n=request.num_examples)
 
 
 @contextmanager
@@ -153,7 +183,7 @@ def _by_example(
     site: Site, calls: Sequence[Tensor], batch: Batch
 ) -> Float64[Tensor, "examples heads numbers"]:
     """Return the means over an example's queries, of all of its rows, of every head."""
-    found = torch.zeros(2, batch.num_examples, len(site.heads), len(NUMBERS), dtype=torch.float64)
+    sums = torch.zeros(2, batch.num_examples, len(site.heads), len(NUMBERS), dtype=torch.float64)
     mask = padding_mask(site, batch)
     for values in calls:
         counted = torch.ones(values.shape[0], 1, values.shape[2], dtype=torch.float64)
@@ -162,6 +192,6 @@ def _by_example(
         counted = counted[..., None]
         # Rows may have become several (windows).
         rows = batch.example_of_row.cpu().repeat_interleave(values.shape[0] // batch.num_rows)
-        found[0].index_add_(0, rows, (values * counted).sum(2))
-        found[1].index_add_(0, rows, counted.sum(2).expand(-1, *found.shape[2:]))
-    return found[0] / found[1].clamp_min(1)
+        sums[0].index_add_(0, rows, (values * counted).sum(2))
+        sums[1].index_add_(0, rows, counted.sum(2).expand(-1, *sums.shape[2:]))
+    return sums[0] / sums[1].clamp_min(1)

@@ -1,116 +1,109 @@
 """How much each example's loss would move with each head's gate: one backward a batch, to activations only."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from headprune.anatomy import Anatomy, Site
-from headprune.batch import Batch, Loss, forward, num_examples
+from headprune.anatomy import Site
+from headprune.batch import Batch, forward
 from headprune.errors import ModelError
 from headprune.heads import SiteId
-from headprune.masking import changed, gated, places_of
-from headprune.passes import RunContext, Work, each_batch, one_after_another, summed
+from headprune.masking import changed, gated, places_of, real_positions, row_of_position
+from headprune.passes import Work, each_batch, one_after_another, summed
 from headprune.placement import input_device, saving_aside, staged
 from headprune.replay import Tape, example_losses
-from headprune.scoring.estimate import Estimate, mean_and_error
-from headprune.scoring.moments import real_positions, row_of_position
+from headprune.scoring.request import Estimate, ScoreRequest, mean_and_error
 
-Along: TypeAlias = Mapping[SiteId, tuple[Tensor, Tensor]]
+Projections: TypeAlias = Mapping[SiteId, tuple[Tensor, Tensor]]
 """``T`` [width, width] and ``c`` [width] of every site."""
 
 
-def each_derivative(
-    model: PreTrainedModel,
-    anatomy: Anatomy,
-    *,
-    batches: Sequence[Batch],
-    loss: Loss,
-    context: RunContext,
-) -> tuple[Float64[Tensor, "examples heads"], ...]:
+def each_derivative(request: ScoreRequest) -> tuple[Float64[Tensor, "examples heads"], ...]:
     """Return ``d l / d xi_h`` of every example, batch by batch.
 
     All methods that are made of these keep them under one name: the second finds what the first has left in the journal.
     """
-    with frozen(model):
+    with frozen(request.model):
         work = Work[Batch](
-            lambda batch: derivatives(model, anatomy, batch, loss).double(),
-            shape=lambda batch: (batch.num_examples, len(anatomy.heads)),
+            lambda batch: derivatives(request, batch).double(),
+            shape=lambda batch: (batch.num_examples, len(request.anatomy.heads)),
             dtype=torch.float64,
             join=one_after_another(0),
         )
-        return each_batch(batches, work, context=context, name="derivatives")
+        return each_batch(request.batches, work, context=request.context, name="derivatives")
 
 
 def mean_over_stretches(
-    model: PreTrainedModel,
-    anatomy: Anatomy,
+    request: ScoreRequest,
     *,
-    batches: Sequence[Batch],
-    loss: Loss,
-    context: RunContext,
     name: str,
     length: int | None,
-    along: Along | None = None,
+    projections: Projections | None = None,
 ) -> Estimate:
     """Return ``mean_n sum_s |sum_{t in s} r_t . d l_n / d z_t|``: gates of every stretch of positions, summed without signs.
 
     Args:
-        model: The model.
-        anatomy: Its anatomy.
-        batches: Calibration data.
-        loss: One loss per example.
-        context: How to go over the data.
+        request: The model and the data.
         name: What is being done.
         length: Positions of a stretch, padding not counted; all rows of an example have stretches in common. None: each position
             is on its own.
-        along: ``T`` and ``c`` of every site: ``r`` is ``z T - c``. Without, it is ``z``.
+        projections: ``T`` and ``c`` of every site: ``r`` is ``z T - c``. Without, it is ``z``.
     """
 
     def sums(batch: Batch) -> Tensor:
-        batch = batch.to(input_device(model))
-        calls: list[tuple[Site, Tensor, Tensor]] = []
-
-        def add_nothing(site: Site, z: Tensor) -> Tensor:
-            leaf = torch.zeros_like(z, requires_grad=True)
-            calls.append((site, z.detach(), leaf))
-            return z + leaf
-
-        with changed(model, anatomy, add_nothing):
-            losses = _losses(model, anatomy, batch, loss)
-        leaves = [leaf for _site, _z, leaf in calls]
-        # Where logits weren't made piece by piece after all, the forward ran twice, and the loss knows nothing of the first.
-        slopes = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
-        on_device: list[tuple[Site, Tensor]] = []
-        for (site, z, _leaf), slope in zip(calls, slopes, strict=True):
-            if slope is not None:
-                places = places_of(site, z.shape[-2]) or slice(None)
-                z, slope = z[..., places, :], slope[..., places, :]
-                rest = z if along is None else _remainder(z, *along[site.id])
-                on_device.append((site, (rest * slope).sum(-1)))
-        moves: dict[SiteId, Tensor] = {}
-        # All of the device's work is under way before the first result is waited for.
-        for site, found in on_device:
-            by_stretch = _by_stretch(site, found.cpu().double(), batch, length=length)
-            # An attention that runs several times has one gate.
-            moves[site.id] = by_stretch + moves[site.id] if site.id in moves else by_stretch
-        sizes = torch.zeros(batch.num_examples, len(anatomy.heads), dtype=torch.float64)
-        for site in anatomy.sites:
-            if site.id in moves:
-                sizes[:, anatomy.columns[site.id]] = moves[site.id].abs().sum(1)
+        sizes = _sizes(request, batch.to(input_device(request.model)), length, projections)
         return torch.stack([sizes.sum(0), sizes.square().sum(0)])
 
-    with frozen(model):
+    with frozen(request.model):
         work = Work(
-            sums, shape=lambda _batch: (2, len(anatomy.heads)), dtype=torch.float64, join=summed
+            sums,
+            shape=lambda _batch: (2, len(request.anatomy.heads)),
+            dtype=torch.float64,
+            join=summed,
         )
-        found = each_batch(batches, work, context=context, name=name)
-    total, squares = torch.stack(found).sum(0)
-    return mean_and_error(total, squares, n=num_examples(batches))
+        by_batch = each_batch(request.batches, work, context=request.context, name=name)
+    total, squares = torch.stack(by_batch).sum(0)
+    return mean_and_error(total, squares, n=request.num_examples)
+
+
+def _sizes(
+    request: ScoreRequest, batch: Batch, length: int | None, projections: Projections | None
+) -> Float64[Tensor, "examples heads"]:
+    """Return ``sum_s |sum_{t in s} r_t . d l_n / d z_t|`` of every example of a batch; see :func:`mean_over_stretches`."""
+    anatomy = request.anatomy
+    calls: list[tuple[Site, Tensor, Tensor]] = []
+
+    def add_nothing(site: Site, z: Tensor) -> Tensor:
+        leaf = torch.zeros_like(z, requires_grad=True)
+        calls.append((site, z.detach(), leaf))
+        return z + leaf
+
+    with changed(request.model, anatomy, add_nothing):
+        losses = _losses(request, batch)
+    leaves = [leaf for _site, _z, leaf in calls]
+    # Where logits weren't made piece by piece after all, the forward ran twice, and the loss knows nothing of the first.
+    slopes = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
+    on_device: list[tuple[Site, Tensor]] = []
+    for (site, z, _leaf), slope in zip(calls, slopes, strict=True):
+        if slope is not None:
+            places = places_of(site, z.shape[-2]) or slice(None)
+            z, slope = z[..., places, :], slope[..., places, :]
+            rest = z if projections is None else _remainder(z, *projections[site.id])
+            on_device.append((site, (rest * slope).sum(-1)))
+    moves: dict[SiteId, Tensor] = {}
+    # All of the device's work is under way before the first result is waited for.
+    for site, products in on_device:
+        by_stretch = _by_stretch(site, products.cpu().double(), batch, length=length)
+        # An attention that runs several times has one gate.
+        moves[site.id] = by_stretch + moves[site.id] if site.id in moves else by_stretch
+    sizes = torch.zeros(batch.num_examples, len(anatomy.heads), dtype=torch.float64)
+    for site_id, by_stretch in moves.items():
+        sizes[:, anatomy.columns[site_id]] = by_stretch.abs().sum(1)
+    return sizes
 
 
 def _remainder(
@@ -132,7 +125,7 @@ def _by_stretch(
         raise ModelError(
             f"{site.gate} got {shape[0]} rows, and the batch has {batch.num_rows}: which is whose can't be told",
             where="scoring",
-            hint="use --batch-size 1, or --method fluctuation",
+            hint="use `batch_size` 1, or the method fluctuation",
         )
     row = row.cpu()
     example = batch.example_of_row.cpu()[row]
@@ -165,49 +158,43 @@ def _place_in_row(
 
 
 def derivatives(
-    model: PreTrainedModel,
-    anatomy: Anatomy,
-    batch: Batch,
-    loss: Loss,
-    *,
-    at: Float[Tensor, "examples heads"] | None = None,
+    request: ScoreRequest, batch: Batch, *, at: Float[Tensor, "examples heads"] | None = None
 ) -> Float[Tensor, "examples heads"]:
     """Return ``d l_n / d xi_h`` for every example of a batch, on the CPU.
 
     Every row of the batch has gates of its own, so one backward gives all examples.
 
     Args:
-        model: The model.
-        anatomy: Its anatomy.
+        request: The model, its anatomy, and the loss.
         batch: The examples.
-        loss: One loss per example.
         at: The gates ``xi`` at which the derivatives are taken (default: all 1).
     """
-    batch = batch.to(input_device(model))
-    at = torch.ones(batch.num_examples, len(anatomy.heads)) if at is None else at
+    batch = batch.to(input_device(request.model))
+    at = torch.ones(batch.num_examples, len(request.anatomy.heads)) if at is None else at
     xi = staged(at, batch.example_of_row.device).requires_grad_()
-    with torch.enable_grad(), gated(model, anatomy, gates=xi[batch.example_of_row]):
-        losses = _losses(model, anatomy, batch, loss)
-    (found,) = torch.autograd.grad(losses.sum(), xi)
-    on_cpu: Tensor = found.cpu()
+    with (
+        torch.enable_grad(),
+        gated(request.model, request.anatomy, gates=xi[batch.example_of_row]),
+    ):
+        losses = _losses(request, batch)
+    (slopes,) = torch.autograd.grad(losses.sum(), xi)
+    on_cpu: Tensor = slopes.cpu()
     return on_cpu
 
 
-def _losses(
-    model: PreTrainedModel, anatomy: Anatomy, batch: Batch, loss: Loss
-) -> Float[Tensor, " examples"]:
+def _losses(request: ScoreRequest, batch: Batch) -> Float[Tensor, " examples"]:
     """Return the losses of a batch, in a graph."""
-    tape = Tape(model, anatomy)
+    model = request.model
+    tape = Tape(model, request.anatomy)
     with torch.enable_grad(), saving_aside(model), tape.recording():
-        losses = example_losses(
+        losses: Tensor = example_losses(
             model,
             batch,
-            loss,
+            request.loss,
             run=lambda: forward(model, batch.inputs),
             rerun=lambda: tape.rerun(batch),
         )
-    found: Tensor = losses[0]
-    return found
+    return losses[0]
 
 
 @contextmanager

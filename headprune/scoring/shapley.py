@@ -1,17 +1,11 @@
-"""A head's fair share of the loss: what removing it costs, on average over all orders in which heads could go."""
+"""A head's fair share of the loss: what removing it costs, on average over all orders in which heads could be removed."""
 
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float64
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from headprune.anatomy import Anatomy
-from headprune.batch import Batch, Loss, num_examples
-from headprune.passes import RunContext
-from headprune.replay import losses
-from headprune.scoring.estimate import Estimate
+from headprune.scoring.request import Estimate, ScoreRequest
 
 _ORDERS = 16
 _AT_ONCE = 32
@@ -19,15 +13,7 @@ _AT_ONCE = 32
 _TOLERANCE = 0.01
 
 
-def shapley(
-    model: PreTrainedModel,
-    anatomy: Anatomy,
-    *,
-    batches: Sequence[Batch],
-    loss: Loss,
-    seed: int,
-    context: RunContext,
-) -> Estimate:
+def shapley(request: ScoreRequest) -> Estimate:
     """Score heads by ``mean_pi [l(without pi up to h) - l(without pi before h)]`` over 16 random orders ``pi`` of removal.
 
     ``l`` is the mean loss of the data. Unlike leaving one out, it sees heads that stand in for each other. An order ends early
@@ -36,31 +22,25 @@ def shapley(
 
     Source: Ghorbani, Zou, "Data Shapley", ICML 2019, algorithm 1 (truncated Monte Carlo), for heads in place of data.
     """
-    heads = len(anatomy.heads)
-    generator = torch.Generator().manual_seed(seed)
+    heads = len(request.anatomy.heads)
+    generator = torch.Generator().manual_seed(request.seed)
     orders = [torch.randperm(heads, generator=generator) for _ in range(_ORDERS)]
-
-    def mean_loss(masks: Tensor, name: str) -> Float64[Tensor, " masks"]:
-        found = losses(
-            model, anatomy, batches=batches, loss=loss, masks=masks, context=context, name=name
-        )
-        return found.double().mean(1)
-
-    full, empty = mean_loss(torch.stack([torch.ones(heads), torch.zeros(heads)]), "shapley")
+    ends = torch.stack([torch.ones(heads), torch.zeros(heads)])
+    full, empty = request.losses(ends, name="shapley").mean(1)
     near = _TOLERANCE * (empty - full).abs()
     costs = torch.zeros(_ORDERS, heads, dtype=torch.float64)
-    for place, order in enumerate(orders):
+    for index, order in enumerate(orders):
         last = full
         for start in range(0, heads, _AT_ONCE):
             part = order[start : start + _AT_ONCE]
             masks = _without(order, range(start + 1, start + len(part) + 1))
-            found = mean_loss(masks, f"shapley {place + 1} of {_ORDERS}")
-            costs[place, part] = found.diff(prepend=last[None])
-            last = found[-1]
+            losses = request.losses(masks, name=f"shapley {index + 1} of {_ORDERS}").mean(1)
+            costs[index, part] = losses.diff(prepend=last[None])
+            last = losses[-1]
             if (last - empty).abs() < near:
                 break
     error = costs.std(0) / _ORDERS**0.5
-    return Estimate(costs.mean(0), error, num_examples(batches))
+    return Estimate(costs.mean(0), error, request.num_examples)
 
 
 def _without(order: Tensor, counts: Sequence[int]) -> Tensor:

@@ -1,8 +1,7 @@
 """Fit the output projections of a model that loses heads, attention by attention, in the order in which they run.
 
 Inputs come from the model that has lost its heads and was reconstructed so far, targets from the whole one. Several ways (see
-:mod:`~headprune.surgery.least_squares`) walk through the model side by side: the whole model costs a forward, every way one and a
-third. What is kept of the positions is their state at the block that is being reconstructed.
+:mod:`~headprune.surgery.least_squares`) walk through the model side by side: the whole model costs a forward, each way 4/3.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch
-from headprune.masking import gated, places_of
+from headprune.masking import gated, places_of, real_positions, row_of_position
 from headprune.memory import Parts
 from headprune.placement import input_device
 from headprune.replay.walk import (
@@ -32,7 +31,6 @@ from headprune.replay.walk import (
     stage_of,
     without_values,
 )
-from headprune.scoring.moments import real_positions, row_of_position
 from headprune.surgery.least_squares import FOLDS, RIDGES, How, Sums, no_sums, solve
 
 

@@ -11,14 +11,9 @@ from headprune.config import Recipe
 from headprune.distributed import World
 from headprune.errors import HeadpruneError, PlanError
 from headprune.evaluation import EvalResult
-from headprune.export import (
-    Exported,
-    embedding_rows,
-    export_gguf,
-    read_vocabulary,
-    refuse_family,
-    refuse_unusable_file,
-)
+from headprune.export.gguf import Exported, embedding_rows, export_gguf, refuse_unusable_file
+from headprune.export.layout import refuse_family
+from headprune.export.vocabulary import read_vocabulary
 from headprune.gate import Baseline, refuse_other_revision, refuse_other_rows
 from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
@@ -32,7 +27,7 @@ from headprune.planning import (
 )
 from headprune.results import Results
 from headprune.runs import named_scores, scores_file, unused_run, write_scores
-from headprune.scoring import NEED_NO_ROWS
+from headprune.scoring.catalogue import get_method
 from headprune.subject import (
     Progress,
     Rows,
@@ -45,6 +40,7 @@ from headprune.subject import (
     rows_that_chose,
     separate_rows,
 )
+from headprune.tasks.catalogue import require_metric
 from headprune.workflows.course import (
     by_method,
     check_course,
@@ -86,7 +82,7 @@ def _score(
 ) -> tuple[tuple[HeadScores, ...], tuple[Path, ...]]:
     subject = open_subject(recipe, progress=progress)
     anatomy = inspect_for_pruning(subject, progress=progress)
-    needs_rows = not set(recipes) <= set(NEED_NO_ROWS)
+    needs_rows = any(get_method(method).needs_rows for method in recipes)
     rows = calibration_rows(subject, progress=progress) if needs_rows else None
     found = compute_each(subject, recipes, anatomy, rows, progress=progress, world=world)
     scores = tuple(scored.scores for scored in found.values())
@@ -136,6 +132,8 @@ def check_metric(recipe: Recipe) -> None:
     if recipe.metric is not None:
         from headprune.tasks.metrics import load_metric
 
+        if recipe.task is not None:
+            require_metric(recipe.task, recipe.metric, higher_is_better=recipe.higher_is_better)
         load_metric(recipe.metric, higher_is_better=recipe.higher_is_better)
 
 

@@ -2,19 +2,15 @@
 
 from headprune.config import Recipe
 from headprune.distributed import World
-from headprune.errors import ConfigError, did_you_mean
+from headprune.errors import ConfigError
 from headprune.heads import HeadScores
-from headprune.method_names import METHOD_NAMES
 from headprune.planning import Constraints, Resource, Target
-from headprune.scoring import NEED_NO_ROWS
+from headprune.scoring.catalogue import DEFAULT_METHOD, METHODS, get_method
 from headprune.surgery import WAYS
 from headprune.surgery.least_squares import How
 
-DEFAULT_METHOD = "unique"
 DEFAULT_STEPS = 2
 FEWEST_TO_RECONSTRUCT = 8
-# They run many masks, from a model that has all heads; let heads go together by themselves; or don't run the model at all.
-_ONCE = ("ablation", "shapley", "gates", *NEED_NO_ROWS)
 
 
 def constraints_of(recipe: Recipe) -> Constraints:
@@ -61,12 +57,7 @@ def by_method(recipe: Recipe, *default: str) -> dict[str, Recipe]:
     """
     methods = recipe.methods or default
     for method in methods:
-        if method not in METHOD_NAMES:
-            raise ConfigError(
-                f"there is no method {method!r}",
-                where=f"methods: {', '.join(methods)}",
-                hint=did_you_mean(method, METHOD_NAMES),
-            )
+        get_method(method)
     return {
         method: recipe.model_copy(update={"method": method, "methods": ()}) for method in methods
     }
@@ -77,8 +68,8 @@ def steps_of(recipe: Recipe) -> int:
     if recipe.steps is not None:
         return recipe.steps
     leads_somewhere = recipe.keep is not None or recipe.heads is not None
-    alone = recipe.until or recipe.rearrange or recipe.normalize != "none"
-    once = method_of(recipe) in _ONCE or recipe.objective == "metric"
+    alone = recipe.rearrange or recipe.normalize != "none"
+    once = not get_method(method_of(recipe)).rescorable or recipe.objective == "metric"
     return DEFAULT_STEPS if leads_somewhere and not alone and not once else 1
 
 
@@ -98,70 +89,51 @@ def is_tolerant(recipe: Recipe) -> bool:
 
 
 def check_course(recipe: Recipe, *, world: World | None = None) -> None:
-    """Refuse a race that isn't run by ablation, or not for a cut through all heads; steps and budgets that lead nowhere.
+    """Refuse steps and budgets that lead nowhere.
 
     Raises:
-        ConfigError: It is such a race, there are such steps or budgets, or several processes would train the same gates.
+        ConfigError: There are such steps or budgets, or several processes would train the same gates.
         PlanError: A target is none.
     """
     constraints_of(recipe)
-    if recipe.method == "gates" and world is not None and world.size > 1:
+    method = get_method(method_of(recipe))
+    if method.one_process and world is not None and world.size > 1:
         raise ConfigError(
-            f"gates are trained step after step, in one process, and a launcher started {world.size}",
-            where="--method gates",
+            f"{method.name} runs in one process, and a launcher started {world.size}",
+            where=f"--method {method.name}",
             hint="leave out torchrun or accelerate launch, or use another method",
         )
+    once = [row.name for row in METHODS.values() if not row.rescorable]
+    with_products = [row.name for row in METHODS.values() if row.has_products]
     steps = steps_of(recipe)
     leads_nowhere = recipe.keep is None and recipe.heads is None and not is_tolerant(recipe)
-    if steps > 1 and (leads_nowhere or recipe.until):
+    if steps > 1 and leads_nowhere:
         raise ConfigError(
-            "steps lead to a keep ratio or a number of heads, and are no race",
+            "steps lead to a keep ratio or a number of heads",
             where=f"--steps {steps}",
-            hint="say --keep 0.5 or --heads 40, for example, and leave out --until and targets",
+            hint="say --keep 0.5 or --heads 40, for example, and leave out targets",
         )
-    if steps > 1 and (recipe.method in _ONCE or recipe.normalize != "none"):
+    if steps > 1 and (not method.rescorable or recipe.normalize != "none"):
         raise ConfigError(
             "in steps heads are scored as they are, all that are left in one pass",
             where=f"--steps {steps}",
-            hint=f"use another method than {', '.join(_ONCE)}, and leave out --normalize",
+            hint=f"use another method than {', '.join(once)}, and leave out --normalize",
         )
-    if recipe.rearrange and (steps > 1 or method_of(recipe) not in ("fisher", "fisher:batch")):
+    if recipe.rearrange and (steps > 1 or not method.has_products):
         raise ConfigError(
-            f"{method_of(recipe)} scores don't say what heads lose together"
+            f"{method.name} scores don't say what heads lose together"
             if steps == 1
             else "heads that go together are rearranged once",
             where="--rearrange",
-            hint="use --method fisher or fisher:batch, in one step",
+            hint=f"use --method {' or '.join(with_products)}, in one step",
         )
     if recipe.objective == "metric" and (
-        recipe.method != "ablation" or steps > 1 or recipe.normalize != "none"
+        "metric" not in method.objectives or steps > 1 or recipe.normalize != "none"
     ):
         raise ConfigError(
             "the metric itself has no slope: heads are scored by what it loses without each",
             where="--objective metric",
             hint="say --method ablation, and leave out --steps and --normalize",
-        )
-    if recipe.until is not None:
-        _check_race(recipe)
-
-
-def _check_race(recipe: Recipe) -> None:
-    """Refuse a race that isn't run by ablation, by the loss, for one cut through all heads as they are."""
-    if recipe.objective != "loss":
-        raise ConfigError(
-            "heads race by the loss", where="--until decided", hint="leave out --objective"
-        )
-    if recipe.keep is None or recipe.method != "ablation":
-        raise ConfigError(
-            "heads race by ablation, for the places that a keep ratio leaves",
-            where="--until decided",
-            hint="say --method ablation and --keep 0.7, for example",
-        )
-    if recipe.normalize != "none" or recipe.sites:
-        raise ConfigError(
-            "a race decides for one cut through the scores of all heads as they are",
-            where="--until decided",
-            hint="leave out --normalize and --sites, or score without --until",
         )
 
 

@@ -16,7 +16,7 @@ from headprune.models.facts import fingerprint, versions
 from headprune.passes import RunContext
 from headprune.placement import input_device
 from headprune.runs import FOLDER, LATEST, named_scores, scores_file
-from headprune.scoring import DEPEND_ON_BATCHES, DIFFERENTIATE, NEED_NO_ROWS
+from headprune.scoring.catalogue import METHODS, get_method
 from headprune.subject import (
     Progress,
     Rows,
@@ -24,10 +24,10 @@ from headprune.subject import (
     model_note,
     rows_that_chose,
 )
-from headprune.tasks.distill import NO_OBJECTIVE, Goal
-from headprune.tasks.rows import noted_rows
+from headprune.tasks.distill import NO_OBJECTIVE, Objective
+from headprune.tasks.rows import Example, noted_rows
 from headprune.workflows.course import check_course, method_of, steps_fit, steps_of
-from headprune.workflows.rounds import race, score_by_metric, score_with_steps
+from headprune.workflows.rounds import score_with_steps
 
 # What must agree for scores to be of the rows that would be read now, and what it is called.
 _SAME_ROWS = {"fingerprint": "rows (fingerprint)", "max_length": "max length", "task": "task"}
@@ -67,14 +67,13 @@ def find_scores(
     path = scores_file(recipe.scores, method=method_of(recipe))
     scores = named_scores(path, fingerprint=fingerprint(subject.model))
     compare(scores, recipe, path=path, metric=subject.task.metric, rows=rows, progress=progress)
-    how = f"{scores.method}, raced" if scores.race else scores.method
-    progress.notify(f"scores: {path} ({how}, n = {scores.n:,})")
+    progress.notify(f"scores: {path} ({scores.method}, n = {scores.n:,})")
     if scores.n and not scores.rows:
         progress.notify(
             "careful: the scores don't say which rows they are from; some may report too"
         )
     steps = steps_of(recipe)
-    if scores.steps is None and steps > 1 and not scores.race:
+    if scores.steps is None and steps > 1:
         progress.notify(f"made once; --steps {steps} scores again as heads go")
     return Scored(scores)
 
@@ -129,13 +128,11 @@ def _differences(
         pairs += [("higher is better", scores.higher_is_better, recipe.higher_is_better)]
     if scores.n and rows is not None:
         pairs += [(name, scores.data.get(key), rows.note[key]) for key, name in _SAME_ROWS.items()]
-    if scores.method in DEPEND_ON_BATCHES:
+    if scores.method in METHODS and METHODS[scores.method].depends_on_batches:
         pairs += [("batch size", scores.data.get("batch_size", "not noted"), recipe.batch_size)]
     for name, made, asked in pairs:
         if made != asked:
             yield f"{name}: the scores have {_shown(made)}, the settings {_shown(asked)}"
-    if scores.race is not None and (scores.race.keep != recipe.keep or recipe.sites):
-        yield f"these heads raced for --keep {scores.race.keep:g} of all heads, not for another cut"
     if not steps_fit(scores, recipe):
         how = "once"
         if scores.steps:
@@ -163,13 +160,19 @@ def compute_each(
 ) -> dict[str, Scored]:
     """Score by several methods; a pass over the data that several are made of is run once, and found again in the journal."""
     found: dict[str, Scored] = {}
-    goal = subject.goal(rows.examples) if rows else None
+    objective = _objective(subject, rows.examples) if rows else None
     for method, recipe in recipes.items():
         if len(recipes) > 1:
             progress.notify(f"{method}:")
         by_one = replace(subject, recipe=recipe)
         found[method] = compute_scores(
-            by_one, anatomy, rows, progress=progress, world=world, is_first=not found, goal=goal
+            by_one,
+            anatomy,
+            rows,
+            progress=progress,
+            world=world,
+            is_first=not found,
+            objective=objective,
         )
     return found
 
@@ -183,7 +186,7 @@ def compute_scores(
     keep_parts: bool = True,
     world: World | None = None,
     is_first: bool = True,
-    goal: Goal | None = None,
+    objective: Objective | None = None,
 ) -> Scored:
     """Score every head on ``rows``; methods that need no data leave them aside.
 
@@ -192,10 +195,10 @@ def compute_scores(
     """
     recipe, world = subject.recipe, world or World()
     check_course(recipe, world=world)
-    method = method_of(recipe)
-    used = None if method in NEED_NO_ROWS else rows
-    goal = (goal or subject.goal(used.examples)) if used else NO_OBJECTIVE
-    batches = goal.drawn if method in DIFFERENTIATE else goal.batches
+    method = get_method(method_of(recipe))
+    used = rows if method.needs_rows else None
+    objective = (objective or _objective(subject, used.examples)) if used else NO_OBJECTIVE
+    batches = objective.sampled_batches if method.differentiates else objective.batches
     journal = _journal(subject, anatomy, batches) if used and keep_parts else None
     done = journal.count() if journal else 0
     world.wait()  # before the first result of anyone is counted as an earlier run's
@@ -203,14 +206,9 @@ def compute_scores(
         progress.notify(f"going on with a run that was stopped; batches done: {done}")
     context = RunContext(progress.track, progress.notify, journal, world, recipe.compile)
     try:
-        if recipe.until is not None and used is not None:
-            found = race(subject, anatomy, used, context=context)
-        elif recipe.objective == "metric":
-            found = score_by_metric(subject, anatomy, goal, context=context)
-        else:
-            found = score_with_steps(
-                subject.model, anatomy, goal, recipe=recipe, method=method, context=context
-            )
+        found = score_with_steps(
+            subject.model, anatomy, objective, recipe=recipe, method=method.name, context=context
+        )
     except KeyboardInterrupt as stopped:
         if journal is not None and (done := journal.count()):
             stopped.add_note(_resumable(done))
@@ -220,7 +218,7 @@ def compute_scores(
             progress.notify(_resumable(done))
         raise
     data = dict(used.note) if used else {}
-    if method in DEPEND_ON_BATCHES:
+    if method.depends_on_batches:
         data["batch_size"] = recipe.batch_size
     note = {
         "rows": noted_rows(used.examples if used else (), earlier=rows_that_chose(subject)),
@@ -229,6 +227,12 @@ def compute_scores(
         "versions": versions(),
     }
     return Scored(found.model_copy(update=note), journal)
+
+
+def _objective(subject: Subject, examples: Sequence[Example]) -> Objective:
+    """Return what importance is about, as the settings say."""
+    is_metric = subject.recipe.objective == "metric"
+    return subject.metric_objective(examples) if is_metric else subject.objective(examples)
 
 
 def _resumable(done: int) -> str:
@@ -250,7 +254,6 @@ def _journal(subject: Subject, anatomy: Anatomy, batches: Sequence[Batch]) -> Jo
         "task": subject.task.name,
         "device": input_device(subject.model).type,
         "compile": recipe.compile,
-        "race": [recipe.keep, recipe.max_work] if recipe.until else None,
         "versions": versions(),
     }
     return open_journal(Path(recipe.run_dir) if recipe.run_dir else FOLDER, facts=facts)

@@ -129,7 +129,6 @@ def _scored_once(recipe: Recipe, *, progress: Progress) -> Recipe:
     """Return the recipe without what leads to one cut only."""
     single: dict[str, Any] = {
         "steps": 1,
-        "until": None,
         "reconstruct": "none",
         "allow_bias": False,
         "rearrange": False,

@@ -14,17 +14,16 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from bench_quality_lib.subjects import Case
-from headprune.allocator import kept_memory
 from headprune.anatomy import Anatomy
 from headprune.config import Recipe
-from headprune.evaluation import Predictions, judge, predict
+from headprune.evaluation import Predictions, metric_with_interval, predict
 from headprune.footprint import kv_cache_bytes_per_token
 from headprune.heads import HeadScores, PruningPlan
 from headprune.journal import Journal
 from headprune.masking import gated
 from headprune.passes import RunContext
 from headprune.planning import is_padded, make_plan
-from headprune.scoring import NEED_NO_ROWS
+from headprune.scoring.catalogue import get_method
 from headprune.subject import Progress, Subject
 from headprune.surgery import cut, give_biases, take_back
 from headprune.surgery.fit import put_back_after
@@ -147,25 +146,24 @@ class Bench:
         subject = self.case.subject
         batches = subject.batches(self.case.choosing.examples)
         start = time.perf_counter()
-        with kept_memory():
-            predict(subject.model, subject.task, batches=batches)
+        predict(subject.model, subject.task, batches=batches)
         return time.perf_counter() - start
 
     def _judged(self, found: Predictions, plan: PruningPlan, **told: Any) -> Measured:
         subject = self.case.subject
-        metric, seed = subject.task.metric, subject.recipe.seed
-        value, interval, _ = judge(found, metric, seed=seed)
-        base, _, _ = judge(self.whole, metric, seed=seed)
-        difference, paired, _ = judge(found, metric, seed=seed, other=self.whole)
+        metric, seed = subject.statistic(), subject.recipe.seed
+        value = metric_with_interval(found, metric, seed=seed)
+        base = metric_with_interval(self.whole, metric, seed=seed)
+        difference = metric_with_interval(found, metric, seed=seed, other=self.whole)
         return Measured(
             subject=self.name,
             seed=seed,
-            metric=metric,
-            value=value,
-            interval=interval,
-            base=base,
-            difference=difference,
-            difference_interval=paired,
+            metric=metric.name,
+            value=value.value,
+            interval=value.interval,
+            base=base.value,
+            difference=difference.value,
+            difference_interval=difference.interval,
             n=len(found.references),
             heads=(plan.budget["heads_after"], plan.budget["heads_before"]),
             **told,
@@ -178,14 +176,14 @@ class Bench:
         if steps == 1 and key in self._once:
             return self._once[key]
         method = method_of(recipe)
-        needs_rows = method not in NEED_NO_ROWS
-        goal = subject.goal(self.case.choosing.examples) if needs_rows else NO_OBJECTIVE
+        needs_rows = get_method(method).needs_rows
+        objective = subject.objective(self.case.choosing.examples) if needs_rows else NO_OBJECTIVE
         # Steps that several keep ratios share (the first one) are found again.
         context = RunContext(
             self.progress.track, self.progress.notify, Journal(self._folder / key.replace(":", "-"))
         )
         found = score_with_steps(
-            subject.model, self.anatomy, goal, recipe=recipe, method=method, context=context
+            subject.model, self.anatomy, objective, recipe=recipe, method=method, context=context
         )
         self._once[key] = found
         return found
@@ -193,5 +191,5 @@ class Bench:
     def _predict(self, gone: Any) -> Predictions:
         model = self.case.subject.model
         gates = self.anatomy.mask(gone)
-        with kept_memory(), gated(model, self.anatomy, gates=gates.to(model.device)):
+        with gated(model, self.anatomy, gates=gates.to(model.device)):
             return predict(model, self.case.subject.task, batches=self.batches)

@@ -11,8 +11,9 @@ from headprune.replay import losses
 from headprune.replay.recording import record
 from headprune.replay.resume import Resumption, run_masks
 from headprune.replay.routes import find_routes
-from headprune.scoring import METHODS
+from headprune.scoring.catalogue import METHODS
 from headprune.scoring.gates import gradient as gates_gradient
+from headprune.scoring.request import ScoreRequest
 
 FAMILIES = ("bert", "llama", "gpt2")
 SMALL = {"num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2}
@@ -48,9 +49,10 @@ def test_a_step_of_gates_is_that_of_the_cpu(apart):
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(batch.num_examples, heads, generator=generator, dtype=torch.float64)
     at = {"log_alpha": torch.zeros(heads, dtype=torch.float64), "noise": noise}
-    expected = gates_gradient(model, anatomy, batch, loss, **at, weight=1.0, price=0.1)
+    request = ScoreRequest(model, anatomy, (batch,), loss)
+    expected = gates_gradient(request, batch, **at, price=0.1)
     model.to(apart)
-    found = gates_gradient(model, anatomy, batch, loss, **at, weight=1.0, price=0.1)
+    found = gates_gradient(request, batch, **at, price=0.1)
     assert float((found - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import accelerate
 import pytest
 import torch
-from families import build, inspected
+from families import build, inspected, score
 from test_scoring import setting
 
 import headprune as hp
@@ -18,9 +18,8 @@ from headprune.heads import HeadScores
 from headprune.journal import Journal
 from headprune.passes import SILENT, RunContext
 from headprune.planning import Constraints, make_plan, score_in_steps
-from headprune.scoring import score
 from headprune.surgery.fit import can_fit, fit, put_back
-from headprune.tasks.distill import Goal
+from headprune.tasks.distill import Objective
 from headprune.workflows.course import FEWEST_TO_RECONSTRUCT, check_course, steps_fit
 from headprune.workflows.rounds import score_with_steps
 
@@ -126,12 +125,12 @@ def test_steps_on_a_model_are_those_of_pruning_it_again_and_again(name, method, 
     recipe = Recipe(keep=0.5, steps=3, reconstruct="none")
     context = RunContext(journal=Journal(tmp_path))
     batches = as_batches([batch])
-    goal = Goal(batches, batches, loss)
+    objective = Objective(batches, batches, loss)
     settings = {"recipe": recipe, "method": method, "context": context}
-    found = score_with_steps(model, anatomy, goal, **settings)
+    found = score_with_steps(model, anatomy, objective, **settings)
     assert context.journal.count() == 3
     with forwards(model) as count:
-        assert score_with_steps(model, anatomy, goal, **settings) == found
+        assert score_with_steps(model, anatomy, objective, **settings) == found
     assert count == []
     went = [head for head, step in zip(found.heads, found.steps.went, strict=True) if step == 1]
     first = score(model, anatomy, batches=batches, loss=loss, method=method).by_head()
@@ -155,9 +154,11 @@ def test_what_is_left_is_reconstructed_before_it_is_scored_again(name, asked):
     before = copy.deepcopy(model.state_dict())
     anatomy = inspected(model)
     batches = as_batches([batch])
-    goal = Goal(batches, batches, loss)
+    objective = Objective(batches, batches, loss)
     recipe = Recipe(keep=0.5, steps=3, reconstruct=asked)
-    found = score_with_steps(model, anatomy, goal, recipe=recipe, method="unique", context=SILENT)
+    found = score_with_steps(
+        model, anatomy, objective, recipe=recipe, method="unique", context=SILENT
+    )
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     how = asked or "refit"
     assert found.steps.reconstructed == how
@@ -183,13 +184,13 @@ def test_what_is_left_is_reconstructed_before_it_is_scored_again(name, asked):
 def test_a_journal_tells_apart_what_was_reconstructed(tmp_path):
     model, batch, loss = setting("bert", rows=12)
     anatomy = inspected(model)
-    goal = Goal(as_batches([batch]), as_batches([batch]), loss)
+    objective = Objective(as_batches([batch]), as_batches([batch]), loss)
     kept = RunContext(journal=Journal(tmp_path))
     for asked in ("none", "bias", "refit"):
         recipe = Recipe(keep=0.5, steps=2, reconstruct=asked)
         settings = {"recipe": recipe, "method": "gradient"}
-        found = score_with_steps(model, anatomy, goal, context=kept, **settings)
-        assert found == score_with_steps(model, anatomy, goal, context=SILENT, **settings)
+        found = score_with_steps(model, anatomy, objective, context=kept, **settings)
+        assert found == score_with_steps(model, anatomy, objective, context=SILENT, **settings)
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
@@ -207,9 +208,11 @@ def test_whatever_stops_a_step_leaves_the_model_as_it_was(stop):
         return loss(outputs, batch)
 
     recipe = Recipe(keep=0.5, steps=2)
-    goal = Goal(batches, batches, stopping)
+    objective = Objective(batches, batches, stopping)
     with pytest.raises(stop):
-        score_with_steps(model, anatomy, goal, recipe=recipe, method="gradient", context=SILENT)
+        score_with_steps(
+            model, anatomy, objective, recipe=recipe, method="gradient", context=SILENT
+        )
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     found = hp.score(model, batches, loss=loss).values
     assert found == hp.score(setting("bert", rows=12)[0], batches, loss=loss).values
@@ -218,14 +221,16 @@ def test_whatever_stops_a_step_leaves_the_model_as_it_was(stop):
 def test_weights_that_wait_elsewhere_are_scored_in_steps_without_reconstruction():
     model, batch, loss = setting("bert", rows=12)
     anatomy = inspected(model)
-    goal = Goal(as_batches([batch]), as_batches([batch]), loss)
+    objective = Objective(as_batches([batch]), as_batches([batch]), loss)
     settings = {"method": "gradient", "context": SILENT}
     bare = score_with_steps(
-        model, anatomy, goal, recipe=Recipe(keep=0.5, steps=2, reconstruct="none"), **settings
+        model, anatomy, objective, recipe=Recipe(keep=0.5, steps=2, reconstruct="none"), **settings
     )
     accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
     assert not can_fit(model, anatomy)
-    found = score_with_steps(model, anatomy, goal, recipe=Recipe(keep=0.5, steps=2), **settings)
+    found = score_with_steps(
+        model, anatomy, objective, recipe=Recipe(keep=0.5, steps=2), **settings
+    )
     assert found.values == pytest.approx(bare.values, rel=1e-5)
 
 
@@ -236,11 +241,13 @@ def test_too_few_rows_reconstruct_nothing_between_steps():
     recipe = Recipe(keep=0.5, steps=2)
     settings = {"method": "gradient", "context": SILENT}
     found = score_with_steps(
-        model, anatomy, Goal(batches, batches, loss), recipe=recipe, **settings
+        model, anatomy, Objective(batches, batches, loss), recipe=recipe, **settings
     )
     assert found.steps.reconstructed is None
     bare = recipe.model_copy(update={"reconstruct": "none"})
-    same = score_with_steps(model, anatomy, Goal(batches, batches, loss), recipe=bare, **settings)
+    same = score_with_steps(
+        model, anatomy, Objective(batches, batches, loss), recipe=bare, **settings
+    )
     assert found == same
     assert steps_fit(found, recipe)
     assert steps_fit(found, bare)
