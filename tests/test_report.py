@@ -13,7 +13,8 @@ from test_gate import result_of
 from headprune.artefact import Latency
 from headprune.distillation.teacher import Heal
 from headprune.gate import Baseline, Limits, compare
-from headprune.heads import HeadId, HeadScores, PruningPlan, SiteId
+from headprune.heads import HeadId, SiteId
+from headprune.plans import HeadScores, PruningPlan
 from headprune.report.heads import agreement_table, heatmap, score_table, survey_table
 from headprune.report.tables import eval_table, plan_table, prune_table, sweep_table
 from headprune.report.terminal import key_value_table, show

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from headprune.heads import HeadId, HeadSelection, SiteId, select_heads
+from headprune.heads import COLOURS, HeadId, HeadSelection, SiteId, head_map, select_heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +226,11 @@ class Site:
                 return key_value_heads * self.head_dim
 
 
-@dataclass(frozen=True)
+# Shapes that a short text names.
+_SHOWN = 4
+
+
+@dataclass(frozen=True, repr=False)
 class Anatomy:
     """Where the heads of a model are.
 
@@ -274,3 +278,29 @@ class Anatomy:
             site.id: tuple(head for head in site.heads if HeadId(site.id, head) not in gone)
             for site in self.sites
         }
+
+    def __repr__(self) -> str:
+        """In a line."""
+        return f"<Anatomy {self.model_type}: {len(self.heads)} heads, {len(self.refused)} refused>"
+
+    def __str__(self) -> str:
+        """How many heads which attentions have, and what can't be pruned."""
+        lines = [f"{self.model_type}: {len(self.heads)} heads in {len(self.sites)} attentions"]
+        alike: dict[tuple[object, ...], list[Site]] = {}
+        for site in self.sites:
+            shape = (site.id.stack, site.id.kind, len(site.heads), site.head_dim)
+            alike.setdefault((*shape, len(site.groups(site.slots))), []).append(site)
+        for (_, _, heads, width, groups), sites in list(alike.items())[:_SHOWN]:
+            name = str(sites[0].id) + (f" to {sites[-1].id}" if len(sites) > 1 else "")
+            shared = f", {groups} key/value heads" if sites[0].group_size > 1 else ""
+            lines.append(f"{name}: {heads} heads of {width}{shared}")
+        if len(alike) > _SHOWN:
+            lines.append(f"and {len(alike) - _SHOWN} other shapes")
+        if self.refused:
+            path, reason = next(iter(self.refused.items()))
+            lines.append(f"{len(self.refused)} can't be pruned, such as {path}: {reason}")
+        return "\n  ".join(lines)
+
+    def _repr_html_(self) -> str:
+        cells = {head: (COLOURS[-1], "") for head in self.heads}
+        return head_map(str(self).splitlines()[0], cells)
