@@ -26,6 +26,7 @@ from headprune.anatomy.clone import (
     quiet,
     stock_class,
 )
+from headprune.anatomy.exceptions import SAME_MATHEMATICS
 from headprune.errors import CheckpointError
 from headprune.heads import SiteId
 from headprune.models.classes import auto_classes
@@ -35,9 +36,6 @@ from headprune.surgery.modeling_headprune import unfolded, width_kept
 LoadMethod = Literal["stock", "remote-code"]
 _Shapes = dict[str, torch.Size]
 
-# Families whose config refuses head counts that don't divide the hidden size, and the stock family that computes the same and
-# doesn't. Reloading proves that it is so.
-_SAME_MATHEMATICS = {"llama": "mistral"}
 _ABSENT = object()
 # Whoever asks a config that tells counts of single layers for those of all is answered.
 _GLOBAL_COUNTS = "allow_global_per_layer_attribute_access"
@@ -114,7 +112,7 @@ def _candidates(
         changes["num_key_value_heads"] = groups if first.num_key_value_heads > 1 else 1
     note = {name: value for name, value in record.items() if name != "sites"}
     yield from _changed(plain, changes, note, kind)
-    other = _SAME_MATHEMATICS.get(plain.model_type)
+    other = SAME_MATHEMATICS.get(plain.model_type)
     if other is not None:
         name = kind.__name__.replace(plain.model_type.capitalize(), other.capitalize())
         other_kind = getattr(transformers, name, None)

@@ -266,11 +266,10 @@ def _has_ended(temporary: Path) -> bool:
     """Whether the process whose number a temporary has in its name is gone."""
     number = temporary.name.rpartition(_MARK)[2].partition("-")[0]
     try:
-        os.kill(int(number), 0)
+        with suppress(PermissionError, OverflowError):
+            os.kill(int(number), 0)
     except ProcessLookupError:
         return True
-    except (PermissionError, OverflowError):
-        pass
     return False
 
 
