@@ -14,14 +14,10 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 
 import headprune as hp
 from headprune.errors import CheckpointError, ConfigError, ProofError, UnsupportedError
-from headprune.export import (
-    export_gguf,
-    gguf,
-    read_vocabulary,
-    refuse_family,
-    refuse_unusable_file,
-    vocabulary,
-)
+from headprune.export import gguf, vocabulary
+from headprune.export.gguf import export_gguf, refuse_unusable_file
+from headprune.export.layout import refuse_family
+from headprune.export.vocabulary import read_vocabulary
 
 ALL = range(8)
 LLAMA3 = {
@@ -236,7 +232,7 @@ def test_a_tokenizer_that_can_not_be_said_is_refused(name, tokenizer):
     with pytest.raises(UnsupportedError) as caught:
         read_vocabulary(make() or tokenizer, rows=rows, where="test")
     assert reason in caught.value.what
-    assert "--no-tokenizer" in caught.value.hint
+    assert "`tokenizer=False`" in caught.value.hint
 
 
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}

@@ -11,7 +11,7 @@ from rich.console import Console
 from test_gate import result_of
 
 from headprune.artefact import Latency
-from headprune.distillation import Heal
+from headprune.distillation.teacher import Heal
 from headprune.gate import Baseline, Limits, compare
 from headprune.heads import HeadId, HeadScores, PruningPlan, SiteId
 from headprune.report.heads import agreement_table, heatmap, score_table, survey_table

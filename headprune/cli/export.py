@@ -10,7 +10,7 @@ from headprune.cli.settings import MODEL, WORK, switch
 from headprune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from headprune.export import Exported
+    from headprune.export.gguf import Exported
 
 OPTIONS: dict[str, Any] = {
     **MODEL,

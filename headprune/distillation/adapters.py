@@ -1,9 +1,8 @@
-"""LoRA adapters, by PEFT: put on every linear layer below the head, and merged into its weights afterwards."""
+"""LoRA adapters, by PEFT, on every linear layer below the head."""
 
 import warnings
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -25,21 +24,20 @@ def refuse_adapters(anatomy: Anatomy) -> None:
     except ImportError as error:
         raise ConfigError(
             "adapters need the package peft, which isn't installed",
-            where="--lora",
+            where="`lora`",
             hint="pip install 'headprune[heal]', or pip install peft",
         ) from error
     for site in anatomy.sites:
         if site.execution == "unfolded":
-            raise UnsupportedError(
-                f"{site.id} passes its weights to a function, so an adapter on them would never run",
-                where="--lora",
-                hint="heal without --lora",
+            what = (
+                f"{site.id} passes its weights to a function, so an adapter on them would never run"
             )
+            raise UnsupportedError(what, where="`lora`", hint="heal without `lora`")
         if site.padding:
             raise UnsupportedError(
                 f"{site.id} has padded heads, and a merged adapter would fill their zero rows",
-                where="--lora",
-                hint="heal without --lora, or prune with --gqa group or even",
+                where="`lora`",
+                hint="heal without `lora`, or prune with `gqa=group` or `gqa=even`",
             )
 
 
@@ -68,10 +66,3 @@ def add_adapters(model: PreTrainedModel, *, rank: int) -> Any:
         # PEFT still asks for what transformers has renamed.
         warnings.filterwarnings("ignore", ".*gradient_checkpointing.*", FutureWarning)
         return get_peft_model(model, config)
-
-
-@torch.no_grad()
-def merge_adapters(adapted: Any) -> PreTrainedModel:
-    """Return the model under the adapters, their product added to its weights, every parameter trainable as before."""
-    merged: PreTrainedModel = adapted.merge_and_unload()
-    return merged

@@ -50,74 +50,73 @@ def open_checkpoints(folder: Path, *, facts: Mapping[str, Any], resume: bool) ->
         resume: Whether to go on from the last.
 
     Raises:
-        CheckpointError: There is none to go on from, or it is of another training; or there are some that nobody asked for, or
-            that aren't ours.
+        CheckpointError: There is none to go on from, or it is of another training; or there are some and ``resume`` is off,
+            or some that aren't ours.
     """
-    refuse_unwritable(folder / _FACTS, where=f"--run {folder}")
-    _refuse_strangers(folder)
+    where = f"`run_dir={folder}`"
+    refuse_unwritable(folder / _FACTS, where=where)
+    old = _read_facts(folder)
+    _refuse_foreign_checkpoints(folder, is_ours=old.get("format") == 1, where=where)
     last, text = last_checkpoint(folder), dump_json({"format": 1, **facts})
     if not resume:
         if last is not None:
             raise CheckpointError(
                 f"{folder} holds checkpoints of a training that was stopped",
-                where=f"--run {folder}",
-                hint="say --resume to go on, choose another --run, or remove it",
+                where=where,
+                hint="`resume=True` goes on from there; or choose another `run_dir`, or remove it",
             )
         write_text(folder / _FACTS, text)
         return Checkpoints(folder, None)
     if last is None:
         raise CheckpointError(
             f"there is no checkpoint in {folder} to go on from",
-            where="--resume",
-            hint="leave out --resume, or name the folder with --run",
+            where="`resume=True`",
+            hint="leave out `resume`, or name the folder with `run_dir`",
         )
-    old, new = _facts_of(folder), json.loads(text)
-    other = [name for name in new if old.get(name) != new[name]]
-    if other:
+    new = json.loads(text)
+    different = [name for name in new if old.get(name) != new[name]]
+    if different:
+        name = different[0]
         raise CheckpointError(
-            f"the checkpoints are of another training ({', '.join(other)}: "
-            f"{old.get(other[0])!r}, and now {new[other[0]]!r})",
+            f"the checkpoints are of another training ({', '.join(different)}: {old.get(name)!r}, and now {new[name]!r})",
             where=f"{folder / _FACTS}",
-            hint="give the settings that it was started with, or start anew with another --run",
+            hint="give the settings that it was started with, or start anew with another `run_dir`",
         )
     return Checkpoints(folder, last)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the last checkpoint that Trainer finished in a folder."""
-    found = {
-        int(path.name.rpartition("-")[2]): path
+    """Return the last checkpoint that Trainer finished in a folder; transformers' own search takes half-written ones, too."""
+    finished = [
+        path
         for path in _named_like_checkpoints(folder)
         if _is_checkpoint(path) and _read(path / _STATE) is not None
-    }
-    return found[max(found)] if found else None
+    ]
+    return max(finished, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def _refuse_strangers(folder: Path) -> None:
+def _refuse_foreign_checkpoints(folder: Path, *, is_ours: bool, where: str) -> None:
     """Refuse a folder with what Trainer would take for its own checkpoints, remove or go on from, and isn't.
 
     Raises:
         CheckpointError: There is something.
     """
-    is_ours = _facts_of(folder).get("format") == 1
-    strangers = [
+    foreign = [
         path for path in _named_like_checkpoints(folder) if not (is_ours and _is_checkpoint(path))
     ]
     if (folder / _FACTS).exists() and not is_ours:
-        strangers.append(folder / _FACTS)
-    if strangers:
+        foreign.append(folder / _FACTS)
+    if foreign:
         raise CheckpointError(
-            f"{strangers[0].name} in {folder} isn't of a training by headprune",
-            where=f"--run {folder}",
-            hint="choose another --run, or move it elsewhere: Trainer removes old checkpoints",
+            f"{foreign[0].name} in {folder} isn't of a training by headprune",
+            where=where,
+            hint="choose another `run_dir`, or move it elsewhere: Trainer removes old checkpoints",
         )
 
 
 def _named_like_checkpoints(folder: Path) -> list[Path]:
     """Return what Trainer would take for checkpoints by their names."""
-    if not folder.is_dir():
-        return []
-    return [path for path in sorted(folder.iterdir()) if "checkpoint-" in path.name]
+    return sorted(folder.glob("*checkpoint-*")) if folder.is_dir() else []
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -125,10 +124,10 @@ def _is_checkpoint(path: Path) -> bool:
     return named is not None and path.is_dir() and not path.is_symlink()
 
 
-def _facts_of(folder: Path) -> dict[str, Any]:
+def _read_facts(folder: Path) -> dict[str, Any]:
     """Return what a folder says of itself; a folder that says nothing isn't ours, and nothing of it is loaded."""
-    found = _read(folder / _FACTS)
-    return found if isinstance(found, dict) else {}
+    facts = _read(folder / _FACTS)
+    return facts if isinstance(facts, dict) else {}
 
 
 def _read(path: Path) -> Any:

@@ -58,7 +58,7 @@ def library() -> Any:
     except ImportError as error:
         raise ConfigError(
             "writing GGUF needs the package gguf, which is not installed",
-            where="--gguf",
+            where="`gguf`",
             hint="pip install 'gguf>=0.17'",
         ) from error
     return gguf
@@ -74,15 +74,15 @@ def refuse_unusable_file(path: Path, *, overwrite: bool, needed_bytes: int = 0) 
     library()
     if path.is_dir():
         raise CheckpointError(
-            f"{path} is a directory", where="--gguf", hint=f"name a file: --gguf {path}/model.gguf"
+            f"{path} is a directory", where="`gguf`", hint=f"name a file: `gguf={path}/model.gguf`"
         )
-    refuse_unwritable(path, where=f"--gguf {path}", needed_bytes=needed_bytes)
+    refuse_unwritable(path, where=f"`gguf={path}`", needed_bytes=needed_bytes)
     if path.exists():
         if not overwrite:
             raise CheckpointError(
                 f"{path} is there already",
-                where="--gguf",
-                hint="choose another name, or say --overwrite to replace it",
+                where="`gguf`",
+                hint="choose another name, or say `overwrite=True` to replace it",
             )
         _refuse_other_files(path)
 
@@ -98,7 +98,7 @@ def _refuse_other_files(path: Path) -> None:
     if start != _MAGIC:
         raise CheckpointError(
             f"{path} is not a GGUF file, and is not replaced",
-            where="--gguf",
+            where="`gguf`",
             hint="choose another name, or remove it yourself",
         )
 
@@ -125,6 +125,7 @@ def export_gguf(
         ProofError: What was read back isn't the model; nothing is kept.
         UnsupportedError: The model has something that llama has not.
     """
+    library()
     layout = lay_out(model)
     numbers = sum(tensor.numel() for tensor in model.state_dict().values())
     refuse_unusable_file(path, overwrite=overwrite, needed_bytes=numbers * _dtype(model).itemsize)
@@ -158,7 +159,7 @@ def _dtype(model: PreTrainedModel) -> torch.dtype:
         raise UnsupportedError(
             f"the model can't be written as GGUF: its weights are {dtype}",
             where="config.json (dtype)",
-            hint="choose --dtype float32, bfloat16 or float16",
+            hint="choose `dtype=float32`, `dtype=bfloat16` or `dtype=float16`",
         )
     return dtype
 

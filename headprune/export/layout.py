@@ -6,7 +6,7 @@ learns the size of heads only where the first layer has one: a first layer that 
 says nothing.
 """
 
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,19 +24,8 @@ _REASONS = {
     "mixtral": "its feed-forward blocks are mixtures of experts",
     "phi3": "its projections are fused",
 }
-_ATTENTION = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-}
-_FEED_FORWARD = {
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+_ROTATED_PARTS = ("q", "k")
+_ROTATED = re.compile(r"self_attn\.([qk])_proj\.")
 _ROPE = ("default", "linear", "llama3")
 
 
@@ -106,29 +95,42 @@ def _difference(config: PreTrainedConfig) -> str | None:
 
 
 def lay_out(model: PreTrainedModel) -> Layout:
-    """Return where every tensor of ``model`` goes.
+    """Return where every tensor of ``model`` goes, in the order of its state; names are those of the package gguf.
 
     Raises:
         UnsupportedError: It has a parameter that llama has not, such as a bias.
     """
+    from gguf import MODEL_ARCH, get_tensor_name_map
+
     sizes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     attention: Any = model.get_submodule("model.layers.0.self_attn")
-    head_dim = int(attention.head_dim)
-    counts = [
-        _head_counts(sizes, layer, head_dim) for layer in range(model.config.num_hidden_layers)
-    ]
+    head_dim, count = int(attention.head_dim), model.config.num_hidden_layers
+    counts = [_head_counts(sizes, layer, head_dim) for layer in range(count)]
     counts[0] = max(counts[0], (1, 1))
-    heads, groups = (tuple(column) for column in zip(*counts, strict=True))
-    entries = tuple(_entries(heads, groups, tied=is_tied(model)))
-    strange = set(sizes) - {entry.parameter for entry in entries} - _left_out(heads, model)
-    if strange:
+    left_out = {f"model.layers.{layer}.self_attn" for layer in range(count) if not counts[layer][0]}
+    left_out |= {path.replace("self_attn", "input_layernorm") for path in left_out}
+    left_out |= {"lm_head"} if is_tied(model) else set()
+    names = get_tensor_name_map(MODEL_ARCH.DECI, count)
+    entries, unknown = [], []
+    for parameter in sizes:
+        if any(parameter.startswith(f"{path}.") for path in left_out):
+            continue
+        name = names.get_name(parameter, try_suffixes=(".weight",))
+        if name is None:
+            unknown.append(parameter)
+            continue
+        layer, rotated = re.search(r"layers\.(\d+)\.", parameter), _ROTATED.search(parameter)
+        heads = counts[int(layer[1])][_ROTATED_PARTS.index(rotated[1])] if layer and rotated else 0
+        entries.append(Entry(name, parameter, heads))
+    if unknown:
         raise UnsupportedError(
-            f"the model can't be written as GGUF: llama has no {min(strange)}",
-            where=f"{type(model).__name__} ({len(strange)} such parameters)",
+            f"the model can't be written as GGUF: llama has no {min(unknown)}",
+            where=f"{type(model).__name__} ({len(unknown)} such parameters)",
             hint="a bias or an added module can't be expressed; it runs in transformers (headprune.load)",
         )
-    even = len(set(counts)) == 1 and heads[0] > 0
-    return Layout("llama" if even else "deci", heads, groups, head_dim, entries)
+    heads_per_layer, groups = (tuple(column) for column in zip(*counts, strict=True))
+    even = len(set(counts)) == 1
+    return Layout("llama" if even else "deci", heads_per_layer, groups, head_dim, tuple(entries))
 
 
 def is_tied(model: PreTrainedModel) -> bool:
@@ -165,26 +167,3 @@ def _head_counts(sizes: dict[str, torch.Size], layer: int, head_dim: int) -> tup
     rows = (sizes[f"{attention}.{part}_proj.weight"][0] for part in ("q", "k"))
     heads, groups = (int(number) // head_dim for number in rows)
     return heads, groups if heads else 0
-
-
-def _entries(heads: tuple[int, ...], groups: tuple[int, ...], *, tied: bool) -> Iterator[Entry]:
-    yield Entry("token_embd.weight", "model.embed_tokens.weight")
-    for layer, (queries, keys) in enumerate(zip(heads, groups, strict=True)):
-        rotated = {"attn_q": queries, "attn_k": keys}
-        parts = {**(_ATTENTION if queries else {}), **_FEED_FORWARD}
-        for name, path in parts.items():
-            parameter = f"model.layers.{layer}.{path}.weight"
-            yield Entry(f"blk.{layer}.{name}.weight", parameter, rotated.get(name, 0))
-    yield Entry("output_norm.weight", "model.norm.weight")
-    if not tied:
-        yield Entry("output.weight", "lm_head.weight")
-
-
-def _left_out(heads: tuple[int, ...], model: PreTrainedModel) -> set[str]:
-    """Return the parameters that have no place in the file: a tied output's, and those of attentions without heads."""
-    gone = {
-        f"model.layers.{layer}.{path}.weight"
-        for layer, number in enumerate(heads)
-        for path in (() if number else _ATTENTION.values())
-    }
-    return gone | ({"lm_head.weight"} if is_tied(model) else set())

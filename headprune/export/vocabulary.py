@@ -7,19 +7,9 @@ all others are refused, since an engine would split by another rule and say noth
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any
 
 from headprune.errors import UnsupportedError
-
-
-class TokenType(IntEnum):
-    """What a token is, in GGUF's numbers."""
-
-    NORMAL = 1
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
 
 
 @dataclass(frozen=True)
@@ -92,7 +82,7 @@ def read_vocabulary(tokenizer: Any, *, rows: int, where: str) -> Vocabulary:
         raise UnsupportedError(
             f"the tokenizer can't be written as GGUF: {reason}",
             where=where,
-            hint="byte-level BPE can be (GPT-2's, SmolLM's or Llama 3's rules); --no-tokenizer writes the weights alone",
+            hint="byte-level BPE can be (GPT-2's, SmolLM's or Llama 3's rules); `tokenizer=False` writes the weights alone",
         )
     model = spec["model"]
     added = {token["id"]: token for token in spec["added_tokens"]}
@@ -104,7 +94,7 @@ def read_vocabulary(tokenizer: Any, *, rows: int, where: str) -> Vocabulary:
     return Vocabulary(
         pre=str(_rule(spec)),
         tokens=tuple(tokens),
-        types=tuple(int(_type(i, added, plain)) for i in range(rows)),
+        types=tuple(_type(i, added, plain) for i in range(rows)),
         merges=tuple(m if isinstance(m, str) else " ".join(m) for m in model["merges"]),
         special={role: index for role, index in ids.items() if index is not None},
         add_bos=add_bos,
@@ -147,7 +137,9 @@ def _rule(spec: dict[str, Any]) -> str | None:
     )
 
 
-def _type(index: int, added: dict[int, Any], plain: dict[int, str]) -> TokenType:
+def _type(index: int, added: Mapping[int, Any], plain: Mapping[int, str]) -> int:
+    from gguf import TokenType
+
     if index in added:
         return TokenType.CONTROL if added[index]["special"] else TokenType.USER_DEFINED
     return TokenType.NORMAL if index in plain else TokenType.UNUSED

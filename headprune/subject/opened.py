@@ -1,7 +1,7 @@
 """A loaded model with its task."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,11 +21,13 @@ from headprune.models.load import load_model
 from headprune.models.tokenizer import load_tokenizer
 from headprune.placement import describe
 from headprune.runtime.local import published_name
-from headprune.tasks import Task, detect_task, get_task, of_outputs, refuse_other_head
-from headprune.tasks.asked import Fill, filling, longest_row, refuse_reading_ahead
+from headprune.tasks.batches import Fill, InputFormat, ignore
+from headprune.tasks.catalogue import require_metric
 from headprune.tasks.distill import Objective, predictions_as_loss, with_teacher_targets
-from headprune.tasks.metrics import Statistic, load_metric
+from headprune.tasks.metrics import Metric, load_metric
+from headprune.tasks.model_inputs import filling, longest_row, refuse_reading_ahead
 from headprune.tasks.rows import Example
+from headprune.tasks.task import Task, detect_task, for_outputs, get_task, refuse_other_head
 
 Item = TypeVar("Item")
 
@@ -61,21 +63,33 @@ class Subject:
         """Turn examples into batches of the recipe's size, or of another."""
         size = batch_size or self.recipe.batch_size
         with tokenizing(self.source):
-            return self.task.to_batches(
-                examples, self.tokenizer, self.max_length, size, self.accepts, self.fill
-            )
+            return self.task.to_batches(examples, self.input_format(batch_size=size))
+
+    def input_format(
+        self, *, batch_size: int | None = None, notify: Callable[[str], None] = ignore
+    ) -> InputFormat:
+        """Return how texts become inputs of the model; remarks on labels go to ``notify``."""
+        return InputFormat(
+            tokenizer=self.tokenizer,
+            max_length=self.max_length,
+            config=self.model.config,
+            batch_size=batch_size,
+            accepts=self.accepts,
+            fill=self.fill,
+            notify=notify,
+        )
 
     @cached_property
     def fill(self) -> Fill:
         """What short rows are filled up with, which the model is asked when rows of different length come."""
-        return filling(self.model, self.task.distill.said, self.tokenizer)
+        return filling(self.model, self.task.distillation.outputs, self.tokenizer)
 
     @property
     def metric(self) -> str:
         """The name of the metric: the one that was asked for, or the task's."""
         return self.recipe.metric or self.task.metric
 
-    def statistic(self) -> Statistic:
+    def statistic(self) -> Metric:
         """Return the metric, which must compare what the task predicts.
 
         Raises:
@@ -84,7 +98,7 @@ class Subject:
         return load_metric(
             self.metric,
             higher_is_better=self.recipe.higher_is_better,
-            predicted=self.task.predicted,
+            predicted=self.task.row.predicts,
             classes=self.task.num_classes(self.model.config),
         )
 
@@ -93,7 +107,7 @@ class Subject:
         batches = self.batches(examples)
         if self.recipe.objective == "distill":
             return with_teacher_targets(
-                self.model, self.task.distill, batches, seed=self.recipe.seed
+                self.model, self.task.distillation, batches, seed=self.recipe.seed
             )
         return Objective(batches, batches, self.task.loss)
 
@@ -116,7 +130,8 @@ def open_subject(recipe: Recipe, *, progress: Progress) -> Subject:
     source = find_model(recipe)
     name = recipe.task or detect_task(source.config, model_directory=source.root)
     refuse_other_head(name, source.config, model_directory=source.root)
-    name = of_outputs(name, source.config)
+    name = for_outputs(name, source.config)
+    require_metric(name, recipe.metric, higher_is_better=recipe.higher_is_better)
     tokenizer = load_tokenizer(source)
     task = get_task(name, model_directory=source.root, config=source.config, tokenizer=tokenizer)
     model = load_model(
@@ -140,7 +155,7 @@ def open_subject(recipe: Recipe, *, progress: Progress) -> Subject:
             else "the model takes no longer ones"
         )
         progress.notify(f"texts are cut at {subject.max_length} tokens: {why}")
-    if task.reads_forward:
+    if task.row.reads_forward:
         refuse_reading_ahead(model, special=tokenizer.all_special_ids)
     if task.described:
         progress.notify(

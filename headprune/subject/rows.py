@@ -13,18 +13,21 @@ from headprune.heads import HeadScores
 from headprune.results import Results
 from headprune.runtime.local import count_noted_elsewhere, published_name
 from headprune.subject.opened import Progress, Subject, tokenizing
-from headprune.tasks.chats import is_chat
-from headprune.tasks.data import Columns, Table, choose_columns, read_table
-from headprune.tasks.leaks import prose_without_rows_of, without_rows_of
+from headprune.tasks.causal_lm import is_chat
+from headprune.tasks.columns import Columns, choose_columns
+from headprune.tasks.data import read_table
 from headprune.tasks.rows import (
     Example,
     draw,
     hold_out,
+    prose_without_rows_of,
     with_targets,
     without_inputs,
     without_noted,
+    without_rows_of,
 )
 from headprune.tasks.rows import fingerprint as fingerprint_of_rows
+from headprune.tasks.tables import Table
 
 _FEW = 256
 """Rows by which labels are checked against what the model says of them."""
@@ -160,7 +163,7 @@ def _without(
     Raises:
         DataError: All do.
     """
-    if subject.task.reads_prose:
+    if subject.task.row.reads_prose:
         free, count = prose_without_rows_of(table, other, column=columns.texts[0])
     else:
         free, count = without_rows_of(table, other, columns=columns.texts)
@@ -179,7 +182,7 @@ def _doubted(subject: Subject, rows: Rows, *, progress: Progress) -> Rows:
     """Return the rows with what the model's own predictions make doubtful of their labels, and say it."""
     some = [example for example in rows.examples if example.target is not None][:_FEW]
     found: tuple[str, ...] = ()
-    if some and subject.task.needs_label:
+    if some and subject.task.row.label:
         said = predict(subject.model, subject.task, batches=subject.batches(some))
         found = doubts_of(said, subject.task, subject.model.config)
     for doubt in found:
@@ -224,15 +227,16 @@ def _read(
         table,
         texts=recipe.text,
         label=recipe.label if labelled else None,
-        num_texts=task.num_texts,
-        needs_label=task.needs_label and labelled,
+        num_texts=task.row.num_texts,
+        needs_label=bool(task.row.label) and labelled,
+        names=task.row.columns,
     )
     label = f", label {columns.label!r}" if columns.label else ""
     shown = f"{source} {table.split}" if table.split else source
     read = (*columns.texts, columns.label)
     others = [name for name in table.columns if name not in read]
     unread = f"; not read: {', '.join(map(repr, others[:8]))}{' ...' if len(others) > 8 else ''}"
-    chats = task.reads_prose and is_chat(table.rows[0][columns.texts[0]])
+    chats = task.row.reads_prose and is_chat(table.rows[0][columns.texts[0]])
     why = f"{columns.why}{'; chats, through the chat template' if chats else ''}"
     progress.notify(
         f"{shown}: {len(table.rows):,} rows, text {', '.join(map(repr, columns.texts))}{label} "
@@ -245,12 +249,9 @@ def _examples(
     subject: Subject, table: Table, columns: Columns, *, progress: Progress
 ) -> tuple[Example, ...]:
     """Return all rows as examples, and say how their labels are read; those that have none have no target."""
-    config = subject.model.config
-    for remark in subject.task.remarks(table, columns, config):
-        progress.notify(remark)
     with tokenizing(subject.source):
         return subject.task.to_examples(
-            table, columns, subject.tokenizer, config, subject.max_length
+            table, columns, subject.input_format(notify=progress.notify)
         )
 
 

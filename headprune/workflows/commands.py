@@ -11,14 +11,9 @@ from headprune.config import Recipe
 from headprune.distributed import World
 from headprune.errors import HeadpruneError, PlanError
 from headprune.evaluation import EvalResult
-from headprune.export import (
-    Exported,
-    embedding_rows,
-    export_gguf,
-    read_vocabulary,
-    refuse_family,
-    refuse_unusable_file,
-)
+from headprune.export.gguf import Exported, embedding_rows, export_gguf, refuse_unusable_file
+from headprune.export.layout import refuse_family
+from headprune.export.vocabulary import read_vocabulary
 from headprune.gate import Baseline, refuse_other_revision, refuse_other_rows
 from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
@@ -45,6 +40,7 @@ from headprune.subject import (
     rows_that_chose,
     separate_rows,
 )
+from headprune.tasks.catalogue import require_metric
 from headprune.workflows.course import (
     by_method,
     check_course,
@@ -136,6 +132,8 @@ def check_metric(recipe: Recipe) -> None:
     if recipe.metric is not None:
         from headprune.tasks.metrics import load_metric
 
+        if recipe.task is not None:
+            require_metric(recipe.task, recipe.metric, higher_is_better=recipe.higher_is_better)
         load_metric(recipe.metric, higher_is_better=recipe.higher_is_better)
 
 

@@ -11,14 +11,15 @@ from headprune.anatomy import Anatomy
 from headprune.batch import Batch
 from headprune.config import Recipe
 from headprune.errors import HeadpruneError
-from headprune.evaluation import MaskedPredictions, judge, predict_masked
+from headprune.evaluation import Predictions, metric_with_interval, predict_masked
 from headprune.heads import HeadId, HeadScores
 from headprune.passes import RunContext
 from headprune.planning import Constraints, knee, last_within, make_plan
 from headprune.planning.names import selected_sites
-from headprune.results import LOGARITHMIC, Curve, SweepPoint
+from headprune.results import Curve, SweepPoint
 from headprune.subject import Subject
-from headprune.tasks.metrics import Statistic
+from headprune.tasks.catalogue import is_logarithmic
+from headprune.tasks.metrics import Metric
 from headprune.workflows.course import constraints_of
 
 Cut = frozenset[HeadId]
@@ -73,7 +74,7 @@ def measure_curves(
         f"{len(plans)} methods, {len(keeps)} points: {len(cuts)} different cuts to evaluate"
     )
     found = _run(subject, anatomy, cuts, batches=batches, context=context)
-    context.notify(f"bootstrap: {len(cuts)} cuts, samples of {len(found.references):,} rows")
+    context.notify(f"bootstrap: {len(cuts)} cuts, samples of {len(found[0].references):,} rows")
     judged, better = _judged(found, subject.statistic(), seed=subject.recipe.seed)
     by_cut = dict(zip(cuts, judged, strict=True))
     may_go = len(selected_sites(anatomy, subject.recipe.sites).heads)
@@ -115,7 +116,7 @@ def _run(
     *,
     batches: Sequence[Batch],
     context: RunContext,
-) -> MaskedPredictions:
+) -> tuple[Predictions, ...]:
     masks = torch.stack([anatomy.mask(cut) for cut in cuts])
     try:
         return predict_masked(
@@ -128,19 +129,26 @@ def _run(
 
 
 def _judged(
-    found: MaskedPredictions, statistic: Statistic, *, seed: int
+    predictions: Sequence[Predictions], metric: Metric, *, seed: int
 ) -> tuple[list[_Judged], bool]:
     """Judge every cut, the first being the whole model; say whether higher is better, too."""
     judged: list[_Judged] = []
-    whole = found.under(0)
-    judge_so = partial(judge, metric=statistic, seed=seed)
-    for place, lost in enumerate(found.losses):
-        here = found.under(place)
-        value, interval, better = judge_so(here)
-        difference, paired, _better = judge_so(here, other=whole)
+    value_of = partial(metric_with_interval, metric=metric, seed=seed)
+    for one in predictions:
+        value, difference = value_of(one), value_of(one, other=predictions[0])
+        lost = one.losses
         error = float(lost.std(ddof=1)) / sqrt(len(lost))
-        judged.append(_Judged(value, interval, difference, paired, float(lost.mean()), error))
-    return judged, better
+        judged.append(
+            _Judged(
+                value.value,
+                value.interval,
+                difference.value,
+                difference.interval,
+                float(lost.mean()),
+                error,
+            )
+        )
+    return judged, metric.higher_is_better
 
 
 def _point(
@@ -162,7 +170,7 @@ def _point(
 
 def _worth(value: float, metric: str, *, higher_is_better: bool) -> float:
     """Return the metric such that higher is better, and on the scale that it is drawn on."""
-    shown = log(value) if metric in LOGARITHMIC else value
+    shown = log(value) if is_logarithmic(metric) else value
     return shown if higher_is_better else -shown
 
 

@@ -12,7 +12,7 @@ from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record
 from headprune.artefact import Latency
 from headprune.batch import Batch
-from headprune.evaluation import EvalResult, Predictions, doubts_of, first_examples, judge, predict
+from headprune.evaluation import EvalResult, Predictions, doubts_of, metric_with_interval, predict
 from headprune.footprint import kv_cache_bytes_per_token
 from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
@@ -52,7 +52,7 @@ def measure(
     recipe, model = subject.recipe, subject.model
     batches = subject.batches(rows.examples)
     found = predict(model, subject.task, batches=batches, track=progress.track)
-    value, interval, higher_is_better = judge(
+    measured = metric_with_interval(
         found, subject.statistic(), seed=recipe.seed, notify=progress.notify
     )
     timings = times_of([model], subject, batches=batches, progress=progress)[0] if timed else {}
@@ -68,16 +68,17 @@ def measure(
             progress.notify(f"careful: {note['name']}: {doubt}")
     result = EvalResult(
         metric=subject.metric,
-        value=value,
-        interval=interval,
+        value=measured.value,
+        interval=measured.interval,
         n=len(rows.examples),
-        higher_is_better=higher_is_better,
+        higher_is_better=measured.higher_is_better,
         parameters=count_parameters(model),
         heads=heads,
         latency_ms=timings,
         kv_cache_bytes_per_token=kv_cache_bytes_per_token(model, batch=batches[0]),
         limit=recipe.limit,
-        seed=recipe.seed,
+        seed=measured.seed,
+        resamples=measured.resamples,
         data=note,
         model=model_note(subject),
         versions=versions(),
@@ -193,7 +194,7 @@ def _cut(
     ):
         take_back(model, given)
         given, anatomy = None, inspect(model)
-    sample = first_examples(batches[-1], PROOF_ROWS)
+    sample = batches[-1].take(PROOF_ROWS)
     masked = _masked_output(model, anatomy, plan, sample)
     removed = parameters_removed(model, anatomy, remove=plan.remove, pad=is_padded(plan))
     anatomy = cut(model, anatomy, remove=plan.remove, pad=is_padded(plan))
@@ -204,10 +205,18 @@ def _cut(
     if twin is not None:
         slow, fast = times_of([twin, model], subject, batches=batches, progress=progress)
         before, after = _with_latency(before, slow), _with_latency(after, fast)
-    difference, interval, _direction = judge(new, subject.statistic(), seed=recipe.seed, other=old)
+    difference = metric_with_interval(new, subject.statistic(), seed=recipe.seed, other=old)
     added = given.count if given else 0
     return _Made(
-        anatomy, sample, same, removed - added, reconstructed, before, after, difference, interval
+        anatomy,
+        sample,
+        same,
+        removed - added,
+        reconstructed,
+        before,
+        after,
+        difference.value,
+        difference.interval,
     )
 
 

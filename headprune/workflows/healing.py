@@ -12,20 +12,12 @@ from transformers import TrainingArguments
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
 from headprune.config import Recipe
-from headprune.distillation import (
-    Checkpoints,
-    Course,
-    Heal,
-    distance_between,
-    last_checkpoint,
-    mean_distance,
-    open_checkpoints,
-    refuse_adapters,
-    train,
-    trainer_settings,
-)
+from headprune.distillation.adapters import refuse_adapters
+from headprune.distillation.checkpoints import Checkpoints, last_checkpoint, open_checkpoints
+from headprune.distillation.settings import trainer_settings
+from headprune.distillation.teacher import DistillJob, Heal, distance_between, mean_distance
 from headprune.errors import ConfigError, DataError, ModelError
-from headprune.evaluation import first_examples, judge
+from headprune.evaluation import metric_with_interval
 from headprune.heads import PruningPlan
 from headprune.inspection import inspect
 from headprune.models.facts import choose_device, fingerprint, versions, weights_bytes
@@ -65,7 +57,7 @@ class _Lesson:
     @cached_property
     def sample(self) -> Batch:
         """A few rows that report, to prove on."""
-        return first_examples(self.subject.batches(self.reporting.examples)[-1], PROOF_ROWS)
+        return self.subject.batches(self.reporting.examples)[-1].take(PROOF_ROWS)
 
     def collate(self, examples: Sequence[Example]) -> Mapping[str, Tensor]:
         """Return the inputs of some examples, in one batch.
@@ -199,7 +191,7 @@ def _heal(
     before, old = measure(subject, lesson.reporting, heads=heads, progress=progress, timed=False)
     healed, proofs = _train(lesson, arguments, checkpoints, progress=progress)
     after, new = measure(subject, lesson.reporting, heads=heads, progress=progress, timed=False)
-    difference, interval, _direction = judge(new, subject.statistic(), seed=recipe.seed, other=old)
+    difference = metric_with_interval(new, subject.statistic(), seed=recipe.seed, other=old)
     anatomy = inspect(subject.model)
     proofs = (*proofs, heads_are_the_same(lesson.anatomy, anatomy))
     require(proofs)
@@ -211,8 +203,8 @@ def _heal(
             parameters=(before.parameters, after.parameters),
             before=before,
             after=after,
-            difference=difference,
-            difference_interval=interval,
+            difference=difference.value,
+            difference_interval=difference.interval,
             proofs=(*proofs, *written.proofs),
             weights_bytes=(weights_bytes(source.directory), size),
             removed=(),
@@ -244,10 +236,12 @@ def _heal(
 def _train(
     lesson: _Lesson, arguments: TrainingArguments, checkpoints: Checkpoints, *, progress: Progress
 ) -> tuple[Heal, tuple[Proof, ...]]:
+    from headprune.distillation.trainer import train  # it imports Trainer, which takes long
+
     subject, teacher, recipe = lesson.subject, lesson.teacher, lesson.subject.recipe
-    distance = distance_between(subject.task.distill, teacher.task.distill)
+    distance = distance_between(subject.task.distillation, teacher.task.distillation)
     unseen = subject.batches(lesson.held_out)
-    course = Course(
+    job = DistillJob(
         teacher=teacher.model,
         examples=lesson.fitting,
         held_out=lesson.held_out,
@@ -262,7 +256,7 @@ def _train(
     start = mean_distance(subject.model, teacher.model, batches=unseen, distance=distance)
     progress.notify(f"healing on {len(lesson.fitting):,} rows")
     try:
-        trained = train(subject.model, lesson.anatomy, course)
+        trained = train(subject.model, lesson.anatomy, job)
     except KeyboardInterrupt as stopped:
         if last_checkpoint(checkpoints.folder) is not None:
             stopped.add_note(
@@ -277,7 +271,7 @@ def _train(
         )
     found = Heal(
         teacher=teacher.note,
-        objective=subject.task.distill.name,
+        objective=subject.task.row.distance,
         trained_on=len(lesson.fitting),
         held_out=len(lesson.held_out),
         loss=(start, end),

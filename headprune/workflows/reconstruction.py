@@ -20,6 +20,7 @@ from headprune.replay import losses
 from headprune.subject import Progress, Rows, Subject
 from headprune.surgery import WAYS, Judge, Look, Reconstruct, reconstruct
 from headprune.surgery.fit import can_fit
+from headprune.tasks.metrics import bootstrap
 from headprune.tasks.rows import Example, noted_rows, set_apart
 from headprune.workflows.course import FEWEST_TO_RECONSTRUCT
 
@@ -113,14 +114,14 @@ def _judge(subject: Subject, anatomy: Anatomy, examples: Sequence[Example]) -> J
 
         return Judge(distance, _least_loss, "loss", len(examples))
     statistic = subject.statistic()
-    compute, sampled = statistic.compute, statistic.or_nan().compute
+    compute, sampled = statistic.compute, statistic.or_nan
 
     def look(mask: Float[Tensor, " heads"]) -> Look:
-        found = predict_masked(
+        (found,) = predict_masked(
             model, anatomy, subject.task, batches=objective.batches, masks=mask[None]
         )
-        value = compute(found.predictions[0], found.references)
-        return Look(value, float(found.losses[0].mean()), found.under(0))
+        value = compute(found.predictions, found.references)
+        return Look(value, float(found.losses.mean()), found)
 
     sign = 1 if statistic.higher_is_better else -1
 
@@ -157,7 +158,6 @@ def _gain(
     found: Predictions, other: Predictions, worth: Compute, *, seed: int
 ) -> tuple[float, float]:
     """Return how much more one is worth, and the standard error of that by the paired bootstrap (Efron 1979)."""
-    count = len(found.references)
 
     def gain(rows: Any) -> float:
         one, two = (worth(side.predictions[rows], side.references[rows]) for side in (found, other))
@@ -166,8 +166,8 @@ def _gain(
     whole = gain(slice(None))
     if not math.isfinite(whole):  # a constant has no rank correlation
         return 0.0, 0.0
-    drawn = np.random.default_rng(seed).integers(0, count, (_RESAMPLES, count))
-    return whole, float(np.nanstd([gain(rows) for rows in drawn], ddof=1))
+    gains = bootstrap(gain, len(found.references), seed=seed, resamples=_RESAMPLES)
+    return whole, float(np.nanstd(gains, ddof=1))
 
 
 def _told(found: Reconstruct) -> str:

@@ -1,7 +1,7 @@
 """Whom a pruned model learns from: the model that it says it came from, or the one that is named; refused where they differ."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from headprune.models.tokenizer import load_tokenizer
 from headprune.placement import values_of
 from headprune.runtime.local import place_of, published_name
 from headprune.subject import Progress, Subject
-from headprune.tasks import Task, get_task
-from headprune.tasks.collate import fill_with_zero
+from headprune.tasks.batches import fill_with_zero
 from headprune.tasks.rows import Example
+from headprune.tasks.task import Task, get_task
 
 _ANOTHER = "name the model that it was pruned from: --teacher MODEL"
 
@@ -127,11 +127,7 @@ def _refuse_other_head(subject: Subject, teacher: PreTrainedModel, *, name: str)
         ModelError: It is one.
     """
     student = subject.model
-    facts = {
-        "similarity": {"hidden_size": "numbers in an embedding"},
-        "classification": {"num_labels": "classes", "id2label": "classes"},
-    }.get(subject.task.name, {"vocab_size": "words"})
-    for fact, meaning in facts.items():
+    for fact, meaning in subject.task.row.teacher_shares.items():
         own, other = getattr(student.config, fact, None), getattr(teacher.config, fact, None)
         if own != other:
             raise ModelError(
@@ -149,15 +145,9 @@ def refuse_other_words(subject: Subject, teacher: Teacher, examples: Sequence[Ex
     """
     same = subject.tokenizer.get_vocab() == teacher.tokenizer.get_vocab()
     if same and examples:
+        own = replace(subject.input_format(batch_size=len(examples)), fill=fill_with_zero)
         both = [
-            subject.task.to_batches(
-                examples,
-                tokenizer,
-                subject.max_length,
-                len(examples),
-                subject.accepts,
-                fill_with_zero,
-            )[0].inputs
+            subject.task.to_batches(examples, replace(own, tokenizer=tokenizer))[0].inputs
             for tokenizer in (subject.tokenizer, teacher.tokenizer)
         ]
         same = all(torch.equal(value, both[1][name]) for name, value in both[0].items())

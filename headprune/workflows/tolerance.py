@@ -11,7 +11,7 @@ from headprune.anatomy import Anatomy
 from headprune.batch import Batch
 from headprune.config import Recipe
 from headprune.errors import PlanError
-from headprune.evaluation import Predictions, judge, predict
+from headprune.evaluation import Predictions, metric_with_interval, predict
 from headprune.heads import HeadId, HeadScores, PruningPlan
 from headprune.masking import gated
 from headprune.planning import Constraints, least_heads, make_plan
@@ -106,11 +106,11 @@ def deepest(
     recipe, model = subject.recipe, subject.model
     batches = subject.batches(deciding.examples)
     whole = predict(model, subject.task, batches=batches, track=progress.track)
-    judged = partial(judge, metric=subject.statistic(), seed=recipe.seed)
-    base, _interval, better = judged(whole)
+    judged = partial(metric_with_interval, metric=subject.statistic(), seed=recipe.seed)
+    base = judged(whole)
     if recipe.max_drop is None:
         raise PlanError("no drop is told", where="--max-drop", hint="--max-drop 1%")
-    allowed = recipe.max_drop.of(base)
+    allowed = recipe.max_drop.of(base.value)
 
     def look(keep: float) -> Look:
         plan = _plan(subject, anatomy, scores, keep)
@@ -122,10 +122,13 @@ def deepest(
             ):
                 reconstructed_for(subject, anatomy, plan.remove, choosing)
             found = _predict(subject, anatomy, plan.remove, batches=batches)
-        difference, (low, high), _ = judged(found, other=whole)
-        drop, worst = (-difference, -low) if better else (difference, high)
+        difference = judged(found, other=whole)
+        low, high = difference.interval
+        drop, worst = (
+            (-difference.value, -low) if base.higher_is_better else (difference.value, high)
+        )
         progress.notify(
-            f"keep {keep:g}: {subject.metric} {base:.4f} -> {base + difference:.4f}, "
+            f"keep {keep:g}: {subject.metric} {base.value:.4f} -> {base.value + difference.value:.4f}, "
             f"a drop of {worst + 0:.4g} at most ({allowed:.4g} allowed; n = {len(deciding.examples):,})"
         )
         return Look(keep, drop, worst)

@@ -13,17 +13,11 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 import headprune as hp
-from headprune.distillation import (
-    Course,
-    distance_between,
-    mean_distance,
-    open_checkpoints,
-    refuse_adapters,
-    train,
-    trainer_settings,
-)
-from headprune.distillation.checkpoints import Checkpoints, last_checkpoint
-from headprune.distillation.settings import parse_pairs
+from headprune.distillation.adapters import refuse_adapters
+from headprune.distillation.checkpoints import Checkpoints, last_checkpoint, open_checkpoints
+from headprune.distillation.settings import parse_pairs, trainer_settings
+from headprune.distillation.teacher import DistillJob, distance_between, mean_distance
+from headprune.distillation.trainer import train
 from headprune.errors import (
     CheckpointError,
     ConfigError,
@@ -32,10 +26,11 @@ from headprune.errors import (
     UnsupportedError,
 )
 from headprune.surgery import cut, dead_indices
-from headprune.tasks import TASKS
+from headprune.tasks.batches import InputFormat
 from headprune.tasks.distill import class_distance, token_distance
 from headprune.tasks.rows import Example
-from headprune.tasks.similarity import apart
+from headprune.tasks.similarity import half_square
+from headprune.tasks.task import get_task
 
 TASK_OF = {"bert": "classification", "llama": "causal-lm", "gpt2": "causal-lm"}
 GONE = ["L0.H1", "L0.H0", "L2.H5", "L2.H4"]
@@ -59,7 +54,7 @@ class Lesson:
     """A pruned model, the whole one, and rows of the task."""
 
     def __init__(self, family, *, task=None, cls=None, gone=GONE, pad=False, **config):
-        self.task = TASKS[task or TASK_OF[family]]
+        self.task = get_task(task or TASK_OF[family])
         config = {"num_labels": 8, **config} if self.task.name == "classification" else config
         self.teacher = build(family, cls=cls, **config)
         self.model = copy.deepcopy(self.teacher)
@@ -67,13 +62,14 @@ class Lesson:
         remove = [head for head in anatomy.heads if str(head) in gone]
         self.anatomy = cut(self.model, anatomy, remove=remove, pad=pad)
         self.examples = examples_of(self.task.name)
-        self.distance = distance_between(self.task.distill, self.task.distill)
+        self.distance = distance_between(self.task.distillation, self.task.distillation)
         self.tokenizer = toy_tokenizer()
         self.said = []
 
     def batches(self, examples, size=None):
         accepts = {"input_ids", "attention_mask"}.__contains__
-        return self.task.to_batches(examples, self.tokenizer, 16, size, accepts)
+        given = InputFormat(self.tokenizer, 16, batch_size=size, accepts=accepts)
+        return self.task.to_batches(examples, given)
 
     def collate(self, examples):
         return self.batches(examples, len(examples))[0].inputs
@@ -86,7 +82,7 @@ class Lesson:
     def train(self, folder, *, lora=None, checkpoint=None, **own):
         own = {"max_steps": 6, "learning_rate": 3e-4, "seed": 0, **own}
         pairs = own.pop("pairs", ["save_strategy=no"])
-        course = Course(
+        job = DistillJob(
             teacher=self.teacher,
             examples=self.examples[:200],
             held_out=self.examples[200:],
@@ -98,7 +94,7 @@ class Lesson:
             notify=self.said.append,
             sample=self.collate(self.examples[200:]),
         )
-        return train(self.model, self.anatomy, course)
+        return train(self.model, self.anatomy, job)
 
 
 def global_states():
@@ -147,7 +143,7 @@ def test_embeddings_are_as_far_apart_as_their_directions():
     first = normalize(torch.tensor([[1.0, 0], [1, 1], [2, 0], [3, 4]]))
     second = normalize(torch.tensor([[5.0, 0], [1, 0], [-1, 0], [4, 3]]))
     wanted = torch.tensor([0, 1 - 0.5**0.5, 2, 1 - 24 / 25])
-    assert torch.allclose(apart(first, second), wanted, atol=1e-6)
+    assert torch.allclose(half_square(first, second), wanted, atol=1e-6)
 
 
 SETTINGS = [
@@ -300,7 +296,7 @@ def test_settings_have_the_types_of_their_fields():
         ("weight_decay", "is no setting", "weight_decay=0.01"),
         ("weight_dekay=1", "no argument 'weight_dekay'", "did you mean 'weight_decay'"),
         ("weight_decay=much", "weight_decay can't be 'much'", "TrainingArguments"),
-        ("num_train_epochs=2", "num_train_epochs can't be set this way", "--epochs"),
+        ("num_train_epochs=2", "num_train_epochs can't be set this way", "`epochs`"),
         ("gradient_checkpointing=true", "gradient_checkpointing can't", "without dropout"),
         ("lr_scheduler_type=bent", "Trainer refuses these settings", "TrainingArguments"),
     ],
@@ -419,4 +415,4 @@ def test_weights_that_adapters_froze_learn_again_whatever_ended_the_training(err
         lesson.train(tmp_path, lora=4, max_steps=2)
     assert all(parameter.requires_grad is learns for parameter, learns in before)
     if expected is MemoryLimitError:
-        assert "--batch-size" in caught.value.hint
+        assert "`batch_size=" in caught.value.hint
