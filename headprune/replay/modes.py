@@ -147,9 +147,7 @@ def _agrees(
     expected = run_masks(state, trial, site=site, mode=expected_by)
     losses, _reason = attempt(partial(_tried, state, trial, site, mode))
     effect = expected - state.recording.losses
-    return losses is not None and is_same(
-        losses, expected, dtype=state.model.dtype, effect=effect
-    )
+    return losses is not None and is_same(losses, expected, dtype=state.model.dtype, effect=effect)
 
 
 def _trial_masks(state: ReplayState, site: Site) -> Tensor:

@@ -24,8 +24,8 @@ from headprune.replay.record import Recording, Tape, block_of, repeat, replaced,
 Mode = Literal["block", "stacked", "plain"]
 """How masks are run that start in a certain attention, from the cheapest to the one that is always right.
 
-``block``: nothing before that attention is run again; ``stacked``: everything runs, many masks in one forward; ``plain``: one mask
-per forward.
+``block``: nothing before that attention is run again; ``stacked``: everything runs, many masks in one forward; ``plain``: one
+mask per forward.
 """
 
 CompiledBlocks = Mapping[nn.Module, Callable[..., Any]]

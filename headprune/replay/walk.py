@@ -1,7 +1,7 @@
 """Go through a model block by block, as fitting layer after layer does: what lies before has run, and isn't run again.
 
-How far a batch is done is told by its completed calls, the outermost ones. From there on, a module's input costs what lies between;
-so a walk through a whole model costs one forward, whatever is read on the way.
+How far a batch is done is told by its completed calls, the outermost ones. From there on, a module's input costs what lies
+between; so a walk through a whole model costs one forward, whatever is read on the way.
 """
 
 from collections.abc import Iterator
