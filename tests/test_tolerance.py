@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from headprune.config import Drop, Recipe
 from headprune.errors import ConfigError
-from headprune.heads import HeadScores
 from headprune.planning import make_plan
+from headprune.plans import HeadScores
 from headprune.tasks.rows import Example, draw, set_apart
 from headprune.workflows.course import constraints_of, is_tolerant
 from headprune.workflows.tolerance import Look, _bisect, keeps

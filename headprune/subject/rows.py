@@ -9,7 +9,7 @@ from headprune.artefact import read_artefact
 from headprune.config import Recipe
 from headprune.errors import DataError
 from headprune.evaluation import doubts_of, predict
-from headprune.heads import HeadScores
+from headprune.plans import HeadScores
 from headprune.results import Results
 from headprune.runtime.local import count_noted_elsewhere, published_name
 from headprune.subject.opened import Progress, Subject, tokenizing

@@ -15,7 +15,6 @@ from headprune.export.gguf import Exported, embedding_rows, export_gguf, refuse_
 from headprune.export.layout import refuse_family
 from headprune.export.vocabulary import read_vocabulary
 from headprune.gate import Baseline, refuse_other_revision, refuse_other_rows
-from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
 from headprune.models.facts import fingerprint, weights_bytes
 from headprune.models.load import load_model
@@ -25,6 +24,7 @@ from headprune.placement import refuse_offloaded
 from headprune.planning import (
     check_constraints,
 )
+from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results
 from headprune.runs import named_scores, scores_file, unused_run, write_scores
 from headprune.scoring.catalogue import get_method

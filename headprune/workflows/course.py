@@ -1,10 +1,11 @@
 """What a recipe asks of scores and plan, and what of that contradicts itself."""
 
-from headprune.config import Recipe
+from headprune.config import Constraints, Recipe
 from headprune.distributed import World
 from headprune.errors import ConfigError
-from headprune.heads import HeadScores
-from headprune.planning import Constraints, Resource, Target
+from headprune.planning import target_of
+from headprune.planning.constraints import as_dict
+from headprune.plans import HeadScores
 from headprune.scoring.catalogue import DEFAULT_METHOD, METHODS, get_method
 from headprune.surgery import WAYS
 from headprune.surgery.least_squares import How
@@ -19,25 +20,9 @@ def constraints_of(recipe: Recipe) -> Constraints:
     Raises:
         PlanError: A target is none.
     """
-    asked: dict[Resource, str | None] = {
-        "parameters": recipe.target_parameters,
-        "flops": recipe.target_flops,
-        "kv_cache": recipe.target_kv_cache,
-        "latency": recipe.target_latency,
-    }
-    targets = [Target.parse(resource, text) for resource, text in asked.items() if text is not None]
-    return Constraints(
-        keep=1.0 if recipe.keep is None else recipe.keep,
-        min_heads=recipe.min_heads,
-        protect=recipe.protect,
-        uniform=recipe.uniform,
-        gqa=recipe.gqa,
-        sites=recipe.sites,
-        multiple_of=recipe.multiple_of,
-        heads=recipe.heads,
-        target=targets[0] if targets else None,
-        rearrange=recipe.rearrange,
-    )
+    constraints = recipe.settings.plan
+    target_of(constraints)
+    return constraints
 
 
 def method_of(recipe: Recipe) -> str:
@@ -147,5 +132,5 @@ def steps_fit(scores: HeadScores, recipe: Recipe) -> bool:
         and scores.steps.reconstructed == reconstructed_between_steps(recipe, scores.n)
         and cut == (recipe.heads if recipe.keep is None else recipe.keep)
         and (scores.steps.heads is None) == (recipe.heads is None)
-        and scores.steps.constraints == constraints_of(recipe).as_dict()
+        and scores.steps.constraints == as_dict(constraints_of(recipe))
     )

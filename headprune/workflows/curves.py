@@ -1,7 +1,7 @@
 """From scores to curves: every cut planned, run once by masking, and judged against the whole model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import log, sqrt
 
@@ -9,13 +9,14 @@ import torch
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
-from headprune.config import Recipe
+from headprune.config import Constraints, Recipe
 from headprune.errors import HeadpruneError
 from headprune.evaluation import Predictions, metric_with_interval, predict_masked
-from headprune.heads import HeadId, HeadScores
+from headprune.heads import HeadId
 from headprune.passes import RunContext
-from headprune.planning import Constraints, knee, last_within, make_plan
-from headprune.planning.names import selected_sites
+from headprune.planning import knee, last_within, make_plan
+from headprune.planning.constraints import selected_sites, with_keep
+from headprune.plans import HeadScores
 from headprune.results import Curve, SweepPoint
 from headprune.subject import Subject
 from headprune.tasks.catalogue import is_logarithmic
@@ -27,7 +28,7 @@ Cut = frozenset[HeadId]
 
 def constraints_at(recipe: Recipe, keep: float) -> Constraints:
     """Return what a recipe says of the plan, for another keep ratio."""
-    return replace(constraints_of(recipe), keep=keep)
+    return with_keep(constraints_of(recipe), keep)
 
 
 @dataclass(frozen=True)

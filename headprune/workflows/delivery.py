@@ -14,12 +14,12 @@ from headprune.artefact import Latency
 from headprune.batch import Batch
 from headprune.evaluation import EvalResult, Predictions, doubts_of, metric_with_interval, predict
 from headprune.footprint import kv_cache_bytes_per_token
-from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
 from headprune.masking import gated
 from headprune.models.facts import versions, weights_bytes
 from headprune.placement import count_parameters, input_device
-from headprune.planning import is_padded, parameters_removed
+from headprune.planning import savings
+from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results
 from headprune.subject import (
     Progress,
@@ -196,8 +196,8 @@ def _cut(
         given, anatomy = None, inspect(model)
     sample = batches[-1].take(PROOF_ROWS)
     masked = _masked_output(model, anatomy, plan, sample)
-    removed = parameters_removed(model, anatomy, remove=plan.remove, pad=is_padded(plan))
-    anatomy = cut(model, anatomy, remove=plan.remove, pad=is_padded(plan))
+    removed = savings(model, anatomy, removed=plan.remove, pad=plan.is_padded).parameters
+    anatomy = cut(model, anatomy, remove=plan.remove, pad=plan.is_padded)
     model.config.headprune = {**pruning_record(model.config), "source": _origin(before)}
     same = masked_equals_pruned(masked, run(model, sample.inputs), rows=sample.num_rows)
     require([same])

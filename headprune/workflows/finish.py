@@ -15,7 +15,6 @@ from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import quiet, stock_class
 from headprune.anatomy.inputs import example_inputs
 from headprune.batch import forward, main_output
-from headprune.heads import HeadScores, PruningPlan
 from headprune.models.classes import auto_class_of, auto_classes
 from headprune.models.facts import weights_bytes
 from headprune.models.find import ModelSource
@@ -23,6 +22,7 @@ from headprune.models.load import complaints
 from headprune.models.manifest import output_directory, write_manifest
 from headprune.models.save import MAX_SHARD_SIZE, LoadMethod, write_model
 from headprune.placement import count_parameters, input_device
+from headprune.plans import HeadScores, PruningPlan
 from headprune.report.card import model_card
 from headprune.results import Results
 from headprune.verify import (

@@ -1,22 +1,21 @@
 """From a recipe to a plan: scores, and the choice within the budget."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.heads import HeadScores, PruningPlan
+from headprune.config import Constraints
 from headprune.planning import (
-    Constraints,
-    Prices,
+    CostModel,
     check_constraints,
-    is_padded,
+    cost_model,
     make_plan,
+    resources_of,
     savings,
-    whole_of,
+    target_of,
 )
-from headprune.prices import prices_of
+from headprune.plans import HeadScores, PruningPlan
 from headprune.subject import Progress, Rows, Subject
 from headprune.surgery import named_heads
 from headprune.workflows.course import constraints_of
@@ -48,22 +47,22 @@ def plan_for(
     constraints = with_named_heads(
         subject.model, anatomy, constraints_of(subject.recipe), progress=progress
     )
-    if constraints.target is not None and constraints.target.resource == "latency":
+    if constraints.target_latency is not None:
         progress.notify("timing the model with fewer and fewer heads")
-    prices = prices_of(
+    costs = cost_model(
         subject.model,
         anatomy,
         constraints=constraints,
         batches=lambda: subject.batches(rows.examples),
     )
-    check_constraints(anatomy, constraints, prices=prices)
+    check_constraints(anatomy, constraints, costs=costs)
     found = find_scores(subject, anatomy, rows, progress=progress, keep_parts=keep_parts)
     chosen = choose(
         subject.model,
         anatomy,
         found.scores,
         constraints=constraints,
-        prices=prices,
+        costs=costs,
         progress=progress,
     )
     show(found.scores, chosen)
@@ -79,7 +78,7 @@ def with_named_heads(
         progress.notify(
             f"{len(named)} heads stay, as generation_config.json names them: {', '.join(named)}"
         )
-    return replace(constraints, protect=(*constraints.protect, *named))
+    return constraints.model_copy(update={"protect": (*constraints.protect, *named)})
 
 
 def choose(
@@ -88,16 +87,16 @@ def choose(
     scores: HeadScores,
     *,
     constraints: Constraints,
-    prices: Prices | None,
+    costs: CostModel | None,
     progress: Progress,
 ) -> PruningPlan:
     """Make the plan, with what it saves; say what a target came to, and where heads differ from what was asked."""
-    plan = make_plan(scores, anatomy, constraints=constraints, prices=prices)
+    plan = make_plan(scores, anatomy, constraints=constraints, costs=costs)
     chosen = with_savings(model, anatomy, plan)
-    target, left = constraints.target, chosen.budget["heads_after"]
+    target, left = target_of(constraints), chosen.budget["heads_after"]
     wanted = chosen.budget.get("heads_wanted", left)
     if target is not None:
-        before, after = (target.told(chosen.budget[name]) for name in ("before", "after"))
+        before, after = (target.with_unit(chosen.budget[name]) for name in ("before", "after"))
         expected = "expected" if target.resource == "latency" else "left"
         progress.notify(
             f"{after} {expected} of {before} ({chosen.budget['share']:.1%}), with {left} heads"
@@ -109,6 +108,6 @@ def choose(
 
 def with_savings(model: PreTrainedModel, anatomy: Anatomy, plan: PruningPlan) -> PruningPlan:
     """Return a plan that says what the model takes, and what of that goes."""
-    saved = savings(model, anatomy, remove=plan.remove, pad=is_padded(plan)).as_dict()
-    told = {"saves": saved, "whole": whole_of(model, anatomy).as_dict()}
+    saved = savings(model, anatomy, removed=plan.remove, pad=plan.is_padded).as_dict()
+    told = {"saves": saved, "whole": resources_of(model, anatomy).as_dict()}
     return plan.model_copy(update={"budget": {**plan.budget, **told}})

@@ -16,8 +16,9 @@ from torch import Tensor
 from headprune.anatomy import Anatomy
 from headprune.errors import DataError
 from headprune.evaluation import Predictions, predict_masked
-from headprune.heads import HeadId, HeadScores, PruningPlan
+from headprune.heads import HeadId
 from headprune.masking import gated
+from headprune.plans import HeadScores, PruningPlan
 from headprune.replay import losses
 from headprune.subject import Progress, Rows, Subject
 from headprune.surgery import WAYS, Judge, Look, Reconstruct, reconstruct

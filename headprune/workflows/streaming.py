@@ -16,7 +16,6 @@ from headprune.anatomy.clone import pruning_record, stock_class
 from headprune.artefact import read_artefact
 from headprune.config import Recipe
 from headprune.errors import ConfigError
-from headprune.heads import HeadScores, PruningPlan
 from headprune.models.classes import auto_class_of
 from headprune.models.facts import available_memory, fingerprint_of, weights_bytes
 from headprune.models.find import ModelSource
@@ -27,8 +26,8 @@ from headprune.models.shards import rewrite, stored_tensors
 from headprune.models.stream import Cut, changes, find_cuts, names_in_memory
 from headprune.models.tokenizer import tokenizer_of
 from headprune.placement import count_parameters
-from headprune.planning import check_constraints, is_padded, parameters_removed
-from headprune.prices import prices_of
+from headprune.planning import check_constraints, cost_model, savings
+from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results
 from headprune.runs import named_scores, scores_file
 from headprune.subject import Progress, find_model, origin_of
@@ -66,12 +65,13 @@ class _Prospect:
     @property
     def pad(self) -> bool:
         """Whether removed heads may stay as dead weight."""
-        return is_padded(self.plan)
+        return self.plan.is_padded
 
     @property
     def parameters_removed(self) -> int:
         """What the plan takes, by its own arithmetic."""
-        return parameters_removed(self.model, self.anatomy, remove=self.plan.remove, pad=self.pad)
+        removed = self.plan.remove
+        return savings(self.model, self.anatomy, removed=removed, pad=self.pad).parameters
 
 
 def is_too_large(recipe: Recipe, *, progress: Progress) -> bool:
@@ -239,11 +239,11 @@ def _look(recipe: Recipe, *, progress: Progress, show: Show) -> _Prospect:
     progress.notify(f"model {recipe.model} ({model.config.model_type}), its weights left on disk")
     anatomy = anatomy_of(model, name=source.name, progress=progress)
     constraints = with_named_heads(model, anatomy, constraints, progress=progress)
-    prices = prices_of(model, anatomy, constraints=constraints, batches=tuple)
-    check_constraints(anatomy, constraints, prices=prices)
+    costs = cost_model(model, anatomy, constraints=constraints, batches=tuple)
+    check_constraints(anatomy, constraints, costs=costs)
     scores = _scores(path, source, model, progress=progress)
     compare(scores, recipe, path=path, metric=None, rows=None, progress=progress)
-    plan = choose(model, anatomy, scores, constraints=constraints, prices=prices, progress=progress)
+    plan = choose(model, anatomy, scores, constraints=constraints, costs=costs, progress=progress)
     show(scores, plan)
     return _Prospect(recipe, source, model, anatomy, complaints, scores, plan)
 

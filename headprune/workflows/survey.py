@@ -13,9 +13,8 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
 from headprune.anatomy.clone import pruning_record, stock_class
-from headprune.config import Recipe
+from headprune.config import Constraints, Recipe
 from headprune.errors import CheckpointError, PlanError
-from headprune.heads import HeadScores
 from headprune.inspection import inspect
 from headprune.models.classes import auto_class_of
 from headprune.models.find import ModelSource, find
@@ -26,7 +25,9 @@ from headprune.models.save import LoadMethod, stock_config
 from headprune.models.shards import untie_as_stored
 from headprune.models.tokenizer import tokenizer_of
 from headprune.placement import count_parameters
-from headprune.planning import Constraints, is_padded, make_plan, savings
+from headprune.planning import make_plan, savings
+from headprune.planning.constraints import with_keep
+from headprune.plans import HeadScores
 from headprune.results import Results, Survey, SurveyedSite
 from headprune.subject import Progress, find_model, model_name
 from headprune.surgery import cut
@@ -129,15 +130,8 @@ def _readable(recipe: Recipe, *, progress: Progress) -> Iterator[tuple[ModelSour
 
 
 def _constraints(recipe: Recipe, *, keep: float, uniform: bool) -> Constraints:
-    return Constraints(
-        keep=keep,
-        min_heads=recipe.min_heads,
-        protect=recipe.protect,
-        uniform=uniform,
-        gqa=recipe.gqa,
-        sites=recipe.sites,
-        multiple_of=recipe.multiple_of,
-    )
+    constraints = with_keep(recipe.settings.plan, keep)
+    return constraints.model_copy(update={"uniform": uniform, "rearrange": False})
 
 
 def _surveyed(site: Site) -> SurveyedSite:
@@ -176,7 +170,7 @@ def _route(model: PreTrainedModel, anatomy: Anatomy, constraints: Constraints) -
     except PlanError:
         return None
     smaller = copy.deepcopy(model)
-    after = cut(smaller, anatomy, remove=plan.remove, pad=is_padded(plan))
+    after = cut(smaller, anatomy, remove=plan.remove, pad=plan.is_padded)
     return "remote-code" if stock_config(smaller, after) is None else "stock"
 
 
@@ -185,7 +179,7 @@ def _saves(model: PreTrainedModel, anatomy: Anatomy, constraints: Constraints) -
         plan = make_plan(_any_scores(anatomy), anatomy, constraints=constraints)
     except PlanError as error:
         return {"keep": constraints.keep, "impossible": error.what}
-    found = savings(model, anatomy, remove=plan.remove, pad=is_padded(plan))
+    found = savings(model, anatomy, removed=plan.remove, pad=plan.is_padded)
     return {
         "keep": constraints.keep,
         "heads": len(plan.remove),

@@ -8,13 +8,14 @@ from headprune.anatomy import Anatomy
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import BUDGETS, Recipe
 from headprune.errors import PlanError
-from headprune.heads import HeadScores
 from headprune.journal import Journal, open_journal
 from headprune.models.facts import versions
 from headprune.models.manifest import output_directory, refuse_unusable_output, write_manifest
 from headprune.passes import RunContext
 from headprune.placement import input_device
 from headprune.planning import make_plan
+from headprune.planning.constraints import as_dict
+from headprune.plans import HeadScores
 from headprune.report.charts import sweep_picture
 from headprune.results import Curve, Sweep
 from headprune.runs import FOLDER, file_name, next_run
@@ -178,7 +179,7 @@ def _noted(
         num_heads=len(anatomy.heads),
         max_drop=recipe.max_drop and recipe.max_drop.of(curves[0].points[0].value),
         curves=tuple(curves),
-        constraints=constraints_at(recipe, 1.0).as_dict(),
+        constraints=as_dict(constraints_at(recipe, 1.0)),
         objective=recipe.objective,
         normalize=recipe.normalize,
         limit=recipe.limit,

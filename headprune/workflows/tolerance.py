@@ -9,13 +9,14 @@ from functools import partial
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
-from headprune.config import Recipe
+from headprune.config import Constraints, Recipe
 from headprune.errors import PlanError
 from headprune.evaluation import Predictions, metric_with_interval, predict
-from headprune.heads import HeadId, HeadScores, PruningPlan
+from headprune.heads import HeadId
 from headprune.masking import gated
-from headprune.planning import Constraints, least_heads, make_plan
-from headprune.planning.names import selected_sites
+from headprune.planning import check_constraints, make_plan
+from headprune.planning.constraints import conflicting_fields, with_keep
+from headprune.plans import HeadScores, PruningPlan
 from headprune.subject import Progress, Rows, Subject, separate_rows
 from headprune.surgery.fit import can_fit, put_back_after
 from headprune.tasks.rows import fingerprint, noted_rows, set_apart, without_noted
@@ -159,15 +160,17 @@ def keeps(anatomy: Anatomy, recipe: Recipe) -> tuple[float, ...]:
         PlanError: None can.
     """
     constraints = constraints_of(recipe)
-    may_go = len(selected_sites(anatomy, recipe.sites).heads)
-    least = round(least_heads(anatomy, constraints) / may_go + 0.005, 2)
+    problem = check_constraints(anatomy, constraints)
+    least = round(problem.fewest_to_keep / len(problem.anatomy.heads) + 0.005, 2)
     steps = [round(1 - place * _STEP, 2) for place in range(1, round(1 / _STEP))]
     wanted = sorted({*(keep for keep in steps if keep > least), least}, reverse=True)
     points = [keep for keep in wanted if keep >= _DEEPEST]
-    lawful = [keep for keep in points if _can_be_cut(anatomy, replace(constraints, keep=keep))]
+    lawful = [keep for keep in points if _can_be_cut(anatomy, with_keep(constraints, keep))]
     if not lawful:
         raise PlanError(
-            "no head can go", where=constraints.at_odds, hint="protect fewer, or lower --min-heads"
+            "no head can be removed",
+            where=conflicting_fields(constraints),
+            hint="protect fewer, or lower `min_heads`",
         )
     return tuple(lawful)
 
@@ -176,7 +179,7 @@ def _can_be_cut(anatomy: Anatomy, constraints: Constraints) -> bool:
     values = (0.0,) * len(anatomy.heads)
     flat = HeadScores(method="none", heads=anatomy.heads, values=values, n=0, seed=0)
     try:
-        make_plan(flat, anatomy, constraints=replace(constraints, rearrange=False))
+        make_plan(flat, anatomy, constraints=constraints.model_copy(update={"rearrange": False}))
     except PlanError:
         return False
     return True
@@ -199,7 +202,7 @@ def _bisect(
 
 
 def _plan(subject: Subject, anatomy: Anatomy, scores: HeadScores, keep: float) -> PruningPlan:
-    constraints = replace(constraints_of(subject.recipe), keep=keep)
+    constraints = with_keep(constraints_of(subject.recipe), keep)
     return make_plan(scores, anatomy, constraints=constraints)
 
 
