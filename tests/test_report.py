@@ -115,7 +115,7 @@ def tables(value, scale):
     )  # fmt: skip
     site = SurveyedSite(
         name="decoder.L31.cross", path="decoder.layers.31.cross_attention", kind="cross",
-        heads=tuple(map(str, heads)), key_value_heads=128, head_dim=1024, execution="expanded", min_heads=0,
+        heads=tuple(map(str, heads)), key_value_heads=128, head_dim=1024, execution="zero_padded", min_heads=0,
     )  # fmt: skip
     survey = Survey(
         model_type="t5", architecture="T5ForConditionalGeneration", num_heads=4096, parameters=10**12, sites=(site,) * 2,

@@ -77,13 +77,13 @@ class Attribute:
     kind: str
 
 
-Execution = Literal["native", "expanded", "unfolded"]
+Execution = Literal["native", "zero_padded", "full_size_weights"]
 """How an attention runs once heads are cut.
 
-``native``: its own forward, with fewer heads. ``expanded``: its projections are cut, and their outputs are spread back to
+``native``: its own forward, with fewer heads. ``zero_padded``: its projections are cut, and their outputs are spread back to
 the width of all heads, zeros where a head is gone; the output projection reads what is left. Exact for any attention whose
-projections are linear layers, whatever its forward assumes about its width, its biases or its norms. ``unfolded``: while it
-runs, it sees its weights in the size of all heads, zeros where a head is gone; in memory and on disk they are cut. For
+projections are linear layers, whatever its forward assumes about its width, its biases or its norms. ``full_size_weights``:
+while it runs, it sees its weights in the size of all heads, zeros where a head is gone; in memory and on disk they are cut. For
 attentions that pass their weights to a function; exact for any whose own weights alone are cut, and no faster.
 """
 
@@ -200,8 +200,8 @@ class Site:
         return replace(self, heads=heads, padding=tuple(h for h in slots if h not in heads))
 
     def cut_slices(self) -> tuple[Slice, ...]:
-        """Return the dimensions that were cut to get here: with expanded execution only those of linear layers."""
-        if self.execution_with(self.heads) != "expanded":
+        """Return the dimensions that were cut to get here: with zero-padded execution only those of linear layers."""
+        if self.execution_with(self.heads) != "zero_padded":
             return self.slices
         return tuple(item for item in self.slices if item.side is not None)
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
 from headprune.anatomy.clone import config_value
+from headprune.anatomy.exceptions import EXPERT_COUNTS
 from headprune.anatomy.trace import takes_cache
 from headprune.batch import Batch
 from headprune.config import Constraints
@@ -161,7 +162,7 @@ def _numbers_removed(model: nn.Module, before: Site, after: Site) -> tuple[int, 
         numbers += removed
         multiplied = item.side is not None and item.parameter.endswith(".weight")
         # Unfolded weights are multiplied in full size.
-        if multiplied and after.execution_with(after.heads) != "unfolded":
+        if multiplied and after.execution_with(after.heads) != "full_size_weights":
             weights += removed
     return numbers, weights
 
@@ -183,10 +184,7 @@ def _share_used(model: nn.Module, parameter: nn.Parameter) -> float:
     used = config_value(text, "num_experts_per_tok")
     if parameter.dim() < 3 or not isinstance(used, int):
         return 1.0
-    counts = {
-        config_value(text, name)
-        for name in ("num_local_experts", "num_experts", "n_routed_experts")
-    }
+    counts = {config_value(text, name) for name in EXPERT_COUNTS}
     return min(1.0, used / parameter.shape[0]) if parameter.shape[0] in counts else 1.0
 
 

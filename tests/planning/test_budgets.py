@@ -54,7 +54,7 @@ def problems(draw):
 def posed(problem):
     whole = anatomy_of(**problem["shape"])
     sites = tuple(
-        replace(site, heads=tuple(left), execution="expanded")
+        replace(site, heads=tuple(left), execution="zero_padded")
         for site, left in zip(whole.sites, problem["left"], strict=True)
     )
     anatomy = replace(whole, sites=sites)
