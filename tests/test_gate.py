@@ -113,7 +113,7 @@ def test_what_can_not_be_compared_is_refused(changes, name):
     with pytest.raises(ConfigError, match=name) as caught:
         compare(result_of(**changes), BASE, limits=GateSpec(max_drop=1))
     assert caught.value.exit_code == 2
-    assert "--update-baseline" in caught.value.hint
+    assert "`update_baseline`" in caught.value.hint
 
 
 def test_a_pruned_model_is_compared_with_what_it_was_pruned_from():
