@@ -120,7 +120,7 @@ def refuse_offloaded(model: PreTrainedModel, *, to: str) -> None:
         raise UnsupportedError(
             f"the model is spread, and weights that wait in CPU memory or on disk can't {to}",
             where=f"{type(model).__name__} on {describe(model)}",
-            hint="score it spread, then prune from file to file: headprune score MODEL --device spread --run RUN, "
+            hint="score it spread, then prune from file to file: headprune score MODEL --device spread --run-dir RUN, "
             "headprune prune MODEL --scores RUN/scores.json --stream",
         )
 
