@@ -61,8 +61,8 @@ def fingerprint_of(parameters: Iterable[tuple[str, Tensor, torch.dtype]]) -> str
         flat = parameter.detach().flatten()
         if flat.numel():
             # Places spread by a multiplicative hash: an even stride would fall into one column of a matrix.
-            places = torch.arange(min(4096, flat.numel())) * 2_654_435_761 % flat.numel()
-            values = flat[places.to(flat.device)].to(dtype)
+            indices = torch.arange(min(4096, flat.numel())) * 2_654_435_761 % flat.numel()
+            values = flat[indices.to(flat.device)].to(dtype)
             digest.update(values.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 

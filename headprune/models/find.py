@@ -133,8 +133,8 @@ def find(
         )
     source = ModelSource(name, directory, commit, config, folder, code, notes)
     if weights:
-        for place in {source.root, directory}:
-            refuse_damaged_settings(place)
+        for folder_with_settings in {source.root, directory}:
+            refuse_damaged_settings(folder_with_settings)
         _check_weights(source)
     return source
 
@@ -204,8 +204,8 @@ def _download(name: str, revision: str | None, *, weights: bool) -> Path:
             f"there is no directory {name}", where=f"MODEL {name}", hint="check the path"
         )
     try:
-        wanted = _WANTED_FILES if weights else ["*.json"]
-        directory = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        patterns = _WANTED_FILES if weights else ["*.json"]
+        directory = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
         if weights:  # once it is known which they are: others, in another format, lie beside many
             files = weight_names(directory, fetched=False) or (WHOLE,)
             snapshot_download(name, revision=directory.name, allow_patterns=list(files))
@@ -298,13 +298,13 @@ def own_code_error(name: str, code: str, directory: Path, model_type: str | None
 def stock_architecture(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     """Return transformers' class of the name and type that a config gives; None where there is none, or none is given."""
     names = config.architectures or [""]
-    found = getattr(transformers, names[0].removeprefix("HeadPruned"), None)
-    if not isinstance(found, type) or not issubclass(found, PreTrainedModel):
+    kind = getattr(transformers, names[0].removeprefix("HeadPruned"), None)
+    if not isinstance(kind, type) or not issubclass(kind, PreTrainedModel):
         return None
-    own: Any = found.config_class
-    kinds = (type(config), *getattr(config, "sub_configs", {}).values())
-    fits = any(own is None or issubclass(kind, own) or issubclass(own, kind) for kind in kinds)
-    return found if fits else None
+    own: Any = kind.config_class
+    configs = (type(config), *getattr(config, "sub_configs", {}).values())
+    fits = any(own is None or issubclass(each, own) or issubclass(own, each) for each in configs)
+    return kind if fits else None
 
 
 def _last_line(error: BaseException) -> str:

@@ -148,13 +148,13 @@ def _load(
     for note in source.notes:
         notify(note)
     refuse_pruned_parts(source.config)
-    given: dict[str, Any] = {}
+    changed: dict[str, Any] = {}
     if pruned_heads(source.config):
         source = modernised(source, auto_class)
-        given["config"] = source.config
+        changed["config"] = source.config
     if foreign := sorted(set(_foreign_kernels(source.config))):
         source = replace(source, config=_without_kernels(source.config))
-        given["config"] = source.config
+        changed["config"] = source.config
         if "attn_implementation" not in options:
             notify(
                 f"careful: config.json asks for the attention {', '.join(foreign)}; "
@@ -176,7 +176,7 @@ def _load(
                 local_files_only=True,
                 output_loading_info=True,
                 **options,
-                **given,
+                **changed,
             )
         except Exception as error:  # a config sends transformers, and what it imports, anywhere
             raise unloadable(error, source, empty=empty) from error

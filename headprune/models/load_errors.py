@@ -72,8 +72,10 @@ def _other_size(source: ModelSource, empty: PreTrainedModel) -> str | None:
     expected = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
     for name, inside in names_in_memory(empty, stored).items():
         if stored[name] != expected[inside]:
-            given, wanted = (" x ".join(map(str, s)) for s in (stored[name], expected[inside]))
-            return f"{name} is {given} in the weights, and config.json describes {wanted}"
+            in_files, in_config = (
+                " x ".join(map(str, s)) for s in (stored[name], expected[inside])
+            )
+            return f"{name} is {in_files} in the weights, and config.json describes {in_config}"
     return None
 
 

@@ -163,7 +163,7 @@ def claims_to_be_ours(path: Path) -> bool:
     if not isinstance(document, dict) or len(document.keys() - {"sha256"}) != 2:
         return False
     maps = [value for value in document.values() if isinstance(value, dict)]
-    of_files = any(all(isinstance(value, dict) for value in found.values()) for found in maps)
+    of_files = any(all(isinstance(value, dict) for value in files.values()) for files in maps)
     return of_files and not document.keys().isdisjoint({"files", "format"})
 
 
@@ -233,10 +233,10 @@ def refuse_source(out: Path, source: Path) -> None:
         CheckpointError: It does.
     """
     with naming(out):
-        place, home = out.resolve(), source.resolve()
+        target, home = out.resolve(), source.resolve()
         holders = (home, *home.parents)
-        is_source = place in holders or (
-            place.exists() and any(place.samefile(holder) for holder in holders)
+        is_source = target in holders or (
+            target.exists() and any(target.samefile(holder) for holder in holders)
         )
     if is_source:
         raise CheckpointError(

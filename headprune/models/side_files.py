@@ -45,30 +45,29 @@ def copy_side_files(source: Path, directory: Path) -> None:
     A transformer that lies in a folder, as old versions of sentence-transformers have it, lies in ``directory`` itself
     afterwards, and ``modules.json`` says so.
 
+    Args:
+        source: The directory of a model.
+        directory: Where to.
+
     Raises:
-        CheckpointError: One is a link to somewhere else, or a pipe or device.
+        CheckpointError: A file is a link to somewhere else, or a pipe or device.
         ModelError: ``modules.json`` is damaged, or names code that isn't sentence-transformers' own.
     """
     modules = Path(MODULES)
     if _is_there(source / modules):
-        _own_file(source, modules)
+        _copy(source, modules, directory / modules)
     inner = transformer_folder(source)
     entries = module_entries(source) or ()
-    folders = [entry.folder for entry in entries if entry.folder not in ("", inner)]
-    for name, target in [
-        *((name, Path(name.name)) for name in _matching(source, Path(inner), SETTINGS)),
-        *((name, name) for name in _matching(source, Path(), _OF_THE_ROOT)),
-        *((name, name) for folder in folders for name in _in_folder(source, Path(folder))),
-    ]:
-        _copy(source, name, directory / target)
-    if not inner:
-        if _is_there(source / modules):
-            _copy(source, modules, directory / modules)
-        return
-    items = read_json_list(source / modules)
-    items[0] = {**items[0], "path": ""}
-    text = json.dumps(items, indent=2, ensure_ascii=False) + "\n"
-    (directory / modules).write_text(text, encoding="utf-8")
+    for name in _matching(source, Path(inner), SETTINGS):
+        _copy(source, name, directory / name.name)
+    for name in _matching(source, Path(), _OF_THE_ROOT):
+        _copy(source, name, directory / name)
+    for folder in (Path(entry.folder) for entry in entries if entry.folder not in ("", inner)):
+        for name in _in_folder(source, folder):
+            _copy(source, name, directory / name)
+    if inner:
+        items = read_json_list(source / modules)
+        _write_json(directory / modules, [{**items[0], "path": ""}, *items[1:]])
 
 
 def write_tokenizer(tokenizer: Any, directory: Path, *, source: Path | None) -> None:
@@ -94,18 +93,13 @@ def write_tokenizer(tokenizer: Any, directory: Path, *, source: Path | None) -> 
 
 
 def _copy(source: Path, name: Path, target: Path) -> None:
-    if not target.exists():
-        file = _own_file(source, name)
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, target)
-
-
-def _own_file(source: Path, name: Path) -> Path:
-    """Return the path of a file that lies in ``source`` itself.
+    """Copy a file that lies in ``source`` itself, if there is none at ``target``.
 
     Raises:
         CheckpointError: It is a link to somewhere else, or a pipe or device.
     """
+    if target.exists():
+        return
     file = source / name
     if not file.is_file() or not lies_within(source, file):
         raise CheckpointError(
@@ -113,7 +107,8 @@ def _own_file(source: Path, name: Path) -> Path:
             where=str(file),
             hint="put the file itself there, or remove it",
         )
-    return file
+    target.parent.mkdir(exist_ok=True)
+    shutil.copyfile(file, target)
 
 
 def _matching(source: Path, folder: Path, patterns: Sequence[str]) -> Iterator[Path]:
@@ -124,11 +119,11 @@ def _matching(source: Path, folder: Path, patterns: Sequence[str]) -> Iterator[P
 
 def _in_folder(source: Path, folder: Path) -> Iterator[Path]:
     """Yield the data files of a module's folder; the folder itself where it is none of the directory's own."""
-    place = source / folder
-    if place.is_dir() and lies_within(source, place):
-        names = sorted(path.name for path in place.iterdir() if path.suffix in _DATA)
+    path_of_folder = source / folder
+    if path_of_folder.is_dir() and lies_within(source, path_of_folder):
+        names = sorted(path.name for path in path_of_folder.iterdir() if path.suffix in _DATA)
         yield from (folder / name for name in names)
-    elif _is_there(place):
+    elif _is_there(path_of_folder):
         yield folder
 
 

@@ -79,7 +79,7 @@ def names_in_memory(model: PreTrainedModel, names: Iterable[str]) -> dict[str, s
     renamings = [step for step in steps if isinstance(step, WeightRenaming)]
     converters = [step for step in steps if isinstance(step, WeightConverter)]
     tensors = model.state_dict()
-    found: dict[str, str] = {}
+    in_memory: dict[str, str] = {}
     for name in names:
         new, converted = rename_source_key(
             name, renamings, converters, model.base_model_prefix, tensors
@@ -87,8 +87,8 @@ def names_in_memory(model: PreTrainedModel, names: Iterable[str]) -> dict[str, s
         if new not in tensors and name in tensors:
             new, converted = rename_source_key(name, [], [], model.base_model_prefix, tensors)
         if new in tensors and converted is None:
-            found[name] = new
-    return found
+            in_memory[name] = new
+    return in_memory
 
 
 def find_cuts(
@@ -107,13 +107,13 @@ def find_cuts(
         after: Its anatomy when the heads are gone.
     """
     shapes = {stored.name: stored.shape for stored in tensors}
-    places: dict[str, list[str]] = {}
+    names_by_parameter: dict[str, list[str]] = {}
     for name, parameter in names_in_memory(model, shapes).items():
-        places.setdefault(parameter, []).append(name)
+        names_by_parameter.setdefault(parameter, []).append(name)
     cuts: list[Cut] = []
     for old, new in zip(before.sites, after.sites, strict=True):
         for item in new.cut_slices() if new != old else ():
-            names = places.get(item.parameter, [])
+            names = names_by_parameter.get(item.parameter, [])
             if len(names) != 1:
                 return f"{item.parameter} is not one tensor of its own in the files"
             shape = tuple(model.get_parameter(item.parameter).shape)
@@ -139,7 +139,7 @@ def wrong_cuts(
 def _is_right(cut: Cut, old: Stored, new: Stored | None) -> bool:
     if new is None:
         return False
-    wanted, found = cut.kept_rows(old.read()), new.read()
-    return (wanted.dtype, wanted.shape) == (found.dtype, found.shape) and torch.equal(
-        wanted.flatten().view(torch.uint8), found.flatten().view(torch.uint8)
+    expected, written = cut.kept_rows(old.read()), new.read()
+    return (expected.dtype, expected.shape) == (written.dtype, written.shape) and torch.equal(
+        expected.flatten().view(torch.uint8), written.flatten().view(torch.uint8)
     )

@@ -82,20 +82,20 @@ def put_aside(path: Path, target: Path, word: str) -> Path:
     return aside
 
 
-def put_unless_taken(temporary: Path, place: Path) -> bool:
+def put_unless_taken(temporary: Path, target: Path) -> bool:
     """Put a temporary file in its place if nothing is there, in one step; return whether it is there now."""
     try:
-        os.link(temporary, place)
+        os.link(temporary, target)
     except FileExistsError:
         return False
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
             raise
-        try:  # no hard links here: an empty file holds the place for a moment
-            os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        try:  # no hard links here: an empty file holds the target for a moment
+            os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return False
-        temporary.replace(place)
+        temporary.replace(target)
     return True
 
 
@@ -286,8 +286,8 @@ def locked(path: Path) -> Iterator[bool]:
     """Hold the lock of a directory that is there; yields whether we could have it (or the file system knows no locks)."""
     descriptor, lock = take(path)
     try:
-        gone = descriptor is not None and not is_still(path, descriptor)
-        yield lock is not Lock.BUSY and not gone
+        was_replaced = descriptor is not None and not is_still(path, descriptor)
+        yield lock is not Lock.BUSY and not was_replaced
     finally:
         if descriptor is not None:
             os.close(descriptor)

@@ -71,10 +71,10 @@ def _key(folder: Path | None) -> bytes:
             with suppress(FileExistsError):  # another process was first
                 path.hardlink_to(temporary)
             temporary.unlink()
-        found = path.read_bytes()
+        key = path.read_bytes()
     except OSError:
         return fresh
-    return found if len(found) == _KEY_BYTES else fresh
+    return key if len(key) == _KEY_BYTES else fresh
 
 
 def published_name(name: str) -> str:

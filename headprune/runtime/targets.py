@@ -108,21 +108,21 @@ def behind_links(path: Path) -> Path:
         CheckpointError: It is a link that leads nowhere, or no name that a file can have.
     """
     try:
-        place = path.resolve()
+        target = path.resolve()
     except (ValueError, RuntimeError) as error:  # a NUL, or a loop of links
         raise CheckpointError(
             f"{str(path)!r} leads nowhere: it is no name that a file can have, or a loop of links",
             where=repr(str(path)),
             hint="choose another name",
         ) from error
-    leads_nowhere = not place.exists() and not place.parent.is_dir()
-    if place.is_symlink() or (path.is_symlink() and leads_nowhere):
+    leads_nowhere = not target.exists() and not target.parent.is_dir()
+    if target.is_symlink() or (path.is_symlink() and leads_nowhere):
         raise CheckpointError(
             f"{path} is a link that leads nowhere ({path.readlink()})",
             where=str(path),
             hint="remove the link, or choose another place",
         )
-    return place
+    return target
 
 
 _SPECIAL = {
@@ -201,10 +201,10 @@ def everything_in(directory: Path) -> list[Path]:
     Raises:
         OSError: A folder can't be read.
     """
-    found = []
+    paths = []
     for folder, folders, files in os.walk(directory, onerror=_raise):
-        found += [Path(folder) / name for name in (*folders, *files)]
-    return sorted(found)
+        paths += [Path(folder) / name for name in (*folders, *files)]
+    return sorted(paths)
 
 
 def _raise(error: OSError) -> None:

@@ -54,10 +54,10 @@ def refuse_adapters(directory: Path, *, name: str) -> tuple[str, ...]:
     if elsewhere and not (directory / "config.json").is_file():
         raise _adapters(directory / elsewhere[0], name=f"{name}/{elsewhere[0]}")
     loose = sorted(path.name for path in directory.iterdir() if _ADAPTER_WEIGHTS.match(path.name))
-    found = [*(f"{folder}/" for folder in elsewhere), *loose]
+    unused = [*(f"{folder}/" for folder in elsewhere), *loose]
     return (
-        (f"careful: adapters lie beside the model ({', '.join(found)}), and are not a part of it",)
-        if found
+        (f"careful: adapters lie beside the model ({', '.join(unused)}), and are not a part of it",)
+        if unused
         else ()
     )
 

@@ -155,8 +155,8 @@ def _check_record(record: dict[str, Any], *, where: str) -> None:
         _Record.model_validate(record)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, ("headprune", *first["loc"])))
-        raise _wrong(place, first["input"], f"can't be: {first['msg']}", where=where) from error
+        key = ".".join(map(str, ("headprune", *first["loc"])))
+        raise _wrong(key, first["input"], f"can't be: {first['msg']}", where=where) from error
 
 
 def _wrong(name: str, value: Any, what: str, *, where: str) -> ModelError:
