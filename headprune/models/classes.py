@@ -27,7 +27,7 @@ def auto_classes(config_class: type[PreTrainedConfig]) -> dict[str, type[PreTrai
 
 
 def auto_class_of(kind: type[PreTrainedModel]) -> str:
-    """Return the ``AutoModel...`` that picks a model class, or the class's own name."""
+    """Return the name of the ``AutoModel...`` that picks a model class, or the class's own name where none does."""
     assert kind.config_class is not None
     names = [name for name, picked in auto_classes(kind.config_class).items() if picked is kind]
     # Several may: AutoModelForCausalLM is what a user knows, not AutoModelWithLMHead.
@@ -76,7 +76,7 @@ def model_class(source: ModelSource, auto_class: str | None) -> Any:
 
 
 def _likely_auto_class(config: PreTrainedConfig) -> str:
-    """Return which ``AutoModel...`` a class of somebody's own is likely to be one of, by its name."""
+    """Guess the ``AutoModel...`` of a class that transformers doesn't have, by the end of its name."""
     name = (config.architectures or [""])[0]
     return next((f"AutoModel{end}" for end in _HEADS if name.endswith(end)), "AutoModel")
 
@@ -85,7 +85,7 @@ _CLASSIFIER = "ForSequenceClassification"
 
 
 def refuse_other_head(source: ModelSource, saved_as: Any, stock: Any) -> None:
-    """Refuse to take the head of one task for that of another, which may have the same names and sizes.
+    """Refuse a classifier whose head was trained for another task: its tensors may have the same names and sizes.
 
     Raises:
         ModelError: The model was saved with a head that classifies something else than texts.

@@ -54,7 +54,7 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 
 def fingerprint_of(parameters: Iterable[tuple[str, Tensor, torch.dtype]]) -> str:
-    """Return the fingerprint of parameters that come one by one, sorted by name, each with the dtype it is to count as."""
+    """Return the fingerprint of parameters given one by one, sorted by name, each with the dtype that it is compared in."""
     digest = hashlib.sha256()
     for name, parameter, dtype in parameters:
         digest.update(f"{name}{tuple(parameter.shape)}{dtype}".encode())
@@ -73,7 +73,7 @@ def weights_bytes(directory: Path) -> int:
 
 
 def available_memory() -> int | None:
-    """Return how many bytes a process could still take, this machine's and its container's limit; None where nobody says."""
+    """Return how many bytes a process can still allocate on this machine or in its container; None where that isn't known."""
     limits: list[int] = []
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()

@@ -70,7 +70,7 @@ class ModelSource:
 
 @contextmanager
 def _reading_files() -> Iterator[None]:
-    """Name a file of a model that may not be read.
+    """Turn a failed read of a model's file into an error that names it.
 
     Raises:
         ModelError: There is one.
@@ -143,7 +143,7 @@ def _check_weights(source: ModelSource) -> None:
     """Refuse missing, truncated and pickled weights.
 
     Raises:
-        ModelError: See above.
+        ModelError: They are one of these, or their names show a wrapper.
     """
     if not source.weight_files:
         what = f"no weights ({WHOLE}, or several files and their index)"
@@ -269,7 +269,7 @@ def read_config(name: str, directory: Path) -> tuple[PreTrainedConfig, str | Non
 
 
 def _drop_code_of_parts(config: PreTrainedConfig) -> None:
-    """Let no part of a model name code: transformers asks on the terminal whether to run it, and takes a "y" from anywhere."""
+    """Remove ``auto_map`` from configs of a model's parts: transformers would ask on the terminal whether to run that code."""
     for part in vars(config).values():
         if isinstance(part, PreTrainedConfig):
             if getattr(part, "auto_map", None) is not None:
@@ -278,7 +278,7 @@ def _drop_code_of_parts(config: PreTrainedConfig) -> None:
 
 
 def own_code_error(name: str, code: str, directory: Path, model_type: str | None) -> ModelError:
-    """Return what to raise for a model that runs code of its own; without a type of transformers there is no other class."""
+    """Return the error for a model that runs code of its own; ``model_type`` is None where transformers has no class for it."""
     hint = (
         "`stock_class` takes transformers' own "
         f"{model_type} model in its place, as from_pretrained without trust_remote_code does; it may compute something else"
@@ -296,7 +296,7 @@ def own_code_error(name: str, code: str, directory: Path, model_type: str | None
 
 
 def stock_architecture(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
-    """Return transformers' class of the name and type that a config gives; None where there is none, or none is given."""
+    """Return transformers' class of the architecture and type that a config names; None where there is no such class."""
     names = config.architectures or [""]
     kind = getattr(transformers, names[0].removeprefix("HeadPruned"), None)
     if not isinstance(kind, type) or not issubclass(kind, PreTrainedModel):

@@ -66,7 +66,7 @@ def load_afresh(
 
 
 def _split_otherwise(report: Mapping[str, Any], ids: Mapping[str, Sequence[int]]) -> list[str]:
-    """Return the first text whose token ids are others, in words."""
+    """Return a sentence about the first text that the reloaded tokenizer splits otherwise; empty where there is none."""
     pairs = zip(ids, ids.values(), report["token_ids"], strict=True)
     other = [text for text, before, after in pairs if list(before) != after]
     return [f"the tokenizer splits {text!r} another way" for text in other[:1]]

@@ -36,7 +36,7 @@ def pruned_heads(config: PreTrainedConfig) -> dict[int, tuple[int, ...]]:
 
 
 def refuse_pruned_parts(config: PreTrainedConfig) -> None:
-    """Refuse a model of which transformers v4 pruned a part: the part's own config says so, and nothing reads that.
+    """Refuse a model of which transformers v4 pruned a part: only the part's own config says so, and nothing reads that.
 
     Raises:
         ModelError: It did.
@@ -52,7 +52,7 @@ def refuse_pruned_parts(config: PreTrainedConfig) -> None:
 
 
 def converted_config(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedConfig:
-    """Return the config with which a checkpoint of transformers v4 loads: sizes of every pruned attention, no weights read.
+    """Return the config with which a checkpoint that transformers v4 pruned loads; no weights are read.
 
     Args:
         config: A config with ``pruned_heads``.

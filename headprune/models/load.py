@@ -37,7 +37,7 @@ Notify = Callable[[str], None]
 
 
 def _warn(text: str) -> None:
-    """Say something to a user of the Python functions."""
+    """Warn a user of the Python functions."""
     warnings.warn(text, stacklevel=2)
 
 
@@ -84,7 +84,7 @@ def load_model(
     attn_implementation: str | None = None,
     notify: Notify = _warn,
 ) -> PreTrainedModel:
-    """Load the model that was found, in eval mode; every weight that it reads must be there.
+    """Load a model in eval mode; every weight that it needs must be there.
 
     Args:
         source: The model.
@@ -123,7 +123,7 @@ def load_model(
 def load_shapes(
     source: ModelSource, *, notify: Notify = _warn
 ) -> tuple[PreTrainedModel, frozenset[str]]:
-    """Load a model as the class it was saved as, names, shapes and dtypes only: on the meta device, no number is read.
+    """Load names, shapes and dtypes of a model on the meta device, as the class it was saved as; no number is read.
 
     Returns:
         The model, and what loading complained of.
@@ -194,7 +194,7 @@ def _load(
 
 
 def _foreign_kernels(config: PreTrainedConfig) -> Iterator[str]:
-    """Yield the attention implementations that a config, or one inside, asks for and that torch itself doesn't have."""
+    """Yield the attention implementations that a config, or one inside it, asks for and that torch itself doesn't have."""
     asked = config._attn_implementation
     if isinstance(asked, str) and asked not in _OWN_KERNELS:
         yield asked
@@ -211,7 +211,7 @@ def _without_kernels(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _refuse_larger_than_weights(source: ModelSource, kind: Any) -> PreTrainedModel:
-    """Refuse a config that describes a model far larger than its weights: loading would first take the memory for all of it.
+    """Refuse a config that describes a model far larger than its weights: loading would first allocate all of it.
 
     Returns:
         The model that the config describes, without memory.
@@ -266,7 +266,7 @@ def build_empty(source: ModelSource, kind: Any) -> PreTrainedModel:
 
 
 def modernised(source: ModelSource, auto_class: str | None) -> ModelSource:
-    """Return the source with a config that loads, should transformers v4 have pruned the model."""
+    """Return the source; with a config that loads, where transformers v4 pruned the model."""
     if not pruned_heads(source.config):
         return source
     config = converted_config(source.config, model_class(source, auto_class))

@@ -154,7 +154,7 @@ def _check_file(directory: Path, name: str, expected: _File) -> None:
 
 
 def claims_to_be_ours(path: Path) -> bool:
-    """Whether a file called as ours is one, be it damaged: other programs have such files, of other forms."""
+    """Whether a ``manifest.json`` is one of ours, perhaps damaged: other programs write files of that name, of other forms."""
     raw = path.read_bytes()
     try:
         document: Any = json.loads(raw)
@@ -209,7 +209,7 @@ def refuse_unusable_output(
     needed_bytes: int = 0,
     notify: Callable[[str], None] | None = None,
 ) -> None:
-    """Check, before any work starts, that a directory can be written later, and holds nothing that isn't ours.
+    """Check, before any work starts, that a directory can be written later, and holds nothing that headprune didn't write.
 
     Args:
         out: The directory.
@@ -227,7 +227,7 @@ def refuse_unusable_output(
 
 
 def refuse_source(out: Path, source: Path) -> None:
-    """Refuse an output directory that is, or holds, the model that is read, however the two are written.
+    """Refuse an output directory that is, or contains, the model that is read, however the two paths are written.
 
     Raises:
         CheckpointError: It does.
@@ -248,7 +248,7 @@ def refuse_source(out: Path, source: Path) -> None:
 
 @contextmanager
 def output_directory(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield an empty directory that becomes ``out`` when the block ends well, replacing only what is ours.
+    """Yield an empty directory that becomes ``out`` when the block ends well; only what headprune wrote is replaced.
 
     Raises:
         CheckpointError: See :func:`headprune.runtime.files.staged_directory` and :func:`refuse_strangers`.

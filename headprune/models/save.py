@@ -96,7 +96,7 @@ def write_side_files(
 def _write_config_and_code(
     model: PreTrainedModel, directory: Path, description: Description
 ) -> None:
-    """Write the config, the code that it names, and the indices of heads that settings of generation name."""
+    """Write the config, the code that it names, and ``generation_config.json`` with the new indices of heads that it names."""
     config = description.config
     config.dtype = model.config.dtype  # as save_pretrained found it
     with quiet():

@@ -32,7 +32,7 @@ _NAMES_OF_CODE = ("auto_map", "custom_pipelines")
 
 
 def root_of(directory: Path) -> Path:
-    """Return the directory of a model as users name it; old sentence-transformers keep the transformer in a folder of that."""
+    """Return the directory that a user names: old sentence-transformers keep the transformer in a folder of it."""
     is_in_folder = _MODULE_FOLDER.fullmatch(directory.name) and not (directory / MODULES).exists()
     if is_in_folder and transformer_folder(directory.parent) == directory.name:
         return directory.parent
@@ -118,7 +118,7 @@ def _matching(source: Path, folder: Path, patterns: Sequence[str]) -> Iterator[P
 
 
 def _in_folder(source: Path, folder: Path) -> Iterator[Path]:
-    """Yield the data files of a module's folder; the folder itself where it is none of the directory's own."""
+    """Yield the data files of a module's folder; the folder itself, to be refused, where it is a link to somewhere else."""
     path_of_folder = source / folder
     if path_of_folder.is_dir() and lies_within(source, path_of_folder):
         names = sorted(path.name for path in path_of_folder.iterdir() if path.suffix in _DATA)
@@ -128,7 +128,7 @@ def _in_folder(source: Path, folder: Path) -> Iterator[Path]:
 
 
 def change_settings(path: Path, changes: Mapping[str, Any]) -> None:
-    """Change settings in a JSON file, where there is one and it says otherwise; all else stays as it is."""
+    """Change settings in a JSON file, if there is one and its values differ; everything else stays as it is."""
     if not changes or not path.is_file():
         return
     settings = read_json(path)
@@ -146,7 +146,7 @@ def _is_there(path: Path) -> bool:
 
 
 def drop_foreign_code(directory: Path) -> None:
-    """Take every name of code that isn't ours out of the settings in ``directory``: who trusts a model that we saved trusts us.
+    """Remove every name of code that isn't ours from the settings in ``directory``.
 
     A tokenizer, processor or config of the source may name classes in somebody's repository, which ``trust_remote_code=True``
     would fetch and run.

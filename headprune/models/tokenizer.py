@@ -100,7 +100,7 @@ def _as_written(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, bytes]:
 
 
 def awkward_ids(tokenizer: Any) -> dict[str, list[int]]:
-    """Return the ids of texts that a tokenizer must split as before, its own special tokens inside of some."""
+    """Return the token ids of texts that a reloaded tokenizer must split alike; some contain its special tokens."""
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         return {}
     special = [str(token) for token in tokenizer.all_special_tokens][:8]

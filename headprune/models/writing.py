@@ -26,7 +26,7 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 @contextmanager
 def writing(directory: Path, what: str) -> Iterator[None]:
-    """Name a write that failed inside a library: safetensors' own exception, and the bare ones of tokenizers, are no OSError.
+    """Turn a write that failed inside a library into an error of ours; those of safetensors and tokenizers are no OSErrors.
 
     Raises:
         OSError: The system refused; whoever knows the target names it.
@@ -57,7 +57,7 @@ def writing(directory: Path, what: str) -> Iterator[None]:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether a library says of what it was given that it can't be written."""
+    """Whether an error of a library means that what it was given can't be written."""
     return isinstance(error, (ValueError, RuntimeError)) and not is_out_of_memory(error)
 
 
@@ -86,7 +86,7 @@ def write_config(config: PreTrainedConfig, directory: Path) -> None:
 
 
 def with_old_names(settings: Mapping[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
-    """Return the settings of a config, and of those inside it, with what transformers v4 calls some of them."""
+    """Return the settings of a config, and of those inside it, with the names that transformers v4 has for some of them."""
     named = dict(settings)
     for name in type(config).sub_configs:
         inner = getattr(config, name, None)
@@ -117,7 +117,7 @@ def _old_rope(kind: type[PreTrainedConfig], rope: Mapping[str, Any]) -> Iterator
 
 
 def _rope_with(kind: type[PreTrainedConfig], old_names: Mapping[str, Any]) -> Any:
-    """Return what a config class makes of old names; None where it makes nothing, or refuses them."""
+    """Return the rope parameters that a config class makes of old names; None where it makes none, or refuses them."""
     # Config classes refuse with exceptions of their own, and some warn of old names.
     with quiet(), warnings.catch_warnings(action="ignore"), suppress(Exception):
         return getattr(kind(**old_names), _ROPE, None)

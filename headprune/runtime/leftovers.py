@@ -49,18 +49,18 @@ def temporary(target: Path, *, is_file: bool) -> Iterator[Path]:
 
 
 def old_name(temporary: Path) -> Path:
-    """Return what the target of a temporary directory is called while the one takes the other's place."""
+    """Return the name to which the target of a temporary directory is moved aside while that replaces it."""
     return temporary.with_name(f"{temporary.name}-{_identity(temporary)}-old")
 
 
 def _identity(directory: Path) -> str:
-    """Return what stays of a directory when it is renamed, and isn't that of another one: an inode alone comes again."""
+    """Return what identifies a directory, also when it is renamed: its inode, which alone may be used again, and its time."""
     state = directory.stat()
     return f"{state.st_ino}-{state.st_mtime_ns}"
 
 
 def is_stranded(temporary: Path) -> bool:
-    """Whether a temporary should have taken its target's place, which is moved aside now, and didn't get there."""
+    """Whether a temporary was to replace its target, which is moved aside now, and the replacement failed."""
     return temporary.is_dir() and is_there(old_name(temporary))
 
 
@@ -100,7 +100,7 @@ def put_unless_taken(temporary: Path, target: Path) -> bool:
 
 
 def put_back(target: Path) -> bool:
-    """Put back what stopped replacements of ``target`` moved aside, if nothing has taken its place; nothing of it is lost.
+    """Put back what interrupted replacements of ``target`` moved aside, if nothing lies there now; nothing of it is lost.
 
     The new state that should have taken the place is whole by then: it is kept as ``NAME.unplaced``. Where something else
     lies at ``target`` by now, that stays, and the old state is kept as ``NAME.replaced``.

@@ -135,7 +135,7 @@ _KINDS = {stat.S_IFDIR: "a directory", stat.S_IFREG: "a file", **_SPECIAL}
 
 
 def kind_if_special(path: Path) -> str | None:
-    """Return what a path is if opening it could hang or do something; None for files, directories and what isn't there.
+    """Return the kind of a path that may hang when opened (pipe, socket, device); None for files, directories and nothing.
 
     Raises:
         OSError: It can't be told.
@@ -147,7 +147,7 @@ def kind_if_special(path: Path) -> str | None:
 
 
 def refuse_other_kinds(path: Path, *, where: str, is_file: bool) -> None:
-    """Refuse to replace what is there unless it is a file, or a directory, as what will be written.
+    """Refuse to replace a directory by a file, a file by a directory, or anything else by either.
 
     Raises:
         CheckpointError: It is something else.
@@ -196,7 +196,7 @@ def _nearest_existing(path: Path) -> Path:
 
 
 def everything_in(directory: Path) -> list[Path]:
-    """Return all that lies in a directory and its folders, in order; links are told, and not followed.
+    """Return all that lies in a directory and its folders, sorted; links are listed, and not followed.
 
     Raises:
         OSError: A folder can't be read.

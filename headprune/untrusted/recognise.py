@@ -118,7 +118,7 @@ def _quantised(name: str, method: str, where: str, key: str) -> UnsupportedError
 
 
 def refuse_wrapped_names(names: Collection[str], *, name: str, where: str) -> None:
-    """Refuse weights whose names say that they were saved with something around the model, or in it.
+    """Refuse weights whose names show that they were saved with a wrapper around the model, or adapters in it.
 
     Args:
         names: Of the tensors in the files.
