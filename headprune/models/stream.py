@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site, Slice
-from headprune.models.shards import Change, Stored
+from headprune.models.shards import Change
 from headprune.surgery.cut import cut_values
+from headprune.untrusted.weights import Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +68,13 @@ def names_in_memory(model: PreTrainedModel, names: Iterable[str]) -> dict[str, s
         model: The model; its names alone are read.
         names: Names in the files.
     """
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import (
-            WeightConverter,
-            WeightRenaming,
-            rename_source_key,
-        )
-    except ImportError:  # older transformers have no conversions
-        known = set(model.state_dict())
-        return {name: name for name in names if name in known}
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        rename_source_key,
+    )
+
     steps = get_model_conversion_mapping(model)
     renamings = [step for step in steps if isinstance(step, WeightRenaming)]
     converters = [step for step in steps if isinstance(step, WeightConverter)]
