@@ -5,15 +5,16 @@ others are copied as bytes. Names, files and dtypes stay those of the source.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site, Slice
+from headprune.errors import warn_missing
 from headprune.models.shards import Change, Stored
-from headprune.surgery.cut import cut_values
+from headprune.surgery.cut import cut_tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,7 @@ class Cut:
 
     def apply(self, tensor: Tensor) -> Tensor:
         """Return what is left of the parameter."""
-        only = replace(self.after, slices=(self.item,))
-        return cut_values({self.parameter: tensor}, self.before, only).get(self.parameter, tensor)
+        return cut_tensor(tensor, self.item, before=self.before, after=self.after)
 
     def kept_rows(self, tensor: Tensor) -> Tensor:
         """Return the same by another way, for proving it: runs of the parameter's own rows, put together."""
@@ -74,7 +74,12 @@ def names_in_memory(model: PreTrainedModel, names: Iterable[str]) -> dict[str, s
             WeightRenaming,
             rename_source_key,
         )
-    except ImportError:  # older transformers have no conversions
+    except (
+        ImportError
+    ) as error:  # every version that headprune takes has them: a newer one moved them
+        warn_missing(
+            f"{error.name}: {error}", consequence="no tensor is renamed when it is streamed"
+        )
         known = set(model.state_dict())
         return {name: name for name in names if name in known}
     steps = get_model_conversion_mapping(model)
