@@ -18,12 +18,12 @@ from headprune.heads import HeadId, HeadSelection, select_heads
 from headprune.inspection import inspect as inspect_model
 from headprune.masking import checked_gates, gated, gates_by_site
 from headprune.models.classes import auto_class_of
+from headprune.models.describe import LoadMethod
 from headprune.models.facts import fingerprint, versions, weights_bytes
 from headprune.models.find import ModelSource
 from headprune.models.load import load
 from headprune.models.manifest import refuse_source
-from headprune.models.own_save import let_it_save_itself, own_save
-from headprune.models.save import MAX_SHARD_SIZE, LoadMethod
+from headprune.models.save import MAX_SHARD_SIZE, let_it_save_itself, own_save
 from headprune.models.side_files import root_of
 from headprune.models.tokenizer import home_of
 from headprune.placement import count_parameters, input_device, staged

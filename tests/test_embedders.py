@@ -14,9 +14,10 @@ import headprune as hp
 from headprune.config import Recipe
 from headprune.errors import ModelError
 from headprune.subject import open_subject
-from headprune.tasks.embedder import embedding_of
-from headprune.tasks.embedding import POOLING
+from headprune.tasks.embedder import read_embedder
+from headprune.tasks.pooling import POOLING
 from headprune.tasks.rows import Example
+from headprune.tasks.similarity import embedding_of
 
 OLD = "sentence_transformers.models."
 NEW = "sentence_transformers.sentence_transformer.modules."
@@ -225,7 +226,8 @@ def ours(directory, texts):
 def embedded(subject, texts, *, batch_size):
     pairs = [Example(pair, 0.5) for pair in zip(texts[::2], texts[1::2], strict=True)]
     embeddings, alike = [None] * len(texts), [None] * len(pairs)
-    embedder = subject.task.loss.keywords["embedder"]
+    source = subject.source
+    embedder = read_embedder(source.root, config=source.config, tokenizer=subject.tokenizer)
     recipe = subject.recipe.model_copy(update={"batch_size": batch_size})
     for batch in replace(subject, recipe=recipe).batches(pairs):
         with torch.no_grad():
@@ -283,7 +285,7 @@ def test_embeddings_are_those_of_sentence_transformers_in_any_batch(tmp_path, la
 
 @pytest.mark.parametrize("mode", sorted(POOLING))
 def test_padding_is_no_part_of_a_pooling(mode):
-    from headprune.tasks.embedding import MASK, SENTENCE, TOKENS, pooled
+    from headprune.tasks.pooling import MASK, SENTENCE, TOKENS, pooled
 
     tokens = torch.randn(1, 4, 6)
     alone = {TOKENS: tokens, MASK: torch.ones(1, 4, dtype=torch.long)}

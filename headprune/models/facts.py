@@ -37,7 +37,7 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(
             f"the device {name!r} can't be used: {first_line(error)}",
-            where="--device",
+            where="`device`",
             hint="use auto, cpu, cuda, cuda:0, mps, or spread (over all GPUs)",
         ) from error
     return device

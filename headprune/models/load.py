@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ from headprune.models.find import ModelSource, find
 from headprune.models.legacy import converted_config, pruned_heads, refuse_pruned_parts
 from headprune.models.load_errors import incomplete, random_pooler, unloadable, unread
 from headprune.models.manifest import check_manifest
+from headprune.models.shards import count_stored
 from headprune.placement import count_parameters
-from headprune.untrusted.weights import read_header
 
 # Heads and poolers that a task adds, and tables that are computed.
 _SLACK = 10_000_000
@@ -222,8 +221,7 @@ def _refuse_larger_than_weights(source: ModelSource, kind: Any) -> PreTrainedMod
     """
     empty = build_empty(source, kind)
     described = count_parameters(empty)
-    files = map(read_header, source.weight_files)
-    stored = sum(prod(tensor.shape) for header in files for tensor in header.tensors)
+    stored = count_stored(source.directory)
     if described > 2 * stored + _SLACK:
         raise ModelError(
             f"the config describes a model of {described:,} numbers, and the weights hold {stored:,}",

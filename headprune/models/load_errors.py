@@ -16,8 +16,8 @@ from headprune.errors import (
     what_it_says,
 )
 from headprune.models.find import ModelSource
+from headprune.models.shards import stored_tensors
 from headprune.models.stream import names_in_memory
-from headprune.untrusted.weights import read_header
 
 _TOGETHER = "check that config.json and the weights belong together"
 
@@ -37,7 +37,7 @@ def unloadable(
         return MemoryLimitError(
             f"memory ran out while the model was loaded: {first_line(error)}",
             where=where,
-            hint="use --dtype bfloat16, --device cpu, or --device spread: over all GPUs",
+            hint="use `dtype` bfloat16, `device` cpu, or `device` spread: over all GPUs",
         )
     other_size = _other_size(source, empty) if empty is not None else None
     if other_size is not None:
@@ -78,8 +78,7 @@ def _other_size(source: ModelSource, empty: PreTrainedModel) -> str | None:
 
 
 def _stored_shapes(source: ModelSource) -> dict[str, tuple[int, ...]]:
-    files = map(read_header, source.weight_files)
-    return {tensor.name: tensor.shape for header in files for tensor in header.tensors}
+    return {stored.name: stored.shape for stored in stored_tensors(source.directory)}
 
 
 def incomplete(
@@ -119,7 +118,7 @@ def incomplete(
             f"{what}: without it the predictions would be random numbers",
             where=where,
             hint="save the model again with all of its weights, as it was trained; "
-            "--task similarity reads no pooler",
+            "`task` similarity reads no pooler",
         )
     if model.base_model is not model and untrained == list(missing):
         saved = ", ".join(source.config.architectures or ()) or "a model without a head"
@@ -127,7 +126,7 @@ def incomplete(
             f"{what}: its head was never trained (the model was saved as {saved})",
             where=where,
             hint="train the head first, or name the task that the model was trained for: "
-            "--task similarity needs no head",
+            "`task` similarity needs no head",
         )
     return ModelError(what, where=where, hint=f"{_TOGETHER}, and that every file of them is there")
 

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site, Slice
 from headprune.errors import warn_missing
-from headprune.models.shards import Change, Stored
+from headprune.models.shards import Change
 from headprune.surgery.cut import cut_tensor
+from headprune.untrusted.weights import Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +77,8 @@ def names_in_memory(model: PreTrainedModel, names: Iterable[str]) -> dict[str, s
         )
     except (
         ImportError
-    ) as error:  # every version that headprune takes has them: a newer one moved them
-        warn_missing(
-            f"{error.name}: {error}", consequence="no tensor is renamed when it is streamed"
-        )
+    ) as error:  # all versions that headprune takes have them: a newer one moved them
+        warn_missing(str(error.name), consequence="no tensor is renamed when it is streamed")
         known = set(model.state_dict())
         return {name: name for name in names if name in known}
     steps = get_model_conversion_mapping(model)

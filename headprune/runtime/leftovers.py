@@ -16,11 +16,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from enum import Enum
 from itertools import count
 from pathlib import Path
 
 from headprune.errors import CheckpointError
-from headprune.runtime.locks import Lock, is_still, take
+
+if sys.platform != "win32":
+    import fcntl
 
 _MARK = ".headprune-tmp-"
 _BEHIND_THE_MARK = re.compile(
@@ -228,8 +231,12 @@ def _remove_if_dead(path: Path) -> None:
     except OSError:
         return
     try:
-        unused = lock is Lock.UNSUPPORTED and _has_ended(path) and _is_stale(path)
-        if lock is Lock.HELD or unused:
+        is_stale = (
+            lock is Lock.UNSUPPORTED
+            and _has_ended(path)
+            and time.time() - path.stat().st_mtime > _STALE_SECONDS
+        )
+        if lock is Lock.HELD or is_stale:
             _remove(path)
     finally:
         if descriptor is not None:
@@ -259,13 +266,55 @@ def _has_ended(temporary: Path) -> bool:
     """Whether the process whose number a temporary has in its name is gone."""
     number = temporary.name.rpartition(_MARK)[2].partition("-")[0]
     try:
-        os.kill(int(number), 0)
+        with suppress(PermissionError, OverflowError):
+            os.kill(int(number), 0)
     except ProcessLookupError:
         return True
-    except (PermissionError, OverflowError):
-        return False
     return False
 
 
-def _is_stale(path: Path) -> bool:
-    return time.time() - path.stat().st_mtime > _STALE_SECONDS
+class Lock(Enum):
+    """What came of an attempt to take a lock."""
+
+    HELD = "held by us now"
+    BUSY = "held by someone else"
+    UNSUPPORTED = "unknown to the file system"
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Hold the lock of a directory that is there; yields whether we could have it (or the file system knows no locks)."""
+    descriptor, lock = take(path)
+    try:
+        gone = descriptor is not None and not is_still(path, descriptor)
+        yield lock is not Lock.BUSY and not gone
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def take(path: Path) -> tuple[int | None, Lock]:
+    """Try to lock a file or directory; the lock lasts until the descriptor is closed, or the process ends."""
+    if sys.platform == "win32":
+        return None, Lock.UNSUPPORTED
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None, Lock.BUSY
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            os.close(descriptor)
+            raise
+        return descriptor, Lock.UNSUPPORTED
+    return descriptor, Lock.HELD
+
+
+def is_still(path: Path, descriptor: int) -> bool:
+    """Whether a path leads to what is open."""
+    try:
+        there, opened = path.stat(), os.fstat(descriptor)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from headprune.errors import CheckpointError
 from headprune.runtime import leftovers
-from headprune.runtime.locks import locked
+from headprune.runtime.leftovers import locked
 
 
 def refuse_unwritable(
@@ -161,7 +161,7 @@ def refuse_other_kinds(path: Path, *, where: str, is_file: bool) -> None:
         raise CheckpointError(
             f"{path} is {_KINDS.get(kind, 'something else')}, not {expected}, and is not replaced",
             where=where,
-            hint="choose another place" if is_file else "choose another --out",
+            hint="choose another place" if is_file else "choose another `out`",
         )
 
 

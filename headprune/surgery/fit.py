@@ -23,13 +23,13 @@ from headprune.masking import gated, places_of, real_positions, row_of_position
 from headprune.memory import Parts
 from headprune.placement import input_device
 from headprune.replay.walk import (
-    Come,
-    go_on,
+    CompletedCalls,
+    advance_through,
+    block_or_attention,
     in_order,
     list_of,
     read_from,
     reads_last_only,
-    stage_of,
     without_values,
 )
 from headprune.surgery.least_squares import FOLDS, RIDGES, FitMethod, no_sums, solve
@@ -109,9 +109,11 @@ def _fit(
                 walker.completed = list(whole.completed)
         if is_reached and _is_linear(model, site):
             walk.fit(site, whole, walkers)
-        if later is not None and stage_of(model, later) is not stage_of(model, site):
+        if later is not None and block_or_attention(model, later) is not block_or_attention(
+            model, site
+        ):
             for walker in (whole, *walkers) if is_reached else (whole,):
-                walk.advance(walker, through=stage_of(model, site), next_read=later)
+                walk.advance(walker, through=block_or_attention(model, site), next_read=later)
     return [Reconstructed(walker.weights, walker.ridge_of) for walker in walkers]
 
 
@@ -125,7 +127,7 @@ class _Walker:
     method: FitMethod | None
     ridges: Sequence[float]
     weights: dict[str, Tensor]
-    completed: list[Come] = field(default_factory=list)
+    completed: list[CompletedCalls] = field(default_factory=list)
     ridge_of: dict[str, float] = field(default_factory=dict)
 
     def set(self, name: str, value: Tensor) -> None:
@@ -163,10 +165,12 @@ class _Walk:
         with self._as(walker):
             for index, before in enumerate(walker.completed):
                 batch = self.batch(index)
-                calls = go_on(model, self.anatomy, batch, come=before, through=through)
+                calls = advance_through(
+                    model, self.anatomy, batch, completed=before, through=through
+                )
                 if drop is None:
                     drop = blocks is not None and reads_last_only(
-                        model, batch, module, come=calls, blocks=blocks
+                        model, batch, module, completed=calls, blocks=blocks
                     )
                 walker.completed[index] = (
                     without_values(calls, blocks) if drop and blocks else calls
@@ -220,7 +224,7 @@ class _Walk:
         """Return what a site's output projection reads at all positions that aren't padding, and the example of each."""
         batch, projection = self.batch(index), self.model.get_submodule(site.output)
         with self._as(walker):
-            z = read_from(self.model, batch, projection, come=walker.completed[index])
+            z = read_from(self.model, batch, projection, completed=walker.completed[index])
         real = real_positions(site, z.shape[:-1], batch)
         row = row_of_position(site, z.shape[:-1], batch)
         z = z.flatten(0, -2)

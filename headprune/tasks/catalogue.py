@@ -57,7 +57,7 @@ class TaskRow:
         predicts: What it predicts: a metric must compare the same.
         label: What a label is: a class, a number, or nothing where the task reads none.
         num_texts: How many text columns it may read.
-        distance: What its distance to the whole model's outputs is called (``--objective distill``).
+        distance: What its distance to the whole model's outputs is called (objective ``distill``).
         teacher_shares: Entries of the config in which a teacher must equal its student, and what they count.
         reads_forward: Whether its models must predict each token from those before it alone.
         reads_prose: Whether the rows are pieces of one text, not examples.
@@ -234,7 +234,7 @@ def task_row(name: str) -> TaskRow:
     """
     if name not in TASKS:
         raise ConfigError(
-            f"there is no task {name!r}", where="--task", hint=did_you_mean(name, TASKS)
+            f"there is no task {name!r}", where="`task`", hint=did_you_mean(name, TASKS)
         )
     return TASKS[name]
 
@@ -261,15 +261,15 @@ def require_direction(name: str, higher_is_better: bool | None) -> None:
     if row is None and higher_is_better is None:
         raise ConfigError(
             f"{name!r} is no built-in metric, and it isn't said which way it is better",
-            where="--metric",
-            hint=f"add --higher-is-better or --lower-is-better; built in: {did_you_mean(name, METRICS)}",
+            where="`metric`",
+            hint=f"add `higher_is_better=True` or `higher_is_better=False`; built in: {did_you_mean(name, METRICS)}",
         )
     if row is not None and higher_is_better not in (None, row.higher_is_better):
         true, given = _DIRECTIONS[row.higher_is_better], _DIRECTIONS[not row.higher_is_better]
         raise ConfigError(
             f"of {name} {true} is better, and the settings say that {given} is",
-            where=f"--metric {name} --{given}-is-better",
-            hint=f"leave --{given}-is-better out, or choose another --metric",
+            where=f"`metric={name}` `higher_is_better={not row.higher_is_better}`",
+            hint=f"leave `higher_is_better={not row.higher_is_better}` out, or choose another `metric`",
         )
 
 
@@ -287,7 +287,7 @@ def require_fitting(metric: str, takes: tuple[Predicted, ...], *, predicted: Pre
     if predicted not in takes:
         raise ConfigError(
             f"{metric} compares {' or '.join(takes)}, and the task predicts {predicted}",
-            where=f"--metric {metric}",
+            where=f"`metric={metric}`",
             hint=f"metrics of {predicted}: "
             + ", ".join(row.name for row in METRICS.values() if predicted in row.takes),
         )

@@ -61,8 +61,8 @@ def choose_columns(
     if not texts and label is None and _about_header(table, names):
         raise DataError(
             f"the first line of the file isn't a header: it names the columns {_listed(table.columns)}",
-            where=f"--data {table.name}",
-            hint="give the file a header, such as text,label; or, where it is one, say --text NAME and --label NAME",
+            where=f"`data={table.name}`",
+            hint="give the file a header, such as text,label; or, where it is one, say `text=NAME` and `label=NAME`",
         )
     why = ["as told"] if texts or label else []
     if needs_label and label is None:
@@ -82,20 +82,20 @@ def _check_named(
         if name not in table.columns:
             raise DataError(
                 f"the data has no column {name!r}",
-                where=f"--data {table.name}",
+                where=f"`data={table.name}`",
                 hint=did_you_mean(name, table.columns) + _about_header(table, _COMMON_NAMES),
             )
     if twice := next((name for name in named if named.count(name) > 1), None):
         raise DataError(
             f"the column {twice!r} is named twice",
-            where=f"--text {','.join(texts)}" + (f" --label {label}" if label else ""),
-            hint="name each column once: texts with --text, the label with --label",
+            where=f"`text={','.join(texts)}`" + (f" `label={label}`" if label else ""),
+            hint="name each column once: texts with `text`, the label with `label`",
         )
     if texts and len(texts) not in num_texts:
         raise DataError(
             f"the task reads {' or '.join(map(str, num_texts))} text columns, and {len(texts)} were named",
-            where="--text",
-            hint="name them like --text sentence1,sentence2",
+            where="`text`",
+            hint="name them like `text=sentence1,sentence2`",
         )
 
 
@@ -128,15 +128,15 @@ def _guess_label(
         reads = " or ".join(f"{count} text{'s' if count > 1 else ''}" for count in num_texts)
         raise DataError(
             f"the task reads {reads} and a label, and the data has {_listed(table.columns)} alone",
-            where=f"--data {table.name}",
-            hint="give data with all of them, or name another --task (causal-lm reads plain text)",
+            where=f"`data={table.name}`",
+            hint="give data with all of them, or name another `task` (causal-lm reads plain text)",
         )
     raise DataError(
         f"several columns of the data could be the label: {_listed(known)}"
         if known
         else "no column of the data looks like the label",
-        where=f"--data {table.name}",
-        hint=f"say --label {known[0] if known else 'NAME'}; "
+        where=f"`data={table.name}`",
+        hint=f"say `label={known[0] if known else 'NAME'}`; "
         f"the columns are {_listed(table.columns)}{_about_header(table, names)}",
     )
 
@@ -172,12 +172,12 @@ def _guess_texts(
     if not texts and len(words) == 1 and 1 in num_texts:
         return tuple(words), "the only text there is"
     could = texts or words
-    options = {1: "--text NAME", 2: "--text NAME,NAME (a pair)"}
+    options = {1: "`text=NAME`", 2: "`text=NAME,NAME` (a pair)"}
     raise DataError(
         f"several columns of the data could be the text: {_listed(could)}"
         if len(could) > 1
         else f"the task reads {' or '.join(map(str, num_texts))} text columns, and {_listed(could) or 'no column'} could be one",
-        where=f"--data {table.name}",
+        where=f"`data={table.name}`",
         hint=f"say {' or '.join(options[count] for count in num_texts)}; "
         f"the columns are {_listed(table.columns)}{_about_header(table, names)}",
     )
@@ -214,15 +214,15 @@ def text_of(table: Table, row: int, column: str, *, may_be_empty: bool = False) 
     if not isinstance(value, str) or not (value.strip() or may_be_empty):
         raise DataError(
             f"{table.place(row)} has no text in column {column!r} (it holds {_shown(value)})",
-            where=f"--data {table.name}",
-            hint="remove the row, or name another column with --text",
+            where=f"`data={table.name}`",
+            hint="remove the row, or name another column with `text`",
         )
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise DataError(
             f"{table.place(row)} has a text in column {column!r} that is not Unicode ({error.reason})",
-            where=f"--data {table.name}",
+            where=f"`data={table.name}`",
             hint="repair or remove the row",
         ) from error
     return value
@@ -281,7 +281,7 @@ def number_of(table: Table, row: int, column: str) -> float:
     if not math.isfinite(number):
         raise DataError(
             f"{table.place(row)} has {_shown(value)} in column {column!r}, which is not a number, or no finite one",
-            where=f"--data {table.name}",
-            hint="repair or remove the row, or name the column of scores with --label",
+            where=f"`data={table.name}`",
+            hint="repair or remove the row, or name the column of scores with `label`",
         )
     return number

@@ -1,12 +1,21 @@
-"""Rows of .csv and .tsv, as the formats have them: a cell is the text that was written, and no line is lost."""
+"""Text files: their encoding, their lines, and fields between commas or tabs; a cell is the text that was written."""
 
+import codecs
 import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+from headprune.untrusted.directories import kind_by_content
 
 _ENDS = re.compile(r"\r\n|\n|\r")
 _END_NAMES = {"\n": "\\n", "\r\n": "\\r\\n", "\r": "\\r"}
 _SEPARATOR_NAMES = {",": "commas", "\t": "tabs", ";": "';'", "|": "'|'"}
+_TO_UTF8 = "convert it: iconv -f {} -t UTF-8 FILE > NEW_FILE"
+_MARKS = (
+    ((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "UTF-32"),
+    ((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "UTF-16"),
+)
 _OPENS = re.compile(r'(?:^|[\t\r\n])"')
 _QUOTED = re.compile(r'"[^"]*+(?:""[^"]*+)*+"')
 
@@ -24,6 +33,58 @@ class FormatError(ValueError):
         super().__init__(what if line is None else f"line {line}: {what}")
         self.hint = hint
         self.line = line or 0
+
+
+def read_text(path: Path) -> str:
+    """Return a text in UTF-8, without the mark that some editors put in front.
+
+    Raises:
+        FormatError: It is something else.
+    """
+    raw = path.read_bytes()
+    for marks, name in _MARKS:
+        if raw.startswith(marks):
+            raise FormatError(
+                f"the file's encoding is {name}, not UTF-8", hint=_TO_UTF8.format(name)
+            )
+    refuse_other_content(raw, "text")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FormatError(
+            f"the byte 0x{raw[error.start]:02x} is not UTF-8: the file has another encoding",
+            hint=_TO_UTF8.format("LATIN1"),
+            line=len(_ENDS.findall(raw[: error.start].decode("latin-1"))) + 1,
+        ) from error
+    if "\0" in text:
+        wide = 3 * text.count("\0") > len(text)
+        raise FormatError(
+            "it holds a NUL character" + ": the encoding may be UTF-16" * wide,
+            hint=_TO_UTF8.format("UTF-16") if wide else "repair or remove the line",
+            line=len(_ENDS.findall(text[: text.index("\0")])) + 1,
+        )
+    return text
+
+
+def refuse_other_content(raw: bytes, expected: str) -> None:
+    """Refuse a file that holds something else than its ending tells.
+
+    Args:
+        raw: Its first bytes.
+        expected: What it should be, as its kind's hint ends.
+
+    Raises:
+        FormatError: It does.
+    """
+    what, hint = kind_by_content(raw) or ("", expected)
+    if not hint.endswith(expected):  # it is what it is called, and damaged
+        raise FormatError(f"the file is {what}, not a {expected} file", hint=hint)
+
+
+def lines_of(text: str) -> list[str]:
+    """Return the lines of a text without their ends; a line ends where files end lines, not at other breaks of Unicode."""
+    lines = _ENDS.split(text)
+    return lines if lines[-1] else lines[:-1]
 
 
 class Record(NamedTuple):

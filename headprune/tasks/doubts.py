@@ -78,7 +78,7 @@ def doubts_of_numbers(
     if same_scale and float(squares.mean()) - _Z * error > float(references.var()):
         doubts.append(
             f"the model's numbers are on another scale than the data's ({predictions.mean():.3g} and {references.mean():.3g} in "
-            "the mean), and the loss takes both as they are; --objective distill needs none of the data's"
+            "the mean), and the loss takes both as they are; the objective distill needs none of the data's"
         )
     return tuple(doubts)
 

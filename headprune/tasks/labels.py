@@ -77,7 +77,7 @@ def _unknown(
         what, where = "is the name of several classes", "config.json (id2label)"
         hint = "give each class a name of its own"
     else:
-        what, where = "the model doesn't know", f"--data {table.name}"
+        what, where = "the model doesn't know", f"`data={table.name}`"
         hint = did_you_mean(str(cell), list(names.values())[:_FEW])
     return DataError(
         f"{table.place(row)} has the label {repr(cell)[:80]}, which {what}", where=where, hint=hint
@@ -177,7 +177,7 @@ def _meanings(
         raise DataError(
             f"the labels go from 1 to {max(numbers.values())}: they seem to count from 1, "
             f"and the model's {len(names)} classes count from 0",
-            where=f"--data {table.name}",
+            where=f"`data={table.name}`",
             hint=f"take 1 off every label, or write the names: {_listed(names)}",
         )
     remarks = _on_indices(set(by_index.values()), names, rows=rows)
@@ -206,7 +206,7 @@ def _ambiguous(
     return DataError(
         f"the label {first} may be the model's class {first} ({names[first]!r}), counted from 0, "
         f"or {names[by_digits[str(first)]]!r}, counted from 1",
-        where=f"--data {table.name}",
+        where=f"`data={table.name}`",
         hint=f"write the names of the classes: {_listed(names)}",
     )
 
@@ -240,7 +240,7 @@ def _on_minus_one(
     if count == 2 and numbers == {1}:
         raise DataError(
             "the labels are -1 and 1, and -1 says that a row has none where classes count from 0",
-            where=f"--data {table.name}",
+            where=f"`data={table.name}`",
             hint=f"write 0 and 1, or the names of the classes: {_listed(names)}",
         )
     if None in numbers or len(numbers) + 1 != count:

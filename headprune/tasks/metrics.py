@@ -227,7 +227,7 @@ def interval(
         raise DataError(
             f"{metric.name} is not defined on most samples of these {n} examples",
             where="evaluation data",
-            hint="give more rows, or another --metric",
+            hint="give more rows, or another `metric`",
         )
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)

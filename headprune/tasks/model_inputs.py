@@ -140,7 +140,7 @@ def _refuse_failing(model: PreTrainedModel, row: Row) -> None:
         raise package_error(error, what=what, where=where) or ModelError(
             f"the model fails on a row of {len(row['input_ids'])} tokens: {what_it_says(error)}",
             where=f"{what}, {where}",
-            hint="check config.json (does it say what the weights were trained with?), --device and --dtype",
+            hint="check config.json (does it say what the weights were trained with?), `device` and `dtype`",
         ) from error
     _refuse_no_numbers(main_output(outputs), model)
 
@@ -242,5 +242,5 @@ def refuse_reading_ahead(model: PreTrainedModel, *, special: Sequence[int] = ())
             f"{type(model).__name__} reads tokens ahead: what it says of a token depends on those after it, "
             "so it is no language model that predicts a text word by word",
             where="config.json (is_decoder)",
-            hint="load a model that was trained as a decoder, or choose the --task that this one was trained for",
+            hint="load a model that was trained as a decoder, or choose the `task` that this one was trained for",
         )

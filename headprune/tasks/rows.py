@@ -23,7 +23,7 @@ class Example:
     target: float | int | None = None
     tokens: tuple[int, ...] = ()
     given: int = 1
-    where: str = field(default="--data", compare=False)
+    where: str = field(default="`data`", compare=False)
 
     @property
     def digest(self) -> str:
@@ -81,8 +81,8 @@ def with_targets(examples: Iterable[Example], *, column: str) -> tuple[Example, 
     if not found:
         raise DataError(
             "this split has no labels: every row holds -1, - or nothing",
-            where=f"--data, column {column!r}",
-            hint="use a split with labels; --objective distill scores without any",
+            where=f"`data`, column {column!r}",
+            hint="use a split with labels; `objective=distill` scores without any",
         )
     return found
 

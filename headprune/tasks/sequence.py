@@ -73,8 +73,8 @@ def _numbers(table: Table, columns: Columns, input_format: InputFormat) -> tuple
     if input_format.config.num_labels != 1:
         raise ModelError(
             f"the model has {input_format.config.num_labels} outputs, and a regression has one",
-            where="--task regression",
-            hint="leave --task out: the config tells it",
+            where="`task=regression`",
+            hint="leave `task` out: the config tells it",
         )
     numbers = read_numbers(table, columns.label) if columns.label else None
     return examples_of(table, columns, numbers)

@@ -4,25 +4,21 @@ Read with Python's own means and pyarrow. Readers that guess what columns mean, 
 for 7, change their mind after 10,000 rows, and know an old file by its time.
 """
 
-import codecs
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from headprune.errors import first_line
-from headprune.tasks.delimited import FormatError, read_delimited
-from headprune.untrusted.directories import kind_by_content
-from headprune.untrusted.documents import parse_json
-
-_LINE_ENDS = re.compile(r"\r\n|\n|\r")
-_TO_UTF8 = "convert it: iconv -f {} -t UTF-8 FILE > NEW_FILE"
-_MARKS = (
-    ((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "UTF-32"),
-    ((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "UTF-16"),
+from headprune.tasks.delimited import (
+    FormatError,
+    lines_of,
+    read_delimited,
+    read_text,
+    refuse_other_content,
 )
+from headprune.untrusted.documents import parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,58 +49,7 @@ class Table:
 
     def where(self, row: int) -> str:
         """Return where a row came from, as messages say it."""
-        return f"--data {self.name}, {self.place(row)}"
-
-
-def read_file(path: Path) -> Table:
-    """Read a file by its ending, one of ``FORMATS``.
-
-    Raises:
-        FormatError: It is not what its ending says.
-        OSError: It can't be read.
-    """
-    return FORMATS[path.suffix.lower()](path)
-
-
-def read_text(path: Path) -> str:
-    """Return a text in UTF-8, without the mark that some editors put in front.
-
-    Raises:
-        FormatError: It is something else.
-    """
-    raw = path.read_bytes()
-    for marks, name in _MARKS:
-        if raw.startswith(marks):
-            raise FormatError(
-                f"the file's encoding is {name}, not UTF-8", hint=_TO_UTF8.format(name)
-            )
-    _refuse_other_content(raw, "text")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise FormatError(
-            f"the byte 0x{raw[error.start]:02x} is not UTF-8: the file has another encoding",
-            hint=_TO_UTF8.format("LATIN1"),
-            line=_line_of(raw[: error.start].decode("latin-1")),
-        ) from error
-    if "\0" in text:
-        wide = 3 * text.count("\0") > len(text)
-        raise FormatError(
-            "it holds a NUL character" + ": the encoding may be UTF-16" * wide,
-            hint=_TO_UTF8.format("UTF-16") if wide else "repair or remove the line",
-            line=_line_of(text[: text.index("\0")]),
-        )
-    return text
-
-
-def _refuse_other_content(raw: bytes, expected: str) -> None:
-    what, hint = kind_by_content(raw) or ("", expected)
-    if not hint.endswith(expected):  # it is what it is called, and damaged
-        raise FormatError(f"the file is {what}, not a {expected} file", hint=hint)
-
-
-def _line_of(text_before: str) -> int:
-    return len(_LINE_ENDS.findall(text_before)) + 1
+        return f"`data={self.name}`, {self.place(row)}"
 
 
 def _read_delimited(path: Path, separator: str) -> Table:
@@ -130,12 +75,6 @@ def _unique(names: Iterable[str], remark: str = "") -> tuple[str, ...]:
             hint=f"give each column a name of its own{remark}",
         )
     return columns
-
-
-def lines_of(text: str) -> list[str]:
-    """Return the lines of a text without their ends; a line ends where files end lines, not at other breaks of Unicode."""
-    lines = _LINE_ENDS.split(text)
-    return lines if lines[-1] else lines[:-1]
 
 
 def _read_lines(path: Path) -> Table:
@@ -279,7 +218,7 @@ def _read_columns(path: Path, read: Callable[[Any], Any]) -> Table:
             if isinstance(error, MemoryError) or getattr(error, "errno", None):
                 raise
             file.seek(0)
-            _refuse_other_content(file.read(64), path.suffix)
+            refuse_other_content(file.read(64), path.suffix)
             raise FormatError(
                 f"the file is damaged, or is no {path.suffix} file: {first_line(error)}",
                 hint="make the file again",

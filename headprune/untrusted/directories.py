@@ -56,10 +56,10 @@ def lies_within(directory: Path, path: Path) -> bool:
 def _homes(directory: Path) -> Iterator[Path]:
     real = directory.resolve()
     yield real
-    # models--NAME/snapshots/COMMIT/... holds links into models--NAME/blobs.
+    # The hub's cache: NAME/snapshots/COMMIT/... holds links into NAME/blobs.
     for parent in real.parents:
-        if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
-            yield parent.parent
+        if parent.name == "snapshots":
+            yield parent.parent / "blobs"
 
 
 def refuse_foreign_files(directory: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
@@ -16,6 +17,7 @@ from headprune.anatomy import Anatomy
 from headprune.errors import DataError
 from headprune.evaluation import Predictions, predict_masked
 from headprune.heads import HeadId
+from headprune.masking import gated
 from headprune.plans import HeadScores, PruningPlan
 from headprune.replay import losses
 from headprune.subject import Progress, Rows, Subject
@@ -102,14 +104,14 @@ def _held_out(subject: Subject, anatomy: Anatomy, examples: Sequence[Example]) -
     if recipe.objective == "distill":
 
         def distance(mask: Float[Tensor, " heads"]) -> Measured:
-            found = losses(
-                model,
-                anatomy,
-                batches=objective.batches,
-                loss=objective.loss,
-                masks=mask[None],
-                base=mask,
-            )
+            with gated(model, anatomy, gates=mask):
+                found = losses(
+                    model,
+                    anatomy,
+                    batches=objective.batches,
+                    loss=objective.loss,
+                    masks=torch.ones(1, len(mask)),
+                )
             mean = float(found.double().mean())
             return Measured(mean, mean)
 

@@ -17,11 +17,11 @@ from headprune.config import Constraints, Recipe
 from headprune.errors import CheckpointError, PlanError
 from headprune.inspection import inspect
 from headprune.models.classes import auto_class_of
+from headprune.models.describe import LoadMethod, stock_config
 from headprune.models.find import ModelSource, find
 from headprune.models.legacy import pickled_weights, pruned_heads, rewritten
 from headprune.models.load import empty_model, load_model
 from headprune.models.manifest import refuse_source, refuse_unusable_output
-from headprune.models.save import LoadMethod, stock_config
 from headprune.models.shards import untie_as_stored
 from headprune.models.tokenizer import tokenizer_of
 from headprune.placement import count_parameters
