@@ -18,7 +18,7 @@ def auto_classes(config_class: type[PreTrainedConfig]) -> dict[str, type[PreTrai
     """Return every ``AutoModel...`` that knows a config class, with the model class it picks."""
     classes: dict[str, type[PreTrainedModel]] = {}
     for name in _auto_names():
-        mapping = getattr(getattr(transformers, name), "_model_mapping", None)
+        mapping = getattr(transformers, name)._model_mapping
         if mapping is None or config_class not in mapping:
             continue
         picked = mapping[config_class]
