@@ -97,5 +97,5 @@ def refuse_other_head(source: ModelSource, saved_as: Any, stock: Any) -> None:
         raise ModelError(
             f"{source.name} was saved as {saved_as.__name__}: its head doesn't classify texts, as {stock.__name__} does",
             where=f"{source.directory / 'config.json'} (architectures)",
-            hint="train it to classify first, or correct architectures; `task` similarity needs no head",
+            hint="train it to classify first, or correct architectures; `task=similarity` needs no head",
         )

@@ -218,7 +218,7 @@ def _download(name: str, revision: str | None, *, weights: bool) -> Path:
     except (LocalEntryNotFoundError, OSError) as error:  # hub and connection errors are OSErrors
         raise ModelError(
             f"the model {name} is not a directory here, and it could not be had from the hub",
-            where=f"MODEL {name}" + (f" `revision` {revision}" if revision else ""),
+            where=f"MODEL {name}" + (f" `revision={revision}`" if revision else ""),
             hint="check the name and the network; HF_HUB_OFFLINE=1 allows only what is in the cache",
         ) from error
     return directory
@@ -280,7 +280,7 @@ def _drop_code_of_parts(config: PreTrainedConfig) -> None:
 def own_code_error(name: str, code: str, directory: Path, model_type: str | None) -> ModelError:
     """Return the error for a model that runs code of its own; ``model_type`` is None where transformers has no class for it."""
     hint = (
-        "`stock_class` takes transformers' own "
+        "`stock_class=True` takes transformers' own "
         f"{model_type} model in its place, as from_pretrained without trust_remote_code does; it may compute something else"
         if model_type
         else "transformers has no class of its own for this model; docs/support.md lists the types that can be pruned"

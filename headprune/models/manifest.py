@@ -125,7 +125,7 @@ def refuse_strangers(directory: Path) -> None:
     raise CheckpointError(
         what,
         where=str(path) if absent else "output directory",
-        hint="choose another `out`, or remove or move it yourself (`overwrite` replaces only what headprune wrote)",
+        hint="choose another `out`, or remove or move it yourself (`overwrite=True` replaces only what headprune wrote)",
     )
 
 

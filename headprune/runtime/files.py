@@ -68,7 +68,7 @@ def refuse_unusable_target(
             raise CheckpointError(
                 f"the output directory {directory} is not empty",
                 where="output directory",
-                hint="choose another `out`, or say `overwrite` to replace it",
+                hint="choose another `out`, or say `overwrite=True` to replace it",
             )
         may_replace(directory)
     return was_put_back
