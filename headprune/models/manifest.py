@@ -4,8 +4,8 @@ import hashlib
 import json
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -246,13 +246,11 @@ def refuse_source(out: Path, source: Path) -> None:
         )
 
 
-@contextmanager
-def output_directory(out: Path, *, overwrite: bool) -> Iterator[Path]:
+def output_directory(out: Path, *, overwrite: bool) -> AbstractContextManager[Path]:
     """Yield an empty directory that becomes ``out`` when the block ends well; only what headprune wrote is replaced.
 
     Raises:
         CheckpointError: See :func:`headprune.runtime.files.staged_directory` and :func:`refuse_strangers`.
     """
     may_replace = refuse_strangers if overwrite else None
-    with staged_directory(out, may_replace=may_replace) as staging:
-        yield staging
+    return staged_directory(out, may_replace=may_replace)
