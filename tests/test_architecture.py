@@ -28,7 +28,6 @@ ORDER = [
     "anatomy",
     "wrapped",
     "batch",
-    "decoder_inputs",
     "memory",
     "masking",
     "passes",
