@@ -29,6 +29,7 @@ from headprune.subject import (
 )
 from headprune.surgery import Given, Reconstruct, cut, give_biases, take_back
 from headprune.surgery.fit import has_bias
+from headprune.tasks.catalogue import METRICS
 from headprune.verify import Proof, masked_equals_pruned, require, run
 from headprune.workflows.course import is_tolerant
 from headprune.workflows.finish import InMemory, Written, documents_of, finish
@@ -57,9 +58,10 @@ def measure(
     )
     timings = times_of([model], subject, batches=batches, progress=progress)[0] if timed else {}
     absent = (found.classes or 0) - len(set(found.references.tolist()))
-    if subject.metric == "f1" and absent > 0 and found.classes != 2:
+    by_class = subject.metric in METRICS and METRICS[subject.metric].by_class
+    if by_class and absent > 0 and found.classes != 2:
         progress.notify(
-            f"f1: {absent} of the model's {found.classes} classes have no row: they count as 0"
+            f"{subject.metric}: {absent} of the model's {found.classes} classes have no row: they count as 0"
         )
     note = rows.note
     if "warnings" not in note:  # no row has chosen anything: nobody has looked at the labels yet
