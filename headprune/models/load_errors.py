@@ -149,7 +149,12 @@ def _foreign_prefix(
 
 
 def unread(unexpected: Iterable[str], model: PreTrainedModel) -> str | None:
-    """Return a warning about tensors that the model doesn't use, such as the head that a task drops; None without any."""
+    """Return a warning about tensors that the model doesn't use, such as the head that a task drops; None without any.
+
+    Args:
+        unexpected: Names of tensors in the files that the model doesn't have.
+        model: The model.
+    """
     prefix = f"{model.base_model_prefix}."
     tables = tuple(name.removeprefix(prefix) for name, _ in model.named_buffers())
     names = sorted(name for name in unexpected if not (tables and name.endswith(tables)))

@@ -229,6 +229,10 @@ def refuse_unusable_output(
 def refuse_source(out: Path, source: Path) -> None:
     """Refuse an output directory that is, or contains, the model that is read, however the two paths are written.
 
+    Args:
+        out: The output directory.
+        source: The directory of the model that is read.
+
     Raises:
         CheckpointError: It does.
     """
@@ -248,6 +252,10 @@ def refuse_source(out: Path, source: Path) -> None:
 
 def output_directory(out: Path, *, overwrite: bool) -> AbstractContextManager[Path]:
     """Yield an empty directory that becomes ``out`` when the block ends well; only what headprune wrote is replaced.
+
+    Args:
+        out: The directory.
+        overwrite: Whether what is there may be replaced.
 
     Raises:
         CheckpointError: See :func:`headprune.runtime.files.staged_directory` and :func:`refuse_strangers`.

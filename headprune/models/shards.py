@@ -52,7 +52,12 @@ def write_index(directory: Path, files: Mapping[str, str], *, total_size: int) -
 
 
 def differing(ones: Iterable[Stored], others: Mapping[str, Stored]) -> list[str]:
-    """Return the names of those tensors that aren't the same, bit for bit, among ``others``."""
+    """Return the names of those tensors that aren't the same, bit for bit, among ``others``.
+
+    Args:
+        ones: Tensors of one directory.
+        others: Tensors of another, by name.
+    """
     return [
         one.name
         for one in ones
@@ -67,6 +72,10 @@ def untie_as_stored(model: PreTrainedModel, directory: Path) -> None:
     """Give a model without memory the parameters that ``from_pretrained`` would give it where the weights lie in ``directory``.
 
     Where they don't, or can't be read, the config's word stands.
+
+    Args:
+        model: A model on the meta device; it is changed.
+        directory: Where its weights lie, perhaps.
     """
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     try:

@@ -124,7 +124,12 @@ def _in_folder(source: Path, folder: Path) -> Iterator[Path]:
 
 
 def change_settings(path: Path, changes: Mapping[str, Any]) -> None:
-    """Change settings in a JSON file, if there is one and its values differ; everything else stays as it is."""
+    """Change settings in a JSON file, if there is one and its values differ; everything else stays as it is.
+
+    Args:
+        path: The file.
+        changes: New values by name.
+    """
     if not changes or not path.is_file():
         return
     settings = read_json(path)

@@ -188,7 +188,13 @@ def _rewrite_file(path: Path, target: Path, *, cuts: Mapping[str, Cut]) -> int:
 def wrong_cuts(
     cuts: Iterable[Cut], *, before: Mapping[str, Stored], after: Mapping[str, Stored]
 ) -> list[str]:
-    """Return the names of cut tensors that, read back, aren't bit for bit the kept rows of the source."""
+    """Return the names of cut tensors that, read back, aren't bit for bit the kept rows of the source.
+
+    Args:
+        cuts: What was cut.
+        before: The source's tensors, by name in the files.
+        after: The tensors that were written, by name.
+    """
     return [cut.name for cut in cuts if not _is_right(cut, before[cut.name], after.get(cut.name))]
 
 

@@ -172,6 +172,11 @@ def staged_file(target: Path, *, may_replace: Check | None = _anything) -> Itera
 def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
     """Write a small file atomically, replacing what was there unless ``overwrite`` is off.
 
+    Args:
+        path: The file.
+        text: Its new content.
+        overwrite: Whether a file that is there may be replaced.
+
     Raises:
         CheckpointError: The write failed; the file is as it was.
     """
