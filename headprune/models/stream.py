@@ -8,18 +8,17 @@ import json
 import math
 import struct
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site, Slice
-from headprune.errors import ModelError, first_line
+from headprune.errors import warn_missing
 from headprune.models.shards import shards, stored_tensors, write_index
-from headprune.surgery.cut import cut_values
+from headprune.surgery.cut import cut_tensor
 from headprune.untrusted.weights import WHOLE, Stored, read_header
 
 
@@ -45,8 +44,7 @@ class Cut:
 
     def apply(self, tensor: Tensor) -> Tensor:
         """Return the kept part of the parameter."""
-        only = replace(self.after, slices=(self.item,))
-        return cut_values({self.parameter: tensor}, self.before, only).get(self.parameter, tensor)
+        return cut_tensor(tensor, self.item, before=self.before, after=self.after)
 
     def kept_rows(self, tensor: Tensor) -> Tensor:
         """Return the same, computed otherwise as a proof: the kept runs of the parameter's own rows, put together."""
@@ -73,9 +71,6 @@ def names_in_memory(model: PreTrainedModel, names: Iterable[str]) -> dict[str, s
     Args:
         model: The model; its names alone are read.
         names: Names in the files.
-
-    Raises:
-        ModelError: This transformers doesn't say how it renames tensors.
     """
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -84,12 +79,12 @@ def names_in_memory(model: PreTrainedModel, names: Iterable[str]) -> dict[str, s
             WeightRenaming,
             rename_source_key,
         )
-    except ImportError as error:  # a newer transformers has moved them
-        raise ModelError(
-            f"transformers {transformers.__version__} doesn't say how it renames tensors: {first_line(error)}",
-            where="transformers.core_model_loading",
-            hint="pip install --upgrade headprune, or take the transformers that docs/support.md names",
-        ) from error
+    except (
+        ImportError
+    ) as error:  # all versions that headprune takes have them: a newer one moved them
+        warn_missing(str(error.name), consequence="no tensor is renamed when it is streamed")
+        known = set(model.state_dict())
+        return {name: name for name in names if name in known}
     steps = get_model_conversion_mapping(model)
     renamings = [step for step in steps if isinstance(step, WeightRenaming)]
     converters = [step for step in steps if isinstance(step, WeightConverter)]

@@ -18,7 +18,7 @@ from headprune.planning import check_constraints, make_plan
 from headprune.planning.constraints import conflicting_fields, with_keep
 from headprune.plans import HeadScores, PruningPlan
 from headprune.subject import Progress, Rows, Subject, separate_rows
-from headprune.surgery.fit import can_fit, put_back_after
+from headprune.surgery.fit import can_fit, restoring
 from headprune.tasks.rows import fingerprint, noted_rows, set_apart, without_noted
 from headprune.workflows.course import constraints_of
 from headprune.workflows.planning import with_savings
@@ -115,7 +115,7 @@ def deepest(
 
     def look(keep: float) -> Look:
         plan = _plan(subject, anatomy, scores, keep)
-        with put_back_after(model, anatomy):
+        with restoring(model, anatomy):
             if (
                 recipe.reconstruct != "none"
                 and may_reconstruct(choosing)
