@@ -76,7 +76,8 @@ def plan_within(
 ) -> tuple[Scored, PruningPlan]:
     """Score towards the deepest cut there is, then go as deep as the tolerance allows; see :func:`deepest`."""
     floor = keeps(anatomy, subject.recipe)[-1]
-    deep = replace(subject, recipe=subject.recipe.model_copy(update={"keep": floor}))
+    towards = subject.recipe.model_copy(update={"keep": floor, "max_drop": None})
+    deep = replace(subject, recipe=towards)
     found = find_scores(deep, anatomy, choosing, progress=progress, keep_parts=keep_parts)
     plan = deepest(
         subject, anatomy, found.scores, choosing=choosing, deciding=deciding, progress=progress
@@ -110,7 +111,7 @@ def deepest(
     judged = partial(metric_with_interval, metric=subject.statistic(), seed=recipe.seed)
     base = judged(whole)
     if recipe.max_drop is None:
-        raise PlanError("no drop is told", where="--max-drop", hint="--max-drop 1%")
+        raise PlanError("no drop is told", where="`max_drop`", hint="such as `max_drop=1%`")
     allowed = recipe.max_drop.of(base.value)
 
     def look(keep: float) -> Look:
@@ -139,8 +140,8 @@ def deepest(
     if not within:
         raise PlanError(
             f"no cut stays within a drop of {recipe.max_drop}: at keep {looks[-1].keep:g} it may be {looks[-1].worst:.4g}",
-            where=f"--max-drop {recipe.max_drop}",
-            hint="allow more, or give more --data: the interval narrows",
+            where=f"`max_drop={recipe.max_drop}`",
+            hint="allow more, or give more `data`: the interval narrows",
         )
     plan = _plan(subject, anatomy, scores, min(one.keep for one in within))
     told = {
