@@ -12,11 +12,9 @@ from headprune.evaluation import EvalResult
 from headprune.heads import HeadName
 from headprune.models.save import LoadMethod
 from headprune.surgery import Reconstruct
+from headprune.tasks.catalogue import is_logarithmic
 from headprune.untrusted.documents import read_json
 from headprune.verify import Proof
-
-LOGARITHMIC = ("perplexity",)
-"""Metrics that are the exponential of a mean."""
 
 
 class Results(Artefact):
@@ -196,4 +194,4 @@ class Sweep(Artefact):
     @property
     def is_logarithmic(self) -> bool:
         """Whether the metric is an exponential of a mean, so that its logarithm is what is drawn and looked at."""
-        return self.metric in LOGARITHMIC
+        return is_logarithmic(self.metric)

@@ -14,6 +14,7 @@ import torch
 PACKAGE = Path(__file__).parent.parent / "headprune"
 ORDER = [
     "errors",
+    "late",
     "runtime",
     "untrusted",
     "distributed",

@@ -13,7 +13,7 @@ from rich.console import Console
 
 import headprune as hp
 from headprune.config import Recipe
-from headprune.evaluation import judge, predict
+from headprune.evaluation import metric_with_interval, predict
 from headprune.heads import HeadId, HeadScores, SiteId
 from headprune.journal import Journal
 from headprune.report.heads import agreement_table
@@ -419,7 +419,9 @@ def test_a_drop_is_how_much_worse_the_metric_is_on_the_rows_that_decide(place, m
     whole = predict(subject.model, subject.task, batches=batches)
     with hp.masked(subject.model, plan.remove, anatomy=anatomy):
         left = predict(subject.model, subject.task, batches=batches)
-    values = [judge(found, subject.task.metric, seed=0)[0] for found in (whole, left)]
+    values = [
+        metric_with_interval(found, subject.statistic(), seed=0).value for found in (whole, left)
+    ]
     worse = values[1] - values[0] if model == "decoder" else values[0] - values[1]
     last = plan.budget["looks"][-1]
     assert last["drop"] == pytest.approx(worse, rel=1e-6, abs=1e-9)

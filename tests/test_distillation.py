@@ -26,10 +26,11 @@ from headprune.errors import (
     UnsupportedError,
 )
 from headprune.surgery import cut, dead_indices
-from headprune.tasks import TASKS
+from headprune.tasks.batches import InputFormat
 from headprune.tasks.distill import class_distance, token_distance
 from headprune.tasks.rows import Example
-from headprune.tasks.similarity import apart
+from headprune.tasks.similarity import half_square
+from headprune.tasks.task import get_task
 
 TASK_OF = {"bert": "classification", "llama": "causal-lm", "gpt2": "causal-lm"}
 GONE = ["L0.H1", "L0.H0", "L2.H5", "L2.H4"]
@@ -53,7 +54,7 @@ class Lesson:
     """A pruned model, the whole one, and rows of the task."""
 
     def __init__(self, family, *, task=None, cls=None, gone=GONE, pad=False, **config):
-        self.task = TASKS[task or TASK_OF[family]]
+        self.task = get_task(task or TASK_OF[family])
         config = {"num_labels": 8, **config} if self.task.name == "classification" else config
         self.teacher = build(family, cls=cls, **config)
         self.model = copy.deepcopy(self.teacher)
@@ -61,13 +62,14 @@ class Lesson:
         remove = [head for head in anatomy.heads if str(head) in gone]
         self.anatomy = cut(self.model, anatomy, remove=remove, pad=pad)
         self.examples = examples_of(self.task.name)
-        self.distance = distance_between(self.task.distill, self.task.distill)
+        self.distance = distance_between(self.task.distillation, self.task.distillation)
         self.tokenizer = toy_tokenizer()
         self.said = []
 
     def batches(self, examples, size=None):
         accepts = {"input_ids", "attention_mask"}.__contains__
-        return self.task.to_batches(examples, self.tokenizer, 16, size, accepts)
+        given = InputFormat(self.tokenizer, 16, batch_size=size, accepts=accepts)
+        return self.task.to_batches(examples, given)
 
     def collate(self, examples):
         return self.batches(examples, len(examples))[0].inputs
@@ -141,7 +143,7 @@ def test_embeddings_are_as_far_apart_as_their_directions():
     first = normalize(torch.tensor([[1.0, 0], [1, 1], [2, 0], [3, 4]]))
     second = normalize(torch.tensor([[5.0, 0], [1, 0], [-1, 0], [4, 3]]))
     wanted = torch.tensor([0, 1 - 0.5**0.5, 2, 1 - 24 / 25])
-    assert torch.allclose(apart(first, second), wanted, atol=1e-6)
+    assert torch.allclose(half_square(first, second), wanted, atol=1e-6)
 
 
 SETTINGS = [

@@ -16,10 +16,12 @@ from headprune.errors import DataError, ModelError
 from headprune.models.find import ModelSource
 from headprune.replay import losses
 from headprune.subject import Subject
-from headprune.tasks import TASKS
-from headprune.tasks.asked import filling, longest_row, refuse_reading_ahead
-from headprune.tasks.data import Columns, Table
+from headprune.tasks.batches import InputFormat
+from headprune.tasks.columns import Columns
+from headprune.tasks.model_inputs import filling, longest_row, refuse_reading_ahead
 from headprune.tasks.rows import Example
+from headprune.tasks.tables import Table
+from headprune.tasks.task import get_task
 
 _SIZES = {
     "vocab_size": 96,
@@ -108,7 +110,7 @@ def toy(*, pad=None, side="right", frame="<s> $A </s>"):
 def subject_of(model, tokenizer, *, task="classification", batch_size=None, max_length=40):
     recipe = Recipe(model="m", batch_size=batch_size, max_length=max_length)
     return Subject(
-        recipe, ModelSource("m", Path("m"), None, model.config), model, tokenizer, TASKS[task]
+        recipe, ModelSource("m", Path("m"), None, model.config), model, tokenizer, get_task(task)
     )
 
 
@@ -215,7 +217,7 @@ def test_losses_under_masks_do_not_depend_on_the_batch_size(of_config):
     masks = torch.ones(len(anatomy.heads), len(anatomy.heads)).fill_diagonal_(0)
     found = [
         losses(
-            model, anatomy, loss=TASKS["classification"].loss, masks=masks,
+            model, anatomy, loss=get_task("classification").loss, masks=masks,
             batches=subject_of(model, toy(pad="[PAD]"), batch_size=size).batches(EXAMPLES),
         )
         for size in (1, None)
@@ -235,7 +237,7 @@ def test_every_token_of_a_text_is_predicted_once_and_none_of_its_start(family, f
     table = Table("x", None, ("text",), [{"text": text}])
     columns = Columns(("text",), "", "as told")
     subject = subject_of(model, tokenizer, task="causal-lm", batch_size=next(SIZES), max_length=12)
-    examples = subject.task.to_examples(table, columns, tokenizer, model.config, 12)
+    examples = subject.task.to_examples(table, columns, subject.input_format())
     content = [token for example in examples for token in example.tokens[len(start) :]]
     assert content == plain[: len(content)]
     assert len(plain) - len(content) < 2 - bool(start)
@@ -257,9 +259,9 @@ def test_every_token_of_a_text_is_predicted_once_and_none_of_its_start(family, f
 
 def test_a_window_that_has_room_for_nothing_but_the_start_of_a_text_is_refused():
     table = Table("x", None, ("text",), [{"text": "w1 w2 w3"}])
-    given = (table, Columns(("text",), "", "as told"), toy(frame="<s> </s> $A"), None)
+    columns, window = Columns(("text",), "", "as told"), InputFormat(toy(frame="<s> </s> $A"), 2)
     with pytest.raises(DataError, match="leave nothing to predict") as caught:
-        TASKS["causal-lm"].to_examples(*given, 2)
+        get_task("causal-lm").to_examples(table, columns, window)
     assert "--max-length" in caught.value.where
     assert "3 tokens" in caught.value.hint
 

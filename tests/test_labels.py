@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from headprune.errors import ConfigError, DataError, HeadpruneError, ModelError
 from headprune.models.find import find
-from headprune.tasks import TASKS, of_outputs, refuse_other_head
-from headprune.tasks.data import Table
+from headprune.tasks.catalogue import TASKS
 from headprune.tasks.doubts import doubts_of_classes, doubts_of_numbers
 from headprune.tasks.labels import read_classes, read_numbers
+from headprune.tasks.tables import Table
+from headprune.tasks.task import for_outputs, refuse_other_head
 
 STARS = {index: f"{index + 1} star{'s' * (index > 0)}" for index in range(5)}
 MISSING = (None, "", " ", "-", -1, "-1", -1.0, "-1.0", float("nan"))
@@ -344,7 +345,7 @@ def test_a_head_that_a_task_would_lose_is_refused(tmp_path, task, architecture, 
     with pytest.raises(ConfigError, match=architecture) as caught:
         refuse_other_head(task, config, model_directory=tmp_path)
     assert ("headprune.score(" in caught.value.hint) == (not own)
-    assert of_outputs("classification", transformers.BertConfig(num_labels=1)) == "regression"
+    assert for_outputs("classification", transformers.BertConfig(num_labels=1)) == "regression"
 
 
 def test_errors_have_three_parts():

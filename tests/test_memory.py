@@ -20,8 +20,8 @@ from headprune.scoring.catalogue import METHODS
 from headprune.scoring.gates import gradient as gates_gradient
 from headprune.scoring.request import ScoreRequest
 from headprune.surgery.fit import fit
-from headprune.tasks import get_task
 from headprune.tasks.distill import CLASSES, TOKENS, with_teacher_targets
+from headprune.tasks.task import get_task
 from headprune.verify import masked_equals_pruned, run
 
 
@@ -134,7 +134,8 @@ def test_evaluation_and_distances_are_the_same(rows):
         goal = with_teacher_targets(model, CLASSES, batches, seed=0)
         targets = torch.cat([batch.targets.flatten() for batch in goal.batches])
         return [*map(torch.from_numpy, (plain.predictions, plain.references)),
-                *map(torch.from_numpy, (masked.predictions, masked.losses)),
+                *(torch.from_numpy(one.predictions) for one in masked),
+                *(torch.from_numpy(one.losses) for one in masked),
                 torch.tensor(far), targets]  # fmt: skip
 
     expected = all_of_it()

@@ -13,9 +13,9 @@ from headprune.masking import gated
 from headprune.replay import losses
 from headprune.scoring.request import ScoreRequest
 from headprune.scoring.score import score as run_method
-from headprune.tasks import TASKS
 from headprune.tasks.distill import predictions_as_loss, with_teacher_targets
-from headprune.tasks.metrics import BUILT_IN
+from headprune.tasks.metrics import load_metric
+from headprune.tasks.task import get_task
 
 
 def parts_of(batch, size):
@@ -42,19 +42,21 @@ def case(task, rows=12):
 def test_targets_do_not_depend_on_how_rows_are_batched(task):
     model, batch = case(task)
     goals = [
-        with_teacher_targets(model, TASKS[task].distill, parts_of(batch, size), seed=3)
+        with_teacher_targets(model, get_task(task).distillation, parts_of(batch, size), seed=3)
         for size in (12, 5)
     ]
     for kind in ("batches", "sampled_batches"):
         one, other = (torch.cat([part.targets for part in getattr(goal, kind)]) for goal in goals)
         assert torch.allclose(one.double(), other.double(), atol=1e-6)
-    again = with_teacher_targets(model, TASKS[task].distill, parts_of(batch, 12), seed=4)
+    again = with_teacher_targets(model, get_task(task).distillation, parts_of(batch, 12), seed=4)
     assert not torch.equal(goals[0].sampled_batches[0].targets, again.sampled_batches[0].targets)
 
 
 def test_nothing_is_lost_by_the_model_as_it_is_and_something_without_heads():
     model, batch = case("classification")
-    goal = with_teacher_targets(model, TASKS["classification"].distill, parts_of(batch, 5), seed=0)
+    goal = with_teacher_targets(
+        model, get_task("classification").distillation, parts_of(batch, 5), seed=0
+    )
     anatomy = inspected(model)
     masks = torch.stack([torch.ones(18), torch.tensor([0.0] * 3 + [1.0] * 15)])
     found = losses(model, anatomy, batches=goal.batches, loss=goal.loss, masks=masks)
@@ -72,7 +74,9 @@ def test_drawn_classes_have_the_models_frequencies_and_curvature():
     model, batch = case("classification", rows=6)
     anatomy = inspected(model)
     goals = [
-        with_teacher_targets(model, TASKS["classification"].distill, parts_of(batch, 6), seed=seed)
+        with_teacher_targets(
+            model, get_task("classification").distillation, parts_of(batch, 6), seed=seed
+        )
         for seed in range(200)
     ]
     with torch.no_grad():
@@ -102,7 +106,9 @@ def test_tokens_are_drawn_from_what_the_model_expects():
     model, batch = case("causal-lm", rows=2)
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     goals = [
-        with_teacher_targets(model, TASKS["causal-lm"].distill, parts_of(batch, 2), seed=seed)
+        with_teacher_targets(
+            model, get_task("causal-lm").distillation, parts_of(batch, 2), seed=seed
+        )
         for seed in range(150)
     ]
     with torch.no_grad():
@@ -116,7 +122,7 @@ def test_tokens_are_drawn_from_what_the_model_expects():
 def test_drawn_tokens_are_a_language_models_loss():
     model, batch = case("causal-lm", rows=4)
     (part,) = parts_of(batch, 4)
-    goal = with_teacher_targets(model, TASKS["causal-lm"].distill, [part], seed=0)
+    goal = with_teacher_targets(model, get_task("causal-lm").distillation, [part], seed=0)
     anatomy = inspected(model)
     found = losses(model, anatomy, batches=goal.batches, loss=goal.loss, masks=torch.ones(1, 24))[0]
     for row, (value, example) in enumerate(zip(found, unpadded(batch), strict=True)):
@@ -133,8 +139,8 @@ def test_drawn_tokens_are_a_language_models_loss():
 def test_the_metric_is_measured_without_each_head(name):
     model, batch, _loss = setting("bert", rows=24)
     anatomy = inspected(model)
-    statistic = BUILT_IN[name]
-    predictions = predictions_as_loss(TASKS["classification"].predict)
+    statistic = load_metric(name)
+    predictions = predictions_as_loss(get_task("classification").predict)
     request = ScoreRequest(model, anatomy, as_batches([batch]), predictions, statistic=statistic)
     found = run_method(request, method="ablation")
     assert (found.objective, found.metric) == ("metric", name)
@@ -153,7 +159,7 @@ def test_the_metric_is_measured_without_each_head(name):
 
 def test_perplexity_that_rises_is_a_metric_that_drops():
     model, batch = build("llama"), lm_batch(rows=6)
-    task = TASKS["causal-lm"]
+    task = get_task("causal-lm")
     (part,) = as_batches([batch])
     counts = batch["attention_mask"].sum(1) - 1
     request = ScoreRequest(
@@ -161,7 +167,7 @@ def test_perplexity_that_rises_is_a_metric_that_drops():
         inspected(model),
         [type(part)(part.inputs, counts, part.example_of_row, part.indices)],
         task.predicted_loss,
-        statistic=BUILT_IN["perplexity"],
+        statistic=load_metric("perplexity"),
     )
     found = run_method(request, method="ablation")
     assert lm_loss is not None

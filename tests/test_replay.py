@@ -15,7 +15,7 @@ from headprune.masking import gated
 from headprune.passes import RunContext
 from headprune.replay.budget import in_chunks
 from headprune.replay.routes import find_routes
-from headprune.tasks import TASKS
+from headprune.tasks.task import get_task
 
 BASES = {"bert": "BertModel", "roberta": "RobertaModel", "distilbert": "DistilBertModel"}
 
@@ -247,7 +247,7 @@ def test_few_positions_of_each_row_are_exact_too(family, wanted):
 @pytest.mark.parametrize("at_once", [1, 800, 10**9])
 def test_losses_and_gradients_don_t_depend_on_how_many_logits_exist_at_once(family, at_once):
     model = build(family)
-    task = TASKS["causal-lm"]
+    task = get_task("causal-lm")
     inputs = token_inputs()
     batch = as_batches([{**inputs, "labels": inputs["attention_mask"].sum(1) - 1}])[0]
     head = model.get_output_embeddings()
@@ -276,7 +276,7 @@ def test_what_a_model_does_with_its_logits_is_done_to_every_piece():
     anatomy = inspected(model)
     inputs = token_inputs()
     batches = as_batches([{**inputs, "labels": inputs["attention_mask"].sum(1) - 1}])
-    task = TASKS["causal-lm"]
+    task = get_task("causal-lm")
     masks = 1 - torch.eye(len(anatomy.heads))
     found = replay.losses(model, anatomy, batches=batches, loss=task.loss, masks=masks)
     assert torch.allclose(found, brute(model, anatomy, batches, masks, task.loss), atol=2e-5)
@@ -345,7 +345,7 @@ def test_what_has_as_many_rows_as_the_batch_by_chance_is_no_row(bert):
 def test_routes_of_a_language_model_are_tried_on_few_positions():
     model = build("llama")
     anatomy = inspected(model)
-    task = TASKS["causal-lm"]
+    task = get_task("causal-lm")
     ids = token_inputs(rows=1, length=120)["input_ids"].view(3, 40)
     batches = as_batches(
         [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.full((3,), 39)}]
@@ -528,7 +528,7 @@ def test_a_row_without_gradient_is_measured_all_the_same():
 
 def test_logits_that_are_changed_in_place_are_not_the_head_s_own():
     model = build("llama")
-    task = TASKS["causal-lm"]
+    task = get_task("causal-lm")
     inputs = token_inputs()
     batch = as_batches([{**inputs, "labels": inputs["attention_mask"].sum(1) - 1}])[0]
 

@@ -10,8 +10,9 @@ from headprune.batch import as_batches
 from headprune.errors import DataError, ModelError
 from headprune.replay import losses
 from headprune.scoring.catalogue import METHODS
-from headprune.tasks import TASKS
+from headprune.tasks.batches import InputFormat
 from headprune.tasks.rows import Example
+from headprune.tasks.task import get_task
 
 
 def classifier_loss(outputs, batch):
@@ -21,7 +22,7 @@ def classifier_loss(outputs, batch):
 def lm_loss(outputs, batch):
     """The task's loss; in double where the model is, so that differences of it mean something."""
     if outputs.logits.dtype != torch.float64:
-        return TASKS["causal-lm"].loss(outputs, batch)
+        return get_task("causal-lm").loss(outputs, batch)
     mask = batch.inputs["attention_mask"][:, 1:]
     chosen = batch.inputs["input_ids"][:, 1:, None]
     found = outputs.logits[:, :-1].log_softmax(-1).gather(-1, chosen)[..., 0]
@@ -150,12 +151,13 @@ def test_scores_do_not_depend_on_the_side_of_padding(family, method):
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
 def test_batches_are_the_same_whatever_side_the_tokenizer_pads(family, tokenizer):
-    task = TASKS["classification"]
+    task = get_task("classification")
     examples = [Example((text,), index % 2) for index, text in enumerate(sentences(10))]
     found = []
     for side in ("left", "right"):
         tokenizer.padding_side = side
-        batches = task.to_batches(examples, tokenizer, 16, 3, lambda name: name != "token_type_ids")
+        accepts = {"input_ids", "attention_mask"}.__contains__
+        batches = task.to_batches(examples, InputFormat(tokenizer, 16, None, 3, accepts))
         scores = hp.score(build(family), batches, loss=task.loss)
         found.append(scores.values)
     assert found[0] == found[1]

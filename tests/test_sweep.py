@@ -9,6 +9,7 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from families import build, inspected, sentences
@@ -20,7 +21,7 @@ import headprune as hp
 from headprune.artefact import read_artefact
 from headprune.config import Recipe
 from headprune.errors import ConfigError, ModelError, PlanError
-from headprune.evaluation import judge, predict, predict_masked
+from headprune.evaluation import metric_with_interval, predict, predict_masked
 from headprune.heads import HeadScores
 from headprune.journal import Journal
 from headprune.models.find import ModelSource
@@ -31,8 +32,9 @@ from headprune.report.charts import sweep_picture
 from headprune.report.terminal import ConsoleProgress
 from headprune.results import Sweep
 from headprune.subject import Subject, open_subject, separate_rows
-from headprune.tasks import TASKS
+from headprune.tasks.catalogue import TASKS
 from headprune.tasks.rows import Example, noted_rows
+from headprune.tasks.task import get_task
 from headprune.workflows.curves import measure_curves
 from headprune.workflows.sweep import lawful_points, recipes_of
 
@@ -42,7 +44,7 @@ QUIET = ConsoleProgress(quiet=True)
 
 def subject_of(name, tokenizer, **settings):
     """Return a tiny model with its task, and rows."""
-    task = TASKS["causal-lm" if name == "llama" else "classification"]
+    task = get_task("causal-lm" if name == "llama" else "classification")
     recipe = Recipe(model=name, max_length=16, batch_size=8, **settings)
     if task.name == "causal-lm":
         ids = tokenizer("\n".join(sentences(60)), add_special_tokens=False)["input_ids"]
@@ -76,15 +78,14 @@ def measured(request, tokenizer):
 def test_the_whole_model_is_what_plain_evaluation_finds(measured):
     subject, _anatomy, batches, curves, better = measured
     task = subject.task
-    value, interval, higher = judge(
-        predict(subject.model, task, batches=batches), task.metric, seed=0
-    )
-    assert better is higher is (task.metric == "accuracy")
+    found = predict(subject.model, task, batches=batches)
+    expected = metric_with_interval(found, subject.statistic(), seed=0)
+    assert better is expected.higher_is_better is (task.metric == "accuracy")
     for curve in curves:
         whole = curve.points[0]
         assert (whole.keep, whole.share, whole.removed) == (1.0, 1.0, ())
-        assert whole.value == pytest.approx(value, rel=1e-6)
-        assert whole.interval == pytest.approx(interval, rel=1e-6)
+        assert whole.value == pytest.approx(expected.value, rel=1e-6)
+        assert whole.interval == pytest.approx(expected.interval, rel=1e-6)
         assert (whole.difference, whole.difference_interval) == (0.0, (0.0, 0.0))
 
 
@@ -97,12 +98,13 @@ def test_every_point_is_masking_and_evaluating_by_hand(measured):
         with hp.masked(model, point.removed, anatomy=anatomy):
             found = predict(model, task, batches=batches)
             lost = torch.cat([task.loss(model(**b.inputs), b).detach() for b in batches]).double()
-        value, interval, _ = judge(found, task.metric, seed=0)
-        difference, paired, _ = judge(found, task.metric, seed=0, other=plain)
-        assert point.value == pytest.approx(value, rel=1e-5)
-        assert point.interval == pytest.approx(interval, rel=1e-5)
-        assert point.difference == pytest.approx(difference, rel=1e-4, abs=1e-6)
-        assert point.difference_interval == pytest.approx(paired, rel=1e-4, abs=1e-6)
+        metric = subject.statistic()
+        expected = metric_with_interval(found, metric, seed=0)
+        difference = metric_with_interval(found, metric, seed=0, other=plain)
+        assert point.value == pytest.approx(expected.value, rel=1e-5)
+        assert point.interval == pytest.approx(expected.interval, rel=1e-5)
+        assert point.difference == pytest.approx(difference.value, rel=1e-4, abs=1e-6)
+        assert point.difference_interval == pytest.approx(difference.interval, rel=1e-4, abs=1e-6)
         assert point.loss == pytest.approx(lost.mean().item(), rel=1e-5)
         error = (lost.std() / len(lost) ** 0.5).item()
         assert point.loss_standard_error == pytest.approx(error, rel=1e-4)
@@ -112,10 +114,9 @@ def test_a_point_is_the_model_that_prune_would_make(measured):
     subject, anatomy, batches, curves, _better = measured
     point = curves[0].points[-1]
     smaller = hp.prune(copy.deepcopy(subject.model), point.removed)
-    value, _, _ = judge(
-        predict(smaller, subject.task, batches=batches), subject.task.metric, seed=0
-    )
-    assert point.value == pytest.approx(value, rel=1e-5)
+    found = predict(smaller, subject.task, batches=batches)
+    expected = metric_with_interval(found, subject.statistic(), seed=0)
+    assert point.value == pytest.approx(expected.value, rel=1e-5)
     assert point.heads == len(inspected(smaller).heads) == len(anatomy.heads) - len(point.removed)
     assert point.share == pytest.approx(point.heads / len(anatomy.heads))
 
@@ -142,13 +143,14 @@ def test_losses_are_those_of_the_hot_path(measured):
     given_both = {"batches": batches, "masks": masks}
     found = predict_masked(subject.model, anatomy, subject.task, **given_both)
     expected = losses(subject.model, anatomy, loss=subject.task.loss, **given_both)
-    assert torch.allclose(torch.from_numpy(found.losses).float(), expected, rtol=1e-4, atol=1e-5)
-    assert [p.loss for p in points] == pytest.approx(found.losses.mean(1).tolist(), rel=1e-6)
+    lost = torch.tensor(np.stack([one.losses for one in found]))
+    assert torch.allclose(lost.float(), expected, rtol=1e-4, atol=1e-5)
+    assert [p.loss for p in points] == pytest.approx(lost.mean(1).tolist(), rel=1e-6)
 
 
 def test_a_predicted_loss_over_its_references_is_the_loss(tokenizer):
     """What lets one pass measure both."""
-    for task in TASKS.values():
+    for task in map(get_task, TASKS):
         if task.predicted_loss is not None:
             subject, batches = subject_of("llama", tokenizer)
             outputs = subject.model(**batches[0].inputs)
@@ -348,7 +350,7 @@ def test_rows_that_chose_are_not_rows_that_report(sweep, place):
             subject.task,
             batches=subject.batches(rows.examples),
             masks=torch.ones(1, len(anatomy.heads)),
-        ).losses.mean()
+        )[0].losses.mean()
         for name, rows in (("choosing", choosing), ("reporting", reporting))
     }
     for curve in found["curves"]:

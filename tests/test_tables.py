@@ -17,10 +17,13 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 
 from headprune.errors import DataError
-from headprune.tasks import TASKS
-from headprune.tasks.chats import prose_of
-from headprune.tasks.data import Columns, Table, choose_columns, number_of, read_table, texts_of
-from headprune.tasks.leaks import prose_without_rows_of, without_rows_of
+from headprune.tasks.batches import InputFormat
+from headprune.tasks.causal_lm import prose_of
+from headprune.tasks.columns import Columns, choose_columns, number_of, texts_of
+from headprune.tasks.data import read_table
+from headprune.tasks.rows import prose_without_rows_of, without_rows_of
+from headprune.tasks.tables import Table
+from headprune.tasks.task import get_task
 
 NAMES = ("text", "label", "a b", "id")
 CELLS = st.text(st.sampled_from("ab \"',;|\t\n\r\\0é\u2028\u0085漢"), max_size=6)
@@ -455,8 +458,10 @@ def test_what_is_no_text_is_refused_with_what_it_holds(cell, task, tokenizer):
     rows = [{"text": text, "label": 0} for text in ("w1", "w2", cell)]
     table = Table("d.jsonl", None, ("text", "label"), rows, lines=(1, 2, 5))
     with pytest.raises(DataError, match=r"row 2 \(line 5\)") as caught:
-        TASKS[task].to_examples(
-            table, Columns(("text",), "label", ""), tokenizer, build("bert").config, 16
+        get_task(task).to_examples(
+            table,
+            Columns(("text",), "label", ""),
+            InputFormat(tokenizer, 16, config=build("bert").config),
         )
     assert "text" in caught.value.what
     assert isinstance(cell, str) or repr(cell) in caught.value.what
@@ -535,10 +540,11 @@ def test_a_text_without_tokens_is_named_by_row(tmp_path, task):
     tokenizer = toy_tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer()
     table = read_table(str(path))
-    task = TASKS[task]
-    columns = choose_columns(table, num_texts=task.num_texts)
-    examples = task.to_examples(table, columns, tokenizer, build("bert").config, 16)
+    task = get_task(task)
+    columns = choose_columns(table, num_texts=task.row.num_texts)
+    given = InputFormat(tokenizer, 16, config=build("bert").config)
+    examples = task.to_examples(table, columns, given)
     with pytest.raises(DataError, match="no tokens") as caught:
-        task.to_batches(examples, tokenizer, 16, None, lambda _name: True)
+        task.to_batches(examples, given)
     assert caught.value.where == f"--data {path}, row 1 (line 4)"
-    task.to_batches(examples[:1], tokenizer, 16, None, lambda _name: True)
+    task.to_batches(examples[:1], given)

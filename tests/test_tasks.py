@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from headprune.errors import ConfigError, DataError
-from headprune.tasks import TASKS, detect_task, get_task, metrics
-from headprune.tasks.collate import pack
-from headprune.tasks.data import choose_columns, read_table
+from headprune.tasks import metrics
+from headprune.tasks.batches import InputFormat, pack
+from headprune.tasks.catalogue import METRICS, TASKS, require_metric
+from headprune.tasks.columns import choose_columns
+from headprune.tasks.data import read_table
 from headprune.tasks.rows import Example, draw, fingerprint, hold_out, without_inputs
+from headprune.tasks.task import detect_task, get_task
 
 ROWS = [{"sentence": text, "label": index % 2} for index, text in enumerate(sentences(9))]
 
@@ -170,11 +173,10 @@ def test_metrics_are_the_reference_ones(pairs):
 
 
 def test_perplexity_is_that_of_the_model_s_own_loss(tokenizer):
-    model, task = build("llama"), TASKS["causal-lm"]
+    model, task = build("llama"), get_task("causal-lm")
     ids = torch.randint(7, 90, (1, 20))
-    batches = task.to_batches(
-        [Example(tokens=tuple(ids[0].tolist()))], tokenizer, 32, None, lambda _name: True
-    )
+    examples = [Example(tokens=tuple(ids[0].tolist()))]
+    batches = task.to_batches(examples, InputFormat(tokenizer, 32))
     with torch.no_grad():
         expected = model(input_ids=ids, labels=ids).loss.exp().item()
         found = task.predict(model(**batches[0].inputs), batches[0])
@@ -189,21 +191,26 @@ def test_metrics_that_are_not_built_in_must_say_their_direction():
         metrics.load_metric("no-such-metric", higher_is_better=True)
 
 
-@pytest.mark.parametrize("name", metrics.BUILT_IN)
+@pytest.mark.parametrize("name", METRICS)
 def test_a_known_metric_has_its_direction_and_what_it_compares(name):
     """Whatever else is said, or predicted, is refused before any work, in three parts."""
-    known = metrics.BUILT_IN[name]
+    known = METRICS[name]
     agreeing = metrics.load_metric(name, higher_is_better=known.higher_is_better)
     assert agreeing.higher_is_better == known.higher_is_better
     with pytest.raises(ConfigError, match="is better, and the settings say") as caught:
         metrics.load_metric(name, higher_is_better=not known.higher_is_better)
     assert name in caught.value.where
     for task in TASKS.values():
-        if task.predicted == known.takes:
-            metrics.load_metric(name, predicted=task.predicted, classes=3)
-        else:
-            with pytest.raises(ConfigError, match=f"compares {known.takes}") as caught:
-                metrics.load_metric(name, predicted=task.predicted)
+        if task.predicts in known.takes:
+            metrics.load_metric(name, predicted=task.predicts, classes=3)
+            require_metric(task.name, name)
+            continue
+        for refused in (
+            lambda: metrics.load_metric(name, predicted=task.predicts),  # noqa: B023
+            lambda: require_metric(task.name, name),  # noqa: B023
+        ):
+            with pytest.raises(ConfigError, match=f"compares {known.takes[0]}") as caught:
+                refused()
             assert task.metric in caught.value.hint
 
 
@@ -290,20 +297,20 @@ def test_a_file_that_is_no_metric_is_to_be_repaired(tmp_path, monkeypatch, text)
 
 
 def test_a_script_s_interval_is_of_as_many_samples_as_there_is_time_for(tmp_path):
-    from headprune.evaluation import Predictions, judge
+    from headprune.evaluation import Predictions, metric_with_interval
 
     references = np.arange(20.0) % 3
     body = f"import time; time.sleep(0.11 * (len(references) == 20)); return {{'mslow': {SHARE}}}"
     path = script(tmp_path, "mslow", INTEGERS, body)
     statistic = metrics.load_metric(path, higher_is_better=True, predicted="classes", classes=3)
-    assert metrics.affordable(statistic, 0.001, most=1000, fewest=100) == 1000
-    assert metrics.affordable(statistic, 0.06, most=1000, fewest=100) == 200
-    assert metrics.affordable(statistic, 9.0, most=1000, fewest=100) == 100
-    known = metrics.BUILT_IN["accuracy"]
-    assert metrics.affordable(known, 9.0, most=1000, fewest=100) == 1000
-    monkeyed = Predictions(references[:19], references[:19], 3)
-    value, (low, high), _ = judge(monkeyed, statistic, seed=0)
-    assert (value, low, high) == (1, 1, 1)
+    assert statistic.num_resamples(0.001, largest=1000, smallest=100) == 1000
+    assert statistic.num_resamples(0.06, largest=1000, smallest=100) == 200
+    assert statistic.num_resamples(9.0, largest=1000, smallest=100) == 100
+    known = metrics.load_metric("accuracy")
+    assert known.num_resamples(9.0, largest=1000, smallest=100) == 1000
+    right = Predictions(references[:19], references[:19], losses=np.zeros(19), classes=3)
+    found = metric_with_interval(right, statistic, seed=0)
+    assert (found.value, *found.interval) == (1, 1, 1)
 
 
 def test_resamples_on_which_a_script_is_not_defined_are_left_out(tmp_path):
@@ -321,16 +328,16 @@ def test_the_bootstrap_interval_has_the_width_of_theory():
     rng = np.random.default_rng(0)
     references = np.ones(2000)
     predictions = (rng.random(2000) < 0.8).astype(float)
-    low, high = metrics.interval(metrics.BUILT_IN["accuracy"], [predictions], references, seed=0)
+    low, high = metrics.interval(metrics.load_metric("accuracy"), [predictions], references, seed=0)
     share = predictions.mean()
     half = 1.96 * math.sqrt(share * (1 - share) / 2000)
     assert low == pytest.approx(share - half, abs=0.004)
     assert high == pytest.approx(share + half, abs=0.004)
-    again = metrics.interval(metrics.BUILT_IN["accuracy"], [predictions], references, seed=0)
+    again = metrics.interval(metrics.load_metric("accuracy"), [predictions], references, seed=0)
     assert (low, high) == again
     # A model compared with itself: the paired difference has no width, however wide each interval is.
     assert metrics.interval(
-        metrics.BUILT_IN["accuracy"], [predictions] * 2, references, seed=0
+        metrics.load_metric("accuracy"), [predictions] * 2, references, seed=0
     ) == (0, 0)
 
 
@@ -363,7 +370,9 @@ def test_pooling_is_the_model_s_own(tmp_path, tokenizer):
     task = get_task("similarity", model_directory=tmp_path)
     model = build("bert", cls="BertModel")
     pairs = [Example((a, b), 0.5) for a, b in zip(sentences(4), sentences(4, seed=1), strict=True)]
-    (batch,) = task.to_batches(pairs, tokenizer, 32, None, lambda name: name != "token_type_ids")
+    (batch,) = task.to_batches(
+        pairs, InputFormat(tokenizer, 32, accepts={"input_ids", "attention_mask"}.__contains__)
+    )
     with torch.no_grad():
         outputs = model(**batch.inputs)
         mean, _ = task.predict(outputs, batch)

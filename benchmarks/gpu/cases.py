@@ -21,7 +21,7 @@ import headprune as hp
 from benchmarks.speed.cases import Case
 from benchmarks.speed.flops import minimal_flops, shape_of
 from headprune.batch import Batch, PositionLoss
-from headprune.tasks import TASKS
+from headprune.tasks.task import get_task
 
 _FIRST_WORD = 1000  # BERT's ids before that are special tokens
 
@@ -77,7 +77,7 @@ def open_case(name: str, size: Size, *, device: torch.device, dtype: torch.dtype
         _batch(inputs(), index, causal=causal, dtype=dtype).to(device)
         for index in range(size.batches)
     )
-    task = TASKS["causal-lm" if causal else "classification"]
+    task = get_task("causal-lm" if causal else "classification")
     return Case(
         name=name,
         about=f"{size.layers} x {size.heads} heads, {size.rows} x {size.length}, {dtype}",

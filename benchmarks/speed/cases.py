@@ -18,9 +18,10 @@ from headprune.config import Recipe
 from headprune.models.facts import choose_device
 from headprune.subject import Subject, open_subject
 from headprune.subject.opened import Item
-from headprune.tasks import TASKS, Task
-from headprune.tasks.data import choose_columns, read_table
+from headprune.tasks.columns import choose_columns
+from headprune.tasks.data import read_table
 from headprune.tasks.rows import Example, draw
+from headprune.tasks.task import Task, get_task
 
 _ROWS_OF_REFERENCE = 32
 _FIRST_WORD = 1000  # BERT's ids before that are special tokens
@@ -110,7 +111,7 @@ def _bert(sizes: Sizes, device: str) -> Case:
     return _case(
         "bert-base",
         f"random BERT {layers} x {heads}, {rows} rows of {length} random tokens",
-        TASKS["classification"],
+        get_task("classification"),
         model,
         batches=_rows_at_a_time(data, sizes.bert_batch),
         few=_rows_at_a_time(data.take(sizes.reference_rows), _ROWS_OF_REFERENCE),
@@ -189,11 +190,12 @@ def _examples(subject: Subject) -> tuple[Example, ...]:
     recipe, task = subject.recipe, subject.task
     table = read_table(str(recipe.data), split=recipe.split)
     columns = choose_columns(
-        table, texts=recipe.text, num_texts=task.num_texts, needs_label=task.needs_label
+        table,
+        texts=recipe.text,
+        num_texts=task.row.num_texts,
+        needs_label=bool(task.row.label),
     )
-    return task.to_examples(
-        table, columns, subject.tokenizer, subject.model.config, subject.max_length
-    )
+    return task.to_examples(table, columns, subject.input_format())
 
 
 def _few(subject: Subject, examples: Sequence[Example], batch_size: int) -> tuple[Batch, ...]:

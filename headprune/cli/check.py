@@ -101,10 +101,10 @@ def _result(
     call: Call, baseline: "Baseline | None" = None, limits: "Limits | None" = None
 ) -> "EvalResult":
     """Return the result to judge: read from a file, or measured; what can't be judged is refused first."""
-    from headprune import workflows
     from headprune.footprint import size_names
     from headprune.gate import refuse_untimed
     from headprune.results import read_result
+    from headprune.workflows.evaluate import evaluate
 
     target = call.recipe.model or ""
     if target.endswith(".json"):
@@ -113,4 +113,4 @@ def _result(
     if baseline is not None and limits is not None:
         sizes = size_names(lengths=recipe.latency_length, rows=recipe.latency_batch)
         refuse_untimed(baseline, limits, names=sizes if recipe.latency else ())
-    return workflows.evaluate(recipe, progress=call.talk, baseline=baseline)
+    return evaluate(recipe.settings, progress=call.talk, baseline=baseline)

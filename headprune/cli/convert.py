@@ -1,6 +1,5 @@
 """``headprune convert``."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,9 +19,9 @@ OPTIONS: dict[str, Any] = {
 
 def command(call: Call) -> None:
     """Make a model that transformers v4 pruned (config.pruned_heads) or pickled load with transformers v5."""
-    from headprune import workflows
     from headprune.artefact import dump_json
     from headprune.report.terminal import key_value_table
+    from headprune.workflows.convert import convert
 
     if call.recipe.out is None:
         raise ConfigError(
@@ -30,6 +29,6 @@ def command(call: Call) -> None:
             where="--out",
             hint="headprune convert MODEL --out DIR",
         )
-    results = workflows.convert(call.recipe, out=Path(call.recipe.out), progress=call.talk)
+    results = convert(call.settings, progress=call.talk)
     rows = {"directory": call.recipe.out, "loads_with": results.loads_with}
     call.write(dump_json({"format": 1, **rows})) if call.json else call.show(key_value_table(rows))

@@ -10,8 +10,8 @@ OPTIONS: dict[str, Any] = {**MODEL, **ROWS, **WORK, **TIMES}
 
 def command(call: Call) -> None:
     """Measure a model, pruned or not: metric with interval, size, latency."""
-    from headprune import workflows
     from headprune.report.tables import eval_table
+    from headprune.workflows.evaluate import evaluate
 
-    result = workflows.evaluate(call.recipe, progress=call.talk)
+    result = evaluate(call.settings, progress=call.talk)
     call.write(result.to_json()) if call.json else call.show(eval_table(result))

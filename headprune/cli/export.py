@@ -27,8 +27,8 @@ OPTIONS: dict[str, Any] = {
 
 def command(call: Call) -> None:
     """Write a Llama-like model, pruned or not, as GGUF for llama.cpp, and prove it by reading it back."""
-    from headprune import workflows
     from headprune.report.terminal import key_value_table
+    from headprune.workflows.convert import export
 
     path = call.own.get("gguf")
     if path is None:
@@ -37,8 +37,8 @@ def command(call: Call) -> None:
             where="--gguf",
             hint="headprune export MODEL --gguf model.gguf",
         )
-    made = workflows.export(
-        call.recipe,
+    made = export(
+        call.settings,
         gguf=path,
         with_tokenizer=call.own.get("tokenizer") is not False,
         progress=call.talk,

@@ -77,10 +77,10 @@ OPTIONS: dict[str, Any] = {
 def command(call: Call) -> None:
     """Let a pruned model learn from the one it came from, by distillation; prove it and save it anew."""
     from headprune.report.tables import prune_table
-    from headprune.workflows.healing import heal
+    from headprune.workflows.heal import heal
 
     recipe = _with_output(call.recipe)
-    results = heal(recipe, resume=bool(call.own.get("resume")), progress=call.talk)
+    results = heal(recipe.settings, resume=bool(call.own.get("resume")), progress=call.talk)
     table = prune_table(results, directory=str(recipe.out))
     call.write(results.to_json()) if call.json else call.show(table)
 

@@ -55,10 +55,10 @@ def _methods(recipe: "Recipe") -> tuple[str | None, ...]:
 
 
 def _has_steps(call: Call) -> bool:
-    from headprune.workflows.course import steps_of
+    from headprune.workflows.validate import num_steps
 
     said = [call.recipe.model_copy(update={"method": name}) for name in _methods(call.recipe)]
-    return any(steps_of(recipe) > 1 for recipe in said)
+    return any(num_steps(recipe, recipe) > 1 for recipe in said)
 
 
 _COMPILE = _Rule(

@@ -19,8 +19,8 @@ OPTIONS: dict[str, Any] = {
 
 def command(call: Call) -> None:
     """Show where a model's heads are, what can't be pruned and why, and what pruning would save; config.json is enough."""
-    from headprune import workflows
     from headprune.report.heads import survey_table
+    from headprune.workflows.inspect import inspect
 
-    found = workflows.survey(call.recipe, progress=call.talk)
+    found = inspect(call.settings, progress=call.talk)
     call.write(found.to_json()) if call.json else call.show(survey_table(found))

@@ -126,22 +126,19 @@ OPTIONS: dict[str, Any] = {
 
 def command(call: Call) -> None:
     """Remove the least important heads, prove it, and save the smaller model."""
-    from headprune import workflows
     from headprune.report.tables import plan_table, prune_table
+    from headprune.workflows.prune import plan as make_plan
+    from headprune.workflows.prune import prune
 
     dry = bool(call.own.get("dry_run"))
     recipe = with_budget(call.recipe) if dry else with_output(call.recipe)
-    stream = call.own.get("stream")
-    if stream is None:
-        stream = workflows.is_too_large(recipe, progress=call.talk)
+    show, stream = shower(call), call.own.get("stream")
     if dry:
-        choose = workflows.plan_unloaded if stream else workflows.plan
-        plan = choose(recipe, progress=call.talk, show=shower(call))
+        plan = make_plan(recipe.settings, progress=call.talk, show=show, stream=stream)
         call.write(plan.to_json()) if call.json else call.show(plan_table(plan))
         call.talk.notify("dry run: no model was written")
     else:
-        prune = workflows.prune_unloaded if stream else workflows.prune
-        results = prune(recipe, progress=call.talk, show=shower(call))
+        results = prune(recipe.settings, progress=call.talk, show=show, stream=stream)
         table = prune_table(results, directory=str(recipe.out))
         call.write(results.to_json()) if call.json else call.show(table)
 

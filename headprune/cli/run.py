@@ -10,7 +10,6 @@ from headprune.cli.options import Call
 from headprune.cli.prune import OPTIONS as PRUNE_OPTIONS
 from headprune.cli.prune import shower, with_output
 from headprune.cli.settings import MODEL, ROWS, TIMES, WORK
-from headprune.errors import ConfigError
 
 OPTIONS: dict[str, Any] = {
     "file": Annotated[
@@ -39,22 +38,14 @@ OPTIONS: dict[str, Any] = {
 
 def command(call: Call) -> None:
     """Score, prune, save, prove, evaluate and (where the recipe names a baseline) check."""
-    from headprune import gate, workflows
+    from headprune import gate
     from headprune.artefact import dump_json
     from headprune.report.tables import prune_table
+    from headprune.workflows.prune import prune
 
     recipe, gates = with_output(call.recipe), call.settings.gate
     baseline = gate.read_baseline(Path(gates.baseline)) if gates.baseline else None
-    if workflows.is_too_large(recipe, progress=call.talk):
-        if baseline is not None:
-            raise ConfigError(
-                "the weights are larger than the memory: from file to file nothing is measured that could be compared",
-                where="baseline",
-                hint="free some memory, or leave the baseline out and check on another machine: headprune check",
-            )
-        results = workflows.prune_unloaded(recipe, progress=call.talk, show=shower(call))
-    else:
-        results = workflows.prune(recipe, progress=call.talk, show=shower(call), baseline=baseline)
+    results = prune(recipe.settings, progress=call.talk, show=shower(call), baseline=baseline)
     verdict = None
     if baseline and results.after:
         limits = limits_of(gates, baseline)

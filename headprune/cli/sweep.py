@@ -72,9 +72,9 @@ OPTIONS: dict[str, Any] = {
 
 def command(call: Call) -> None:
     """Measure the metric against the share of heads kept, for several scores side by side, by masking."""
-    from headprune import workflows
     from headprune.report.tables import sweep_table
+    from headprune.workflows.sweep import sweep
 
-    found, out = workflows.sweep(call.recipe, progress=call.talk)
+    found, out = sweep(call.settings, progress=call.talk)
     call.write(found.to_json()) if call.json else call.show(sweep_table(found))
     call.talk.notify(f"written: {out}/sweep.json, sweep.png, sweep.svg, and the scores")

@@ -11,7 +11,6 @@ from headprune.config.load import (
 from headprune.config.sections import (
     BUDGETS,
     MAX_LENGTH,
-    METRIC_NAMES,
     OF_THE_ROWS,
     Constraints,
     DataSpec,
@@ -29,7 +28,6 @@ __all__ = [
     "CHECK",
     "DEMO",
     "MAX_LENGTH",
-    "METRIC_NAMES",
     "OF_THE_ROWS",
     "PRESETS",
     "RECIPE_FILE",

@@ -4,9 +4,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from headprune.config.sections import BUDGETS, METRIC_NAMES, OF_THE_ROWS
+from headprune.config.sections import BUDGETS, OF_THE_ROWS
 from headprune.config.settings import CHECK, DEMO, PRESETS, SECTION_OF, Settings
 from headprune.errors import ConfigError, did_you_mean, first_line
+from headprune.tasks.catalogue import METRICS
 from headprune.untrusted.documents import MOST_BYTES_OF_YAML, parse_yaml, read_text
 
 RECIPE_FILE = "headprune.yaml"
@@ -87,7 +88,7 @@ def recorded_rows(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     read = _read_yaml(file, any_name=True)
     rows = {name: read[name] for name in OF_THE_ROWS if name in read}
     refused: tuple[str, ...] = ()
-    if rows.get("metric") not in (None, *METRIC_NAMES):
+    if rows.get("metric") not in (None, *METRICS):
         refused = (f"metric: {rows['metric']}",)
         rows = {k: v for k, v in rows.items() if k not in ("metric", "higher_is_better")}
     return _checked(rows, {}, file).flat, refused
@@ -138,12 +139,12 @@ def _refuse_metric_code(metric: Any, file: Path) -> None:
     Raises:
         ConfigError: It is one.
     """
-    if metric is not None and metric not in METRIC_NAMES:
+    if metric is not None and metric not in METRICS:
         raise ConfigError(
             f"the metric {str(metric)[:100]!r} isn't built in: it is code, and {file} names it",
             where=f"{file} (metric)",
             hint="give `metric` yourself, or `trust_metric_code` if you trust the file; built in: "
-            + ", ".join(METRIC_NAMES),
+            + ", ".join(METRICS),
         )
 
 

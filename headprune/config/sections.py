@@ -17,12 +17,7 @@ from headprune.config.fields import (
 )
 from headprune.errors import ConfigError
 from headprune.scoring.catalogue import METHODS, MethodName
-
-METRIC_NAMES = (
-    *("spearman", "pearson", "accuracy", "f1"),
-    *("matthews_correlation", "perplexity"),
-)
-"""The built-in metrics. Any other is a script that ``evaluate`` runs."""
+from headprune.tasks.catalogue import METRICS, TASKS
 
 MAX_LENGTH = 128
 """The longest input in tokens, where neither the user nor the model says another."""
@@ -60,7 +55,7 @@ class DataSpec(Section):
     task: str | None = option(
         None,
         "What the model is for. (default: told by its config)",
-        metavar="similarity|classification|causal-lm",
+        metavar="|".join(TASKS),
     )
     data: str | None = option(
         None,
@@ -83,7 +78,7 @@ class DataSpec(Section):
         le=MOST,
     )
     metric: str | None = option(
-        None, f"Built in: {', '.join(METRIC_NAMES)}; others through evaluate.load."
+        None, f"Built in: {', '.join(METRICS)}; others through evaluate.load."
     )
     higher_is_better: bool | None = option(
         None, "Direction of a metric that isn't built in.", off="lower-is-better"

@@ -17,14 +17,14 @@ from transformers import PreTrainedModel, TrainingArguments
 from headprune.batch import Batch, forward
 from headprune.memory import Parts, halves_of_batch
 from headprune.placement import input_device, not_finite
-from headprune.tasks.distill import Distill
+from headprune.tasks.distill import Distillation
 from headprune.tasks.rows import Example
 
 Distance: TypeAlias = Callable[[Any, Any, Mapping[str, Tensor]], Tensor]
 """``distance(student outputs, teacher outputs, inputs) -> [rows]``: 0 where both say the same."""
 
 
-def distance_between(student: Distill, teacher: Distill) -> Distance:
+def distance_between(student: Distillation, teacher: Distillation) -> Distance:
     """Return how far the outputs of a student are from its teacher's, by the task's distance.
 
     Args:
@@ -32,7 +32,7 @@ def distance_between(student: Distill, teacher: Distill) -> Distance:
         teacher: The same of the teacher's, whose embeddings may be pooled in another way.
     """
     return lambda outputs, others, inputs: student.distance(
-        student.said(outputs, inputs), teacher.said(others, inputs), inputs
+        student.outputs(outputs, inputs), teacher.outputs(others, inputs), inputs
     )
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from headprune.scoring.request import Estimate, ScoreRequest, mean_and_error
-from headprune.tasks.metrics import Numbers, Statistic, affordable
+from headprune.tasks.metrics import Compute, Metric, Numbers, bootstrap
 
 _RESAMPLES = 200
 _FEWEST_RESAMPLES = 20
@@ -33,7 +33,7 @@ def ablation(request: ScoreRequest) -> Estimate:
 
 
 def _metric_drop(
-    request: ScoreRequest, statistic: Statistic, predictions: Float64[Tensor, "masks examples"]
+    request: ScoreRequest, metric: Metric, predictions: Float64[Tensor, "masks examples"]
 ) -> Estimate:
     """Return how much worse the metric is without each head; the first row of ``predictions`` is with all heads.
 
@@ -43,18 +43,22 @@ def _metric_drop(
     references = np.empty(by_mask.shape[1])
     for batch in request.batches:
         references[batch.indices.numpy()] = batch.targets.double().numpy()
-    sign = 1 if statistic.higher_is_better else -1
+    sign = 1 if metric.higher_is_better else -1
 
-    def drops(rows: Any, of: Statistic = statistic) -> Numbers:
-        values = [of.compute(one[rows], references[rows]) for one in by_mask]
+    def drops(rows: Any, compute: Compute) -> Numbers:
+        values = [compute(one[rows], references[rows]) for one in by_mask]
         return sign * (values[0] - np.array(values[1:]))
 
     start = perf_counter()
-    whole = torch.from_numpy(drops(slice(None)))
-    count = affordable(statistic, perf_counter() - start, most=_RESAMPLES, fewest=_FEWEST_RESAMPLES)
-    resamples = np.random.default_rng(request.seed).integers(
-        0, len(references), (count, len(references))
+    whole = torch.from_numpy(drops(slice(None), metric.compute))
+    count = metric.num_resamples(
+        perf_counter() - start, largest=_RESAMPLES, smallest=_FEWEST_RESAMPLES
     )
-    resampled = np.stack([drops(rows, statistic.or_nan()) for rows in resamples])
+    resampled = bootstrap(
+        lambda rows: drops(rows, metric.or_nan),
+        len(references),
+        seed=request.seed,
+        resamples=count,
+    )
     spread = np.nanstd(resampled, axis=0, ddof=1)
     return Estimate(whole, torch.from_numpy(spread), len(references))

@@ -12,7 +12,7 @@ from headprune.batch import Batch, Loss, num_examples
 from headprune.heads import SiteId
 from headprune.passes import SILENT, RunContext
 from headprune.replay import losses
-from headprune.tasks.metrics import Statistic
+from headprune.tasks.metrics import Metric
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class ScoreRequest:
     loss: Loss
     context: RunContext = SILENT
     seed: int = 0
-    statistic: Statistic | None = None
+    statistic: Metric | None = None
 
     @property
     def num_examples(self) -> int:

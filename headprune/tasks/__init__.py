@@ -1,6 +1,1 @@
-"""What "better" means: one file per kind of task, each a :class:`Task`."""
-
-from headprune.tasks.kinds import TASKS, detect_task, get_task, of_outputs, refuse_other_head
-from headprune.tasks.task import Task
-
-__all__ = ["TASKS", "Task", "detect_task", "get_task", "of_outputs", "refuse_other_head"]
+"""What "better" means: a row a task and a metric in ``catalogue``, and a file a family of tasks."""

@@ -1,30 +1,34 @@
 """Causal language modelling: the text as one stream of tokens, cut into windows, judged by perplexity."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import jinja2
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from headprune.batch import Batch, PositionLoss
-from headprune.errors import DataError
-from headprune.tasks.asked import Fill
-from headprune.tasks.chats import prose_of
-from headprune.tasks.collate import fill_with_zero, make_batches
-from headprune.tasks.data import Columns, Table
+from headprune.errors import DataError, first_line
+from headprune.tasks.batches import InputFormat, make_batches
+from headprune.tasks.catalogue import TaskRow
+from headprune.tasks.columns import Columns, text_of
 from headprune.tasks.distill import TOKENS
 from headprune.tasks.rows import Example
+from headprune.tasks.tables import Table
 from headprune.tasks.task import Task
 
 _SAMPLE = 200  # characters
 
 
-def to_examples(
-    table: Table, columns: Columns, tokenizer: Any, config: Any, max_length: int
-) -> tuple[Example, ...]:
-    """Join all rows with newlines, tokenise once, cut into windows of ``max_length`` tokens.
+def build(row: TaskRow, **_model: Any) -> Task:
+    """Return the task of models that predict each token from those before it."""
+    return Task(row, to_examples, to_batches, loss, predict, TOKENS, predicted_loss=summed_loss)
+
+
+def to_examples(table: Table, columns: Columns, input_format: InputFormat) -> tuple[Example, ...]:
+    """Join all rows with newlines, tokenise once, cut into windows of the longest length.
 
     Every window starts as the tokenizer starts a text, with a BOS token, say. That is given, not predicted. A tail of which
     nothing can be predicted is dropped.
@@ -32,10 +36,9 @@ def to_examples(
     Raises:
         DataError: The text has too few tokens to predict one, or a window hasn't, or a row holds something else than text.
     """
-    del config
-    column = columns.texts[0]
+    tokenizer, max_length = input_format.tokenizer, input_format.max_length
     rows = range(len(table.rows))
-    text = "\n".join(prose_of(table, row, column, tokenizer) for row in rows)
+    text = "\n".join(prose_of(table, row, columns.texts[0], tokenizer) for row in rows)
     start = start_of_text(tokenizer, text)
     size = max_length - len(start)
     given = max(1, len(start))
@@ -48,7 +51,7 @@ def to_examples(
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if start and tuple(ids[: len(start)]) == tuple(start):  # a chat template has written it
         ids = ids[len(start) :]
-    windows = [(*start, *ids[place : place + size]) for place in range(0, len(ids), size)]
+    windows = [(*start, *ids[first : first + size]) for first in range(0, len(ids), size)]
     examples = tuple(
         Example(tokens=window, given=given) for window in windows if len(window) > given
     )
@@ -61,6 +64,52 @@ def to_examples(
     return examples
 
 
+def prose_of(table: Table, row: int, column: str, tokenizer: Any) -> str:
+    """Return the text of a row: as it stands there, or a chat by the model's template.
+
+    Args:
+        table: The rows.
+        row: The index of the row.
+        column: The name of the column.
+        tokenizer: The model's tokenizer, whose template writes chats out.
+
+    Raises:
+        DataError: The cell is neither, or the model has no template that takes it.
+    """
+    cell = table.rows[row][column]
+    if not is_chat(cell):
+        return text_of(table, row, column, may_be_empty=True)
+    where = f"--data {table.name}"
+    if not getattr(tokenizer, "chat_template", None):
+        raise DataError(
+            f"column {column!r} holds chats, and the model's tokenizer has no chat template to write them out",
+            where=where,
+            hint="name a column of texts with --text, or give the tokenizer a chat template",
+        )
+    try:
+        return str(tokenizer.apply_chat_template(cell, tokenize=False))
+    except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+        # Templates raise what they like about the order of roles and the keys of messages.
+        raise DataError(
+            f"{table.place(row)} has a chat in column {column!r} that the model's chat template refuses: {first_line(error)}",
+            where=where,
+            hint="give the messages as the template wants them, or remove the row",
+        ) from error
+
+
+def is_chat(cell: Any) -> bool:
+    """Whether a cell is a list of messages, each with a role and a content that are texts."""
+    keys = ("role", "content")
+    return (
+        isinstance(cell, list)
+        and bool(cell)
+        and all(
+            isinstance(message, dict) and all(isinstance(message.get(key), str) for key in keys)
+            for message in cell
+        )
+    )
+
+
 def start_of_text(tokenizer: Any, text: str) -> tuple[int, ...]:
     """Return the tokens that a tokenizer puts before a text: none, or BOS, or what else its models are used to."""
     sample = text.strip()[:_SAMPLE]
@@ -70,38 +119,26 @@ def start_of_text(tokenizer: Any, text: str) -> tuple[int, ...]:
     return next((tuple(whole[:n]) for n in starts if whole[n : n + len(bare)] == bare), ())
 
 
-def to_batches(
-    examples: Sequence[Example],
-    tokenizer: Any,
-    max_length: int,
-    batch_size: int | None,
-    accepts: Callable[[str], bool],
-    fill: Fill = fill_with_zero,
-) -> tuple[Batch, ...]:
-    """Give each window one row."""
-    del max_length
+def to_batches(examples: Sequence[Example], input_format: InputFormat) -> tuple[Batch, ...]:
+    """Give each window one row; its target is how many of its tokens are predicted."""
     rows = [
         ({"input_ids": example.tokens, "attention_mask": [1] * len(example.tokens)},)
         for example in examples
     ]
-    return make_batches(
-        rows,
-        [len(example.tokens) - example.given for example in examples],
-        fill=fill,
-        batch_size=batch_size,
-        target_dtype=torch.long,
-        accepts=accepts,
-    )
+    counts = [len(example.tokens) - example.given for example in examples]
+    return make_batches(rows, counts, input_format, target_dtype=torch.long)
 
 
-def _summed(logits: Tensor, start: int, batch: Batch) -> Float[Tensor, " examples"]:
-    """Summed negative log-likelihood of the tokens after positions ``start`` on: of the window but what it is given."""
+def _summed(
+    logits: Float[Tensor, "rows positions vocabulary"], start: int, batch: Batch
+) -> Float[Tensor, " examples"]:
+    """Return the summed negative log-likelihood of the predicted tokens that follow the positions from ``start`` on."""
     stop = start + logits.shape[1]
     labels = batch.inputs["input_ids"][:, start + 1 : stop + 1]
     real = batch.inputs["attention_mask"]
-    places = torch.arange(start + 1, stop + 1, device=real.device)
+    positions = torch.arange(start + 1, stop + 1, device=real.device)
     given = real.sum(1) - batch.targets
-    mask = real[:, start + 1 : stop + 1] * (places >= given[:, None])
+    mask = real[:, start + 1 : stop + 1] * (positions >= given[:, None])
     per_token = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
     return (per_token.view(labels.shape) * mask).sum(1)
 
@@ -122,23 +159,5 @@ summed_loss = PositionLoss(_summed, _stop)
 
 
 def predict(outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The summed negative log-likelihood, and the number of predicted tokens: what perplexity is made of."""
+    """Return the summed negative log-likelihood, and the number of predicted tokens: what perplexity is made of."""
     return summed_loss(outputs, batch), batch.targets
-
-
-TASK = Task(
-    name="causal-lm",
-    auto_class="AutoModelForCausalLM",
-    metric="perplexity",
-    num_texts=(1,),
-    needs_label=False,
-    to_examples=to_examples,
-    to_batches=to_batches,
-    loss=loss,
-    predict=predict,
-    distill=TOKENS,
-    predicted_loss=summed_loss,
-    reads_forward=True,
-    predicted="likelihoods",
-    reads_prose=True,
-)

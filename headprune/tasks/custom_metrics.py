@@ -1,33 +1,27 @@
 """Metrics that aren't built in: what :func:`evaluate.load` knows, asked what they take and tried before any work."""
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
+from numpy.typing import NDArray
 
 from headprune.errors import ConfigError, did_you_mean, first_line, with_type
-from headprune.tasks.metrics import BUILT_IN, Numbers, Predicted, UndefinedMetricError
+from headprune.tasks.catalogue import METRICS, MetricRow, Predicted
+from headprune.tasks.metrics import Metric, Numbers, UndefinedMetricError
 
 _INPUTS = ("predictions", "references")
-_MOST_TRIED = 50
+_MAX_CLASSES_TRIED = 50
 
 
-def load_custom_metric(
-    name: str, *, predicted: Predicted | None, classes: int | None
-) -> tuple[Callable[[Numbers, Numbers], float], Predicted]:
-    """Return the function of a metric, and what it compares, by the features that it declares.
-
-    Args:
-        name: A hub id or a path.
-        predicted: What it will be given: a few such rows are tried.
-        classes: How many classes there are.
+def load_custom_metric(name: str, *, higher_is_better: bool) -> Metric:
+    """Load a metric of ``evaluate``; what it compares is read from the features that it declares.
 
     Raises:
-        ConfigError: It can't be loaded, takes other inputs, or fails on rows of this kind.
+        ConfigError: It can't be loaded, or takes something that no task gives.
     """
     if Path(name).name == name and Path(name).suffix != ".py" and Path(name).exists():
         raise ConfigError(
@@ -36,7 +30,7 @@ def load_custom_metric(
             hint=f"say ./{name} to run it, or start the command in another directory",
         )
     try:
-        metric = evaluate.load(name, keep_in_memory=True)
+        module = evaluate.load(name, keep_in_memory=True)
     # The evaluate library raises FileNotFoundError, ConnectionError, ImportError and more.
     except (Exception, SystemExit) as error:
         raise ConfigError(
@@ -44,19 +38,18 @@ def load_custom_metric(
             where="--metric",
             hint=f"repair the file, which must define one evaluate.Metric: {name}"
             if Path(name).exists()
-            else f"check the name and the network; built in: {did_you_mean(name, BUILT_IN)}",
+            else f"check the name and the network; built in: {did_you_mean(name, METRICS)}",
         ) from error
-    takes = _what_it_takes(metric, name)
-    is_whole = takes == "classes"
+    takes = _what_it_takes(module, name)
 
     def compute(predictions: Numbers, references: Numbers) -> float:
-        sides = [
-            (np.rint(side).astype(int) if is_whole else side) for side in (predictions, references)
-        ]
+        sides: list[NDArray[Any]] = [predictions, references]
+        if takes == "classes":
+            sides = [np.rint(side).astype(int) for side in sides]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of classes without examples
-                result = metric.compute(**dict(zip(_INPUTS, sides, strict=True)))
+                result = module.compute(**dict(zip(_INPUTS, sides, strict=True)))
         except (Exception, SystemExit) as error:  # somebody's code
             raise UndefinedMetricError(
                 f"the metric {name!r} fails on {len(references)} rows: {with_type(error)}",
@@ -65,25 +58,29 @@ def load_custom_metric(
             ) from error
         return _number(result, name)
 
-    if predicted == takes:
-        _try(compute, name=name, classes=classes if is_whole else None)
-    return compute, takes
+    row = MetricRow(
+        name=name,
+        help="a metric of evaluate",
+        function="",
+        higher_is_better=higher_is_better,
+        takes=(takes,),
+    )
+    return Metric(row, compute)
 
 
-def _try(compute: Callable[[Numbers, Numbers], float], *, name: str, classes: int | None) -> None:
-    """Run a metric on a few rows in which every class occurs.
+def try_metric(metric: Metric, *, classes: int | None) -> None:
+    """Run a metric on a few rows, of numbers, or in which every class occurs.
 
     Raises:
         ConfigError: It fails.
     """
-    if classes is None:
-        references = np.linspace(0.0, 1.0, 8)
-        predictions = references[::-1] ** 2
-    else:
-        every = np.arange(min(max(classes, 2), _MOST_TRIED), dtype=np.float64)
+    references = np.linspace(0.0, 1.0, 8)
+    predictions = references[::-1] ** 2
+    if classes is not None:
+        every = np.arange(min(max(classes, 2), _MAX_CLASSES_TRIED), dtype=np.float64)
         references, predictions = np.tile(every, 2), np.concatenate([every, np.roll(every, 1)])
     try:
-        compute(predictions, references)
+        metric.compute(predictions, references)
     except UndefinedMetricError as error:
         rows = "rows of numbers" if classes is None else f"rows of {classes} classes"
         raise ConfigError(
@@ -93,15 +90,22 @@ def _try(compute: Callable[[Numbers, Numbers], float], *, name: str, classes: in
         ) from error
 
 
-def _what_it_takes(metric: Any, name: str) -> Predicted:
-    """Return what a metric compares, by its features.
+def _what_it_takes(module: Any, name: str) -> Predicted:
+    """Return what a metric of ``evaluate`` compares, by its features.
 
     Raises:
         ConfigError: It takes something that no task gives.
     """
-    forms = metric.features if isinstance(metric.features, list) else [metric.features]
+
+    def kind(feature: Any) -> str:
+        dtype = str(feature.dtype) if isinstance(feature, datasets.Value) else "other"
+        if isinstance(feature, datasets.ClassLabel) or dtype.startswith(("int", "uint", "bool")):
+            return "classes"
+        return "numbers" if dtype.startswith("float") else dtype
+
+    forms = module.features if isinstance(module.features, list) else [module.features]
     for form in forms:
-        kinds = {_kind(form[key]) for key in _INPUTS} if set(form) == set(_INPUTS) else set()
+        kinds = {kind(form[key]) for key in _INPUTS} if set(form) == set(_INPUTS) else set()
         if kinds == {"classes"}:
             return "classes"
         if kinds == {"numbers"}:
@@ -113,15 +117,8 @@ def _what_it_takes(metric: Any, name: str) -> Predicted:
     raise ConfigError(
         f"the metric {name!r} takes {taken}, and a task gives predictions and references, one number each an example",
         where=f"--metric {name}",
-        hint=f"choose another --metric; built in: {', '.join(BUILT_IN)}",
+        hint=f"choose another --metric; built in: {', '.join(METRICS)}",
     )
-
-
-def _kind(feature: Any) -> str:
-    dtype = str(feature.dtype) if isinstance(feature, datasets.Value) else "other"
-    if isinstance(feature, datasets.ClassLabel) or dtype.startswith(("int", "uint", "bool")):
-        return "classes"
-    return "numbers" if dtype.startswith("float") else dtype
 
 
 def _number(result: Any, name: str) -> float:

@@ -1,9 +1,9 @@
 """Objectives without labels: how far the outputs are from those of the whole model.
 
-The whole model runs once and what it puts out becomes the targets. A distance to them has no slope where nothing was removed yet:
-it is at its minimum. What methods differentiate therefore compares with targets that were *drawn* around them, as the Fisher
+The whole model runs once and its outputs become the targets. A distance to them has no slope where nothing was removed yet: it is
+at its minimum. What methods differentiate therefore compares with targets that were *sampled* around them, as the Fisher
 information does: a class or a token from the model's distribution, an embedding with noise. The mean square of that slope is the
-curvature of the distance, and once heads are gone the slope itself comes in.
+curvature of the distance, and once heads are removed the slope itself comes in.
 """
 
 import hashlib
@@ -21,27 +21,28 @@ from headprune.batch import Batch, Loss, PositionLoss, forward
 from headprune.memory import Parts, halves_of_batch
 from headprune.placement import input_device
 from headprune.replay import example_losses
-from headprune.tasks.metrics import Statistic
+from headprune.tasks.metrics import Metric
+
+Generators = Sequence[torch.Generator]
+"""One generator of random numbers an example."""
 
 
 @dataclass(frozen=True)
-class Distill:
+class Distillation:
     """How a task does without labels.
 
     Args:
-        name: What the distance is called.
-        said: ``(outputs, inputs) -> [rows, ...]``: what of a model's outputs counts.
-        distance: ``(said, wanted, inputs) -> [rows]``: how far apart two models are: 0 where both say the same.
-        teach: ``(model, batch, generators) -> [examples, ...]``: what the whole model puts out, one generator an example.
-        draw: ``(targets, generators) -> targets``: drawn around them.
+        outputs: ``(outputs, inputs) -> [rows, ...]``: what of a model's outputs is compared.
+        distance: ``(student, teacher, inputs) -> [rows]``: how far apart two models are: 0 where both put out the same.
+        targets: ``(model, batch, generators) -> [examples, ...]``: the outputs of the whole model.
+        sample: ``(targets, generators) -> targets``: drawn around them.
         loss: ``(outputs, batch) -> [examples]``: the distance to ``batch.targets``.
     """
 
-    name: str
-    said: Callable[[Any, Mapping[str, Tensor]], Tensor]
+    outputs: Callable[[Any, Mapping[str, Tensor]], Tensor]
     distance: Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
-    teach: Callable[[PreTrainedModel, Batch, Sequence[torch.Generator]], Tensor]
-    draw: Callable[[Tensor, Sequence[torch.Generator]], Tensor]
+    targets: Callable[[PreTrainedModel, Batch, Generators], Tensor]
+    sample: Callable[[Tensor, Generators], Tensor]
     loss: Loss
 
 
@@ -59,7 +60,7 @@ class Objective:
     batches: tuple[Batch, ...]
     sampled_batches: tuple[Batch, ...]
     loss: Loss
-    statistic: Statistic | None = None
+    statistic: Metric | None = None
 
 
 def _no_loss(_outputs: Any, batch: Batch) -> Tensor:
@@ -72,24 +73,32 @@ NO_OBJECTIVE = Objective((), (), _no_loss)
 
 @torch.no_grad()
 def with_teacher_targets(
-    model: PreTrainedModel, distill: Distill, batches: Sequence[Batch], *, seed: int
+    model: PreTrainedModel, distillation: Distillation, batches: Sequence[Batch], *, seed: int
 ) -> Objective:
-    """Run the whole model over ``batches`` and return them with what it put out for targets.
+    """Run the whole model over ``batches`` and return them with its outputs as targets.
 
-    Every example draws from a generator of its own, so that neither batches nor their order matter.
+    Args:
+        model: The whole model.
+        distillation: How the task does without labels.
+        batches: The rows.
+        seed: Every example draws from a generator of its own, so that neither batches nor their order matter.
+
+    Raises:
+        MemoryLimitError: Memory ran out on a single example.
     """
     exact, sampled = [], []
     parts = Parts("the whole model's outputs", halves_of_batch)
 
-    def teach(batch: Batch) -> Tensor:
+    def targets_of(batch: Batch) -> Tensor:
         moved = batch.to(input_device(model))
-        return distill.teach(model, moved, _generators(batch, seed)).cpu()
+        return distillation.targets(model, moved, _generators(batch, seed)).cpu()
 
     for batch in batches:
-        targets = torch.cat(parts.run(batch, teach))
+        targets = torch.cat(parts.run(batch, targets_of))
+        around = distillation.sample(targets, _generators(batch, seed + 1))
         exact.append(replace(batch, targets=targets))
-        sampled.append(replace(batch, targets=distill.draw(targets, _generators(batch, seed + 1))))
-    return Objective(tuple(exact), tuple(sampled), distill.loss)
+        sampled.append(replace(batch, targets=around))
+    return Objective(tuple(exact), tuple(sampled), distillation.loss)
 
 
 def predictions_as_loss(predict: Callable[[Any, Batch], tuple[Tensor, Any]]) -> Loss:
@@ -101,13 +110,11 @@ def predictions_as_loss(predict: Callable[[Any, Batch], tuple[Tensor, Any]]) -> 
     return predictions
 
 
-def _generators(batch: Batch, seed: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(_mixed(seed, index)) for index in batch.indices.tolist()]
-
-
-def _mixed(seed: int, index: int) -> int:
-    """Return a seed of 32 bits: torch's generator for the CPU reads no more of it."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:4], "big")
+def _generators(batch: Batch, seed: int) -> Generators:
+    """Return a generator an example; torch's for the CPU reads no more than 32 bits of a seed."""
+    digests = (hashlib.sha256(f"{seed}:{index}".encode()) for index in batch.indices.tolist())
+    seeds = (int.from_bytes(digest.digest()[:4], "big") for digest in digests)
+    return [torch.Generator().manual_seed(one) for one in seeds]
 
 
 def divergence(
@@ -121,28 +128,28 @@ def divergence(
 
 
 def class_distance(
-    said: Float[Tensor, "rows classes"],
-    wanted: Float[Tensor, "rows classes"],
+    student: Float[Tensor, "rows classes"],
+    teacher: Float[Tensor, "rows classes"],
     _inputs: Mapping[str, Tensor],
 ) -> Float[Tensor, " rows"]:
-    """Return KL(wanted || said) of two distributions over classes, given as logits."""
-    return divergence(said, _single(wanted).softmax(-1))
+    """Return KL(teacher || student) of two distributions over classes, given as logits."""
+    return divergence(student, _single(teacher).softmax(-1))
 
 
 def token_distance(
-    said: Float[Tensor, "rows positions vocabulary"],
-    wanted: Float[Tensor, "rows positions vocabulary"],
+    student: Float[Tensor, "rows positions vocabulary"],
+    teacher: Float[Tensor, "rows positions vocabulary"],
     inputs: Mapping[str, Tensor],
 ) -> Float[Tensor, " rows"]:
-    """Return KL(wanted || said) of the next token, the mean over the positions that have one: padding counts nowhere.
+    """Return KL(teacher || student) of the next token, the mean over the positions that have one: padding counts nowhere.
 
     A position counts where it and the next one are real, so a window of n tokens has n - 1; each window counts once, whatever
     its length.
     """
     real = inputs["attention_mask"]
     counts = real[:, :-1] * real[:, 1:]
-    found = divergence(said[:, :-1], _single(wanted[:, :-1]).softmax(-1))
-    return found.where(counts.bool(), 0.0).sum(-1) / counts.sum(-1).clamp(min=1)
+    by_position = divergence(student[:, :-1], _single(teacher[:, :-1]).softmax(-1))
+    return by_position.where(counts.bool(), 0.0).sum(-1) / counts.sum(-1).clamp(min=1)
 
 
 def logits_of(outputs: Any, _inputs: Mapping[str, Tensor]) -> Tensor:
@@ -156,27 +163,24 @@ def _single(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def class_probabilities(
-    model: PreTrainedModel, batch: Batch, _generators: Sequence[torch.Generator]
+def _class_probabilities(
+    model: PreTrainedModel, batch: Batch, _generators: Generators
 ) -> Float[Tensor, "examples classes"]:
-    """Return the distribution over classes."""
     return _single(forward(model, batch.inputs).logits).softmax(-1)
 
 
-def draw_class(
-    probabilities: Float[Tensor, "examples classes"], generators: Sequence[torch.Generator]
+def _sample_class(
+    probabilities: Float[Tensor, "examples classes"], generators: Generators
 ) -> Float[Tensor, "examples classes"]:
     """Return a distribution that is sure of a class drawn from each."""
-    chosen = _drawn(probabilities, torch.cat([torch.rand(1, generator=g) for g in generators]))
+    uniform = torch.cat([torch.rand(1, generator=g) for g in generators])
+    chosen = _inverse_cumulative(probabilities, uniform)
     return torch.nn.functional.one_hot(chosen, probabilities.shape[-1]).to(probabilities)
 
 
-def class_divergence(outputs: Any, batch: Batch) -> Float[Tensor, " examples"]:
-    """``KL(p || q)``, ``p`` the targets and ``q`` what is put out."""
-    return divergence(outputs.logits, batch.targets)
-
-
-def _drawn(probabilities: Tensor, uniform: Tensor) -> Int[Tensor, "..."]:
+def _inverse_cumulative(
+    probabilities: Float[Tensor, "*rows classes"], uniform: Float[Tensor, "*rows"]
+) -> Int[Tensor, "*rows"]:
     """Draw from each distribution by inverting its cumulative sum."""
     sums = probabilities.cpu().double().cumsum(-1)
     below = uniform[..., None].cpu().double() * sums[..., -1:]
@@ -184,29 +188,27 @@ def _drawn(probabilities: Tensor, uniform: Tensor) -> Int[Tensor, "..."]:
     return chosen.to(probabilities.device)
 
 
-def draw_tokens(
-    model: PreTrainedModel, batch: Batch, generators: Sequence[torch.Generator]
+def _sample_tokens(
+    model: PreTrainedModel, batch: Batch, generators: Generators
 ) -> Int[Tensor, "examples positions"]:
     """Return for every position but the last a token drawn from the model's distribution of what follows."""
     length = batch.inputs["input_ids"].shape[1]
     uniform = torch.stack([torch.rand(length - 1, generator=g) for g in generators])
     pieces: list[Tensor] = []
 
-    def keep(logits: Tensor, start: int, batch: Batch) -> Tensor:
-        here = uniform[:, start : start + logits.shape[1]].to(logits.device)
-        pieces.append(_drawn(logits.float().softmax(-1), here))
+    def draw(logits: Tensor, start: int, batch: Batch) -> Tensor:
+        part = uniform[:, start : start + logits.shape[1]].to(logits.device)
+        pieces.append(_inverse_cumulative(logits.float().softmax(-1), part))
         return torch.zeros(batch.num_examples, device=logits.device)
 
-    example_losses(
-        model,
-        batch,
-        PositionLoss(keep, lambda _batch: length - 1),
-        run=lambda: forward(model, batch.inputs),
-    )
+    drawing = PositionLoss(draw, lambda _batch: length - 1)
+    example_losses(model, batch, drawing, run=lambda: forward(model, batch.inputs))
     return torch.cat(pieces, dim=1)
 
 
-def _token_part(logits: Tensor, start: int, batch: Batch) -> Float[Tensor, " examples"]:
+def _token_likelihood(
+    logits: Float[Tensor, "rows positions vocabulary"], start: int, batch: Batch
+) -> Float[Tensor, " examples"]:
     """Mean negative log-likelihood of the drawn tokens: ``KL(p || q)`` and the entropy of ``p``, but for the luck of the draw."""
     stop = start + logits.shape[1]
     real = batch.inputs["attention_mask"]
@@ -217,24 +219,17 @@ def _token_part(logits: Tensor, start: int, batch: Batch) -> Float[Tensor, " exa
     return (by_token.view(labels.shape) * mask).sum(1) / count
 
 
-token_likelihood = PositionLoss(
-    _token_part, lambda batch: int(batch.inputs["input_ids"].shape[1]) - 1
-)
-"""The loss on drawn tokens, whose expectation is the divergence and a constant."""
-
-CLASSES = Distill(
-    name="KL divergence",
-    said=logits_of,
+CLASSES = Distillation(
+    outputs=logits_of,
     distance=class_distance,
-    teach=class_probabilities,
-    draw=draw_class,
-    loss=class_divergence,
+    targets=_class_probabilities,
+    sample=_sample_class,
+    loss=lambda outputs, batch: divergence(outputs.logits, batch.targets),
 )
-TOKENS = Distill(
-    name="KL divergence",
-    said=logits_of,
+TOKENS = Distillation(
+    outputs=logits_of,
     distance=token_distance,
-    teach=draw_tokens,
-    draw=lambda targets, _generators: targets,
-    loss=token_likelihood,
+    targets=_sample_tokens,
+    sample=lambda targets, _generators: targets,
+    loss=PositionLoss(_token_likelihood, lambda batch: int(batch.inputs["input_ids"].shape[1]) - 1),
 )

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from headprune.errors import DataError, ModelError, did_you_mean
-from headprune.tasks.data import Table, number_of
+from headprune.tasks.columns import number_of
+from headprune.tasks.tables import Table
 
 _WHOLE = re.compile(r"-?(0|[1-9]\d*)(\.0+)?")
 _NO_LABEL = ("", "-")

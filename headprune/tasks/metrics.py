@@ -1,25 +1,29 @@
-"""Metrics that need no network, which way is better and what they compare; their intervals."""
+"""What compares predictions with references, and the one bootstrap that gives intervals and standard errors."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from headprune.errors import ConfigError, DataError, did_you_mean
+from headprune.errors import DataError
+from headprune.late import load_function
+from headprune.tasks.catalogue import (
+    METRICS,
+    MetricRow,
+    Predicted,
+    require_direction,
+    require_fitting,
+)
 
 Numbers = NDArray[np.float64]
-
-Predicted = Literal["classes", "numbers", "likelihoods"]
-"""What tasks predict, and metrics compare."""
+Compute = Callable[..., float]
 
 RESAMPLES = 1000
-_MOST_SECONDS = 12.0
-_WAYS = {True: "higher", False: "lower"}
+_MAX_SECONDS = 12.0
 
 
 class UndefinedMetricError(DataError):
@@ -85,53 +89,51 @@ def perplexity(predictions: Numbers, references: Numbers) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Statistic:
-    """A function of predictions and references.
+class Metric:
+    """A metric that is ready to be computed.
 
     Args:
-        name: What it is called.
-        compute: ``(predictions, references) -> value``.
-        higher_is_better: Which way is better.
-        takes: What it compares.
-        by_class: Whether it looks at one class after the other, so that it must be told which there are.
+        row: What is known of it.
+        compute: ``(predictions, references) -> value``, [examples] each.
     """
 
-    name: str
-    compute: Callable[[Numbers, Numbers], float]
-    higher_is_better: bool
-    takes: Predicted
-    by_class: bool = False
+    row: MetricRow
+    compute: Compute
 
-    def context(self, classes: Sequence[float]) -> "Statistic":
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.row.name
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Which direction is better."""
+        return self.row.higher_is_better
+
+    def for_classes(self, classes: Sequence[float]) -> "Metric":
         """Return the same over these classes, whichever of them occur in the rows that it is given."""
-        if not self.by_class:
+        if not self.row.by_class or isinstance(self.compute, partial):
             return self
-        compute: Callable[..., float] = self.compute
-        return replace(self, compute=partial(compute, classes=classes), by_class=False)
+        return replace(self, compute=partial(self.compute, classes=classes))
 
-    def or_nan(self) -> "Statistic":
-        """Return the same for resamples: on some of them it may be undefined, and is no number."""
+    def or_nan(self, predictions: Numbers, references: Numbers) -> float:
+        """Return the metric; nan where it is undefined, as on some resamples."""
+        try:
+            return self.compute(predictions, references)
+        except UndefinedMetricError:
+            return math.nan
 
-        def compute(predictions: Numbers, references: Numbers) -> float:
-            try:
-                return self.compute(predictions, references)
-            except UndefinedMetricError:
-                return math.nan
+    def num_resamples(self, seconds: float, *, largest: int, smallest: int) -> int:
+        """Return how many resamples a dozen seconds allow where the metric isn't built in.
 
-        return replace(self, compute=compute)
-
-
-BUILT_IN: dict[str, Statistic] = {
-    statistic.name: statistic
-    for statistic in (
-        Statistic("spearman", spearman, True, "numbers"),
-        Statistic("pearson", pearson, True, "numbers"),
-        Statistic("accuracy", accuracy, True, "classes"),
-        Statistic("f1", f1, True, "classes", by_class=True),
-        Statistic("matthews_correlation", matthews_correlation, True, "classes"),
-        Statistic("perplexity", perplexity, False, "likelihoods"),
-    )
-}
+        Args:
+            seconds: What one of them takes.
+            largest: As many as there would be.
+            smallest: As many as there must be.
+        """
+        if self.row.function:
+            return largest
+        return max(smallest, min(largest, int(_MAX_SECONDS / max(seconds, 1e-9))))
 
 
 def load_metric(
@@ -140,7 +142,7 @@ def load_metric(
     higher_is_better: bool | None = None,
     predicted: Predicted | None = None,
     classes: int | None = None,
-) -> Statistic:
+) -> Metric:
     """Return a metric by name: a built-in one, or one that :func:`evaluate.load` knows (a hub id or a path).
 
     Args:
@@ -152,87 +154,78 @@ def load_metric(
     Raises:
         ConfigError: The metric isn't known, or its direction isn't, or isn't what is said; it takes something else, or fails.
     """
-    if name in BUILT_IN:
-        statistic = BUILT_IN[name]
-        if higher_is_better not in (None, statistic.higher_is_better):
-            true, given = _WAYS[statistic.higher_is_better], _WAYS[not statistic.higher_is_better]
-            raise ConfigError(
-                f"of {name} {true} is better, and the settings say that {given} is",
-                where=f"--metric {name} --{given}-is-better",
-                hint=f"leave --{given}-is-better out, or choose another --metric",
-            )
-    elif higher_is_better is None:
-        raise ConfigError(
-            f"{name!r} is no built-in metric, and it isn't said which way it is better",
-            where="--metric",
-            hint=f"add --higher-is-better or --lower-is-better; built in: {did_you_mean(name, BUILT_IN)}",
-        )
+    require_direction(name, higher_is_better)
+    if name in METRICS:
+        metric = Metric(METRICS[name], load_function(METRICS[name].function))
     else:
-        from headprune.tasks.custom_metrics import load_custom_metric
+        from headprune.tasks.custom_metrics import load_custom_metric, try_metric
 
-        compute, takes = load_custom_metric(name, predicted=predicted, classes=classes)
-        statistic = Statistic(name, compute, higher_is_better, takes)
-    if predicted is not None and statistic.takes != predicted:
-        raise ConfigError(
-            f"{name} compares {statistic.takes}, and the task predicts {predicted}",
-            where=f"--metric {name}",
-            hint=f"metrics of {predicted}: "
-            + ", ".join(known.name for known in BUILT_IN.values() if known.takes == predicted),
-        )
-    return statistic.context(tuple(map(float, range(classes)))) if classes else statistic
+        metric = load_custom_metric(name, higher_is_better=bool(higher_is_better))
+        if predicted in metric.row.takes:
+            try_metric(metric, classes=classes if predicted == "classes" else None)
+    if predicted is not None:
+        require_fitting(name, metric.row.takes, predicted=predicted)
+    return metric.for_classes(tuple(map(float, range(classes)))) if classes else metric
 
 
-def difference(statistic: Statistic, predictions: Sequence[Numbers], references: Numbers) -> float:
-    """Return the metric of the first predictions, less that of the second where there are two."""
-    values = [statistic.compute(one, references) for one in predictions]
-    return values[0] - sum(values[1:])
-
-
-def affordable(statistic: Statistic, seconds: float, *, most: int, fewest: int) -> int:
-    """Return how many resamples an interval is made of: as many as a dozen seconds allow where a metric isn't built in.
+def bootstrap(
+    compute: Callable[[NDArray[np.int64]], float | Numbers], n: int, *, seed: int, resamples: int
+) -> Numbers:
+    """Return a function's values on resamples of ``n`` examples, drawn with replacement (Efron 1979).
 
     Args:
-        statistic: The metric.
-        seconds: What one of them takes.
-        most: As many as there would be.
-        fewest: As many as there must be.
+        compute: From the indices of the drawn examples, [n], to a number or an array of numbers.
+        n: How many examples there are.
+        seed: Of the draws.
+        resamples: How many of them.
+
+    Returns:
+        [resamples, ...].
     """
-    if statistic.name in BUILT_IN:
-        return most
-    return max(fewest, min(most, int(_MOST_SECONDS / max(seconds, 1e-9))))
+    rng = np.random.default_rng(seed)
+    return np.stack([np.asarray(compute(rng.integers(0, n, n))) for _ in range(resamples)])
 
 
 def interval(
-    statistic: Statistic,
+    metric: Metric,
     predictions: Sequence[Numbers],
     references: Numbers,
     *,
     seed: int,
     resamples: int = RESAMPLES,
 ) -> tuple[float, float]:
-    """Return the 95 % percentile-bootstrap interval over examples (Efron 1979) of :func:`difference`.
+    """Return the 95 % percentile-bootstrap interval over examples of a metric, or of the difference of two.
 
     Two sets of predictions are resampled together, so that their interval is that of the paired difference. The classes are
     the same in every resample, whichever occur in it. A metric that isn't built in may be undefined on some resamples.
 
+    Args:
+        metric: The metric.
+        predictions: One model's, [examples], or two models'.
+        references: What they are compared with, [examples].
+        seed: Of the bootstrap.
+        resamples: How many of them.
+
     Raises:
         DataError: There are fewer than two examples, or the metric is undefined on most resamples.
     """
-    if len(references) < 2:
+    n = len(references)
+    if n < 2:
         raise DataError(
             "an interval needs at least 2 examples, and there is 1",
             where="evaluation data",
             hint="give more rows",
         )
-    statistic = statistic.context(np.unique(references).tolist()).or_nan()
-    rng = np.random.default_rng(seed)
-    values = np.empty(resamples)
-    for index in range(resamples):
-        rows = rng.integers(0, len(references), len(references))
-        values[index] = difference(statistic, [p[rows] for p in predictions], references[rows])
+    metric = metric.for_classes(np.unique(references).tolist())
+
+    def value(rows: NDArray[np.int64]) -> float:
+        values = [metric.or_nan(one[rows], references[rows]) for one in predictions]
+        return values[0] - sum(values[1:])
+
+    values = bootstrap(value, n, seed=seed, resamples=resamples)
     if np.isnan(values).mean() > 0.5:
         raise DataError(
-            f"{statistic.name} is not defined on most samples of these {len(references)} examples",
+            f"{metric.name} is not defined on most samples of these {n} examples",
             where="evaluation data",
             hint="give more rows, or another --metric",
         )

@@ -1,7 +1,8 @@
 """Sentence similarity: the cosine of two embeddings against a human score (STS; Cer et al. 2017)."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,96 +12,95 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
 from headprune.batch import Batch, forward
-from headprune.tasks.asked import Fill
-from headprune.tasks.collate import fill_with_zero, make_batches, require_tokens
-from headprune.tasks.data import Columns, Table, texts_of
-from headprune.tasks.distill import Distill
-from headprune.tasks.embedder import MEAN, Embedder, embedding_of, lower_casing
+from headprune.tasks.batches import InputFormat, make_batches, require_tokens
+from headprune.tasks.catalogue import TaskRow
+from headprune.tasks.columns import Columns, examples_of
+from headprune.tasks.distill import Distillation
+from headprune.tasks.embedder import Embedder, embedding_of, lower_casing, read_embedder
 from headprune.tasks.embedding import compare
 from headprune.tasks.labels import read_numbers
 from headprune.tasks.rows import Example
+from headprune.tasks.tables import Table
 from headprune.tasks.task import Task
 
 
-def to_examples(
-    table: Table, columns: Columns, tokenizer: Any, config: Any, max_length: int
-) -> tuple[Example, ...]:
+def build(row: TaskRow, *, model_directory: Path | None, config: Any, tokenizer: Any) -> Task:
+    """Return the task of a model, which embeds as its directory says."""
+    embedder = read_embedder(model_directory, config=config, tokenizer=tokenizer)
+    pairs = _Pairs(embedder)
+    return Task(
+        row=replace(row, auto_class=embedder.auto_class),
+        to_examples=to_examples,
+        to_batches=pairs.to_batches,
+        loss=pairs.loss,
+        predict=pairs.predict,
+        distillation=Distillation(
+            outputs=pairs.embed,
+            distance=lambda student, teacher, _inputs: half_square(student, teacher),
+            targets=pairs.embed_examples,
+            sample=with_noise,
+            loss=pairs.distance,
+        ),
+        max_length=embedder.max_length,
+        described=embedder.described,
+    )
+
+
+def to_examples(table: Table, columns: Columns, _format: InputFormat) -> tuple[Example, ...]:
     """Read pairs and their scores, if there are any; those on another scale than 0 to 1 are mapped from their range to 0 to 1."""
-    del tokenizer, config, max_length
     if not columns.label:
-        return tuple(
-            Example(texts_of(table, row, columns), where=table.where(row))
-            for row in range(len(table.rows))
-        )
+        return examples_of(table, columns)
     scores = read_numbers(table, columns.label)
     present = [score for score in scores if score is not None]
     low, high = min([0.0, *present]), max([1.0, *present])
-    return tuple(
-        Example(
-            texts_of(table, row, columns),
-            None if score is None else (score - low) / (high - low),
-            where=table.where(row),
-        )
-        for row, score in enumerate(scores)
-    )
+    scaled = [None if score is None else (score - low) / (high - low) for score in scores]
+    return examples_of(table, columns, scaled)
 
 
-def to_batches(
-    examples: Sequence[Example],
-    tokenizer: Any,
-    max_length: int,
-    batch_size: int | None,
-    accepts: Callable[[str], bool],
-    fill: Fill = fill_with_zero,
-    *,
-    embedder: Embedder,
-) -> tuple[Batch, ...]:
-    """Give each sentence a row of its own: behind the model's prompt, lower-cased where the model says so."""
-    require_tokens(examples, tokenizer)
-    texts = [embedder.prompt + text for example in examples for text in example.texts]
-    encoded = lower_casing(tokenizer, embedder.lower_case)(
-        texts, truncation=True, max_length=max_length
-    )
-    rows = [{name: encoded[name][row] for name in encoded} for row in range(len(texts))]
-    return make_batches(
-        list(zip(rows[::2], rows[1::2], strict=True)),
-        [float(example.target or 0.0) for example in examples],
-        fill=fill,
-        batch_size=batch_size,
-        target_dtype=torch.float32,
-        accepts=accepts,
-    )
+@dataclass(frozen=True)
+class _Pairs:
+    """The functions of the task, for one way of embedding."""
 
+    embedder: Embedder
 
-def embed(
-    outputs: Any, inputs: Mapping[str, Tensor], *, embedder: Embedder
-) -> Float[Tensor, "rows hidden"]:
-    """Return the sentences' embeddings, scaled to unit length."""
-    return normalize(embedding_of(embedder, outputs, inputs), dim=-1)
+    def to_batches(
+        self, examples: Sequence[Example], input_format: InputFormat
+    ) -> tuple[Batch, ...]:
+        """Give each sentence a row of its own: behind the model's prompt, lower-cased where the model says so."""
+        require_tokens(examples, input_format.tokenizer)
+        texts = [self.embedder.prompt + text for example in examples for text in example.texts]
+        tokenizer = lower_casing(input_format.tokenizer, self.embedder.lower_case)
+        encoded = tokenizer(texts, truncation=True, max_length=input_format.max_length)
+        rows = [{name: encoded[name][row] for name in encoded} for row in range(len(texts))]
+        scores = [float(example.target or 0.0) for example in examples]
+        pairs = list(zip(rows[::2], rows[1::2], strict=True))
+        return make_batches(pairs, scores, input_format, target_dtype=torch.float32)
 
+    def embed(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Float[Tensor, "rows hidden"]:
+        """Return the sentences' embeddings, scaled to unit length."""
+        return normalize(embedding_of(self.embedder, outputs, inputs), dim=-1)
 
-def loss(outputs: Any, batch: Batch, *, embedder: Embedder) -> Float[Tensor, " examples"]:
-    """Squared difference of the cosine and the score."""
-    first, second = embed(outputs, batch.inputs, embedder=embedder).chunk(2)
-    return ((first * second).sum(-1) - batch.targets) ** 2
+    def loss(self, outputs: Any, batch: Batch) -> Float[Tensor, " examples"]:
+        """Return the squared difference of the cosine and the score."""
+        first, second = self.embed(outputs, batch.inputs).chunk(2)
+        return ((first * second).sum(-1) - batch.targets) ** 2
 
+    def predict(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return how alike the sentences are, by the model's own measure, and the score."""
+        first, second = embedding_of(self.embedder, outputs, batch.inputs).chunk(2)
+        return compare(first, second, similarity=self.embedder.similarity), batch.targets
 
-def predict(outputs: Any, batch: Batch, *, embedder: Embedder) -> tuple[Tensor, Tensor]:
-    """How alike the sentences are, by the model's own measure, and the score."""
-    first, second = embedding_of(embedder, outputs, batch.inputs).chunk(2)
-    return compare(first, second, similarity=embedder.similarity), batch.targets
+    def embed_examples(
+        self, model: PreTrainedModel, batch: Batch, _generators: Sequence[torch.Generator]
+    ) -> Float[Tensor, "examples 2 hidden"]:
+        """Return the embeddings of both sentences."""
+        rows = self.embed(forward(model, batch.inputs), batch.inputs)
+        return torch.stack(rows.chunk(2), dim=1)
 
-
-def embed_examples(
-    model: PreTrainedModel,
-    batch: Batch,
-    _generators: Sequence[torch.Generator],
-    *,
-    embedder: Embedder,
-) -> Float[Tensor, "examples 2 hidden"]:
-    """Return the embeddings of both sentences."""
-    rows = embed(forward(model, batch.inputs), batch.inputs, embedder=embedder)
-    return torch.stack(rows.chunk(2), dim=1)
+    def distance(self, outputs: Any, batch: Batch) -> Float[Tensor, " examples"]:
+        """Return how far both sentences are from the targets, together."""
+        rows = self.embed(outputs, batch.inputs)
+        return half_square(torch.stack(rows.chunk(2), dim=1), batch.targets).sum(-1)
 
 
 def with_noise(
@@ -113,43 +113,9 @@ def with_noise(
     return moved
 
 
-def apart(
-    said: Float[Tensor, "*rows hidden"], wanted: Float[Tensor, "*rows hidden"]
+def half_square(
+    values: Float[Tensor, "*rows hidden"], expected: Float[Tensor, "*rows hidden"]
 ) -> Float[Tensor, "*rows"]:
-    """Half the squared distance of two embeddings: of unit vectors it is 1 less their cosine."""
-    half: Tensor = (said - wanted).square().sum(-1) / 2
+    """Return half the squared distance of two embeddings: of unit vectors it is 1 less their cosine."""
+    half: Tensor = (values - expected).square().sum(-1) / 2
     return half
-
-
-def distance(outputs: Any, batch: Batch, *, embedder: Embedder) -> Float[Tensor, " examples"]:
-    """How far both sentences are from the targets, together."""
-    rows = embed(outputs, batch.inputs, embedder=embedder)
-    return apart(torch.stack(rows.chunk(2), dim=1), batch.targets).sum(-1)
-
-
-def with_embedder(embedder: Embedder) -> Task:
-    """Return the task for a model that embeds in this way."""
-    return Task(
-        name="similarity",
-        auto_class=embedder.auto_class,
-        metric="spearman",
-        num_texts=(2,),
-        needs_label=True,
-        to_examples=to_examples,
-        to_batches=partial(to_batches, embedder=embedder),
-        loss=partial(loss, embedder=embedder),
-        predict=partial(predict, embedder=embedder),
-        distill=Distill(
-            name="cosine distance",
-            said=partial(embed, embedder=embedder),
-            distance=lambda said, wanted, _inputs: apart(said, wanted),
-            teach=partial(embed_examples, embedder=embedder),
-            draw=with_noise,
-            loss=partial(distance, embedder=embedder),
-        ),
-        max_length=embedder.max_length,
-        described=embedder.described,
-    )
-
-
-TASK = with_embedder(MEAN)

@@ -8,8 +8,9 @@ import codecs
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from headprune.errors import first_line
 from headprune.tasks.delimited import FormatError, read_delimited
@@ -24,25 +25,38 @@ _MARKS = (
 )
 
 
-class Content(NamedTuple):
-    """What a file holds.
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows as they were read, with where they came from.
 
     Args:
-        columns: Their names.
+        name: What was read, as the user named it.
+        split: The split of a data set that has some.
+        columns: The names of the columns.
         rows: The cells of each row, by column.
-        class_names: What the file says of its columns of classes.
-        lines: The line that each row begins on, where the format has lines.
-        has_header: Whether the names are the first line of the file.
+        class_names: What the data says of its columns of classes.
+        lines: The line of the file that each row begins on, where the format has lines.
+        has_header: Whether the columns' names are the first line of a file.
     """
 
+    name: str
+    split: str | None
     columns: tuple[str, ...]
     rows: Sequence[dict[str, Any]]
-    class_names: Mapping[str, tuple[str, ...]] = {}
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     lines: Sequence[int] = ()
     has_header: bool = False
 
+    def place(self, row: int) -> str:
+        """Return how messages call a row: by its number from 0 on, and by its line in the file."""
+        return f"row {row} (line {self.lines[row]})" if self.lines else f"row {row}"
 
-def read_file(path: Path) -> Content:
+    def where(self, row: int) -> str:
+        """Return where a row came from, as messages say it."""
+        return f"--data {self.name}, {self.place(row)}"
+
+
+def read_file(path: Path) -> Table:
     """Read a file by its ending, one of ``FORMATS``.
 
     Raises:
@@ -93,11 +107,13 @@ def _line_of(text_before: str) -> int:
     return len(_LINE_ENDS.findall(text_before)) + 1
 
 
-def _read_delimited(path: Path, separator: str) -> Content:
+def _read_delimited(path: Path, separator: str) -> Table:
     header, records = read_delimited(read_text(path), separator)
     columns = _unique(header.cells, "; the first line of the file is read as the header")
     rows = [dict(zip(columns, record.cells, strict=True)) for record in records]
-    return Content(columns, rows, lines=[record.line for record in records], has_header=True)
+    return Table(
+        "", None, columns, rows, lines=[record.line for record in records], has_header=True
+    )
 
 
 def _unique(names: Iterable[str], remark: str = "") -> tuple[str, ...]:
@@ -122,12 +138,12 @@ def lines_of(text: str) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
-def _read_lines(path: Path) -> Content:
+def _read_lines(path: Path) -> Table:
     rows = [{"text": line} for line in lines_of(read_text(path))]
-    return Content(("text",), rows, lines=range(1, len(rows) + 1))
+    return Table("", None, ("text",), rows, lines=range(1, len(rows) + 1))
 
 
-def _read_json(path: Path) -> Content:
+def _read_json(path: Path) -> Table:
     """Read a list of objects, or an object a line."""
     text = read_text(path)
     try:
@@ -166,11 +182,11 @@ def _refuse_wrapped(document: Any) -> None:
     )
 
 
-def _read_json_lines(path: Path) -> Content:
+def _read_json_lines(path: Path) -> Table:
     return _from_json_lines(read_text(path))
 
 
-def _from_json_lines(text: str) -> Content:
+def _from_json_lines(text: str) -> Table:
     rows, numbers = [], []
     for number, line in enumerate(lines_of(text), 1):
         if not line.strip():
@@ -183,10 +199,10 @@ def _from_json_lines(text: str) -> Content:
                 line=number,
             )
         numbers.append(number)
-    return _from_objects(rows)._replace(lines=numbers)
+    return replace(_from_objects(rows), lines=numbers)
 
 
-def _from_objects(rows: Sequence[Any]) -> Content:
+def _from_objects(rows: Sequence[Any]) -> Table:
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
             raise FormatError(
@@ -194,7 +210,7 @@ def _from_objects(rows: Sequence[Any]) -> Content:
                 hint='write each row as an object, such as {"text": "...", "label": 0}',
             )
     columns = tuple(dict.fromkeys(name for row in rows for name in row))
-    return Content(columns, [{name: row.get(name) for name in columns} for row in rows])
+    return Table("", None, columns, [{name: row.get(name) for name in columns} for row in rows])
 
 
 def _parsed(text: str, line: int | None = None) -> Any:
@@ -235,13 +251,13 @@ def _kind(value: Any) -> str:
     return next((name for kind, name in kinds if isinstance(value, kind)), "a number or a truth")
 
 
-def _read_parquet(path: Path) -> Content:
+def _read_parquet(path: Path) -> Table:
     import pyarrow.parquet
 
     return _read_columns(path, lambda file: pyarrow.parquet.ParquetFile(file).read())
 
 
-def _read_arrow(path: Path) -> Content:
+def _read_arrow(path: Path) -> Table:
     import pyarrow
 
     def read(file: Any) -> Any:
@@ -253,7 +269,7 @@ def _read_arrow(path: Path) -> Content:
     return _read_columns(path, read)
 
 
-def _read_columns(path: Path, read: Callable[[Any], Any]) -> Content:
+def _read_columns(path: Path, read: Callable[[Any], Any]) -> Table:
     import pyarrow
 
     with path.open("rb") as file:
@@ -271,7 +287,7 @@ def _read_columns(path: Path, read: Callable[[Any], Any]) -> Content:
     columns = _unique(table.column_names)
     cells = [_cells(table.column(name), name) for name in columns]
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]
-    return Content(columns, rows, _class_names(table.schema.metadata or {}))
+    return Table("", None, columns, rows, _class_names(table.schema.metadata or {}))
 
 
 def _cells(column: Any, name: str) -> list[Any]:
@@ -307,7 +323,7 @@ def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, tuple[str, ...]]:
         ) from error
 
 
-FORMATS: dict[str, Callable[[Path], Content]] = {
+FORMATS: dict[str, Callable[[Path], Table]] = {
     ".csv": lambda path: _read_delimited(path, ","),
     ".tsv": lambda path: _read_delimited(path, "\t"),
     ".json": _read_json,

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from bench_quality_lib.subjects import Case
 from headprune.anatomy import Anatomy
 from headprune.config import Recipe
-from headprune.evaluation import Predictions, judge, predict
+from headprune.evaluation import Predictions, metric_with_interval, predict
 from headprune.footprint import kv_cache_bytes_per_token
 from headprune.heads import HeadScores, PruningPlan
 from headprune.journal import Journal
@@ -151,19 +151,19 @@ class Bench:
 
     def _judged(self, found: Predictions, plan: PruningPlan, **told: Any) -> Measured:
         subject = self.case.subject
-        metric, seed = subject.task.metric, subject.recipe.seed
-        value, interval, _ = judge(found, metric, seed=seed)
-        base, _, _ = judge(self.whole, metric, seed=seed)
-        difference, paired, _ = judge(found, metric, seed=seed, other=self.whole)
+        metric, seed = subject.statistic(), subject.recipe.seed
+        value = metric_with_interval(found, metric, seed=seed)
+        base = metric_with_interval(self.whole, metric, seed=seed)
+        difference = metric_with_interval(found, metric, seed=seed, other=self.whole)
         return Measured(
             subject=self.name,
             seed=seed,
-            metric=metric,
-            value=value,
-            interval=interval,
-            base=base,
-            difference=difference,
-            difference_interval=paired,
+            metric=metric.name,
+            value=value.value,
+            interval=value.interval,
+            base=base.value,
+            difference=difference.value,
+            difference_interval=difference.interval,
             n=len(found.references),
             heads=(plan.budget["heads_after"], plan.budget["heads_before"]),
             **told,

@@ -6,7 +6,8 @@ The titles are the whole model's own, so its perplexity is close to 1 and nothin
 import hashlib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5ForConditio
 from headprune.batch import Batch
 from headprune.demo import cache_directory
 from headprune.runtime.files import write_text
-from headprune.tasks.causal_lm import TASK as CAUSAL_LM
-from headprune.tasks.collate import pack, pad
+from headprune.tasks.batches import InputFormat, pack, pad
 from headprune.tasks.rows import Example
-from headprune.tasks.task import Task
+from headprune.tasks.task import Task, get_task
 
 _CHOOSING, _REPORTING = 512, 1024
 _SIZE = 32
@@ -81,20 +81,15 @@ def _write_titles(
     return found
 
 
-def _to_batches(
-    examples: Sequence[Example],
-    tokenizer: Any,
-    max_length: int,
-    batch_size: int | None,
-    accepts: Callable[[str], bool],
-) -> tuple[Batch, ...]:
+def _to_batches(examples: Sequence[Example], input_format: InputFormat) -> tuple[Batch, ...]:
     """Give each request one row: its title is forced, token after token, and each is to be followed by the next."""
-    del accepts
-    read = tokenizer(
-        [example.texts[0] for example in examples], truncation=True, max_length=max_length
+    read = input_format.tokenizer(
+        [example.texts[0] for example in examples],
+        truncation=True,
+        max_length=input_format.max_length,
     )["input_ids"]
     batches = []
-    for members in pack([len(ids) for ids in read], batch_size=batch_size):
+    for members in pack([len(ids) for ids in read], batch_size=input_format.batch_size):
         titles = [examples[place].tokens for place in members]
         forced = _padded([title[:-1] for title in titles])
         batches.append(
@@ -129,15 +124,12 @@ def _predict(outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     return lost.sum(1), (batch.targets != IGNORED).sum(1)
 
 
+_CAUSAL_LM = get_task("causal-lm")
 TASK = Task(
-    name="titles",
-    auto_class="AutoModelForSeq2SeqLM",
-    metric="perplexity",
-    num_texts=(1,),
-    needs_label=False,
-    to_examples=CAUSAL_LM.to_examples,
+    row=replace(_CAUSAL_LM.row, name="titles", auto_class="AutoModelForSeq2SeqLM"),
+    to_examples=_CAUSAL_LM.to_examples,
     to_batches=_to_batches,
     loss=token_cross_entropy,
     predict=_predict,
-    distill=CAUSAL_LM.distill,
+    distillation=_CAUSAL_LM.distillation,
 )

@@ -3,7 +3,7 @@
 from pydantic import BaseModel, ConfigDict
 
 from headprune.config import DEMO, Recipe
-from headprune.evaluation import judge, predict
+from headprune.evaluation import metric_with_interval, predict
 from headprune.inspection import inspect
 from headprune.masking import gated
 from headprune.subject import Progress, open_subject
@@ -55,10 +55,10 @@ def go_within(max_drop: str, *, seed: int, progress: Progress) -> Within:
         reconstruct_if_asked(subject, anatomy, plan, choosing, progress=progress)
         with gated(model, anatomy, gates=gates):
             left = predict(model, subject.task, batches=batches)
-    metric = subject.task.metric
-    base, _, _ = judge(whole, metric, seed=seed)
-    value, _, _ = judge(left, metric, seed=seed)
-    _, interval, _ = judge(left, metric, seed=seed, other=whole)
+    metric = subject.statistic()
+    base = metric_with_interval(whole, metric, seed=seed).value
+    value = metric_with_interval(left, metric, seed=seed).value
+    interval = metric_with_interval(left, metric, seed=seed, other=whole).interval
     return Within(
         seed=seed,
         max_drop=max_drop,

@@ -13,8 +13,9 @@ from transformers import AutoTokenizer
 import headprune as hp
 from headprune.models.find import find
 from headprune.models.load import load_model
-from headprune.tasks import TASKS
+from headprune.tasks.batches import InputFormat
 from headprune.tasks.rows import Example
+from headprune.tasks.task import get_task
 
 pytestmark = pytest.mark.real_model
 # Real prose that every Python brings.
@@ -35,13 +36,13 @@ def tokenizer(source):
 def batches(tokenizer):
     ids = tokenizer(PROSE)["input_ids"]
     examples = [Example(tokens=tuple(ids[start : start + 64])) for start in range(0, 6 * 64, 64)]
-    return TASKS["causal-lm"].to_batches(examples, tokenizer, 64, 3, lambda _name: True)
+    return get_task("causal-lm").to_batches(examples, InputFormat(tokenizer, 64, batch_size=3))
 
 
 @pytest.fixture(scope="module")
 def scores(source, batches):
     model = load_model(source, auto_class="AutoModelForCausalLM", device="cpu")
-    return hp.score(model, batches, loss=TASKS["causal-lm"].loss)
+    return hp.score(model, batches, loss=get_task("causal-lm").loss)
 
 
 FRESH = """

@@ -1,17 +1,60 @@
 """From token ids to batches: sorted by length, packed to a token budget, padded on the right where the model bears it."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 
 from headprune.batch import Batch
 from headprune.errors import DataError, ModelError
-from headprune.tasks.asked import Fill, Row, pad
 from headprune.tasks.rows import Example
 
-# Tokens per forward when --batch-size is auto: enough to fill the matrix units, little enough for a laptop.
+Row: TypeAlias = Mapping[str, Sequence[int]]
+"""An encoded text, as a tokenizer gives it."""
+
+Fill: TypeAlias = Callable[[Sequence[Row]], int | None]
+"""Says which id rows are filled up with; None where only rows of one length may share a forward."""
+
+# Tokens per forward when no batch size is given: enough to fill the matrix units, little enough for a laptop.
 TOKEN_BUDGET = 4096
+
+
+def fill_with_zero(_rows: Sequence[Row]) -> int:
+    """Fill up with id 0: for rows of which only the texts matter."""
+    return 0
+
+
+def accept_all(_name: str) -> bool:
+    """Accept every input: for models that take all that their tokenizer gives."""
+    return True
+
+
+def ignore(_message: str) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """How texts become a model's inputs.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        max_length: The longest row, in tokens.
+        config: The model's config, which names its classes.
+        batch_size: Examples per batch; None packs to a budget of tokens.
+        accepts: Whether the model's forward takes an input of this name.
+        fill: Says which id short rows are filled up with.
+        notify: Called with what is odd about labels.
+    """
+
+    tokenizer: Any
+    max_length: int
+    config: Any = None
+    batch_size: int | None = None
+    accepts: Callable[[str], bool] = accept_all
+    fill: Fill = fill_with_zero
+    notify: Callable[[str], None] = ignore
 
 
 def pack(
@@ -50,6 +93,23 @@ def pack(
     return groups
 
 
+def pad(rows: Sequence[Row], *, pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Stack encoded rows, padded on the right whatever the tokenizer's own habit is.
+
+    Position ids are counted from the left by most models, so padding on the left would shift them.
+    """
+    longest = max(len(row["input_ids"]) for row in rows)
+    fill = {"input_ids": pad_token_id, "attention_mask": 0, "token_type_ids": 0}
+    return {
+        name: torch.tensor(
+            [list(row[name]) + [value] * (longest - len(row[name])) for row in rows],
+            dtype=torch.long,
+        )
+        for name, value in fill.items()
+        if name in rows[0]
+    }
+
+
 def require_tokens(examples: Sequence[Example], tokenizer: Any) -> None:
     """Refuse texts of which the tokenizer leaves nothing.
 
@@ -70,43 +130,40 @@ def require_tokens(examples: Sequence[Example], tokenizer: Any) -> None:
 def make_batches(
     rows_of_example: Sequence[Sequence[Row]],
     targets: Sequence[float | int],
+    input_format: InputFormat,
     *,
-    fill: Fill,
-    batch_size: int | None,
     target_dtype: torch.dtype,
-    accepts: Callable[[str], bool],
 ) -> tuple[Batch, ...]:
     """Build the batches of a task.
 
     Args:
         rows_of_example: For each example the encoded texts that become rows (two for a pair of sentences).
         targets: One per example.
-        fill: Says which id rows are filled up with; None where only rows of one length may share a forward.
-        batch_size: Examples per batch; None packs to the token budget.
+        input_format: What the model takes, and how many examples make a batch.
         target_dtype: Type of the targets.
-        accepts: Whether the model's forward takes an input of this name.
 
     Raises:
         ModelError: The texts of a pair differ in length, and the model bears no padding.
     """
-    encoded = [[_inputs(row, accepts) for row in rows] for rows in rows_of_example]
+    encoded = [[_inputs(row, input_format.accepts) for row in rows] for rows in rows_of_example]
     num_rows = len(encoded[0])
     lengths = [[len(row["input_ids"]) for row in rows] for rows in encoded]
-    pad_token_id = fill([row for rows in encoded for row in rows])
+    pad_token_id = input_format.fill([row for rows in encoded for row in rows])
     if pad_token_id is None and any(len(set(pair)) > 1 for pair in lengths):
         raise ModelError(
             "the model's outputs change where a text is padded, and the texts of a pair differ in length",
             where="the model's padding",
             hint="--task classification reads a pair as one row; other models bear padding",
         )
-    batches: list[Batch] = []
-    for members in pack(
+    groups = pack(
         [max(pair) * num_rows for pair in lengths],
-        batch_size=batch_size,
+        batch_size=input_format.batch_size,
         alike=pad_token_id is None,
-    ):
+    )
+    batches: list[Batch] = []
+    for members in groups:
         # First texts of all examples, then second texts: a pair's rows lie one stride apart.
-        rows = [encoded[index][place] for place in range(num_rows) for index in members]
+        rows = [encoded[index][text] for text in range(num_rows) for index in members]
         batches.append(
             Batch(
                 inputs=pad(rows, pad_token_id=pad_token_id or 0),
@@ -122,8 +179,3 @@ def _inputs(row: Row, accepts: Callable[[str], bool]) -> Row:
     """Return of an encoded text what the model takes, and which of its tokens are real where the tokenizer doesn't say so."""
     known = {"attention_mask": [1] * len(row["input_ids"]), **row}
     return {name: value for name, value in known.items() if accepts(name)}
-
-
-def fill_with_zero(_rows: Sequence[Row]) -> int:
-    """Fill up with id 0: for rows of which only the texts matter."""
-    return 0
