@@ -20,7 +20,7 @@ from headprune.surgery import WAYS, Judge, Look, reconstruct
 from headprune.surgery.fit import fit, projections, put_back
 from headprune.surgery.least_squares import FOLDS, no_sums, solve
 from headprune.tasks.metrics import spearman
-from headprune.workflows.reconstruction import best_of
+from headprune.workflows.reconstruct import best_of
 
 
 def refit(model, anatomy, *, batches, mask, ridge):

@@ -75,7 +75,7 @@ class Session:
     progress: Progress
     world: World = field(default_factory=World)
     _batches: dict[tuple[int, int | None], tuple[Any, tuple[Batch, ...]]] = field(
-        default_factory=dict, repr=False, compare=False
+        default_factory=dict, init=False, repr=False, compare=False
     )
 
     @cached_property

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from headprune.anatomy import Anatomy
-from headprune.batch import fingerprint_of_batches
+from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import BUDGETS, Constraints
 from headprune.config.settings import Settings
 from headprune.evaluation import Predictions, metric_with_interval, predict_masked
@@ -16,6 +16,7 @@ from headprune.heads import HeadId, HeadScores
 from headprune.journal import Journal, open_journal
 from headprune.models.facts import versions
 from headprune.models.manifest import output_directory, refuse_unusable_output, write_manifest
+from headprune.passes import RunContext
 from headprune.placement import input_device
 from headprune.planning import knee, last_within, make_plan
 from headprune.planning.names import selected_sites
@@ -60,14 +61,13 @@ def sweep(settings: Settings, *, progress: Progress) -> tuple[Sweep, Path]:
     out = Path(settings.run.out) if settings.run.out else next_run("sweep")
     refuse_unusable_output(out, overwrite=overwrite, notify=progress.notify)
     constraints = _for_any_cut(settings, progress=progress)
-    sections = [
-        section.model_copy(update={"steps": 1})
-        for section in methods_of(settings.score, settings.score.method or _MASKED, *_CONTROLS)
-    ]
+    sections = compared(settings.score)
     for section in sections:
         check_score(section, constraints)
     session = open_session(settings, progress=progress)
-    keeps = lawful_points(session, constraints)
+    keeps = lawful_points(
+        session.anatomy, constraints, points=settings.run.points, progress=progress
+    )
     parts = separate_rows(session)
     scored = score_each(session, sections, parts.calibrate, plan=constraints)
     scores = {method: one.scores for method, one in scored.items()}
@@ -75,7 +75,12 @@ def sweep(settings: Settings, *, progress: Progress) -> tuple[Sweep, Path]:
     if done := journal.count():
         progress.notify(f"going on with a sweep that was stopped; batches done: {done}")
     curves = measure_curves(
-        session, parts, scores, keeps=keeps, constraints=constraints, journal=journal
+        session,
+        scores,
+        keeps=keeps,
+        constraints=constraints,
+        batches=session.batches(parts.report.examples),
+        context=session.context(journal),
     )
     outcome = _sweep(session, curves, parts, constraints)
     out = (
@@ -104,31 +109,44 @@ def _for_any_cut(settings: Settings, *, progress: Progress) -> Constraints:
     return plan.model_copy(update={**single, "max_drop": None})
 
 
-def lawful_points(session: Session, constraints: Constraints) -> tuple[float, ...]:
+def compared(score: ScoreSpec) -> tuple[ScoreSpec, ...]:
+    """Return how heads are scored, a section for each method that is compared: those named, or one and its controls.
+
+    Raises:
+        ConfigError: There is no such method.
+    """
+    once = score.model_copy(update={"steps": 1})
+    return methods_of(once, score.method or _MASKED, *_CONTROLS)
+
+
+def lawful_points(
+    anatomy: Anatomy, constraints: Constraints, *, points: Sequence[float], progress: Progress
+) -> tuple[float, ...]:
     """Return the keep ratios of a sweep, from the whole model (always there) on: those that ``prune`` could cut.
 
     Args:
-        session: The model, with its settings.
+        anatomy: Where the heads are.
         constraints: What every cut keeps to.
+        points: Those that were asked for; the default grid where there are none.
+        progress: How to talk.
 
     Raises:
         PlanError: One that was asked for can't be cut, or none of the default grid, of which others are left out.
     """
-    given = session.settings.run.points
-    points = sorted({*(given or POINTS)} - {1.0}, reverse=True)
+    keeps = sorted({*(points or POINTS)} - {1.0}, reverse=True)
     lawful, refused = [1.0], []
-    for keep in points:
-        refusal = refusal_at(session.anatomy, constraints, keep)
+    for keep in keeps:
+        refusal = refusal_at(anatomy, constraints, keep)
         if refusal is None:
             lawful.append(keep)
-        elif given:
+        elif points:
             raise refusal
         else:
             refused.append(refusal)
-    if len(refused) == len(points) and refused:
+    if len(refused) == len(keeps) and refused:
         raise refused[-1]
     for refusal in refused:
-        session.progress.notify(f"left out: {refusal.what}")
+        progress.notify(f"left out: {refusal.what}")
     return tuple(lawful)
 
 
@@ -148,22 +166,22 @@ def _journal(session: Session, parts: RowParts) -> Journal:
 
 def measure_curves(
     session: Session,
-    parts: RowParts,
     scores: Mapping[str, HeadScores],
     *,
     keeps: Sequence[float],
     constraints: Constraints,
-    journal: Journal | None = None,
+    batches: Sequence[Batch],
+    context: RunContext,
 ) -> tuple[Curve, ...]:
     """Plan every cut, run each that is different once, and compare it with the whole model.
 
     Args:
         session: The model, with its task and settings.
-        parts: The rows.
         scores: Each method's.
         keeps: The keep ratios, from 1 down.
         constraints: What every cut keeps to.
-        journal: Where results are kept.
+        batches: The rows that report.
+        context: How the work runs, and where results are kept.
     """
     anatomy, notify = session.anatomy, session.progress.notify
     removals = {
@@ -174,14 +192,14 @@ def measure_curves(
         dict.fromkeys([Cut(), *(Cut(cut) for removed in removals.values() for cut in removed)])
     )
     notify(f"{len(scores)} methods, {len(keeps)} points: {len(cuts)} different cuts to evaluate")
-    with resumable(journal, session.progress):
+    with resumable(context.journal, session.progress):
         predictions = predict_masked(
             session.model,
             anatomy,
             session.task,
-            batches=session.batches(parts.report.examples),
+            batches=batches,
             masks=torch.stack([anatomy.mask(cut) for cut in cuts]),
-            context=session.context(journal),
+            context=context,
         )
     notify(f"bootstrap: {len(cuts)} cuts, samples of {len(predictions[0].references):,} rows")
     whole = predictions[0]

@@ -98,7 +98,17 @@ def method_between_steps(reconstruct: ReconstructSpec, examples: int) -> How | N
 
 
 def check_settings(settings: Settings, *, world: World | None = None) -> None:
-    """Refuse what can't be done together, for every method that is compared."""
+    """Refuse what can't be done together, for every method that is compared.
+
+    Args:
+        settings: All settings.
+        world: The processes that share the work.
+
+    Raises:
+        ConfigError: There are such settings, or several processes would do what one must.
+        PlanError: A target is none.
+    """
+    constraints_of(settings.plan)
     for score in methods_of(settings.score, method_of(settings.score)):
         check_score(score, settings.plan, world=world)
 

@@ -25,14 +25,14 @@ from transformers import (
 
 import headprune as hp
 from headprune.batch import as_batches
-from headprune.config import Recipe, load_settings
+from headprune.config import Settings, load_settings
 from headprune.errors import ConfigError, PlanError
 from headprune.footprint import fastest_ms, kv_cache_bytes_per_token
 from headprune.planning import Constraints, Prices, Target, make_plan, savings, score_in_steps
 from headprune.planning.knapsack import cheapest_for, combine
 from headprune.prices import prices_of
 from headprune.surgery import cut
-from headprune.workflows.course import check_course, constraints_of
+from headprune.workflows.validate import check_settings, constraints_of
 
 
 @st.composite
@@ -464,17 +464,17 @@ def test_one_budget_at_a_time(tmp_path):
     with pytest.raises(PlanError, match="whole model"):
         hp.plan(scores, anatomy=anatomy, target_flops="80%")
     with pytest.raises(ConfigError, match="2 budgets"):
-        constraints_of(Recipe(keep=0.5, heads=3))
+        Settings.of(keep=0.5, heads=3)
     with pytest.raises(ConfigError, match="steps lead to"):
-        check_course(Recipe(target_flops="80%", steps=2))
+        check_settings(Settings.of(target_flops="80%", steps=2))
     with pytest.raises(PlanError, match="no target"):
-        check_course(Recipe(target_flops="much"))
+        check_settings(Settings.of(target_flops="much"))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("keep: 0.7\nmodel: x\n")
     assert load_settings({"heads": 3}, file=recipe)[0].plan.budgets == {"heads": 3}
     recipe.write_text("target_parameters: 0.8\nmodel: x\n")
     assert load_settings({}, file=recipe)[0].plan.budgets == {"target_parameters": "0.8"}
-    assert constraints_of(Recipe.from_settings(load_settings({}, file=recipe)[0])).target.is_share
+    assert constraints_of(load_settings({}, file=recipe)[0].plan).target.is_share
 
 
 @pytest.mark.parametrize(("seconds", "turns"), [(0.0, 3), (1e9, 30)])
