@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from headprune.anatomy.clone import pruning_record, stock_class
-from headprune.config.settings import Settings
+from headprune.config import Settings
 from headprune.errors import CheckpointError
 from headprune.export.gguf import Exported, embedding_rows, export_gguf, refuse_unusable_file
 from headprune.export.layout import refuse_family

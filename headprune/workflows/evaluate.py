@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from headprune.artefact import Latency
 from headprune.batch import Batch
-from headprune.config.settings import Settings
+from headprune.config import Settings
 from headprune.errors import ConfigError
 from headprune.evaluation import (
     EvalResult,

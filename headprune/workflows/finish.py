@@ -15,7 +15,7 @@ from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import quiet, stock_class
 from headprune.anatomy.inputs import example_inputs
 from headprune.batch import forward, main_output
-from headprune.config.sections import RunSpec
+from headprune.config import RunSpec
 from headprune.heads import HeadScores, PruningPlan
 from headprune.models.classes import auto_class_of, auto_classes
 from headprune.models.facts import weights_bytes

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
-from headprune.config.settings import Settings
+from headprune.config import Settings
 from headprune.distillation.adapters import refuse_adapters
 from headprune.distillation.checkpoints import Checkpoints, last_checkpoint, open_checkpoints
 from headprune.distillation.settings import trainer_settings

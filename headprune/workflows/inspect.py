@@ -8,8 +8,7 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
 from headprune.anatomy.clone import pruning_record
-from headprune.config import Constraints
-from headprune.config.settings import Settings
+from headprune.config import Constraints, Settings
 from headprune.errors import PlanError
 from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect as inspect_model

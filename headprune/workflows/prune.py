@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record
 from headprune.batch import Batch
-from headprune.config.settings import Settings
+from headprune.config import Settings
 from headprune.errors import ConfigError
 from headprune.evaluation import EvalResult, MetricValue, metric_with_interval
 from headprune.gate import Baseline

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from headprune.config import OF_THE_ROWS, RECIPE_FILE, merged, recorded_rows
-from headprune.config.settings import Settings
+from headprune.config import OF_THE_ROWS, RECIPE_FILE, Settings, merged, recorded_rows
 from headprune.errors import CheckpointError
 from headprune.results import Results
 from headprune.runtime.local import note_places, place_of, published_name

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from headprune.config.sections import DataSpec
+from headprune.config import DataSpec
 from headprune.errors import DataError
 from headprune.evaluation import doubts_of, predict
 from headprune.runtime.local import count_noted_elsewhere, published_name

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from headprune.batch import Batch, fingerprint_of_batches
-from headprune.config import Constraints
-from headprune.config.sections import ScoreSpec
-from headprune.config.settings import Settings
+from headprune.config import Constraints, ScoreSpec, Settings
 from headprune.distributed import World
 from headprune.errors import HeadpruneError, PlanError
 from headprune.heads import HeadScores

@@ -15,9 +15,7 @@ from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record
 from headprune.artefact import read_artefact
 from headprune.batch import Batch
-from headprune.config import MAX_LENGTH
-from headprune.config.sections import ModelSpec
-from headprune.config.settings import Settings
+from headprune.config import MAX_LENGTH, ModelSpec, Settings
 from headprune.distributed import World
 from headprune.errors import ConfigError, HeadpruneError, ModelError, PlanError, first_line
 from headprune.heads import HeadScores

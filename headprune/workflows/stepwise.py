@@ -9,8 +9,7 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, num_examples
-from headprune.config import Constraints
-from headprune.config.sections import ReconstructSpec, ScoreSpec
+from headprune.config import Constraints, ReconstructSpec, ScoreSpec
 from headprune.distributed import World
 from headprune.heads import HeadId, HeadScores
 from headprune.masking import gated

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record, stock_class
 from headprune.artefact import read_artefact
-from headprune.config.settings import Settings
+from headprune.config import Settings
 from headprune.errors import ConfigError
 from headprune.heads import HeadScores, PruningPlan
 from headprune.models.classes import auto_class_of

@@ -9,8 +9,7 @@ import torch
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, fingerprint_of_batches
-from headprune.config import BUDGETS, Constraints
-from headprune.config.settings import Settings
+from headprune.config import BUDGETS, Constraints, ScoreSpec, Settings
 from headprune.evaluation import Predictions, metric_with_interval, predict_masked
 from headprune.heads import HeadId, HeadScores
 from headprune.journal import Journal, open_journal

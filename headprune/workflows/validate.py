@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 
 from headprune import planning
-from headprune.config import Constraints
-from headprune.config.sections import ReconstructSpec, ScoreSpec
-from headprune.config.settings import Settings
+from headprune.config import Constraints, ReconstructSpec, ScoreSpec, Settings
 from headprune.distributed import World
 from headprune.errors import ConfigError
 from headprune.heads import HeadScores
