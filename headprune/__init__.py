@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headprune.api import inspect, load, masked, plan, prune, save, score
-    from headprune.heads import HeadId, HeadScores, PruningPlan
+    from headprune.config import Constraints
+    from headprune.heads import HeadId
+    from headprune.plans import HeadScores, PruningPlan
 
 __all__ = [
+    "Constraints",
     "HeadId",
     "HeadScores",
     "PruningPlan",
@@ -24,7 +27,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("HeadId", "HeadScores", "PruningPlan"), "headprune.heads"),
+    "Constraints": "headprune.config",
+    "HeadId": "headprune.heads",
+    **dict.fromkeys(("HeadScores", "PruningPlan"), "headprune.plans"),
     **dict.fromkeys(
         ("inspect", "load", "masked", "plan", "prune", "save", "score"), "headprune.api"
     ),

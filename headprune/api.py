@@ -3,18 +3,18 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from headprune import planning
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import stock_class
 from headprune.batch import Batch
+from headprune.config import Constraints
 from headprune.decoder_inputs import batches_for
 from headprune.errors import PlanError, did_you_mean
-from headprune.heads import HeadId, HeadScores, HeadSelection, PruningPlan, select_heads
+from headprune.heads import HeadId, HeadSelection, select_heads
 from headprune.inspection import inspect as inspect_model
 from headprune.masking import checked_gates, gated, gates_by_site
 from headprune.models.classes import auto_class_of
@@ -27,7 +27,8 @@ from headprune.models.save import MAX_SHARD_SIZE, LoadMethod
 from headprune.models.side_files import root_of
 from headprune.models.tokenizer import home_of
 from headprune.placement import count_parameters, input_device, staged
-from headprune.prices import prices_of
+from headprune.planning import cost_model, make_plan
+from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results
 from headprune.scoring.catalogue import METHODS
 from headprune.scoring.request import ScoreRequest
@@ -153,90 +154,37 @@ def score(
 
 def plan(
     scores: HeadScores,
+    constraints: Constraints,
     *,
     anatomy: Anatomy,
-    keep: float | None = None,
-    heads: int | None = None,
-    target_parameters: str | int | float | None = None,
-    target_flops: str | int | float | None = None,
-    target_kv_cache: str | int | float | None = None,
-    target_latency: str | int | float | None = None,
     model: PreTrainedModel | None = None,
     batches: Iterable[Batch | Mapping[str, Tensor]] = (),
-    multiple_of: int = 1,
-    min_heads: int = 1,
-    protect: Sequence[str] = (),
-    uniform: bool = False,
-    gqa: Literal["group", "even", "pad"] = "group",
-    sites: Sequence[str] = (),
 ) -> PruningPlan:
     """Choose the heads to remove: the least important ones that the budget, the architecture and the constraints allow.
 
-    One budget: a share of the heads, the most heads, or a target for the pruned model, as a share of the whole (``0.8``,
-    ``"80%"``) or a number (``"20M"``, ``"12ms"``).
-
     Args:
         scores: The importance of every head.
+        constraints: The budget, and what else to keep to: ``Constraints(keep=0.7)``. The budget is one of ``keep`` (a share
+            of the heads), ``heads`` (the most heads) or a target for the pruned model, as a share of the whole (``0.8``,
+            ``"80%"``) or a number (``"20M"``, ``"12ms"``).
         anatomy: Where the heads are.
-        keep: Share of the heads that stay, rounded to the nearest number, in whole units.
-        heads: The most heads that stay.
-        target_parameters: The most parameters.
-        target_flops: The most FLOPs per token with 512 tokens of context.
-        target_kv_cache: The most bytes of key/value cache per token.
-        target_latency: The most time of a forward of 32 rows of ``batches``: measured here, on the model.
         model: The model, for targets.
-        batches: For ``target_latency``: data as :func:`score` takes it.
-        multiple_of: Every layer keeps a multiple of so many heads (of key/value groups where these go as a whole).
-        min_heads: Heads that stay in every layer.
-        protect: Heads and layers that stay.
-        uniform: The same number of heads in every layer.
-        gqa: How heads go where several share keys and values.
-        sites: Which attentions may lose heads (empty: all).
+        batches: For ``target_latency``: data as :func:`score` takes it; the time is measured here, on the model.
 
     Raises:
-        PlanError: There is not one budget, or it is out of reach; the constraints contradict each other or the model.
+        PlanError: There is no budget, or it is out of reach; the constraints contradict each other or the model.
     """
-    target = _one_budget(
-        keep,
-        heads,
-        parameters=target_parameters,
-        flops=target_flops,
-        kv_cache=target_kv_cache,
-        latency=target_latency,
-    )
-    constraints = planning.Constraints(
-        keep=1.0 if keep is None else keep,
-        min_heads=min_heads,
-        protect=tuple(protect),
-        uniform=uniform,
-        gqa=gqa,
-        sites=tuple(sites),
-        multiple_of=multiple_of,
-        heads=heads,
-        target=target,
-    )
-    prices = None
-    if model is not None:
-        given = batches_for(model, batches) if target_latency is not None and batches else ()
-        prices = prices_of(model, anatomy, constraints=constraints, batches=lambda: given)
-    return planning.make_plan(scores, anatomy, constraints=constraints, prices=prices)
-
-
-def _one_budget(
-    keep: float | None, heads: int | None, **targets: str | int | float | None
-) -> planning.Target | None:
-    """Return the target, None where the budget is one of heads."""
-    said = {name: target for name, target in targets.items() if target is not None}
-    if len(said) + (keep is not None) + (heads is not None) != 1:
+    if not constraints.budgets or constraints.max_drop is not None:
         raise PlanError(
-            "a plan has one budget",
-            where="plan",
-            hint="give one of keep, heads, " + ", ".join(f"target_{name}" for name in targets),
+            "there is no budget that a plan can be made by",
+            where="`constraints`",
+            hint="give one of `keep`, `heads`, `target_parameters`, `target_flops`, `target_kv_cache`, `target_latency`",
         )
-    for resource in get_args(planning.Resource):
-        if resource in said:
-            return planning.Target.parse(resource, said[resource])
-    return None
+    costs = None
+    if model is not None:
+        rows = batches_for(model, batches) if constraints.target_latency and batches else ()
+        costs = cost_model(model, anatomy, constraints=constraints, batches=lambda: rows)
+    return make_plan(scores, anatomy, constraints=constraints, costs=costs)
 
 
 def prune(
@@ -265,7 +213,7 @@ def prune(
     source = model.config.name_or_path
     if isinstance(heads, PruningPlan):
         remove = select_heads(_planned(model, heads), anatomy.heads)
-        pad = pad or planning.is_padded(heads)
+        pad = pad or heads.is_padded
     else:
         remove = select_heads(heads, anatomy.heads)
     smaller = cut(model, anatomy, remove=remove, pad=pad)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
-from headprune.anatomy.functional import LinearInputs
+from headprune.anatomy.trace import LinearInputs
 from headprune.batch import Batch
 from headprune.errors import ModelError, PlanError, did_you_mean
 from headprune.heads import SiteId, select_heads

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from headprune.artefact import read_artefact
 from headprune.errors import CheckpointError, PlanError
-from headprune.heads import HeadScores
+from headprune.plans import HeadScores
 from headprune.runtime.files import write_text
 from headprune.runtime.targets import exclusive, naming, refuse_unwritable
 

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from headprune.heads import HeadId, HeadScores, SiteId
+from headprune.heads import HeadId, SiteId
+from headprune.plans import HeadScores
 
 LARGEST_RATIO = 1.3
 LARGEST_LOOK_BYTES = 1_000_000_000

@@ -64,7 +64,7 @@ FAULTS = (
     Fault(
         "bias tables and sinks are not cut",
         SITES,
-        'if self.execution_with(self.heads) != "expanded":\n            return self.slices',
+        'if self.execution_with(self.heads) != "zero_padded":\n            return self.slices',
         "if False:\n            return self.slices",
         "swin",
     ),

@@ -14,8 +14,9 @@ from rich.console import Console
 import headprune as hp
 from headprune.config import Settings
 from headprune.evaluation import metric_with_interval, predict
-from headprune.heads import HeadId, HeadScores, SiteId
+from headprune.heads import HeadId, SiteId
 from headprune.journal import Journal
+from headprune.plans import HeadScores
 from headprune.report.heads import agreement_table
 from headprune.report.terminal import ConsoleProgress
 from headprune.scoring.catalogue import METHODS, Method
@@ -918,13 +919,18 @@ MISTAKES = {
     "keep 0": ((*PRUNE[:-1], "0"), None, "--keep can't be 0", "--keep"),
     "keep 1.5": ((*PRUNE[:-1], "1.5"), None, "--keep can't be 1.5", "--keep"),
     "no keep": (PRUNE[:-2], None, "how many heads to keep", "--keep 0.7"),
-    "keep too small": ((*PRUNE[:-1], "0.05"), None, "at least 3 must stay", "use --keep"),
+    "keep too small": ((*PRUNE[:-1], "0.05"), None, "at least 3 must be kept", "use --keep"),
     "two budgets": ((*PRUNE, "--heads", "9"), None, "2 budgets are set", "leave all but one out"),
-    "heads too few": ((*PRUNE[:-2], "--heads", "2"), None, "at least 3 must stay", "use --heads 3"),
+    "heads too few": (
+        (*PRUNE[:-2], "--heads", "2"),
+        None,
+        "at least 3 must be kept",
+        "use --heads 3",
+    ),
     "heads too many": (
         (*PRUNE[:-2], "--heads", "19"),
         None,
-        "19 heads can't stay of 18",
+        "19 heads can't be kept of 18",
         "1 to 18",
     ),
     "no target": (

@@ -98,7 +98,8 @@ def test_examples_in_docstrings_are_true(name):
 
 
 def test_the_heatmap_shows_what_is_removed():
-    from headprune.heads import HeadId, HeadScores, PruningPlan, SiteId
+    from headprune.heads import HeadId, SiteId
+    from headprune.plans import HeadScores, PruningPlan
     from headprune.report.heads import heatmap, score_table
 
     heads = [HeadId(SiteId("", layer), head) for layer in range(2) for head in range(3)]

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from headprune.artefact import read_artefact
 from headprune.errors import CheckpointError, HeadpruneError, PlanError
-from headprune.heads import HeadId, HeadScores, PruningPlan, SiteId, select_heads
+from headprune.heads import HeadId, SiteId, select_heads
 from headprune.models.manifest import Manifest
+from headprune.plans import HeadScores, PruningPlan
 
 stacks = st.sampled_from(["", "encoder", "decoder", "vision_model"])
 sites = st.builds(SiteId, stacks, st.integers(0, 200), st.sampled_from(["self", "cross"]))

@@ -12,9 +12,9 @@ from headprune.artefact import read_artefact
 from headprune.batch import as_batches
 from headprune.distributed import World
 from headprune.errors import CheckpointError
-from headprune.heads import HeadScores
 from headprune.journal import Journal, open_journal
 from headprune.passes import RunContext
+from headprune.plans import HeadScores
 
 
 def loss(outputs, batch):

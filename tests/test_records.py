@@ -20,7 +20,7 @@ from headprune.config import (
     recorded_rows,
 )
 from headprune.errors import ConfigError, HeadpruneError, ModelError
-from headprune.heads import HeadScores
+from headprune.plans import HeadScores
 from headprune.runtime import local
 from headprune.runtime.local import count_noted_elsewhere, noted_hash, published_name
 from headprune.tasks.catalogue import METRICS

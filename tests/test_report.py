@@ -13,7 +13,8 @@ from test_gate import result_of
 from headprune.artefact import Latency
 from headprune.distillation.teacher import Heal
 from headprune.gate import Baseline, Limits, compare
-from headprune.heads import HeadId, HeadScores, PruningPlan, SiteId
+from headprune.heads import HeadId, SiteId
+from headprune.plans import HeadScores, PruningPlan
 from headprune.report.heads import agreement_table, heatmap, score_table, survey_table
 from headprune.report.tables import eval_table, plan_table, prune_table, sweep_table
 from headprune.report.terminal import key_value_table, show
@@ -113,7 +114,7 @@ def tables(value, scale):
     )  # fmt: skip
     site = SurveyedSite(
         name="decoder.L31.cross", path="decoder.layers.31.cross_attention", kind="cross",
-        heads=tuple(map(str, heads)), key_value_heads=128, head_dim=1024, execution="expanded", min_heads=0,
+        heads=tuple(map(str, heads)), key_value_heads=128, head_dim=1024, execution="zero_padded", min_heads=0,
     )  # fmt: skip
     survey = Survey(
         model_type="t5", architecture="T5ForConditionalGeneration", num_heads=4096, parameters=10**12, sites=(site,) * 2,

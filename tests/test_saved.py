@@ -189,7 +189,7 @@ def test_names_stay_where_an_attention_is_left_whole_or_shows_all_its_heads():
     model = whisper()
     model.generation_config.alignment_heads = NAMED
     sites = [site for site in inspected(model).sites if site.id.kind == "cross"]
-    wide = [replace(site, execution="expanded") for site in sites]
+    wide = [replace(site, execution="zero_padded") for site in sites]
     without_first = [site.after(site.heads[1:]) for site in wide]
     for before, after, expected in (
         ([], [], NAMED),

@@ -22,11 +22,11 @@ from headprune.artefact import read_artefact
 from headprune.config import Settings
 from headprune.errors import ConfigError, ModelError, PlanError
 from headprune.evaluation import metric_with_interval, predict, predict_masked
-from headprune.heads import HeadScores
 from headprune.journal import Journal
 from headprune.models.find import ModelSource
 from headprune.passes import SILENT, RunContext
 from headprune.planning import knee, last_within
+from headprune.plans import HeadScores
 from headprune.replay import losses
 from headprune.report.charts import sweep_picture
 from headprune.report.terminal import ConsoleProgress
@@ -336,7 +336,7 @@ def test_the_command_writes_curves_pictures_and_scores(sweep, place):
     ).read_bytes()
     # A point is a cut that prune makes of the scores beside it.
     scores = read_artefact(HeadScores, folder / "scores.gradient.json")
-    plan = hp.plan(scores, keep=0.5, anatomy=inspected(build("bert")))
+    plan = hp.plan(scores, hp.Constraints(keep=0.5), anatomy=inspected(build("bert")))
     assert plan.remove == found.curves[0].at(0.5).removed
 
 

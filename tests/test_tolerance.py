@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from headprune.config import Constraints, Drop
 from headprune.errors import ConfigError
-from headprune.heads import HeadScores
 from headprune.planning import make_plan
+from headprune.planning.constraints import with_keep
+from headprune.plans import HeadScores
 from headprune.tasks.rows import Example, draw, set_apart
-from headprune.workflows.plan import Look, bisect, constraints_at, lawful_keeps
-from headprune.workflows.validate import constraints_of
+from headprune.workflows.plan import Look, bisect, lawful_keeps
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_only_cuts_that_can_be_made_are_looked_at(anatomies, name, settings):
         method="none", heads=anatomy.heads, values=[0.0] * len(anatomy.heads), n=0, seed=0
     )
     for keep in found:
-        constraints = constraints_of(constraints_at(asked, keep))
+        constraints = with_keep(asked, keep)
         assert make_plan(flat, anatomy, constraints=constraints).remove
     assert list(found) == sorted(found, reverse=True)
     assert found[0] < 1

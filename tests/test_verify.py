@@ -83,12 +83,12 @@ def test_nothing_that_is_not_a_number_passes(poison):
 
 
 def test_arithmetic_that_does_not_add_up_is_noticed(tmp_path):
-    from headprune.planning import parameters_removed
+    from headprune.planning import savings
 
     model = build("bert")
     anatomy = hp.inspect(model)
     before = sum(p.numel() for p in model.parameters())
-    removed = parameters_removed(model, anatomy, remove=[anatomy.heads[0]])
+    removed = savings(model, anatomy, removed=[anatomy.heads[0]]).parameters
     assert removed == 8 * 48 * 4 + 3 * 8
     hp.prune(model, ["L0.H0"], anatomy=anatomy)
     hp.save(model, tmp_path / "out")

@@ -2,7 +2,7 @@
 
 from headprune.anatomy.locate import locate
 from headprune.anatomy.ownership import Pattern
-from headprune.anatomy.probe import Probe, Tower, attentions_with_cache, probe, run_tower
+from headprune.anatomy.probe import Probe, probe
 from headprune.anatomy.sites import Anatomy, Attribute, Execution, Run, Site, Slice
 
 __all__ = [
@@ -14,9 +14,6 @@ __all__ = [
     "Run",
     "Site",
     "Slice",
-    "Tower",
-    "attentions_with_cache",
     "locate",
     "probe",
-    "run_tower",
 ]

@@ -1,7 +1,12 @@
-"""Find in a real model, pruned before or not, the attentions that its tiny clone showed."""
+"""Find in a real model, pruned before or not, the attentions that its tiny clone showed, and name them.
+
+A name says where an attention lies: ``L3``, ``encoder.L3``, ``decoder.L2.cross``. It doesn't depend on the class that was loaded
+(with a head for a task or without), nor on what was pruned.
+"""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -9,14 +14,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from headprune.anatomy.clone import pruning_record
-from headprune.anatomy.naming import name_sites
+from headprune.anatomy.exceptions import CROSS_ATTENTION
 from headprune.anatomy.ownership import Pattern
-from headprune.anatomy.sites import Anatomy, Attribute, Run, Site, Slice
+from headprune.anatomy.sites import Anatomy, Run, Site, Slice
 from headprune.anatomy.trace import in_features, looks_like_attention
 from headprune.errors import UnsupportedError
 from headprune.heads import HeadId, SiteId
 
 UNSEEN = "a small copy of the model doesn't run it"
+_NUMBER = re.compile(r"\d+")
 
 
 def locate(
@@ -29,30 +35,30 @@ def locate(
     """
     by_template: dict[str, list[Pattern]] = {}
     for pattern in patterns:
-        by_template.setdefault(_template(pattern.path), []).append(pattern)
-    reasons = {_template(path): reason for path, reason in refused.items()}
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+        by_template.setdefault(template(pattern.path), []).append(pattern)
+    reasons = {template(path): reason for path, reason in refused.items()}
     matched: dict[str, Pattern] = {}
     problems: dict[str, str] = {}
     for path, module in model.named_modules():
-        template = _template(path)
-        if template in by_template:
-            found = _matching(model, path, module, by_template[template])
-            if isinstance(found, Pattern):
-                matched[path] = found
+        where = template(path)
+        if where in by_template:
+            pattern_or_reason = _matching(model, path, module, by_template[where])
+            if isinstance(pattern_or_reason, Pattern):
+                matched[path] = pattern_or_reason
             else:
-                problems[path] = found
-        elif template in reasons:
-            problems[path] = reasons[template]
-        elif looks_like_attention(module) and not _is_near(template, by_template):
+                problems[path] = pattern_or_reason
+        elif where in reasons:
+            problems[path] = reasons[where]
+        elif looks_like_attention(module) and not _is_near(where, by_template):
             problems[path] = UNSEEN
     names = name_sites(list(matched))
-    gone = [HeadId.parse(name) for name in pruning_record(model.config).get("removed", ())]
-    padded = [HeadId.parse(name) for name in pruning_record(model.config).get("padding", ())]
-    _refuse_a_part(model, gone, list(names.values()))
+    record = pruning_record(model.config)
+    removed = {HeadId.parse(name) for name in record.get("removed", ())}
+    padding = [HeadId.parse(name) for name in record.get("padding", ())]
+    _refuse_a_part(model, removed, names.values())
     sites: list[Site] = []
     for path, pattern in matched.items():
-        site = _site(model, path, pattern, parameters, id=names[path], gone=gone, padded=padded)
+        site = _site(model, path, pattern, id=names[path], removed=removed, padding=padding)
         if isinstance(site, Site):
             sites.append(site)
         else:
@@ -60,13 +66,15 @@ def locate(
     return Anatomy(model.config.model_type, tuple(sites), problems)
 
 
-def _refuse_a_part(model: PreTrainedModel, gone: Sequence[HeadId], names: Sequence[SiteId]) -> None:
+def _refuse_a_part(
+    model: PreTrainedModel, removed: Collection[HeadId], names: Collection[SiteId]
+) -> None:
     """Refuse the encoder alone of a pruned encoder-decoder: its attentions have other names than those that were noted."""
     stacks = {site.stack for site in names}
-    strange = next((head for head in gone if head.site.stack not in stacks), None)
-    if strange is not None:
+    absent = min((head for head in removed if head.site.stack not in stacks), default=None)
+    if absent is not None:
         raise UnsupportedError(
-            f"a {type(model).__name__} has a part only of the model whose heads were pruned: {strange} was one",
+            f"a {type(model).__name__} has a part only of the model whose heads were pruned: {absent} was one",
             where="config.json (headprune)",
             hint="load it as the class that it was saved as, prune that, and take the part of the result",
         )
@@ -114,53 +122,47 @@ def _site(
     model: PreTrainedModel,
     path: str,
     pattern: Pattern,
-    parameters: Mapping[str, nn.Parameter],
     *,
     id: SiteId,
-    gone: Sequence[HeadId],
-    padded: Sequence[HeadId],
+    removed: Collection[HeadId],
+    padding: Collection[HeadId],
 ) -> Site | str:
-    """Return the site, or why its sizes are not what the clone's were."""
+    """Return the site at a path, or why its sizes are not what the clone's were."""
 
-    def there(name: str) -> str:
+    def in_model(name: str) -> str:
         return _at(name, pattern.path, path)
 
-    every = range(pattern.num_heads)
-    removed = {head.head for head in gone if head.site == id}
-    padding = tuple(head.head for head in padded if head.site == id)
-    heads = tuple(head for head in every if head not in removed)
-    slots = tuple(sorted({*heads, *padding}))
-    expanded = (pattern.execution if slots else pattern.when_empty) == "expanded"
-    slices: list[Slice] = []
-    for item in pattern.slices:
-        name = there(item.parameter)
-        size = parameters[name].shape[item.dim]
-        # With expanded execution only linear layers are cut.
-        scaled = _scaled(item, name, size, every if expanded and item.side is None else slots)
-        if scaled is None:
-            return f"{name} has size {size}, which doesn't fit {len(slots)} heads"
-        slices.append(scaled)
-    output = there(pattern.output)
-    width = in_features(model.get_submodule(output))
-    return Site(
+    output = in_model(pattern.output)
+    site = Site(
         id=id,
         path=path,
         output=output,
-        gate=there(pattern.gate),
+        gate=in_model(pattern.gate),
         num_heads=pattern.num_heads,
         num_key_value_heads=pattern.num_key_value_heads,
-        head_dim=width // len(slots) if slots else pattern.head_dim,
-        heads=heads,
-        slices=tuple(slices),
-        attributes=tuple(
-            Attribute(there(item.module), item.name, item.kind) for item in pattern.attributes
-        ),
+        head_dim=pattern.head_dim,
+        heads=tuple(h for h in range(pattern.num_heads) if HeadId(id, h) not in removed),
+        slices=pattern.slices,
+        attributes=tuple(replace(a, module=in_model(a.module)) for a in pattern.attributes),
         execution=pattern.execution,
         when_empty=pattern.when_empty,
-        padding=padding,
+        padding=tuple(head.head for head in padding if head.site == id),
         called=pattern.called,
         rows=pattern.rows,
     )
+    cut = site.cut_slices()
+    slices: list[Slice] = []
+    for item in pattern.slices:
+        name = in_model(item.parameter)
+        size = model.get_parameter(name).shape[item.dim]
+        heads = site.slots if item in cut else range(site.num_heads)
+        scaled = _scaled(item, name, size, heads)
+        if scaled is None:
+            return f"{name} has size {size}, which doesn't fit {len(site.slots)} heads"
+        slices.append(scaled)
+    width = in_features(model.get_submodule(output))
+    head_dim = width // len(site.slots) if site.slots else pattern.head_dim
+    return replace(site, slices=tuple(slices), head_dim=head_dim)
 
 
 def _scaled(item: Slice, name: str, size: int, heads: Sequence[int]) -> Slice | None:
@@ -175,7 +177,8 @@ def _scaled(item: Slice, name: str, size: int, heads: Sequence[int]) -> Slice | 
     return replace(item, parameter=name, runs=runs)
 
 
-def _template(path: str) -> str:
+def template(path: str) -> str:
+    """Return a path with a star for every number: where attentions of one stack of layers lie."""
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path)
 
 
@@ -196,3 +199,100 @@ def _is_near(template: str, known: Mapping[str, object]) -> bool:
     return any(
         other.startswith(f"{template}.") or template.startswith(f"{other}.") for other in known
     )
+
+
+def name_sites(paths: Sequence[str]) -> dict[str, SiteId]:
+    """Return a name for each path: stack, layer, kind.
+
+    >>> [str(name) for name in name_sites(["encoder.layers.0.attn", "decoder.layers.0.encoder_attn"]).values()]
+    ['encoder.L0', 'decoder.L0.cross']
+    """
+    stacks = _stack_names([_stack(path) for path in paths])
+    named: dict[str, SiteId] = {}
+    for stack, name in stacks.items():
+        members = [path for path in paths if _stack(path) == stack]
+        layers = _layers(members)
+        kinds = _kinds(members, layers)
+        named |= {path: SiteId(name, layers[path], kinds[path]) for path in members}
+    return {path: named[path] for path in paths}
+
+
+def _stack(path: str) -> tuple[str, ...]:
+    """Return the part of a path before its first number: the list of blocks."""
+    parts = path.split(".")
+    first = next((index for index, part in enumerate(parts) if _NUMBER.fullmatch(part)), None)
+    return tuple(parts[:first]) if first is not None else tuple(parts[:-1])
+
+
+def _stack_names(stacks: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """Return the shortest telling name of each stack; the empty one where there is only one."""
+    distinct = list(dict.fromkeys(stacks))
+    if len(distinct) < 2:
+        return dict.fromkeys(distinct, "")
+    shared = 0
+    while len({stack[: shared + 1] for stack in distinct}) == 1:
+        shared += 1
+    for words in range(1, max(map(len, distinct)) + 2):
+        names = ["_".join(stack[shared : shared + words]) for stack in distinct]
+        if len(set(names)) == len(names):
+            break
+    return {stack: _word(name) for stack, name in zip(distinct, names, strict=True)}
+
+
+def _layers(paths: Sequence[str]) -> dict[str, int]:
+    """Return each path's layer: its number, or, where lists lie in lists, the count of blocks before it."""
+    numbers = {
+        path: tuple(int(part) for part in path.split(".") if part.isdigit()) for path in paths
+    }
+    nested = _nested(paths)
+    keys = {path: numbers[path][: nested or 1] for path in paths}
+    if nested <= 1:
+        return {path: key[0] if key else 0 for path, key in keys.items()}
+    order = sorted(set(keys.values()))
+    return {path: order.index(key) for path, key in keys.items()}
+
+
+def _nested(paths: Sequence[str]) -> int:
+    """Return how many of the numbers of a path tell blocks apart: 2 for stages of blocks, as in Swin."""
+    templates = Counter(_NUMBER.sub("*", path) for path in paths)
+    depths = [
+        sum(part == "*" for part in template.split("."))
+        for template, count in templates.items()
+        if count > len({path.split(".")[len(_stack(path))] for path in paths if "." in path})
+    ]
+    return max(depths, default=1)
+
+
+def _kinds(paths: Sequence[str], layers: dict[str, int]) -> dict[str, str]:
+    """Return ``self`` or ``cross``; several of one kind in one block are told apart by the names of their modules."""
+    kinds = {
+        path: "cross"
+        if CROSS_ATTENTION.search(path.rpartition(".")[2]) or CROSS_ATTENTION.search(_inner(path))
+        else "self"
+        for path in paths
+    }
+    crowd = Counter((layers[path], kinds[path]) for path in paths)
+    result: dict[str, str] = {}
+    for path in paths:
+        if crowd[layers[path], kinds[path]] == 1:
+            result[path] = kinds[path]
+            continue
+        rivals = [p for p in paths if (layers[p], kinds[p]) == (layers[path], kinds[path])]
+        own = _inner(path).split(".")
+        shared = [set(_inner(rival).split(".")) for rival in rivals]
+        telling = [part for part in own if not all(part in parts for parts in shared)] or own
+        result[path] = _word("_".join(telling)) or kinds[path]
+    return result
+
+
+def _inner(path: str) -> str:
+    """Return the part of a path inside its block."""
+    parts = path.split(".")
+    numbers = [index for index, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[numbers[0] + 1 :] if numbers else parts[-1:])
+
+
+def _word(name: str) -> str:
+    """Return a name as the words of a site may be: lower case, letters first."""
+    word = re.sub(r"[^a-z0-9_]+", "_", name.lower()).strip("_")
+    return word if not word or word[0].isalpha() else f"x{word}"

@@ -14,8 +14,7 @@ from headprune.anatomy.clone import SIZES, refuse_quantised, refuse_uneven, tiny
 from headprune.anatomy.exceptions import REASONS
 from headprune.anatomy.inputs import example_inputs
 from headprune.anatomy.locate import UNSEEN, locate
-from headprune.anatomy.ownership import Pattern, find_patterns
-from headprune.anatomy.rows import with_row_order
+from headprune.anatomy.ownership import Pattern, find_patterns, with_row_order
 from headprune.anatomy.trace import AttentionCall, looks_like_attention, record
 from headprune.errors import UnsupportedError
 
@@ -57,21 +56,34 @@ def probe(model: PreTrainedModel) -> Probe:
     problem: UnsupportedError | None = None
     for size in SIZES:
         try:
-            found = _probe(tiny_clone(model, size=size))
-            anatomy = locate(model, found.patterns, found.refused)
+            probed = _probe(tiny_clone(model, size=size))
+            anatomy = locate(model, probed.patterns, probed.refused)
         except UnsupportedError as error:
             problem = problem or error
             continue
         unseen = sum(reason == UNSEEN for reason in anatomy.refused.values())
         if not anatomy.sites:
-            headless = headless or found
+            headless = headless or probed
         elif best is None or unseen < fewest:
-            best, fewest = found, unseen
+            best, fewest = probed, unseen
         if not unseen:
             break
-    if best is None:
-        raise _nothing_found(model, headless) if headless or not problem else problem
-    return best
+    if best is not None:
+        return best
+    if problem is not None and headless is None:
+        raise problem
+    raise unsupported(model, headless.refused if headless else {})
+
+
+def unsupported(model: PreTrainedModel, refused: Mapping[str, str]) -> UnsupportedError:
+    """Return what to raise where none of a model's attentions can be pruned, for the first of the reasons."""
+    model_type = model.config.model_type
+    reason = REASONS.get(model_type) or next(iter(refused.values()), "it has no attention heads")
+    return UnsupportedError(
+        f"model type {model_type!r} is not supported: {reason}",
+        where=f"{type(model).__name__} (config.json: model_type)",
+        hint="docs/support.md lists what is supported",
+    )
 
 
 def run_tower(clone: nn.Module, tower: Tower) -> list[Tensor]:
@@ -82,7 +94,7 @@ def run_tower(clone: nn.Module, tower: Tower) -> list[Tensor]:
     return _run(clone.get_submodule(tower.path), tower.others)
 
 
-def attentions_with_cache(found: Probe) -> set[str]:
+def attentions_with_cache(probed: Probe) -> set[str]:
     """Return the paths of the attentions that are handed a key/value cache."""
     caching: set[str] = set()
 
@@ -93,13 +105,13 @@ def attentions_with_cache(found: Probe) -> set[str]:
 
         return look
 
-    for tower in found.towers:
-        module = found.clone.get_submodule(tower.path)
+    for tower in probed.towers:
+        module = probed.clone.get_submodule(tower.path)
         with ExitStack() as hooks:
             # A cache of another kind, or none although the signature says so.
             hooks.enter_context(suppress(Exception))
-            for pattern in found.patterns:
-                attention = found.clone.get_submodule(pattern.path)
+            for pattern in probed.patterns:
+                attention = probed.clone.get_submodule(pattern.path)
                 handle = attention.register_forward_pre_hook(note(pattern.path), with_kwargs=True)
                 hooks.callback(handle.remove)
             if asked := _asking_for_a_cache(module):
@@ -171,9 +183,9 @@ def _probe(clone: PreTrainedModel) -> Probe:
                 torch.manual_seed(0)
                 with _forgetting(clone):
                     recording = record(module, tower.inputs)
-                found, no = find_patterns(clone, recording)
-                found, unclear = with_row_order(
-                    clone, module, tower.inputs, recording=recording, patterns=found
+                shown, no = find_patterns(clone, recording)
+                shown, unclear = with_row_order(
+                    clone, module, tower.inputs, recording=recording, patterns=shown
                 )
         except Exception as error:  # noqa: BLE001 - a forward that dislikes its inputs raises what it likes
             problem = problem or error
@@ -184,7 +196,7 @@ def _probe(clone: PreTrainedModel) -> Probe:
         if called - reached:
             towers.append(tower)
             reached |= called
-        patterns |= {pattern.path: pattern for pattern in found if pattern.path not in patterns}
+        patterns |= {pattern.path: pattern for pattern in shown if pattern.path not in patterns}
         refused |= no | unclear
     replaced = {
         path for path, module in clone.named_modules() if before.get(path) is not type(module)
@@ -221,14 +233,3 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, Sequence) and not isinstance(value, str):
         for item in value:
             yield from _tensors(item)
-
-
-def _nothing_found(model: PreTrainedModel, found: Probe | None) -> UnsupportedError:
-    model_type = model.config.model_type
-    reasons = found.refused.values() if found else ()
-    reason = REASONS.get(model_type) or next(iter(reasons), "it has no attention heads")
-    return UnsupportedError(
-        f"model type {model_type!r} is not supported: {reason}",
-        where=f"{type(model).__name__} (config.json: model_type)",
-        hint="docs/support.md lists what is supported",
-    )

@@ -5,34 +5,22 @@ between them go on holding; layers, experts, vocabulary and images are counted d
 """
 
 import math
-import re
 from collections.abc import Iterator
 from typing import Any
 
+from headprune.anatomy.exceptions import (
+    HEAD_WIDTH,
+    HEADS,
+    HIDDEN,
+    LAYERS,
+    NO_WIDTH,
+    SMALLER_COUNTS,
+    WIDTH,
+)
+
 _HEAD_DIM = 8
-_VOCABULARY = 64
-_EXPERTS = 16
 _FIRST_TEXT_TOKEN = 20
 _PATCHES = 4
-
-_WIDTH = re.compile(
-    r"hidden_size|hidden_dim|_dim$|^dim$|_dims$|^dim_|d_model|d_ff|d_kv|n_embd|n_inner|n_embed|intermediate|ffn|embed|width"
-    r"|_rank$|inner|head_size|d_embed|d_head|d_inner|proj_size|kv_channels|attention_size"
-)
-_NO_WIDTH = re.compile(
-    r"vocab|patch|image|kernel|window|chunk|num_|dropout|drop|prob|bias|position|layer|scal|factor|ratio|heads|act|type|max_"
-)
-_HEAD_WIDTH = re.compile(
-    r"^(v_|qk_|global_)?head_dim$|^d_kv$|^d_head$|attention_head_size|^kv_channels$|qk_\w+_dim$"
-)
-_HEADS = re.compile(
-    r"^(num_)?(encoder_|decoder_)?(attention_heads|num_attention_heads|heads)$|^n_heads?$"
-)
-_LAYERS = re.compile(
-    r"^(num_|n_)?((hidden|encoder|decoder|block|text|vision)_)*(num_)?(hidden_)?(layers?|blocks)$|^depth$"
-)
-_HIDDEN = ("hidden_size", "d_model", "n_embd", "dim", "embed_dim")
-_EXPERT_COUNT = re.compile(r"^(num_|n_|moe_num_)(local_|routed_)?experts$")
 
 
 def shrunk(settings: dict[str, Any], *, layers: int | None, widths: bool) -> dict[str, Any]:
@@ -59,13 +47,13 @@ def common_scale(settings: dict[str, Any]) -> int:
 def _head_dims(settings: dict[str, Any]) -> Iterator[int]:
     for part in _parts(settings):
         for name, value in part.items():
-            if type(value) is int and _HEAD_WIDTH.search(name):
+            if type(value) is int and HEAD_WIDTH.search(name):
                 yield value
-        hidden = next((part[name] for name in _HIDDEN if type(part.get(name)) is int), None)
+        hidden = next((part[name] for name in HIDDEN if type(part.get(name)) is int), None)
         for name, heads in part.items():
             if (
                 hidden
-                and _HEADS.search(name)
+                and HEADS.search(name)
                 and type(heads) is int
                 and heads
                 and hidden % heads == 0
@@ -90,12 +78,12 @@ def _parts(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _is_width(name: str) -> bool:
-    return bool(_WIDTH.search(name)) and not _NO_WIDTH.search(name)
+    return bool(WIDTH.search(name)) and not NO_WIDTH.search(name)
 
 
 def _shrink(settings: dict[str, Any], *, layers: int | None, scale: int) -> dict[str, Any]:
     counts = {
-        value for name, value in settings.items() if _LAYERS.search(name) and type(value) is int
+        value for name, value in settings.items() if LAYERS.search(name) and type(value) is int
     }
     counts -= {len(settings.get("depths") or ())}  # these are stages, and their number stays
     return {
@@ -129,13 +117,7 @@ def _shrink_one(
 def _shrink_int(
     name: str, value: int, settings: dict[str, Any], *, layers: int | None, scale: int
 ) -> int:
-    limits = [
-        (_LAYERS, layers),
-        (_EXPERT_COUNT, _EXPERTS),
-        (re.compile(r"vocab_size$"), _VOCABULARY),
-        (re.compile(r"^max_source_positions$"), 64),
-    ]
-    for pattern, limit in limits:
+    for pattern, limit in ((LAYERS, layers), *SMALLER_COUNTS):
         if pattern.search(name):
             return value if limit is None else min(value, limit)
     if name.endswith(("_token_id", "_token_index")):

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from headprune.heads import HeadId, HeadSelection, SiteId, select_heads
+from headprune.heads import COLOURS, HeadId, HeadSelection, SiteId, head_map, select_heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +77,13 @@ class Attribute:
     kind: str
 
 
-Execution = Literal["native", "expanded", "unfolded"]
+Execution = Literal["native", "zero_padded", "full_size_weights"]
 """How an attention runs once heads are cut.
 
-``native``: its own forward, with fewer heads. ``expanded``: its projections are cut, and their outputs are spread back to
+``native``: its own forward, with fewer heads. ``zero_padded``: its projections are cut, and their outputs are spread back to
 the width of all heads, zeros where a head is gone; the output projection reads what is left. Exact for any attention whose
-projections are linear layers, whatever its forward assumes about its width, its biases or its norms. ``unfolded``: while it
-runs, it sees its weights in the size of all heads, zeros where a head is gone; in memory and on disk they are cut. For
+projections are linear layers, whatever its forward assumes about its width, its biases or its norms. ``full_size_weights``:
+while it runs, it sees its weights in the size of all heads, zeros where a head is gone; in memory and on disk they are cut. For
 attentions that pass their weights to a function; exact for any whose own weights alone are cut, and no faster.
 """
 
@@ -200,8 +200,8 @@ class Site:
         return replace(self, heads=heads, padding=tuple(h for h in slots if h not in heads))
 
     def cut_slices(self) -> tuple[Slice, ...]:
-        """Return the dimensions that were cut to get here: with expanded execution only those of linear layers."""
-        if self.execution_with(self.heads) != "expanded":
+        """Return the dimensions that were cut to get here: with zero-padded execution only those of linear layers."""
+        if self.execution_with(self.heads) != "zero_padded":
             return self.slices
         return tuple(item for item in self.slices if item.side is not None)
 
@@ -226,7 +226,11 @@ class Site:
                 return key_value_heads * self.head_dim
 
 
-@dataclass(frozen=True)
+# Shapes that a short text names.
+_SHOWN = 4
+
+
+@dataclass(frozen=True, repr=False)
 class Anatomy:
     """Where the heads of a model are.
 
@@ -274,3 +278,29 @@ class Anatomy:
             site.id: tuple(head for head in site.heads if HeadId(site.id, head) not in gone)
             for site in self.sites
         }
+
+    def __repr__(self) -> str:
+        """In a line."""
+        return f"<Anatomy {self.model_type}: {len(self.heads)} heads, {len(self.refused)} refused>"
+
+    def __str__(self) -> str:
+        """How many heads which attentions have, and what can't be pruned."""
+        lines = [f"{self.model_type}: {len(self.heads)} heads in {len(self.sites)} attentions"]
+        alike: dict[tuple[object, ...], list[Site]] = {}
+        for site in self.sites:
+            shape = (site.id.stack, site.id.kind, len(site.heads), site.head_dim)
+            alike.setdefault((*shape, len(site.groups(site.slots))), []).append(site)
+        for (_, _, heads, width, groups), sites in list(alike.items())[:_SHOWN]:
+            name = str(sites[0].id) + (f" to {sites[-1].id}" if len(sites) > 1 else "")
+            shared = f", {groups} key/value heads" if sites[0].group_size > 1 else ""
+            lines.append(f"{name}: {heads} heads of {width}{shared}")
+        if len(alike) > _SHOWN:
+            lines.append(f"and {len(alike) - _SHOWN} other shapes")
+        if self.refused:
+            path, reason = next(iter(self.refused.items()))
+            lines.append(f"{len(self.refused)} can't be pruned, such as {path}: {reason}")
+        return "\n  ".join(lines)
+
+    def _repr_html_(self) -> str:
+        cells = {head: (COLOURS[-1], "") for head in self.heads}
+        return head_map(str(self).splitlines()[0], cells)

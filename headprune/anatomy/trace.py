@@ -1,21 +1,20 @@
 """Record one forward: which attentions ran, with how many heads, and which layers were called after them."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from headprune.anatomy.functional import LinearInputs
+from headprune.anatomy.exceptions import ATTENTION_CLASS, NORM_CLASS
 from headprune.anatomy.sites import Call
-
-_ATTENTION_CLASS = re.compile(r"Attention|Attn|AttLayer")
-_NORM_CLASS = re.compile(r"Norm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +74,7 @@ def looks_like_attention(module: nn.Module) -> bool:
     """Whether a module's class is named like an attention and it has linear layers of its own."""
     if isinstance(module, nn.MultiheadAttention):
         return True
-    return bool(_ATTENTION_CLASS.search(type(module).__name__)) and (
+    return bool(ATTENTION_CLASS.search(type(module).__name__)) and (
         sum(is_linear(child) for child in module.modules()) >= 2
     )
 
@@ -104,7 +103,7 @@ def takes_cache(model: nn.Module) -> bool:
 
 def _hooks(module: nn.Module, recording: Recording) -> Iterator[Any]:
     calls, spans = recording.calls, recording.spans
-    is_norm = _NORM_CLASS.search(type(module).__name__) and not any(module.children())
+    is_norm = NORM_CLASS.search(type(module).__name__) and not any(module.children())
     if is_linear(module) or is_norm:
 
         def note(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -173,3 +172,43 @@ def _recorded_attention(calls: list[AttentionCall | LayerCall]) -> Iterator[None
         yield
     finally:
         AttentionInterface.get_interface = original  # type: ignore[method-assign]
+
+
+class LinearInputs(TorchFunctionMode):
+    """While it is entered, ``change(input, weight)`` says what every call of ``F.linear`` in this thread reads instead.
+
+    It reaches linear layers that are never called as modules because their weights are passed to a function, as
+    ``torch.nn.MultiheadAttention`` and whatever else calls ``F.multi_head_attention_forward`` do.
+    An active mode also keeps ``torch.nn.MultiheadAttention`` off its fused kernel, which calls nothing.
+    """
+
+    def __init__(self, change: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.change = change
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run ``func``, which torch calls with this mode switched off."""
+        kwargs = kwargs or {}
+        if func is functional.linear:
+            return _linear(self.change, *args, **kwargs)
+        if func is functional.multi_head_attention_forward:
+            with self:
+                return _undispatched(func)(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _linear(
+    change: Callable[[Tensor, Tensor], Tensor],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+) -> Tensor:
+    return functional.linear(change(input, weight), weight, bias)
+
+
+def _undispatched(func: Any) -> FunctionType:
+    """Return a function of torch without its first lines, which hand the call to the mode: its own calls are to be seen."""
+    names = {**func.__globals__, "has_torch_function": lambda _tensors: False}
+    return FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)

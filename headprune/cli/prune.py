@@ -32,7 +32,7 @@ from headprune.errors import ConfigError
 
 if TYPE_CHECKING:
     from headprune.config import Recipe
-    from headprune.heads import HeadScores, PruningPlan
+    from headprune.plans import HeadScores, PruningPlan
 
 OPTIONS: dict[str, Any] = {
     **MODEL,

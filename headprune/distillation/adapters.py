@@ -28,7 +28,7 @@ def refuse_adapters(anatomy: Anatomy) -> None:
             hint="pip install 'headprune[heal]', or pip install peft",
         ) from error
     for site in anatomy.sites:
-        if site.execution == "unfolded":
+        if site.execution == "full_size_weights":
             what = (
                 f"{site.id} passes its weights to a function, so an adapter on them would never run"
             )

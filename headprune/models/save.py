@@ -28,6 +28,7 @@ from headprune.anatomy.clone import (
     quiet,
     stock_class,
 )
+from headprune.anatomy.exceptions import SAME_MATHEMATICS
 from headprune.heads import SiteId
 from headprune.models.classes import auto_classes
 from headprune.models.config_file import write_config
@@ -43,9 +44,6 @@ from headprune.surgery.modeling_headprune import unfolded, width_kept
 
 LoadMethod = Literal["stock", "remote-code"]
 
-# Families whose config refuses head counts that don't divide the hidden size, and the stock family that computes the same and
-# doesn't. Reloading proves that it is so.
-_SAME_MATHEMATICS = {"llama": "mistral"}
 _ABSENT = object()
 # Whoever asks a config that tells counts of single layers for those of all is answered.
 _GLOBAL_COUNTS = "allow_global_per_layer_attribute_access"
@@ -187,7 +185,7 @@ def _candidates(
         changes["num_key_value_heads"] = groups if first.num_key_value_heads > 1 else 1
     note = {name: value for name, value in record.items() if name != "sites"}
     yield from _changed(plain, changes, note, kind)
-    other = _SAME_MATHEMATICS.get(plain.model_type)
+    other = SAME_MATHEMATICS.get(plain.model_type)
     if other is not None:
         name = kind.__name__.replace(_camel(plain.model_type), _camel(other))
         other_kind = getattr(transformers, name, None)

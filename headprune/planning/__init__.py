@@ -1,26 +1,23 @@
 """From scores, a budget and constraints to a plan."""
 
-from headprune.planning.budget import Constraints, Resource, Target
-from headprune.planning.cost import Prices, Savings, counted, parameters_removed, savings, whole_of
+from headprune.planning.constraints import Target, target_of
+from headprune.planning.costs import CostModel, Resources, cost_model, resources_of, savings
 from headprune.planning.knee import knee, last_within
-from headprune.planning.plan import check_constraints, is_padded, least_heads, make_plan
-from headprune.planning.steps import score_in_steps
+from headprune.planning.plan import make_plan, score_in_steps
+from headprune.planning.problem import Problem, check_constraints
 
 __all__ = [
-    "Constraints",
-    "Prices",
-    "Resource",
-    "Savings",
+    "CostModel",
+    "Problem",
+    "Resources",
     "Target",
     "check_constraints",
-    "counted",
-    "is_padded",
+    "cost_model",
     "knee",
     "last_within",
-    "least_heads",
     "make_plan",
-    "parameters_removed",
+    "resources_of",
     "savings",
     "score_in_steps",
-    "whole_of",
+    "target_of",
 ]

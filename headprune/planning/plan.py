@@ -1,75 +1,21 @@
-"""Choose which heads go: pure, in milliseconds, and only what the architecture can run."""
+"""Which heads are removed, and why: pure, in milliseconds, and only what the architecture can run."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from headprune.anatomy import Anatomy, Site
+from headprune.config import Constraints
 from headprune.errors import PlanError
-from headprune.heads import HeadId, HeadScores, PruningPlan
-from headprune.planning.budget import Constraints
-from headprune.planning.choice import (
-    Choice,
-    check_target,
-    choose,
-    uniform_rows,
-    uniform_target,
-)
-from headprune.planning.cost import Prices
-from headprune.planning.names import protected_heads, selected_sites
-from headprune.planning.rearrange import rearranged
-from headprune.planning.units import Option, options
+from headprune.heads import HeadId
+from headprune.planning.constraints import as_dict
+from headprune.planning.costs import CostModel
+from headprune.planning.problem import Problem, check_constraints
+from headprune.planning.solve import Choice, choose, rearranged
+from headprune.plans import HeadScores, PlannedSite, PruningPlan, Steps
 
-
-def check_constraints(
-    anatomy: Anatomy, constraints: Constraints, *, prices: Prices | None = None
-) -> int:
-    """Return how many heads would stay (at most, with a target), before any scores are computed.
-
-    Args:
-        anatomy: Where the heads are.
-        constraints: What is asked for.
-        prices: What a target is counted in; without them it isn't told whether the target is within reach.
-
-    Raises:
-        PlanError: The constraints contradict each other or the architecture.
-    """
-    anatomy = selected_sites(anatomy, constraints.sites)
-    total = len(anatomy.heads)
-    _check_budget(total, constraints)
-    protected = protected_heads(anatomy, constraints.protect)
-    menus = [_any_options(site, protected, constraints) for site in anatomy.sites]
-    target = constraints.wanted(total)
-    least = sum(min(len(option.kept) for option in menu) for menu in menus)
-    if target < least:
-        enough = f"--keep {least / total + 0.005:.2f}"
-        enough = enough if constraints.heads is None else f"--heads {least}"
-        raise PlanError(
-            f"{constraints.budget} leaves {target} of {total} heads, and at least {least} must stay",
-            where=constraints.at_odds,
-            hint=f"use {enough} or more, or loosen the other",
-        )
-    most = sum(max(len(option.kept) for option in menu) for menu in menus)
-    if most < target and constraints.heads is None and constraints.target is None:
-        raise PlanError(
-            f"{constraints.budget} leaves {target} of {total} heads, "
-            f"and multiples of {constraints.multiple_of} leave at most {most}",
-            where=constraints.at_odds,
-            hint=f"use --heads {most}, or another --multiple-of",
-        )
-    if constraints.uniform:
-        _check_uniform(anatomy, menus, constraints)
-    if prices is not None:
-        check_target(anatomy, menus, constraints=constraints, prices=prices)
-    return target
-
-
-def least_heads(anatomy: Anatomy, constraints: Constraints) -> int:
-    """Return how many heads of those that may go must stay, whatever the budget."""
-    selected = selected_sites(anatomy, constraints.sites)
-    protected = protected_heads(anatomy, constraints.protect)
-    menus = [_any_options(site, protected, constraints) for site in selected.sites]
-    return sum(min(len(option.kept) for option in menu) for menu in menus)
+Rescore: TypeAlias = Callable[[Collection[HeadId]], HeadScores]
+"""``rescore(removed)``: scores of all heads while some are masked; what it gives to these doesn't matter."""
 
 
 def make_plan(
@@ -77,81 +23,121 @@ def make_plan(
     anatomy: Anatomy,
     *,
     constraints: Constraints,
-    prices: Prices | None = None,
+    costs: CostModel | None = None,
 ) -> PruningPlan:
     """Return the plan that meets the budget and removes the least importance within the constraints.
-
-    Where all heads go in units of one size and heads are counted, units are taken from the cheapest on. Else (units of
-    different sizes, as in a model that was pruned before; multiples; targets) the combination of the attentions' options is
-    found by dynamic programming, exactly; only where savings have no common divisor are they counted on a grid, rounded down.
 
     Args:
         scores: The importance of every head.
         anatomy: Where the heads are.
         constraints: The budget, and what else to keep to.
-        prices: What a target is counted in.
+        costs: What a target is counted in.
 
     Raises:
         PlanError: The scores are of other heads, or :func:`check_constraints` says no.
     """
-    if constraints.target is not None and prices is None:
+    problem = check_constraints(anatomy, constraints, costs=costs)
+    if problem.target is not None and costs is None:
         raise PlanError(
-            f"{constraints.target.option} is a budget of the whole model, which is not there",
-            where="plan",
+            "the target is a budget of the whole model, which is not there",
+            where=f"`target_{problem.target.resource}`",
             hint="give the model, too: hp.plan(..., model=model)",
         )
-    wanted = check_constraints(anatomy, constraints, prices=prices)
-    choice = _choose(scores, anatomy, constraints, prices)
-    gone = choice.heads
-    if constraints.target is None and constraints.keep < 1 and not gone:
+    choice = _choose(scores, anatomy, problem)
+    removed = choice.heads
+    if constraints.keep is not None and constraints.keep < 1 and not removed:
         raise PlanError(
-            f"{constraints.budget} removes no head: the smallest step is larger than that",
-            where="--keep, --gqa, --uniform",
-            hint="use a smaller --keep, or other units (--gqa group, --gqa even)",
+            f"a share of {constraints.keep} removes no head: the smallest step is larger than that",
+            where="`keep`, `gqa`, `uniform`",
+            hint="use a smaller `keep`, or other units (`gqa=even`)",
         )
-    protected = protected_heads(anatomy, constraints.protect)
-    kept = anatomy.kept_per_site(gone)
-    numbers = {"heads_before": len(anatomy.heads), "heads_after": len(anatomy.heads) - len(gone)}
-    if constraints.target is None:
-        left_out = len(anatomy.heads) - len(selected_sites(anatomy, constraints.sites).heads)
-        numbers["heads_wanted"] = left_out + wanted
+    kept = anatomy.kept_per_site(removed)
+    numbers = {
+        "heads_before": len(anatomy.heads),
+        "heads_after": len(anatomy.heads) - len(removed),
+    }
+    if problem.target is None:
+        untouched = len(anatomy.heads) - len(problem.anatomy.heads)
+        numbers["heads_wanted"] = untouched + problem.heads_to_keep
+    noted = as_dict(constraints)
+    if all(site.group_size == 1 for site in anatomy.sites):
+        noted["gqa"] = None
     return PruningPlan(
-        remove=tuple(head for head in anatomy.heads if head in gone),
+        remove=tuple(head for head in anatomy.heads if head in removed),
         kept_per_site={str(site): len(heads) for site, heads in kept.items()},
-        budget={**_budget(anatomy, choice, constraints, prices), **numbers},
-        constraints={
-            "min_heads": constraints.min_heads,
-            "protect": list(constraints.protect),
-            "uniform": constraints.uniform,
-            "gqa": constraints.gqa if any(s.group_size > 1 for s in anatomy.sites) else None,
-            **({"sites": list(constraints.sites)} if constraints.sites else {}),
-            **({"multiple_of": constraints.multiple_of} if constraints.multiple_of > 1 else {}),
-            **({"rearrange": True} if constraints.rearrange else {}),
-        },
-        reasons=_reasons(scores, choice, protected),
+        sites={str(site.id): _planned(site, constraints) for site in anatomy.sites},
+        budget={**_budget(anatomy, choice, problem), **numbers},
+        constraints=noted,
+        reasons=_reasons(scores, choice, problem.protected),
         model=scores.model,
     )
 
 
-def heads_that_go(
-    scores: HeadScores, anatomy: Anatomy, constraints: Constraints
-) -> frozenset[HeadId]:
-    """Return the heads that a plan from these scores removes; none where the smallest step is too large.
+def score_in_steps(
+    anatomy: Anatomy, *, rescore: Rescore, constraints: Constraints, steps: int
+) -> HeadScores:
+    """Score all heads, remove a share of those that are to be removed, score the rest again, and so on.
+
+    What one head does depends on which others are there. Each step removes as many heads as the others, within the
+    constraints; one that would remove none (a unit is larger) is left out. In the result every head has the score that it had
+    last, and the step in which it was removed: a plan for the same cut, made from these scores, removes the same heads.
+
+    Args:
+        anatomy: Where the heads are.
+        rescore: Scores them without some.
+        constraints: Which cut the steps lead to: a keep ratio or a number of heads.
+        steps: How many there are; 1 is scoring once.
 
     Raises:
-        PlanError: The scores are of other heads.
+        PlanError: The constraints contradict each other or the architecture.
     """
-    return _choose(scores, anatomy, constraints, None).heads
+    problem = check_constraints(anatomy, constraints)
+    total = len(problem.anatomy.heads)
+    share = problem.heads_to_keep / total if constraints.heads else constraints.keep or 1.0
+    removed_in: dict[HeadId, int] = {}
+    scores = latest = rescore(())
+    scored_without = 0
+    for step in range(1, steps + 1):
+        if len(removed_in) > scored_without:
+            scored_without = len(removed_in)
+            latest = _of_those_kept(scores, rescore(tuple(removed_in)), removed_in)
+        scores = _with_steps(latest, removed_in, constraints, steps)
+        part = {"heads": None, "keep": 1 - (1 - share) * step / steps}
+        towards = constraints if step == steps else constraints.model_copy(update=part)
+        choice = _choose(scores, anatomy, replace(problem, constraints=towards))
+        for head in choice.heads:
+            removed_in.setdefault(head, step)
+    return _with_steps(latest, removed_in, constraints, steps)
 
 
-def is_padded(plan: PruningPlan) -> bool:
-    """Whether a plan leaves groups uneven and counts on dead weight to even them out."""
-    return plan.constraints.get("gqa") == "pad"
+def _of_those_kept(before: HeadScores, now: HeadScores, removed: Collection[HeadId]) -> HeadScores:
+    """Return the new scores; heads that were removed keep what they had."""
+    sources = [
+        (before, before.heads.index(head)) if head in removed else (now, index)
+        for index, head in enumerate(now.heads)
+    ]
+    errors = None
+    if before.standard_errors is not None and now.standard_errors is not None:
+        both = {id(before): before.standard_errors, id(now): now.standard_errors}
+        errors = tuple(both[id(scores)][index] for scores, index in sources)
+    values = tuple(scores.values[index] for scores, index in sources)
+    return now.model_copy(update={"values": values, "standard_errors": errors})
 
 
-def _choose(
-    scores: HeadScores, anatomy: Anatomy, constraints: Constraints, prices: Prices | None
-) -> Choice:
+def _with_steps(
+    scores: HeadScores, removed_in: dict[HeadId, int], constraints: Constraints, steps: int
+) -> HeadScores:
+    note = Steps(
+        count=steps,
+        keep=1.0 if constraints.keep is None else constraints.keep,
+        heads=constraints.heads,
+        constraints=as_dict(constraints),
+        went=tuple(removed_in.get(head, 0) for head in scores.heads),
+    )
+    return scores.model_copy(update={"steps": note})
+
+
+def _choose(scores: HeadScores, anatomy: Anatomy, problem: Problem) -> Choice:
     values = scores.importance()
     missing = [head for head in anatomy.heads if head not in values]
     if missing or len(values) != len(anatomy.heads):
@@ -161,113 +147,61 @@ def _choose(
             where="scores",
             hint="score this model: headprune score MODEL",
         )
-    protected = protected_heads(anatomy, constraints.protect)
-    chosen = choose(
-        selected_sites(anatomy, constraints.sites),
-        values,
-        protected=protected,
-        constraints=constraints,
-        prices=prices,
-    )
-    if not constraints.rearrange:
-        return chosen
+    choice = choose(problem, values)
+    if not problem.constraints.rearrange:
+        return choice
     if scores.products is None or scores.steps is not None:
         raise PlanError(
             f"{scores.method} scores don't say what heads lose together",
-            where="--rearrange",
-            hint="use --method fisher or fisher:batch, in one step",
+            where="`rearrange`",
+            hint="use the method fisher or fisher:batch, in one step",
         )
-    together = rearranged(chosen.heads, anatomy, scores.products, protected=protected)
-    return replace(chosen, heads=together, is_plain=False)
+    together = rearranged(
+        choice.heads, problem.anatomy, scores.products, protected=problem.protected
+    )
+    return replace(choice, heads=together, is_plain=False)
 
 
-def _any_options(
-    site: Site, protected: set[HeadId], constraints: Constraints
-) -> tuple[Option, ...]:
-    """Return a site's options as they are while all heads are equally important."""
-    flat = {HeadId(site.id, head): 0.0 for head in site.heads}
-    return options(site, flat, protected=protected, constraints=constraints)
+def _planned(site: Site, constraints: Constraints) -> PlannedSite:
+    """Return what of an attention decides which further changes of a plan are lawful."""
+    return PlannedSite(
+        heads=site.heads,
+        group_size=1 if site.num_key_value_heads == 1 else site.group_size,
+        is_even=site.execution == "native" and constraints.gqa != "pad",
+        min_heads=min(len(site.heads), max(constraints.min_heads, site.min_heads)),
+    )
 
 
-def _check_budget(total: int, constraints: Constraints) -> None:
-    if not 0 < constraints.keep <= 1:
-        raise PlanError(
-            f"a share of {constraints.keep} of the heads can't be kept",
-            where="--keep",
-            hint="give a number above 0 and at most 1, such as --keep 0.7",
-        )
-    if constraints.heads is not None and not 0 < constraints.heads <= total:
-        raise PlanError(
-            f"{constraints.heads} heads can't stay of {total}",
-            where=f"--heads {constraints.heads}",
-            hint=f"give a number from 1 to {total}",
-        )
-
-
-def _check_uniform(
-    anatomy: Anatomy, menus: Sequence[tuple[Option, ...]], constraints: Constraints
-) -> None:
-    if len({len(site.heads) for site in anatomy.sites}) > 1:
-        raise PlanError(
-            "the layers already have different numbers of heads",
-            where="--uniform",
-            hint="start from the unpruned model, or leave --uniform out",
-        )
-    if constraints.heads is None and constraints.target is None:
-        for site, menu in zip(anatomy.sites, menus, strict=True):
-            fewest = min(len(option.kept) for option in menu)
-            target = uniform_target(site, constraints)
-            if fewest > target:
-                raise PlanError(
-                    f"{site.id} must keep {fewest} heads and the same number for all layers would be {target}",
-                    where="--uniform",
-                    hint="protect fewer heads of a layer, or lower --min-heads, or raise --keep",
-                )
-        return
-    rows = uniform_rows(anatomy, menus)
-    least = sum(len(option.kept) for _, option in rows[-1]) if rows else None
-    if least is None or (constraints.heads is not None and least > constraints.heads):
-        raise PlanError(
-            f"{constraints.budget} can't be met with the same number of heads in every layer"
-            + (f": at least {least} must stay" if least else ""),
-            where="--uniform",
-            hint="protect fewer heads of a layer, or lower --min-heads, or leave --uniform out",
-        )
-
-
-def _budget(
-    anatomy: Anatomy, choice: Choice, constraints: Constraints, prices: Prices | None
-) -> dict[str, Any]:
+def _budget(anatomy: Anatomy, choice: Choice, problem: Problem) -> dict[str, Any]:
     """Return what was asked, and what it came to."""
-    target = constraints.target
-    if target is None or prices is None:
-        heads = constraints.heads
-        return {"keep": constraints.keep} if heads is None else {"heads": heads}
+    target, costs, constraints = problem.target, problem.costs, problem.constraints
+    if target is None or costs is None:
+        keep = 1.0 if constraints.keep is None else constraints.keep
+        return {"keep": keep} if constraints.heads is None else {"heads": constraints.heads}
     kept = anatomy.kept_per_site(choice.heads)
-    after = prices.whole - sum(prices.saved(site, kept[site.id]) for site in anatomy.sites)
+    after = costs.whole - sum(costs.saved(site, kept[site.id]) for site in anatomy.sites)
     return {
         "target": target.resource,
-        "asked": target.said,
-        "limit": target.limit(prices.whole),
-        "before": prices.whole,
+        "asked": target.text,
+        "limit": target.limit(costs.whole),
+        "before": costs.whole,
         "after": after,
-        "share": after / prices.whole,
+        "share": after / costs.whole,
         **({"counted_in_steps_of": choice.grid} if choice.grid is not None else {}),
-        **prices.note,
+        **costs.note,
     }
 
 
 def _reasons(scores: HeadScores, choice: Choice, protected: Collection[HeadId]) -> dict[str, str]:
-    """Say why, for every head that stays although its score alone would have it go, and the other way round."""
-    gone = choice.heads
-    by_score = set(scores.ranked()[: len(gone)])
+    """Say why, for every head that is kept although its score alone would remove it, and the other way round."""
+    by_score = set(scores.ranked()[: len(choice.heads)])
     kept = "kept: its layer or group needs it"
     if not choice.is_plain:
         kept += ", or others meet the budget at less cost"
     reasons: dict[str, str] = {}
     for head in scores.heads:
-        if head in by_score and head not in gone:
+        if head in by_score and head not in choice.heads:
             reasons[str(head)] = "kept: protected" if head in protected else kept
-        elif head in gone and head not in by_score:
+        elif head in choice.heads and head not in by_score:
             reasons[str(head)] = "removed: with its group, or to make room for one that is kept"
     return reasons

@@ -1,107 +1,150 @@
-"""What can go from one attention: units of heads, and the lawful options that they make.
+"""What can be removed from one attention: units of heads, and the lawful options that they make.
 
-Heads go in *units*. With multi-head attention a unit is a head. With grouped-query attention it is a whole key/value group
-(``group``), or one head of every group of a layer (``even``): the two moves after which stock attention still runs. Where
-a layer has a single key/value head (multi-query attention), a unit is one query head, whatever was said.
+Heads are removed in *units*. With multi-head attention a unit is a head. With grouped-query attention it is a whole key/value
+group (``group``), or one head of every group of a layer (``even``): the two moves after which stock attention still runs.
+Where a layer has a single key/value head (multi-query attention), a unit is one query head, whatever the setting.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 from headprune.anatomy import Site
+from headprune.config import Constraints
 from headprune.errors import PlanError
-from headprune.heads import HeadId, SiteId
-from headprune.planning.budget import Constraints
+from headprune.heads import HeadId
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Heads of one site that go together, and what that costs in importance."""
+    """Heads of one site that are removed together, and what that costs in importance."""
 
-    site: SiteId
     heads: tuple[HeadId, ...]
     cost: float
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One lawful way to leave a site: which heads go, which stay, and what that costs in importance."""
+    """One lawful cut of the attentions of a menu.
 
-    heads: tuple[HeadId, ...]
-    kept: tuple[int, ...]
+    Args:
+        removed: The heads that are removed.
+        kept: Of each attention, the original indices of the heads that are kept.
+        cost: The importance that is lost.
+    """
+
+    removed: tuple[HeadId, ...]
+    kept: tuple[tuple[int, ...], ...]
     cost: float
 
+    @property
+    def num_kept(self) -> int:
+        """How many heads are kept."""
+        return sum(map(len, self.kept))
 
-def units(
+
+@dataclass(frozen=True, slots=True)
+class Menu:
+    """Attentions that are decided together (one, or all of a uniform plan), with their options, fewest heads removed first."""
+
+    sites: tuple[Site, ...]
+    options: tuple[Option, ...]
+
+
+def menu_of(
     site: Site,
-    values: dict[HeadId, float],
+    values: Mapping[HeadId, float],
     *,
-    protected: Collection[HeadId],
+    protected: frozenset[HeadId],
     constraints: Constraints,
-) -> Iterator[Unit]:
-    """Yield the units of a site that may go, one after the other, the cheapest first."""
+) -> Menu:
+    """Return the lawful options of a site.
+
+    Of units of one size it is the cheapest that are removed: no other choice of as many costs less.
+
+    Args:
+        site: The attention.
+        values: The importance of each head.
+        protected: Heads that are kept.
+        constraints: What to keep to.
+
+    Raises:
+        PlanError: There is none: no multiple can be kept.
+    """
+    by_size: dict[int, list[Unit]] = {}
+    for unit in units_of(site, values, protected=protected, constraints=constraints):
+        by_size.setdefault(len(unit.heads), []).append(unit)
+    options: list[Option] = []
+    for counts in product(*(range(len(same) + 1) for same in by_size.values())):
+        pairs = zip(by_size.values(), counts, strict=True)
+        chosen = [unit for same, count in pairs for unit in same[:count]]
+        removed = tuple(head for unit in chosen for head in unit.heads)
+        indices = {head.head for head in removed}
+        kept = tuple(head for head in site.heads if head not in indices)
+        if _is_lawful(site, kept, constraints):
+            options.append(Option(removed, (kept,), sum((unit.cost for unit in chosen), 0.0)))
+    if not options:
+        counted = "groups" if _counts_groups(site, constraints) else "heads"
+        number = len(site.groups(site.slots)) if counted == "groups" else len(site.slots)
+        raise PlanError(
+            f"{site.id} has {number} {counted}, and no number that may be kept is a multiple of {constraints.multiple_of}",
+            where=f"`multiple_of={constraints.multiple_of}`",
+            hint="use a divisor of that, protect fewer heads, or lower `min_heads`",
+        )
+    return Menu((site,), tuple(sorted(options, key=lambda option: len(option.removed))))
+
+
+def uniform_menu(menus: Iterable[Menu]) -> Menu:
+    """Return the options that keep the same number of heads in every attention: of each number the cheapest.
+
+    Raises:
+        PlanError: There is none.
+    """
+    sites: list[Site] = []
+    by_count: list[dict[int, Option]] = []
+    for menu in menus:
+        sites += menu.sites
+        cheapest: dict[int, Option] = {}
+        for option in sorted(menu.options, key=lambda option: option.cost):
+            cheapest.setdefault(option.num_kept, option)
+        by_count.append(cheapest)
+    shared = set.intersection(*map(set, by_count)) if by_count else set()
+    if not shared:
+        raise PlanError(
+            "there is no number of heads that every layer can keep",
+            where="`uniform`",
+            hint="protect fewer heads of a layer, or lower `min_heads`, or leave `uniform` out",
+        )
+    rows = ([options[count] for options in by_count] for count in sorted(shared, reverse=True))
+    return Menu(tuple(sites), tuple(map(_joined, rows)))
+
+
+def _joined(options: Sequence[Option]) -> Option:
+    return Option(
+        tuple(head for option in options for head in option.removed),
+        tuple(option.kept[0] for option in options),
+        sum(option.cost for option in options),
+    )
+
+
+def removable(units: Iterable[Unit], site: Site, constraints: Constraints) -> Iterator[Unit]:
+    """Yield those of a site's units, the cheapest first, that leave as many heads as must be kept."""
     left = len(site.heads)
-    for unit in candidates(site, values, protected=protected, constraints=constraints):
+    for unit in units:
         left -= len(unit.heads)
         if left < _least(site, constraints):
             return
         yield unit
 
 
-def options(
+def units_of(
     site: Site,
-    values: dict[HeadId, float],
+    values: Mapping[HeadId, float],
     *,
-    protected: Collection[HeadId],
-    constraints: Constraints,
-) -> tuple[Option, ...]:
-    """Return the lawful options of a site, those that take the fewest heads first.
-
-    Of units of one size it is the cheapest that go: no other choice of as many costs less.
-
-    Raises:
-        PlanError: There is none: no multiple can stay.
-    """
-    by_size: dict[int, list[Unit]] = {}
-    for unit in candidates(site, values, protected=protected, constraints=constraints):
-        by_size.setdefault(len(unit.heads), []).append(unit)
-    found: list[Option] = []
-    for counts in product(*(range(len(same) + 1) for same in by_size.values())):
-        going = [
-            unit
-            for same, count in zip(by_size.values(), counts, strict=True)
-            for unit in same[:count]
-        ]
-        heads = tuple(head for unit in going for head in unit.heads)
-        gone = {head.head for head in heads}
-        kept = tuple(head for head in site.heads if head not in gone)
-        if is_lawful(site, kept, constraints):
-            found.append(Option(heads, kept, sum((unit.cost for unit in going), 0.0)))
-    if not found:
-        what = "groups" if _counts_groups(site, constraints) else "heads"
-        number = len(site.groups(site.slots)) if what == "groups" else len(site.slots)
-        raise PlanError(
-            f"{site.id} has {number} {what}, and none of the numbers that may stay is a multiple of {constraints.multiple_of}",
-            where=f"--multiple-of {constraints.multiple_of}",
-            hint="use a divisor of that, protect fewer heads, or lower --min-heads",
-        )
-    return tuple(sorted(found, key=lambda option: len(option.heads)))
-
-
-def is_even(site: Site, constraints: Constraints) -> bool:
-    """Whether heads go evenly from all groups of a site."""
-    return constraints.gqa == "even" or site.num_key_value_heads == 1
-
-
-def candidates(
-    site: Site,
-    values: dict[HeadId, float],
-    *,
-    protected: Collection[HeadId],
+    protected: frozenset[HeadId],
     constraints: Constraints,
 ) -> list[Unit]:
-    """Return the units of a site that could go if none had to stay, the cheapest first."""
+    """Return the units of a site that could be removed if none had to be kept, the cheapest first."""
     groups = [
         sorted((HeadId(site.id, head) for head in members), key=lambda h: (values[h], h))
         for members in site.groups(site.heads).values()
@@ -112,35 +155,36 @@ def candidates(
         free = [[head for head in members if head not in protected] for members in groups]
         together = list(zip(*free, strict=False))
     elif site.group_size > 1 and constraints.gqa == "group":
-        together = [
-            tuple(members) for members in groups if not any(head in protected for head in members)
-        ]
+        together = [tuple(members) for members in groups if not protected & set(members)]
     else:
         together = [(head,) for members in groups for head in members if head not in protected]
     return sorted(
-        (Unit(site.id, heads, sum(values[head] for head in heads)) for heads in together),
+        (Unit(heads, sum(values[head] for head in heads)) for heads in together),
         key=lambda unit: (unit.cost, unit.heads),
     )
+
+
+def is_even(site: Site, constraints: Constraints) -> bool:
+    """Whether heads are removed evenly from all groups of a site."""
+    return constraints.gqa == "even" or site.num_key_value_heads == 1
 
 
 def _least(site: Site, constraints: Constraints) -> int:
     return max(constraints.min_heads, site.min_heads)
 
 
-def is_lawful(site: Site, kept: tuple[int, ...], constraints: Constraints) -> bool:
+def _is_lawful(site: Site, kept: tuple[int, ...], constraints: Constraints) -> bool:
     """Whether a site may be left with ``kept``; as it is, but for the multiple, it always may."""
-    pad = constraints.gqa == "pad"
-    slots = site.after(kept, pad=pad).slots
+    slots = site.after(kept, pad=constraints.gqa == "pad").slots
     number = len(site.groups(slots)) if _counts_groups(site, constraints) else len(slots)
     if number % constraints.multiple_of:
         return False
     if kept == site.heads:
         return True
-    return len(kept) >= _least(site, constraints) and (
-        site.group_size == 1 or site.is_lawful(slots)
-    )
+    even = site.group_size == 1 or site.is_lawful(slots)
+    return even and len(kept) >= _least(site, constraints)
 
 
 def _counts_groups(site: Site, constraints: Constraints) -> bool:
-    """Whether it is groups whose number is to be a multiple: those that heads which go evenly leave are all there."""
+    """Whether the number of groups is to be a multiple: heads that are removed evenly leave all groups."""
     return site.group_size > 1 and not is_even(site, constraints)

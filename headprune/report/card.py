@@ -7,8 +7,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from headprune.artefact import Latency
 from headprune.errors import CheckpointError
-from headprune.heads import PruningPlan
 from headprune.models.find import ModelSource
+from headprune.plans import PruningPlan
 from headprune.results import Results
 from headprune.runtime.local import published_name
 from headprune.untrusted.documents import parse_yaml, read_text

@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.text import Text
 
-from headprune.heads import HeadId, HeadScores, PruningPlan, SiteId
+from headprune.heads import HeadId, SiteId
+from headprune.plans import HeadScores, PruningPlan
 from headprune.report.terminal import Row, Sheet, key_value_table, line, prose
 from headprune.results import Survey, SurveyedSite
 

@@ -9,7 +9,7 @@ from rich.text import Text
 from headprune.artefact import Latency
 from headprune.evaluation import EvalResult
 from headprune.gate import Verdict
-from headprune.heads import PruningPlan
+from headprune.plans import PruningPlan
 from headprune.report.ci import headline
 from headprune.report.terminal import Prose, Row, Sheet, line, prose
 from headprune.results import Curve, Results, Sweep, SweepPoint

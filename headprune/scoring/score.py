@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 
 from headprune.anatomy import Anatomy
-from headprune.heads import HeadScores
 from headprune.placement import not_finite
+from headprune.plans import HeadScores
 from headprune.scoring.catalogue import DEFAULT_METHOD, get_method
 from headprune.scoring.request import Estimate, ScoreRequest
 

@@ -139,10 +139,10 @@ def dead_indices(site: Site) -> Iterator[tuple[Slice, list[int]]]:
 
 def spreads(before: Site, after: Site) -> dict[str, dict[str, Any]]:
     """Return, by linear layer, how it deals with activations wider than itself (see ``keep_width``)."""
-    if after.execution_with(after.heads) != "expanded":
+    if after.execution_with(after.heads) != "zero_padded":
         return {}
     # A site that runs natively and loses its last head keeps the width it had just before.
-    width = range(before.num_heads) if after.execution == "expanded" else before.slots
+    width = range(before.num_heads) if after.execution == "zero_padded" else before.slots
     found: dict[str, dict[str, Any]] = {}
     for item in after.cut_slices():
         path, _, leaf = item.parameter.rpartition(".")
@@ -157,7 +157,7 @@ def spreads(before: Site, after: Site) -> dict[str, dict[str, Any]]:
 
 def unfoldings(before: Site, after: Site) -> dict[str, dict[str, Any]]:
     """Return, by parameter below the site's home, how it is seen while the attention runs (see ``unfold``)."""
-    if after.execution_with(after.heads) != "unfolded":
+    if after.execution_with(after.heads) != "full_size_weights":
         return {}
     every = range(before.num_heads)
     inside = f"{after.home}." if after.home else ""

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForTextEncoding
 
+from headprune.anatomy.exceptions import ENCODERS_WITHOUT_AUTO_MODEL, SENTENCE_ENCODERS
 from headprune.errors import ModelError
 from headprune.tasks.embedder_settings import (
     default_prompt,
@@ -21,15 +22,6 @@ from headprune.tasks.embedding import LAYERS, MASK, SENTENCE, TOKENS, Step
 from headprune.tasks.embedding_modules import Chain, join, mean_of_tokens
 from headprune.untrusted.directories import ModuleEntry, module_entries, transformer_folder
 
-_ENCODERS = ("t5", "mt5", "umt5")
-_OTHER_ENCODERS = frozenset(
-    {
-        *("udop", "longt5", "prophetnet", "switch_transformers", "blenderbot", "blenderbot-small"),
-        *("m2m_100", "pegasus", "pegasus_x", "moonshine", "whisper", "marian"),
-        *("t5gemma", "t5gemma2", "t5gemma2_text"),
-    }
-)
-"""Of these sentence-transformers runs the encoder alone, and no ``AutoModel...`` loads it."""
 _ENCODER_ALONE = (
     "encoder alone (pruned, it loads by headprune.load, or by transformers with trust_remote_code=True; sentence-transformers "
     "builds encoders of this family whole)"
@@ -130,13 +122,13 @@ def read_embedder(directory: Path | None, *, config: Any = None, tokenizer: Any 
 
 def _auto_class(config: Any) -> str:
     model_type = getattr(config, "model_type", None)
-    if model_type in _OTHER_ENCODERS:
+    if model_type in ENCODERS_WITHOUT_AUTO_MODEL:
         raise ModelError(
             f"sentence-transformers embeds with the encoder of a {model_type} model alone, which isn't supported",
             where="config.json (model_type)",
             hint="take an embedding model of another family, or another --task",
         )
-    return AutoModelForTextEncoding.__name__ if model_type in _ENCODERS else "AutoModel"
+    return AutoModelForTextEncoding.__name__ if model_type in SENTENCE_ENCODERS else "AutoModel"
 
 
 def _assumed(directory: Path | None, config: Any, auto_class: str) -> Embedder:

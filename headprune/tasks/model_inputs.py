@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from headprune.anatomy.clone import config_value
+from headprune.anatomy.exceptions import longest_full_attention
 from headprune.batch import forward, main_output
 from headprune.errors import (
     HeadpruneError,
@@ -70,21 +72,9 @@ def longest_row(model: PreTrainedModel, *, special: Sequence[int] = ()) -> int |
     with tables, suppress(Exception):
         forward(model, {"input_ids": row, "attention_mask": torch.ones_like(row)})
     limits = [config_value(config, name) for name in ("max_position_embeddings", "max_seq_len")]
-    limits.append(_longest_full_attention(config))
+    limits.append(longest_full_attention(partial(config_value, config)))
     known = [limit for limit in limits if isinstance(limit, int) and limit > 0]
     return min([*tables.sizes, *known], default=None)
-
-
-def _longest_full_attention(config: Any) -> int | None:
-    """Return how long a row may be until block-sparse attention begins; None where a model has none.
-
-    BigBird gives full attention up for good at the first row that is longer: its outputs would depend on the rows before.
-    """
-    names = ("attention_type", "num_random_blocks", "block_size")
-    kind, blocks, size = (config_value(config, name) for name in names)
-    if kind != "block_sparse" or type(blocks) is not int or type(size) is not int:
-        return None
-    return (5 + 2 * blocks) * size
 
 
 def _plain_word(model: PreTrainedModel, special: Sequence[int]) -> int:

@@ -16,7 +16,6 @@ from headprune.anatomy.clone import quiet, stock_class
 from headprune.anatomy.inputs import example_inputs
 from headprune.batch import forward, main_output
 from headprune.config import RunSpec
-from headprune.heads import HeadScores, PruningPlan
 from headprune.models.classes import auto_class_of, auto_classes
 from headprune.models.facts import weights_bytes
 from headprune.models.find import ModelSource
@@ -29,6 +28,7 @@ from headprune.models.manifest import (
 )
 from headprune.models.save import MAX_SHARD_SIZE, LoadMethod, write_model
 from headprune.placement import count_parameters, input_device
+from headprune.plans import HeadScores, PruningPlan
 from headprune.report.card import model_card
 from headprune.results import Results
 from headprune.verify import (

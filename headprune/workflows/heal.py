@@ -18,10 +18,10 @@ from headprune.distillation.settings import trainer_settings
 from headprune.distillation.teacher import DistillJob, Heal, distance_between, mean_distance
 from headprune.errors import ConfigError, DataError, ModelError
 from headprune.evaluation import metric_with_interval
-from headprune.heads import PruningPlan
 from headprune.inspection import inspect
 from headprune.models.facts import choose_device, versions, weights_bytes
 from headprune.models.manifest import refuse_unusable_output
+from headprune.plans import PruningPlan
 from headprune.results import Results
 from headprune.runs import FOLDER
 from headprune.runtime.targets import exclusive

@@ -10,19 +10,18 @@ from headprune.anatomy import Anatomy, Site
 from headprune.anatomy.clone import pruning_record
 from headprune.config import Constraints, Settings
 from headprune.errors import PlanError
-from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect as inspect_model
 from headprune.models.legacy import pruned_heads
 from headprune.models.load import empty_model
 from headprune.models.save import LoadMethod, stock_config
 from headprune.models.shards import untie_as_stored
 from headprune.placement import count_parameters
-from headprune.planning import is_padded, make_plan, savings
+from headprune.planning import make_plan, savings
+from headprune.planning.constraints import with_keep
+from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Survey, SurveyedSite
 from headprune.surgery import cut
-from headprune.workflows.plan import constraints_at
 from headprune.workflows.session import Progress, find_model
-from headprune.workflows.validate import constraints_of
 
 KEEP = 0.7
 
@@ -43,7 +42,9 @@ def inspect(settings: Settings, *, progress: Progress) -> Survey:
     model = empty_model(source)
     untie_as_stored(model, source.directory)
     anatomy = inspect_model(model)
-    constraints = constraints_at(settings.plan, settings.plan.keep or KEEP)
+    constraints = with_keep(settings.plan, settings.plan.keep or KEEP).model_copy(
+        update={"rearrange": False}
+    )
     uneven, uniform = (
         constraints.model_copy(update={"uniform": uniform}) for uniform in (False, True)
     )
@@ -90,7 +91,7 @@ def _any_plan(anatomy: Anatomy, constraints: Constraints) -> PruningPlan:
     drawn = random.Random(0)
     values = tuple(drawn.random() for _ in anatomy.heads)
     scores = HeadScores(method="random", heads=anatomy.heads, values=values, n=0, seed=0)
-    return make_plan(scores, anatomy, constraints=constraints_of(constraints))
+    return make_plan(scores, anatomy, constraints=constraints)
 
 
 def _load_method(
@@ -102,7 +103,7 @@ def _load_method(
     except PlanError:
         return None
     smaller = copy.deepcopy(model)
-    after = cut(smaller, anatomy, remove=plan.remove, pad=is_padded(plan))
+    after = cut(smaller, anatomy, remove=plan.remove, pad=plan.is_padded)
     return "remote-code" if stock_config(smaller, after) is None else "stock"
 
 
@@ -111,5 +112,5 @@ def _saves(model: PreTrainedModel, anatomy: Anatomy, constraints: Constraints) -
         plan = _any_plan(anatomy, constraints)
     except PlanError as error:
         return {"keep": constraints.keep, "impossible": error.what}
-    saved = savings(model, anatomy, remove=plan.remove, pad=is_padded(plan))
+    saved = savings(model, anatomy, removed=plan.remove, pad=plan.is_padded)
     return {"keep": constraints.keep, "heads": len(plan.remove), **saved.as_dict()}

@@ -10,19 +10,18 @@ from headprune.anatomy import Anatomy
 from headprune.config import Constraints
 from headprune.errors import PlanError
 from headprune.evaluation import MetricValue, Predictions, metric_with_interval, predict
-from headprune.heads import HeadScores, PruningPlan
 from headprune.masking import gated
 from headprune.planning import (
-    Prices,
+    CostModel,
     check_constraints,
-    is_padded,
-    least_heads,
+    cost_model,
     make_plan,
+    resources_of,
     savings,
-    whole_of,
+    target_of,
 )
-from headprune.planning.names import selected_sites
-from headprune.prices import prices_of
+from headprune.planning.constraints import conflicting_fields, with_keep
+from headprune.plans import HeadScores, PruningPlan
 from headprune.surgery import named_heads
 from headprune.surgery.fit import can_fit, put_back_after
 from headprune.tasks.rows import noted_rows
@@ -30,7 +29,6 @@ from headprune.workflows.reconstruct import can_reconstruct, reconstruct_parts
 from headprune.workflows.rows import RowParts
 from headprune.workflows.score import Scored, find_scores
 from headprune.workflows.session import Progress, Session
-from headprune.workflows.validate import constraints_of
 
 Show = Callable[[HeadScores, PruningPlan], None]
 """Shows scores and plan."""
@@ -68,19 +66,18 @@ def _plan_for_budget(
     model, anatomy, progress = session.model, session.anatomy, session.progress
     if plan.target_latency is not None:
         progress.notify("timing the model with fewer and fewer heads")
-    constraints = constraints_of(plan)
-    prices = prices_of(
+    costs = cost_model(
         model,
         anatomy,
-        constraints=constraints,
+        constraints=plan,
         batches=lambda: session.batches(parts.calibrate.examples),
     )
-    check_constraints(anatomy, constraints, prices=prices)
+    check_constraints(anatomy, plan, costs=costs)
     scored = find_scores(
         session, parts.calibrate, plan=session.settings.plan, keep_parts=keep_parts
     )
     return scored, choose(
-        model, anatomy, scored.scores, constraints=plan, prices=prices, progress=progress
+        model, anatomy, scored.scores, constraints=plan, costs=costs, progress=progress
     )
 
 
@@ -109,7 +106,7 @@ def choose(
     scores: HeadScores,
     *,
     constraints: Constraints,
-    prices: Prices | None,
+    costs: CostModel | None,
     progress: Progress,
 ) -> PruningPlan:
     """Make the plan, with what it saves; say what a target came to, and where the number of heads differs from what was asked.
@@ -119,20 +116,19 @@ def choose(
         anatomy: Where its heads are.
         scores: How important they are.
         constraints: What the plan must keep to.
-        prices: What a target is counted in.
+        costs: What a target is counted in.
         progress: How to talk.
 
     Raises:
         PlanError: The budget is out of reach.
     """
-    checked = constraints_of(constraints)
     plan = with_savings(
-        model, anatomy, make_plan(scores, anatomy, constraints=checked, prices=prices)
+        model, anatomy, make_plan(scores, anatomy, constraints=constraints, costs=costs)
     )
     kept = plan.budget["heads_after"]
     expected = plan.budget.get("heads_wanted", kept)
-    if (target := checked.target) is not None:
-        before, after = (target.told(plan.budget[name]) for name in ("before", "after"))
+    if (target := target_of(constraints)) is not None:
+        before, after = (target.with_unit(plan.budget[name]) for name in ("before", "after"))
         word = "expected" if target.resource == "latency" else "left"
         progress.notify(
             f"{after} {word} of {before} ({plan.budget['share']:.1%}), with {kept} heads"
@@ -146,8 +142,8 @@ def choose(
 
 def with_savings(model: PreTrainedModel, anatomy: Anatomy, plan: PruningPlan) -> PruningPlan:
     """Return a plan that says what the model takes, and what of that is removed."""
-    saved = savings(model, anatomy, remove=plan.remove, pad=is_padded(plan)).as_dict()
-    sizes = {"saves": saved, "whole": whole_of(model, anatomy).as_dict()}
+    saved = savings(model, anatomy, removed=plan.remove, pad=plan.is_padded).as_dict()
+    sizes = {"saves": saved, "whole": resources_of(model, anatomy).as_dict()}
     return plan.model_copy(update={"budget": {**plan.budget, **sizes}})
 
 
@@ -171,13 +167,13 @@ def _plan_within(
 ) -> tuple[Scored, PruningPlan]:
     """Score towards the deepest cut there is, then go as deep as the tolerance allows; see :func:`_deepest`."""
     keeps = lawful_keeps(session.anatomy, constraints)
-    deepest = constraints_at(session.settings.plan, keeps[-1])
+    deepest = with_keep(session.settings.plan, keeps[-1])
     scored = find_scores(session, parts.calibrate, plan=deepest, keep_parts=keep_parts)
     plans = {
         keep: make_plan(
             scored.scores,
             session.anatomy,
-            constraints=constraints_of(constraints_at(constraints, keep)),
+            constraints=with_keep(constraints, keep),
         )
         for keep in keeps
     }
@@ -254,12 +250,6 @@ def masked_cut(session: Session, parts: RowParts, plan: PruningPlan) -> Predicti
             return predict(model, session.task, batches=session.batches(parts.decide.examples))
 
 
-def constraints_at(constraints: Constraints, keep: float) -> Constraints:
-    """Return the constraints with a keep ratio for their budget."""
-    budgets = dict.fromkeys(constraints.budgets)
-    return constraints.model_copy(update={**budgets, "keep": keep})
-
-
 def lawful_keeps(anatomy: Anatomy, constraints: Constraints) -> tuple[float, ...]:
     """Return the keep ratios that are looked at, falling: in steps of 5 % from one below all heads on, those that can be cut.
 
@@ -270,9 +260,8 @@ def lawful_keeps(anatomy: Anatomy, constraints: Constraints) -> tuple[float, ...
     Raises:
         PlanError: None can.
     """
-    may_go = len(selected_sites(anatomy, constraints.sites).heads)
-    checked = constraints_of(constraints)
-    least = round(least_heads(anatomy, checked) / may_go + 0.005, 2)
+    problem = check_constraints(anatomy, constraints)
+    least = round(problem.fewest_to_keep / len(problem.anatomy.heads) + 0.005, 2)
     steps = [round(1 - place * _STEP, 2) for place in range(1, round(1 / _STEP))]
     points = sorted({*(keep for keep in steps if keep > least), least}, reverse=True)
     lawful = [
@@ -283,7 +272,7 @@ def lawful_keeps(anatomy: Anatomy, constraints: Constraints) -> tuple[float, ...
     if not lawful:
         raise PlanError(
             "no head can be removed",
-            where=checked.at_odds,
+            where=conflicting_fields(constraints),
             hint="protect fewer, or lower `min_heads`",
         )
     return tuple(lawful)
@@ -293,9 +282,9 @@ def refusal_at(anatomy: Anatomy, constraints: Constraints, keep: float) -> PlanE
     """Return why a keep ratio can't be cut, whatever the scores; None where it can."""
     values = (0.0,) * len(anatomy.heads)
     flat = HeadScores(method="none", heads=anatomy.heads, values=values, n=0, seed=0)
-    asked = constraints_at(constraints, keep).model_copy(update={"rearrange": False})
+    asked = with_keep(constraints, keep).model_copy(update={"rearrange": False})
     try:
-        make_plan(flat, anatomy, constraints=constraints_of(asked))
+        make_plan(flat, anatomy, constraints=asked)
     except PlanError as error:
         return error
     return None

@@ -15,13 +15,13 @@ from headprune.config import Settings
 from headprune.errors import ConfigError
 from headprune.evaluation import EvalResult, MetricValue, metric_with_interval
 from headprune.gate import Baseline
-from headprune.heads import HeadScores, PruningPlan
 from headprune.inspection import inspect
 from headprune.masking import gated
 from headprune.models.facts import weights_bytes
 from headprune.models.manifest import refuse_unusable_output
 from headprune.placement import input_device, refuse_offloaded
-from headprune.planning import check_constraints, is_padded, parameters_removed
+from headprune.planning import check_constraints, savings
+from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results
 from headprune.surgery import Given, Reconstruct, cut, give_biases, take_back
 from headprune.surgery.fit import has_bias
@@ -47,7 +47,7 @@ from headprune.workflows.rows import Purpose, RowParts, separate_rows
 from headprune.workflows.score import scores_by_name
 from headprune.workflows.session import Progress, Session, open_session
 from headprune.workflows.stream import is_too_large, plan_streamed, prune_streamed
-from headprune.workflows.validate import check_settings, constraints_of
+from headprune.workflows.validate import check_settings
 
 _TWIN_BYTES = 2_000_000_000
 
@@ -115,7 +115,7 @@ def prune(
     refuse_lengths(session)
     refuse_output(settings.run, source=session.source.directory)
     refuse_offloaded(session.model, to="be cut")
-    check_constraints(session.anatomy, constraints_of(settings.plan))
+    check_constraints(session.anatomy, settings.plan)
     used = scores_by_name(session)[1].rows if settings.run.scores is not None else ()
     decides = settings.plan.max_drop is not None
     parts = separate_rows(session, Purpose(decides=decides), used=used)
@@ -212,8 +212,8 @@ def _cut(session: Session, plan: PruningPlan, parts: RowParts) -> _Smaller:
         added, anatomy = None, inspect(model)
     sample = batches[-1].take(PROOF_ROWS)
     masked = _masked_output(model, anatomy, plan, sample)
-    removed = parameters_removed(model, anatomy, remove=plan.remove, pad=is_padded(plan))
-    anatomy = cut(model, anatomy, remove=plan.remove, pad=is_padded(plan))
+    removed = savings(model, anatomy, removed=plan.remove, pad=plan.is_padded).parameters
+    anatomy = cut(model, anatomy, remove=plan.remove, pad=plan.is_padded)
     model.config.headprune = {**pruning_record(model.config), "source": _origin(before)}
     same = masked_equals_pruned(masked, run(model, sample.inputs), rows=sample.num_rows)
     require([same])

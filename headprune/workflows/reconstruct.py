@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy
 from headprune.errors import DataError
 from headprune.evaluation import Predictions, predict_masked
-from headprune.heads import HeadId, HeadScores, PruningPlan
+from headprune.heads import HeadId
+from headprune.plans import HeadScores, PruningPlan
 from headprune.replay import losses
 from headprune.surgery import WAYS, Judge, Look, Reconstruct, reconstruct
 from headprune.surgery.fit import can_fit

@@ -18,7 +18,6 @@ from headprune.batch import Batch
 from headprune.config import MAX_LENGTH, ModelSpec, Settings
 from headprune.distributed import World
 from headprune.errors import ConfigError, HeadpruneError, ModelError, PlanError, first_line
-from headprune.heads import HeadScores
 from headprune.inspection import inspect
 from headprune.journal import Journal
 from headprune.models.facts import fingerprint
@@ -27,6 +26,7 @@ from headprune.models.load import load_model
 from headprune.models.tokenizer import load_tokenizer
 from headprune.passes import RunContext
 from headprune.placement import describe
+from headprune.plans import HeadScores
 from headprune.results import Results
 from headprune.runtime.local import published_name
 from headprune.tasks.batches import Fill, InputFormat, ignore

@@ -11,11 +11,12 @@ from headprune.anatomy import Anatomy
 from headprune.batch import Batch, num_examples
 from headprune.config import Constraints, ReconstructSpec, ScoreSpec
 from headprune.distributed import World
-from headprune.heads import HeadId, HeadScores
+from headprune.heads import HeadId
 from headprune.masking import gated
 from headprune.passes import RunContext
 from headprune.placement import input_device
 from headprune.planning import score_in_steps
+from headprune.plans import HeadScores
 from headprune.scoring.catalogue import get_method
 from headprune.scoring.request import ScoreRequest
 from headprune.scoring.score import score as score_heads
@@ -23,7 +24,6 @@ from headprune.surgery.fit import can_fit, fit, having
 from headprune.surgery.least_squares import How
 from headprune.tasks.distill import Objective
 from headprune.workflows.validate import (
-    constraints_of,
     method_between_steps,
     method_of,
     num_steps,
@@ -98,9 +98,7 @@ def score_with_steps(
     steps = num_steps(score, scoring.plan)
     if steps == 1:
         return rescore(())
-    scores = score_in_steps(
-        anatomy, rescore=rescore, constraints=constraints_of(scoring.plan), steps=steps
-    )
+    scores = score_in_steps(anatomy, rescore=rescore, constraints=scoring.plan, steps=steps)
     note = scores.steps and scores.steps.model_copy(update={"reconstructed": between})
     return scores.model_copy(update={"steps": note})
 

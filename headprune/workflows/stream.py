@@ -16,7 +16,6 @@ from headprune.anatomy.clone import pruning_record, stock_class
 from headprune.artefact import read_artefact
 from headprune.config import Settings
 from headprune.errors import ConfigError
-from headprune.heads import HeadScores, PruningPlan
 from headprune.models.classes import auto_class_of
 from headprune.models.facts import available_memory, fingerprint_of, weights_bytes
 from headprune.models.find import ModelSource
@@ -27,8 +26,8 @@ from headprune.models.shards import rewrite, stored_tensors
 from headprune.models.stream import Cut, changes, find_cuts, names_in_memory
 from headprune.models.tokenizer import tokenizer_of
 from headprune.placement import count_parameters
-from headprune.planning import check_constraints, is_padded, parameters_removed
-from headprune.prices import prices_of
+from headprune.planning import check_constraints, cost_model, savings
+from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results
 from headprune.runs import named_scores, scores_file
 from headprune.surgery import cut
@@ -45,7 +44,7 @@ from headprune.workflows.plan import Show, choose, with_named_heads
 from headprune.workflows.record import note_where, record_of
 from headprune.workflows.score import compare
 from headprune.workflows.session import Progress, find_model, origin_of, proven_anatomy
-from headprune.workflows.validate import constraints_of, method_of
+from headprune.workflows.validate import method_of
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,13 @@ class _OnDisk:
     @property
     def pad(self) -> bool:
         """Whether removed heads may stay as dead weight."""
-        return is_padded(self.plan)
+        return self.plan.is_padded
 
     @property
     def parameters_removed(self) -> int:
         """What the plan removes, by its own arithmetic."""
-        return parameters_removed(self.model, self.anatomy, remove=self.plan.remove, pad=self.pad)
+        removed = self.plan.remove
+        return savings(self.model, self.anatomy, removed=removed, pad=self.pad).parameters
 
 
 def is_too_large(settings: Settings, *, progress: Progress) -> bool:
@@ -244,13 +244,12 @@ def _look(settings: Settings, *, progress: Progress, show: Show) -> _OnDisk:
         f"model {settings.model.model} ({model.config.model_type}), its weights left on disk"
     )
     anatomy = proven_anatomy(model, name=source.name, progress=progress)
-    plan = with_named_heads(model, anatomy, settings.plan, progress=progress)
-    constraints = constraints_of(plan)
-    prices = prices_of(model, anatomy, constraints=constraints, batches=tuple)
-    check_constraints(anatomy, constraints, prices=prices)
+    constraints = with_named_heads(model, anatomy, settings.plan, progress=progress)
+    costs = cost_model(model, anatomy, constraints=constraints, batches=tuple)
+    check_constraints(anatomy, constraints, costs=costs)
     scores = _scores(path, source, model, progress=progress)
     compare(scores, settings, path=path, metric=None, rows=None, progress=progress)
-    chosen = choose(model, anatomy, scores, constraints=plan, prices=prices, progress=progress)
+    chosen = choose(model, anatomy, scores, constraints=constraints, costs=costs, progress=progress)
     show(scores, chosen)
     return _OnDisk(settings, progress, source, model, anatomy, complaints, scores, chosen)
 

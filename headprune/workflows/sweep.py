@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from math import log, sqrt
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -11,24 +10,25 @@ from headprune.anatomy import Anatomy
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import BUDGETS, Constraints, ScoreSpec, Settings
 from headprune.evaluation import Predictions, metric_with_interval, predict_masked
-from headprune.heads import HeadId, HeadScores
+from headprune.heads import HeadId
 from headprune.journal import Journal, open_journal
 from headprune.models.facts import versions
 from headprune.models.manifest import output_directory, refuse_unusable_output, write_manifest
 from headprune.passes import RunContext
 from headprune.placement import input_device
 from headprune.planning import knee, last_within, make_plan
-from headprune.planning.names import selected_sites
+from headprune.planning.constraints import as_dict, selected_sites, with_keep
+from headprune.plans import HeadScores
 from headprune.report.charts import sweep_picture
 from headprune.results import Curve, Sweep, SweepPoint
 from headprune.runs import FOLDER, file_name, next_run
 from headprune.tasks.catalogue import is_logarithmic
-from headprune.workflows.plan import constraints_at, refusal_at
+from headprune.workflows.plan import refusal_at
 from headprune.workflows.record import with_recorded_rows
 from headprune.workflows.rows import RowParts, separate_rows
 from headprune.workflows.score import resumable, score_each
 from headprune.workflows.session import Progress, Session, open_session
-from headprune.workflows.validate import check_score, constraints_of, methods_of
+from headprune.workflows.validate import check_score, methods_of
 
 POINTS = tuple(tenth / 10 for tenth in range(10, 0, -1))
 _MASKED = "gradient"
@@ -233,8 +233,7 @@ def _removed(
     """Return the heads that are removed; of the whole model none, whatever multiples a cut would have to keep to."""
     if keep == 1:
         return ()
-    at_keep = constraints_of(constraints_at(constraints, keep))
-    return make_plan(scores, anatomy, constraints=at_keep).remove
+    return make_plan(scores, anatomy, constraints=with_keep(constraints, keep)).remove
 
 
 def _measured(session: Session, predictions: Predictions, whole: Predictions) -> SweepPoint:
@@ -283,7 +282,6 @@ def _sweep(
     session: Session, curves: Sequence[Curve], parts: RowParts, constraints: Constraints
 ) -> Sweep:
     settings, max_drop = session.settings, session.settings.plan.max_drop
-    as_dict: dict[str, Any] = constraints_of(constraints).as_dict()
     return Sweep(
         metric=session.metric_name,
         higher_is_better=session.metric.higher_is_better,
@@ -291,7 +289,7 @@ def _sweep(
         num_heads=len(session.anatomy.heads),
         max_drop=max_drop and max_drop.of(curves[0].points[0].value),
         curves=tuple(curves),
-        constraints=as_dict,
+        constraints=as_dict(constraints),
         objective=settings.score.objective,
         normalize=settings.score.normalize,
         limit=settings.data.limit,

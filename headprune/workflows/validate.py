@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from headprune import planning
 from headprune.config import Constraints, ReconstructSpec, ScoreSpec, Settings
 from headprune.distributed import World
 from headprune.errors import ConfigError
-from headprune.heads import HeadScores
+from headprune.planning import target_of
+from headprune.planning.constraints import as_dict
+from headprune.plans import HeadScores
 from headprune.scoring.catalogue import DEFAULT_METHOD, METHODS, get_method
 from headprune.surgery import WAYS
 from headprune.surgery.least_squares import How
@@ -14,37 +15,6 @@ from headprune.surgery.least_squares import How
 DEFAULT_STEPS = 2
 FEWEST_TO_RECONSTRUCT = 8
 """Calibration rows, so that some can fit and the others decide."""
-
-
-def constraints_of(plan: Constraints) -> planning.Constraints:
-    """Return what planning takes, for the plan's section.
-
-    Raises:
-        PlanError: A target is none.
-    """
-    texts: dict[planning.Resource, str | None] = {
-        "parameters": plan.target_parameters,
-        "flops": plan.target_flops,
-        "kv_cache": plan.target_kv_cache,
-        "latency": plan.target_latency,
-    }
-    targets = [
-        planning.Target.parse(resource, text)
-        for resource, text in texts.items()
-        if text is not None
-    ]
-    return planning.Constraints(
-        keep=1.0 if plan.keep is None else plan.keep,
-        min_heads=plan.min_heads,
-        protect=plan.protect,
-        uniform=plan.uniform,
-        gqa=plan.gqa,
-        sites=plan.sites,
-        multiple_of=plan.multiple_of,
-        heads=plan.heads,
-        target=targets[0] if targets else None,
-        rearrange=plan.rearrange,
-    )
 
 
 def methods_of(score: ScoreSpec, *default: str) -> tuple[ScoreSpec, ...]:
@@ -106,7 +76,7 @@ def check_settings(settings: Settings, *, world: World | None = None) -> None:
         ConfigError: There are such settings, or several processes would do what one must.
         PlanError: A target is none.
     """
-    constraints_of(settings.plan)
+    target_of(settings.plan)
     for score in methods_of(settings.score, method_of(settings.score)):
         check_score(score, settings.plan, world=world)
 
@@ -181,5 +151,5 @@ def steps_fit(scores: HeadScores, settings: Settings) -> bool:
         and (made.heads is None) == (plan.heads is None)
         and steps in (None, 1, made.count)
         and made.reconstructed == method_between_steps(settings.reconstruct, scores.n)
-        and made.constraints == constraints_of(plan).as_dict()
+        and made.constraints == as_dict(plan)
     )

@@ -18,11 +18,11 @@ from headprune.anatomy import Anatomy
 from headprune.config import Recipe
 from headprune.evaluation import Predictions, metric_with_interval, predict
 from headprune.footprint import kv_cache_bytes_per_token
-from headprune.heads import HeadScores, PruningPlan
 from headprune.journal import Journal
 from headprune.masking import gated
 from headprune.passes import RunContext
-from headprune.planning import is_padded, make_plan
+from headprune.planning import make_plan
+from headprune.plans import HeadScores, PruningPlan
 from headprune.scoring.catalogue import get_method
 from headprune.subject import Progress, Subject
 from headprune.surgery import cut, give_biases, take_back
@@ -132,7 +132,7 @@ class Bench:
         if whole is None:
             return None
         twin = copy.deepcopy(model)
-        cut(twin, self.anatomy, remove=plan.remove, pad=is_padded(plan))
+        cut(twin, self.anatomy, remove=plan.remove, pad=plan.is_padded)
         left = kv_cache_bytes_per_token(twin, batch=batch)
         return None if left is None else (left, whole)
 

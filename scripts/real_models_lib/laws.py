@@ -34,7 +34,11 @@ def check(name: str, subject: Subject) -> Report:
         scores = hp.score(model, subject.batches, loss=subject.loss, anatomy=anatomy)
         laws.append(_scores_are_numbers(scores))
         rounds.extend(
-            _round(subject, f"{keep:g}", hp.plan(scores, keep=keep, anatomy=anatomy).remove)
+            _round(
+                subject,
+                f"{keep:g}",
+                hp.plan(scores, hp.Constraints(keep=keep), anatomy=anatomy).remove,
+            )
             for keep in subject.keeps
         )
         rounds.append(_round(subject, "some of each", _some_of_each(anatomy, scores)))

@@ -105,7 +105,7 @@ def make(name, directory):
         whole = zoo.build(model_type, auto=auto, attention=attention, **settings)
         inputs = zoo.inputs(whole)
     before = hp.inspect(whole)
-    execution = "expanded" if name in EXPANDED else "native"
+    execution = "zero_padded" if name in EXPANDED else "native"
     assert {site.execution for site in before.sites} == {execution}
     plan = UNIFORM if name in STOCK else law.random_plan(before, 3)
     removed = set(select_heads(plan, before.heads))

@@ -23,9 +23,9 @@ what the masked model says.
 |---|---|
 {counts}
 
-*Once cut*: `native` attention runs with fewer heads, and all of weights, arithmetic and cache shrink. `expanded` attention keeps
-its width: the projections shrink, their outputs are spread with zeros; weights and their arithmetic are saved, cache isn't.
-`unfolded` attention passes its weights to a function: they are cut in memory and on disk, and full-size while it runs.
+*Once cut*: `native` attention runs with fewer heads, and all of weights, arithmetic and cache shrink. `zero_padded` attention
+keeps its width: the projections shrink, their outputs are spread with zeros; weights and their arithmetic are saved, cache isn't.
+`full_size_weights` attention passes its weights to a function: they are cut in memory and on disk, and full-size while it runs.
 *Loads with*: what an uneven plan needs; `remote-code` means the one file beside the weights, or `headprune.load`.
 Types are given by `model_type` in `config.json`; names after a colon are variants of a type by its settings.
 

@@ -10,8 +10,8 @@ from families import inspected, written
 from torch import nn
 
 import headprune as hp
-from headprune.anatomy.functional import LinearInputs
-from headprune.anatomy.rows import row_order
+from headprune.anatomy.ownership import row_order
+from headprune.anatomy.trace import LinearInputs
 from headprune.batch import Batch
 from headprune.models.load import load
 from headprune.replay import losses
@@ -102,7 +102,7 @@ def test_the_sites_are_found_and_nothing_is_refused(kind):
         "wavlm": [f"encoder.layers.{layer}.attention" for layer in range(3)],
         "siglip": ["head.attention"],
     }[kind]
-    assert {site.execution for site in found} == {"unfolded"}
+    assert {site.execution for site in found} == {"full_size_weights"}
     assert {site.min_heads for site in found} == {0}
     # What isn't passed to a function is cut natively all the same.
     others = [site for site in anatomy.sites if site not in found]

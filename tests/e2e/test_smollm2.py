@@ -61,7 +61,7 @@ print(json.dumps({"info": [str(x) for x in info.values() if x], "ids": made[0].t
 def test_logits_reload_and_generation(mode, source, tokenizer, batches, scores, tmp_path):
     model = load_model(source, auto_class="AutoModelForCausalLM", device="cpu")
     anatomy = hp.inspect(model)
-    plan = hp.plan(scores, keep=0.8, anatomy=anatomy, gqa=mode)
+    plan = hp.plan(scores, hp.Constraints(keep=0.8, gqa=mode), anatomy=anatomy)
     assert (len(anatomy.heads), len(plan.remove)) == (270, 54)
     inputs = batches[0].inputs
     prompt = tokenizer("The capital of France is", return_tensors="pt")
@@ -95,7 +95,7 @@ def test_a_uniform_plan_loads_with_no_extra_file(source, tokenizer, batches, sco
 
     model = load_model(source, auto_class="AutoModelForCausalLM", device="cpu")
     anatomy = hp.inspect(model)
-    plan = hp.plan(scores, keep=2 / 3, anatomy=anatomy, uniform=True)
+    plan = hp.plan(scores, hp.Constraints(keep=2 / 3, uniform=True), anatomy=anatomy)
     assert set(plan.kept_per_site.values()) == {6}
     hp.prune(model, plan, anatomy=anatomy)
     assert hp.save(model, tmp_path / "out", tokenizer=tokenizer) == "stock"

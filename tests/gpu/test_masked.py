@@ -7,7 +7,7 @@ from families import build, inspected, token_inputs
 import headprune as hp
 from gpu.subjects import plain
 from headprune.errors import PlanError
-from headprune.heads import PruningPlan
+from headprune.plans import PruningPlan
 
 
 def _forms(anatomy, device):

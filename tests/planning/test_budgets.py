@@ -25,14 +25,13 @@ from transformers import (
 
 import headprune as hp
 from headprune.batch import as_batches
-from headprune.config import Settings, load_settings
+from headprune.config import Constraints, Settings, load_settings
 from headprune.errors import ConfigError, PlanError
 from headprune.footprint import fastest_ms, kv_cache_bytes_per_token
-from headprune.planning import Constraints, Prices, Target, make_plan, savings, score_in_steps
-from headprune.planning.knapsack import cheapest_for, combine
-from headprune.prices import prices_of
+from headprune.planning import CostModel, Target, cost_model, make_plan, savings, score_in_steps
+from headprune.planning.solve import cheapest_for, combine
 from headprune.surgery import cut
-from headprune.workflows.validate import check_settings, constraints_of
+from headprune.workflows.validate import check_settings
 
 
 @st.composite
@@ -55,7 +54,7 @@ def problems(draw):
 def posed(problem):
     whole = anatomy_of(**problem["shape"])
     sites = tuple(
-        replace(site, heads=tuple(left), execution="expanded")
+        replace(site, heads=tuple(left), execution="zero_padded")
         for site, left in zip(whole.sites, problem["left"], strict=True)
     )
     anatomy = replace(whole, sites=sites)
@@ -64,12 +63,12 @@ def posed(problem):
     def taken(site, kept):
         return each[site.id][0] * len(kept) + each[site.id][1] * len(site.groups(kept))
 
-    prices = Prices(
+    costs = CostModel(
         3 + sum(taken(site, site.heads) for site in sites),
         lambda site, kept: taken(site, site.heads) - taken(site, kept),
     )
     limits = {name: problem[name] for name in ("min_heads", "multiple_of")}
-    return anatomy, scores_of(anatomy, problem["values"]), prices, limits
+    return anatomy, scores_of(anatomy, problem["values"]), costs, limits
 
 
 def ways(site, limits):
@@ -84,7 +83,7 @@ def ways(site, limits):
                 yield kept
 
 
-def all_plans(anatomy, scores, prices, limits):
+def all_plans(anatomy, scores, costs, limits):
     """Yield what every lawful plan saves, how many heads it leaves, and what it costs."""
     values = scores.by_head()
     lowest = min(0.0, *values.values())
@@ -94,7 +93,7 @@ def all_plans(anatomy, scores, prices, limits):
         gone = [
             f"{site.id}.H{head}" for site, stay in pairs for head in site.heads if head not in stay
         ]
-        saved = sum(prices.saved(site, stay) for site, stay in pairs)
+        saved = sum(costs.saved(site, stay) for site, stay in pairs)
         yield saved, sum(map(len, kept)), sum(by_name[name] for name in gone)
 
 
@@ -109,30 +108,33 @@ def cost_of(plan, scores):
 def test_a_target_is_met_at_the_least_loss_or_an_error_names_the_smallest_in_reach(
     problem, percent
 ):
-    anatomy, scores, prices, limits = posed(problem)
-    every = list(all_plans(anatomy, scores, prices, limits))
+    anatomy, scores, costs, limits = posed(problem)
+    every = list(all_plans(anatomy, scores, costs, limits))
     assume(every)
-    target = Target.parse("parameters", f"{percent}%")
-    limit = prices.whole * percent // 100
-    fitting = [plan for plan in every if prices.whole - plan[0] <= limit]
+    target = f"{percent}%"
+    limit = costs.whole * percent // 100
+    fitting = [plan for plan in every if costs.whole - plan[0] <= limit]
 
     def planned(target):
         return make_plan(
-            scores, anatomy, constraints=Constraints(target=target, **limits), prices=prices
+            scores,
+            anatomy,
+            constraints=Constraints(target_parameters=target, **limits),
+            costs=costs,
         )
 
     if not fitting:
         with pytest.raises(PlanError, match="smallest that pruning heads can reach is") as error:
             planned(target)
-        least = prices.whole - max(plan[0] for plan in every)
+        least = costs.whole - max(plan[0] for plan in every)
         assert f"can reach is {least} parameters" in error.value.what
-        share = re.search(r"use --target-parameters ([\d.]+) or more", error.value.hint).group(1)
-        reached = planned(Target.parse("parameters", share)).budget["after"]
+        share = re.search(r"use `target_parameters=([\d.]+)` or more", error.value.hint).group(1)
+        reached = planned(share).budget["after"]
         assert reached == least
         return
     plan = planned(target)
     kept = anatomy.kept_per_site(set(plan.remove))
-    after = prices.whole - sum(prices.saved(site, kept[site.id]) for site in anatomy.sites)
+    after = costs.whole - sum(costs.saved(site, kept[site.id]) for site in anatomy.sites)
     assert plan.budget["after"] == after <= limit == plan.budget["limit"]
     assert all(kept[site.id] in set(ways(site, limits)) for site in anatomy.sites)
     assert cost_of(plan, scores) == pytest.approx(min(cost for _, _, cost in fitting))
@@ -142,17 +144,17 @@ def test_a_target_is_met_at_the_least_loss_or_an_error_names_the_smallest_in_rea
 @settings(max_examples=80, deadline=None)
 def test_so_many_heads_stay_at_the_least_loss(problem, number, share):
     """``heads`` is the most that stay; ``keep`` is rounded up to what units allow."""
-    anatomy, scores, prices, limits = posed(problem)
+    anatomy, scores, costs, limits = posed(problem)
     total = len(anatomy.heads)
     assume(number <= total)
-    every = list(all_plans(anatomy, scores, prices, limits))
+    every = list(all_plans(anatomy, scores, costs, limits))
     assume(every)
     counts = {left for _, left, _ in every}
     wanted = [left for left in counts if (left >= number if share else left <= number)]
     asked = {"keep": number / total} if share else {"heads": number}
     constraints = Constraints(**asked, **limits)
     if not wanted or min(counts) > number:
-        with pytest.raises(PlanError, match="must stay|leave at most"):
+        with pytest.raises(PlanError, match="must be kept|keep at most"):
             make_plan(scores, anatomy, constraints=constraints)
         return
     nearest = min(wanted) if share else max(wanted)
@@ -245,19 +247,19 @@ def test_milliseconds_without_a_unit_are_refused():
 def test_uniform_budgets_keep_the_same_number_everywhere():
     anatomy = anatomy_of(layers=3, heads=6, groups=3)
     scores = scores_of(anatomy, [float(i * 7 % 18) for i in range(18)])
-    prices = Prices(40, lambda site, kept: 2 * (len(site.heads) - len(kept)))
+    costs = CostModel(40, lambda site, kept: 2 * (len(site.heads) - len(kept)))
     for asked, left in (
         ({"heads": 13}, 4),
         ({"heads": 12}, 4),
-        ({"target": Target.parse("flops", "0.6")}, 2),
-        ({"target": Target.parse("flops", "28")}, 4),
+        ({"target_flops": "0.6"}, 2),
+        ({"target_flops": "28"}, 4),
         ({"keep": 2 / 3, "multiple_of": 2}, 4),
     ):
         plan = make_plan(
             scores,
             anatomy,
             constraints=Constraints(uniform=True, **asked),
-            prices=prices if "target" in asked else None,
+            costs=costs if "target_flops" in asked else None,
         )
         assert set(plan.kept_per_site.values()) == {left}, asked
 
@@ -277,7 +279,7 @@ def test_multiples_are_of_groups_where_groups_go():
             number = len(site.groups(slots)) if of_groups else len(slots)
             assert number % left == 0
         assert plan.constraints["multiple_of"] == left
-    with pytest.raises(PlanError, match="none of the numbers that may stay is a multiple of 5"):
+    with pytest.raises(PlanError, match="no number that may be kept is a multiple of 5"):
         make_plan(
             scores_of(anatomy_of(), [0.0] * 12),
             anatomy_of(),
@@ -299,7 +301,7 @@ def test_steps_lead_to_a_number_of_heads():
     assert plan.budget["heads_after"] == 5
     assert len(told) == 3
     assert told[1] < told[2] < set(plan.remove)
-    assert found.steps.budget == "--heads 5"
+    assert found.steps.budget == "heads=5"
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
@@ -310,7 +312,9 @@ def test_the_cut_model_is_what_the_plan_says(name):
         anatomy, [float(i * 7 % len(anatomy.heads)) for i in range(len(anatomy.heads))]
     )
     whole = sum(parameter.numel() for parameter in model.parameters())
-    plan = hp.plan(scores, anatomy=anatomy, model=model, target_parameters="90%", gqa="even")
+    plan = hp.plan(
+        scores, Constraints(target_parameters="90%", gqa="even"), anatomy=anatomy, model=model
+    )
     assert plan.budget["before"] == whole
     smaller = hp.prune(copy.deepcopy(model), plan.remove)
     after = sum(parameter.numel() for parameter in smaller.parameters())
@@ -319,9 +323,9 @@ def test_the_cut_model_is_what_the_plan_says(name):
     left = inspected(smaller)
     again = hp.plan(
         scores_of(left, [1.0] * len(left.heads)),
+        Constraints(target_parameters=after - 1),
         anatomy=left,
         model=smaller,
-        target_parameters=after - 1,
     )
     assert again.budget["before"] == after > again.budget["after"]
 
@@ -331,7 +335,7 @@ def test_flops_of_the_whole_model_are_those_that_torch_counts():
     model.set_attn_implementation("eager")
     anatomy = inspected(model)
     scores = scores_of(anatomy, [1.0] * len(anatomy.heads))
-    budget = hp.plan(scores, anatomy=anatomy, model=model, target_flops="1").budget
+    budget = hp.plan(scores, Constraints(target_flops="1"), anatomy=anatomy, model=model).budget
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         model(input_ids=torch.ones(1, 512, dtype=torch.long))
@@ -342,7 +346,7 @@ def test_a_cache_target_counts_groups():
     model = build("llama")
     anatomy = inspected(model)
     scores = scores_of(anatomy, [float(i) for i in range(len(anatomy.heads))])
-    plan = hp.plan(scores, anatomy=anatomy, model=model, target_kv_cache="50%")
+    plan = hp.plan(scores, Constraints(target_kv_cache="50%"), anatomy=anatomy, model=model)
     assert (
         plan.budget["before"] == 3 * 4 * 2 * 4 * 4
     )  # layers, groups, keys and values, head_dim, bytes
@@ -350,7 +354,12 @@ def test_a_cache_target_counts_groups():
     with pytest.raises(PlanError, match="keeps no keys and values"):
         bert = build("bert")
         found = inspected(bert)
-        hp.plan(scores_of(found, [0.0] * 18), anatomy=found, model=bert, target_kv_cache=0.5)
+        hp.plan(
+            scores_of(found, [0.0] * 18),
+            Constraints(target_kv_cache=0.5),
+            anatomy=found,
+            model=bert,
+        )
 
 
 @pytest.mark.parametrize(
@@ -362,11 +371,11 @@ def test_the_cache_shrinks_in_memory_by_what_was_counted(family, gqa, min_heads)
     model = build(family)
     anatomy = inspected(model)
     values = [float(head.head + 10 * (head.site.layer or 0)) for head in anatomy.heads]
-    settings = {"keep": 0.5, "gqa": gqa, "min_heads": min_heads, "anatomy": anatomy}
-    plan = hp.plan(scores_of(anatomy, values), **settings)
+    constraints = Constraints(keep=0.5, gqa=gqa, min_heads=min_heads)
+    plan = hp.plan(scores_of(anatomy, values), constraints, anatomy=anatomy)
     batch = as_batches([token_inputs(rows=2, length=12)])[0]
     before = kv_cache_bytes_per_token(model, batch=batch)
-    saved = savings(model, anatomy, remove=plan.remove, pad=gqa == "pad").kv_cache_bytes_per_token
+    saved = savings(model, anatomy, removed=plan.remove, pad=gqa == "pad").kv_cache_bytes_per_token
     hp.prune(model, plan, anatomy=anatomy)
     assert kv_cache_bytes_per_token(model, batch=batch) == before - saved
     assert saved > 0 or gqa != "group"
@@ -407,7 +416,7 @@ def operations_ms(model, inputs):
 
 
 def test_latency_is_planned_from_a_measured_table(monkeypatch):
-    monkeypatch.setattr("headprune.prices._LEVELS", 4)
+    monkeypatch.setattr("headprune.planning.costs._LEVELS", 4)
     config = LlamaConfig(
         vocab_size=96, hidden_size=64, intermediate_size=8, num_hidden_layers=2, num_attention_heads=8,
         num_key_value_heads=8, head_dim=96, initializer_range=0.4,
@@ -417,9 +426,9 @@ def test_latency_is_planned_from_a_measured_table(monkeypatch):
     anatomy = inspected(model)
     scores = scores_of(anatomy, [float(i * 5 % 16) for i in range(16)])
     batch = {"input_ids": torch.ones(4, 24, dtype=torch.long)}
-    constraints = Constraints(target=Target.parse("latency", "75%"))
+    constraints = Constraints(target_latency="75%")
     with a_clock_of_operations(monkeypatch):
-        prices = prices_of(
+        costs = cost_model(
             model, anatomy, constraints=constraints, batches=lambda: as_batches([batch])
         )
     after = model.state_dict()
@@ -428,29 +437,29 @@ def test_latency_is_planned_from_a_measured_table(monkeypatch):
         module.q_proj.out_features for module in (layer.self_attn for layer in model.model.layers)
     ] == [768, 768]
     rows = {"input_ids": torch.ones(32, 24, dtype=torch.long)}
-    assert prices.whole == pytest.approx(operations_ms(model, rows))
+    assert costs.whole == pytest.approx(operations_ms(model, rows))
     (site, _other) = anatomy.sites
-    saved = [prices.saved(site, tuple(range(count))) for count in range(9)]
+    saved = [costs.saved(site, tuple(range(count))) for count in range(9)]
     # Without heads an attention isn't called at all; between 1 and 8 heads each costs as much as the next.
     assert np.diff(saved[1:]) == pytest.approx([-saved[1] / 7] * 7)
     assert saved[8] == 0 < saved[1] < saved[0]
-    plan = make_plan(scores, anatomy, constraints=constraints, prices=prices)
-    assert plan.budget["after"] <= plan.budget["limit"] == 0.75 * prices.whole
+    plan = make_plan(scores, anatomy, constraints=constraints, costs=costs)
+    assert plan.budget["after"] <= plan.budget["limit"] == 0.75 * costs.whole
     cut(model, anatomy, remove=plan.remove)
     assert operations_ms(model, rows) == pytest.approx(plan.budget["after"])
     assert "32 rows of 24 tokens" in plan.budget["measured"]
     assert plan.budget["table"][0]["attentions"] == ["L0", "L1"]
     with pytest.raises(PlanError, match="measured on data"):
-        hp.plan(scores, anatomy=anatomy, model=model, target_latency="80%")
+        hp.plan(scores, Constraints(target_latency="80%"), anatomy=anatomy, model=model)
 
 
 def test_reasons_don_t_say_that_a_score_decided_alone():
     anatomy = anatomy_of(layers=2)
     scores = scores_of(anatomy, [0.0, 3.0, 3.0, 3.0, 1.0, 1.0, 1.0, 1.0])
     first = anatomy.sites[0].id
-    prices = Prices(100, lambda site, kept: (4 - len(kept)) * (2 if site.id == first else 20))
-    constraints = Constraints(target=Target.parse("parameters", "60%"))
-    plan = make_plan(scores, anatomy, constraints=constraints, prices=prices)
+    costs = CostModel(100, lambda site, kept: (4 - len(kept)) * (2 if site.id == first else 20))
+    constraints = Constraints(target_parameters="60%")
+    plan = make_plan(scores, anatomy, constraints=constraints, costs=costs)
     assert [str(head) for head in plan.remove] == ["L1.H0", "L1.H1"]
     assert plan.reasons["L0.H0"].endswith("or others meet the budget at less cost")
 
@@ -458,13 +467,13 @@ def test_reasons_don_t_say_that_a_score_decided_alone():
 def test_one_budget_at_a_time(tmp_path):
     anatomy = anatomy_of()
     scores = scores_of(anatomy, [0.0] * 12)
-    for budgets in ({}, {"keep": 0.5, "heads": 3}):
-        with pytest.raises(PlanError, match="one budget"):
-            hp.plan(scores, anatomy=anatomy, **budgets)
+    for budgets in ({}, {"max_drop": 0.1}):
+        with pytest.raises(PlanError, match="no budget"):
+            hp.plan(scores, Constraints(**budgets), anatomy=anatomy)
     with pytest.raises(PlanError, match="whole model"):
-        hp.plan(scores, anatomy=anatomy, target_flops="80%")
+        hp.plan(scores, Constraints(target_flops="80%"), anatomy=anatomy)
     with pytest.raises(ConfigError, match="2 budgets"):
-        Settings.of(keep=0.5, heads=3)
+        Constraints(keep=0.5, heads=3)
     with pytest.raises(ConfigError, match="steps lead to"):
         check_settings(Settings.of(target_flops="80%", steps=2))
     with pytest.raises(PlanError, match="no target"):
@@ -474,7 +483,6 @@ def test_one_budget_at_a_time(tmp_path):
     assert load_settings({"heads": 3}, file=recipe)[0].plan.budgets == {"heads": 3}
     recipe.write_text("target_parameters: 0.8\nmodel: x\n")
     assert load_settings({}, file=recipe)[0].plan.budgets == {"target_parameters": "0.8"}
-    assert constraints_of(load_settings({}, file=recipe)[0].plan).target.is_share
 
 
 @pytest.mark.parametrize(("seconds", "turns"), [(0.0, 3), (1e9, 30)])

@@ -12,11 +12,11 @@ from test_methods import moves
 from test_scoring import setting
 
 import headprune as hp
-from headprune.config import PRESETS, Settings, load_settings
+from headprune.config import PRESETS, Constraints, Settings, load_settings
 from headprune.errors import ConfigError, PlanError
 from headprune.heads import HeadId
-from headprune.planning import Constraints, make_plan
-from headprune.planning.rearrange import rearranged
+from headprune.planning import make_plan
+from headprune.planning.solve import rearranged
 
 
 @pytest.fixture(scope="module")

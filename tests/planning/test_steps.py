@@ -12,12 +12,12 @@ from test_scoring import setting
 
 import headprune as hp
 from headprune.batch import as_batches
-from headprune.config import Settings
+from headprune.config import Constraints, Settings
 from headprune.errors import ConfigError
-from headprune.heads import HeadScores
 from headprune.journal import Journal
 from headprune.passes import SILENT, RunContext
-from headprune.planning import Constraints, make_plan, score_in_steps
+from headprune.planning import make_plan, score_in_steps
+from headprune.plans import HeadScores
 from headprune.surgery.fit import can_fit, fit, put_back
 from headprune.tasks.distill import Objective
 from headprune.workflows.stepwise import Scoring, score_with_steps
@@ -52,7 +52,7 @@ def drawn(anatomy, seed):
 def test_the_plan_from_the_result_removes_what_went(anatomies, name, steps, uniform, gqa):
     anatomy = anatomies[name]
     rescore, told = drawn(anatomy, steps)
-    constraints = Constraints(0.5, uniform=uniform, gqa=gqa)
+    constraints = Constraints(keep=0.5, uniform=uniform, gqa=gqa)
     found = score_in_steps(anatomy, rescore=rescore, constraints=constraints, steps=steps)
     assert all(earlier < later for earlier, later in itertools.pairwise(told))
     assert len(told) <= steps
@@ -72,7 +72,7 @@ def test_the_plan_from_the_result_removes_what_went(anatomies, name, steps, unif
 def test_one_step_is_scoring_once(anatomies):
     anatomy = anatomies["bert"]
     rescore, _told = drawn(anatomy, 0)
-    constraints = Constraints(0.5)
+    constraints = Constraints(keep=0.5)
     stepped = score_in_steps(anatomy, rescore=rescore, constraints=constraints, steps=1)
     again, _told = drawn(anatomy, 0)
     once = again(())
@@ -94,7 +94,7 @@ def test_of_two_heads_that_stand_in_for_each_other_one_stays(anatomies):
         values[other] = 100.0 if one in gone else 0.2
         return scores_of(anatomy, values.values())
 
-    constraints = Constraints(1 - 4 / 18)
+    constraints = Constraints(keep=1 - 4 / 18)
     plans = [
         make_plan(
             score_in_steps(anatomy, rescore=rescore, constraints=constraints, steps=steps),
@@ -143,11 +143,11 @@ def test_steps_on_a_model_are_those_of_pruning_it_again_and_again(name, method, 
     for step in (1, 2, 3):
         scores = score(smaller, left, batches=batches, loss=loss, method=method)
         keep = (1 - 0.5 * step / 3) * len(anatomy.heads) / len(left.heads)
-        plan = make_plan(scores, left, constraints=Constraints(keep))
+        plan = make_plan(scores, left, constraints=Constraints(keep=keep))
         gone |= set(plan.remove)
         hp.prune(smaller, plan.remove)
         left = inspected(smaller)
-    constraints = Constraints(0.5)
+    constraints = Constraints(keep=0.5)
     assert set(make_plan(found, anatomy, constraints=constraints).remove) == gone
 
 
@@ -175,12 +175,12 @@ def test_what_is_left_is_reconstructed_before_it_is_scored_again(name, asked):
         left = inspected(smaller)
         scores = score(smaller, left, batches=batches, loss=loss, method="unique")
         keep = (1 - 0.5 * step / 3) * len(anatomy.heads) / len(left.heads)
-        plan = make_plan(scores, left, constraints=Constraints(keep))
+        plan = make_plan(scores, left, constraints=Constraints(keep=keep))
         for head in plan.remove:
             value = scores.by_head()[head]
             assert found.by_head()[head] == pytest.approx(value, rel=1e-3)
         went += plan.remove
-    assert set(make_plan(found, anatomy, constraints=Constraints(0.5)).remove) == set(went)
+    assert set(make_plan(found, anatomy, constraints=Constraints(keep=0.5)).remove) == set(went)
 
 
 def test_a_journal_tells_apart_what_was_reconstructed(tmp_path):
