@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from headprune.artefact import Artefact, Latency, read_artefact
+from headprune.config import GateSpec
 from headprune.errors import CheckpointError, ConfigError
 from headprune.evaluation import EvalResult, Measurement
 from headprune.runtime.files import write_text
@@ -21,7 +22,7 @@ class Baseline(Measurement):
     @classmethod
     def of(cls, result: EvalResult) -> "Baseline":
         """Return the baseline that a result makes."""
-        fields = result.model_dump(exclude={"format", "seed"})
+        fields = result.model_dump(include={*Measurement.model_fields} - {"format"})
         fields["value"] = round(result.value, 6)
         fields["interval"] = tuple(round(end, 6) for end in result.interval)
         fields["latency_ms"] = {name: _rounded(took) for name, took in result.latency_ms.items()}
@@ -34,24 +35,6 @@ class Baseline(Measurement):
 def _rounded(took: Latency) -> Latency:
     low, high = (float(f"{end:.3g}") for end in took.interval)
     return took.model_copy(update={"ms": float(f"{took.ms:.3g}"), "interval": (low, high)})
-
-
-class Limits(BaseModel):
-    """What is tolerated. With none given, the metric may not be worse than the baseline beyond noise.
-
-    Args:
-        max_drop: How much worse the metric may be, in its own units.
-        min_recovery: The least share of the baseline's metric that must be reached.
-        max_parameters: The most parameters.
-        max_latency_increase: How much slower, as a share (0.1 is 10 %), at any size of the baseline; it may not be surely more.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_drop: float | None = None
-    min_recovery: float | None = None
-    max_parameters: int | None = None
-    max_latency_increase: float | None = None
 
 
 class Finding(BaseModel):
@@ -86,8 +69,8 @@ def read_baseline(path: Path) -> Baseline:
     if not path.is_file():
         raise ConfigError(
             f"there is no baseline at {path}",
-            where="--baseline",
-            hint=f"make one from a model you trust: headprune check MODEL --baseline {path} --update-baseline",
+            where="`baseline`",
+            hint=f"make one from a model you trust: headprune check MODEL `baseline={path}` `update_baseline`",
         )
     return read_artefact(Baseline, path)
 
@@ -98,7 +81,7 @@ def refuse_unusable_baseline(path: Path) -> None:
     Raises:
         CheckpointError: It can't, or something else lies there.
     """
-    refuse_unwritable(path, where=f"--baseline {path}")
+    refuse_unwritable(path, where=f"`baseline={path}`")
     if path.is_file() and path.read_bytes()[:10].strip() not in (b"", b"{}"):
         try:
             read_artefact(Baseline, path)
@@ -114,11 +97,18 @@ def write_baseline(path: Path, result: EvalResult) -> Baseline:
     return baseline
 
 
-def compare(result: EvalResult, baseline: Baseline, *, limits: Limits) -> Verdict:
+def compare(result: EvalResult, baseline: Baseline, *, limits: GateSpec) -> Verdict:
     """Judge a result.
 
     The drop is one-sided: an improvement never fails. ``noise`` is the half-width of the 95 % interval of the difference,
-    taken as if the two were independent (on the same rows they are not, so it errs on the wide side).
+    taken as if the two were independent (on the same rows they are not, so it errs on the wide side). With no limit set, the
+    metric may not be worse than the baseline beyond noise.
+
+    Args:
+        result: What was measured.
+        baseline: What it is compared with.
+        limits: What is tolerated; a share as ``max_drop`` is one of the baseline's metric, and a limit of latency is broken
+            where the result is surely slower, at any size of the baseline.
 
     Raises:
         ConfigError: The two can't be compared: other data, metric, limit or model revision.
@@ -126,27 +116,28 @@ def compare(result: EvalResult, baseline: Baseline, *, limits: Limits) -> Verdic
     refuse_incomparable(result, baseline)
     sign = 1.0 if baseline.higher_is_better else -1.0
     # Rounded as the baseline is: a model never differs from its own.
-    value = Baseline.of(result).value
-    drop = sign * (baseline.value - value)
-    noise = (_half_width(result.interval) ** 2 + _half_width(baseline.interval) ** 2) ** 0.5
-    within_noise = abs(drop) <= noise
-    findings = [
-        *_metric_findings(result, baseline, limits=limits, drop=drop, noise=noise),
-        *_size_findings(result, baseline, limits=limits),
-    ]
+    rounded = Baseline.of(result)
+    drop = sign * (baseline.value - rounded.value)
+    halves = [(high - low) / 2 for low, high in (result.interval, baseline.interval)]
+    noise = (halves[0] ** 2 + halves[1] ** 2) ** 0.5
+    findings = _metric_findings(result, baseline, limits, drop=drop, noise=noise)
+    if limits.max_parameters is not None:
+        message = f"{result.parameters:,} parameters, allowed {limits.max_parameters:,}"
+        findings.append(
+            _finding("max-parameters", result.parameters <= limits.max_parameters, message)
+        )
+    if limits.max_latency_increase is not None:
+        refuse_untimed(baseline, limits, names=result.latency_ms)
+        findings.append(_latency_finding(rounded, baseline, allowed=limits.max_latency_increase))
     return Verdict(
         passed=all(finding.passed for finding in findings),
-        within_noise=within_noise,
+        within_noise=abs(drop) <= noise,
         drop=drop,
         noise=noise,
         findings=tuple(findings),
         baseline=baseline,
         result=result,
     )
-
-
-def _half_width(interval: tuple[float, float]) -> float:
-    return (interval[1] - interval[0]) / 2
 
 
 def refuse_incomparable(result: Measurement, baseline: Baseline) -> None:
@@ -164,11 +155,11 @@ def refuse_other_revision(baseline: Baseline, model: dict[str, Any]) -> None:
     """Refuse to compare what is, or was made from, another revision of the baseline's model.
 
     Raises:
-        ConfigError: See above.
+        ConfigError: The revisions are known and differ.
     """
-    mine, theirs = model.get("source", model), baseline.model
-    revisions = (mine.get("revision"), theirs.get("revision"))
-    if mine.get("name") == theirs.get("name") and None not in revisions:
+    source = model.get("source", model)
+    revisions = (source.get("revision"), baseline.model.get("revision"))
+    if source.get("name") == baseline.model.get("name") and None not in revisions:
         _refuse_difference("model revision", *revisions)
 
 
@@ -177,60 +168,71 @@ def refuse_other_rows(
 ) -> None:
     """Refuse to compare what is, or would be, measured on other rows or by another metric.
 
+    Args:
+        baseline: What it would be compared with.
+        metric: The metric's name.
+        limit: The most rows that are read.
+        data: What is noted of the rows: name, split, n, fingerprint, max_length.
+
     Raises:
-        ConfigError: See above.
+        ConfigError: One of them differs.
     """
-    theirs = baseline.data
-    _refuse_difference("metric", metric, baseline.metric, option="--metric")
-    _refuse_difference("limit", limit, baseline.limit, option="--limit")
-    lengths = (data.get("max_length"), theirs.get("max_length"))
-    _refuse_difference("max_length", *lengths, option="--max-length")
-    if data.get("fingerprint") != theirs.get("fingerprint"):
-        here, there = _told(data), _told({"n": baseline.n, **theirs})
-        if here == there:
-            here, there = f"{here} as it is now", "other rows of that name"
-        _refuse_difference("data", here, there)
+    _refuse_difference("metric", metric, baseline.metric, field="metric")
+    _refuse_difference("limit", limit, baseline.limit, field="limit")
+    lengths = (data.get("max_length"), baseline.data.get("max_length"))
+    _refuse_difference("max_length", *lengths, field="max_length")
+    if data.get("fingerprint") != baseline.data.get("fingerprint"):
+        new, old = _described(data), _described({"n": baseline.n, **baseline.data})
+        if new == old:
+            new, old = f"{new} as it is now", "other rows of that name"
+        _refuse_difference("data", new, old)
 
 
-def refuse_untimed(baseline: Baseline, limits: Limits, *, names: Collection[str]) -> None:
+def refuse_untimed(baseline: Baseline, limits: GateSpec, *, names: Collection[str]) -> None:
     """Refuse a limit of latency where the baseline was not timed at any of the sizes that ``names`` are.
 
     Raises:
-        ConfigError: See above.
+        ConfigError: The two have no size in common.
     """
     if limits.max_latency_increase is None or set(names) & set(baseline.latency_ms):
         return
-    timed = ", ".join(map(_spoken, baseline.latency_ms)) or "nothing"
+    new, old = (
+        ", ".join(map(_spaced, sizes)) or "nothing" for sizes in (names, baseline.latency_ms)
+    )
     raise ConfigError(
-        f"there is no latency to compare: {', '.join(map(_spoken, names)) or 'nothing'} here, {timed} in the baseline",
-        where="--max-latency-increase",
-        hint="time the same sizes, or make the baseline again with --update-baseline, on the machine that checks",
+        f"there is no latency to compare: {new} here, {old} in the baseline",
+        where="`max_latency_increase`",
+        hint="time the same sizes, or make the baseline again with `update_baseline`, on the machine that checks",
     )
 
 
-def _spoken(name: str) -> str:
+def _spaced(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _told(data: dict[str, Any]) -> str:
+def _described(data: dict[str, Any]) -> str:
     """Return how a person calls rows."""
     split = f" ({data['split']})" if data.get("split") else ""
     rows = f", {data['n']:,} rows" if data.get("n") is not None else ""
     return f"{data.get('name') or 'unnamed rows'}{split}{rows}"
 
 
-def _refuse_difference(name: str, new: object, old: object, *, option: str = "") -> None:
-    how = f" ({option} {old})" if option and old else f" (without {option})" if option else ""
+def _refuse_difference(name: str, new: object, old: object, *, field: str = "") -> None:
     if new != old:
+        same = (f" (`{field}={old}`)" if old else f" (without `{field}`)") if field else ""
         raise ConfigError(
             f"the results can't be compared: {name} is {new!r} here and {old!r} in the baseline",
-            where="--baseline",
-            hint=f"evaluate as the baseline was made{how}, or make a new one with --update-baseline",
+            where="`baseline`",
+            hint=f"evaluate as the baseline was made{same}, or make a new one with `update_baseline`",
         )
 
 
+def _finding(name: str, passed: bool, message: str) -> Finding:
+    return Finding(name=name, passed=passed, message=message)
+
+
 def _metric_findings(
-    result: EvalResult, baseline: Baseline, *, limits: Limits, drop: float, noise: float
+    result: EvalResult, baseline: Baseline, limits: GateSpec, *, drop: float, noise: float
 ) -> list[Finding]:
     low, high = result.interval
     shown = (
@@ -240,37 +242,25 @@ def _metric_findings(
     )
     findings: list[Finding] = []
     if limits.max_drop is not None:
-        passed = drop <= limits.max_drop
-        unsure = drop > 0 and abs(drop - limits.max_drop) <= noise
+        allowed = limits.max_drop.of(baseline.value)
+        unsure = drop > 0 and abs(drop - allowed) <= noise
         doubt = (
             "; the distance to the limit is within noise: more rows would tell" if unsure else ""
         )
-        findings.append(
-            Finding(
-                name="max-drop",
-                passed=passed,
-                message=f"{shown}; allowed drop {limits.max_drop:g}{doubt}",
-            )
-        )
+        message = f"{shown}; allowed drop {allowed:g}{doubt}"
+        findings.append(_finding("max-drop", drop <= allowed, message))
     if limits.min_recovery is not None:
         recovery = _recovery(result, baseline)
-        findings.append(
-            Finding(
-                name="min-recovery",
-                passed=recovery is not None and recovery >= limits.min_recovery,
-                message=f"{shown}; recovery {recovery:.4f}, wanted {limits.min_recovery:g}"
-                if recovery is not None
-                else f"{shown}; recovery is not defined, since a value is not above zero",
-            )
+        message = (
+            f"{shown}; recovery is not defined, since a value is not above zero"
+            if recovery is None
+            else f"{shown}; recovery {recovery:.4f}, at least {limits.min_recovery:g} expected"
         )
+        passed = recovery is not None and recovery >= limits.min_recovery
+        findings.append(_finding("min-recovery", passed, message))
     if not findings:
-        findings.append(
-            Finding(
-                name="metric",
-                passed=drop <= noise,
-                message=f"{shown}; no limit was given, so a drop beyond noise ({noise:.4f}) fails",
-            )
-        )
+        message = f"{shown}; no limit was given, so a drop beyond noise ({noise:.4f}) fails"
+        findings.append(_finding("metric", drop <= noise, message))
     return findings
 
 
@@ -283,37 +273,18 @@ def _recovery(result: EvalResult, baseline: Baseline) -> float | None:
     return ratio if baseline.higher_is_better else 1 / ratio
 
 
-def _size_findings(result: EvalResult, baseline: Baseline, *, limits: Limits) -> list[Finding]:
-    findings: list[Finding] = []
-    if limits.max_parameters is not None:
-        findings.append(
-            Finding(
-                name="max-parameters",
-                passed=result.parameters <= limits.max_parameters,
-                message=f"{result.parameters:,} parameters, allowed {limits.max_parameters:,}",
-            )
-        )
-    if limits.max_latency_increase is not None:
-        refuse_untimed(baseline, limits, names=result.latency_ms)
-        findings.append(_latency_finding(result, baseline, allowed=limits.max_latency_increase))
-    return findings
-
-
-def _latency_finding(result: EvalResult, baseline: Baseline, *, allowed: float) -> Finding:
+def _latency_finding(now: Baseline, baseline: Baseline, *, allowed: float) -> Finding:
     """Judge the size that is most surely slower: by the interval of the increase, not by a point in it."""
-    now = Baseline.of(result).latency_ms
-    changes = {
-        name: was.change_to(now[name]) for name, was in baseline.latency_ms.items() if name in now
-    }
+    before, after = baseline.latency_ms, now.latency_ms
+    changes = {name: before[name].change_to(after[name]) for name in before if name in after}
     worst = max(changes, key=lambda name: changes[name][1][0])
     increase, (low, high) = changes[worst]
     doubt = ""
     if low <= allowed < high:
         doubt = "; the interval reaches the limit, so whether it is slower can't be told"
-    busy = now[worst].busy or baseline.latency_ms[worst].busy
-    return Finding(
-        name="max-latency-increase",
-        passed=low <= allowed,
-        message=f"{_spoken(worst)}: {baseline.latency_ms[worst].ms:g} -> {now[worst].ms:g} ms "
-        f"({increase:+.1%} [{low:+.1%}, {high:+.1%}]), allowed {allowed:+.1%}{doubt}{busy and '; ' + busy}",
+    busy = after[worst].busy or before[worst].busy
+    message = (
+        f"{_spaced(worst)}: {before[worst].ms:g} -> {after[worst].ms:g} ms "
+        f"({increase:+.1%} [{low:+.1%}, {high:+.1%}]), allowed {allowed:+.1%}{doubt}{busy and '; ' + busy}"
     )
+    return _finding("max-latency-increase", low <= allowed, message)

@@ -222,5 +222,5 @@ def test_failures_are_on_the_page_with_what_repeats_them():
     text = page.page(page.document([], request=request, as_root=False, earlier=[document]))
     assert "| kills | 2 | 1 | 1 target new |" in text
     assert "trial 7, export: `it is lost`" in text
-    assert "scripts/faults --only kills --seed 3\n" in text
-    assert "scripts/faults --only pairs --seed 4\n" in text
+    assert "python -m benchmarks.faults --only kills --seed 3\n" in text
+    assert "python -m benchmarks.faults --only pairs --seed 4\n" in text

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headprune.config import GateSpec
 from headprune.errors import CheckpointError, ConfigError
 from headprune.evaluation import EvalResult
 from headprune.gate import (
     Baseline,
-    Limits,
     compare,
     read_baseline,
     refuse_unusable_baseline,
@@ -43,7 +43,7 @@ BASE = Baseline.of(result_of())
 @given(st.floats(0.01, 0.99), st.floats(0.01, 0.99), st.floats(0, 0.5), st.booleans())
 def test_it_fails_exactly_beyond_the_allowed_drop(old, new, allowed, higher):
     baseline = Baseline.of(result_of(old, higher=higher))
-    verdict = compare(result_of(new, higher=higher), baseline, limits=Limits(max_drop=allowed))
+    verdict = compare(result_of(new, higher=higher), baseline, limits=GateSpec(max_drop=allowed))
     drop = (baseline.value - round(new, 6)) * (1 if higher else -1)
     assert verdict.passed == (drop <= allowed)
     assert verdict.drop == drop
@@ -54,26 +54,26 @@ def test_an_improvement_never_fails(old, gain, higher):
     baseline = Baseline.of(result_of(old, higher=higher))
     new = result_of(baseline.value + (gain if higher else -gain / 100), higher=higher)
     for limits in (
-        Limits(),
-        Limits(max_drop=0),
-        Limits(min_recovery=1.0) if new.value > 0 else Limits(),
+        GateSpec(),
+        GateSpec(max_drop=0),
+        GateSpec(min_recovery=1.0) if new.value > 0 else GateSpec(),
     ):
         assert compare(new, baseline, limits=limits).passed
 
 
 def test_without_limits_a_drop_beyond_noise_fails():
-    assert compare(result_of(0.78), BASE, limits=Limits()).passed
-    verdict = compare(result_of(0.76), BASE, limits=Limits())
+    assert compare(result_of(0.78), BASE, limits=GateSpec()).passed
+    verdict = compare(result_of(0.76), BASE, limits=GateSpec())
     assert not verdict.passed
     assert not verdict.within_noise
 
 
 def test_noise_is_part_of_the_verdict():
-    verdict = compare(result_of(0.789), BASE, limits=Limits(max_drop=0.01))
+    verdict = compare(result_of(0.789), BASE, limits=GateSpec(max_drop=0.01))
     assert not verdict.passed
     assert verdict.within_noise
     assert "within noise" in verdict.findings[0].message
-    clear = compare(result_of(0.5), BASE, limits=Limits(max_drop=0.01))
+    clear = compare(result_of(0.5), BASE, limits=GateSpec(max_drop=0.01))
     assert "within noise" not in clear.findings[0].message
 
 
@@ -90,7 +90,7 @@ def test_noise_is_part_of_the_verdict():
     ],
 )
 def test_each_limit_holds_and_breaks(limits, changes, passed):
-    verdict = compare(result_of(**changes), BASE, limits=Limits(**limits))
+    verdict = compare(result_of(**changes), BASE, limits=GateSpec(**limits))
     named = [finding for finding in verdict.findings if finding.name.replace("-", "_") in limits]
     assert [finding.passed for finding in named] == [passed]
 
@@ -111,16 +111,16 @@ def test_each_limit_holds_and_breaks(limits, changes, passed):
 )
 def test_what_can_not_be_compared_is_refused(changes, name):
     with pytest.raises(ConfigError, match=name) as caught:
-        compare(result_of(**changes), BASE, limits=Limits(max_drop=1))
+        compare(result_of(**changes), BASE, limits=GateSpec(max_drop=1))
     assert caught.value.exit_code == 2
-    assert "--update-baseline" in caught.value.hint
+    assert "`update_baseline`" in caught.value.hint
 
 
 def test_a_pruned_model_is_compared_with_what_it_was_pruned_from():
     pruned = result_of(
         model={"name": "out", "revision": None, "source": {"name": "m", "revision": "r1"}}
     )
-    assert compare(pruned, BASE, limits=Limits(max_drop=0)).passed
+    assert compare(pruned, BASE, limits=GateSpec(max_drop=0)).passed
 
 
 def test_a_baseline_diffs_well(tmp_path):
@@ -136,7 +136,7 @@ def test_a_baseline_diffs_well(tmp_path):
         read_baseline(tmp_path / "other.json")
 
 
-FAILED = compare(result_of(0.5), BASE, limits=Limits(max_drop=0.01, max_parameters=2000))
+FAILED = compare(result_of(0.5), BASE, limits=GateSpec(max_drop=0.01, max_parameters=2000))
 
 
 def test_json_is_one_document():
@@ -170,7 +170,7 @@ def test_markdown_and_text_say_the_verdict():
 @given(st.floats(0.001, 0.999), st.floats(1e-4, 1e4))
 def test_a_model_never_fails_against_its_own_baseline(value, latency):
     result = result_of(value, latency_ms={"batch_1": latency})
-    limits = Limits(max_drop=0, min_recovery=1.0, max_latency_increase=0.01)
+    limits = GateSpec(max_drop=0, min_recovery=1.0, max_latency_increase=0.01)
     assert compare(result, Baseline.of(result), limits=limits).passed
 
 

@@ -14,8 +14,9 @@ from test_gate import result_of
 from headprune import footprint
 from headprune.artefact import Latency
 from headprune.batch import as_batches, forward
+from headprune.config import GateSpec
 from headprune.footprint import latency_ms, of_length, sizes
-from headprune.gate import Baseline, Limits, compare
+from headprune.gate import Baseline, compare
 
 MS = st.floats(0.01, 1e4)
 
@@ -90,7 +91,7 @@ def spread(ms, share):
 def test_a_model_is_too_slow_where_all_of_the_interval_is(was, now, share, allowed):
     baseline = Baseline.of(result_of(latency_ms={"batch_1": spread(was, share)}))
     result = result_of(latency_ms={"batch_1": spread(now, share)})
-    verdict = compare(result, baseline, limits=Limits(max_latency_increase=allowed))
+    verdict = compare(result, baseline, limits=GateSpec(max_latency_increase=allowed))
     old, new = baseline.latency_ms["batch_1"], Baseline.of(result).latency_ms["batch_1"]
     surely = new.interval[0] / old.interval[1] - 1
     finding = next(one for one in verdict.findings if one.name == "max-latency-increase")

@@ -11,8 +11,9 @@ from rich.console import Console
 from test_gate import result_of
 
 from headprune.artefact import Latency
+from headprune.config import GateSpec
 from headprune.distillation.teacher import Heal
-from headprune.gate import Baseline, Limits, compare
+from headprune.gate import Baseline, compare
 from headprune.heads import HeadId, SiteId
 from headprune.plans import HeadScores, PruningPlan
 from headprune.report.heads import agreement_table, heatmap, score_table, survey_table
@@ -80,7 +81,7 @@ def tables(value, scale):
         **common,
     )
     verdict = compare(
-        after, Baseline.of(before), limits=Limits(max_drop=1e9, max_latency_increase=0.1)
+        after, Baseline.of(before), limits=GateSpec(max_drop=1e9, max_latency_increase=0.1)
     )
     heads = [HeadId(SiteId("decoder", layer), head) for layer in (0, 31) for head in range(40)]
     scores = [

@@ -1,4 +1,9 @@
-"""Try what happens to files when things go wrong, within some minutes; exit 1 where a promise didn't hold. See scripts/faults."""
+"""Try what happens to files when things go wrong, within some minutes; exit 1 where a promise didn't hold.
+
+Kills, failing calls, damage, malformed and hostile input, two commands at once, memory that runs out, signals: about an hour
+on two cores. A campaign a day: ``--only kills --json kills.json``, later ``--only calls --add kills.json`` and ``--page
+docs/reliability.md``. Run it as an ordinary user: as root it becomes one, and refuses where it can't (``--as-root`` goes on).
+"""
 
 import argparse
 import json

@@ -39,7 +39,7 @@ def document(
     here = {
         name: {
             **ran,
-            "command": " ".join(["scripts/faults", f"--only {name}", *words]),
+            "command": " ".join(["python -m benchmarks.faults", f"--only {name}", *words]),
             **_campaign(name, [r for r in records if r["campaign"] == name]),
         }
         for name in (request.only or CAMPAIGNS)
@@ -96,9 +96,9 @@ def page(found: Document) -> str:
     lines = [
         "# Reliability",
         "",
-        "Written by `scripts/faults --page`, which tries what happens to files when things go wrong. Every trial runs in a",
-        "temporary folder of its own, offline, on tiny models of two layers; an audit hook refuses, and reports, what would",
-        "change anything outside. With `--trial N` behind a command, that trial alone is run again.",
+        "Written by `python -m benchmarks.faults --page`, which tries what happens to files when things go wrong.",
+        "Every trial runs in a temporary folder of its own, offline, on tiny models of two layers; an audit hook refuses, and",
+        "reports, what would change anything outside. With `--trial N` behind a command, that trial alone is run again.",
         "",
         "- P6: an interrupted or failed run loses nothing, leaves nothing half-written, and resumes; nothing of anyone else's is",
         "  ever replaced or removed.",

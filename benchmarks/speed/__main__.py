@@ -1,4 +1,8 @@
-"""How fast exact leave-one-out ablation is, beside two other ways to get the same numbers. See scripts/bench_hotpath.
+"""How fast exact leave-one-out ablation is, beside two other ways to get the same numbers.
+
+Our own naive loop, the loop of Michel's script, and headprune.replay.losses, on a random BERT-base, on all-MiniLM-L6-v2 with
+STS-B and on SmolLM2-135M; gradient scores, memory and linear cost besides. About 10 minutes on two cores that do nothing
+else. Exit 1 where a target is missed.
 
 Memory comes first, in processes of its own, while this one is small; then everything that is timed, in this process.
 """

@@ -13,7 +13,7 @@ from headprune.errors import ConfigError, HeadpruneError, did_you_mean
 if TYPE_CHECKING:
     from headprune.config import GateSpec
     from headprune.evaluation import EvalResult
-    from headprune.gate import Baseline, Limits
+    from headprune.gate import Baseline
 
 OPTIONS: dict[str, Any] = {
     **MODEL,
@@ -73,20 +73,11 @@ def command(call: Call) -> None:
         call.talk.notify(f"written: {path}")
         return
     baseline = gate.read_baseline(path)
-    limits = limits_of(call.settings.gate, baseline)
+    limits = call.settings.gate
     verdict = gate.compare(_result(call, baseline, limits), baseline, limits=limits)
     call.write(FORMATS[chosen](verdict))
     if not verdict.passed:
         raise typer.Exit(1)
-
-
-def limits_of(spec: "GateSpec", baseline: "Baseline") -> "Limits":
-    """Return the limits that are set; shares are of the baseline's metric."""
-    from headprune.gate import Limits
-
-    said = {name: getattr(spec, name) for name in Limits.model_fields}
-    drop = spec.max_drop and spec.max_drop.of(baseline.value)
-    return Limits(**{**said, "max_drop": drop})
 
 
 def tell_error(given: Mapping[str, Any], error: HeadpruneError) -> str:
@@ -98,7 +89,7 @@ def tell_error(given: Mapping[str, Any], error: HeadpruneError) -> str:
 
 
 def _result(
-    call: Call, baseline: "Baseline | None" = None, limits: "Limits | None" = None
+    call: Call, baseline: "Baseline | None" = None, limits: "GateSpec | None" = None
 ) -> "EvalResult":
     """Return the result to judge: read from a file, or measured; what can't be judged is refused first."""
     from headprune.footprint import size_names

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 
-from headprune.cli.check import limits_of
 from headprune.cli.options import Call
 from headprune.cli.prune import OPTIONS as PRUNE_OPTIONS
 from headprune.cli.prune import shower, with_output
@@ -48,8 +47,7 @@ def command(call: Call) -> None:
     results = prune(recipe.settings, progress=call.talk, show=shower(call), baseline=baseline)
     verdict = None
     if baseline and results.after:
-        limits = limits_of(gates, baseline)
-        verdict = gate.compare(results.after, baseline, limits=limits)
+        verdict = gate.compare(results.after, baseline, limits=gates)
     if call.json:
         judged = verdict.model_dump(mode="json") if verdict else None
         document = {"format": 1, "results": results.model_dump(mode="json"), "verdict": judged}

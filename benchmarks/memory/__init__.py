@@ -1,0 +1,1 @@
+"""How much memory pruning and looking take."""

@@ -1,0 +1,136 @@
+"""How good pruned models are, beside the recipes of others. See docs/quality.md.
+
+Every cut is kept as it is measured; the same command goes on from there.
+"""
+
+import argparse
+import contextlib
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality.measure import Bench, Measured
+from benchmarks.quality.recipes import CONTENDERS
+from benchmarks.quality.report import page
+from benchmarks.quality.subjects import SUBJECTS
+from benchmarks.quality.tolerance import go_within
+from headprune.inspection import inspect
+
+_START = time.perf_counter()
+
+
+class Quiet:
+    """Says nothing while a recipe works."""
+
+    def notify(self, text: str) -> None:
+        """Say nothing."""
+
+    def track(self, items: Sequence[Any], description: str) -> Iterable[Any]:
+        """Show nothing."""
+        del description
+        return items
+
+
+def main() -> None:
+    """Measure what isn't measured yet, one cut after the other, and keep each as it is done."""
+    asked = _read()
+    if asked.cost:
+        _tell_cost(asked)
+        return
+    if asked.max_drop is not None:
+        _tell_how_far(asked)
+        return
+    done = _known(asked.json)
+    for name in asked.subject:
+        for seed in asked.seeds:
+            wanted = [
+                (contender, keep)
+                for contender in asked.recipe
+                for keep in asked.keep
+                if (name, contender, keep, seed) not in done
+            ]
+            if not wanted:
+                continue
+            case = SUBJECTS[name](seed, Quiet(), asked.data)
+            with tempfile.TemporaryDirectory() as folder:
+                anatomy = inspect(case.subject.model)
+                bench = Bench(name, case, anatomy, progress=Quiet(), folder=Path(folder))
+                for contender, keep in wanted:
+                    found = bench.measure(contender, CONTENDERS[contender].settings, keep=keep)
+                    _tell(found)
+                    with asked.json.open("a", encoding="utf-8") as file:
+                        file.write(found.model_dump_json() + "\n")
+    if asked.markdown is not None:
+        asked.markdown.write_text(page(_rows(asked.json)), encoding="utf-8")
+
+
+def _tell_cost(asked: argparse.Namespace) -> None:
+    for name in asked.subject:
+        case = SUBJECTS[name](asked.seeds[0], Quiet(), asked.data)
+        for keep in asked.keep:
+            with tempfile.TemporaryDirectory() as folder:
+                anatomy = inspect(case.subject.model)
+                bench = Bench(name, case, anatomy, progress=Quiet(), folder=Path(folder))
+                print(f"{name} keep {keep:g}: {bench.cost({}, keep=keep):.1f} forwards", flush=True)
+
+
+def _tell_how_far(asked: argparse.Namespace) -> None:
+    for seed in asked.seeds:
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            found = go_within(asked.max_drop, seed=seed, progress=Quiet())
+        low, high = found.interval
+        print(
+            f"minilm --max-drop {asked.max_drop} seed {seed}: {found.removed:.1%} of the heads went, "
+            f"{found.base:.4f} -> {found.value:.4f} [{low:+.4f}, {high:+.4f}] (n = {found.n:,}), "
+            f"{'within' if found.kept_its_word else 'NOT within'} what was tolerated",
+            flush=True,
+        )
+
+
+def _read() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
+    parser.add_argument(
+        "--subject",
+        nargs="+",
+        choices=SUBJECTS,
+        default=[name for name in SUBJECTS if name != "tiny"],
+    )
+    parser.add_argument("--recipe", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--keep", nargs="+", type=float, default=[0.9, 0.8, 0.7, 0.5, 0.3])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--data", type=Path, help="folder with clinc150/ and wikitext2-raw/")
+    parser.add_argument("--cost", action="store_true", help="what headprune takes, in forwards")
+    parser.add_argument("--max-drop", help="how far that goes on MiniLM, for each of --seeds")
+    parser.add_argument("--markdown", type=Path, help="write the page from all that is in --json")
+    parser.add_argument("--json", type=Path, default=Path("docs/quality.jsonl"))
+    parser.add_argument(
+        "--quick", action="store_true", help="one cut of a tiny random model; needs --json FILE"
+    )
+    asked = parser.parse_args()
+    if asked.quick:
+        asked.subject, asked.keep, asked.seeds = ["tiny"], [0.5], [0]
+    return asked
+
+
+def _known(path: Path) -> set[tuple[str, str, float, int]]:
+    return {(row.subject, row.contender, row.keep, row.seed) for row in _rows(path)}
+
+
+def _rows(path: Path) -> list[Measured]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [Measured.model_validate_json(line) for line in lines]
+
+
+def _tell(found: Measured) -> None:
+    seconds = time.perf_counter() - _START
+    cut = f"{found.subject} {found.contender} keep {found.keep:g} seed {found.seed}"
+    worth = f"{found.value:.4f} ({found.difference:+.4f} of {found.base:.4f})"
+    work = f"reconstruct {found.reconstruct}, {found.seconds:.0f} s"
+    print(f"{seconds:6.0f} s  {cut}: {worth}, {work}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Prune a model by a recipe as ``prune`` does, and judge what is left on rows that chose nothing.
+
+Heads are masked, not cut: that both give the same is proven elsewhere, for every family and by every ``prune``.
+"""
+
+import copy
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from benchmarks.quality.subjects import Case
+from headprune.anatomy import Anatomy
+from headprune.config import Recipe
+from headprune.evaluation import Predictions, metric_with_interval, predict
+from headprune.footprint import kv_cache_bytes_per_token
+from headprune.journal import Journal
+from headprune.masking import gated
+from headprune.passes import RunContext
+from headprune.planning import make_plan
+from headprune.plans import HeadScores, PruningPlan
+from headprune.scoring.catalogue import get_method
+from headprune.subject import Progress, Subject
+from headprune.surgery import cut, give_biases, take_back
+from headprune.surgery.fit import put_back_after
+from headprune.tasks.distill import NO_OBJECTIVE
+from headprune.workflows.course import constraints_of, method_of, steps_of
+from headprune.workflows.reconstruction import reconstruct_if_asked
+from headprune.workflows.rounds import score_with_steps
+
+
+class Measured(BaseModel):
+    """One cut of one model by one recipe.
+
+    Args:
+        subject: Which model and data.
+        contender: Which recipe.
+        keep: The share of heads that was asked for.
+        seed: Of the calibration rows.
+        value: The metric on the rows that report.
+        interval: Its 95 % bootstrap interval.
+        base: The metric of the whole model on the same rows.
+        difference: ``value - base``.
+        difference_interval: 95 % bootstrap interval of the paired difference.
+        n: Rows that report.
+        heads: Heads that stay, and that there were.
+        reconstruct: How the rest was reconstructed; None where it wasn't.
+        seconds: Scoring, planning and reconstruction; steps that other keep ratios share are done once.
+        kv_cache: Bytes of keys and values per token in memory, of a model that was cut so and of the whole one; None where it
+            keeps none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    subject: str
+    contender: str
+    keep: float
+    seed: int
+    metric: str
+    value: float
+    interval: tuple[float, float]
+    base: float
+    difference: float
+    difference_interval: tuple[float, float]
+    n: int
+    heads: tuple[int, int]
+    reconstruct: str | None
+    seconds: float
+    kv_cache: tuple[int, int] | None = None
+
+
+class Bench:
+    """A case with what doesn't change from recipe to recipe: the whole model's predictions, and scores that were made once."""
+
+    def __init__(
+        self, name: str, case: Case, anatomy: Anatomy, *, progress: Progress, folder: Path
+    ) -> None:
+        self.name, self.case, self.anatomy, self.progress = name, case, anatomy, progress
+        self.batches = case.subject.batches(case.reporting.examples)
+        self.whole = self._predict(())
+        self._once: dict[str, HeadScores] = {}
+        self._folder = folder
+
+    def measure(self, contender: str, settings: Mapping[str, Any], *, keep: float) -> Measured:
+        """Prune by a recipe, judge, and leave the model as it was."""
+        recipe = Recipe.from_settings(
+            self.case.subject.recipe.settings.replaced(keep=keep, **settings)
+        )
+        subject = replace(self.case.subject, recipe=recipe)
+        start = time.perf_counter()
+        plan = make_plan(self._scores(subject), self.anatomy, constraints=constraints_of(recipe))
+        with put_back_after(subject.model, self.anatomy), self._biases_allowed_by(recipe):
+            reconstructed = reconstruct_if_asked(
+                subject, self.anatomy, plan, self.case.choosing, progress=self.progress
+            )
+            seconds = time.perf_counter() - start
+            found = self._predict(plan.remove)
+        kept = None if reconstructed is None else reconstructed.kept
+        return self._judged(
+            found,
+            plan,
+            contender=contender,
+            keep=keep,
+            reconstruct=None if kept is None else kept.how,
+            seconds=seconds,
+            kv_cache=self._kv_cache(plan),
+        )
+
+    @contextmanager
+    def _biases_allowed_by(self, recipe: Recipe) -> Iterator[None]:
+        """Let reconstruction have biases to move, where the recipe allows it and the family knows them."""
+        model = self.case.subject.model
+        given = give_biases(model, self.anatomy) if recipe.allow_bias else None
+        try:
+            yield
+        finally:
+            if given is not None:
+                take_back(model, given)
+
+    def _kv_cache(self, plan: PruningPlan) -> tuple[int, int] | None:
+        """Cut a copy, and look at what its cache holds."""
+        model, batch = self.case.subject.model, self.batches[0]
+        whole = kv_cache_bytes_per_token(model, batch=batch)
+        if whole is None:
+            return None
+        twin = copy.deepcopy(model)
+        cut(twin, self.anatomy, remove=plan.remove, pad=plan.is_padded)
+        left = kv_cache_bytes_per_token(twin, batch=batch)
+        return None if left is None else (left, whole)
+
+    def cost(self, settings: Mapping[str, Any], *, keep: float) -> float:
+        """Return what a recipe takes, in forwards of the calibration rows: the mean of one before and one after it."""
+        before = self._forward_seconds()
+        seconds = self.measure("cost", settings, keep=keep).seconds
+        return seconds / ((before + self._forward_seconds()) / 2)
+
+    def _forward_seconds(self) -> float:
+        subject = self.case.subject
+        batches = subject.batches(self.case.choosing.examples)
+        start = time.perf_counter()
+        predict(subject.model, subject.task, batches=batches)
+        return time.perf_counter() - start
+
+    def _judged(self, found: Predictions, plan: PruningPlan, **told: Any) -> Measured:
+        subject = self.case.subject
+        metric, seed = subject.statistic(), subject.recipe.seed
+        value = metric_with_interval(found, metric, seed=seed)
+        base = metric_with_interval(self.whole, metric, seed=seed)
+        difference = metric_with_interval(found, metric, seed=seed, other=self.whole)
+        return Measured(
+            subject=self.name,
+            seed=seed,
+            metric=metric.name,
+            value=value.value,
+            interval=value.interval,
+            base=base.value,
+            difference=difference.value,
+            difference_interval=difference.interval,
+            n=len(found.references),
+            heads=(plan.budget["heads_after"], plan.budget["heads_before"]),
+            **told,
+        )
+
+    def _scores(self, subject: Subject) -> HeadScores:
+        recipe = subject.recipe
+        steps = steps_of(recipe)
+        key = f"{method_of(recipe)}-{recipe.normalize}-{steps}"
+        if steps == 1 and key in self._once:
+            return self._once[key]
+        method = method_of(recipe)
+        needs_rows = get_method(method).needs_rows
+        objective = subject.objective(self.case.choosing.examples) if needs_rows else NO_OBJECTIVE
+        # Steps that several keep ratios share (the first one) are found again.
+        context = RunContext(
+            self.progress.track, self.progress.notify, Journal(self._folder / key.replace(":", "-"))
+        )
+        found = score_with_steps(
+            subject.model, self.anatomy, objective, recipe=recipe, method=method, context=context
+        )
+        self._once[key] = found
+        return found
+
+    def _predict(self, gone: Any) -> Predictions:
+        model = self.case.subject.model
+        gates = self.anatomy.mask(gone)
+        with gated(model, self.anatomy, gates=gates.to(model.device)):
+            return predict(model, self.case.subject.task, batches=self.batches)

@@ -1,0 +1,1 @@
+"""The whole chain on real, trained models of every kind of attention."""

@@ -1,1 +1,0 @@
-"""The whole chain on real, trained models of every kind of attention: see ``scripts/real_models``."""
