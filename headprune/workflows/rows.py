@@ -59,6 +59,22 @@ class RowParts:
     decide: Rows
     report: Rows
 
+    @classmethod
+    def of(
+        cls, calibrate: Rows, report: Rows, *, decide: Rows | None = None, held_out: float = 0.25
+    ) -> "RowParts":
+        """Return the parts, the last of the calibration rows held out.
+
+        Args:
+            calibrate: The calibration rows.
+            report: Those that report.
+            decide: Those that decide, if any do.
+            held_out: The share of the calibration rows that nothing is fitted on.
+        """
+        fitted = num_fitted(len(calibrate.examples), held_out)
+        fit, others = set_apart(calibrate.examples, fitted)
+        return cls(calibrate, fit, others, decide or Rows((), {}), report)
+
 
 @dataclass(frozen=True)
 class Purpose:
@@ -136,15 +152,18 @@ def separate_rows(
         report = _doubted(session, report)
     else:
         report = replace(report, note={**report.note, "warnings": chosen.note["warnings"]})
-    calibrate, decide = chosen, replace(chosen, examples=())
+    calibrate, decide = chosen, None
     if purpose.decides:
         calibrate, decide = _set_deciding_apart(chosen, size, used)
         notify(
             f"{len(calibrate.examples):,} rows score, {len(decide.examples):,} decide how far to go"
         )
-    number = len(calibrate.examples)
-    fit, held_out = set_apart(calibrate.examples, number - max(2, round(purpose.held_out * number)))
-    return RowParts(calibrate, fit, held_out, decide, report)
+    return RowParts.of(calibrate, report, decide=decide, held_out=purpose.held_out)
+
+
+def num_fitted(count: int, held_out: float) -> int:
+    """Return how many of ``count`` calibration rows weights are fitted on, where a share is held out."""
+    return count - max(2, round(held_out * count))
 
 
 def _set_deciding_apart(drawn: Rows, size: int, used: Collection[str]) -> tuple[Rows, Rows]:
