@@ -32,6 +32,10 @@ class Batch:
     example_of_row: Int[Tensor, " rows"]
     indices: Int[Tensor, " examples"]
 
+    def __getitem__(self, name: str) -> Tensor:
+        """Return an input, or the targets as ``labels``: a batch reads like the mapping that it was made from."""
+        return self.targets if name == "labels" else self.inputs[name]
+
     @property
     def num_examples(self) -> int:
         """How many examples the batch holds."""

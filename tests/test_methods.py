@@ -330,7 +330,9 @@ def test_an_order_ends_where_nothing_is_left_to_lose(monkeypatch):
 
 def test_standardized_layers_have_mean_0_and_deviation_1():
     model, batch, loss = setting("bert")
-    scores = hp.score(model, [batch], loss=loss, method="fluctuation", normalize="standard")
+    scores = hp.score(
+        model, [batch], loss=loss, method=hp.ScoreSpec(method="fluctuation", normalize="standard")
+    )
     by_layer = torch.tensor(scores.values).view(3, 6)
     assert by_layer.mean(1) == pytest.approx(torch.zeros(3), abs=1e-6)
     assert by_layer.std(1) == pytest.approx(torch.ones(3), abs=1e-6)
