@@ -55,7 +55,7 @@ Heads: TypeAlias = (
     | HeadSelection
     | Tensor
     | Mapping[str, Tensor | Sequence[int]]
-    | Sequence[PruningPlan | str | HeadId]
+    | Sequence[PruningPlan | str | HeadId | Mapping[str, Sequence[int]]]
 )
 """Names, HeadIds, ``{"L0": [1, 3]}``, a plan, a list of any of these, or gates as tensors."""
 

@@ -133,7 +133,8 @@ def lawful_points(
         PlanError: One that was asked for can't be cut, or none of the default grid, of which others are left out.
     """
     keeps = sorted({*(points or POINTS)} - {1.0}, reverse=True)
-    lawful, refused = [1.0], []
+    lawful: list[float] = [1.0]
+    refused: dict[float, PlanError] = {}
     for keep in keeps:
         refusal = refusal_at(anatomy, constraints, keep)
         if refusal is None:
@@ -141,11 +142,11 @@ def lawful_points(
         elif points:
             raise refusal
         else:
-            refused.append(refusal)
+            refused[keep] = refusal
     if len(refused) == len(keeps) and refused:
-        raise refused[-1]
-    for refusal in refused:
-        progress.notify(f"left out: {refusal.what}")
+        raise refused[keeps[-1]]
+    for keep, refusal in refused.items():
+        progress.notify(f"keep {keep:g} is left out: {refusal.what}")
     return tuple(lawful)
 
 
