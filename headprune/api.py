@@ -10,19 +10,19 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import stock_class
+from headprune.batch import batches_for
 from headprune.config import Constraints, ScoreSpec, Settings
-from headprune.decoder_inputs import batches_for
 from headprune.errors import PlanError
 from headprune.heads import HeadId, HeadSelection
 from headprune.inspection import inspect as inspect_model
 from headprune.masking import checked_gates, gated, gates_by_site
 from headprune.models.classes import auto_class_of
+from headprune.models.describe import LoadMethod
 from headprune.models.facts import weights_bytes
 from headprune.models.find import ModelSource
 from headprune.models.load import load
 from headprune.models.manifest import refuse_source
-from headprune.models.own_save import let_it_save_itself
-from headprune.models.save import MAX_SHARD_SIZE, LoadMethod
+from headprune.models.save import MAX_SHARD_SIZE, let_it_save_itself
 from headprune.passes import SILENT
 from headprune.placement import count_parameters, input_device, staged
 from headprune.planning import cost_model, make_plan

@@ -244,7 +244,7 @@ def metric_with_interval(
         raise DataError(
             f"{metric.name} is not defined on these {len(references)} examples (a constant, or an overflow)",
             where="evaluation data",
-            hint="give more rows, or another --metric",
+            hint="give more rows, or another `metric`",
         )
     resamples = metric.num_resamples(seconds, largest=RESAMPLES, smallest=100)
     if notify is not None and resamples < RESAMPLES:

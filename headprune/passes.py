@@ -33,6 +33,7 @@ class RunContext:
         journal: Where results are kept batch by batch, and found again.
         world: The processes that share the batches.
         compile: Whether blocks are compiled (torch.compile).
+        tokens_per_forward: Masks share a forward until it has about this many tokens; 0: as many as are fast on the device.
     """
 
     track: Track | None = None
@@ -40,6 +41,7 @@ class RunContext:
     journal: Journal | None = None
     world: World = field(default_factory=World)
     compile: bool = False
+    tokens_per_forward: int = 0
 
 
 SILENT = RunContext()

@@ -10,7 +10,7 @@ from headprune.distillation.teacher import Heal
 from headprune.errors import CheckpointError
 from headprune.evaluation import EvalResult
 from headprune.heads import HeadName
-from headprune.models.save import LoadMethod
+from headprune.models.describe import LoadMethod
 from headprune.surgery import Reconstruct
 from headprune.tasks.catalogue import is_logarithmic
 from headprune.untrusted.documents import read_json

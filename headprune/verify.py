@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -17,13 +16,12 @@ from headprune.anatomy import Anatomy
 from headprune.batch import asks_for_padding, forward, main_output
 from headprune.errors import MemoryLimitError, ProofError, UnprovenError, is_out_of_memory
 from headprune.memory import Parts, halves_of_inputs
+from headprune.models.describe import LoadMethod
 from headprune.models.fresh import load_afresh
-from headprune.models.save import LoadMethod
-from headprune.models.shards import differing, stored_tensors
+from headprune.models.shards import count_stored, differing, stored_tensors
 from headprune.models.stream import Cut, wrong_cuts
 from headprune.models.tokenizer import awkward_ids
 from headprune.placement import count_parameters, input_device, moved_away
-from headprune.untrusted.weights import weight_files
 
 _OUTPUTS = "outputs of the model on real rows"
 # Largest difference allowed between masked and pruned outputs, relative to their largest value (or 1, if that is larger).
@@ -127,7 +125,7 @@ def parameters_add_up(
 ) -> Proof:
     """Check that the plan's arithmetic, the model in memory and the file on disk agree."""
     after = count_parameters(model)
-    on_disk = _numbers_on_disk(directory)
+    on_disk = count_stored(directory)
     in_memory = _saved_numbers(model)
     off = max(abs(before - removed - after), abs(on_disk - in_memory))
     return Proof(
@@ -151,18 +149,6 @@ def _saved_numbers(model: PreTrainedModel) -> int:
         if tensor.numel()
     }
     return sum(unique.values())
-
-
-def _numbers_on_disk(directory: Path) -> int:
-    total = 0
-    for path in weight_files(directory):
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 - safe_open is no dict
-                size = 1
-                for length in file.get_slice(name).get_shape():
-                    size *= length
-                total += size
-    return total
 
 
 def reload_is_identical(

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,7 +22,9 @@ from headprune.report.heads import agreement_table
 from headprune.report.terminal import ConsoleProgress
 from headprune.scoring.catalogue import METHODS, Method
 from headprune.scoring.request import Estimate
+from headprune.tasks.catalogue import METRICS, TASKS, MetricRow
 from headprune.tasks.rows import noted_rows
+from headprune.tasks.task import get_task
 from headprune.workflows.plan import plan_for
 from headprune.workflows.rows import Purpose, separate_rows
 from headprune.workflows.score import score_each
@@ -623,6 +626,56 @@ def test_a_method_is_one_row_and_one_function(headprune, place, monkeypatch):
     code, out, err = headprune("prune", *words, "--keep", "0.5", "--dry-run", "--json")
     assert code == 0, err
     assert json.loads(out)["remove"][0] == "L0.H0"
+
+
+def build_polarity(row, **_model):
+    """A task: how sure a classifier is of its last class, against numbers."""
+    classification = get_task("classification")
+
+    def sure(outputs, batch):
+        return outputs.logits.softmax(-1)[:, -1], batch.targets
+
+    return replace(classification, row=row, predict=sure)
+
+
+def brier(predictions, references):
+    """A metric: the mean squared difference."""
+    return float(((predictions - references) ** 2).mean())
+
+
+def test_a_task_and_a_metric_are_one_row_and_one_function_each(headprune, place, monkeypatch):
+    task = replace(
+        TASKS["classification"],
+        name="polarity",
+        help="how sure a classifier is of its last class",
+        function=f"{__name__}:build_polarity",
+        metric="brier",
+        predicts="numbers",
+    )
+    metric = MetricRow(
+        name="brier",
+        help="mean squared difference",
+        function=f"{__name__}:brier",
+        higher_is_better=False,
+        takes=("numbers",),
+    )
+    monkeypatch.setitem(TASKS, task.name, task)
+    monkeypatch.setitem(METRICS, metric.name, metric)
+    words = ("classifier", "--data", "data.csv", "--task", "polarity")
+    code, out, err = headprune("eval", *words, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["metric"], found["higher_is_better"]) == ("brier", False)
+    assert (found["seed"], found["resamples"]) == (0, 1000)
+    assert found["interval"][0] < found["value"] < found["interval"][1]
+    pruned = ("prune", *words, "--method", "magnitude", "--keep", "0.5", "--json")
+    code, out, err = headprune(*pruned)
+    assert code == 0, err
+    assert json.loads(out)["after"]["metric"] == "brier"
+    code, _out, err = headprune("eval", *words, "--metric", "accuracy")
+    assert code == 2
+    assert "accuracy compares classes, and the task predicts numbers" in err
+    assert "brier" in err
 
 
 def test_scores_that_depend_on_batches_serve_the_same_batches_only(headprune, place):

@@ -281,7 +281,7 @@ def test_embeddings_are_those_of_sentence_transformers_in_any_batch(tmp_path, la
 
 @pytest.mark.parametrize("mode", sorted(POOLING))
 def test_padding_is_no_part_of_a_pooling(mode):
-    from headprune.tasks.embedding import MASK, SENTENCE, TOKENS, pooled
+    from headprune.tasks.pooling import MASK, SENTENCE, TOKENS, pooled
 
     tokens = torch.randn(1, 4, 6)
     alone = {TOKENS: tokens, MASK: torch.ones(1, 4, dtype=torch.long)}

@@ -263,7 +263,7 @@ def test_a_window_that_has_room_for_nothing_but_the_start_of_a_text_is_refused()
     columns, window = Columns(("text",), "", "as told"), InputFormat(toy(frame="<s> </s> $A"), 2)
     with pytest.raises(DataError, match="leave nothing to predict") as caught:
         get_task("causal-lm").to_examples(table, columns, window)
-    assert "--max-length" in caught.value.where
+    assert "`max_length`" in caught.value.where
     assert "3 tokens" in caught.value.hint
 
 

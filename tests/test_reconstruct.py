@@ -13,9 +13,15 @@ from test_scoring import setting
 import headprune as hp
 from headprune.batch import as_batches
 from headprune.evaluation import Predictions
+from headprune.masking import gated
 from headprune.replay import losses
-from headprune.replay.rows import tensors_in
-from headprune.replay.walk import go_on, reads_last_only, stage_of, without_values
+from headprune.replay.record import tensors_in
+from headprune.replay.walk import (
+    advance_through,
+    block_or_attention,
+    reads_last_only,
+    without_values,
+)
 from headprune.surgery import WAYS, Judge, Look, reconstruct
 from headprune.surgery.fit import fit, projections, put_back
 from headprune.surgery.least_squares import FOLDS, no_sums, solve
@@ -168,7 +174,9 @@ def test_it_is_kept_only_where_rows_that_it_did_not_see_say_so(sign):
     remove = [head for head in anatomy.heads if str(head) in GONE["bert"]]
 
     def mean_loss(mask):
-        found = losses(model, anatomy, batches=held_out, loss=loss, masks=mask[None], base=mask)
+        with gated(model, anatomy, gates=mask):
+            ones = torch.ones(1, len(mask))
+            found = losses(model, anatomy, batches=held_out, loss=loss, masks=ones)
         mean = found.double().mean().item()
         return Look(mean, mean)
 
@@ -414,10 +422,12 @@ def with_a_skip(model):
 
 def come_to_the_third(model, batch):
     anatomy = inspected(model)
-    come = ()
+    completed = ()
     for site in anatomy.sites[:2]:
-        come = go_on(model, anatomy, batch, come=come, through=stage_of(model, site))
-    return anatomy, come
+        completed = advance_through(
+            model, anatomy, batch, completed=completed, through=block_or_attention(model, site)
+        )
+    return anatomy, completed
 
 
 @pytest.mark.parametrize("skips", [False, True])
@@ -426,15 +436,15 @@ def test_a_walk_keeps_no_more_than_the_model_reads(skips):
     (given,) = as_batches([batch])
     model.eval()
     with torch.no_grad():
-        anatomy, come = come_to_the_third(with_a_skip(model) if skips else model, given)
+        anatomy, completed = come_to_the_third(with_a_skip(model) if skips else model, given)
     layers = model.bert.encoder.layer
     module = model.get_submodule(anatomy.sites[2].output)
-    assert reads_last_only(model, given, module, come=come, blocks=layers) is not skips
+    assert reads_last_only(model, given, module, completed=completed, blocks=layers) is not skips
     sizes = {
         list(layers).index(call.module): sum(
             tensor.untyped_storage().nbytes() for tensor in tensors_in(call.output)
         )
-        for call in without_values(come, layers)
+        for call in without_values(completed, layers)
         if call.module in set(layers)
     }
     assert sizes[0] == 4

@@ -13,8 +13,8 @@ from headprune.batch import Batch, as_batches
 from headprune.errors import DataError, ModelError
 from headprune.masking import gated
 from headprune.passes import RunContext
-from headprune.replay.budget import in_chunks
-from headprune.replay.routes import find_routes
+from headprune.replay.losses import in_chunks
+from headprune.replay.modes import find_modes
 from headprune.tasks.task import get_task
 
 BASES = {"bert": "BertModel", "roberta": "RobertaModel", "distilbert": "DistilBertModel"}
@@ -35,7 +35,7 @@ def listen(modules, rows):
 
 
 def test_only_what_a_mask_can_change_is_run(bert):
-    """Nothing before the first difference, and not that attention either; rows tell the batch from the trial before it."""
+    """Nothing before the attention in which a mask starts; rows tell the batch from the trial before it."""
     anatomy = inspected(bert)
     layers = bert.bert.encoder.layer
     queried = listen([layer.attention.self.query for layer in layers], rows=5)
@@ -44,7 +44,7 @@ def test_only_what_a_mask_can_change_is_run(bert):
     mask[0, 7] = 0
     batches = as_batches([token_inputs(rows=5)])
     replay.losses(bert, anatomy, batches=batches, loss=loss, masks=mask)
-    assert queried == [0, 1, 2, 2]
+    assert queried == [0, 1, 2, 1, 2]
     assert fed == [0, 1, 2, 1, 2]
 
 
@@ -149,48 +149,33 @@ def brute(model, anatomy, batches, masks, loss):
     return found
 
 
-def routes_of(model, anatomy, batches, masks, loss, base=None):
-    base = torch.ones(masks.shape[1]) if base is None else base
+def modes_of(model, anatomy, batches, masks, loss):
+    """Return how masks that start in an attention are run, site by site."""
     with torch.no_grad():
-        return find_routes(model, anatomy, batches[0], loss, base=base, masks=masks)
+        return find_modes(model, anatomy, batches[0], loss, masks).by_site
 
 
-def test_every_family_shares_the_attention_that_masks_start_in(family):
-    """The cheapest way is taken, not fallen back from in silence."""
+def test_every_family_is_resumed_at_the_attention_that_masks_start_in(family):
+    """The cheapest mode is taken, not fallen back from in silence."""
     model = build(family)
     anatomy = inspected(model)
     masks = 1 - torch.eye(len(anatomy.heads))
-    routes = routes_of(model, anatomy, as_batches([token_inputs()]), masks, loss)
-    assert set(routes.modes.values()) == {"shared"}
+    modes = modes_of(model, anatomy, as_batches([token_inputs()]), masks, loss)
+    assert set(modes.values()) == {"block"}
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_masks_are_resumed_from_any_base(family, seed):
-    """The base need not be the whole model: what is recorded then is the pruned one, and heads may come back."""
+def test_masks_are_resumed_in_a_model_that_is_masked_already(family, seed):
+    """What is recorded then is the masked model; heads that are silent stay so."""
     model = build(family)
     anatomy = inspected(model)
     generator = torch.Generator().manual_seed(seed)
     base, *masks = (torch.rand(5, len(anatomy.heads), generator=generator) > 0.3).float()
     masks = torch.stack([*masks, base, base.clone().fill_(1)])
     batches = as_batches([token_inputs(rows=3, seed=seed), token_inputs(rows=2, length=7)])
-    found = replay.losses(model, anatomy, batches=batches, loss=loss, masks=masks, base=base)
-    expected = brute(model, anatomy, batches, masks, loss)
-    assert torch.allclose(found, expected, rtol=2e-5, atol=2e-5)
-
-
-def test_what_differs_from_a_base_in_one_attention_is_resumed_there(family):
-    """Heads that the base lacks in earlier attentions, too, whose recordings are returned: nothing of them runs."""
-    model = build(family)
-    anatomy = inspected(model)
-    base = torch.tensor([float(head.head != 1) for head in anatomy.heads])
-    masks = base.repeat(len(anatomy.sites), 1)
-    for place, site in enumerate(anatomy.sites):
-        masks[place, anatomy.columns[site.id].start : anatomy.columns[site.id].start + 3] = 0
-    batches = as_batches([token_inputs(rows=3)])
-    modes = routes_of(model, anatomy, batches, masks, loss, base=base).modes
-    assert set(modes.values()) == {"shared"}
-    found = replay.losses(model, anatomy, batches=batches, loss=loss, masks=masks, base=base)
-    expected = brute(model, anatomy, batches, masks, loss)
+    with gated(model, anatomy, gates=base):
+        found = replay.losses(model, anatomy, batches=batches, loss=loss, masks=masks)
+    expected = brute(model, anatomy, batches, masks * base, loss)
     assert torch.allclose(found, expected, rtol=2e-5, atol=2e-5)
 
 
@@ -201,34 +186,6 @@ def first_token_loss(outputs, batch):
 def last_token_loss(outputs, batch):
     last = batch.inputs["attention_mask"].sum(1) - 1
     return outputs[0][torch.arange(len(last)), last].square().mean(1)
-
-
-def largest_loss(outputs, batch):
-    """Has a gradient in one position only, and reads them all."""
-    return outputs[0].square().mean(2).amax(1)
-
-
-def test_the_last_block_runs_on_the_positions_that_the_loss_reads():
-    model = build("bert", cls="BertModel")
-    anatomy = inspected(model)
-    masks = 1 - torch.eye(len(anatomy.heads))
-    batches = as_batches([token_inputs(rows=5)])
-    for wanted, narrow in ((first_token_loss, True), (largest_loss, False), (loss, False)):
-        routes = routes_of(model, anatomy, batches, masks, wanted)
-        assert (routes.last is not None) == narrow, wanted.__name__
-        lengths = []
-        handle = model.encoder.layer[2].intermediate.register_forward_pre_hook(
-            lambda _m, args, lengths=lengths: lengths.append(args[0].shape[:2])
-        )
-        found = replay.losses(
-            model, anatomy, batches=batches, loss=wanted, masks=masks, tokens_per_forward=60
-        )
-        handle.remove()
-        ones = [length for rows, length in lengths if rows == 5]
-        assert ones == ([12] + [1] * 18 if narrow else [12] * 19)
-        assert torch.allclose(
-            found, brute(model, anatomy, batches, masks, wanted), rtol=1e-5, atol=1e-5
-        )
 
 
 @pytest.mark.parametrize("wanted", [first_token_loss, last_token_loss])
@@ -295,8 +252,8 @@ def test_a_forward_that_draws_random_numbers_is_run_mask_by_mask(bert):
     said = []
     masks = 1 - torch.eye(18)
     batches = as_batches([token_inputs()])
-    routes = routes_of(bert, anatomy, batches, masks, loss)
-    assert set(routes.modes.values()) == {"plain"}
+    modes = modes_of(bert, anatomy, batches, masks, loss)
+    assert set(modes.values()) == {"plain"}
     replay.losses(
         bert,
         anatomy,
@@ -344,7 +301,7 @@ def test_what_has_as_many_rows_as_the_batch_by_chance_is_no_row(bert):
     assert torch.allclose(found, expected, rtol=2e-5, atol=2e-5)
 
 
-def test_routes_of_a_language_model_are_tried_on_few_positions():
+def test_modes_of_a_language_model_are_tried_on_few_positions():
     model = build("llama")
     anatomy = inspected(model)
     task = get_task("causal-lm")
@@ -357,9 +314,9 @@ def test_routes_of_a_language_model_are_tried_on_few_positions():
     embedded = model.get_input_embeddings().register_forward_pre_hook(
         lambda _m, args: seen.append(args[0].shape)
     )
-    routes = routes_of(model, anatomy, batches, masks, task.loss)
+    modes = modes_of(model, anatomy, batches, masks, task.loss)
     embedded.remove()
-    assert set(routes.modes.values()) == {"shared"}
+    assert set(modes.values()) == {"block"}
     assert {length for _rows, length in seen} == {16}
     found = replay.losses(model, anatomy, batches=batches, loss=task.loss, masks=masks)
     expected = brute(model, anatomy, batches, masks, task.loss)
@@ -462,7 +419,7 @@ def test_compiled_blocks_run_and_give_the_same_losses(family, monkeypatch):
     )
     assert torch.allclose(found, plain, rtol=1e-5, atol=1e-5)
     assert len(compiled) == 3
-    # All masks change the first block or start after it; the last may run on some positions only.
+    # All masks change the first block or start after it.
     assert 1 in ran
     assert 0 not in ran
 
@@ -474,7 +431,7 @@ def test_weights_that_wait_elsewhere_are_masked_all_the_same(bert):
     batches = as_batches([token_inputs()])
     plain = replay.losses(bert, anatomy, batches=batches, loss=loss, masks=masks)
     accelerate.cpu_offload(bert, execution_device=torch.device("cpu"))
-    assert set(routes_of(bert, anatomy, batches, masks, loss).modes.values()) == {"block"}
+    assert set(modes_of(bert, anatomy, batches, masks, loss).values()) == {"block"}
     found = replay.losses(bert, anatomy, batches=batches, loss=loss, masks=masks)
     assert torch.allclose(found, plain, rtol=1e-5, atol=1e-5)
 
@@ -484,8 +441,8 @@ def test_in_half_precision_replay_is_taken_where_it_is_right(family):
     model = build(family).to(torch.bfloat16)
     anatomy = inspected(model)
     masks = 1 - torch.eye(len(anatomy.heads))
-    routes = routes_of(model, anatomy, as_batches([token_inputs()]), masks, loss)
-    assert set(routes.modes.values()) <= {"shared", "block"}
+    modes = modes_of(model, anatomy, as_batches([token_inputs()]), masks, loss)
+    assert set(modes.values()) <= {"block"}
 
 
 def test_in_half_precision_a_wrong_replay_is_seen(bert):
@@ -499,9 +456,9 @@ def test_in_half_precision_a_wrong_replay_is_seen(bert):
         lambda _m, _a, out: out + 3 * seen.pop("value") if "value" in seen else out
     )
     masks = 1 - torch.eye(18)
-    routes = routes_of(model, anatomy, as_batches([token_inputs()]), masks, loss)
-    modes = {str(site.id): mode for site, mode in routes.modes.items()}
-    assert modes["L1"] == modes["L2"] == "stacked"
+    modes = modes_of(model, anatomy, as_batches([token_inputs()]), masks, loss)
+    by_name = {str(site.id): mode for site, mode in modes.items()}
+    assert by_name["L1"] == by_name["L2"] == "stacked"
 
 
 def hinge_of_last_token(outputs, batch):

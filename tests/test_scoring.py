@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 import headprune as hp
 from headprune.batch import as_batches
 from headprune.errors import DataError, ModelError
+from headprune.passes import RunContext
 from headprune.replay import losses
 from headprune.scoring.catalogue import METHODS
 from headprune.tasks.batches import InputFormat
@@ -103,7 +104,12 @@ def test_losses_takes_any_list_of_masks(family):
     masks[3] = 1
     masks[4, : len(anatomy.heads) // 3] = 1
     found = losses(
-        model, anatomy, batches=as_batches([batch]), loss=loss, masks=masks, tokens_per_forward=100
+        model,
+        anatomy,
+        batches=as_batches([batch]),
+        loss=loss,
+        masks=masks,
+        context=RunContext(tokens_per_forward=100),
     )
     for mask, row in zip(masks, found, strict=True):
         removed = [head for head, value in zip(anatomy.heads, mask, strict=True) if not value]

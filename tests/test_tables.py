@@ -206,7 +206,7 @@ def test_no_column_changes_its_mind_late(folder):
     assert cells_of(path) == rows
     table = read_table(str(path))
     assert texts_of(table, 10_020, choose_columns(table)) == ("true",)
-    assert table.place(10_020) == "row 10020 (line 10022)"
+    assert table.name_of(10_020) == "row 10020 (line 10022)"
 
 
 # Named.
@@ -403,7 +403,7 @@ def test_data_without_room_for_a_label_says_what_the_task_reads(num_texts, colum
         DataError, match=r"reads .* and a label, and the data has .* alone"
     ) as raised:
         choose_columns(table_of({name: ["w1 w2"] for name in columns}), num_texts=num_texts)
-    assert "--label" not in raised.value.hint, "there is no column to name"
+    assert "`label" not in raised.value.hint, "there is no column to name"
 
 
 @pytest.mark.parametrize(
@@ -431,7 +431,7 @@ def test_rivalling_columns_are_asked_about(columns, words):
     table = table_of(columns)
     with pytest.raises(DataError, match=words) as caught:
         choose_columns(table)
-    assert "--text" in caught.value.hint or "--label" in caught.value.hint
+    assert "`text=" in caught.value.hint or "`label=" in caught.value.hint
     told = choose_columns(table, texts=columns[:1], label=columns[-1])
     assert (told.texts, told.label) == (columns[:1], columns[-1])
 
@@ -546,5 +546,5 @@ def test_a_text_without_tokens_is_named_by_row(tmp_path, task):
     examples = task.to_examples(table, columns, given)
     with pytest.raises(DataError, match="no tokens") as caught:
         task.to_batches(examples, given)
-    assert caught.value.where == f"--data {path}, row 1 (line 4)"
+    assert caught.value.where == f"`data={path}`, row 1 (line 4)"
     task.to_batches(examples[:1], given)

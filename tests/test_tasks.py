@@ -98,7 +98,7 @@ def test_columns_are_found_by_the_names_everybody_uses(tmp_path, columns, texts,
     [
         ({"texts": ("sentense",)}, "no column 'sentense'", "did you mean 'sentence'"),
         ({"label": "lable"}, "no column 'lable'", "did you mean 'label'"),
-        ({"texts": ("sentence", "label"), "num_texts": (1,)}, "reads 1 text columns", "--text"),
+        ({"texts": ("sentence", "label"), "num_texts": (1,)}, "reads 1 text columns", "`text="),
     ],
 )
 def test_wrong_columns_are_refused_with_a_suggestion(tmp_path, settings, message, hint):
@@ -203,11 +203,11 @@ def test_a_known_metric_has_its_direction_and_what_it_compares(name):
     for task in TASKS.values():
         if task.predicts in known.takes:
             metrics.load_metric(name, predicted=task.predicts, classes=3)
-            require_metric(task.name, name)
+            require_metric(name, predicted=task.predicts)
             continue
         for refused in (
             lambda: metrics.load_metric(name, predicted=task.predicts),  # noqa: B023
-            lambda: require_metric(task.name, name),  # noqa: B023
+            lambda: require_metric(name, predicted=task.predicts),  # noqa: B023
         ):
             with pytest.raises(ConfigError, match=f"compares {known.takes[0]}") as caught:
                 refused()
@@ -282,7 +282,7 @@ def test_a_script_that_does_not_fit_is_refused_before_the_work(
     path = script(tmp_path, name, features, body, arguments)
     with pytest.raises(ConfigError, match=message) as caught:
         metrics.load_metric(path, higher_is_better=True, predicted="classes", classes=3)
-    assert "--metric" in caught.value.where
+    assert "`metric=" in caught.value.where
     assert caught.value.hint
 
 
@@ -360,7 +360,7 @@ def test_the_task_is_told_by_the_model(tmp_path):
     reranker.write_text('{"model_type": "CrossEncoder"}')
     assert detect_task(generator, model_directory=tmp_path) == "causal-lm"
     reranker.unlink()
-    with pytest.raises(ConfigError, match="--task|what the model is for"):
+    with pytest.raises(ConfigError, match="no task here for a model saved as"):
         detect_task(bare)
     with pytest.raises(ConfigError, match="no task"):
         get_task("clasification")

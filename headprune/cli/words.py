@@ -4,6 +4,7 @@ import re
 
 _FIELD = re.compile(r"`([a-z][a-z_]*)(?:=([^`]*))?`")
 _ARGUMENTS = {"model": "MODEL"}
+_OFF = {"higher_is_better": "--lower-is-better"}
 
 
 def as_options(text: str) -> str:
@@ -19,6 +20,6 @@ def _option(match: re.Match[str]) -> str:
     name, value = match[1], match[2]
     dashed = name.replace("_", "-")
     if value in ("True", "False"):
-        return f"--{dashed}" if value == "True" else f"--no-{dashed}"
+        return f"--{dashed}" if value == "True" else _OFF.get(name, f"--no-{dashed}")
     option = _ARGUMENTS.get(name, f"--{dashed}")
     return option if value is None else f"{option} {value}"

@@ -4,7 +4,6 @@ transformers v5 reads that setting no longer, and refuses the small weights. Her
 """
 
 import copy
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,22 +18,25 @@ from headprune.anatomy.clone import quiet
 from headprune.errors import ModelError, first_line
 from headprune.heads import HeadId
 from headprune.inspection import inspect
-from headprune.models.save import remote_config
+from headprune.models.describe import remote_config
+from headprune.models.shards import write_index
 from headprune.surgery import cut
 from headprune.untrusted.directories import lies_within
-from headprune.untrusted.documents import read_json
+from headprune.untrusted.weights import indexed_files
 
 
 def pruned_heads(config: PreTrainedConfig) -> dict[int, tuple[int, ...]]:
     """Return what transformers v4 removed, by layer (empty for any other model)."""
-    found: Any = getattr(config, "pruned_heads", None)
-    if not isinstance(found, Mapping) or hasattr(config, "headprune"):
+    by_layer: Any = getattr(config, "pruned_heads", None)
+    if not isinstance(by_layer, Mapping) or hasattr(config, "headprune"):
         return {}
-    return {int(layer): tuple(sorted(map(int, heads))) for layer, heads in found.items() if heads}
+    return {
+        int(layer): tuple(sorted(map(int, heads))) for layer, heads in by_layer.items() if heads
+    }
 
 
 def refuse_pruned_parts(config: PreTrainedConfig) -> None:
-    """Refuse a model of which transformers v4 pruned a part: the part's own config says so, and nothing reads that.
+    """Refuse a model of which transformers v4 pruned a part: only the part's own config says so, and nothing reads that.
 
     Raises:
         ModelError: It did.
@@ -50,7 +52,7 @@ def refuse_pruned_parts(config: PreTrainedConfig) -> None:
 
 
 def converted_config(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedConfig:
-    """Return the config with which a checkpoint of transformers v4 loads: sizes of every pruned attention, no weights read.
+    """Return the config with which a checkpoint that transformers v4 pruned loads; no weights are read.
 
     Args:
         config: A config with ``pruned_heads``.
@@ -85,9 +87,9 @@ def converted_config(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> P
             where="config.json (pruned_heads)",
             hint="check that config.json belongs to the weights",
         )
-    made = remote_config(model, cut(model, anatomy, remove=removed))
-    made.pruned_heads = {}
-    return made
+    converted = remote_config(model, cut(model, anatomy, remove=removed))
+    converted.pruned_heads = {}
+    return converted
 
 
 _WHOLE = "pytorch_model.bin"
@@ -95,15 +97,16 @@ _INDEX = "pytorch_model.bin.index.json"
 
 
 def pickled_weights(directory: Path) -> tuple[Path, ...]:
-    """Return the pickled weights of a directory that has no others, in the order of their names."""
+    """Return the pickled weights of a directory that has no others, in the order of their names.
+
+    Raises:
+        ModelError: Their index is damaged, or names something that isn't a file of the directory.
+    """
     if any(directory.glob("*.safetensors")):
         return ()
-    if (directory / _INDEX).is_file():
-        index = read_json(directory / _INDEX, error=ModelError, hint="fetch the file again")
-        files = index.get("weight_map") if isinstance(index, dict) else None
-        if isinstance(files, dict) and all(isinstance(name, str) for name in files.values()):
-            return tuple(directory / name for name in sorted(set(files.values())))
-    return (directory / _WHOLE,) if (directory / _WHOLE).is_file() else ()
+    one_file = (_WHOLE,) if (directory / _WHOLE).is_file() else ()
+    names = indexed_files(directory, _INDEX, fetched=False) or one_file
+    return tuple(directory / name for name in names)
 
 
 def rewritten(directory: Path, folder: Path) -> Path:
@@ -111,21 +114,29 @@ def rewritten(directory: Path, folder: Path) -> Path:
 
     Of the pickles only tensors are read (``weights_only=True``): whatever else they'd do is refused by torch.
 
+    Args:
+        directory: The model.
+        folder: An empty directory.
+
+    Returns:
+        ``folder``.
+
     Raises:
         ModelError: A file isn't there, holds something else, or may not be read.
     """
     for path in sorted(directory.glob("*.json")):
         if path.name != _INDEX and path.is_file() and lies_within(directory, path):
             shutil.copyfile(path, folder / path.name)
-    files = pickled_weights(directory)
-    weight_map: dict[str, str] = {}
-    for number, path in enumerate(files, start=1):
-        name = f"model-{number:05}-of-{len(files):05}.safetensors"
+    pickles = pickled_weights(directory)
+    files: dict[str, str] = {}
+    total = 0
+    for number, path in enumerate(pickles, start=1):
+        name = f"model-{number:05}-of-{len(pickles):05}.safetensors"
         tensors = dict(_tensors(directory, path))
-        weight_map |= dict.fromkeys(tensors, name)
+        files |= dict.fromkeys(tensors, name)
+        total += sum(tensor.nbytes for tensor in tensors.values())
         save_file(tensors, folder / name, metadata={"format": "pt"})
-    index = {"metadata": {}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    write_index(folder, files, total_size=total)
     return folder
 
 

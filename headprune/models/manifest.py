@@ -16,6 +16,7 @@ from headprune.artefact import Artefact, read_artefact
 from headprune.errors import CheckpointError
 from headprune.runtime.files import refuse_unusable_target, staged_directory
 from headprune.runtime.targets import everything_in, naming
+from headprune.untrusted.directories import lies_within
 
 MANIFEST = "manifest.json"
 """Lies in every directory that we saved; only such a one is ever replaced."""
@@ -106,36 +107,26 @@ def refuse_strangers(directory: Path) -> None:
         CheckpointError: It has none, a file that the manifest names isn't there, or there is something that it doesn't name.
     """
     path = directory / MANIFEST
-    hint = "choose another --out, or remove or move it yourself (--overwrite replaces only what headprune wrote)"
-    if not _is_plain(path) or not claims_to_be_ours(path):
-        strangers = _some(list(_everything(directory)))
-        raise CheckpointError(
-            f"{directory} holds something that headprune did not write, and is not replaced: {strangers}",
-            where="output directory",
-            hint=hint,
-        )
-    files = read_artefact(Manifest, path).files
-    absent = [
-        name
-        for name in files
-        if not _is_plain(directory / name) and name not in (*_RECORDS, *_FREE)
-    ]
-    if absent:
-        raise CheckpointError(
-            f"{directory} isn't as headprune left it, and is not replaced: {_some(absent)} missing",
-            where=str(path),
-            hint=hint,
-        )
+    is_ours = _is_plain(path) and claims_to_be_ours(path)
+    files = read_artefact(Manifest, path).files if is_ours else {}
     folders = {str(parent) for name in files for parent in PurePosixPath(name).parents}
-    known = {MANIFEST, *files, *folders}
-    strangers_found = [name for name in _everything(directory) if name not in known]
-    if strangers_found:
-        raise CheckpointError(
+    known = {MANIFEST, *files, *folders} if is_ours else set()
+    names = [entry.relative_to(directory).as_posix() for entry in everything_in(directory)]
+    absent = {name for name in files if not _is_plain(directory / name)} - {*_RECORDS, *_FREE}
+    if absent:
+        what = f"{directory} isn't as headprune left it, and is not replaced: {_some(sorted(absent))} missing"
+    elif strangers := [name for name in names if name not in known]:
+        what = (
             f"{directory} holds something that headprune did not write, and is not replaced: "
-            f"{_some(strangers_found)}",
-            where="output directory",
-            hint=hint,
+            f"{_some(strangers)}"
         )
+    else:
+        return
+    raise CheckpointError(
+        what,
+        where=str(path) if absent else "output directory",
+        hint="choose another `out`, or remove or move it yourself (`overwrite` replaces only what headprune wrote)",
+    )
 
 
 def _check_file(directory: Path, name: str, expected: _File) -> None:
@@ -146,7 +137,7 @@ def _check_file(directory: Path, name: str, expected: _File) -> None:
         raise CheckpointError(
             f"{name} is missing", where=str(directory), hint="fetch or make the directory again"
         )
-    if not _stays_inside(directory, file):
+    if not lies_within(directory, file):
         raise CheckpointError(
             f"{name} is a link that leads out of the directory",
             where=str(file),
@@ -162,16 +153,8 @@ def _check_file(directory: Path, name: str, expected: _File) -> None:
         )
 
 
-def _stays_inside(directory: Path, file: Path) -> bool:
-    """Whether a file lies in its directory, all links followed; those of the hub's cache lead to its blobs."""
-    place, home = file.resolve(), directory.resolve()
-    if home.parent.name == "snapshots" and place.is_relative_to(home.parent.parent / "blobs"):
-        return True
-    return place.is_relative_to(home)
-
-
 def claims_to_be_ours(path: Path) -> bool:
-    """Whether a file called as ours is one, be it damaged: other programs have such files, of other forms."""
+    """Whether a ``manifest.json`` is one of ours, perhaps damaged: other programs write files of that name, of other forms."""
     raw = path.read_bytes()
     try:
         document: Any = json.loads(raw)
@@ -180,7 +163,7 @@ def claims_to_be_ours(path: Path) -> bool:
     if not isinstance(document, dict) or len(document.keys() - {"sha256"}) != 2:
         return False
     maps = [value for value in document.values() if isinstance(value, dict)]
-    of_files = any(all(isinstance(value, dict) for value in found.values()) for found in maps)
+    of_files = any(all(isinstance(value, dict) for value in files.values()) for files in maps)
     return of_files and not document.keys().isdisjoint({"files", "format"})
 
 
@@ -195,18 +178,9 @@ def _is_loaded(name: str, files: Iterable[str]) -> bool:
 
 def _names(directory: Path) -> list[str]:
     """Return the files of a directory and its folders, but for its manifest."""
-    found = [
-        path.relative_to(directory).as_posix()
-        for path in everything_in(directory)
-        if path.is_file()
-    ]
-    return sorted(name for name in found if name != MANIFEST)
-
-
-def _everything(directory: Path) -> Iterator[str]:
-    """Yield what lies in a directory and its folders, links and empty folders too."""
-    for path in everything_in(directory):
-        yield path.relative_to(directory).as_posix()
+    paths = [path for path in everything_in(directory) if path.is_file()]
+    names = {path.relative_to(directory).as_posix() for path in paths}
+    return sorted(names - {MANIFEST})
 
 
 def _is_plain(path: Path) -> bool:
@@ -235,7 +209,7 @@ def refuse_unusable_output(
     needed_bytes: int = 0,
     notify: Callable[[str], None] | None = None,
 ) -> None:
-    """Check, before any work starts, that a directory can be written later, and holds nothing that isn't ours.
+    """Check, before any work starts, that a directory can be written later, and holds nothing that headprune didn't write.
 
     Args:
         out: The directory.
@@ -253,16 +227,16 @@ def refuse_unusable_output(
 
 
 def refuse_source(out: Path, source: Path) -> None:
-    """Refuse an output directory that is, or holds, the model that is read, however the two are written.
+    """Refuse an output directory that is, or contains, the model that is read, however the two paths are written.
 
     Raises:
         CheckpointError: It does.
     """
     with naming(out):
-        place, home = out.resolve(), source.resolve()
+        target, home = out.resolve(), source.resolve()
         holders = (home, *home.parents)
-        is_source = place in holders or (
-            place.exists() and any(place.samefile(holder) for holder in holders)
+        is_source = target in holders or (
+            target.exists() and any(target.samefile(holder) for holder in holders)
         )
     if is_source:
         raise CheckpointError(
@@ -274,7 +248,7 @@ def refuse_source(out: Path, source: Path) -> None:
 
 @contextmanager
 def output_directory(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield an empty directory that becomes ``out`` when the block ends well, replacing only what is ours.
+    """Yield an empty directory that becomes ``out`` when the block ends well; only what headprune wrote is replaced.
 
     Raises:
         CheckpointError: See :func:`headprune.runtime.files.staged_directory` and :func:`refuse_strangers`.

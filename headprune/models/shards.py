@@ -3,20 +3,16 @@
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from headprune.errors import ModelError
-from headprune.untrusted.weights import INDEX, WHOLE, read_header, weight_files
-
-_CHUNK = 1 << 24
+from headprune.untrusted.weights import INDEX, WHOLE, Stored, read_header, weight_files
 
 
 class Change(NamedTuple):
@@ -24,33 +20,6 @@ class Change(NamedTuple):
 
     shape: tuple[int, ...]
     make: Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A tensor where it lies: bytes ``start`` to ``stop`` of ``file``; ``dtype`` as the format names it (``BF16``)."""
-
-    file: Path
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-    def read(self) -> Tensor:
-        """Return the tensor; the file is mapped only as long as somebody holds it."""
-        with safe_open(self.file, "pt") as file:
-            found: Tensor = file.get_tensor(self.name)
-        return found
-
-    def chunks(self) -> Iterator[bytes]:
-        """Yield its bytes, a few at a time."""
-        with self.file.open("rb") as file:
-            file.seek(self.start)
-            left = self.stop - self.start
-            while left and (chunk := file.read(min(left, _CHUNK))):
-                left -= len(chunk)
-                yield chunk
 
 
 def shards(directory: Path) -> tuple[Path, ...]:
@@ -71,12 +40,12 @@ def shards(directory: Path) -> tuple[Path, ...]:
 
 def stored_tensors(directory: Path) -> tuple[Stored, ...]:
     """Return every tensor of a model, in the order in which they lie there."""
-    return tuple(stored for path in shards(directory) for stored in _header(path)[0])
+    return tuple(stored for path in shards(directory) for stored in read_header(path).tensors)
 
 
-def _header(path: Path) -> tuple[tuple[Stored, ...], dict[str, str]]:
-    tensors, metadata = read_header(path)
-    return tuple(Stored(path, *tensor) for tensor in tensors), metadata
+def count_stored(directory: Path) -> int:
+    """Return how many numbers the weights of a directory hold."""
+    return sum(math.prod(stored.shape) for stored in stored_tensors(directory))
 
 
 def rewrite(directory: Path, target: Path, *, changes: Mapping[str, Change]) -> None:
@@ -88,19 +57,27 @@ def rewrite(directory: Path, target: Path, *, changes: Mapping[str, Change]) -> 
         changes: What becomes of a tensor, by its name in the files.
     """
     paths = shards(directory)
-    places: dict[str, str] = {}
-    total = 0
-    for path in paths:
-        total += _rewrite_file(path, target / path.name, changes=changes)
-        places |= {stored.name: path.name for stored in _header(path)[0]}
+    total = sum(_rewrite_file(path, target / path.name, changes=changes) for path in paths)
     if paths[0].name != WHOLE:
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-        (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        files = {stored.name: stored.file.name for stored in stored_tensors(directory)}
+        write_index(target, files, total_size=total)
+
+
+def write_index(directory: Path, files: Mapping[str, str], *, total_size: int) -> None:
+    """Write the index of sharded weights.
+
+    Args:
+        directory: Where to.
+        files: The name of its file by the name of each tensor.
+        total_size: Bytes of all tensors.
+    """
+    index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(files.items()))}
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _rewrite_file(path: Path, target: Path, *, changes: Mapping[str, Change]) -> int:
     """Write one file; returns the bytes of its tensors."""
-    tensors, metadata = _header(path)
+    tensors, metadata = read_header(path)
     entries: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     end = 0
     for stored in tensors:

@@ -1,13 +1,12 @@
 """``losses(masks)``: the one primitive. Leave-one-out, curves, greedy steps and random subsets are all lists of masks.
 
-A head can't change the blocks before it, nor the other heads of its attention. So each batch runs once and is recorded
-(:mod:`~headprune.replay.recording`), and a mask runs only what it can change, many masks stacked in one forward
-(:mod:`~headprune.replay.resume`), in the way that was found to be exact for the attention it starts in
-(:mod:`~headprune.replay.routes`).
+A head can't change the blocks before it. So each batch runs once and is recorded (:mod:`~headprune.replay.record`), and a mask
+runs only what it can change, many masks stacked in one forward (:mod:`~headprune.replay.resume`), in the mode that is exact for
+the attention that it starts in: tried first (:mod:`~headprune.replay.modes`).
 """
 
 from headprune.replay.logits import example_losses
 from headprune.replay.losses import losses
-from headprune.replay.recording import Tape, read_by
+from headprune.replay.record import Tape, read_by
 
 __all__ = ["Tape", "example_losses", "losses", "read_by"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from headprune.batch import Batch, Loss, PositionLoss, per_example
-from headprune.replay.rows import part
+from headprune.replay.record import part
 
 # Logits that exist at a time. On a CPU more would leave its caches; a GPU wants large products.
 _AT_ONCE = {"cpu": 2**24, "cuda": 2**27}
@@ -40,7 +40,7 @@ def example_losses(
     Args:
         model: The model.
         batch: The examples.
-        loss: What is wanted; only a :class:`PositionLoss` is taken in pieces.
+        loss: One loss per example; only a :class:`PositionLoss` is taken in pieces.
         run: Runs the model on ``copies`` times the batch's rows.
         rerun: Runs nothing but what comes after the blocks. Needed where a model does something with its logits (scales or
             bounds them); without it, the logits of such a model are made all at once.
@@ -57,11 +57,11 @@ def example_losses(
         outputs = run()
     if len(seen) != 1 or seen[0][0].dim() != 3:
         return _whole(run(), batch, loss, copies)
-    (hidden, made, version), logits = seen[0], outputs.logits
+    (hidden, output, version), logits = seen[0], outputs.logits
     del outputs
     # The head's own output, and nothing was done to it in place.
-    plain = logits.data_ptr() == made.data_ptr() and made._version == version
-    plain = plain and logits.shape == made.shape
+    plain = logits.data_ptr() == output.data_ptr() and output._version == version
+    plain = plain and logits.shape == output.shape
     if not plain and rerun is None:
         return _whole(run(), batch, loss, copies)
     project = head if plain or rerun is None else _followed(head, rerun)
@@ -78,24 +78,24 @@ def _whole(outputs: Any, batch: Batch, loss: Loss, copies: int) -> Tensor:
     rows = batch.num_rows
     return torch.stack(
         [
-            per_example(loss, part(outputs, place, copies=copies, rows=rows), batch).float()
-            for place in range(copies)
+            per_example(loss, part(outputs, copy, copies=copies, rows=rows), batch).float()
+            for copy in range(copies)
         ]
     )
 
 
 @contextmanager
 def _one_position(head: nn.Module) -> Iterator[list[tuple[Tensor, Tensor, int]]]:
-    """Let ``head`` run on the first position only; collect what it was given, and what it made of that position and when."""
+    """Let ``head`` run on the first position only; collect what it read, and its output for that position with its version."""
     seen: list[tuple[Tensor, Tensor, int]] = []
-    given: list[Tensor] = []
+    read: list[Tensor] = []
 
     def shorten(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        given.append(args[0])
+        read.append(args[0])
         return (args[0][:, :1], *args[1:])
 
-    def keep(_module: nn.Module, _args: Any, made: Tensor) -> None:
-        seen.append((given[-1], made, made._version))
+    def keep(_module: nn.Module, _args: Any, output: Tensor) -> None:
+        seen.append((read[-1], output, output._version))
 
     handles = [head.register_forward_pre_hook(shorten), head.register_forward_hook(keep)]
     try:
@@ -130,19 +130,19 @@ class _Pieces(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, batch: Batch, loss: PositionLoss, project: Project, step: int
     ) -> Tensor:
-        wanted = hidden.requires_grad
+        needs_grad = hidden.requires_grad
         total = torch.zeros(batch.num_examples, device=batch.example_of_row.device)
-        gradient = torch.zeros_like(hidden) if wanted else None
+        gradient = torch.zeros_like(hidden) if needs_grad else None
         stop = loss.stop(batch)
         for start in range(0, stop, step):
-            piece = hidden[:, start : min(start + step, stop)].detach().requires_grad_(wanted)
-            with torch.set_grad_enabled(wanted):
+            piece = hidden[:, start : min(start + step, stop)].detach().requires_grad_(needs_grad)
+            with torch.set_grad_enabled(needs_grad):
                 logits = project(piece).to(total.device)
                 values = loss.part(logits, start, batch).float()
                 summed = values.sum()
             if gradient is not None:
-                (moved,) = torch.autograd.grad(summed, piece)
-                gradient[:, start : start + piece.shape[1]] = moved
+                (slope,) = torch.autograd.grad(summed, piece)
+                gradient[:, start : start + piece.shape[1]] = slope
             total += values.detach()
         ctx.example_of_row = batch.example_of_row
         ctx.gradient = gradient

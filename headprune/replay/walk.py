@@ -1,7 +1,7 @@
 """Go through a model block by block, as fitting layer after layer does: what lies before has run, and isn't run again.
 
-How far a batch has come is the calls that are over, the outermost ones. From there on, a module's input costs what lies between;
-so a walk through a whole model costs one forward, whatever is read on the way.
+How far a batch is done is told by its completed calls, the outermost ones. From there on, a module's input costs what lies
+between; so a walk through a whole model costs one forward, whatever is read on the way.
 """
 
 from collections.abc import Iterator
@@ -15,11 +15,18 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch, forward
-from headprune.replay.recording import Call, Tape, block_of, outermost, read_by, returning
-from headprune.replay.rows import map_tensors
+from headprune.replay.record import (
+    Call,
+    Tape,
+    block_of,
+    map_tensors,
+    outermost,
+    read_by,
+    returning,
+)
 
-Come = tuple[Call, ...]
-"""How far a batch has come: the outermost calls that are over; () is the beginning."""
+CompletedCalls = tuple[Call, ...]
+"""How far a batch is done: the outermost calls that have ended; () is the beginning."""
 
 
 def in_order(model: PreTrainedModel, anatomy: Anatomy, batch: Batch) -> list[Site]:
@@ -32,43 +39,51 @@ def in_order(model: PreTrainedModel, anatomy: Anatomy, batch: Batch) -> list[Sit
     return sorted(ran, key=lambda site: calls[site.id].projection.began)
 
 
-def read_from(model: PreTrainedModel, batch: Batch, module: nn.Module, *, come: Come) -> Tensor:
-    """Return what ``module`` reads, hooks included; what is over isn't run."""
-    with returning(come):
+def read_from(
+    model: PreTrainedModel, batch: Batch, module: nn.Module, *, completed: CompletedCalls
+) -> Tensor:
+    """Return what ``module`` reads, hooks included; what is completed isn't run."""
+    with returning(completed):
         return read_by(module, lambda: forward(model, batch.inputs))
 
 
-def go_on(
-    model: PreTrainedModel, anatomy: Anatomy, batch: Batch, *, come: Come, through: nn.Module
-) -> Come:
-    """Run the model until ``through`` is over, and return how far the batch has come."""
+def advance_through(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    batch: Batch,
+    *,
+    completed: CompletedCalls,
+    through: nn.Module,
+) -> CompletedCalls:
+    """Run the model until ``through`` has ended, and return the calls that are completed then."""
     tape = Tape(model, anatomy)
-    with tape.recording(), returning(come), _stopped_after(through):
+    with tape.recording(), returning(completed), _stopped_after(through):
         forward(model, batch.inputs)
     return outermost(tape.calls)
 
 
-def stage_of(model: PreTrainedModel, site: Site) -> nn.Module:
+def block_or_attention(model: PreTrainedModel, site: Site) -> nn.Module:
     """Return what a walk goes through at a time: the block of an attention, or the attention where it lies in none."""
     return block_of(model, site) or model.get_submodule(site.path)
 
 
-def without_values(come: Come, blocks: nn.ModuleList) -> Come:
+def without_values(completed: CompletedCalls, blocks: nn.ModuleList) -> CompletedCalls:
     """Return the same with nothing in the outputs of ``blocks`` but those of the last: most models read no others.
 
     The tensors keep their shapes and take no memory.
     """
-    inside = [place for place, call in enumerate(come) if call.module in set(blocks)]
-    calls = list(come)
-    for place in inside[:-1]:
-        calls[place] = replace(
-            calls[place], output=map_tensors(calls[place].output, _empty), read=None
+
+    def empty(tensor: Tensor) -> Tensor:
+        return tensor.new_zeros(()).expand(tensor.shape)
+
+    members = set(blocks)
+    inside = [index for index, call in enumerate(completed) if call.module in members]
+    calls = list(completed)
+    for index in inside[:-1]:
+        calls[index] = replace(
+            calls[index], output=map_tensors(calls[index].output, empty), read=None
         )
     return tuple(calls)
-
-
-def _empty(tensor: Tensor) -> Tensor:
-    return tensor.new_zeros(()).expand(tensor.shape)
 
 
 def list_of(model: PreTrainedModel, block: nn.Module) -> nn.ModuleList | None:
@@ -83,30 +98,32 @@ def reads_last_only(
     batch: Batch,
     module: nn.Module,
     *,
-    come: Come,
+    completed: CompletedCalls,
     blocks: nn.ModuleList,
 ) -> bool:
     """Whether ``module`` reads the same, bit by bit, when of all ``blocks`` only the last one's output is there."""
-    wanted = read_from(model, batch, module, come=come)
-    found = read_from(model, batch, module, come=without_values(come, blocks))
-    return torch.equal(wanted, found)
+    last_only = without_values(completed, blocks)
+    return torch.equal(
+        read_from(model, batch, module, completed=completed),
+        read_from(model, batch, module, completed=last_only),
+    )
 
 
-class _OverError(Exception):
-    """A module is over, and nothing after it needs to run."""
+class _StopForwardError(Exception):
+    """A module has ended, and nothing after it needs to run."""
 
 
 @contextmanager
 def _stopped_after(module: nn.Module) -> Iterator[None]:
-    """End the block where ``module`` is over."""
+    """End the block where ``module`` has ended."""
 
     def stop(*_args: Any) -> None:
-        raise _OverError
+        raise _StopForwardError
 
     handle = module.register_forward_hook(stop)
     try:
         yield
-    except _OverError:
+    except _StopForwardError:
         pass
     finally:
         handle.remove()

@@ -16,11 +16,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from enum import Enum
 from itertools import count
 from pathlib import Path
 
 from headprune.errors import CheckpointError
-from headprune.runtime.locks import Lock, is_still, take
+
+if sys.platform != "win32":
+    import fcntl
 
 _MARK = ".headprune-tmp-"
 _BEHIND_THE_MARK = re.compile(
@@ -46,18 +49,18 @@ def temporary(target: Path, *, is_file: bool) -> Iterator[Path]:
 
 
 def old_name(temporary: Path) -> Path:
-    """Return what the target of a temporary directory is called while the one takes the other's place."""
+    """Return the name to which the target of a temporary directory is moved aside while that replaces it."""
     return temporary.with_name(f"{temporary.name}-{_identity(temporary)}-old")
 
 
 def _identity(directory: Path) -> str:
-    """Return what stays of a directory when it is renamed, and isn't that of another one: an inode alone comes again."""
+    """Return what identifies a directory, also when it is renamed: its inode, which alone may be used again, and its time."""
     state = directory.stat()
     return f"{state.st_ino}-{state.st_mtime_ns}"
 
 
 def is_stranded(temporary: Path) -> bool:
-    """Whether a temporary should have taken its target's place, which is moved aside now, and didn't get there."""
+    """Whether a temporary was to replace its target, which is moved aside now, and the replacement failed."""
     return temporary.is_dir() and is_there(old_name(temporary))
 
 
@@ -79,25 +82,25 @@ def put_aside(path: Path, target: Path, word: str) -> Path:
     return aside
 
 
-def put_unless_taken(temporary: Path, place: Path) -> bool:
+def put_unless_taken(temporary: Path, target: Path) -> bool:
     """Put a temporary file in its place if nothing is there, in one step; return whether it is there now."""
     try:
-        os.link(temporary, place)
+        os.link(temporary, target)
     except FileExistsError:
         return False
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
             raise
-        try:  # no hard links here: an empty file holds the place for a moment
-            os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        try:  # no hard links here: an empty file holds the target for a moment
+            os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return False
-        temporary.replace(place)
+        temporary.replace(target)
     return True
 
 
 def put_back(target: Path) -> bool:
-    """Put back what stopped replacements of ``target`` moved aside, if nothing has taken its place; nothing of it is lost.
+    """Put back what interrupted replacements of ``target`` moved aside, if nothing lies there now; nothing of it is lost.
 
     The new state that should have taken the place is whole by then: it is kept as ``NAME.unplaced``. Where something else
     lies at ``target`` by now, that stays, and the old state is kept as ``NAME.replaced``.
@@ -228,8 +231,12 @@ def _remove_if_dead(path: Path) -> None:
     except OSError:
         return
     try:
-        unused = lock is Lock.UNSUPPORTED and _has_ended(path) and _is_stale(path)
-        if lock is Lock.HELD or unused:
+        is_stale = (
+            lock is Lock.UNSUPPORTED
+            and _has_ended(path)
+            and time.time() - path.stat().st_mtime > _STALE_SECONDS
+        )
+        if lock is Lock.HELD or is_stale:
             _remove(path)
     finally:
         if descriptor is not None:
@@ -259,13 +266,55 @@ def _has_ended(temporary: Path) -> bool:
     """Whether the process whose number a temporary has in its name is gone."""
     number = temporary.name.rpartition(_MARK)[2].partition("-")[0]
     try:
-        os.kill(int(number), 0)
+        with suppress(PermissionError, OverflowError):
+            os.kill(int(number), 0)
     except ProcessLookupError:
         return True
-    except (PermissionError, OverflowError):
-        return False
     return False
 
 
-def _is_stale(path: Path) -> bool:
-    return time.time() - path.stat().st_mtime > _STALE_SECONDS
+class Lock(Enum):
+    """What came of an attempt to take a lock."""
+
+    HELD = "held by us now"
+    BUSY = "held by someone else"
+    UNSUPPORTED = "unknown to the file system"
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Hold the lock of a directory that is there; yields whether we could have it (or the file system knows no locks)."""
+    descriptor, lock = take(path)
+    try:
+        was_replaced = descriptor is not None and not is_still(path, descriptor)
+        yield lock is not Lock.BUSY and not was_replaced
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def take(path: Path) -> tuple[int | None, Lock]:
+    """Try to lock a file or directory; the lock lasts until the descriptor is closed, or the process ends."""
+    if sys.platform == "win32":
+        return None, Lock.UNSUPPORTED
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None, Lock.BUSY
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            os.close(descriptor)
+            raise
+        return descriptor, Lock.UNSUPPORTED
+    return descriptor, Lock.HELD
+
+
+def is_still(path: Path, descriptor: int) -> bool:
+    """Whether a path leads to what is open."""
+    try:
+        there, opened = path.stat(), os.fstat(descriptor)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)

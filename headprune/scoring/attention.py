@@ -21,7 +21,7 @@ from headprune.masking import padding_mask, places_of
 from headprune.memory import Parts, halves_of_batch
 from headprune.passes import Work, each_batch, summed
 from headprune.placement import input_device
-from headprune.replay.rows import tensors_in
+from headprune.replay.record import tensors_in
 from headprune.scoring.request import Estimate, ScoreRequest, mean_and_error
 
 NUMBERS = ("confidence", "entropy", "sink")

@@ -22,13 +22,13 @@ from headprune.masking import gated, places_of, real_positions, row_of_position
 from headprune.memory import Parts
 from headprune.placement import input_device
 from headprune.replay.walk import (
-    Come,
-    go_on,
+    CompletedCalls,
+    advance_through,
+    block_or_attention,
     in_order,
     list_of,
     read_from,
     reads_last_only,
-    stage_of,
     without_values,
 )
 from headprune.surgery.least_squares import FOLDS, RIDGES, How, Sums, no_sums, solve
@@ -49,11 +49,11 @@ class Reconstructed:
 
 @dataclass(eq=False)
 class _Walker:
-    """A model with weights of its own that is walked through, and how far every batch has come."""
+    """A model with weights of its own that is walked through, and the calls that every batch has completed."""
 
     made: Reconstructed
     how: How | None = None
-    come: list[Come] = field(default_factory=list)
+    completed: list[CompletedCalls] = field(default_factory=list)
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -133,7 +133,7 @@ def _fit(
     ridges: Sequence[float] | None,
 ) -> list[Reconstructed]:
     path = _Path(model, anatomy, batches, mask, ridges)
-    whole = _Walker(Reconstructed(projections(model, anatomy)), come=[()] * len(batches))
+    whole = _Walker(Reconstructed(projections(model, anatomy)), completed=[()] * len(batches))
     reconstruction = [_Walker(Reconstructed(dict(whole.weights)), how) for how in ways]
     order = in_order(model, anatomy, path.batch(0))
     reached = False
@@ -142,13 +142,15 @@ def _fit(
         if not reached and not bool(kept.all()):
             reached = True
             for walker in reconstruction:
-                walker.come = list(whole.come)
+                walker.completed = list(whole.completed)
         if reached and _is_linear(model, site):
             _reconstruct_site(path, site, whole, reconstruction)
         later = order[place + 1] if place + 1 < len(order) else None
-        if later is not None and stage_of(model, later) is not stage_of(model, site):
+        if later is not None and block_or_attention(model, later) is not block_or_attention(
+            model, site
+        ):
             for walker in (whole, *reconstruction) if reached else (whole,):
-                _walk_on(path, walker, through=stage_of(model, site), next_read=later)
+                _walk_on(path, walker, through=block_or_attention(model, site), next_read=later)
     return [walker.made for walker in reconstruction]
 
 
@@ -160,12 +162,16 @@ def _walk_on(path: _Path, walker: _Walker, *, through: nn.Module, next_read: Sit
     with path.walking(walker):
         for place in range(len(path.batches)):
             batch = path.batch(place)
-            come = go_on(model, path.anatomy, batch, come=walker.come[place], through=through)
+            completed = advance_through(
+                model, path.anatomy, batch, completed=walker.completed[place], through=through
+            )
             if drop is None:
                 drop = blocks is not None and reads_last_only(
-                    model, batch, module, come=come, blocks=blocks
+                    model, batch, module, completed=completed, blocks=blocks
                 )
-            walker.come[place] = without_values(come, blocks) if drop and blocks else come
+            walker.completed[place] = (
+                without_values(completed, blocks) if drop and blocks else completed
+            )
 
 
 def _reconstruct_site(
@@ -189,12 +195,12 @@ def _reconstruct_site(
     for place in range(len(path.batches)):
         batch = path.batch(place)
         with path.walking(whole):
-            left, example = _inputs(path.model, site, batch, come=whole.come[place])
+            left, example = _inputs(path.model, site, batch, completed=whole.completed[place])
         wanted = left @ old if bias is None else left @ old + bias
         place_of = first + example
         for walker, sums in zip(reconstruction, folds, strict=True):
             with path.walking(walker):
-                left, _ = _inputs(path.model, site, batch, come=walker.come[place])
+                left, _ = _inputs(path.model, site, batch, completed=walker.completed[place])
             _add(sums, left[:, columns], wanted, place_of % len(sums))
         first += batch.num_examples
     for walker, how, sums, choice in zip(reconstruction, ways, folds, ridges, strict=True):
@@ -240,10 +246,10 @@ def _is_linear(model: PreTrainedModel, site: Site) -> bool:
 
 
 def _inputs(
-    model: PreTrainedModel, site: Site, batch: Batch, *, come: Come
+    model: PreTrainedModel, site: Site, batch: Batch, *, completed: CompletedCalls
 ) -> tuple[Float64[Tensor, "positions width"], Int[Tensor, " positions"]]:
     """Return what a site's output projection reads at all positions that aren't padding, and the example of each."""
-    z = read_from(model, batch, model.get_submodule(site.output), come=come)
+    z = read_from(model, batch, model.get_submodule(site.output), completed=completed)
     real = real_positions(site, z.shape[:-1], batch)
     found = z.flatten(0, -2)
     row = row_of_position(site, z.shape[:-1], batch)

@@ -153,7 +153,7 @@ def make_batches(
         raise ModelError(
             "the model's outputs change where a text is padded, and the texts of a pair differ in length",
             where="the model's padding",
-            hint="--task classification reads a pair as one row; other models bear padding",
+            hint="`task=classification` reads a pair as one row; other models bear padding",
         )
     groups = pack(
         [max(pair) * num_rows for pair in lengths],

@@ -26,7 +26,7 @@ def load_custom_metric(name: str, *, higher_is_better: bool) -> Metric:
     if Path(name).name == name and Path(name).suffix != ".py" and Path(name).exists():
         raise ConfigError(
             f"{name} lies here, and may be meant as a metric of the hub: what lies here would be run",
-            where=f"--metric {name}",
+            where=f"`metric={name}`",
             hint=f"say ./{name} to run it, or start the command in another directory",
         )
     try:
@@ -35,7 +35,7 @@ def load_custom_metric(name: str, *, higher_is_better: bool) -> Metric:
     except (Exception, SystemExit) as error:
         raise ConfigError(
             f"the metric {name!r} can't be loaded: {first_line(error)}",
-            where="--metric",
+            where="`metric`",
             hint=f"repair the file, which must define one evaluate.Metric: {name}"
             if Path(name).exists()
             else f"check the name and the network; built in: {did_you_mean(name, METRICS)}",
@@ -53,8 +53,8 @@ def load_custom_metric(name: str, *, higher_is_better: bool) -> Metric:
         except (Exception, SystemExit) as error:  # somebody's code
             raise UndefinedMetricError(
                 f"the metric {name!r} fails on {len(references)} rows: {with_type(error)}",
-                where=f"--metric {name}",
-                hint=f"choose another --metric, or write it for {takes} alone: one prediction and one reference an example",
+                where=f"`metric={name}`",
+                hint=f"choose another `metric`, or write it for {takes} alone: one prediction and one reference an example",
             ) from error
         return _number(result, name)
 
@@ -91,11 +91,7 @@ def try_metric(metric: Metric, *, classes: int | None) -> None:
 
 
 def _what_it_takes(module: Any, name: str) -> Predicted:
-    """Return what a metric of ``evaluate`` compares, by its features.
-
-    Raises:
-        ConfigError: It takes something that no task gives.
-    """
+    """Return what a metric of ``evaluate`` compares, by its features."""
 
     def kind(feature: Any) -> str:
         dtype = str(feature.dtype) if isinstance(feature, datasets.Value) else "other"
@@ -116,24 +112,20 @@ def _what_it_takes(module: Any, name: str) -> Predicted:
     )
     raise ConfigError(
         f"the metric {name!r} takes {taken}, and a task gives predictions and references, one number each an example",
-        where=f"--metric {name}",
-        hint=f"choose another --metric; built in: {', '.join(METRICS)}",
+        where=f"`metric={name}`",
+        hint=f"choose another `metric`; built in: {', '.join(METRICS)}",
     )
 
 
 def _number(result: Any, name: str) -> float:
-    """Return the one number that a metric gives.
-
-    Raises:
-        ConfigError: It gives several, or something else.
-    """
+    """Return the one number that a metric gives."""
     key = name.rstrip("/").rsplit("/", 1)[-1].removesuffix(".py")
     values = result if isinstance(result, dict) else {key: result}
     value = values.get(key, next(iter(values.values())) if len(values) == 1 else None)
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         raise ConfigError(
             f"the metric {name!r} gives {', '.join(map(str, values))}, and none of them is one number called {key}",
-            where=f"--metric {name}",
+            where=f"`metric={name}`",
             hint=f"write it so that it returns {{{key!r}: number}}",
         )
     return float(value)

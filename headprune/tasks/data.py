@@ -9,8 +9,8 @@ from typing import Any
 from headprune import demo
 from headprune.errors import DataError, did_you_mean, first_line
 from headprune.runtime.targets import kind_if_special
-from headprune.tasks.delimited import FormatError
-from headprune.tasks.tables import FORMATS, Table, lines_of, read_file, read_text
+from headprune.tasks.delimited import FormatError, lines_of, read_text
+from headprune.tasks.tables import FORMATS, Table
 
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -33,15 +33,15 @@ def read_table(source: str, *, split: str | None = None) -> Table:
     try:
         table = _open(source, split)
     except FormatError as error:
-        raise DataError(str(error), where=f"--data {source}", hint=error.hint) from error
+        raise DataError(str(error), where=f"`data={source}`", hint=error.hint) from error
     except OSError as error:
-        raise DataError(
+        raise _error(
+            source,
             f"the data can't be read: {error.strerror or first_line(error)}",
-            where=f"--data {source}",
             hint="check the path and its permissions",
         ) from error
     if not table.rows:
-        raise DataError("the data has no rows", where=f"--data {source}", hint="check the file")
+        raise DataError("the data has no rows", where=f"`data={source}`", hint="check the file")
     return replace(table, name=source)
 
 
@@ -52,28 +52,32 @@ def _open(source: str, split: str | None) -> Table:
         return replace(_read_demo(demo.locate_data(source, split)), split=split)
     if path.suffix.lower() in FORMATS and path.is_file():
         if split is not None:
-            raise DataError(
+            raise _error(
+                source,
                 f"{source} is a file, and a file has no split {split!r}: all of it is read",
-                where=f"--data {source}",
-                hint="name the file of that split with --data or --eval-data, and leave the split out",
+                hint="name the file of that split with `data` or `eval_data`, and leave the split out",
             )
-        return read_file(path)
+        return FORMATS[path.suffix.lower()](path)
     if "://" in source:
-        raise DataError(
+        raise _error(
+            source,
             f"{source} is an address, and data is read from files and data sets alone",
-            where=f"--data {source}",
             hint="download it and name the file, or say HUB_ID[:CONFIG]",
         )
     name, _, config = source.partition(":")
     if path.suffix.lower() in FORMATS or path.exists() or Path(name).exists():
         raise _no_file(path if path.exists() else Path(name) if config else path, source)
     if not _HUB_ID.fullmatch(name):
-        raise DataError(
+        raise _error(
+            source,
             f"there is no file {source!r}, and no data set on the hub is called so",
-            where=f"--data {source}",
             hint=f"name one file that ends in {', '.join(FORMATS)}, or HUB_ID[:CONFIG]",
         )
     return _load(source, name, config, split or "train")
+
+
+def _error(source: str, what: str, hint: str) -> DataError:
+    return DataError(what, where=f"`data={source}`", hint=hint)
 
 
 def _read_demo(path: Path) -> Table:
@@ -85,7 +89,7 @@ def _read_demo(path: Path) -> Table:
 
 def _no_file(path: Path, source: str) -> DataError:
     """Return what is wrong with something that isn't a file of a known format."""
-    where = f"--data {source}"
+    where = f"`data={source}`"
     endings = ", ".join(FORMATS)
     if path.is_dir():
         inside = [entry for entry in path.iterdir() if entry.name not in _NOTES_OF_DATASETS]
@@ -106,7 +110,7 @@ def _no_file(path: Path, source: str) -> DataError:
         return DataError(
             f"{path.name} is a file, which has no parts to be named after it",
             where=where,
-            hint=f"say --data {path}",
+            hint=f"say `data={path}`",
         )
     if path.suffix.lower() in _PACKED:
         return DataError(
@@ -122,18 +126,14 @@ def _no_file(path: Path, source: str) -> DataError:
 
 
 def _load(source: str, name: str, config: str, split: str) -> Table:
-    """Load a data set of the hub; the names of formats, which the library takes for one of its readers of the folder, are none.
-
-    Raises:
-        DataError: It can't be had, or is a format's name.
-    """
+    """Load a data set of the hub; a name of a format, which the library takes for a reader of the working directory, is none."""
     import datasets
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
     if name in _PACKAGED_DATASETS_MODULES:
-        raise DataError(
+        raise _error(
+            source,
             f"{name!r} is the name of a format, not a data set",
-            where=f"--data {source}",
             hint=f"name one file that ends in {', '.join(FORMATS)}, or HUB_ID[:CONFIG]",
         )
     try:
@@ -143,7 +143,7 @@ def _load(source: str, name: str, config: str, split: str) -> Table:
         # The builders raise whatever their parsers raise (pandas, pyarrow, UnicodeDecodeError, hub errors).
         raise DataError(
             f"the data can't be read: {first_line(_first_cause(error))}",
-            where=f"--data {source} --split {split}",
+            where=f"`data={source}` `split={split}`",
             hint="check the name (HUB_ID[:CONFIG]), the split and the network; a local file needs one of the endings "
             + ", ".join(FORMATS),
         ) from error

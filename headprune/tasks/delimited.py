@@ -1,12 +1,21 @@
-"""Rows of .csv and .tsv, as the formats have them: a cell is the text that was written, and no line is lost."""
+"""Text files: their encoding, their lines, and fields between commas or tabs; a cell is the text that was written."""
 
+import codecs
 import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+from headprune.untrusted.directories import kind_by_content
 
 _ENDS = re.compile(r"\r\n|\n|\r")
 _END_NAMES = {"\n": "\\n", "\r\n": "\\r\\n", "\r": "\\r"}
 _SEPARATOR_NAMES = {",": "commas", "\t": "tabs", ";": "';'", "|": "'|'"}
+_TO_UTF8 = "convert it: iconv -f {} -t UTF-8 FILE > NEW_FILE"
+_MARKS = (
+    ((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "UTF-32"),
+    ((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "UTF-16"),
+)
 _OPENS = re.compile(r'(?:^|[\t\r\n])"')
 _QUOTED = re.compile(r'"[^"]*+(?:""[^"]*+)*+"')
 
@@ -24,6 +33,58 @@ class FormatError(ValueError):
         super().__init__(what if line is None else f"line {line}: {what}")
         self.hint = hint
         self.line = line or 0
+
+
+def read_text(path: Path) -> str:
+    """Return a text in UTF-8, without the mark that some editors put in front.
+
+    Raises:
+        FormatError: It is something else.
+    """
+    raw = path.read_bytes()
+    for marks, name in _MARKS:
+        if raw.startswith(marks):
+            raise FormatError(
+                f"the file's encoding is {name}, not UTF-8", hint=_TO_UTF8.format(name)
+            )
+    refuse_other_content(raw, "text")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FormatError(
+            f"the byte 0x{raw[error.start]:02x} is not UTF-8: the file has another encoding",
+            hint=_TO_UTF8.format("LATIN1"),
+            line=len(_ENDS.findall(raw[: error.start].decode("latin-1"))) + 1,
+        ) from error
+    if "\0" in text:
+        wide = 3 * text.count("\0") > len(text)
+        raise FormatError(
+            "it holds a NUL character" + ": the encoding may be UTF-16" * wide,
+            hint=_TO_UTF8.format("UTF-16") if wide else "repair or remove the line",
+            line=len(_ENDS.findall(text[: text.index("\0")])) + 1,
+        )
+    return text
+
+
+def refuse_other_content(raw: bytes, expected: str) -> None:
+    """Refuse a file that holds something else than its ending tells.
+
+    Args:
+        raw: Its first bytes.
+        expected: What it should be, as its kind's hint ends.
+
+    Raises:
+        FormatError: It does.
+    """
+    what, hint = kind_by_content(raw) or ("", expected)
+    if not hint.endswith(expected):  # it is what it is called, and damaged
+        raise FormatError(f"the file is {what}, not a {expected} file", hint=hint)
+
+
+def lines_of(text: str) -> list[str]:
+    """Return the lines of a text without their ends; a line ends where files end lines, not at other breaks of Unicode."""
+    lines = _ENDS.split(text)
+    return lines if lines[-1] else lines[:-1]
 
 
 class Record(NamedTuple):
@@ -70,9 +131,6 @@ def _quoted_or_not(text: str) -> tuple[Record, list[Record]]:
 
     They are quoted where the header is, where only that reading is possible, or where every such field is as writers quote:
     because its text needs it, or as the whole column is. Else every line is a row, and quotation marks are characters.
-
-    Raises:
-        FormatError: Neither reading is possible, or both are and give other rows.
     """
     unquoted, quoted = _attempt(_unquoted, text), _attempt(_quoted, text)
     header = _ENDS.split(text, maxsplit=1)[0].split("\t")
@@ -159,45 +217,41 @@ def _counted(fields: int) -> str:
 
 
 def _unquoted(text: str, separator: str) -> Iterator[Record]:
-    line, place, usual = 1, 0, ""
-    while place < len(text):
-        end = _ENDS.search(text, place)
+    line, position, usual = 1, 0, ""
+    while position < len(text):
+        end = _ENDS.search(text, position)
         stop = end.start() if end else len(text)
-        cells = text[place:stop].split(separator)
+        cells = text[position:stop].split(separator)
         yield Record(cells, (False,) * len(cells), line, line)
         usual = _same_end(usual, end.group() if end else "", line)
-        place, line = end.end() if end else stop, line + 1
+        position, line = end.end() if end else stop, line + 1
 
 
 def _quoted(text: str, separator: str) -> Iterator[Record]:
     field = re.compile(
         rf'(?:"([^"]*+(?:""[^"]*+)*+)"|((?:[^"{separator}\r\n][^{separator}\r\n]*+)?+))({separator}|\r\n|\n|\r|\Z)'
     )
-    line, place, usual = 1, 0, ""
-    while place < len(text):
+    line, position, usual = 1, 0, ""
+    while position < len(text):
         cells: list[str] = []
         quoted: list[bool] = []
         first, end = line, separator
         while end == separator:
-            match = field.match(text, place)
+            match = field.match(text, position)
             if match is None:
-                raise _unclosed(text, place, line)
+                raise _unclosed(text, position, line)
             inside, plain, end = match.groups()
             cells.append(plain if inside is None else inside.replace('""', '"'))
             quoted.append(inside is not None)
             line += len(_ENDS.findall(inside)) if inside else 0
-            place = match.end()
+            position = match.end()
         yield Record(cells, tuple(quoted), first, line)
         usual = _same_end(usual, end, line)
         line += 1
 
 
 def _same_end(usual: str, end: str, line: int) -> str:
-    """Return how lines end.
-
-    Raises:
-        FormatError: This one ends in another way than those before: it could be a part of a text.
-    """
+    """Return how lines end."""
     if usual and end and usual != end:
         raise FormatError(
             f"it ends in {_END_NAMES[end]}, and those before in {_END_NAMES[usual]}",
@@ -207,8 +261,8 @@ def _same_end(usual: str, end: str, line: int) -> str:
     return usual or end
 
 
-def _unclosed(text: str, place: int, line: int) -> FormatError:
-    closed = _QUOTED.match(text, place)
+def _unclosed(text: str, position: int, line: int) -> FormatError:
+    closed = _QUOTED.match(text, position)
     hint = 'close the quotation marks of the field; those inside of a text are doubled ("")'
     if closed is None:
         return FormatError(

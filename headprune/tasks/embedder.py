@@ -1,32 +1,43 @@
 """A directory of sentence-transformers, read: what its model does with a text, before and after the transformer."""
 
-from collections.abc import Mapping
+import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from tokenizers.normalizers import Lowercase, Sequence
 from transformers import AutoModelForTextEncoding
 
 from headprune.anatomy.exceptions import ENCODERS_WITHOUT_AUTO_MODEL, SENTENCE_ENCODERS
 from headprune.errors import ModelError
-from headprune.tasks.embedder_settings import (
-    default_prompt,
-    longest_input,
-    model_settings,
-    transformer_settings,
-)
-from headprune.tasks.embedding import LAYERS, MASK, SENTENCE, TOKENS, Step
-from headprune.tasks.embedding_modules import Chain, join, mean_of_tokens
+from headprune.tasks.embedding import AGAIN, read_modules
+from headprune.tasks.pooling import SIMILARITIES, TOKENS, Step, pooled
 from headprune.untrusted.directories import ModuleEntry, module_entries, transformer_folder
+from headprune.untrusted.documents import read_json
 
 _ENCODER_ALONE = (
     "encoder alone (pruned, it loads by headprune.load, or by transformers with trust_remote_code=True; sentence-transformers "
     "builds encoders of this family whole)"
 )
-_SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+_MODEL_SETTINGS = "config_sentence_transformers.json"
+_KIND = "SentenceTransformer"
+_OLD_NAMES = ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+_TRANSFORMER_SETTINGS = [f"sentence_{name}_config.json" for name in ("bert", *_OLD_NAMES)]
+_EXPECTED = {"transformer_task": "feature-extraction", "module_output_name": TOKENS}
+# Options that change nothing that is computed here; of the others none may be set. Each has an old name and a new one.
+_MODEL_OPTIONS = (
+    *("trust_remote_code", "attn_implementation", "use_safetensors", "low_cpu_mem_usage"),
+    *("add_pooling_layer", "device_map"),
+)
+_OPTIONS = {
+    **dict.fromkeys(("model_args", "model_kwargs"), _MODEL_OPTIONS),
+    **dict.fromkeys(("tokenizer_args", "processor_kwargs"), ("trust_remote_code", "use_fast")),
+    **dict.fromkeys(("config_args", "config_kwargs"), ("trust_remote_code", "use_cache")),
+}
+# More tokens than any text has.
+_NO_LIMIT = 1_000_000
+_TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,25 +65,6 @@ class Embedder:
     similarity: str = "cosine"
 
 
-MEAN = Embedder((mean_of_tokens(),), "the mean of the tokens")
-"""What is assumed where nothing says how tokens become an embedding."""
-
-
-def embedding_of(
-    embedder: Embedder, outputs: Any, inputs: Mapping[str, Tensor]
-) -> Float[Tensor, "rows hidden"]:
-    """Return the sentences' embeddings, as ``SentenceTransformer.encode`` does."""
-    hidden = outputs.last_hidden_state.float()
-    features = {TOKENS: hidden, MASK: inputs["attention_mask"]}
-    layers = getattr(outputs, "hidden_states", None)
-    if layers is not None:
-        features[LAYERS] = torch.stack([layer.float() for layer in layers])
-    for step in embedder.steps:
-        features = dict(step(features))
-    embedding: Tensor = features[SENTENCE][:, : embedder.dimensions]
-    return embedding
-
-
 def read_embedder(directory: Path | None, *, config: Any = None, tokenizer: Any = None) -> Embedder:
     """Read how a model embeds sentences.
 
@@ -88,19 +80,19 @@ def read_embedder(directory: Path | None, *, config: Any = None, tokenizer: Any 
     entries = None if directory is None else module_entries(directory)
     if directory is None or entries is None:
         return _assumed(directory, config, auto_class)
-    settings = transformer_settings(directory / transformer_folder(directory))
-    model = model_settings(directory)
-    prompt = default_prompt(model, where=directory)
+    settings = _transformer_settings(directory / transformer_folder(directory))
+    model = _model_settings(directory)
+    prompt = _default_prompt(model, directory)
     lower_case = bool(settings.get("do_lower_case", False))
-    max_length = longest_input(settings, config, tokenizer)
-    chain = Chain(
+    max_length = _longest_input(settings, config, tokenizer)
+    steps, words = read_modules(
+        _after_transformer(entries, directory),
         directory,
         token_width=getattr(config, "hidden_size", None),
         prompt_length=lambda: _prompt_length(prompt, tokenizer, lower_case, max_length),
     )
-    steps, words = join(_after_transformer(entries, directory), chain)
     similarity = model.get("similarity_fn_name")
-    similarity = similarity if similarity in _SIMILARITIES else "cosine"
+    similarity = similarity if similarity in SIMILARITIES else "cosine"
     dimensions = model.get("truncate_dim")
     words += [_ENCODER_ALONE] * (auto_class != "AutoModel")
     words += [f"the first {dimensions} numbers"] * (dimensions is not None)
@@ -126,17 +118,13 @@ def _auto_class(config: Any) -> str:
         raise ModelError(
             f"sentence-transformers embeds with the encoder of a {model_type} model alone, which isn't supported",
             where="config.json (model_type)",
-            hint="take an embedding model of another family, or another --task",
+            hint="take an embedding model of another family, or another `task`",
         )
     return AutoModelForTextEncoding.__name__ if model_type in SENTENCE_ENCODERS else "AutoModel"
 
 
 def _assumed(directory: Path | None, config: Any, auto_class: str) -> Embedder:
-    """Return what sentence-transformers does with a model that isn't one of its own.
-
-    Raises:
-        ModelError: Modules lie beside it, and nothing says that they belong to it.
-    """
+    """Return what sentence-transformers does with a model that isn't one of its own."""
     loose = sorted(directory.glob("[0-9]*_*/config.json")) if directory is not None else []
     if loose:
         name = loose[0].parent.name
@@ -149,7 +137,8 @@ def _assumed(directory: Path | None, config: Any, auto_class: str) -> Embedder:
     last = architectures[0].endswith("ForCausalLM") and getattr(config, "is_causal", True)
     mode = "lasttoken" if last else "mean"
     described = f"{mode} pooling is assumed: there is no modules.json that says how tokens become an embedding"
-    return Embedder((mean_of_tokens(mode),), described, auto_class=auto_class)
+    step = partial(pooled, modes=(mode,), prompt_length=0)
+    return Embedder((step,), described, auto_class=auto_class)
 
 
 def _after_transformer(
@@ -167,7 +156,7 @@ def _after_transformer(
         raise ModelError(
             f"modules.json says that the transformer lies in {folder}, and there is none",
             where=str(directory / folder),
-            hint="fetch the model again, or save it again with sentence-transformers",
+            hint=AGAIN,
         )
     return entries[1:]
 
@@ -189,18 +178,99 @@ def lower_casing(tokenizer: Any, lower_case: bool) -> Any:
     """
     if not lower_case:
         return tokenizer
-    import copy
-
-    from tokenizers.normalizers import Lowercase, Sequence
-
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ModelError(
             f"do_lower_case is on, and a {type(tokenizer).__name__} can't lower-case",
             where="sentence_bert_config.json",
             hint="put tokenizer.json beside the weights",
         )
-    made = copy.deepcopy(tokenizer)
-    own = made.backend_tokenizer.normalizer
-    made.backend_tokenizer.normalizer = Sequence([Lowercase(), *([own] if own else [])])
-    return made
+    lowered = copy.deepcopy(tokenizer)
+    own = lowered.backend_tokenizer.normalizer
+    lowered.backend_tokenizer.normalizer = Sequence([Lowercase(), *([own] if own else [])])
+    return lowered
+
+
+def embeds_sentences(directory: Path) -> bool:
+    """Whether a directory is one of sentence-transformers whose model embeds: rerankers and sparse encoders are others."""
+    if not (directory / "modules.json").is_file():
+        return False
+    return bool(_settings(directory / _MODEL_SETTINGS).get("model_type", _KIND) == _KIND)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    return read_json(path, error=ModelError, hint=AGAIN) if path.is_file() else {}
+
+
+def _transformer_settings(folder: Path) -> dict[str, Any]:
+    """Return what ``sentence_bert_config.json`` says, or an old version's file."""
+    paths = [folder / name for name in _TRANSFORMER_SETTINGS]
+    path = next((path for path in paths if path.is_file()), paths[0])
+    settings = _settings(path)
+    for name, value in _EXPECTED.items():
+        if settings.get(name, value) != value:
+            raise _unsupported(f"{name} {settings[name]!r}", path)
+    modalities = settings.get("modality_config", {"text": _TEXT})
+    if not isinstance(modalities, dict) or modalities.get("text") != _TEXT:
+        raise _unsupported("a modality_config whose texts aren't read by forward", path)
+    if "message" in modalities:
+        raise _unsupported("a modality_config that makes chat messages of texts", path)
+    for key, known in _OPTIONS.items():
+        options = settings.get(key) or {}
+        unknown = sorted(set(options) - set(known)) if isinstance(options, dict) else [options]
+        if unknown:
+            raise _unsupported(f"{key} with {unknown[0]}", path)
+    for key in ("processing_kwargs", "tokenizer_name_or_path"):
+        if settings.get(key):
+            raise _unsupported(key, path)
+    return settings
+
+
+def _model_settings(directory: Path) -> dict[str, Any]:
+    """Return what ``config_sentence_transformers.json`` says."""
+    path = directory / _MODEL_SETTINGS
+    settings = _settings(path)
+    kind = settings.get("model_type", _KIND)
+    if kind != _KIND:
+        raise _unsupported(f"model_type {kind!r}, which makes no embedding of a sentence", path)
+    if not isinstance(settings.get("prompts") or {}, dict):
+        raise _unsupported(f"prompts {settings['prompts']!r}", path)
+    dimensions = settings.get("truncate_dim")
+    if dimensions is not None and (type(dimensions) is not int or dimensions < 1):
+        raise _unsupported(f"truncate_dim {dimensions!r}", path)
+    return settings
+
+
+def _default_prompt(model: dict[str, Any], directory: Path) -> str:
+    """Return what ``encode`` puts before every text."""
+    name, prompts = model.get("default_prompt_name"), model.get("prompts") or {}
+    # There always are these two, empty where nothing is said.
+    known = {None: "", "query": "", "document": "", **prompts}
+    if not isinstance(name, str | None) or name not in known:
+        raise ModelError(
+            f"default_prompt_name is {name!r}, and there is no such prompt",
+            where=str(directory / _MODEL_SETTINGS),
+            hint=AGAIN,
+        )
+    return str(known[name] or "")
+
+
+def _longest_input(settings: dict[str, Any], config: Any, tokenizer: Any) -> int:
+    """Return the longest input, as sentence-transformers settles it."""
+    given = settings.get("max_seq_length")
+    if given is None:
+        positions = getattr(config, "max_position_embeddings", None)
+        limits = [getattr(tokenizer, "model_max_length", None), positions]
+        return min([_NO_LIMIT, *(size for size in limits if type(size) is int and size > 0)])
+    if type(given) is not int or given < 2:
+        where = _TRANSFORMER_SETTINGS[0]
+        what = f"max_seq_length is {given!r}, not a number of tokens"
+        raise ModelError(what, where=where, hint=AGAIN)
+    return given
+
+
+def _unsupported(what: str, path: Path) -> ModelError:
+    return ModelError(
+        f"the model asks for {what}: headprune can't compute the same embeddings",
+        where=str(path),
+        hint="take it out and save the model again, if embeddings without it are meant",
+    )

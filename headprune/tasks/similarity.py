@@ -16,9 +16,9 @@ from headprune.tasks.batches import InputFormat, make_batches, require_tokens
 from headprune.tasks.catalogue import TaskRow
 from headprune.tasks.columns import Columns, examples_of
 from headprune.tasks.distill import Distillation
-from headprune.tasks.embedder import Embedder, embedding_of, lower_casing, read_embedder
-from headprune.tasks.embedding import compare
+from headprune.tasks.embedder import Embedder, lower_casing, read_embedder
 from headprune.tasks.labels import read_numbers
+from headprune.tasks.pooling import LAYERS, MASK, SENTENCE, SIMILARITIES, TOKENS
 from headprune.tasks.rows import Example
 from headprune.tasks.tables import Table
 from headprune.tasks.task import Task
@@ -88,7 +88,7 @@ class _Pairs:
     def predict(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return how alike the sentences are, by the model's own measure, and the score."""
         first, second = embedding_of(self.embedder, outputs, batch.inputs).chunk(2)
-        return compare(first, second, similarity=self.embedder.similarity), batch.targets
+        return SIMILARITIES[self.embedder.similarity](first, second), batch.targets
 
     def embed_examples(
         self, model: PreTrainedModel, batch: Batch, _generators: Sequence[torch.Generator]
@@ -101,6 +101,21 @@ class _Pairs:
         """Return how far both sentences are from the targets, together."""
         rows = self.embed(outputs, batch.inputs)
         return half_square(torch.stack(rows.chunk(2), dim=1), batch.targets).sum(-1)
+
+
+def embedding_of(
+    embedder: Embedder, outputs: Any, inputs: Mapping[str, Tensor]
+) -> Float[Tensor, "rows hidden"]:
+    """Return the sentences' embeddings, as ``SentenceTransformer.encode`` does."""
+    hidden = outputs.last_hidden_state.float()
+    features = {TOKENS: hidden, MASK: inputs["attention_mask"]}
+    layers = getattr(outputs, "hidden_states", None)
+    if layers is not None:
+        features[LAYERS] = torch.stack([layer.float() for layer in layers])
+    for step in embedder.steps:
+        features = dict(step(features))
+    embedding: Tensor = features[SENTENCE][:, : embedder.dimensions]
+    return embedding
 
 
 def with_noise(

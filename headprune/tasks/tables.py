@@ -4,25 +4,21 @@ Read with Python's own means and pyarrow. Readers that guess what columns mean, 
 for 7, change their mind after 10,000 rows, and know an old file by its time.
 """
 
-import codecs
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from headprune.errors import first_line
-from headprune.tasks.delimited import FormatError, read_delimited
-from headprune.untrusted.directories import kind_by_content
-from headprune.untrusted.documents import parse_json
-
-_LINE_ENDS = re.compile(r"\r\n|\n|\r")
-_TO_UTF8 = "convert it: iconv -f {} -t UTF-8 FILE > NEW_FILE"
-_MARKS = (
-    ((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "UTF-32"),
-    ((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "UTF-16"),
+from headprune.errors import DataError, first_line
+from headprune.tasks.delimited import (
+    FormatError,
+    lines_of,
+    read_delimited,
+    read_text,
+    refuse_other_content,
 )
+from headprune.untrusted.documents import parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,64 +43,17 @@ class Table:
     lines: Sequence[int] = ()
     has_header: bool = False
 
-    def place(self, row: int) -> str:
+    def name_of(self, row: int) -> str:
         """Return how messages call a row: by its number from 0 on, and by its line in the file."""
         return f"row {row} (line {self.lines[row]})" if self.lines else f"row {row}"
 
     def where(self, row: int) -> str:
         """Return where a row came from, as messages say it."""
-        return f"--data {self.name}, {self.place(row)}"
+        return f"`data={self.name}`, {self.name_of(row)}"
 
-
-def read_file(path: Path) -> Table:
-    """Read a file by its ending, one of ``FORMATS``.
-
-    Raises:
-        FormatError: It is not what its ending says.
-        OSError: It can't be read.
-    """
-    return FORMATS[path.suffix.lower()](path)
-
-
-def read_text(path: Path) -> str:
-    """Return a text in UTF-8, without the mark that some editors put in front.
-
-    Raises:
-        FormatError: It is something else.
-    """
-    raw = path.read_bytes()
-    for marks, name in _MARKS:
-        if raw.startswith(marks):
-            raise FormatError(
-                f"the file's encoding is {name}, not UTF-8", hint=_TO_UTF8.format(name)
-            )
-    _refuse_other_content(raw, "text")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise FormatError(
-            f"the byte 0x{raw[error.start]:02x} is not UTF-8: the file has another encoding",
-            hint=_TO_UTF8.format("LATIN1"),
-            line=_line_of(raw[: error.start].decode("latin-1")),
-        ) from error
-    if "\0" in text:
-        wide = 3 * text.count("\0") > len(text)
-        raise FormatError(
-            "it holds a NUL character" + ": the encoding may be UTF-16" * wide,
-            hint=_TO_UTF8.format("UTF-16") if wide else "repair or remove the line",
-            line=_line_of(text[: text.index("\0")]),
-        )
-    return text
-
-
-def _refuse_other_content(raw: bytes, expected: str) -> None:
-    what, hint = kind_by_content(raw) or ("", expected)
-    if not hint.endswith(expected):  # it is what it is called, and damaged
-        raise FormatError(f"the file is {what}, not a {expected} file", hint=hint)
-
-
-def _line_of(text_before: str) -> int:
-    return len(_LINE_ENDS.findall(text_before)) + 1
+    def error(self, what: str, *, hint: str) -> DataError:
+        """Return an error of these data."""
+        return DataError(what, where=f"`data={self.name}`", hint=hint)
 
 
 def _read_delimited(path: Path, separator: str) -> Table:
@@ -117,11 +66,7 @@ def _read_delimited(path: Path, separator: str) -> Table:
 
 
 def _unique(names: Iterable[str], remark: str = "") -> tuple[str, ...]:
-    """Return the names of columns.
-
-    Raises:
-        FormatError: Two are the same.
-    """
+    """Return the names of columns."""
     columns = tuple(names)
     twice = next((name for name in columns if columns.count(name) > 1), None)
     if twice is not None:
@@ -130,12 +75,6 @@ def _unique(names: Iterable[str], remark: str = "") -> tuple[str, ...]:
             hint=f"give each column a name of its own{remark}",
         )
     return columns
-
-
-def lines_of(text: str) -> list[str]:
-    """Return the lines of a text without their ends; a line ends where files end lines, not at other breaks of Unicode."""
-    lines = _LINE_ENDS.split(text)
-    return lines if lines[-1] else lines[:-1]
 
 
 def _read_lines(path: Path) -> Table:
@@ -159,11 +98,7 @@ def _read_json(path: Path) -> Table:
 
 
 def _refuse_wrapped(document: Any) -> None:
-    """Refuse rows inside of an object.
-
-    Raises:
-        FormatError: The document is such, or no object at all.
-    """
+    """Refuse rows inside of an object."""
     inner = document if isinstance(document, dict) else {}
     lists = [name for name, value in inner.items() if isinstance(value, (list, dict))]
     if isinstance(document, dict) and not lists:
@@ -219,17 +154,14 @@ def _parsed(text: str, line: int | None = None) -> Any:
     Args:
         text: The JSON.
         line: The line that it is, where it is one.
-
-    Raises:
-        FormatError: The text is something else.
     """
     hint = "repair it: a .json file is a list of objects, a .jsonl file has one object a line"
     try:
         return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        place = f"column {error.colno}"
+        column = f"column {error.colno}"
         raise FormatError(
-            f"the JSON is damaged: {error.msg}, {place}", hint=hint, line=line or error.lineno
+            f"the JSON is damaged: {error.msg}, {column}", hint=hint, line=line or error.lineno
         ) from error
     except RecursionError:
         raise FormatError("the JSON is nested too deep", hint=hint, line=line) from None
@@ -240,10 +172,10 @@ def _parsed(text: str, line: int | None = None) -> Any:
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         _unique([name for name, _value in pairs])
-    return found
+    return values
 
 
 def _kind(value: Any) -> str:
@@ -279,7 +211,7 @@ def _read_columns(path: Path, read: Callable[[Any], Any]) -> Table:
             if isinstance(error, MemoryError) or getattr(error, "errno", None):
                 raise
             file.seek(0)
-            _refuse_other_content(file.read(64), path.suffix)
+            refuse_other_content(file.read(64), path.suffix)
             raise FormatError(
                 f"the file is damaged, or is no {path.suffix} file: {first_line(error)}",
                 hint="make the file again",

@@ -15,7 +15,7 @@ from headprune.tasks.batches import InputFormat
 from headprune.tasks.catalogue import TASKS, TaskRow, task_row
 from headprune.tasks.columns import Columns
 from headprune.tasks.distill import Distillation
-from headprune.tasks.embedder_settings import embeds_sentences
+from headprune.tasks.embedder import embeds_sentences
 from headprune.tasks.rows import Example
 from headprune.tasks.tables import Table
 from headprune.untrusted.directories import module_entries
@@ -147,7 +147,7 @@ def refuse_other_head(name: str, config: Any, *, model_directory: Path) -> None:
         return
     raise ConfigError(
         f"the model was saved as {architecture}, and {name} would run it without that head",
-        where=f"--task {name}",
+        where=f"`task={name}`",
         hint=_what_to_do(architecture),
     )
 
@@ -156,7 +156,8 @@ def _what_to_do(architecture: str) -> str:
     """Return what to do with a model that was saved as ``architecture``."""
     head = _HEAD.search(architecture)
     if head is None:
-        return f"say what it is for: --task {', --task '.join(TASKS)}; or {_IN_PYTHON}"
+        names = ", ".join(f"`task={name}`" for name in TASKS)
+        return f"say what it is for: {names}; or {_IN_PYTHON}"
     if any(head.group() in row.heads for row in TASKS.values()):
-        return "leave --task out: the config tells it"
+        return "leave `task` out: the config tells it"
     return f"fine-tune it for a task that is here ({', '.join(TASKS)}), or {_IN_PYTHON}"

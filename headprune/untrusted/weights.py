@@ -2,12 +2,19 @@
 
 import math
 import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+from safetensors import safe_open
 
 from headprune.errors import ModelError, first_line
 from headprune.untrusted.directories import kind_by_content
 from headprune.untrusted.documents import parse_json, read_json, readable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -23,22 +30,40 @@ _BITS = {
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
 }
 _AGAIN = "fetch the file again"
+_CHUNK = 1 << 24
 
 
-class TensorEntry(NamedTuple):
-    """A tensor as a header has it; ``start`` and ``stop`` count from the file's first byte."""
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor where it lies: bytes ``start`` to ``stop`` of ``file``; ``dtype`` as the format names it (``BF16``)."""
 
+    file: Path
     name: str
     dtype: str
     shape: tuple[int, ...]
     start: int
     stop: int
 
+    def read(self) -> "Tensor":
+        """Return the tensor; the file is mapped only as long as somebody holds it."""
+        with safe_open(self.file, "pt") as file:
+            tensor: Tensor = file.get_tensor(self.name)
+        return tensor
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield its bytes, a few at a time."""
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            left = self.stop - self.start
+            while left and (chunk := file.read(min(left, _CHUNK))):
+                left -= len(chunk)
+                yield chunk
+
 
 class Header(NamedTuple):
     """What a file holds, in the order in which it lies there."""
 
-    tensors: tuple[TensorEntry, ...]
+    tensors: tuple[Stored, ...]
     metadata: dict[str, str]
 
 
@@ -53,14 +78,15 @@ def read_header(path: Path) -> Header:
             raise ModelError(f"{path.name} is {other[0]}", where=str(path), hint=other[1])
         file.seek(0)
         try:
-            return _parsed(file, path.stat().st_size)
+            return _parsed(path, file)
         except ValueError as error:
             raise ModelError(
                 f"{path.name} is damaged: {first_line(error)}", where=str(path), hint=_AGAIN
             ) from error
 
 
-def _parsed(file: BinaryIO, size: int) -> Header:
+def _parsed(path: Path, file: BinaryIO) -> Header:
+    size = path.stat().st_size
     start = file.read(8)
     if len(start) < 8:
         raise ValueError(f"it has {size} bytes")
@@ -74,7 +100,7 @@ def _parsed(file: BinaryIO, size: int) -> Header:
     metadata = content.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("its header's __metadata__ is no mapping of texts")
-    tensors = [_entry(name, value, first=8 + length) for name, value in content.items()]
+    tensors = [_stored(path, name, value, first=8 + length) for name, value in content.items()]
     tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
     end = 8 + length
     for tensor in tensors:
@@ -88,7 +114,7 @@ def _parsed(file: BinaryIO, size: int) -> Header:
     return Header(tuple(tensors), metadata)
 
 
-def _entry(name: str, value: Any, *, first: int) -> TensorEntry:
+def _stored(path: Path, name: str, value: Any, *, first: int) -> Stored:
     """Return one entry.
 
     Raises:
@@ -106,7 +132,8 @@ def _entry(name: str, value: Any, *, first: int) -> TensorEntry:
         raise ValueError(
             f"{name} has {offsets[1] - offsets[0]} bytes, and its shape and dtype need {bits // 8}"
         )
-    return TensorEntry(name, dtype, tuple(shape), first + offsets[0], first + offsets[1])
+    start, stop = (first + offset for offset in offsets)
+    return Stored(path, name, dtype, tuple(shape), start, stop)
 
 
 def _are_sizes(value: Any) -> bool:

@@ -21,6 +21,7 @@ from headprune.footprint import kv_cache_bytes_per_token, latency_ms, sizes
 from headprune.gate import Baseline, refuse_other_revision, refuse_other_rows
 from headprune.models.facts import versions
 from headprune.placement import count_parameters
+from headprune.tasks.catalogue import METRICS
 from headprune.workflows.record import with_recorded_rows
 from headprune.workflows.rows import Rows, evaluation_rows
 from headprune.workflows.session import Progress, Session, count_heads, model_note, open_session
@@ -84,9 +85,10 @@ def measure(
     metric = metric_with_interval(predictions, session.metric, seed=seed, notify=notify)
     timings = times_of([model], session, batches=batches)[0] if timed else {}
     absent = (predictions.classes or 0) - len(set(predictions.references.tolist()))
-    if session.metric_name == "f1" and absent > 0 and predictions.classes != 2:
+    by_class = session.metric_name in METRICS and METRICS[session.metric_name].by_class
+    if by_class and absent > 0 and predictions.classes != 2:
         notify(
-            f"f1: {absent} of the model's {predictions.classes} classes have no row: they count as 0"
+            f"{session.metric_name}: {absent} of the model's {predictions.classes} classes have no row: they count as 0"
         )
     data = rows.note
     if "warnings" not in data:  # no row has chosen anything: nobody has looked at the labels yet

@@ -17,6 +17,7 @@ from headprune.anatomy.inputs import example_inputs
 from headprune.batch import forward, main_output
 from headprune.config import RunSpec
 from headprune.models.classes import auto_class_of, auto_classes
+from headprune.models.describe import LoadMethod
 from headprune.models.facts import weights_bytes
 from headprune.models.find import ModelSource
 from headprune.models.load import complaints
@@ -26,7 +27,7 @@ from headprune.models.manifest import (
     refuse_unusable_output,
     write_manifest,
 )
-from headprune.models.save import MAX_SHARD_SIZE, LoadMethod, write_model
+from headprune.models.save import MAX_SHARD_SIZE, write_model
 from headprune.placement import count_parameters, input_device
 from headprune.plans import HeadScores, PruningPlan
 from headprune.report.card import model_card

@@ -10,13 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.batch import Batch, num_examples
+from headprune.batch import Batch, batches_for, num_examples
 from headprune.config import Settings
-from headprune.decoder_inputs import batches_for
 from headprune.errors import ConfigError, PlanError
 from headprune.heads import HeadId, select_heads
 from headprune.models.facts import fingerprint, versions
-from headprune.models.own_save import own_save
+from headprune.models.save import own_save
 from headprune.models.side_files import root_of
 from headprune.models.tokenizer import home_of
 from headprune.passes import SILENT

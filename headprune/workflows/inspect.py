@@ -11,9 +11,9 @@ from headprune.anatomy.clone import pruning_record
 from headprune.config import Constraints, Settings
 from headprune.errors import PlanError
 from headprune.inspection import inspect as inspect_model
+from headprune.models.describe import LoadMethod, stock_config
 from headprune.models.legacy import pruned_heads
 from headprune.models.load import empty_model
-from headprune.models.save import LoadMethod, stock_config
 from headprune.models.shards import untie_as_stored
 from headprune.placement import count_parameters
 from headprune.planning import make_plan, savings

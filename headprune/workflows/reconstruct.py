@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
@@ -18,6 +19,7 @@ from headprune.anatomy import Anatomy
 from headprune.errors import DataError
 from headprune.evaluation import Predictions, predict_masked
 from headprune.heads import HeadId
+from headprune.masking import gated
 from headprune.plans import HeadScores, PruningPlan
 from headprune.replay import losses
 from headprune.surgery import WAYS, Judge, Look, Reconstruct, reconstruct
@@ -145,14 +147,14 @@ class HeldOut:
         return Judge(self._look, best, self.metric.name, count)
 
     def _look_by_loss(self, mask: Float[Tensor, " heads"]) -> Look:
-        values = losses(
-            self.model,
-            self.anatomy,
-            batches=self.objective.batches,
-            loss=self.objective.loss,
-            masks=mask[None],
-            base=mask,
-        )
+        with gated(self.model, self.anatomy, gates=mask):
+            values = losses(
+                self.model,
+                self.anatomy,
+                batches=self.objective.batches,
+                loss=self.objective.loss,
+                masks=torch.ones(1, len(mask)),
+            )
         mean = float(values.double().mean())
         return Look(mean, mean)
 

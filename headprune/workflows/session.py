@@ -30,7 +30,7 @@ from headprune.plans import HeadScores
 from headprune.results import Results
 from headprune.runtime.local import published_name
 from headprune.tasks.batches import Fill, InputFormat, ignore
-from headprune.tasks.catalogue import require_metric
+from headprune.tasks.catalogue import require_metric, task_row
 from headprune.tasks.distill import Objective, predictions_as_loss, with_teacher_targets
 from headprune.tasks.metrics import Metric, load_metric
 from headprune.tasks.model_inputs import filling, longest_row, refuse_reading_ahead
@@ -215,7 +215,10 @@ def open_session(settings: Settings, *, progress: Progress, world: World | None 
     name = data.task or detect_task(source.config, model_directory=source.root)
     refuse_other_head(name, source.config, model_directory=source.root)
     name = for_outputs(name, source.config)
-    require_metric(name, data.metric, higher_is_better=data.higher_is_better)
+    row = task_row(name)
+    require_metric(
+        data.metric or row.metric, higher_is_better=data.higher_is_better, predicted=row.predicts
+    )
     tokenizer = load_tokenizer(source)
     task = get_task(name, model_directory=source.root, config=source.config, tokenizer=tokenizer)
     has_own_device = world.size > 1 and spec.device in ("auto", "cuda")

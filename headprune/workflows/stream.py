@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,13 @@ from headprune.artefact import read_artefact
 from headprune.config import Settings
 from headprune.errors import ConfigError
 from headprune.models.classes import auto_class_of
+from headprune.models.describe import LoadMethod, describe
 from headprune.models.facts import available_memory, fingerprint_of, weights_bytes
 from headprune.models.find import ModelSource
 from headprune.models.load import load_model, load_shapes
 from headprune.models.manifest import refuse_unusable_output
-from headprune.models.save import LoadMethod, described, write_description, write_model
-from headprune.models.shards import rewrite, stored_tensors
+from headprune.models.save import write_model, write_side_files
+from headprune.models.shards import count_stored, rewrite, stored_tensors
 from headprune.models.stream import Cut, changes, find_cuts, names_in_memory
 from headprune.models.tokenizer import tokenizer_of
 from headprune.placement import count_parameters
@@ -170,16 +170,15 @@ def _stream(
     source = on_disk.source.directory
     rewrite(source, staging, changes=changes(cuts))
     _note_origin(on_disk, smaller)
-    route = write_description(
-        smaller, staging, description=described(smaller, after), source=on_disk.source.root
-    )
+    description = describe(smaller, after)
+    write_side_files(smaller, staging, description, source=on_disk.source.root)
     sums = numbers_add_up(
         before=count_parameters(on_disk.model),
         after=count_parameters(smaller),
         removed=on_disk.parameters_removed,
-        files=(_numbers(source), _numbers(staging)),
+        files=(count_stored(source), count_stored(staging)),
     )
-    return route, files_are_exact(source, staging, cuts=cuts), sums
+    return description.load_method, files_are_exact(source, staging, cuts=cuts), sums
 
 
 def _load_and_cut(on_disk: _OnDisk, staging: Path) -> tuple[LoadMethod, Proof]:
@@ -304,7 +303,3 @@ def _note_origin(on_disk: _OnDisk, smaller: PreTrainedModel) -> None:
     fingerprint = on_disk.scores.model.get("fingerprint")
     origin = {**origin_of(on_disk.source), "fingerprint": fingerprint}
     smaller.config.headprune = {**record, "source": record.get("source") or origin}
-
-
-def _numbers(directory: Path) -> int:
-    return sum(prod(stored.shape) for stored in stored_tensors(directory))

@@ -9,6 +9,7 @@ import torch
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import BUDGETS, Constraints, ScoreSpec, Settings
+from headprune.errors import PlanError
 from headprune.evaluation import Predictions, metric_with_interval, predict_masked
 from headprune.heads import HeadId
 from headprune.journal import Journal, open_journal

@@ -7,10 +7,10 @@ from scipy.stats import spearmanr
 
 import headprune as hp
 from gpu.subjects import batches, loss, naive_losses, plain, with_unequal_heads
+from headprune.passes import RunContext
 from headprune.replay import losses
-from headprune.replay.recording import record
-from headprune.replay.resume import Resumption, run_masks
-from headprune.replay.routes import find_routes
+from headprune.replay.modes import find_modes
+from headprune.replay.resume import record, run_masks
 from headprune.scoring.catalogue import METHODS
 from headprune.scoring.gates import gradient as gates_gradient
 from headprune.scoring.request import ScoreRequest
@@ -76,12 +76,8 @@ def test_losses_are_those_of_the_naive_loop(family, apart):
     masks = torch.cat([torch.ones(1, heads), 1 - torch.eye(heads)[::5], some])
     data = batches()
     found = losses(model, anatomy, batches=data, loss=loss, masks=masks)
-    modes = find_routes(
-        model, anatomy, data[0].to(apart), loss, base=torch.ones(heads), masks=masks
-    ).modes
-    assert set(modes.values()) <= {"shared", "block"}, (
-        "nothing before a head's attention is run again"
-    )
+    modes = find_modes(model, anatomy, data[0].to(apart), loss, masks).by_site
+    assert set(modes.values()) <= {"block"}, "nothing before a head's attention is run again"
     expected = naive_losses(model, anatomy, data, masks)
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.max()))
 
@@ -96,7 +92,12 @@ def test_the_host_waits_for_no_head(family, apart, waits):
     def run(some):
         return waits(
             lambda: losses(
-                model, anatomy, batches=data, loss=loss, masks=some, tokens_per_forward=10**6
+                model,
+                anatomy,
+                batches=data,
+                loss=loss,
+                masks=some,
+                context=RunContext(tokens_per_forward=10**6),
             )
         )
 
@@ -110,18 +111,15 @@ def test_the_host_waits_for_no_head(family, apart, waits):
     assert per_site <= 4 * of_the_model + 2
 
 
-@pytest.mark.parametrize("mode", ["shared", "block", "stacked"])
+@pytest.mark.parametrize("mode", ["block", "stacked"])
 def test_running_masks_waits_no_more_than_a_forward_does(mode, apart, waits):
     model = build("bert").to(apart)
     anatomy = inspected(model)
     batch = batches(count=1)[0].to(apart)
-    base = torch.ones(len(anatomy.heads))
     with torch.no_grad():
-        state = Resumption(
-            model, anatomy, batch, loss, base, record(model, anatomy, batch, loss, base=base)
-        )
+        state = record(model, anatomy, batch, loss)
         site = anatomy.sites[1]
-        masks = (1 - torch.eye(len(base)))[anatomy.columns[site.id]]
+        masks = (1 - torch.eye(len(anatomy.heads)))[anatomy.columns[site.id]]
         run_masks(state, masks, site=site, mode=mode)
         # Models look at their padding once a forward.
         of_the_model = waits(lambda: plain(model, batch.inputs))
@@ -149,7 +147,12 @@ def test_out_of_memory_halves_and_goes_on(device, on_gpu):
     def scored(tokens):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        given = {"batches": data, "loss": loss, "masks": masks, "tokens_per_forward": tokens}
+        given = {
+            "batches": data,
+            "loss": loss,
+            "masks": masks,
+            "context": RunContext(tokens_per_forward=tokens),
+        }
         return losses(model, anatomy, **given), torch.cuda.max_memory_reserved(device)
 
     scored(1024)  # what libraries keep for themselves is taken by now

@@ -242,7 +242,7 @@ def test_a_file_whose_names_say_too_little_is_loaded(tmp_path, progress, monkeyp
 @pytest.mark.usefixtures("no_child")
 def test_only_what_is_cut_is_read_as_tensors(tmp_path, progress, monkeypatch):
     from headprune.models import stream as module
-    from headprune.models.shards import Stored
+    from headprune.untrusted.weights import Stored
 
     model = build("llama")
     source = saved(model, tmp_path / "source")

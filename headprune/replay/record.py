@@ -1,22 +1,18 @@
-"""One forward of a batch, recorded: what blocks, attentions and output projections put out, and in which order they ran."""
+"""What a forward of a batch put out, module by module: recorded, returned again, repeated for several masks."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
-from headprune.batch import Batch, Loss, forward
+from headprune.batch import Batch, forward
 from headprune.heads import SiteId
-from headprune.masking import gated
-from headprune.replay.logits import example_losses
-from headprune.replay.rows import repeat
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +53,12 @@ class Recording:
         """Which modules ran, in order: batches that differ in it aren't resumed alike."""
         return tuple(id(call.module) for call in self.calls)
 
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens attentions saw: patches, frames and targets are no less than words. 0 where none was recorded."""
+        read = [call.projection.read for call in self.sites.values()]
+        return max((z.shape[:-1].numel() for z in read if isinstance(z, Tensor)), default=0)
+
     def done(self, *, before: int | None = None) -> tuple[Call, ...]:
         """Return the calls that had ended before a tick (None: all), the outermost ones, in the order in which they began."""
         return outermost(self.calls, before=before)
@@ -64,35 +66,12 @@ class Recording:
 
 def outermost(calls: Sequence[Call], *, before: int | None = None) -> tuple[Call, ...]:
     """Return those of ``calls`` that had ended before a tick (None: all) and lie in no other such call."""
-    found: list[Call] = []
+    outer: list[Call] = []
     for call in sorted(calls, key=lambda call: call.began):
         ended = before is None or call.ended < before
-        if ended and (not found or call.began > found[-1].ended):
-            found.append(call)
-    return tuple(found)
-
-
-def record(
-    model: PreTrainedModel,
-    anatomy: Anatomy,
-    batch: Batch,
-    loss: Loss,
-    *,
-    base: Float[Tensor, " heads"],
-) -> Recording:
-    """Run a batch once, its heads gated by ``base``, and keep what later forwards needn't compute again."""
-    tape = Tape(model, anatomy)
-    gates = nullcontext() if bool((base == 1).all()) else gated(model, anatomy, gates=base)
-    # The tape listens first, so that it hears z as it is before the gates: heads that the base silences may come back.
-    with tape.recording(), gates:
-        losses = example_losses(
-            model,
-            batch,
-            loss,
-            run=lambda: forward(model, batch.inputs),
-            rerun=lambda: tape.rerun(batch),
-        )
-    return Recording(tuple(tape.calls), tape.sites(), losses[0])
+        if ended and (not outer or call.began > outer[-1].ended):
+            outer.append(call)
+    return tuple(outer)
 
 
 @dataclass(eq=False)
@@ -109,36 +88,33 @@ class Tape:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Listen to the modules for the length of a block."""
-        blocks = _stops(self.model, self.anatomy)
+        modules = _worth_recording(self.model, self.anatomy)
         projections = {
             self.model.get_submodule(site.output)
             for site in self.anatomy.sites
             if site.called == "module"
         }
         with ExitStack() as hooks:
-            for module in {*blocks, *projections}:
-                kept = (
-                    self.projections.setdefault(module, []) if module in projections else self.calls
-                )
-                for handle in self._listen(module, kept):
+            for module in {*modules, *projections}:
+                is_projection = module in projections
+                calls = self.projections.setdefault(module, []) if is_projection else self.calls
+                for handle in self._listen(module, calls, keep_read=is_projection):
                     hooks.callback(handle.remove)
             yield
 
-    def _listen(self, module: nn.Module, kept: list[Call]) -> Iterator[Any]:
-        began: list[tuple[int, Any]] = []
+    def _listen(self, module: nn.Module, calls: list[Call], *, keep_read: bool) -> Iterator[Any]:
+        running: list[tuple[int, Any]] = []
 
         def before(_module: nn.Module, args: tuple[Any, ...]) -> None:
             self.tick += 1
-            began.append((self.tick, args[0] if args else None))
+            # What blocks read is what others put out: only a projection's input is nowhere else.
+            running.append((self.tick, args[0] if args and keep_read else None))
 
         def after(_module: nn.Module, _args: Any, output: Any) -> None:
             self.tick += 1
-            start, read = began.pop()
+            began, read = running.pop()
             if not self.paused:
-                # What blocks read is what others put out: only a projection's input is nowhere else.
-                kept.append(
-                    Call(module, read if kept is not self.calls else None, output, start, self.tick)
-                )
+                calls.append(Call(module, read, output, began, self.tick))
 
         yield module.register_forward_pre_hook(before)
         yield module.register_forward_hook(after)
@@ -156,43 +132,33 @@ class Tape:
         """Return the attentions that were called once, with output projections that were, too."""
         times = Counter(call.module for call in self.calls)
         by_module = {call.module: call for call in self.calls}
-        found: dict[SiteId, SiteCall] = {}
+        sites: dict[SiteId, SiteCall] = {}
         for site in self.anatomy.sites:
             attention = self.model.get_submodule(site.path)
-            made = self.projections.get(self.model.get_submodule(site.output), [])
-            if times[attention] == 1 and len(made) == 1:
-                found[site.id] = SiteCall(by_module[attention], made[0])
-        return found
+            projected = self.projections.get(self.model.get_submodule(site.output), [])
+            if times[attention] == 1 and len(projected) == 1:
+                sites[site.id] = SiteCall(by_module[attention], projected[0])
+        return sites
 
 
-def _stops(model: PreTrainedModel, anatomy: Anatomy) -> dict[nn.Module, None]:
+def _worth_recording(model: PreTrainedModel, anatomy: Anatomy) -> list[nn.Module]:
     """Return the modules whose outputs are worth keeping: blocks, attentions, and what lies beside the blocks.
 
     On the way from the model to an attention: all elements of the lists it goes through, and everything beside the way until
     the first list. What makes logits is left out: nothing resumes after it.
     """
-    found: dict[nn.Module, None] = {}
+    modules: dict[nn.Module, None] = {}  # in order, each once
     for site in anatomy.sites:
         module: nn.Module = model
         inside = False
         for name in site.path.split("."):
             inside = inside or isinstance(module, nn.ModuleList)
             if isinstance(module, nn.ModuleList) or not inside:
-                found |= dict.fromkeys(module.children())
+                modules |= dict.fromkeys(module.children())
             module = module.get_submodule(name)
-        found[module] = None
-    found.pop(model.get_output_embeddings(), None)
-    return {module: None for module in found if not isinstance(module, nn.ModuleList)}
-
-
-def compiled_blocks(
-    model: PreTrainedModel, anatomy: Anatomy
-) -> dict[nn.Module, Callable[..., Any]]:
-    """Return compiled forwards of the blocks that attentions lie in; one graph serves batches of any size and length."""
-    blocks = dict.fromkeys(block_of(model, site) for site in anatomy.sites)
-    return {
-        block: torch.compile(block.forward, dynamic=True) for block in blocks if block is not None
-    }
+        modules[module] = None
+    modules.pop(model.get_output_embeddings(), None)
+    return [module for module in modules if not isinstance(module, nn.ModuleList)]
 
 
 def block_of(model: PreTrainedModel, site: Site) -> nn.Module | None:
@@ -220,52 +186,94 @@ def replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]
                 vars(module)["forward"] = own
 
 
-class _ReachedError(Exception):
+class _CapturedError(Exception):
     """A module was reached, and needn't run."""
 
     def __init__(self, read: Tensor) -> None:
-        super().__init__("reached")
+        super().__init__("captured")
         self.read = read
 
 
 def read_by(module: nn.Module, run: Callable[[], Any]) -> Tensor:
     """Return what a module reads, what hooks make of it included, when ``run`` runs; nothing after it does."""
 
-    def stop(read: Tensor, *_args: Any, **_kwargs: Any) -> Any:
-        raise _ReachedError(read)
+    def capture(read: Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        raise _CapturedError(read)
 
     try:
-        with replaced({module: stop}):
+        with replaced({module: capture}):
             run()
-    except _ReachedError as reached:
-        return reached.read
+    except _CapturedError as captured:
+        return captured.read
     raise RuntimeError("the module did not run")
 
 
 @contextmanager
 def returning(calls: Sequence[Call], *, copies: int = 1, rows: int = 1) -> Iterator[None]:
-    """Make modules return what they put out in ``calls``, repeated, call by call; further calls run as ever."""
-    recorded: dict[nn.Module, list[Any]] = {}
+    """Make modules return what they put out in ``calls``, call by call; further calls run as ever.
+
+    Args:
+        calls: What was recorded.
+        copies: How many times the rows of the batch are there now: outputs are repeated as often.
+        rows: Rows of the batch that was recorded.
+    """
+    outputs: dict[nn.Module, list[Any]] = {}
     for call in calls:
-        recorded.setdefault(call.module, []).append(call.output)
-    with replaced(
-        {
-            module: _answers(module, outputs, copies=copies, rows=rows)
-            for module, outputs in recorded.items()
-        }
-    ):
+        outputs.setdefault(call.module, []).append(call.output)
+
+    def recorded(module: nn.Module) -> Callable[..., Any]:
+        waiting, own = iter(outputs[module]), module.forward
+
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            for output in waiting:
+                return repeat(output, copies=copies, rows=rows)
+            return own(*args, **kwargs)
+
+        return answer
+
+    with replaced({module: recorded(module) for module in outputs}):
         yield
 
 
-def _answers(
-    module: nn.Module, outputs: list[Any], *, copies: int, rows: int
-) -> Callable[..., Any]:
-    waiting = iter(outputs)
-    own = module.forward
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a nest of tuples, lists and mappings with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        return tuple(map_tensors(item, change) for item in value)
+    if isinstance(value, list):
+        return [map_tensors(item, change) for item in value]
+    if isinstance(value, dict):  # a ModelOutput is one, and is rebuilt as its own class
+        return type(value)(**{key: map_tensors(item, change) for key, item in value.items()})
+    return value
 
-    def answer(*args: Any, **kwargs: Any) -> Any:
-        for output in waiting:
-            return repeat(output, copies=copies, rows=rows)
-        return own(*args, **kwargs)
 
-    return answer
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield every tensor of a nest of tuples, lists and mappings."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from tensors_in(item)
+
+
+def repeat(value: Any, *, copies: int, rows: int) -> Any:
+    """Repeat whatever has the rows in dimension 0."""
+
+    def repeated(tensor: Tensor) -> Tensor:
+        if copies == 1 or tensor.dim() == 0 or tensor.shape[0] != rows:
+            return tensor
+        return tensor.repeat(copies, *[1] * (tensor.dim() - 1))
+
+    return map_tensors(value, repeated)
+
+
+def part(value: Any, index: int, *, copies: int, rows: int) -> Any:
+    """Return the rows of one of the copies, the ``index``-th."""
+
+    def cut(tensor: Tensor) -> Tensor:
+        if copies == 1 or tensor.dim() == 0 or tensor.shape[0] != copies * rows:
+            return tensor
+        return tensor[index * rows : (index + 1) * rows]
+
+    return map_tensors(value, cut)

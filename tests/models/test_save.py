@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import headprune as hp
 from headprune.errors import CheckpointError, ModelError, PlanError, ProofError, UnsupportedError
 from headprune.models.classes import auto_class_of
-from headprune.models.config_file import with_old_names
 from headprune.models.tokenizer import tokenizer_files
+from headprune.models.writing import with_old_names
 from headprune.surgery.named_heads import named_heads_after
 from headprune.verify import loads_afresh
 
