@@ -46,7 +46,7 @@ from headprune.workflows.validate import (
     check_score,
     method_of,
 )
-from headprune.wrapped import refuse_own_code, refuse_wrapped
+from headprune.wrapped import refuse_own_code, unwrapped
 
 __all__ = ["inspect", "load", "masked", "plan", "prune", "save", "score", "shrink"]
 
@@ -64,14 +64,14 @@ def inspect(model: PreTrainedModel) -> Anatomy:
     """Return where the heads of ``model`` are, after proving on a tiny copy of it that they can be pruned.
 
     Args:
-        model: The model; it isn't run, and nothing of it is changed.
+        model: The model; it isn't run, and nothing of it is changed. Of one that is compiled, parallel, in a pipeline or in
+            sentence-transformers, the model inside is taken, here and below, wherever that is exact.
 
     Raises:
         ModelError: It isn't a model of transformers, but something that holds one.
         UnsupportedError: No heads can be found, or cutting them is not the same as masking them.
     """
-    refuse_wrapped(model)
-    return inspect_model(model)
+    return inspect_model(unwrapped(model, use="inspect"))
 
 
 @contextmanager
@@ -95,7 +95,8 @@ def masked(
         UnsupportedError: The model's heads can't be found.
         ModelError: A forward ran, and a site was not masked in it.
     """
-    anatomy, device = _anatomy(model, anatomy), input_device(model)
+    model = unwrapped(model, use="mask")
+    anatomy, device = anatomy or inspect_model(model), input_device(model)
     if isinstance(heads, Tensor):
         gates = checked_gates(heads, len(anatomy.heads), rows=None, name="the model")
     elif isinstance(heads, Mapping) and any(isinstance(part, Tensor) for part in heads.values()):
@@ -133,7 +134,8 @@ def score(
         ConfigError: There is no such method or task, or neither a loss nor a task is given where one is needed.
         UnsupportedError: The model's heads can't be found.
     """
-    anatomy = _anatomy(model, anatomy)
+    model = unwrapped(model, use="score")
+    anatomy = anatomy or inspect_model(model)
     spec = method if isinstance(method, ScoreSpec) else ScoreSpec(method=get_method(method).name)
     check_score(spec, Constraints())
     objective, _task = objective_of(
@@ -198,7 +200,8 @@ def prune(
         PlanError: A head isn't there, or what would be left can't run; the plan is of another model. Nothing was changed then.
         UnsupportedError: The model's heads can't be found.
     """
-    anatomy = _anatomy(model, anatomy)
+    model = unwrapped(model, use="prune")
+    anatomy = anatomy or inspect_model(model)
     source = model.config.name_or_path
     pad = pad or (isinstance(heads, PruningPlan) and heads.is_padded)
     smaller = cut(model, anatomy, remove=removed_heads(model, anatomy, heads), pad=pad)
@@ -234,7 +237,8 @@ def shrink(
         PlanError: The budget is out of reach.
         UnsupportedError: The model's heads can't be found.
     """
-    anatomy = _anatomy(model, None)
+    model = unwrapped(model, use="prune")
+    anatomy = inspect_model(model)
     constraints = keep if isinstance(keep, Constraints) else Constraints(keep=keep)
     settings = (settings or Settings()).model_copy(update={"plan": constraints})
     source = model.config.name_or_path
@@ -280,9 +284,9 @@ def save(
         ProofError: What was saved isn't the model; nothing was saved.
         ModelError: It isn't a model of transformers' own classes.
     """
-    refuse_wrapped(model)
+    model = unwrapped(model, use="save")
     refuse_own_code(model)
-    anatomy, out, home = inspect(model), Path(directory), home_directory(model)
+    anatomy, out, home = inspect_model(model), Path(directory), home_directory(model)
     if home is not None:
         refuse_source(out, home)
     removed = plan.remove if plan else ()
@@ -312,9 +316,3 @@ def save(
         out, overwrite=overwrite, write=saved.write, results=results, documents=documents
     )
     return outcome.loads_with
-
-
-def _anatomy(model: Any, known: Anatomy | None) -> Anatomy:
-    """Return the anatomy that is known, or that of the model, which must be a plain one."""
-    refuse_wrapped(model)
-    return known or inspect_model(model)

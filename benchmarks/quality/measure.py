@@ -23,8 +23,8 @@ from headprune.masking import gated
 from headprune.planning import make_plan
 from headprune.plans import HeadScores, PruningPlan
 from headprune.scoring.catalogue import get_method
-from headprune.surgery import cut, give_biases, take_back
-from headprune.surgery.fit import put_back_after
+from headprune.surgery import add_zero_biases, cut, remove_biases
+from headprune.surgery.fit import restoring
 from headprune.tasks.distill import NO_OBJECTIVE
 from headprune.workflows.reconstruct import reconstruct_if_asked
 from headprune.workflows.session import Progress, Session
@@ -90,7 +90,7 @@ class Bench:
         session = replace(self.case.session, settings=asked)
         start = time.perf_counter()
         plan = make_plan(self._scores(session), self.anatomy, constraints=asked.plan)
-        with put_back_after(session.model, self.anatomy), self._biases_allowed_by(asked):
+        with restoring(session.model, self.anatomy), self._biases_allowed_by(asked):
             reconstructed = reconstruct_if_asked(session, self.anatomy, plan, self.case.parts)
             seconds = time.perf_counter() - start
             found = self._predict(plan.remove)
@@ -100,7 +100,7 @@ class Bench:
             plan,
             contender=contender,
             keep=keep,
-            reconstruct=None if kept is None else kept.how,
+            reconstruct=None if kept is None else kept.method,
             seconds=seconds,
             kv_cache=self._kv_cache(plan),
         )
@@ -109,12 +109,12 @@ class Bench:
     def _biases_allowed_by(self, settings: Settings) -> Iterator[None]:
         """Let reconstruction have biases to move, where the settings allow it and the family knows them."""
         model = self.case.session.model
-        given = give_biases(model, self.anatomy) if settings.reconstruct.allow_bias else None
+        given = add_zero_biases(model, self.anatomy) if settings.reconstruct.allow_bias else None
         try:
             yield
         finally:
             if given is not None:
-                take_back(model, given)
+                remove_biases(model, given)
 
     def _kv_cache(self, plan: PruningPlan) -> tuple[int, int] | None:
         """Cut a copy, and look at what its cache holds."""

@@ -5,7 +5,7 @@ from pydantic import BaseModel, ConfigDict
 from headprune.config import DEMO
 from headprune.evaluation import metric_with_interval, predict
 from headprune.masking import gated
-from headprune.surgery.fit import put_back_after
+from headprune.surgery.fit import restoring
 from headprune.workflows.plan import plan_for
 from headprune.workflows.reconstruct import reconstruct_if_asked
 from headprune.workflows.rows import Purpose, separate_rows
@@ -47,7 +47,7 @@ def go_within(max_drop: str, *, seed: int, progress: Progress) -> Within:
     batches = session.batches(parts.report.examples)
     whole = predict(model, session.task, batches=batches)
     gates = anatomy.mask(plan.remove)
-    with put_back_after(model, anatomy):
+    with restoring(model, anatomy):
         reconstruct_if_asked(session, anatomy, plan, parts)
         with gated(model, anatomy, gates=gates):
             left = predict(model, session.task, batches=batches)

@@ -22,12 +22,12 @@ from headprune.passes import SILENT
 from headprune.planning import check_constraints, cost_model, make_plan
 from headprune.plans import HeadScores, PruningPlan
 from headprune.scoring.catalogue import get_method
-from headprune.surgery import WAYS, Reconstruct, cut, reconstruct
+from headprune.surgery import RECONSTRUCT_METHODS, Reconstruct, cut, reconstruct
 from headprune.surgery.fit import can_fit
 from headprune.tasks.distill import NO_OBJECTIVE, Objective
 from headprune.tasks.metrics import load_metric
 from headprune.tasks.task import Task, get_task
-from headprune.workflows.reconstruct import HeldOut
+from headprune.workflows.reconstruct import HeldOutRows
 from headprune.workflows.rows import Purpose, num_fitted
 from headprune.workflows.stepwise import Scoring, score_with_steps
 from headprune.workflows.validate import FEWEST_TO_RECONSTRUCT, check_settings
@@ -82,7 +82,7 @@ def shrink_model(
     if is_on and count >= FEWEST_TO_RECONSTRUCT and can_fit(model, anatomy):
         fitted = num_fitted(count, Purpose().held_out)
         unseen = replace(objective, batches=_examples(batches, range(fitted, count)))
-        held_out = HeldOut(model, anatomy, unseen, seed=seed)
+        held_out = HeldOutRows(model, anatomy, unseen, seed=seed)
         if task is not None:
             classes = task.num_classes(model.config)
             metric = load_metric(task.metric, predicted=task.row.predicts, classes=classes)
@@ -91,9 +91,9 @@ def shrink_model(
             model,
             anatomy,
             batches=_examples(batches, range(fitted)),
-            judge=held_out.judge(),
+            held_out=held_out.judge(),
             remove=plan.remove,
-            ways=WAYS[spec.reconstruct or "best"],
+            methods=RECONSTRUCT_METHODS[spec.reconstruct or "best"],
         )
     smaller = cut(model, anatomy, remove=plan.remove, pad=plan.is_padded)
     return smaller, ShrinkReport(scores, plan, outcome)

@@ -23,7 +23,7 @@ from headprune.planning import (
 from headprune.planning.constraints import conflicting_fields, with_keep
 from headprune.plans import HeadScores, PruningPlan
 from headprune.surgery import named_heads
-from headprune.surgery.fit import can_fit, put_back_after
+from headprune.surgery.fit import can_fit, restoring
 from headprune.tasks.rows import noted_rows
 from headprune.workflows.reconstruct import can_reconstruct, reconstruct_parts
 from headprune.workflows.rows import RowParts
@@ -242,7 +242,7 @@ def metric_of(
 def masked_cut(session: Session, parts: RowParts, plan: PruningPlan) -> Predictions:
     """Return what the model predicts for the rows that decide, under a cut: reconstructed where that is set, and masked."""
     model, anatomy = session.model, session.anatomy
-    with put_back_after(model, anatomy):
+    with restoring(model, anatomy):
         is_on = session.settings.reconstruct.reconstruct != "none"
         if is_on and can_reconstruct(parts) and can_fit(model, anatomy):
             reconstruct_parts(session, anatomy, plan.remove, parts)

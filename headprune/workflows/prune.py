@@ -23,7 +23,7 @@ from headprune.placement import input_device, refuse_offloaded
 from headprune.planning import check_constraints, savings
 from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results
-from headprune.surgery import Given, Reconstruct, cut, give_biases, take_back
+from headprune.surgery import AddedBiases, Reconstruct, add_zero_biases, cut, remove_biases
 from headprune.surgery.fit import has_bias
 from headprune.verify import Proof, masked_equals_pruned, require, run
 from headprune.workflows.evaluate import (
@@ -206,9 +206,9 @@ def _cut(session: Session, plan: PruningPlan, parts: RowParts) -> _Smaller:
     anatomy = inspect(model) if added else anatomy
     reconstructed = reconstruct_if_asked(session, anatomy, plan, parts)
     if added and (
-        reconstructed is None or reconstructed.kept is None or reconstructed.kept.how == "scale"
+        reconstructed is None or reconstructed.kept is None or reconstructed.kept.method == "scale"
     ):
-        take_back(model, added)
+        remove_biases(model, added)
         added, anatomy = None, inspect(model)
     sample = batches[-1].take(PROOF_ROWS)
     masked = _masked_output(model, anatomy, plan, sample)
@@ -231,7 +231,7 @@ def _cut(session: Session, plan: PruningPlan, parts: RowParts) -> _Smaller:
     )
 
 
-def _biases(session: Session, anatomy: Anatomy, plan: PruningPlan) -> Given | None:
+def _biases(session: Session, anatomy: Anatomy, plan: PruningPlan) -> AddedBiases | None:
     """Create biases for reconstruction to move, where the settings allow it and the family knows them."""
     spec, constraints = session.settings.reconstruct, session.settings.plan
     tolerant = constraints.max_drop is not None
@@ -240,7 +240,7 @@ def _biases(session: Session, anatomy: Anatomy, plan: PruningPlan) -> Given | No
     if constraints.target_parameters is not None:
         session.progress.notify("no bias is created: it would be parameters beyond the target")
         return None
-    added = give_biases(session.model, anatomy)
+    added = add_zero_biases(session.model, anatomy)
     if added is None and not has_bias(session.model, anatomy):
         kind = type(session.model).__name__
         session.progress.notify(f"no bias is created: {kind} knows none in its output projections")

@@ -22,7 +22,7 @@ from headprune.heads import HeadId
 from headprune.masking import gated
 from headprune.plans import HeadScores, PruningPlan
 from headprune.replay import losses
-from headprune.surgery import WAYS, Judge, Look, Reconstruct, reconstruct
+from headprune.surgery import RECONSTRUCT_METHODS, HeldOut, Measured, Reconstruct, reconstruct
 from headprune.surgery.fit import can_fit
 from headprune.tasks.distill import Objective
 from headprune.tasks.metrics import Metric, bootstrap
@@ -96,7 +96,7 @@ def reconstruct_parts(
     """
     objective = session.objective(parts.held_out)
     by_loss = session.settings.score.objective == "distill"
-    judge = HeldOut(
+    judge = HeldOutRows(
         session.model,
         anatomy,
         objective,
@@ -108,14 +108,14 @@ def reconstruct_parts(
         session.model,
         anatomy,
         batches=session.batches(parts.fit),
-        judge=judge.judge(),
+        held_out=judge.judge(),
         remove=remove,
-        ways=WAYS[session.settings.reconstruct.reconstruct or "best"],
+        methods=RECONSTRUCT_METHODS[session.settings.reconstruct.reconstruct or "best"],
     )
 
 
 @dataclass(frozen=True, eq=False)
-class HeldOut:
+class HeldOutRows:
     """Rows that nothing was fitted on, which decide between ways of reconstructing.
 
     Args:
@@ -134,19 +134,19 @@ class HeldOut:
     metric: Metric | None = None
     seed: int = 0
 
-    def judge(self) -> Judge:
+    def judge(self) -> HeldOut:
         """Return what decides: the loss, unless the task's metric clearly says otherwise."""
         count = sum(batch.num_examples for batch in self.objective.batches)
         if self.task is None or self.metric is None:
-            return Judge(self._look_by_loss, least_loss, "loss", count)
+            return HeldOut(self._look_by_loss, least_loss, "loss", count)
         sign, sampled = (1 if self.metric.higher_is_better else -1), self.metric.or_nan
 
-        def best(looks: Sequence[Look]) -> int:
+        def best(looks: Sequence[Measured]) -> int:
             return best_of(looks, lambda one, other: sign * sampled(one, other), seed=self.seed)
 
-        return Judge(self._look, best, self.metric.name, count)
+        return HeldOut(self._look, best, self.metric.name, count)
 
-    def _look_by_loss(self, mask: Float[Tensor, " heads"]) -> Look:
+    def _look_by_loss(self, mask: Float[Tensor, " heads"]) -> Measured:
         with gated(self.model, self.anatomy, gates=mask):
             values = losses(
                 self.model,
@@ -156,19 +156,19 @@ class HeldOut:
                 masks=torch.ones(1, len(mask)),
             )
         mean = float(values.double().mean())
-        return Look(mean, mean)
+        return Measured(mean, mean)
 
-    def _look(self, mask: Float[Tensor, " heads"]) -> Look:
+    def _look(self, mask: Float[Tensor, " heads"]) -> Measured:
         assert self.task is not None
         assert self.metric is not None
         (predictions,) = predict_masked(
             self.model, self.anatomy, self.task, batches=self.objective.batches, masks=mask[None]
         )
         value = self.metric.compute(predictions.predictions, predictions.references)
-        return Look(value, float(predictions.losses.mean()), predictions)
+        return Measured(value, float(predictions.losses.mean()), predictions)
 
 
-def best_of(looks: Sequence[Look], worth: Compute, *, seed: int) -> int:
+def best_of(looks: Sequence[Measured], worth: Compute, *, seed: int) -> int:
     """Return the index of the least loss, or of the greatest worth where that is clearly greater than there.
 
     Args:
@@ -178,14 +178,14 @@ def best_of(looks: Sequence[Look], worth: Compute, *, seed: int) -> int:
     """
     first = least_loss(looks)
     gains = [
-        (*_gain(look.found, looks[first].found, worth, seed=seed), index)
+        (*_gain(look.predictions, looks[first].predictions, worth, seed=seed), index)
         for index, look in enumerate(looks)
     ]
     clear = [(gain, index) for gain, error, index in gains if gain > _CLEAR * error]
     return max(clear)[1] if clear else first
 
 
-def least_loss(looks: Sequence[Look]) -> int:
+def least_loss(looks: Sequence[Measured]) -> int:
     """Return the index of the least loss; one that is no number is left out."""
     known = [index for index, look in enumerate(looks) if math.isfinite(look.loss)]
     return min(known, key=lambda index: looks[index].loss, default=0)
@@ -219,7 +219,7 @@ def described(outcome: Reconstruct) -> str:
             f"and would be {tried}"
         )
     without = f"instead of {outcome.without_reconstruction:.4g}"
-    return f"reconstructed ({outcome.kept.how}): {outcome.judged_by} on {rows} is {outcome.kept.value:.4g} {without}"
+    return f"reconstructed ({outcome.kept.method}): {outcome.judged_by} on {rows} is {outcome.kept.value:.4g} {without}"
 
 
 def with_rows(scores: HeadScores, rows: Rows) -> HeadScores:

@@ -20,8 +20,8 @@ from headprune.plans import HeadScores
 from headprune.scoring.catalogue import get_method
 from headprune.scoring.request import ScoreRequest
 from headprune.scoring.score import score as score_heads
-from headprune.surgery.fit import can_fit, fit, having
-from headprune.surgery.least_squares import How
+from headprune.surgery.fit import can_fit, fit, swapped_weights
+from headprune.surgery.least_squares import FitMethod
 from headprune.tasks.distill import Objective
 from headprune.workflows.validate import (
     method_between_steps,
@@ -109,7 +109,7 @@ class _Removal:
 
     removed: Collection[HeadId]
     batches: Sequence[Batch]
-    method: How | None
+    method: FitMethod | None
     world: World
 
     @contextmanager
@@ -121,12 +121,15 @@ class _Removal:
         mask = anatomy.mask(self.removed)
         weights = {}
         if self.method is not None and can_fit(model, anatomy):
-            (fitted,) = fit(model, anatomy, batches=self.batches, mask=mask, ways=[self.method])
+            (fitted,) = fit(model, anatomy, batches=self.batches, mask=mask, methods=[self.method])
             weights = {
                 name: self.world.summed(
                     value if self.world.is_main else value.new_zeros(value.shape)
                 )
                 for name, value in fitted.weights.items()
             }
-        with having(model, weights), gated(model, anatomy, gates=mask.to(input_device(model))):
+        with (
+            swapped_weights(model, weights),
+            gated(model, anatomy, gates=mask.to(input_device(model))),
+        ):
             yield

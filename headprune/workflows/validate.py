@@ -9,8 +9,8 @@ from headprune.planning import target_of
 from headprune.planning.constraints import as_dict
 from headprune.plans import HeadScores
 from headprune.scoring.catalogue import DEFAULT_METHOD, METHODS, get_method
-from headprune.surgery import WAYS
-from headprune.surgery.least_squares import How
+from headprune.surgery import RECONSTRUCT_METHODS
+from headprune.surgery.least_squares import FitMethod
 
 DEFAULT_STEPS = 2
 FEWEST_TO_RECONSTRUCT = 8
@@ -53,7 +53,7 @@ def num_steps(score: ScoreSpec, plan: Constraints) -> int:
     return DEFAULT_STEPS if again else 1
 
 
-def method_between_steps(reconstruct: ReconstructSpec, examples: int) -> How | None:
+def method_between_steps(reconstruct: ReconstructSpec, examples: int) -> FitMethod | None:
     """Return how what is left is reconstructed before it is scored again: the strongest of the methods that are tried.
 
     Args:
@@ -62,7 +62,7 @@ def method_between_steps(reconstruct: ReconstructSpec, examples: int) -> How | N
     """
     if reconstruct.reconstruct == "none" or examples < FEWEST_TO_RECONSTRUCT:
         return None
-    return WAYS[reconstruct.reconstruct or "best"][-1]
+    return RECONSTRUCT_METHODS[reconstruct.reconstruct or "best"][-1]
 
 
 def check_settings(settings: Settings, *, world: World | None = None) -> None:

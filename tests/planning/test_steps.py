@@ -18,7 +18,7 @@ from headprune.journal import Journal
 from headprune.passes import SILENT, RunContext
 from headprune.planning import make_plan, score_in_steps
 from headprune.plans import HeadScores
-from headprune.surgery.fit import can_fit, fit, put_back
+from headprune.surgery.fit import can_fit, fit, write_weights
 from headprune.tasks.distill import Objective
 from headprune.workflows.stepwise import Scoring, score_with_steps
 from headprune.workflows.validate import FEWEST_TO_RECONSTRUCT, check_settings, steps_fit
@@ -169,8 +169,8 @@ def test_what_is_left_is_reconstructed_before_it_is_scored_again(name, asked):
         smaller = copy.deepcopy(model)
         if went:
             mask = anatomy.mask(went)
-            (reconstructed,) = fit(smaller, anatomy, batches=batches, mask=mask, ways=[how])
-            put_back(smaller, reconstructed.weights)
+            (reconstructed,) = fit(smaller, anatomy, batches=batches, mask=mask, methods=[how])
+            write_weights(smaller, reconstructed.weights)
             hp.prune(smaller, went)
         left = inspected(smaller)
         scores = score(smaller, left, batches=batches, loss=loss, method="unique")
