@@ -270,10 +270,8 @@ def test_points_that_can_not_be_cut_are_left_out_or_refused(capsys, tokenizer):
         1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4,
     )  # fmt: skip
     told = capsys.readouterr().err
-    assert (
-        "keep 0.3 is left out: the budget keeps 5 of 18 heads, and at least 6 must be kept" in told
-    )
-    with pytest.raises(PlanError, match=r"keeps 4 of 18"):
+    assert "left out: `keep=0.3` keeps 5 of 18 heads, and at least 6 must be kept" in told
+    with pytest.raises(PlanError, match=r"`keep=0.2` keeps 4 of 18"):
         points_of(min_heads=2, points=(0.5, 0.2))
     with pytest.raises(PlanError, match="removes no head"):
         points_of(points=(0.99,))

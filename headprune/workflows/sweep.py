@@ -135,7 +135,7 @@ def lawful_points(
     """
     keeps = sorted({*(points or POINTS)} - {1.0}, reverse=True)
     lawful: list[float] = [1.0]
-    refused: dict[float, PlanError] = {}
+    refused: list[PlanError] = []
     for keep in keeps:
         refusal = refusal_at(anatomy, constraints, keep)
         if refusal is None:
@@ -143,11 +143,11 @@ def lawful_points(
         elif points:
             raise refusal
         else:
-            refused[keep] = refusal
+            refused.append(refusal)
     if len(refused) == len(keeps) and refused:
-        raise refused[keeps[-1]]
-    for keep, refusal in refused.items():
-        progress.notify(f"keep {keep:g} is left out: {refusal.what}")
+        raise refused[-1]
+    for refusal in refused:
+        progress.notify(f"left out: {refusal.what}")
     return tuple(lawful)
 
 
