@@ -12,6 +12,7 @@ from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import stock_class
 from headprune.batch import batches_for
 from headprune.config import Constraints, ScoreSpec, Settings
+from headprune.config.checks import check_score
 from headprune.errors import PlanError
 from headprune.heads import HeadId, HeadSelection
 from headprune.inspection import inspect as inspect_model
@@ -42,10 +43,7 @@ from headprune.workflows.in_memory import (
     shrink_model,
 )
 from headprune.workflows.stepwise import Scoring, score_with_steps
-from headprune.workflows.validate import (
-    check_score,
-    method_of,
-)
+from headprune.workflows.validate import method_of
 from headprune.wrapped import refuse_own_code, unwrapped
 
 __all__ = ["inspect", "load", "masked", "plan", "prune", "save", "score", "shrink"]

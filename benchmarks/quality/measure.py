@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from benchmarks.quality.subjects import Case
 from headprune.anatomy import Anatomy
 from headprune.config import Settings
+from headprune.config.checks import num_steps
 from headprune.evaluation import Predictions, metric_with_interval, predict
 from headprune.footprint import kv_cache_bytes_per_token
 from headprune.journal import Journal
@@ -29,7 +30,7 @@ from headprune.tasks.distill import NO_OBJECTIVE
 from headprune.workflows.reconstruct import reconstruct_if_asked
 from headprune.workflows.session import Progress, Session
 from headprune.workflows.stepwise import Scoring, score_with_steps
-from headprune.workflows.validate import method_of, num_steps
+from headprune.workflows.validate import method_of
 
 
 class Measured(BaseModel):

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 from headprune.cli.options import Call
-from headprune.errors import ConfigError
 
 
 def heal(call: Call) -> None:
@@ -12,7 +11,7 @@ def heal(call: Call) -> None:
     from headprune.report.tables import prune_table
     from headprune.workflows.heal import heal as heal_model
 
-    out = call.settings.run.out or _beside(call.settings.model.model)
+    out = call.settings.run.out or _beside(call.settings.model.model or "")
     results = heal_model(
         call.settings.replaced(out=out), resume=call.own.resume, progress=call.progress
     )
@@ -21,16 +20,8 @@ def heal(call: Call) -> None:
     )
 
 
-def _beside(model: str | None) -> str:
-    """Return where the healed model goes: beside the pruned one.
-
-    Raises:
-        ConfigError: No model is named.
-    """
-    if model is None:
-        raise ConfigError(
-            "no model is named to heal", where="DIR", hint="headprune heal headprune-models/NAME"
-        )
+def _beside(model: str) -> str:
+    """Return where the healed model goes: beside the pruned one."""
     home = Path(model)
     if not home.is_dir():
         home = Path("headprune-models") / re.sub("[/:]", "-", model)

@@ -8,6 +8,7 @@ from typing import Any
 
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import Constraints, ScoreSpec, Settings
+from headprune.config.checks import methods_of, num_steps
 from headprune.distributed import World
 from headprune.errors import HeadpruneError, PlanError
 from headprune.journal import Journal, open_journal
@@ -22,13 +23,7 @@ from headprune.workflows.record import with_recorded_rows
 from headprune.workflows.rows import Purpose, Rows, separate_rows
 from headprune.workflows.session import Progress, Session, open_session
 from headprune.workflows.stepwise import Scoring, score_with_steps
-from headprune.workflows.validate import (
-    check_settings,
-    method_of,
-    methods_of,
-    num_steps,
-    steps_fit,
-)
+from headprune.workflows.validate import check_settings, method_of, steps_fit
 
 # What must agree for scores to be of the rows that would be read now, and what it is called.
 _SAME_ROWS = {"fingerprint": "rows (fingerprint)", "max_length": "max length", "task": "task"}
@@ -60,7 +55,7 @@ def score(
     world = world or World()
     settings = with_recorded_rows(settings, progress=progress)
     check_settings(settings, world=world)
-    sections = methods_of(settings.score, method_of(settings.score))
+    sections = methods_of(settings.score)
     run_dir = settings.run.run_dir
     with unused_run(run_dir) if world.is_main else nullcontext():
         session = open_session(settings, progress=progress, world=world)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, num_examples
 from headprune.config import Constraints, ReconstructSpec, ScoreSpec
+from headprune.config.checks import num_steps
 from headprune.distributed import World
 from headprune.heads import HeadId
 from headprune.masking import gated
@@ -23,11 +24,7 @@ from headprune.scoring.score import score as score_heads
 from headprune.surgery.fit import can_fit, fit, swapped_weights
 from headprune.surgery.least_squares import FitMethod
 from headprune.tasks.distill import Objective
-from headprune.workflows.validate import (
-    method_between_steps,
-    method_of,
-    num_steps,
-)
+from headprune.workflows.validate import method_between_steps, method_of
 
 
 @dataclass(frozen=True)

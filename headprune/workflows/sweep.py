@@ -9,6 +9,7 @@ import torch
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import BUDGETS, Constraints, ScoreSpec, Settings
+from headprune.config.checks import check_score, methods_of
 from headprune.errors import PlanError
 from headprune.evaluation import Predictions, metric_with_interval, predict_masked
 from headprune.heads import HeadId
@@ -29,7 +30,6 @@ from headprune.workflows.record import with_recorded_rows
 from headprune.workflows.rows import RowParts, separate_rows
 from headprune.workflows.score import resumable, score_each
 from headprune.workflows.session import Progress, Session, open_session
-from headprune.workflows.validate import check_score, methods_of
 
 POINTS = tuple(tenth / 10 for tenth in range(10, 0, -1))
 _MASKED = "gradient"

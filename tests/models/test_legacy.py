@@ -94,7 +94,7 @@ def test_a_conversion_leaves_nothing_behind_that_made_the_checkpoint_work(tmp_pa
     }  # fmt: skip
     for name, text in files.items():
         (old / name).write_text(text)
-    convert(Recipe(model=str(old)), out=tmp_path / "new", progress=Silent())
+    convert(Settings.of(model=str(old), out=str(tmp_path / "new")), progress=Silent())
     for name, text in files.items():
         assert json.loads((tmp_path / "new" / name).read_text()) == json.loads(text), name
 
