@@ -16,8 +16,8 @@ from headprune.cli.app import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-# What benchmarks and contracts write, with options of their own.
-MEASURED = ("gpu", "performance", "quality", "reliability", "support")
+# What benchmarks and contracts write, and what is about launchers: with options of their own.
+MEASURED = ("gpu", "performance", "quality", "reliability", "scaling", "support")
 DOCS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
