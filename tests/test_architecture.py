@@ -47,7 +47,6 @@ ORDER = [
     "runs",
     "gate",
     "report",
-    "subject",
     "workflows",
     "api",
     "cli",
