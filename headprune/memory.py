@@ -112,13 +112,13 @@ class Parts(Generic[Piece]):
 def too_large(name: str, piece: object, reason: str) -> MemoryLimitError:
     """Return the error for a piece that can't be halved and is too large, with what would fit."""
     batch = piece[0] if isinstance(piece, (tuple, list)) else piece
-    size, shorter = "", "a smaller --max-length"
+    size, shorter = "", "a smaller `max_length`"
     if isinstance(batch, Batch):
         length = batch.num_tokens // max(1, batch.num_rows)
         size = f", with {batch.num_examples} example(s) of {length} tokens"
-        shorter = f"--max-length {max(1, length // 2)}"
+        shorter = f"`max_length={max(1, length // 2)}`"
     return MemoryLimitError(
         f"memory ran out{size}, and it can't be done in smaller parts: {reason}",
         where=name,
-        hint=f"{shorter}, --dtype bfloat16 or a --device with more memory; nothing of what is done is lost",
+        hint=f"{shorter}, `dtype=bfloat16` or a `device` with more memory; nothing of what is done is lost",
     )

@@ -200,7 +200,7 @@ def test_what_can_not_be_halved_is_refused_with_what_would_fit(method):
     with memory_of(model, 0), pytest.raises(HeadpruneError) as caught:
         score(model, anatomy, batches=batches, loss=loss_of("bert"), method=method)
     assert isinstance(caught.value, MemoryLimitError)
-    assert "--max-length 5" in caught.value.hint, caught.value
+    assert "`max_length=5`" in caught.value.hint, caught.value
     assert caught.value.exit_code == 2
 
 
