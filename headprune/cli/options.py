@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from headprune.cli.surroundings import writing_stdout
+from headprune.cli.words import as_options
 from headprune.config import (
     BUDGETS,
     CHECK,
     SECTION_OF,
     DataSpec,
     GateSpec,
-    Recipe,
     Settings,
     load_settings,
 )
@@ -210,11 +210,6 @@ class Call:
     progress: "ConsoleProgress"
     given: frozenset[str] = frozenset()
 
-    @property
-    def recipe(self) -> Recipe:
-        """The settings without sections."""
-        return Recipe.from_settings(self.settings)
-
     def show(self, value: Any) -> None:
         """Print a table, or text, to stdout."""
         from headprune.report.terminal import make_console, show
@@ -244,7 +239,9 @@ def prepare(command: str, options: Mapping[str, Any]) -> Call:
     given = {name: value for name, value in options.items() if value not in (None, [])}
     own = OwnOptions(**{name: given[name] for name in given if name in OwnOptions.model_fields})
     # Of several processes one talks.
-    progress = ConsoleProgress(quiet=own.quiet or launched_rank() > 0, verbose=own.verbose)
+    progress = ConsoleProgress(
+        quiet=own.quiet or launched_rank() > 0, verbose=own.verbose, rewrite=as_options
+    )
     if not ACTING[command]:
         return Call(Settings(), own, progress)
     fields = {
