@@ -16,10 +16,10 @@ import headprune as hp
 from headprune.config import Recipe
 from headprune.evaluation import metric_with_interval, predict
 from headprune.heads import HeadId, SiteId
-from headprune.journal import Journal
 from headprune.plans import HeadScores
 from headprune.report.heads import agreement_table
 from headprune.report.terminal import ConsoleProgress
+from headprune.runtime.journal import Journal
 from headprune.scoring.catalogue import METHODS, Method
 from headprune.scoring.request import Estimate
 from headprune.subject import calibration_rows, open_subject

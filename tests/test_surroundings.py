@@ -18,13 +18,13 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 import headprune as hp
-from headprune.distributed import launched_rank, launched_size
 from headprune.errors import CheckpointError, ConfigError, DataError, HeadpruneError, ModelError
 from headprune.gate import Finding, Verdict
 from headprune.models.find import find
 from headprune.models.load import load_model
 from headprune.report.ci import to_github, to_junit
 from headprune.runs import unused_run
+from headprune.runtime.distributed import launched_rank, launched_size
 from headprune.tasks.data import read_table
 
 # Stdout, the working directory, the environment.

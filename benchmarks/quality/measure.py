@@ -18,11 +18,11 @@ from headprune.anatomy import Anatomy
 from headprune.config import Recipe
 from headprune.evaluation import Predictions, metric_with_interval, predict
 from headprune.footprint import kv_cache_bytes_per_token
-from headprune.journal import Journal
 from headprune.masking import gated
 from headprune.passes import RunContext
 from headprune.planning import make_plan
 from headprune.plans import HeadScores, PruningPlan
+from headprune.runtime.journal import Journal
 from headprune.scoring.catalogue import get_method
 from headprune.subject import Progress, Subject
 from headprune.surgery import cut, give_biases, take_back

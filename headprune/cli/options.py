@@ -131,8 +131,8 @@ def add_command(
 
 def _prepare(given: dict[str, Any], *, measures: bool, gates: bool) -> Call:
     from headprune.config import CHECK, SECTION_OF, Recipe, load_settings
-    from headprune.distributed import launched_rank
     from headprune.report.terminal import ConsoleProgress
+    from headprune.runtime.distributed import launched_rank
 
     # Of several processes one talks.
     talk = ConsoleProgress(

@@ -9,7 +9,7 @@ def refuse_several_processes(name: str) -> None:
     Raises:
         ConfigError: There are several, or a launcher's variable is no number.
     """
-    from headprune.distributed import launched_size  # imports torch
+    from headprune.runtime.distributed import launched_size  # imports torch
 
     if (size := launched_size()) > 1:
         raise ConfigError(

@@ -64,8 +64,8 @@ OPTIONS: dict[str, Any] = {
 def command(call: Call) -> None:
     """Score every attention head on your data, and show a heatmap."""
     from headprune import workflows
-    from headprune.distributed import join_world, leave_world
     from headprune.report.heads import agreement_table, heatmap, score_table
+    from headprune.runtime.distributed import join_world, leave_world
 
     world = join_world(cpu=call.recipe.device == "cpu")
     found, paths = workflows.score(call.recipe, progress=call.talk, world=world)

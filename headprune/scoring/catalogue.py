@@ -3,7 +3,6 @@
 To add a method, add a row here and write its function, ``function(request: ScoreRequest) -> Estimate``, where the row says.
 """
 
-import importlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator
 
 from headprune.errors import ConfigError, did_you_mean
+from headprune.late import load_function
 
 ObjectiveName = Literal["loss", "metric", "distill"]
 """What importance is about: the task's loss, the metric itself, or the distance from what the whole model puts out."""
@@ -56,9 +56,8 @@ class Method:
 
     def load(self) -> Callable[..., Any]:
         """Import the method's function."""
-        module, _, function = self.function.partition(":")
-        loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
-        return loaded
+        function: Callable[..., Any] = load_function(self.function)
+        return function
 
 
 _GRADIENTS = "headprune.scoring.gradients"

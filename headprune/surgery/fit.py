@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch
 from headprune.masking import gated, places_of, real_positions, row_of_position
-from headprune.memory import Parts
+from headprune.passes import Parts
 from headprune.placement import input_device
 from headprune.replay.walk import (
     CompletedCalls,

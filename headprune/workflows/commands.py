@@ -8,7 +8,6 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.config import Recipe
-from headprune.distributed import World
 from headprune.errors import HeadpruneError, PlanError
 from headprune.evaluation import EvalResult
 from headprune.export.gguf import Exported, embedding_rows, export_gguf, refuse_unusable_file
@@ -27,6 +26,7 @@ from headprune.planning import (
 from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results
 from headprune.runs import named_scores, scores_file, unused_run, write_scores
+from headprune.runtime.distributed import World
 from headprune.scoring.catalogue import get_method
 from headprune.subject import (
     Progress,

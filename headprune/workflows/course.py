@@ -1,11 +1,11 @@
 """What a recipe asks of scores and plan, and what of that contradicts itself."""
 
 from headprune.config import Constraints, Recipe
-from headprune.distributed import World
 from headprune.errors import ConfigError
 from headprune.planning import target_of
 from headprune.planning.constraints import as_dict
 from headprune.plans import HeadScores
+from headprune.runtime.distributed import World
 from headprune.scoring.catalogue import DEFAULT_METHOD, METHODS, get_method
 from headprune.surgery import WAYS
 from headprune.surgery.least_squares import How

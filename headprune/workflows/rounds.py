@@ -11,13 +11,13 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, num_examples
 from headprune.config import Recipe
-from headprune.distributed import World
 from headprune.heads import HeadId
 from headprune.masking import gated
 from headprune.passes import RunContext
 from headprune.placement import input_device
 from headprune.planning import score_in_steps
 from headprune.plans import HeadScores
+from headprune.runtime.distributed import World
 from headprune.scoring.catalogue import get_method
 from headprune.scoring.request import ScoreRequest
 from headprune.scoring.score import score as score_heads

@@ -8,14 +8,14 @@ from typing import Any
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import Recipe
-from headprune.distributed import World
 from headprune.errors import HeadpruneError, PlanError
-from headprune.journal import Journal, open_journal
 from headprune.models.facts import fingerprint, versions
 from headprune.passes import RunContext
 from headprune.placement import input_device
 from headprune.plans import HeadScores
 from headprune.runs import FOLDER, LATEST, named_scores, scores_file
+from headprune.runtime.distributed import World
+from headprune.runtime.journal import Journal, open_journal
 from headprune.scoring.catalogue import METHODS, get_method
 from headprune.subject import (
     Progress,

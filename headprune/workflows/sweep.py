@@ -8,7 +8,6 @@ from headprune.anatomy import Anatomy
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import BUDGETS, Recipe
 from headprune.errors import PlanError
-from headprune.journal import Journal, open_journal
 from headprune.models.facts import versions
 from headprune.models.manifest import output_directory, refuse_unusable_output, write_manifest
 from headprune.passes import RunContext
@@ -19,6 +18,7 @@ from headprune.plans import HeadScores
 from headprune.report.charts import sweep_picture
 from headprune.results import Curve, Sweep
 from headprune.runs import FOLDER, file_name, next_run
+from headprune.runtime.journal import Journal, open_journal
 from headprune.subject import (
     Progress,
     Rows,

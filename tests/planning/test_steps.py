@@ -14,10 +14,10 @@ import headprune as hp
 from headprune.batch import as_batches
 from headprune.config import Constraints, Recipe
 from headprune.errors import ConfigError
-from headprune.journal import Journal
 from headprune.passes import SILENT, RunContext
 from headprune.planning import make_plan, score_in_steps
 from headprune.plans import HeadScores
+from headprune.runtime.journal import Journal
 from headprune.surgery.fit import can_fit, fit, put_back
 from headprune.tasks.distill import Objective
 from headprune.workflows.course import FEWEST_TO_RECONSTRUCT, check_course, steps_fit
