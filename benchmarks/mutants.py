@@ -200,7 +200,18 @@ def survives(fault: Fault) -> str:
             for name in fault.types.split()
         ]
         child = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests],
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                "-x",
+                "-p",
+                "no:cacheprovider",
+                "-m",
+                "",
+                *tests,
+            ],
             cwd=place,
             env={**os.environ, "PYTHONPATH": str(place)},
             capture_output=True,

@@ -10,9 +10,8 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import stock_class
-from headprune.batch import Batch
+from headprune.batch import Batch, batches_for
 from headprune.config import Constraints
-from headprune.decoder_inputs import batches_for
 from headprune.errors import PlanError, did_you_mean
 from headprune.heads import HeadId, HeadSelection, select_heads
 from headprune.inspection import inspect as inspect_model

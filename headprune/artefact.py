@@ -64,10 +64,10 @@ def read_artefact(kind: type[A], path: Path) -> A:
         return kind.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        key = ".".join(str(part) for part in first["loc"])
         reason = first["msg"].removeprefix("Value error, ")
         raise CheckpointError(
-            f"{path.name} is not a {kind.__name__} file: {place + ': ' if place else ''}{reason}",
+            f"{path.name} is not a {kind.__name__} file: {key + ': ' if key else ''}{reason}",
             where=str(path),
             hint=f"write it again: headprune {kind.written_by}",
         ) from error

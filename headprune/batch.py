@@ -2,18 +2,21 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from headprune.anatomy.trace import takes_cache
-from headprune.errors import DataError
-from headprune.placement import staged
+from headprune.errors import DataError, with_type
+from headprune.placement import input_device, staged
 
 _NO_TOKEN = -1
+_DECODER_INPUTS = ("decoder_input_ids", "decoder_inputs_embeds")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,37 +51,37 @@ class Batch:
         first = next(iter(self.inputs.values()))
         return int(first.shape[0] * (first.shape[1] if first.dim() > 1 else 1))
 
+    def __getitem__(self, name: str) -> Tensor:
+        """Read the batch like the mapping that was given: ``batch["labels"]`` are the targets."""
+        return self.targets if name == "labels" else self.inputs[name]
+
     def take(self, count: int) -> "Batch":
         """Return the first ``count`` examples; the whole batch where its inputs don't come row by row.
 
         Inputs that images were packed into, say, don't tell whose they are.
         """
-        rows = torch.nonzero(self.example_of_row < count).flatten()
-        if any(value.shape[:1] != (self.num_rows,) for value in self.inputs.values()):
+        if not self._comes_by_row:
             return self
-        return Batch(
-            {name: value[rows] for name, value in self.inputs.items()},
-            self.targets[:count],
-            self.example_of_row[rows],
-            torch.arange(min(count, self.num_examples)),
-        )
+        return replace(self._part(0, count), indices=torch.arange(min(count, self.num_examples)))
 
     def halves(self) -> tuple["Batch", ...]:
         """Return two batches that hold half of the examples each; nothing where there is one, or inputs don't come row by row."""
-        if self.num_examples < 2 or any(
-            value.shape[:1] != (self.num_rows,) for value in self.inputs.values()
-        ):
+        if self.num_examples < 2 or not self._comes_by_row:
             return ()
         middle = self.num_examples // 2
-        first = self.example_of_row < middle
-        return tuple(
-            Batch(
-                {name: value[rows.to(value.device)] for name, value in self.inputs.items()},
-                self.targets[examples],
-                self.example_of_row[rows] - (examples.start or 0),
-                self.indices[examples],
-            )
-            for rows, examples in ((first, slice(0, middle)), (~first, slice(middle, None)))
+        return self._part(0, middle), self._part(middle, self.num_examples)
+
+    @property
+    def _comes_by_row(self) -> bool:
+        return all(value.shape[:1] == (self.num_rows,) for value in self.inputs.values())
+
+    def _part(self, start: int, stop: int) -> "Batch":
+        rows = (self.example_of_row >= start) & (self.example_of_row < stop)
+        return Batch(
+            {name: value[rows.to(value.device)] for name, value in self.inputs.items()},
+            self.targets[start:stop],
+            self.example_of_row[rows] - start,
+            self.indices[start:stop],
         )
 
     def start(self, length: int) -> "Batch":
@@ -134,11 +137,11 @@ def as_batches(batches: Iterable[Batch | Mapping[str, Tensor]]) -> tuple[Batch, 
     Raises:
         DataError: There is no batch, or one has no tensor.
     """
-    found: list[Batch] = []
+    converted: list[Batch] = []
     start = 0
     for batch in batches:
         if isinstance(batch, Batch):
-            found.append(batch)
+            converted.append(batch)
             continue
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         if not inputs:
@@ -150,17 +153,17 @@ def as_batches(batches: Iterable[Batch | Mapping[str, Tensor]]) -> tuple[Batch, 
         rows = next(iter(inputs.values())).shape[0]
         indices = torch.arange(start, start + rows)
         start += rows
-        found.append(Batch(inputs, batch.get("labels", indices), torch.arange(rows), indices))
-    if not found:
+        converted.append(Batch(inputs, batch.get("labels", indices), torch.arange(rows), indices))
+    if not converted:
         raise DataError("there is no data", where="batches", hint="give at least one batch")
-    indices = torch.cat([batch.indices for batch in found])
+    indices = torch.cat([batch.indices for batch in converted])
     if not torch.equal(indices.sort().values, torch.arange(len(indices))):
         raise DataError(
             "the examples' indices don't count from 0, each once",
             where="batches",
             hint="give either Batch values with such indices, or plain mappings, not both",
         )
-    return tuple(found)
+    return tuple(converted)
 
 
 def num_examples(batches: Iterable[Batch]) -> int:
@@ -233,3 +236,78 @@ def asks_for_padding(model: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
     real = inputs.get("attention_mask")
     several = any(value.dim() > 0 and value.shape[0] > 1 for value in inputs.values())
     return several and (real is None or bool(real.all()))
+
+
+class _DecoderReachedError(Exception):
+    """Ends a forward where its decoder starts."""
+
+
+def batches_for(
+    model: PreTrainedModel, batches: Iterable[Batch | Mapping[str, Tensor]]
+) -> tuple[Batch, ...]:
+    """Return the batches of a model; see :func:`with_decoder_inputs` and :func:`as_batches`."""
+    return as_batches(with_decoder_inputs(model, batches))
+
+
+def with_decoder_inputs(
+    model: PreTrainedModel, batches: Iterable[Batch | Mapping[str, Tensor]]
+) -> Iterable[Batch | Mapping[str, Tensor]]:
+    """Yield the batches; where labels are sequences for an encoder-decoder, with the decoder inputs that it makes of them.
+
+    Labels that are no sequences (classes) leave the decoder what the model gives it without any.
+
+    Raises:
+        DataError: The model makes none.
+    """
+    for batch in batches:
+        labels = None if isinstance(batch, Batch) else batch.get("labels")
+        takes_labels = bool(getattr(model.config, "is_encoder_decoder", False))
+        if (
+            isinstance(batch, Batch)
+            or labels is None
+            or labels.dim() < 2
+            or not takes_labels
+            or any(batch.get(name) is not None for name in _DECODER_INPUTS)
+        ):
+            yield batch
+        else:
+            yield {**batch, **_shifted(model, batch)}
+
+
+def _shifted(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what reaches the decoder in the model's own forward with labels: tokens, and a mask where some are hidden."""
+    decoder = model.get_decoder()
+    reached: list[tuple[Any, Any]] = []
+
+    def catch(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tokens = kwargs.get("input_ids", args[0] if args else None)
+        reached.append((tokens, kwargs.get("attention_mask")))
+        raise _DecoderReachedError
+
+    handle = decoder.register_forward_pre_hook(catch, with_kwargs=True)
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad(), suppress(_DecoderReachedError):
+            model(**{name: value.to(input_device(model)) for name, value in batch.items()})
+    except Exception as error:  # of the model, given what the user gave
+        raise _refusal(model, f"{with_type(error)}") from error
+    finally:
+        handle.remove()
+        for module in training:
+            module.training = True
+    tokens, mask = reached[0] if reached else (None, None)
+    if not isinstance(tokens, Tensor):
+        raise _refusal(model, "none reach its decoder")
+    inputs = {"decoder_input_ids": tokens}
+    if isinstance(mask, Tensor) and mask.shape == tokens.shape and not bool(mask.all()):
+        inputs["decoder_attention_mask"] = mask
+    return {name: value.to(batch["labels"].device) for name, value in inputs.items()}
+
+
+def _refusal(model: PreTrainedModel, why: str) -> DataError:
+    return DataError(
+        f"{type(model).__name__} makes no decoder inputs of the labels ({why})",
+        where="batches",
+        hint="give decoder_input_ids beside the labels",
+    )

@@ -26,7 +26,6 @@ ORDER = [
     "anatomy",
     "wrapped",
     "batch",
-    "decoder_inputs",
     "masking",
     "passes",
     "replay",

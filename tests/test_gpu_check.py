@@ -13,6 +13,7 @@ from benchmarks.gpu.kernels import idle_share
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.nightly
 def test_the_whole_check_passes_on_the_cpu(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     done = subprocess.run(

@@ -65,6 +65,7 @@ def test_a_process_that_ends_for_want_of_memory_proves_nothing(numbers, end, tmp
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.nightly
 def test_a_fresh_process_without_memory_proves_nothing(tmp_path, monkeypatch):
     """With as much address space as its libraries take, and less than the model's size more."""
     model = build("bert", vocab_size=4_000_000)  # 770 MB

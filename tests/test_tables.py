@@ -206,7 +206,7 @@ def test_no_column_changes_its_mind_late(folder):
     assert cells_of(path) == rows
     table = read_table(str(path))
     assert texts_of(table, 10_020, choose_columns(table)) == ("true",)
-    assert table.place(10_020) == "row 10020 (line 10022)"
+    assert table.name_of(10_020) == "row 10020 (line 10022)"
 
 
 # Named.

@@ -1,33 +1,39 @@
 """The application: commands, version, and what becomes of errors."""
 
+import functools
+import inspect as inspection
 import io
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from difflib import get_close_matches
 from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
 
-from headprune.cli import (
-    check,
-    convert,
-    discard,
-    evaluate,
-    export,
-    heal,
-    inspect,
-    prune,
-    received,
-    run,
-    score,
-    sweep,
+from headprune.cli import discard, received
+from headprune.cli.check import check, error_on_stdout
+from headprune.cli.convert import convert
+from headprune.cli.evaluate import evaluate
+from headprune.cli.export import export
+from headprune.cli.heal import heal
+from headprune.cli.idle import is_file_of_results, refuse_idle
+from headprune.cli.inspect import inspect
+from headprune.cli.options import ACTING, TALK, Call, annotation_of, prepare
+from headprune.cli.prune import prune
+from headprune.cli.score import score
+from headprune.cli.surroundings import (
+    ReaderGoneError,
+    check_surroundings,
+    refuse_several_processes,
+    stdout_error,
+    system_error,
 )
-from headprune.cli.options import CommandError, add_command
-from headprune.cli.surroundings import ReaderGoneError, stdout_error, system_error
+from headprune.cli.sweep import sweep
 from headprune.cli.words import as_options
 from headprune.errors import ConfigError, HeadpruneError, ModelError, is_out_of_memory, with_type
 
@@ -41,7 +47,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _MORE_WORDS = re.compile(r"Got unexpected extra arguments?(\(s\))?")
-_COMMANDS = {
+_COMMANDS: dict[str, Callable[[Call], None]] = {
     "score": score,
     "prune": prune,
     "sweep": sweep,
@@ -50,12 +56,67 @@ _COMMANDS = {
     "check": check,
     "inspect": inspect,
     "convert": convert,
-    "run": run,
+    "run": prune,
     "export": export,
 }
-for name, module in _COMMANDS.items():
-    tell_error = {"tell_error": check.tell_error} if module is check else {}
-    add_command(app, name, module.command, options=module.OPTIONS, **tell_error)
+
+
+class CommandError(Exception):
+    """What ended a command. Click never sees it: it would answer Ctrl-C, the end of a file and a broken pipe itself."""
+
+    def __init__(self, error: BaseException, options: Mapping[str, Any]) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.options = options
+
+
+def _add_command(name: str, function: Callable[[Call], None]) -> None:
+    """Register a command with the options that act on it. Every option defaults to None, "not given", so that a file's stands."""
+
+    @functools.wraps(function)
+    def run(**options: Any) -> None:
+        try:
+            check_surroundings()
+            if name != "score":
+                refuse_several_processes(name)
+            call = prepare(name, options)
+            refuse_idle(call, name)
+            if ACTING[name] and not call.progress.verbose and not is_file_of_results(call):
+                _calm_libraries()
+            function(call)
+        except typer.Exit:
+            raise
+        # A panic of a Rust library, or a library that leaves: 1 stays the gate's.
+        except BaseException as error:
+            raise CommandError(error, options if name == "check" else {}) from error
+
+    run.__signature__ = inspection.Signature(  # type: ignore[attr-defined]
+        [
+            inspection.Parameter(
+                option,
+                inspection.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=annotation_of(name, option),
+            )
+            for option in (*ACTING[name], *TALK)
+        ]
+    )
+    app.command(name)(run)
+
+
+for _name, _function in _COMMANDS.items():
+    _add_command(_name, _function)
+
+
+def _calm_libraries() -> None:
+    """Keep other libraries' bars and remarks off the user's screen."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
 
 
 def _show_version(wanted: bool | None) -> None:
@@ -84,9 +145,24 @@ def _out_of_memory(error: BaseException) -> HeadpruneError:
     )
 
 
+def _no_such_option(command: str, option: str, context: Any) -> ConfigError:
+    known = [flag for each in context.command.params for flag in (*each.opts, *each.secondary_opts)]
+    name = option.lstrip("-").removeprefix("no-").replace("-", "_")
+    others = [other for other, names in ACTING.items() if name in names]
+    hints = [f"did you mean {word}?" for word in get_close_matches(option, known, n=1)]
+    hints += [f"it acts on {', '.join(others)};"] if others else []
+    return ConfigError(
+        f"{command} has no option {option}",
+        where=option,
+        hint=" ".join([*hints, f"{command} --help tells what there is"]),
+    )
+
+
 def _usage_error(error: Any) -> ConfigError:
     """Return in three parts what typer says of a command line that it can't read."""
     command = " ".join(["headprune", *(word for word in sys.argv[1:2] if word in _COMMANDS)])
+    if hasattr(error, "possibilities"):
+        return _no_such_option(command, error.option_name, error.ctx)
     what, where = _MORE_WORDS.sub("too many words", error.format_message()), command
     parameter = getattr(error, "param", None)
     if parameter is not None and error.message:
@@ -138,7 +214,7 @@ def run_app() -> int:
         error = ended.error
         if isinstance(error, KeyboardInterrupt):
             raise error from None
-        return _failed(error, notify=ended.notify)
+        return _failed(error, options=ended.options)
     except OSError as error:  # of a command they come as CommandError: this is --help, or --version
         discard(sys.stdout)
         return _failed(stdout_error(error))
@@ -158,8 +234,8 @@ def _module_that_failed(error: BaseException) -> str | None:
     return last.rpartition(".")[2] if last.startswith(_MODELS) else None
 
 
-def _failed(error: BaseException, *, notify: Callable[[HeadpruneError], str] | None = None) -> int:
-    """Say what is wrong, in three parts, and return the exit code; ``tell`` returns what stdout says of it.
+def _failed(error: BaseException, *, options: Mapping[str, Any] | None = None) -> int:
+    """Say what is wrong, in three parts, and return the exit code; by the options of ``check`` on stdout, too.
 
     Raises:
         KeyboardInterrupt: It comes of a signal to stop.
@@ -191,6 +267,6 @@ def _failed(error: BaseException, *, notify: Callable[[HeadpruneError], str] | N
     with suppress(OSError, ValueError):  # stderr is full or closed: the exit code says it
         typer.echo(as_options(str(error)), err=True)
     with suppress(OSError, ValueError, HeadpruneError):
-        if notify is not None and (text := notify(error)):
+        if options and (text := error_on_stdout(options, error)):
             typer.echo(text, nl=False)
     return error.exit_code

@@ -1,35 +1,26 @@
 """``headprune convert``."""
 
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
 
 from headprune.cli.options import Call
-from headprune.cli.settings import MODEL, WORK, Overwrite, switch
 from headprune.errors import ConfigError
 
-OPTIONS: dict[str, Any] = {
-    **MODEL,
-    "dtype": WORK["dtype"],
-    "out": Annotated[str | None, typer.Option(metavar="DIR", help="Where the model goes.")],
-    "overwrite": Overwrite,
-    "allow_pickle": switch("allow-pickle", "Read pickled weights (*.bin), tensors alone."),
-}
 
-
-def command(call: Call) -> None:
+def convert(call: Call) -> None:
     """Make a model that transformers v4 pruned (config.pruned_heads) or pickled load with transformers v5."""
+    out = call.settings.run.out
+    if out is None:
+        raise ConfigError(
+            "no directory is named to write to",
+            where="`out`",
+            hint="headprune convert MODEL --out DIR",
+        )
     from headprune import workflows
     from headprune.artefact import dump_json
     from headprune.report.terminal import key_value_table
 
-    if call.recipe.out is None:
-        raise ConfigError(
-            "no directory is named to write to",
-            where="--out",
-            hint="headprune convert MODEL --out DIR",
-        )
-    results = workflows.convert(call.recipe, out=Path(call.recipe.out), progress=call.talk)
-    rows = {"directory": call.recipe.out, "loads_with": results.loads_with}
-    call.write(dump_json({"format": 1, **rows})) if call.json else call.show(key_value_table(rows))
+    results = workflows.convert(call.recipe, out=Path(out), progress=call.progress)
+    rows = {"directory": out, "loads_with": results.loads_with}
+    call.write(dump_json({"format": 1, **rows})) if call.own.as_json else call.show(
+        key_value_table(rows)
+    )

@@ -1,17 +1,12 @@
 """``headprune eval``."""
 
-from typing import Any
-
 from headprune.cli.options import Call
-from headprune.cli.settings import MODEL, ROWS, TIMES, WORK
-
-OPTIONS: dict[str, Any] = {**MODEL, **ROWS, **WORK, **TIMES}
 
 
-def command(call: Call) -> None:
+def evaluate(call: Call) -> None:
     """Measure a model, pruned or not: metric with interval, size, latency."""
     from headprune import workflows
     from headprune.report.tables import eval_table
 
-    result = workflows.evaluate(call.recipe, progress=call.talk)
-    call.write(result.to_json()) if call.json else call.show(eval_table(result))
+    result = workflows.evaluate(call.recipe, progress=call.progress)
+    call.write(result.to_json()) if call.own.as_json else call.show(eval_table(result))

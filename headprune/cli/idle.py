@@ -1,151 +1,151 @@
 """Options that would do nothing where they stand: refused, for whoever gives one expects something of it."""
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 
-from headprune.cli.options import Call
-from headprune.cli.settings import ROWS, TIMES, WORK
+from headprune.cli.options import LIMITS, ROWS, TIMES, WORK, Call
+from headprune.cli.words import as_options
 from headprune.errors import ConfigError
 
-if TYPE_CHECKING:
-    from headprune.config import Recipe
-
-LIMITS = ("max_drop", "min_recovery", "max_parameters", "max_latency_increase")
 _JUDGED = ("metric", "higher_is_better", "trust_metric_code")
-_SCORING = ("method", "objective", "normalize", "steps", "num_samples", "max_drop")
-_RECONSTRUCTION = ("reconstruct", "allow_bias")
+_ESTIMATED = (
+    *("method", "objective", "normalize", "steps", "num_samples", "max_drop"),
+    *("reconstruct", "allow_bias"),
+)
 
 
 class _Rule(NamedTuple):
-    """Options that act only where ``act`` says so, why they don't elsewhere, and what to do."""
+    """Options of commands that act only where ``act`` says so, why they don't elsewhere, and what to do."""
 
-    options: Iterable[str]
-    act: "Callable[[Call], bool]"
-    why: str
+    commands: Collection[str]
+    options: Collection[str]
+    act: Callable[[Call], bool]
+    reason: str
     hint: str
 
 
 def refuse_idle(call: Call, command: str) -> None:
-    """Refuse what the command line says and nothing reads.
+    """Refuse an option that was given and that nothing reads.
 
     Raises:
-        ConfigError: There is such an option.
+        ConfigError: There is one.
     """
-    for rule in (*_RULES.get(command, ()), *_TIMED):
-        idle = [name for name in rule.options if _is_said(call, name)]
-        if idle and not rule.act(call):
-            option = f"--{idle[0].replace('_', '-')}"
+    for rule in _RULES:
+        idle = [
+            name for name in rule.options if name in call.given and not _is_taken_back(call, name)
+        ]
+        if idle and command in rule.commands and not rule.act(call):
+            named = as_options(f"`{idle[0]}`")
             raise ConfigError(
-                f"{option} has no effect here: {rule.why}", where=option, hint=rule.hint
+                f"{named} has no effect here: {rule.reason}", where=named, hint=rule.hint
             )
 
 
-def _is_said(call: Call, name: str) -> bool:
-    """Whether the command line says it, other than to take it back (``--no-x``, ``--x none``)."""
-    value = getattr(call.recipe, name, call.own.get(name, True))
-    return name in call.said and value not in (False, "none")
+def _is_taken_back(call: Call, name: str) -> bool:
+    """Whether an option says that nothing is wanted (``--no-x``, ``--x none``)."""
+    own = getattr(call.own, name, None)
+    return call.settings.flat.get(name, own) in (False, "none")
 
 
-def _is_file_of_results(call: Call) -> bool:
-    return (call.recipe.model or "").endswith(".json")
+def is_file_of_results(call: Call) -> bool:
+    """Whether what is checked are results in a file, rather than a model."""
+    return (call.settings.model.model or "").endswith(".json")
 
 
-def _methods(recipe: "Recipe") -> tuple[str | None, ...]:
-    return recipe.methods or (recipe.method,)
+def _methods(call: Call) -> tuple[str | None, ...]:
+    return call.settings.score.methods or (call.settings.score.method,)
 
 
 def _has_steps(call: Call) -> bool:
     from headprune.workflows.course import steps_of
 
-    said = [call.recipe.model_copy(update={"method": name}) for name in _methods(call.recipe)]
-    return any(steps_of(recipe) > 1 for recipe in said)
+    recipes = [call.recipe.model_copy(update={"method": name}) for name in _methods(call)]
+    return any(steps_of(recipe) > 1 for recipe in recipes)
 
 
-_COMPILE = _Rule(
-    ("compile",),
-    lambda call: "ablation" in _methods(call.recipe),
-    "only ablation runs blocks often enough",
-    "leave it out, or score by ablation",
-)
-_ONE_DATA_SET = (
+_RULES = (
     _Rule(
+        ("score",),
+        _JUDGED,
+        lambda call: call.settings.score.objective == "metric",
+        "heads are scored by the task's loss, or without any",
+        "leave it out, or say --objective metric --method ablation",
+    ),
+    _Rule(
+        ("score",),
+        ("reconstruct",),
+        _has_steps,
+        "what is left is reconstructed between steps, and there is one",
+        "leave it out, or say --keep 0.7 --steps 2",
+    ),
+    _Rule(
+        ("score",),
+        ("keep", "heads"),
+        _has_steps,
+        "all heads are scored once, as they are",
+        "leave it out, or say --steps 2",
+    ),
+    _Rule(
+        ("score", "prune", "run"),
+        ("compile",),
+        lambda call: "ablation" in _methods(call),
+        "only ablation runs blocks often enough",
+        "leave it out, or score by ablation",
+    ),
+    _Rule(
+        ("prune", "run"),
+        ("allow_bias",),
+        lambda call: call.settings.reconstruct.reconstruct != "none",
+        "biases are created for reconstruction",
+        "leave it out, or reconstruct: --reconstruct bias",
+    ),
+    _Rule(
+        ("prune", "run"),
+        (*ROWS, "device", "batch_size", *_ESTIMATED, *TIMES),
+        lambda call: call.settings.run.scores is None or not call.own.stream,
+        "from file to file no data is read and nothing is run",
+        "leave it out, or leave out --stream",
+    ),
+    _Rule(
+        ("eval", "check"),
         ("eval_data",),
-        lambda call: "data" not in call.said,
+        lambda call: "data" not in call.given,
         "one data set is measured, and --data names it",
         "say --data alone",
     ),
     _Rule(
+        ("eval", "check"),
         ("eval_split",),
-        lambda call: "split" not in call.said,
+        lambda call: "split" not in call.given,
         "one split is measured, and --split names it",
         "say --split alone",
     ),
-)
-_TIMED = (
     _Rule(
+        ("check",),
+        ("revision", *ROWS, *WORK, *TIMES),
+        lambda call: not is_file_of_results(call),
+        "results are read from a file, and nothing is measured",
+        "leave it out, or name the model instead of its results",
+    ),
+    _Rule(
+        ("check",),
+        (*LIMITS[1:], "format"),
+        lambda call: not call.own.update_baseline,
+        "the baseline is written, and nothing is judged",
+        "leave it out, or check without --update-baseline",
+    ),
+    _Rule(
+        ("check",),
+        ("format",),
+        lambda call: not call.own.as_json or call.own.format == "json",
+        "--json names another format",
+        "say one of them",
+    ),
+    _Rule(
+        ("eval", "check", "prune", "run"),
         ("latency_length", "latency_batch"),
-        lambda call: call.recipe.latency,
+        lambda call: call.settings.run.latency,
         "nothing is timed",
         "leave it out, or say --latency",
     ),
 )
-_RULES: dict[str, tuple[_Rule, ...]] = {
-    "score": (
-        _Rule(
-            _JUDGED,
-            lambda call: call.recipe.objective == "metric",
-            "heads are scored by the task's loss, or without any",
-            "leave it out, or say --objective metric --method ablation",
-        ),
-        _Rule(
-            ("reconstruct",),
-            _has_steps,
-            "what is left is reconstructed between steps, and there is one",
-            "leave it out, or say --keep 0.7 --steps 2",
-        ),
-        _Rule(
-            ("keep", "heads"),
-            _has_steps,
-            "all heads are scored once, as they are",
-            "leave it out, or say --steps 2",
-        ),
-        _COMPILE,
-    ),
-    "prune": (
-        _COMPILE,
-        _Rule(
-            ("allow_bias",),
-            lambda call: call.recipe.reconstruct != "none",
-            "biases are created for reconstruction",
-            "leave it out, or reconstruct: --reconstruct bias",
-        ),
-        _Rule(
-            (*ROWS, "device", "batch_size", *_SCORING, *_RECONSTRUCTION, *TIMES),
-            lambda call: call.recipe.scores is None or not call.own.get("stream"),
-            "from file to file no data is read and nothing is run",
-            "leave it out, or leave out --stream",
-        ),
-    ),
-    "eval": _ONE_DATA_SET,
-    "check": (
-        *_ONE_DATA_SET,
-        _Rule(
-            ("revision", *ROWS, *WORK, *TIMES),
-            lambda call: not _is_file_of_results(call),
-            "results are read from a file, and nothing is measured",
-            "leave it out, or name the model instead of its results",
-        ),
-        _Rule(
-            (*LIMITS, "format"),
-            lambda call: not call.own.get("update_baseline"),
-            "the baseline is written, and nothing is judged",
-            "leave it out, or check without --update-baseline",
-        ),
-        _Rule(
-            ("format",),
-            lambda call: not call.json or call.own.get("format") == "json",
-            "--json names another format",
-            "say one of them",
-        ),
-    ),
-}

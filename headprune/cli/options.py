@@ -1,47 +1,196 @@
-"""What every command has: its call, its settings, and how it talks.
+"""Which options a command has, and what becomes of them. They are made from the fields of the settings.
 
-A command is a function of a :class:`Call`, and a table of options by name. Nothing heavy is imported here: ``--help`` must be
-there at once.
+Nothing heavy is imported here: ``--help`` must be there at once.
 """
 
-import functools
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from headprune.cli.processes import refuse_several_processes
-from headprune.cli.surroundings import check_surroundings, writing_stdout
-from headprune.errors import HeadpruneError
+from headprune.cli.surroundings import writing_stdout
+from headprune.config import (
+    BUDGETS,
+    CHECK,
+    SECTION_OF,
+    DataSpec,
+    GateSpec,
+    Recipe,
+    Settings,
+    load_settings,
+)
+from headprune.config.fields import Section, option
 
 if TYPE_CHECKING:
-    from headprune.config import Recipe, Settings
     from headprune.report.terminal import ConsoleProgress
 
-RUN_PANEL = "Run"
 
-TALK: dict[str, Any] = {
-    "json": Annotated[
-        bool | None,
-        typer.Option("--json", help="One JSON document on stdout.", rich_help_panel=RUN_PANEL),
-    ],
-    "quiet": Annotated[
-        bool | None,
-        typer.Option("--quiet", "-q", help="No talk on stderr.", rich_help_panel=RUN_PANEL),
-    ],
-    "verbose": Annotated[
-        bool | None,
-        typer.Option(
-            "--verbose", "-v", help="Keep progress bars; full warnings.", rich_help_panel=RUN_PANEL
-        ),
-    ],
+class OwnOptions(Section):
+    """Options that are no settings: how a command is called, and what of it is wanted."""
+
+    config: Path | None = option(
+        None, "YAML file of settings. (default: ./headprune.yaml)", short="-c"
+    )
+    file: Path | None = option(None, "All settings; options override it.", metavar="RECIPE.yaml")
+    trust_metric_code: bool = option(
+        False,
+        "Load a metric that isn't built in although a file names it, not you: it is code that runs.",
+    )
+    stream: bool | None = option(
+        None,
+        "Cut from file to file, one tensor in memory at a time; needs --scores, reads no data, measures nothing. "
+        "(default: where the weights are larger than the memory left)",
+    )
+    dry_run: bool = option(False, "Show the plan and what it saves; write no model.")
+    resume: bool = option(False, "Go on from the last checkpoint.")
+    update_baseline: bool = option(False, "Make this result the baseline.")
+    format: Literal["text", "json", "markdown", "github", "junit"] | None = option(
+        None, "Of stdout. (default: text)"
+    )
+    gguf: Path | None = option(None, "The file to write, for llama.cpp.", metavar="FILE")
+    tokenizer: bool = option(True, "--no-tokenizer: weights alone, the engine is given token ids.")
+    as_json: bool = option(False, "One JSON document on stdout.", off="")
+    quiet: bool = option(False, "No messages on stderr.", off="", short="-q")
+    verbose: bool = option(False, "Keep progress bars; full warnings.", off="", short="-v")
+
+
+TALK = ("as_json", "quiet", "verbose")
+"""Options that every command has."""
+
+_MODEL = ("model", "config", "revision", "stock_class")
+ROWS = (*(name for name in DataSpec.model_fields if name != "batch_size"), "trust_metric_code")
+WORK = ("device", "dtype", "batch_size")
+TIMES = ("latency", "latency_length", "latency_batch")
+LIMITS = tuple(GateSpec.model_fields)
+_PLAN = ("multiple_of", "min_heads", "protect", "uniform", "gqa", "sites")
+_SCORING = ("objective", "normalize", "num_samples", "compile")
+_PRUNING = (
+    *(*BUDGETS, "scores", "out", "overwrite", *_PLAN, "method", *_SCORING, "steps", "recipe"),
+    *("reconstruct", "allow_bias", "rearrange", "stream", "dry_run", *ROWS, *WORK, *TIMES),
+)
+_TRAINING = ("teacher", "epochs", "max_steps", "learning_rate", "lora", "trainer", "run_dir")
+
+ACTING: dict[str, tuple[str, ...]] = {
+    "score": (
+        *(*_MODEL, "methods", *_SCORING, "steps", "keep", "heads", "reconstruct", "run_dir"),
+        *(*ROWS, *WORK),
+    ),
+    "prune": (*_MODEL, *_PRUNING),
+    "sweep": (
+        *(*_MODEL, "methods", "points", "max_drop", *_PLAN, *_SCORING, "out", "overwrite"),
+        *(*ROWS, *WORK),
+    ),
+    "eval": (*_MODEL, *ROWS, *WORK, *TIMES),
+    "heal": (*_MODEL, "out", "overwrite", "num_samples", *_TRAINING, "resume", *ROWS, *WORK),
+    "check": (*_MODEL, *LIMITS, "format", "update_baseline", *ROWS, *WORK, *TIMES),
+    "inspect": (*_MODEL, "keep", *_PLAN),
+    "convert": (*_MODEL, "dtype", "out", "overwrite", "allow_pickle"),
+    "run": ("file", "revision", *_PRUNING),
+    "export": (*_MODEL, "dtype", "gguf", "tokenizer", "overwrite"),
+    "methods": (),
+    "tasks": (),
+    "metrics": (),
 }
-"""The options that every command has."""
+"""The options that act on a command. It has no others but those of :data:`TALK`."""
 
+_HELP = {
+    (
+        "score",
+        "methods",
+    ): "How heads are scored; several share what passes they can. (default: unique)",
+    ("score", "keep"): "Share of the heads that would be kept, for --steps.",
+    ("score", "heads"): "How many heads would be kept, for --steps.",
+    (
+        "score",
+        "reconstruct",
+    ): "How what is left will be reconstructed: it is before it is scored again, with --steps. "
+    "(default: best)",
+    (
+        "score",
+        "run_dir",
+    ): "Where scores.json is written, and scores.METHOD.json of further methods. "
+    "(default: headprune-runs/NNN-METHOD)",
+    (
+        "prune",
+        "out",
+    ): "Where the model goes. (default: headprune-models/NAME-keep-KEEP, NAME-heads-N, ...)",
+    (
+        "sweep",
+        "methods",
+    ): "How heads are scored, side by side. (default: gradient,magnitude,random)",
+    (
+        "sweep",
+        "max_drop",
+    ): "Mark how many heads can be removed with the metric surely no worse than this: in its own units "
+    "(0.01), or a share (1%).",
+    ("sweep", "out"): "Where curves and pictures go. (default: headprune-runs/NNN-sweep)",
+    ("heal", "model"): "What headprune prune saved.",
+    ("heal", "out"): "Where the healed model goes. (default: DIR-healed)",
+    ("heal", "num_samples"): "Rows to train on. (default: as when it was pruned; 1024)",
+    (
+        "heal",
+        "run_dir",
+    ): "Where checkpoints are kept. (default: headprune-runs/heal-..., until the model is saved)",
+    ("check", "model"): "A model, which is evaluated, or results of `prune` or `eval --json`.",
+    ("export", "overwrite"): "Replace a GGUF file of this name.",
+}
+_METAVARS = {("heal", "model"): "DIR", ("check", "model"): "MODEL|RESULTS.json"}
+_FLAGS = {"methods": ("--method", "--methods"), "as_json": ("--json",)}
+_ARGUMENTS = ("model", "file")
 MEASURING = ("eval", "check")
 """Commands that read one data set."""
+
+
+def field_name(command: str, name: str) -> str:
+    """Return the setting that an option of a command is: a limit of ``check`` is the gate's."""
+    return f"{CHECK}{name}" if command == "check" and name in LIMITS else name
+
+
+def annotation_of(command: str, name: str) -> Any:
+    """Return what typer is to make of an option of a command."""
+    section = _SECTIONS.get(SECTION_OF.get(field_name(command, name), ""), OwnOptions)
+    field = section.model_fields[name]
+    extra: Any = field.json_schema_extra
+    key = (command, name)
+    text, default, kind = _HELP.get(key, field.description or ""), field.default, field.annotation
+    if "(default" not in text and default not in (None, (), False):
+        text += f" (default: {'yes' if default is True else default})"
+    shown: dict[str, Any] = {
+        "help": text,
+        "show_default": False,
+        "metavar": _METAVARS.get(key, extra.get("metavar")),
+    }
+    if name in _ARGUMENTS:
+        return Annotated[str | None, typer.Argument(**shown)]
+    flags = [
+        *_FLAGS.get(name, (f"--{name.replace('_', '-')}",)),
+        *filter(None, [extra.get("short")]),
+    ]
+    if bool in (kind, *get_args(kind)):
+        off = extra.get("off", f"no-{flags[0][2:]}")
+        flags[0] += f"/--{off}" if off else ""
+        return Annotated[bool | None, typer.Option(*flags, **shown)]
+    shown["metavar"] = shown["metavar"] or _metavar(kind)
+    values: Any = list[str] if get_origin(kind) is tuple else str
+    return Annotated[values | None, typer.Option(*flags, **shown)]
+
+
+_SECTIONS = {name: type(section) for name, section in Settings()}
+
+
+def _metavar(kind: Any) -> str | None:
+    """Return what stands for a value in ``--help``: its choices, or N for a whole number, X for another."""
+    kinds = [part for part in (get_args(kind) or (kind,)) if part is not type(None)]
+    choices = [
+        part
+        for kind in kinds
+        for part in (get_args(kind) if get_origin(kind) is Literal else (kind,))
+    ]
+    if all(isinstance(choice, str) for choice in choices):
+        return "|".join(choices)
+    return {int: "N", float: "X"}.get(choices[0])
 
 
 @dataclass(frozen=True)
@@ -49,20 +198,21 @@ class Call:
     """What a command gets.
 
     Args:
-        recipe: The settings, from options, file and defaults, in one.
-        settings: The same, in sections.
-        own: Options of this command that are no settings, by name; None where they weren't given.
-        talk: Where to talk.
-        json: Whether one JSON document is wanted on stdout.
-        said: The names of all that the command line itself says.
+        settings: From options, file and defaults.
+        own: Options that are no settings.
+        progress: Where to talk.
+        given: The names of all options that were given.
     """
 
-    recipe: "Recipe"
-    settings: "Settings"
-    own: dict[str, Any]
-    talk: "ConsoleProgress"
-    json: bool
-    said: frozenset[str] = frozenset()
+    settings: Settings
+    own: OwnOptions
+    progress: "ConsoleProgress"
+    given: frozenset[str] = frozenset()
+
+    @property
+    def recipe(self) -> Recipe:
+        """The settings without sections."""
+        return Recipe.from_settings(self.settings)
 
     def show(self, value: Any) -> None:
         """Print a table, or text, to stdout."""
@@ -77,95 +227,35 @@ class Call:
             typer.echo(text, nl=False)
 
 
-class CommandError(Exception):
-    """What ended a command. Click never sees it: it would answer Ctrl-C, the end of a file and a broken pipe itself."""
+def prepare(command: str, options: Mapping[str, Any]) -> Call:
+    """Return the call of a command.
 
-    def __init__(self, error: BaseException, notify: Callable[[HeadpruneError], str]) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.notify = notify
+    Args:
+        command: Its name.
+        options: Its options as typer read them; None, or nothing in a list, where one wasn't given.
 
-
-def add_command(
-    app: typer.Typer,
-    name: str,
-    function: Callable[[Call], None],
-    *,
-    options: dict[str, Any],
-    tell_error: Callable[[Mapping[str, Any], HeadpruneError], str] = lambda _given, _error: "",
-) -> None:
-    """Register a command with its options, and how it talks; ``function`` gets them as a :class:`Call`.
-
-    Every option defaults to None, "not said", so that a recipe's value can stand. ``tell_error`` returns what stdout says of an
-    error beside what stderr does, by the options that were given.
+    Raises:
+        ConfigError: A value can't be used, or the file's can't.
     """
-
-    @functools.wraps(function)
-    def run(**given: Any) -> None:
-        said = dict(given)
-        try:
-            check_surroundings()
-            if name != "score":
-                refuse_several_processes(name)
-            from headprune.cli.idle import refuse_idle  # it knows what a call is
-
-            call = _prepare(given, measures=name in MEASURING, gates=name == "check")
-            refuse_idle(call, name)
-            function(call)
-        except typer.Exit:
-            raise
-        # A panic of a Rust library, or a library that leaves: 1 stays the gate's.
-        except BaseException as error:
-            raise CommandError(error, functools.partial(tell_error, said)) from error
-
-    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(
-                option, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
-            )
-            for option, annotation in {**options, **TALK}.items()
-        ]
-    )
-    app.command(name)(run)
-
-
-def _prepare(given: dict[str, Any], *, measures: bool, gates: bool) -> Call:
-    from headprune.config import CHECK, SECTION_OF, Recipe, load_settings
     from headprune.report.terminal import ConsoleProgress
-    from headprune.runtime.distributed import launched_rank
+    from headprune.runtime.launcher import launched_rank
 
+    given = {name: value for name, value in options.items() if value not in (None, [])}
+    own = OwnOptions(**{name: given[name] for name in given if name in OwnOptions.model_fields})
     # Of several processes one talks.
-    talk = ConsoleProgress(
-        quiet=bool(given.pop("quiet")) or launched_rank() > 0, verbose=bool(given.pop("verbose"))
-    )
-    json, file = bool(given.pop("json")), given.pop("config", None)
-    said = {name: value for name, value in given.items() if value not in (None, [])}
+    progress = ConsoleProgress(quiet=own.quiet or launched_rank() > 0, verbose=own.verbose)
+    if not ACTING[command]:
+        return Call(Settings(), own, progress)
     fields = {
-        name: f"{CHECK}{name}"
-        if f"{CHECK}{name}" in SECTION_OF and (gates or name not in SECTION_OF)
-        else name
-        for name in said
+        field_name(command, name): given[name]
+        for name in given
+        if name not in OwnOptions.model_fields
     }
-    own = {name: value for name, value in said.items() if fields[name] not in SECTION_OF}
     settings, origin = load_settings(
-        {fields[name]: value for name, value in said.items() if name not in own},
-        file=own.pop("file", file),
-        trust_metric_code=bool(own.pop("trust_metric_code", None)),
-        measures=measures,
+        fields,
+        file=own.file or own.config,
+        trust_metric_code=own.trust_metric_code,
+        measures=command in MEASURING,
     )
-    talk.notify(origin)
-    _calm_libraries(verbose=talk.verbose)
-    return Call(Recipe.from_settings(settings), settings, own, talk, json, frozenset(said))
-
-
-def _calm_libraries(*, verbose: bool) -> None:
-    """Keep other libraries' bars and remarks off the user's screen."""
-    if verbose:
-        return
-    import datasets
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
+    progress.notify(origin)
+    return Call(settings, own, progress, frozenset(given))

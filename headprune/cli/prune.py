@@ -1,188 +1,92 @@
-"""``headprune prune``."""
+"""``headprune prune``, and ``headprune run``, which does the same with the settings of a file."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from headprune.cli.options import Call
-from headprune.cli.settings import (
-    MODEL,
-    ROWS,
-    TIMES,
-    WORK,
-    Compile,
-    Gqa,
-    Keep,
-    Method,
-    MinHeads,
-    MultipleOf,
-    Normalize,
-    NumSamples,
-    Objective,
-    Overwrite,
-    Protect,
-    Sites,
-    Steps,
-    Uniform,
-    switch,
-)
 from headprune.errors import ConfigError
 
 if TYPE_CHECKING:
     from headprune.config import Recipe
     from headprune.plans import HeadScores, PruningPlan
 
-OPTIONS: dict[str, Any] = {
-    **MODEL,
-    "keep": Keep,
-    "heads": Annotated[int | None, typer.Option("--heads", help="How many heads stay, at most.")],
-    **{
-        f"target_{resource}": Annotated[
-            str | None,
-            typer.Option(
-                metavar="X",
-                help=f"The most {what}: a share of the whole model (0.8, 80%) or a number ({example}).",
-                show_default=False,
-            ),
-        ]
-        for resource, what, example in (
-            ("parameters", "parameters", "20M"),
-            ("flops", "FLOPs per token, at 512 tokens of context", "1.2G"),
-            ("kv_cache", "bytes of key/value cache per token", "48K"),
-            ("latency", "time of a forward of 32 rows, measured here", "12ms"),
-        )
-    },
-    "max_drop": Annotated[
-        str | None,
-        typer.Option(
-            metavar="X",
-            help="As far as the metric's 95 % interval is no worse than this, on rows that do nothing else: in its own units "
-            "(0.01), or a share (1%).",
-        ),
-    ],
-    "multiple_of": MultipleOf,
-    "scores": Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|latest",
-            help="Scores to use; latest: those of the latest run, if these settings would make them. (default: score now)",
-        ),
-    ],
-    "out": Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR",
-            help="Where the model goes (default: headprune-models/NAME-keep-KEEP, NAME-heads-N, ...).",
-        ),
-    ],
-    "overwrite": Overwrite,
-    "min_heads": MinHeads,
-    "protect": Protect,
-    "uniform": Uniform,
-    "gqa": Gqa,
-    "sites": Sites,
-    "method": Method,
-    "objective": Objective,
-    "normalize": Normalize,
-    "steps": Steps,
-    "num_samples": NumSamples,
-    "reconstruct": Annotated[
-        str | None,
-        typer.Option(
-            metavar="none|best|scale|bias|refit",
-            help="Make the heads that stay do what all did, in closed form: scale them, move the bias, refit the output "
-            "projections; best tries bias and refit. Kept where rows that it didn't see say so. (default: best)",
-        ),
-    ],
-    "allow_bias": switch(
-        "allow-bias",
-        "Where output projections have no bias and the family knows one (Llama, Qwen3), reconstruction may create it.",
-    ),
-    "rearrange": switch(
-        "rearrange",
-        "Of every layer go the heads that lose the least together; with --method fisher or fisher:batch.",
-    ),
-    "recipe": Annotated[
-        str | None,
-        typer.Option(
-            metavar="michel|kwon|flap|minitron",
-            help="Score, choose and reconstruct as others do. (default: headprune's own way)",
-        ),
-    ],
-    "stream": switch(
-        "stream",
-        "Cut from file to file, one tensor in memory at a time; needs --scores, reads no data, measures nothing. "
-        "(default: where the weights are larger than the memory left)",
-    ),
-    "dry_run": switch("dry-run", "Show the plan and what it saves; write no model."),
-    "compile": Compile,
-    **ROWS,
-    **WORK,
-    **TIMES,
-}
 
-
-def command(call: Call) -> None:
-    """Remove the least important heads, prove it, and save the smaller model."""
-    from headprune import workflows
+def prune(call: Call) -> None:
+    """Remove the least important heads, prove it, save the smaller model, and check it where a file names a baseline."""
+    from headprune import gate, workflows
+    from headprune.artefact import dump_json
     from headprune.report.tables import plan_table, prune_table
 
-    dry = bool(call.own.get("dry_run"))
-    recipe = with_budget(call.recipe) if dry else with_output(call.recipe)
-    stream = call.own.get("stream")
+    recipe = _with_output(call)
+    spec = call.settings.gate
+    baseline = gate.read_baseline(Path(spec.baseline)) if spec.baseline else None
+    stream, show = call.own.stream, _shower(call)
     if stream is None:
-        stream = workflows.is_too_large(recipe, progress=call.talk)
-    if dry:
+        stream = workflows.is_too_large(recipe, progress=call.progress)
+    if call.own.dry_run:
         choose = workflows.plan_unloaded if stream else workflows.plan
-        plan = choose(recipe, progress=call.talk, show=shower(call))
-        call.write(plan.to_json()) if call.json else call.show(plan_table(plan))
-        call.talk.notify("dry run: no model was written")
+        plan = choose(recipe, progress=call.progress, show=show)
+        call.write(plan.to_json()) if call.own.as_json else call.show(plan_table(plan))
+        call.progress.notify("dry run: no model was written")
+        return
+    if stream and baseline is not None:
+        raise ConfigError(
+            "from file to file nothing is measured that could be compared with a baseline",
+            where="`baseline`",
+            hint="leave the baseline out and check the model where it fits into memory: headprune check",
+        )
+    verdict = None
+    if stream:
+        results = workflows.prune_unloaded(recipe, progress=call.progress, show=show)
     else:
-        prune = workflows.prune_unloaded if stream else workflows.prune
-        results = prune(recipe, progress=call.talk, show=shower(call))
-        table = prune_table(results, directory=str(recipe.out))
-        call.write(results.to_json()) if call.json else call.show(table)
+        results = workflows.prune(recipe, progress=call.progress, show=show, baseline=baseline)
+    if baseline is not None and results.after is not None:
+        verdict = gate.compare(results.after, baseline, limits=spec)
+    if not call.own.as_json:
+        call.show(prune_table(results, directory=str(recipe.out), verdict=verdict))
+    elif verdict is None:
+        call.write(results.to_json())
+    else:
+        values = {"results": results, "verdict": verdict}
+        documents = {name: value.model_dump(mode="json") for name, value in values.items()}
+        call.write(dump_json({"format": 1, **documents}))
+    if verdict is not None and not verdict.passed:
+        raise typer.Exit(1)
 
 
-def with_budget(recipe: "Recipe") -> "Recipe":
-    """Return the recipe, which must say how much to keep.
+def _with_output(call: Call) -> "Recipe":
+    """Return the settings with the output directory settled.
 
     Raises:
-        ConfigError: It doesn't.
+        ConfigError: They don't say how much to keep.
     """
-    if not recipe.budgets:
+    settings = call.settings
+    if not settings.plan.budgets:
         raise ConfigError(
             "it isn't said how many heads to keep",
-            where="--keep",
+            where="`keep`",
             hint="headprune prune --keep 0.7, or another budget: --heads, --target-parameters, --max-drop 1%, ...",
         )
-    return recipe
+    if settings.run.out is not None or call.own.dry_run:
+        return call.recipe
+    name = Path((settings.model.model or "").replace(":", "-")).absolute().name
+    budget, amount = next(iter(settings.plan.budgets.items()))
+    text = f"{amount:g}" if isinstance(amount, float) else str(amount).replace("%", "pct")
+    kind = budget.removeprefix("target_").replace("_", "-")
+    out = Path("headprune-models") / f"{name}-{kind}-{text}"
+    return call.recipe.model_copy(update={"out": str(out)})
 
 
-def with_output(recipe: "Recipe") -> "Recipe":
-    """Return the recipe with the output directory settled."""
-    recipe = with_budget(recipe)
-    if recipe.out is not None:
-        return recipe
-    name = Path((recipe.model or "").replace(":", "-")).absolute().name
-    budget, amount = next(iter(recipe.budgets.items()))
-    said = f"{amount:g}" if isinstance(amount, float) else str(amount).replace("%", "pct")
-    out = (
-        Path("headprune-models")
-        / f"{name}-{budget.removeprefix('target_').replace('_', '-')}-{said}"
-    )
-    return recipe.model_copy(update={"out": str(out)})
-
-
-def shower(call: Call) -> "Callable[[HeadScores, PruningPlan], None]":
+def _shower(call: Call) -> "Callable[[HeadScores, PruningPlan], None]":
     """Return what shows scores and plan as a heatmap while the work goes on."""
     from headprune.report.heads import heatmap
     from headprune.report.terminal import show as show_on
 
     def show(scores: "HeadScores", plan: "PruningPlan") -> None:
-        if not call.talk.quiet and not call.json:
-            show_on(call.talk.console, heatmap(scores, plan))
+        if not call.progress.quiet and not call.own.as_json:
+            show_on(call.progress.console, heatmap(scores, plan))
 
     return show

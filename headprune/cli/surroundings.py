@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from headprune.cli import discard
-from headprune.errors import HeadpruneError
+from headprune.errors import ConfigError, HeadpruneError
+from headprune.runtime.launcher import launched_size
 
 
 @contextmanager
@@ -84,3 +85,17 @@ def check_surroundings() -> None:
             where="working directory",
             hint="change to a directory that exists: cd ~",
         ) from error
+
+
+def refuse_several_processes(command: str) -> None:
+    """Refuse a launcher's processes where each would do, and write, the same.
+
+    Raises:
+        ConfigError: There are several, or a launcher's variable is no number.
+    """
+    if (size := launched_size()) > 1:
+        raise ConfigError(
+            f"{command} runs in one process, and a launcher started {size}",
+            where="torchrun, accelerate launch",
+            hint=f"score on several: torchrun -m headprune -- score ...; then headprune {command} --scores FILE",
+        )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar, NamedTuple, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -26,10 +26,10 @@ def option(default: Any, help: str, **extra: Any) -> Any:
     Args:
         default: The field's default.
         help: One sentence.
-        **extra: ``panel`` (where it isn't the section's), ``metavar``, ``off`` (how a switch is taken back, where that isn't
-            ``--no-x``); anything else is a bound that pydantic checks.
+        **extra: ``metavar``, ``off`` (how a switch is taken back, where that isn't
+            ``--no-x``), ``short`` (``-x``); anything else is a bound that pydantic checks.
     """
-    names = ("panel", "metavar", "off")
+    names = ("metavar", "off", "short")
     shown = {name: extra.pop(name) for name in names if name in extra}
     return Field(default, description=help, json_schema_extra=shown, **extra)
 
@@ -63,9 +63,6 @@ BatchSize: TypeAlias = Annotated[
 
 class Section(BaseModel):
     """Settings of one stage. A value that can't be used is an error in three parts."""
-
-    panel: ClassVar[str | None] = None
-    """Under which heading of ``--help`` its options stand."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_min_length=1)
 

@@ -1,6 +1,6 @@
 """One section for each stage. The options of the command line and the keys of a file are made from these fields."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import model_validator
 
@@ -26,8 +26,6 @@ TARGETS = ("target_parameters", "target_flops", "target_kv_cache", "target_laten
 BUDGETS = ("keep", "heads", *TARGETS, "max_drop")
 """Fields that say how much is kept. A plan has one of them."""
 
-_RUN = "Run"
-
 
 class ModelSpec(Section):
     """Which model, and how it runs."""
@@ -38,19 +36,15 @@ class ModelSpec(Section):
         False,
         "Take transformers' own class for a model whose config names code of its own (auto_map), which is never run.",
     )
-    device: str = option(
-        "auto", "auto, cpu, cuda, cuda:1, mps, or spread: over all GPUs.", panel=_RUN
-    )
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps, or spread: over all GPUs.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "Type of the weights. (default: auto, the checkpoint's)", panel=_RUN
+        "auto", "Type of the weights. (default: auto, the checkpoint's)"
     )
     allow_pickle: bool = option(False, "Read pickled weights (*.bin), tensors alone.")
 
 
 class DataSpec(Section):
     """Which rows, and how they are judged."""
-
-    panel: ClassVar = "Data"
 
     task: str | None = option(
         None,
@@ -84,11 +78,10 @@ class DataSpec(Section):
         None, "Direction of a metric that isn't built in.", off="lower-is-better"
     )
     limit: int | None = option(None, "Use at most this many rows, for a quick try.", ge=2)
-    seed: int = option(0, "Seed of everything that is drawn.", panel=_RUN, ge=0, lt=2**32)
+    seed: int = option(0, "Seed of everything that is drawn.", ge=0, lt=2**32)
     batch_size: BatchSize = option(
         None,
         "Examples per batch; auto packs by tokens. Only the :batch scores and gates depend on it. (default: auto)",
-        panel=_RUN,
         metavar="auto|N",
         ge=1,
     )
@@ -218,8 +211,6 @@ class ReconstructSpec(Section):
 class DistillSpec(Section):
     """How a pruned model learns from its source."""
 
-    panel: ClassVar = "Training"
-
     teacher: str | None = option(
         None, "Whom it learns from. (default: what it came from)", metavar="MODEL"
     )
@@ -272,16 +263,14 @@ class RunSpec(Section):
         "Shares of the heads to keep; the whole model is always there. (default: every tenth that can be cut)",
         metavar="0.9,0.8",
     )
-    latency: bool = option(True, "Time the model, for a few seconds.", panel=_RUN)
+    latency: bool = option(True, "Time the model, for a few seconds.")
     latency_length: Sizes = option(
         (),
         "Time it at so many tokens per row. (default: the data's median)",
-        panel=_RUN,
         metavar="128,512",
     )
     latency_batch: Sizes = option(
         (),
         "Time it at so many rows. (default: 1, and 32 where that takes seconds)",
-        panel=_RUN,
         metavar="1,32",
     )

@@ -16,20 +16,20 @@ from headprune.surgery import modeling_headprune
 
 def auto_classes(config_class: type[PreTrainedConfig]) -> dict[str, type[PreTrainedModel]]:
     """Return every ``AutoModel...`` that knows a config class, with the model class it picks."""
-    found: dict[str, type[PreTrainedModel]] = {}
+    classes: dict[str, type[PreTrainedModel]] = {}
     for name in _auto_names():
         mapping = getattr(getattr(transformers, name), "_model_mapping", None)
         if mapping is None or config_class not in mapping:
             continue
-        made = mapping[config_class]
-        found[name] = made[0] if isinstance(made, (tuple, list)) else made
-    return found
+        picked = mapping[config_class]
+        classes[name] = picked[0] if isinstance(picked, (tuple, list)) else picked
+    return classes
 
 
 def auto_class_of(kind: type[PreTrainedModel]) -> str:
-    """Return the ``AutoModel...`` that picks a model class, or the class's own name."""
+    """Return the name of the ``AutoModel...`` that picks a model class, or the class's own name where none does."""
     assert kind.config_class is not None
-    names = [name for name, made in auto_classes(kind.config_class).items() if made is kind]
+    names = [name for name, picked in auto_classes(kind.config_class).items() if picked is kind]
     # Several may: AutoModelForCausalLM is what a user knows, not AutoModelWithLMHead.
     plain = [name for name in names if "For" in name or name == "AutoModel"]
     return min(plain or names or [kind.__name__], key=len)
@@ -67,16 +67,16 @@ def model_class(source: ModelSource, auto_class: str | None) -> Any:
             where=str(source.directory / "config.json"),
             hint="pip install --upgrade headprune",
         )
-    made = getattr(modeling_headprune, f"HeadPruned{stock.__name__}")
+    pruned_class = getattr(modeling_headprune, f"HeadPruned{stock.__name__}")
     named = [name for name, kind in auto_classes(type(config)).items() if kind is stock]
     if named:
         # As transformers does: the model's own save_pretrained then writes the file that its config names.
-        made.register_for_auto_class(named[0])
-    return made
+        pruned_class.register_for_auto_class(named[0])
+    return pruned_class
 
 
 def _likely_auto_class(config: PreTrainedConfig) -> str:
-    """Return which ``AutoModel...`` a class of somebody's own is likely to be one of, by its name."""
+    """Guess the ``AutoModel...`` of a class that transformers doesn't have, by the end of its name."""
     name = (config.architectures or [""])[0]
     return next((f"AutoModel{end}" for end in _HEADS if name.endswith(end)), "AutoModel")
 
@@ -85,7 +85,7 @@ _CLASSIFIER = "ForSequenceClassification"
 
 
 def refuse_other_head(source: ModelSource, saved_as: Any, stock: Any) -> None:
-    """Refuse to take the head of one task for that of another, which may have the same names and sizes.
+    """Refuse a classifier whose head was trained for another task: its tensors may have the same names and sizes.
 
     Raises:
         ModelError: The model was saved with a head that classifies something else than texts.

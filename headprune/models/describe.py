@@ -183,7 +183,7 @@ def _with_layer_counts(config: PreTrainedConfig, anatomy: Anatomy) -> PreTrained
 
 
 def _built_shapes(model: PreTrainedModel, config: PreTrainedConfig) -> _Shapes | None:
-    """Return what the class that loads a model builds from a config, without memory; None where it builds nothing so."""
+    """Build a model from a config on the meta device, and return its tensors' shapes; None where it can't be built."""
     try:
         kind = getattr(modeling_headprune, f"HeadPruned{stock_class(model).__name__}")
         with torch.device("meta"):
@@ -195,7 +195,7 @@ def _built_shapes(model: PreTrainedModel, config: PreTrainedConfig) -> _Shapes |
 def _refuse_undescribed(
     model: PreTrainedModel, kind: type[PreTrainedModel], built: Mapping[str, torch.Size]
 ) -> None:
-    """Refuse a model whose config describes other tensors than it has: what would be written could not be loaded.
+    """Refuse a model that has other tensors than its config describes: once written, it could not be loaded.
 
     Raises:
         CheckpointError: It is such a model, or a part that transformers loads by no name.
@@ -223,7 +223,7 @@ def _refuse_undescribed(
 
 
 def has_uneven_cache(model: PreTrainedModel, anatomy: Anatomy) -> bool:
-    """Whether some attention keeps another number of key/value heads than the config says of all."""
+    """Whether some attention has another number of key/value heads than the config gives for all of them."""
     counts = original_head_counts(model.config)
     expected = counts.get("num_key_value_heads", counts.get("num_attention_heads"))
     return any(

@@ -54,15 +54,15 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 
 def fingerprint_of(parameters: Iterable[tuple[str, Tensor, torch.dtype]]) -> str:
-    """Return the fingerprint of parameters that come one by one, sorted by name, each with the dtype it is to count as."""
+    """Return the fingerprint of parameters given one by one, sorted by name, each with the dtype that it is compared in."""
     digest = hashlib.sha256()
     for name, parameter, dtype in parameters:
         digest.update(f"{name}{tuple(parameter.shape)}{dtype}".encode())
         flat = parameter.detach().flatten()
         if flat.numel():
             # Places spread by a multiplicative hash: an even stride would fall into one column of a matrix.
-            places = torch.arange(min(4096, flat.numel())) * 2_654_435_761 % flat.numel()
-            values = flat[places.to(flat.device)].to(dtype)
+            indices = torch.arange(min(4096, flat.numel())) * 2_654_435_761 % flat.numel()
+            values = flat[indices.to(flat.device)].to(dtype)
             digest.update(values.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -73,7 +73,7 @@ def weights_bytes(directory: Path) -> int:
 
 
 def available_memory() -> int | None:
-    """Return how many bytes a process could still take, this machine's and its container's limit; None where nobody says."""
+    """Return how many bytes a process can still allocate on this machine or in its container; None where that isn't known."""
     limits: list[int] = []
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()

@@ -70,7 +70,7 @@ class ModelSource:
 
 @contextmanager
 def _reading_files() -> Iterator[None]:
-    """Name a file of a model that may not be read.
+    """Turn a failed read of a model's file into an error that names it.
 
     Raises:
         ModelError: There is one.
@@ -133,8 +133,8 @@ def find(
         )
     source = ModelSource(name, directory, commit, config, folder, code, notes)
     if weights:
-        for place in {source.root, directory}:
-            refuse_damaged_settings(place)
+        for folder_with_settings in {source.root, directory}:
+            refuse_damaged_settings(folder_with_settings)
         _check_weights(source)
     return source
 
@@ -143,7 +143,7 @@ def _check_weights(source: ModelSource) -> None:
     """Refuse missing, truncated and pickled weights.
 
     Raises:
-        ModelError: See above.
+        ModelError: They are one of these, or their names show a wrapper.
     """
     if not source.weight_files:
         what = f"no weights ({WHOLE}, or several files and their index)"
@@ -204,8 +204,8 @@ def _download(name: str, revision: str | None, *, weights: bool) -> Path:
             f"there is no directory {name}", where=f"MODEL {name}", hint="check the path"
         )
     try:
-        wanted = _WANTED_FILES if weights else ["*.json"]
-        directory = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        patterns = _WANTED_FILES if weights else ["*.json"]
+        directory = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
         if weights:  # once it is known which they are: others, in another format, lie beside many
             files = weight_names(directory, fetched=False) or (WHOLE,)
             snapshot_download(name, revision=directory.name, allow_patterns=list(files))
@@ -269,7 +269,7 @@ def read_config(name: str, directory: Path) -> tuple[PreTrainedConfig, str | Non
 
 
 def _drop_code_of_parts(config: PreTrainedConfig) -> None:
-    """Let no part of a model name code: transformers asks on the terminal whether to run it, and takes a "y" from anywhere."""
+    """Remove ``auto_map`` from configs of a model's parts: transformers would ask on the terminal whether to run that code."""
     for part in vars(config).values():
         if isinstance(part, PreTrainedConfig):
             if getattr(part, "auto_map", None) is not None:
@@ -278,7 +278,7 @@ def _drop_code_of_parts(config: PreTrainedConfig) -> None:
 
 
 def own_code_error(name: str, code: str, directory: Path, model_type: str | None) -> ModelError:
-    """Return what to raise for a model that runs code of its own; without a type of transformers there is no other class."""
+    """Return the error for a model that runs code of its own; ``model_type`` is None where transformers has no class for it."""
     hint = (
         "`stock_class` takes transformers' own "
         f"{model_type} model in its place, as from_pretrained without trust_remote_code does; it may compute something else"
@@ -296,15 +296,15 @@ def own_code_error(name: str, code: str, directory: Path, model_type: str | None
 
 
 def stock_architecture(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
-    """Return transformers' class of the name and type that a config gives; None where there is none, or none is given."""
+    """Return transformers' class of the architecture and type that a config names; None where there is no such class."""
     names = config.architectures or [""]
-    found = getattr(transformers, names[0].removeprefix("HeadPruned"), None)
-    if not isinstance(found, type) or not issubclass(found, PreTrainedModel):
+    kind = getattr(transformers, names[0].removeprefix("HeadPruned"), None)
+    if not isinstance(kind, type) or not issubclass(kind, PreTrainedModel):
         return None
-    own: Any = found.config_class
-    kinds = (type(config), *getattr(config, "sub_configs", {}).values())
-    fits = any(own is None or issubclass(kind, own) or issubclass(own, kind) for kind in kinds)
-    return found if fits else None
+    own: Any = kind.config_class
+    configs = (type(config), *getattr(config, "sub_configs", {}).values())
+    fits = any(own is None or issubclass(each, own) or issubclass(own, each) for each in configs)
+    return kind if fits else None
 
 
 def _last_line(error: BaseException) -> str:

@@ -42,21 +42,21 @@ def load_afresh(
             directory.
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        place = Path(folder)
-        files = {name: str(place / name) for name in ("inputs", "outputs", "offload")}
+        home = Path(folder)
+        files = {name: str(home / name) for name in ("inputs", "outputs", "offload")}
         if inputs is not None:
             moved = {name: value.cpu().contiguous() for name, value in inputs.items()}
             save_file(moved, files["inputs"])
         order = {**job, **files, "texts": list(ids)}
-        (place / "job.json").write_text(json.dumps(order), encoding="utf-8")
-        child = _child(place)
+        (home / "job.json").write_text(json.dumps(order), encoding="utf-8")
+        child = _child(home)
         if child.returncode != 0:
             return [_failure(child)], None
-        said = child.stdout.strip().splitlines()
-        if not said:
+        lines_printed = child.stdout.strip().splitlines()
+        if not lines_printed:
             raise _unproven("the process ended and didn't say what it found")
-        found: dict[str, Any] = json.loads(said[-1])
-        lines = [*sorted(complaints(found["complaints"])), *_split_otherwise(found, ids)]
+        report: dict[str, Any] = json.loads(lines_printed[-1])
+        lines = [*sorted(complaints(report["complaints"])), *_split_otherwise(report, ids)]
         if inputs is None:
             return lines, None
         try:
@@ -65,9 +65,9 @@ def load_afresh(
             raise _unproven(f"its output can't be read: {first_line(error)}") from error
 
 
-def _split_otherwise(found: Mapping[str, Any], ids: Mapping[str, Sequence[int]]) -> list[str]:
-    """Return the first text whose token ids are others, in words."""
-    pairs = zip(ids, ids.values(), found["token_ids"], strict=True)
+def _split_otherwise(report: Mapping[str, Any], ids: Mapping[str, Sequence[int]]) -> list[str]:
+    """Return a sentence about the first text that the reloaded tokenizer splits otherwise; empty where there is none."""
+    pairs = zip(ids, ids.values(), report["token_ids"], strict=True)
     other = [text for text, before, after in pairs if list(before) != after]
     return [f"the tokenizer splits {text!r} another way" for text in other[:1]]
 
@@ -87,21 +87,21 @@ def _failure(child: "subprocess.CompletedProcess[str]") -> str:
     return f"loading failed{crash}: {lines[-1]}"
 
 
-def _child(place: Path) -> "subprocess.CompletedProcess[str]":
+def _child(folder: Path) -> "subprocess.CompletedProcess[str]":
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
-        "HF_MODULES_CACHE": str(place / "modules"),
+        "HF_MODULES_CACHE": str(folder / "modules"),
         "TRANSFORMERS_VERBOSITY": "error",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     try:
         return subprocess.run(
-            [sys.executable, "-P", str(fresh_process.__file__), str(place / "job.json")],
+            [sys.executable, "-P", str(fresh_process.__file__), str(folder / "job.json")],
             capture_output=True,
             text=True,
             env=environment,
-            cwd=place,
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             timeout=_SECONDS,
             check=False,

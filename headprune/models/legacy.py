@@ -27,14 +27,16 @@ from headprune.untrusted.weights import indexed_files
 
 def pruned_heads(config: PreTrainedConfig) -> dict[int, tuple[int, ...]]:
     """Return what transformers v4 removed, by layer (empty for any other model)."""
-    found: Any = getattr(config, "pruned_heads", None)
-    if not isinstance(found, Mapping) or hasattr(config, "headprune"):
+    by_layer: Any = getattr(config, "pruned_heads", None)
+    if not isinstance(by_layer, Mapping) or hasattr(config, "headprune"):
         return {}
-    return {int(layer): tuple(sorted(map(int, heads))) for layer, heads in found.items() if heads}
+    return {
+        int(layer): tuple(sorted(map(int, heads))) for layer, heads in by_layer.items() if heads
+    }
 
 
 def refuse_pruned_parts(config: PreTrainedConfig) -> None:
-    """Refuse a model of which transformers v4 pruned a part: the part's own config says so, and nothing reads that.
+    """Refuse a model of which transformers v4 pruned a part: only the part's own config says so, and nothing reads that.
 
     Raises:
         ModelError: It did.
@@ -50,7 +52,7 @@ def refuse_pruned_parts(config: PreTrainedConfig) -> None:
 
 
 def converted_config(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedConfig:
-    """Return the config with which a checkpoint of transformers v4 loads: sizes of every pruned attention, no weights read.
+    """Return the config with which a checkpoint that transformers v4 pruned loads; no weights are read.
 
     Args:
         config: A config with ``pruned_heads``.
@@ -85,9 +87,9 @@ def converted_config(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> P
             where="config.json (pruned_heads)",
             hint="check that config.json belongs to the weights",
         )
-    made = remote_config(model, cut(model, anatomy, remove=removed))
-    made.pruned_heads = {}
-    return made
+    converted = remote_config(model, cut(model, anatomy, remove=removed))
+    converted.pruned_heads = {}
+    return converted
 
 
 _WHOLE = "pytorch_model.bin"

@@ -37,7 +37,7 @@ Notify = Callable[[str], None]
 
 
 def _warn(text: str) -> None:
-    """Say something to a user of the Python functions."""
+    """Warn a user of the Python functions."""
     warnings.warn(text, stacklevel=2)
 
 
@@ -84,7 +84,7 @@ def load_model(
     attn_implementation: str | None = None,
     notify: Notify = _warn,
 ) -> PreTrainedModel:
-    """Load the model that was found, in eval mode; every weight that it reads must be there.
+    """Load a model in eval mode; every weight that it needs must be there.
 
     Args:
         source: The model.
@@ -123,7 +123,7 @@ def load_model(
 def load_shapes(
     source: ModelSource, *, notify: Notify = _warn
 ) -> tuple[PreTrainedModel, frozenset[str]]:
-    """Load a model as the class it was saved as, names, shapes and dtypes only: on the meta device, no number is read.
+    """Load names, shapes and dtypes of a model on the meta device, as the class it was saved as; no number is read.
 
     Returns:
         The model, and what loading complained of.
@@ -148,13 +148,13 @@ def _load(
     for note in source.notes:
         notify(note)
     refuse_pruned_parts(source.config)
-    given: dict[str, Any] = {}
+    changed: dict[str, Any] = {}
     if pruned_heads(source.config):
         source = modernised(source, auto_class)
-        given["config"] = source.config
+        changed["config"] = source.config
     if foreign := sorted(set(_foreign_kernels(source.config))):
         source = replace(source, config=_without_kernels(source.config))
-        given["config"] = source.config
+        changed["config"] = source.config
         if "attn_implementation" not in options:
             notify(
                 f"careful: config.json asks for the attention {', '.join(foreign)}; "
@@ -176,7 +176,7 @@ def _load(
                 local_files_only=True,
                 output_loading_info=True,
                 **options,
-                **given,
+                **changed,
             )
         except Exception as error:  # a config sends transformers, and what it imports, anywhere
             raise unloadable(error, source, empty=empty) from error
@@ -194,7 +194,7 @@ def _load(
 
 
 def _foreign_kernels(config: PreTrainedConfig) -> Iterator[str]:
-    """Yield the attention implementations that a config, or one inside, asks for and that torch itself doesn't have."""
+    """Yield the attention implementations that a config, or one inside it, asks for and that torch itself doesn't have."""
     asked = config._attn_implementation
     if isinstance(asked, str) and asked not in _OWN_KERNELS:
         yield asked
@@ -211,7 +211,7 @@ def _without_kernels(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _refuse_larger_than_weights(source: ModelSource, kind: Any) -> PreTrainedModel:
-    """Refuse a config that describes a model far larger than its weights: loading would first take the memory for all of it.
+    """Refuse a config that describes a model far larger than its weights: loading would first allocate all of it.
 
     Returns:
         The model that the config describes, without memory.
@@ -266,7 +266,7 @@ def build_empty(source: ModelSource, kind: Any) -> PreTrainedModel:
 
 
 def modernised(source: ModelSource, auto_class: str | None) -> ModelSource:
-    """Return the source with a config that loads, should transformers v4 have pruned the model."""
+    """Return the source; with a config that loads, where transformers v4 pruned the model."""
     if not pruned_heads(source.config):
         return source
     config = converted_config(source.config, model_class(source, auto_class))

@@ -25,7 +25,7 @@ _TOGETHER = "check that config.json and the weights belong together"
 def unloadable(
     error: Exception, source: ModelSource, *, empty: PreTrainedModel | None = None
 ) -> HeadpruneError:
-    """Return what to raise where a library failed to load a model.
+    """Return the error to raise where a library failed to load a model.
 
     Args:
         error: What it raised.
@@ -57,7 +57,7 @@ def _sizes_hint(source: ModelSource) -> str:
 
 
 def _is_pruned_within(config: PreTrainedConfig) -> bool:
-    """Whether heads were cut, and whoever saved the model didn't write its new sizes."""
+    """Whether heads were removed, and the program that saved the model didn't write its new sizes."""
     record = pruning_record(config)
     counts = record.get("original", {})
     if record.get("removed") and "sites" not in record:
@@ -72,8 +72,10 @@ def _other_size(source: ModelSource, empty: PreTrainedModel) -> str | None:
     expected = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
     for name, inside in names_in_memory(empty, stored).items():
         if stored[name] != expected[inside]:
-            given, wanted = (" x ".join(map(str, s)) for s in (stored[name], expected[inside]))
-            return f"{name} is {given} in the weights, and config.json describes {wanted}"
+            in_files, in_config = (
+                " x ".join(map(str, s)) for s in (stored[name], expected[inside])
+            )
+            return f"{name} is {in_files} in the weights, and config.json describes {in_config}"
     return None
 
 
@@ -84,7 +86,7 @@ def _stored_shapes(source: ModelSource) -> dict[str, tuple[int, ...]]:
 def incomplete(
     missing: Sequence[str], model: PreTrainedModel, source: ModelSource, *, kind: str
 ) -> ModelError:
-    """Return what to raise where the weights lack what a model reads.
+    """Return the error to raise where the weights lack tensors that a model needs.
 
     Args:
         missing: Names in the model that no tensor was found for, sorted.
@@ -134,7 +136,7 @@ def incomplete(
 def _foreign_prefix(
     model: PreTrainedModel, stored: Collection[str], missing: Sequence[str]
 ) -> str | None:
-    """Return what all names in the files start with and the model's don't, if that is all that is wrong with them."""
+    """Return the prefix that all names in the files have and the model's don't, if that is all that is wrong with them."""
     known = len(names_in_memory(model, stored))
     names = [name.split(".")[:-1] for name in stored]
     common = takewhile(lambda parts: len(set(parts)) == 1, zip(*names, strict=False))
@@ -147,7 +149,7 @@ def _foreign_prefix(
 
 
 def unread(unexpected: Iterable[str], model: PreTrainedModel) -> str | None:
-    """Return what is to be said of tensors that a model doesn't read: the head that a task drops, for one."""
+    """Return a warning about tensors that the model doesn't use, such as the head that a task drops; None without any."""
     prefix = f"{model.base_model_prefix}."
     tables = tuple(name.removeprefix(prefix) for name, _ in model.named_buffers())
     names = sorted(name for name in unexpected if not (tables and name.endswith(tables)))
@@ -164,7 +166,7 @@ def unread(unexpected: Iterable[str], model: PreTrainedModel) -> str | None:
 
 
 def random_pooler(missing: Sequence[str]) -> str | None:
-    """Return what is to be said of a pooler that isn't in the weights and that the task doesn't read."""
+    """Return a warning about a pooler that isn't in the weights and that the task doesn't use; None without any."""
     return (
         f"careful: the weights have no {missing[0]}: the pooler's output would be random numbers (nothing here reads it)"
         if missing

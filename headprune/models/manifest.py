@@ -154,7 +154,7 @@ def _check_file(directory: Path, name: str, expected: _File) -> None:
 
 
 def claims_to_be_ours(path: Path) -> bool:
-    """Whether a file called as ours is one, be it damaged: other programs have such files, of other forms."""
+    """Whether a ``manifest.json`` is one of ours, perhaps damaged: other programs write files of that name, of other forms."""
     raw = path.read_bytes()
     try:
         document: Any = json.loads(raw)
@@ -163,7 +163,7 @@ def claims_to_be_ours(path: Path) -> bool:
     if not isinstance(document, dict) or len(document.keys() - {"sha256"}) != 2:
         return False
     maps = [value for value in document.values() if isinstance(value, dict)]
-    of_files = any(all(isinstance(value, dict) for value in found.values()) for found in maps)
+    of_files = any(all(isinstance(value, dict) for value in files.values()) for files in maps)
     return of_files and not document.keys().isdisjoint({"files", "format"})
 
 
@@ -209,7 +209,7 @@ def refuse_unusable_output(
     needed_bytes: int = 0,
     notify: Callable[[str], None] | None = None,
 ) -> None:
-    """Check, before any work starts, that a directory can be written later, and holds nothing that isn't ours.
+    """Check, before any work starts, that a directory can be written later, and holds nothing that headprune didn't write.
 
     Args:
         out: The directory.
@@ -227,16 +227,16 @@ def refuse_unusable_output(
 
 
 def refuse_source(out: Path, source: Path) -> None:
-    """Refuse an output directory that is, or holds, the model that is read, however the two are written.
+    """Refuse an output directory that is, or contains, the model that is read, however the two paths are written.
 
     Raises:
         CheckpointError: It does.
     """
     with naming(out):
-        place, home = out.resolve(), source.resolve()
+        target, home = out.resolve(), source.resolve()
         holders = (home, *home.parents)
-        is_source = place in holders or (
-            place.exists() and any(place.samefile(holder) for holder in holders)
+        is_source = target in holders or (
+            target.exists() and any(target.samefile(holder) for holder in holders)
         )
     if is_source:
         raise CheckpointError(
@@ -248,7 +248,7 @@ def refuse_source(out: Path, source: Path) -> None:
 
 @contextmanager
 def output_directory(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield an empty directory that becomes ``out`` when the block ends well, replacing only what is ours.
+    """Yield an empty directory that becomes ``out`` when the block ends well; only what headprune wrote is replaced.
 
     Raises:
         CheckpointError: See :func:`headprune.runtime.files.staged_directory` and :func:`refuse_strangers`.

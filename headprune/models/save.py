@@ -96,7 +96,7 @@ def write_side_files(
 def _write_config_and_code(
     model: PreTrainedModel, directory: Path, description: Description
 ) -> None:
-    """Write the config, the code that it names, and the indices of heads that settings of generation name."""
+    """Write the config, the code that it names, and ``generation_config.json`` with the new indices of heads that it names."""
     config = description.config
     config.dtype = model.config.dtype  # as save_pretrained found it
     with quiet():
@@ -143,8 +143,8 @@ class OwnSave:
         model, directory = self.model, Path(save_directory)
         write = type(model).save_pretrained
         name = options.pop("repo_id", None) or directory.name
-        given = {"is_main_process": is_main_process, "state_dict": state_dict, **options}
-        emptied = {**given, "state_dict": state_dict and dict(state_dict)}  # as it is written
+        arguments = {"is_main_process": is_main_process, "state_dict": state_dict, **options}
+        emptied = {**arguments, "state_dict": state_dict and dict(state_dict)}  # as it is written
         if getattr(model, "_hf_peft_config_loaded", False):
             hub: dict[str, Any] = {"push_to_hub": True, "repo_id": name} if push_to_hub else {}
             write(model, directory, **emptied, **hub)  # the adapters alone
@@ -160,11 +160,10 @@ class OwnSave:
         if is_writer(is_main_process):
             _write_config_and_code(model, directory, description)
             _discard_stale_manifest(directory)
-        if (
-            push_to_hub
-        ):  # which saves once more, by this very method: what was given here is given there
+        if push_to_hub:
+            # It saves once more, by this very method, which is to be given the same arguments.
             upload: Any = model.push_to_hub
-            vars(model)["save_pretrained"] = partial(self, **given)
+            vars(model)["save_pretrained"] = partial(self, **arguments)
             try:
                 upload(name, **{k: v for k, v in options.items() if k in _OF_THE_HUB})
             finally:
@@ -173,8 +172,8 @@ class OwnSave:
 
 def own_save(model: PreTrainedModel) -> OwnSave | None:
     """Return how a pruned model saves itself; None for one that does so as its class does."""
-    found = vars(model).get("save_pretrained")
-    return found if isinstance(found, OwnSave) else None
+    own = vars(model).get("save_pretrained")
+    return own if isinstance(own, OwnSave) else None
 
 
 def let_it_save_itself(model: PreTrainedModel, anatomy: Anatomy, *, source: str) -> None:
@@ -191,7 +190,7 @@ def let_it_save_itself(model: PreTrainedModel, anatomy: Anatomy, *, source: str)
     for path, part in model.named_modules():
         # A part without attentions is saved as it always was.
         if isinstance(part, PreTrainedModel) and any(
-            place.startswith(f"{path}." if path else "") for place in cut
+            path_of_site.startswith(f"{path}." if path else "") for path_of_site in cut
         ):
             vars(part)["save_pretrained"] = OwnSave(
                 part, anatomy if part is model else None, source

@@ -32,7 +32,7 @@ _NAMES_OF_CODE = ("auto_map", "custom_pipelines")
 
 
 def root_of(directory: Path) -> Path:
-    """Return the directory of a model as users name it; old sentence-transformers keep the transformer in a folder of that."""
+    """Return the directory that a user names: old sentence-transformers keep the transformer in a folder of it."""
     is_in_folder = _MODULE_FOLDER.fullmatch(directory.name) and not (directory / MODULES).exists()
     if is_in_folder and transformer_folder(directory.parent) == directory.name:
         return directory.parent
@@ -45,30 +45,29 @@ def copy_side_files(source: Path, directory: Path) -> None:
     A transformer that lies in a folder, as old versions of sentence-transformers have it, lies in ``directory`` itself
     afterwards, and ``modules.json`` says so.
 
+    Args:
+        source: The directory of a model.
+        directory: Where to.
+
     Raises:
-        CheckpointError: One is a link to somewhere else, or a pipe or device.
+        CheckpointError: A file is a link to somewhere else, or a pipe or device.
         ModelError: ``modules.json`` is damaged, or names code that isn't sentence-transformers' own.
     """
     modules = Path(MODULES)
     if _is_there(source / modules):
-        _own_file(source, modules)
+        _copy(source, modules, directory / modules)
     inner = transformer_folder(source)
     entries = module_entries(source) or ()
-    folders = [entry.folder for entry in entries if entry.folder not in ("", inner)]
-    for name, target in [
-        *((name, Path(name.name)) for name in _matching(source, Path(inner), SETTINGS)),
-        *((name, name) for name in _matching(source, Path(), _OF_THE_ROOT)),
-        *((name, name) for folder in folders for name in _in_folder(source, Path(folder))),
-    ]:
-        _copy(source, name, directory / target)
-    if not inner:
-        if _is_there(source / modules):
-            _copy(source, modules, directory / modules)
-        return
-    items = read_json_list(source / modules)
-    items[0] = {**items[0], "path": ""}
-    text = json.dumps(items, indent=2, ensure_ascii=False) + "\n"
-    (directory / modules).write_text(text, encoding="utf-8")
+    for name in _matching(source, Path(inner), SETTINGS):
+        _copy(source, name, directory / name.name)
+    for name in _matching(source, Path(), _OF_THE_ROOT):
+        _copy(source, name, directory / name)
+    for folder in (Path(entry.folder) for entry in entries if entry.folder not in ("", inner)):
+        for name in _in_folder(source, folder):
+            _copy(source, name, directory / name)
+    if inner:
+        items = read_json_list(source / modules)
+        _write_json(directory / modules, [{**items[0], "path": ""}, *items[1:]])
 
 
 def write_tokenizer(tokenizer: Any, directory: Path, *, source: Path | None) -> None:
@@ -94,18 +93,13 @@ def write_tokenizer(tokenizer: Any, directory: Path, *, source: Path | None) -> 
 
 
 def _copy(source: Path, name: Path, target: Path) -> None:
-    if not target.exists():
-        file = _own_file(source, name)
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, target)
-
-
-def _own_file(source: Path, name: Path) -> Path:
-    """Return the path of a file that lies in ``source`` itself.
+    """Copy a file that lies in ``source`` itself, if there is none at ``target``.
 
     Raises:
         CheckpointError: It is a link to somewhere else, or a pipe or device.
     """
+    if target.exists():
+        return
     file = source / name
     if not file.is_file() or not lies_within(source, file):
         raise CheckpointError(
@@ -113,7 +107,8 @@ def _own_file(source: Path, name: Path) -> Path:
             where=str(file),
             hint="put the file itself there, or remove it",
         )
-    return file
+    target.parent.mkdir(exist_ok=True)
+    shutil.copyfile(file, target)
 
 
 def _matching(source: Path, folder: Path, patterns: Sequence[str]) -> Iterator[Path]:
@@ -123,17 +118,17 @@ def _matching(source: Path, folder: Path, patterns: Sequence[str]) -> Iterator[P
 
 
 def _in_folder(source: Path, folder: Path) -> Iterator[Path]:
-    """Yield the data files of a module's folder; the folder itself where it is none of the directory's own."""
-    place = source / folder
-    if place.is_dir() and lies_within(source, place):
-        names = sorted(path.name for path in place.iterdir() if path.suffix in _DATA)
+    """Yield the data files of a module's folder; the folder itself, to be refused, where it is a link to somewhere else."""
+    path_of_folder = source / folder
+    if path_of_folder.is_dir() and lies_within(source, path_of_folder):
+        names = sorted(path.name for path in path_of_folder.iterdir() if path.suffix in _DATA)
         yield from (folder / name for name in names)
-    elif _is_there(place):
+    elif _is_there(path_of_folder):
         yield folder
 
 
 def change_settings(path: Path, changes: Mapping[str, Any]) -> None:
-    """Change settings in a JSON file, where there is one and it says otherwise; all else stays as it is."""
+    """Change settings in a JSON file, if there is one and its values differ; everything else stays as it is."""
     if not changes or not path.is_file():
         return
     settings = read_json(path)
@@ -151,7 +146,7 @@ def _is_there(path: Path) -> bool:
 
 
 def drop_foreign_code(directory: Path) -> None:
-    """Take every name of code that isn't ours out of the settings in ``directory``: who trusts a model that we saved trusts us.
+    """Remove every name of code that isn't ours from the settings in ``directory``.
 
     A tokenizer, processor or config of the source may name classes in somebody's repository, which ``trust_remote_code=True``
     would fetch and run.

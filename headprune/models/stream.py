@@ -19,7 +19,7 @@ from headprune.untrusted.weights import Stored
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What one parameter loses.
+    """What is cut from one parameter.
 
     Args:
         name: Its name in the files.
@@ -38,12 +38,12 @@ class Cut:
     after: Site
 
     def apply(self, tensor: Tensor) -> Tensor:
-        """Return what is left of the parameter."""
+        """Return the kept part of the parameter."""
         only = replace(self.after, slices=(self.item,))
         return cut_values({self.parameter: tensor}, self.before, only).get(self.parameter, tensor)
 
     def kept_rows(self, tensor: Tensor) -> Tensor:
-        """Return the same by another way, for proving it: runs of the parameter's own rows, put together."""
+        """Return the same, computed otherwise as a proof: the kept runs of the parameter's own rows, put together."""
         parts: list[Tensor] = []
         start = 0
         for run in self.item.runs:
@@ -60,7 +60,7 @@ class Cut:
 
 
 def names_in_memory(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
-    """Return what transformers calls the tensors of a checkpoint once they are loaded.
+    """Return the name in the model of each tensor in the files, by its name there.
 
     Tensors that it fuses, splits or turns on the way, and those that the model has no use for, are left out.
 
@@ -79,7 +79,7 @@ def names_in_memory(model: PreTrainedModel, names: Iterable[str]) -> dict[str, s
     renamings = [step for step in steps if isinstance(step, WeightRenaming)]
     converters = [step for step in steps if isinstance(step, WeightConverter)]
     tensors = model.state_dict()
-    found: dict[str, str] = {}
+    in_memory: dict[str, str] = {}
     for name in names:
         new, converted = rename_source_key(
             name, renamings, converters, model.base_model_prefix, tensors
@@ -87,8 +87,8 @@ def names_in_memory(model: PreTrainedModel, names: Iterable[str]) -> dict[str, s
         if new not in tensors and name in tensors:
             new, converted = rename_source_key(name, [], [], model.base_model_prefix, tensors)
         if new in tensors and converted is None:
-            found[name] = new
-    return found
+            in_memory[name] = new
+    return in_memory
 
 
 def find_cuts(
@@ -98,7 +98,7 @@ def find_cuts(
     before: Anatomy,
     after: Anatomy,
 ) -> tuple[Cut, ...] | str:
-    """Return what each tensor in the files loses, or why that can't be said of them.
+    """Return what is cut from each tensor in the files, or the reason why that can't be told.
 
     Args:
         model: The model before, without memory.
@@ -107,13 +107,13 @@ def find_cuts(
         after: Its anatomy when the heads are gone.
     """
     shapes = {stored.name: stored.shape for stored in tensors}
-    places: dict[str, list[str]] = {}
+    names_by_parameter: dict[str, list[str]] = {}
     for name, parameter in names_in_memory(model, shapes).items():
-        places.setdefault(parameter, []).append(name)
+        names_by_parameter.setdefault(parameter, []).append(name)
     cuts: list[Cut] = []
     for old, new in zip(before.sites, after.sites, strict=True):
         for item in new.cut_slices() if new != old else ():
-            names = places.get(item.parameter, [])
+            names = names_by_parameter.get(item.parameter, [])
             if len(names) != 1:
                 return f"{item.parameter} is not one tensor of its own in the files"
             shape = tuple(model.get_parameter(item.parameter).shape)
@@ -125,21 +125,21 @@ def find_cuts(
 
 
 def changes(cuts: Iterable[Cut]) -> dict[str, Change]:
-    """Return what becomes of each tensor that is cut, by its name in the files."""
+    """Return the change of each tensor that is cut, by its name in the files."""
     return {cut.name: Change(cut.shape, cut.apply) for cut in cuts}
 
 
 def wrong_cuts(
     cuts: Iterable[Cut], *, before: Mapping[str, Stored], after: Mapping[str, Stored]
 ) -> list[str]:
-    """Return the names of those cut tensors that, read back, aren't bit for bit the source's rows that stay."""
+    """Return the names of cut tensors that, read back, aren't bit for bit the kept rows of the source."""
     return [cut.name for cut in cuts if not _is_right(cut, before[cut.name], after.get(cut.name))]
 
 
 def _is_right(cut: Cut, old: Stored, new: Stored | None) -> bool:
     if new is None:
         return False
-    wanted, found = cut.kept_rows(old.read()), new.read()
-    return (wanted.dtype, wanted.shape) == (found.dtype, found.shape) and torch.equal(
-        wanted.flatten().view(torch.uint8), found.flatten().view(torch.uint8)
+    expected, written = cut.kept_rows(old.read()), new.read()
+    return (expected.dtype, expected.shape) == (written.dtype, written.shape) and torch.equal(
+        expected.flatten().view(torch.uint8), written.flatten().view(torch.uint8)
     )

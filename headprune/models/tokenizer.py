@@ -71,10 +71,10 @@ def home_of(name: str) -> Path | None:
     if Path(name).is_dir():
         return Path(name)
     try:
-        found = try_to_load_from_cache(name, "config.json")
+        cached = try_to_load_from_cache(name, "config.json")
     except ValueError:  # no hub id
         return None
-    return Path(found).parent if isinstance(found, str) else None
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def unchanged_source(tokenizer: Any) -> Path | None:
@@ -100,20 +100,17 @@ def _as_written(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, bytes]:
 
 
 def awkward_ids(tokenizer: Any) -> dict[str, list[int]]:
-    """Return the ids of texts that a tokenizer must split as before, its own special tokens inside of some."""
+    """Return the token ids of texts that a reloaded tokenizer must split alike; some contain its special tokens."""
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         return {}
     special = [str(token) for token in tokenizer.all_special_tokens][:8]
     inside = (form for token in special for form in (token, f"x{token}y", f"{token} abc {token}"))
-    found = {}
+    ids = {}
     for text in (*_AWKWARD, *inside):
         # Some want words and boxes, or another language; the tokenizers library raises bare exceptions.
         with suppress(Exception):
-            found[text] = [int(token) for token in tokenizer(text)["input_ids"]]
-    return found
-
-
-_TOKENIZER_FILES = ("*token*", "*vocab*", "*spiece*", "*sentencepiece*", "*.model", "tekken.json")
+            ids[text] = [int(token) for token in tokenizer(text)["input_ids"]]
+    return ids
 
 
 def load_tokenizer(source: ModelSource) -> Any:
@@ -122,7 +119,7 @@ def load_tokenizer(source: ModelSource) -> Any:
     Raises:
         ModelError: It is missing or damaged.
     """
-    if not any(any(source.directory.glob(name)) for name in _TOKENIZER_FILES):
+    if not any(tokenizer_files(source.directory)):
         raise ModelError(
             f"{source.name} has no tokenizer",
             where=str(source.directory),

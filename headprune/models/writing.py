@@ -26,7 +26,7 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 @contextmanager
 def writing(directory: Path, what: str) -> Iterator[None]:
-    """Name a write that failed inside a library: safetensors' own exception, and the bare ones of tokenizers, are no OSError.
+    """Turn a write that failed inside a library into an error of ours; those of safetensors and tokenizers are no OSErrors.
 
     Raises:
         OSError: The system refused; whoever knows the target names it.
@@ -57,7 +57,7 @@ def writing(directory: Path, what: str) -> Iterator[None]:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether a library says of what it was given that it can't be written."""
+    """Whether an error of a library means that what it was given can't be written."""
     return isinstance(error, (ValueError, RuntimeError)) and not is_out_of_memory(error)
 
 
@@ -86,20 +86,20 @@ def write_config(config: PreTrainedConfig, directory: Path) -> None:
 
 
 def with_old_names(settings: Mapping[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
-    """Return the settings of a config, and of those inside it, with what transformers v4 calls some of them."""
-    found = dict(settings)
+    """Return the settings of a config, and of those inside it, with the names that transformers v4 has for some of them."""
+    named = dict(settings)
     for name in type(config).sub_configs:
         inner = getattr(config, name, None)
-        if isinstance(inner, PreTrainedConfig) and isinstance(found.get(name), dict):
-            found[name] = with_old_names(found[name], inner)
-    if isinstance(found.get("dtype"), str):
-        found.setdefault("torch_dtype", found["dtype"])
-    rope = found.get(_ROPE)
+        if isinstance(inner, PreTrainedConfig) and isinstance(named.get(name), dict):
+            named[name] = with_old_names(named[name], inner)
+    if isinstance(named.get("dtype"), str):
+        named.setdefault("torch_dtype", named["dtype"])
+    rope = named.get(_ROPE)
     if not isinstance(rope, dict):
-        return found
-    old = {name: value for name, value in _old_rope(type(config), rope) if name not in found}
+        return named
+    old = {name: value for name, value in _old_rope(type(config), rope) if name not in named}
     # Whoever reads both must read what was there.
-    return {**found, **old} if _reads_alike(type(config), found, old) else found
+    return {**named, **old} if _reads_alike(type(config), named, old) else named
 
 
 def _old_rope(kind: type[PreTrainedConfig], rope: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -116,11 +116,11 @@ def _old_rope(kind: type[PreTrainedConfig], rope: Mapping[str, Any]) -> Iterator
         )
 
 
-def _rope_with(kind: type[PreTrainedConfig], given: Mapping[str, Any]) -> Any:
-    """Return what a config class makes of old names; None where it makes nothing, or refuses them."""
+def _rope_with(kind: type[PreTrainedConfig], old_names: Mapping[str, Any]) -> Any:
+    """Return the rope parameters that a config class makes of old names; None where it makes none, or refuses them."""
     # Config classes refuse with exceptions of their own, and some warn of old names.
     with quiet(), warnings.catch_warnings(action="ignore"), suppress(Exception):
-        return getattr(kind(**given), _ROPE, None)
+        return getattr(kind(**old_names), _ROPE, None)
     return None
 
 
@@ -144,10 +144,10 @@ def _at(tree: Any, path: tuple[str, ...]) -> Any:
 def _reads_alike(
     kind: type[PreTrainedConfig], settings: Mapping[str, Any], old: Mapping[str, Any]
 ) -> bool:
-    given = copy.deepcopy(
+    both_forms = copy.deepcopy(
         [dict(settings), {**settings, **old}]
     )  # they are changed by who reads them
     with quiet(), warnings.catch_warnings(action="ignore"), suppress(Exception):
-        plain, both = map(kind.from_dict, given)
+        plain, both = map(kind.from_dict, both_forms)
         return bool(getattr(plain, _ROPE, None) == getattr(both, _ROPE, None))
     return False

@@ -1,6 +1,5 @@
 """The few lines between us and the launchers: ``torchrun`` and ``accelerate launch."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +8,8 @@ from datetime import timedelta
 import torch
 from torch import Tensor
 
-from headprune.errors import ConfigError, HeadpruneError
+from headprune.errors import HeadpruneError
+from headprune.runtime.launcher import launched_rank, launched_size, variable
 
 _PATIENCE = timedelta(hours=6)
 """How long a process waits for the slowest other one; one that dies is noticed at once."""
@@ -58,37 +58,6 @@ class World:
         self.summed(torch.zeros(1))
 
 
-def launched_size() -> int:
-    """Return how many processes a launcher started; 1 without one.
-
-    Raises:
-        ConfigError: The launcher's variable is no such number.
-    """
-    return _variable("WORLD_SIZE", default=1, least=1)
-
-
-def launched_rank() -> int:
-    """Return which of the launcher's processes this is, from 0 on; 0 is the one that talks.
-
-    Raises:
-        ConfigError: The launcher's variable is no such number.
-    """
-    return _variable("RANK", default=0, least=0, below=launched_size())
-
-
-def _variable(name: str, *, default: int, least: int, below: int | None = None) -> int:
-    text = os.environ.get(name, str(default))
-    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else -1
-    if number < least or (below is not None and number >= below):
-        expected = f"from {least} on" if below is None else f"from {least} to {below - 1}"
-        raise ConfigError(
-            f"{name} is {text!r}, and it should be a whole number {expected}",
-            where=f"the environment variable {name}",
-            hint=f"let torchrun or accelerate launch set it, or unset {name} to run in one process",
-        )
-    return number
-
-
 def join_world(*, cpu: bool = False) -> World:
     """Join the other processes of this run, if a launcher started several.
 
@@ -105,7 +74,7 @@ def join_world(*, cpu: bool = False) -> World:
     with _reaching_the_others():
         torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
     on_gpu = torch.cuda.is_available() and not cpu
-    device = f"cuda:{_variable('LOCAL_RANK', default=0, least=0)}" if on_gpu else "cpu"
+    device = f"cuda:{variable('LOCAL_RANK', default=0, least=0)}" if on_gpu else "cpu"
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
 
 

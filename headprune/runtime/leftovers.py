@@ -49,18 +49,18 @@ def temporary(target: Path, *, is_file: bool) -> Iterator[Path]:
 
 
 def old_name(temporary: Path) -> Path:
-    """Return what the target of a temporary directory is called while the one takes the other's place."""
+    """Return the name to which the target of a temporary directory is moved aside while that replaces it."""
     return temporary.with_name(f"{temporary.name}-{_identity(temporary)}-old")
 
 
 def _identity(directory: Path) -> str:
-    """Return what stays of a directory when it is renamed, and isn't that of another one: an inode alone comes again."""
+    """Return what identifies a directory, also when it is renamed: its inode, which alone may be used again, and its time."""
     state = directory.stat()
     return f"{state.st_ino}-{state.st_mtime_ns}"
 
 
 def is_stranded(temporary: Path) -> bool:
-    """Whether a temporary should have taken its target's place, which is moved aside now, and didn't get there."""
+    """Whether a temporary was to replace its target, which is moved aside now, and the replacement failed."""
     return temporary.is_dir() and is_there(old_name(temporary))
 
 
@@ -82,25 +82,25 @@ def put_aside(path: Path, target: Path, word: str) -> Path:
     return aside
 
 
-def put_unless_taken(temporary: Path, place: Path) -> bool:
+def put_unless_taken(temporary: Path, target: Path) -> bool:
     """Put a temporary file in its place if nothing is there, in one step; return whether it is there now."""
     try:
-        os.link(temporary, place)
+        os.link(temporary, target)
     except FileExistsError:
         return False
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
             raise
-        try:  # no hard links here: an empty file holds the place for a moment
-            os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        try:  # no hard links here: an empty file holds the target for a moment
+            os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return False
-        temporary.replace(place)
+        temporary.replace(target)
     return True
 
 
 def put_back(target: Path) -> bool:
-    """Put back what stopped replacements of ``target`` moved aside, if nothing has taken its place; nothing of it is lost.
+    """Put back what interrupted replacements of ``target`` moved aside, if nothing lies there now; nothing of it is lost.
 
     The new state that should have taken the place is whole by then: it is kept as ``NAME.unplaced``. Where something else
     lies at ``target`` by now, that stays, and the old state is kept as ``NAME.replaced``.
@@ -286,8 +286,8 @@ def locked(path: Path) -> Iterator[bool]:
     """Hold the lock of a directory that is there; yields whether we could have it (or the file system knows no locks)."""
     descriptor, lock = take(path)
     try:
-        gone = descriptor is not None and not is_still(path, descriptor)
-        yield lock is not Lock.BUSY and not gone
+        was_replaced = descriptor is not None and not is_still(path, descriptor)
+        yield lock is not Lock.BUSY and not was_replaced
     finally:
         if descriptor is not None:
             os.close(descriptor)

@@ -32,7 +32,7 @@ def state_folder() -> Path | None:
 
 
 def noted_hash(digest: str) -> str:
-    """Return what an input's digest is noted as: 16 digits by this machine's key, and 8 that tell whose key it was."""
+    """Return the keyed hash of an input's digest: 16 digits by this machine's key, and 8 that tell whose key it was."""
     key = _key(state_folder())
     number = _keyed(key, f"row:{digest}")[:_HASH]
     return number + _keyed(key, f"tag:{number}")[:_TAG]
@@ -71,14 +71,14 @@ def _key(folder: Path | None) -> bytes:
             with suppress(FileExistsError):  # another process was first
                 path.hardlink_to(temporary)
             temporary.unlink()
-        found = path.read_bytes()
+        key = path.read_bytes()
     except OSError:
         return fresh
-    return found if len(found) == _KEY_BYTES else fresh
+    return key if len(key) == _KEY_BYTES else fresh
 
 
 def published_name(name: str) -> str:
-    """Return how a model or file that the user named is called in what may be published: paths from the root by their last name.
+    """Return the name of a model or file as it may be published: of an absolute path, the last part alone.
 
     >>> published_name("/home/me/train.csv"), published_name("data/train.csv"), published_name("org/model")
     ('train.csv', 'data/train.csv', 'org/model')
@@ -103,7 +103,7 @@ def note_places(places: Mapping[str, str]) -> None:
 
 
 def place_of(fingerprint: object, *, name: str) -> str | None:
-    """Return where what has a fingerprint lay when it was noted here, if something called ``name`` is still there."""
+    """Return the path that was noted for a fingerprint, if something called ``name`` is still there."""
     folder = state_folder()
     if folder is None or not _FINGERPRINT.fullmatch(str(fingerprint)):
         return None

@@ -108,21 +108,21 @@ def behind_links(path: Path) -> Path:
         CheckpointError: It is a link that leads nowhere, or no name that a file can have.
     """
     try:
-        place = path.resolve()
+        target = path.resolve()
     except (ValueError, RuntimeError) as error:  # a NUL, or a loop of links
         raise CheckpointError(
             f"{str(path)!r} leads nowhere: it is no name that a file can have, or a loop of links",
             where=repr(str(path)),
             hint="choose another name",
         ) from error
-    leads_nowhere = not place.exists() and not place.parent.is_dir()
-    if place.is_symlink() or (path.is_symlink() and leads_nowhere):
+    leads_nowhere = not target.exists() and not target.parent.is_dir()
+    if target.is_symlink() or (path.is_symlink() and leads_nowhere):
         raise CheckpointError(
             f"{path} is a link that leads nowhere ({path.readlink()})",
             where=str(path),
             hint="remove the link, or choose another place",
         )
-    return place
+    return target
 
 
 _SPECIAL = {
@@ -135,7 +135,7 @@ _KINDS = {stat.S_IFDIR: "a directory", stat.S_IFREG: "a file", **_SPECIAL}
 
 
 def kind_if_special(path: Path) -> str | None:
-    """Return what a path is if opening it could hang or do something; None for files, directories and what isn't there.
+    """Return the kind of a path that may hang when opened (pipe, socket, device); None for files, directories and nothing.
 
     Raises:
         OSError: It can't be told.
@@ -147,7 +147,7 @@ def kind_if_special(path: Path) -> str | None:
 
 
 def refuse_other_kinds(path: Path, *, where: str, is_file: bool) -> None:
-    """Refuse to replace what is there unless it is a file, or a directory, as what will be written.
+    """Refuse to replace a directory by a file, a file by a directory, or anything else by either.
 
     Raises:
         CheckpointError: It is something else.
@@ -196,15 +196,15 @@ def _nearest_existing(path: Path) -> Path:
 
 
 def everything_in(directory: Path) -> list[Path]:
-    """Return all that lies in a directory and its folders, in order; links are told, and not followed.
+    """Return all that lies in a directory and its folders, sorted; links are listed, and not followed.
 
     Raises:
         OSError: A folder can't be read.
     """
-    found = []
+    paths = []
     for folder, folders, files in os.walk(directory, onerror=_raise):
-        found += [Path(folder) / name for name in (*folders, *files)]
-    return sorted(found)
+        paths += [Path(folder) / name for name in (*folders, *files)]
+    return sorted(paths)
 
 
 def _raise(error: OSError) -> None:

@@ -56,10 +56,8 @@ def to_examples(table: Table, columns: Columns, input_format: InputFormat) -> tu
         Example(tokens=window, given=given) for window in windows if len(window) > given
     )
     if not examples:
-        raise DataError(
-            f"the text has {len(ids)} tokens, and a prediction needs two",
-            where=f"`data={table.name}`",
-            hint="give more text",
+        raise table.error(
+            f"the text has {len(ids)} tokens, and a prediction needs two", hint="give more text"
         )
     return examples
 
@@ -79,20 +77,17 @@ def prose_of(table: Table, row: int, column: str, tokenizer: Any) -> str:
     cell = table.rows[row][column]
     if not is_chat(cell):
         return text_of(table, row, column, may_be_empty=True)
-    where = f"`data={table.name}`"
     if not getattr(tokenizer, "chat_template", None):
-        raise DataError(
+        raise table.error(
             f"column {column!r} holds chats, and the model's tokenizer has no chat template to write them out",
-            where=where,
             hint="name a column of texts with `text`, or give the tokenizer a chat template",
         )
     try:
         return str(tokenizer.apply_chat_template(cell, tokenize=False))
     except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
         # Templates raise what they like about the order of roles and the keys of messages.
-        raise DataError(
-            f"{table.place(row)} has a chat in column {column!r} that the model's chat template refuses: {first_line(error)}",
-            where=where,
+        raise table.error(
+            f"{table.name_of(row)} has a chat in column {column!r} that the model's chat template refuses: {first_line(error)}",
             hint="give the messages as the template wants them, or remove the row",
         ) from error
 

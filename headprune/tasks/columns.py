@@ -59,9 +59,8 @@ def choose_columns(
     """
     _check_named(table, texts, label, num_texts)
     if not texts and label is None and _about_header(table, names):
-        raise DataError(
+        raise table.error(
             f"the first line of the file isn't a header: it names the columns {_listed(table.columns)}",
-            where=f"`data={table.name}`",
             hint="give the file a header, such as text,label; or, where it is one, say `text=NAME` and `label=NAME`",
         )
     why = ["as told"] if texts or label else []
@@ -80,9 +79,8 @@ def _check_named(
     named = [*texts, *([label] if label else [])]
     for name in named:
         if name not in table.columns:
-            raise DataError(
+            raise table.error(
                 f"the data has no column {name!r}",
-                where=f"`data={table.name}`",
                 hint=did_you_mean(name, table.columns) + _about_header(table, _COMMON_NAMES),
             )
     if twice := next((name for name in named if named.count(name) > 1), None):
@@ -126,16 +124,14 @@ def _guess_label(
         return known[0]
     if len(table.columns) <= (len(texts) or min(num_texts)):
         reads = " or ".join(f"{count} text{'s' if count > 1 else ''}" for count in num_texts)
-        raise DataError(
+        raise table.error(
             f"the task reads {reads} and a label, and the data has {_listed(table.columns)} alone",
-            where=f"`data={table.name}`",
             hint="give data with all of them, or name another `task` (causal-lm reads plain text)",
         )
-    raise DataError(
+    raise table.error(
         f"several columns of the data could be the label: {_listed(known)}"
         if known
         else "no column of the data looks like the label",
-        where=f"`data={table.name}`",
         hint=f"say `label={known[0] if known else 'NAME'}`; "
         f"the columns are {_listed(table.columns)}{_about_header(table, names)}",
     )
@@ -173,11 +169,10 @@ def _guess_texts(
         return tuple(words), "the only text there is"
     could = texts or words
     options = {1: "`text=NAME`", 2: "`text=NAME,NAME` (a pair)"}
-    raise DataError(
+    raise table.error(
         f"several columns of the data could be the text: {_listed(could)}"
         if len(could) > 1
         else f"the task reads {' or '.join(map(str, num_texts))} text columns, and {_listed(could) or 'no column'} could be one",
-        where=f"`data={table.name}`",
         hint=f"say {' or '.join(options[count] for count in num_texts)}; "
         f"the columns are {_listed(table.columns)}{_about_header(table, names)}",
     )
@@ -212,17 +207,15 @@ def text_of(table: Table, row: int, column: str, *, may_be_empty: bool = False) 
     """
     value = table.rows[row][column]
     if not isinstance(value, str) or not (value.strip() or may_be_empty):
-        raise DataError(
-            f"{table.place(row)} has no text in column {column!r} (it holds {_shown(value)})",
-            where=f"`data={table.name}`",
+        raise table.error(
+            f"{table.name_of(row)} has no text in column {column!r} (it holds {_shown(value)})",
             hint="remove the row, or name another column with `text`",
         )
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise DataError(
-            f"{table.place(row)} has a text in column {column!r} that is not Unicode ({error.reason})",
-            where=f"`data={table.name}`",
+        raise table.error(
+            f"{table.name_of(row)} has a text in column {column!r} that is not Unicode ({error.reason})",
             hint="repair or remove the row",
         ) from error
     return value
@@ -279,9 +272,8 @@ def number_of(table: Table, row: int, column: str) -> float:
         with suppress(OverflowError):
             number = float(value)
     if not math.isfinite(number):
-        raise DataError(
-            f"{table.place(row)} has {_shown(value)} in column {column!r}, which is not a number, or no finite one",
-            where=f"`data={table.name}`",
+        raise table.error(
+            f"{table.name_of(row)} has {_shown(value)} in column {column!r}, which is not a number, or no finite one",
             hint="repair or remove the row, or name the column of scores with `label`",
         )
     return number

@@ -91,11 +91,7 @@ def try_metric(metric: Metric, *, classes: int | None) -> None:
 
 
 def _what_it_takes(module: Any, name: str) -> Predicted:
-    """Return what a metric of ``evaluate`` compares, by its features.
-
-    Raises:
-        ConfigError: It takes something that no task gives.
-    """
+    """Return what a metric of ``evaluate`` compares, by its features."""
 
     def kind(feature: Any) -> str:
         dtype = str(feature.dtype) if isinstance(feature, datasets.Value) else "other"
@@ -122,11 +118,7 @@ def _what_it_takes(module: Any, name: str) -> Predicted:
 
 
 def _number(result: Any, name: str) -> float:
-    """Return the one number that a metric gives.
-
-    Raises:
-        ConfigError: It gives several, or something else.
-    """
+    """Return the one number that a metric gives."""
     key = name.rstrip("/").rsplit("/", 1)[-1].removesuffix(".py")
     values = result if isinstance(result, dict) else {key: result}
     value = values.get(key, next(iter(values.values())) if len(values) == 1 else None)

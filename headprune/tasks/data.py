@@ -35,9 +35,9 @@ def read_table(source: str, *, split: str | None = None) -> Table:
     except FormatError as error:
         raise DataError(str(error), where=f"`data={source}`", hint=error.hint) from error
     except OSError as error:
-        raise DataError(
+        raise _error(
+            source,
             f"the data can't be read: {error.strerror or first_line(error)}",
-            where=f"`data={source}`",
             hint="check the path and its permissions",
         ) from error
     if not table.rows:
@@ -52,28 +52,32 @@ def _open(source: str, split: str | None) -> Table:
         return replace(_read_demo(demo.locate_data(source, split)), split=split)
     if path.suffix.lower() in FORMATS and path.is_file():
         if split is not None:
-            raise DataError(
+            raise _error(
+                source,
                 f"{source} is a file, and a file has no split {split!r}: all of it is read",
-                where=f"`data={source}`",
                 hint="name the file of that split with `data` or `eval_data`, and leave the split out",
             )
         return FORMATS[path.suffix.lower()](path)
     if "://" in source:
-        raise DataError(
+        raise _error(
+            source,
             f"{source} is an address, and data is read from files and data sets alone",
-            where=f"`data={source}`",
             hint="download it and name the file, or say HUB_ID[:CONFIG]",
         )
     name, _, config = source.partition(":")
     if path.suffix.lower() in FORMATS or path.exists() or Path(name).exists():
         raise _no_file(path if path.exists() else Path(name) if config else path, source)
     if not _HUB_ID.fullmatch(name):
-        raise DataError(
+        raise _error(
+            source,
             f"there is no file {source!r}, and no data set on the hub is called so",
-            where=f"`data={source}`",
             hint=f"name one file that ends in {', '.join(FORMATS)}, or HUB_ID[:CONFIG]",
         )
     return _load(source, name, config, split or "train")
+
+
+def _error(source: str, what: str, hint: str) -> DataError:
+    return DataError(what, where=f"`data={source}`", hint=hint)
 
 
 def _read_demo(path: Path) -> Table:
@@ -122,18 +126,14 @@ def _no_file(path: Path, source: str) -> DataError:
 
 
 def _load(source: str, name: str, config: str, split: str) -> Table:
-    """Load a data set of the hub; the names of formats, which the library takes for one of its readers of the folder, are none.
-
-    Raises:
-        DataError: It can't be had, or is a format's name.
-    """
+    """Load a data set of the hub; a name of a format, which the library takes for a reader of the working directory, is none."""
     import datasets
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
     if name in _PACKAGED_DATASETS_MODULES:
-        raise DataError(
+        raise _error(
+            source,
             f"{name!r} is the name of a format, not a data set",
-            where=f"`data={source}`",
             hint=f"name one file that ends in {', '.join(FORMATS)}, or HUB_ID[:CONFIG]",
         )
     try:

@@ -131,9 +131,6 @@ def _quoted_or_not(text: str) -> tuple[Record, list[Record]]:
 
     They are quoted where the header is, where only that reading is possible, or where every such field is as writers quote:
     because its text needs it, or as the whole column is. Else every line is a row, and quotation marks are characters.
-
-    Raises:
-        FormatError: Neither reading is possible, or both are and give other rows.
     """
     unquoted, quoted = _attempt(_unquoted, text), _attempt(_quoted, text)
     header = _ENDS.split(text, maxsplit=1)[0].split("\t")
@@ -220,45 +217,41 @@ def _counted(fields: int) -> str:
 
 
 def _unquoted(text: str, separator: str) -> Iterator[Record]:
-    line, place, usual = 1, 0, ""
-    while place < len(text):
-        end = _ENDS.search(text, place)
+    line, position, usual = 1, 0, ""
+    while position < len(text):
+        end = _ENDS.search(text, position)
         stop = end.start() if end else len(text)
-        cells = text[place:stop].split(separator)
+        cells = text[position:stop].split(separator)
         yield Record(cells, (False,) * len(cells), line, line)
         usual = _same_end(usual, end.group() if end else "", line)
-        place, line = end.end() if end else stop, line + 1
+        position, line = end.end() if end else stop, line + 1
 
 
 def _quoted(text: str, separator: str) -> Iterator[Record]:
     field = re.compile(
         rf'(?:"([^"]*+(?:""[^"]*+)*+)"|((?:[^"{separator}\r\n][^{separator}\r\n]*+)?+))({separator}|\r\n|\n|\r|\Z)'
     )
-    line, place, usual = 1, 0, ""
-    while place < len(text):
+    line, position, usual = 1, 0, ""
+    while position < len(text):
         cells: list[str] = []
         quoted: list[bool] = []
         first, end = line, separator
         while end == separator:
-            match = field.match(text, place)
+            match = field.match(text, position)
             if match is None:
-                raise _unclosed(text, place, line)
+                raise _unclosed(text, position, line)
             inside, plain, end = match.groups()
             cells.append(plain if inside is None else inside.replace('""', '"'))
             quoted.append(inside is not None)
             line += len(_ENDS.findall(inside)) if inside else 0
-            place = match.end()
+            position = match.end()
         yield Record(cells, tuple(quoted), first, line)
         usual = _same_end(usual, end, line)
         line += 1
 
 
 def _same_end(usual: str, end: str, line: int) -> str:
-    """Return how lines end.
-
-    Raises:
-        FormatError: This one ends in another way than those before: it could be a part of a text.
-    """
+    """Return how lines end."""
     if usual and end and usual != end:
         raise FormatError(
             f"it ends in {_END_NAMES[end]}, and those before in {_END_NAMES[usual]}",
@@ -268,8 +261,8 @@ def _same_end(usual: str, end: str, line: int) -> str:
     return usual or end
 
 
-def _unclosed(text: str, place: int, line: int) -> FormatError:
-    closed = _QUOTED.match(text, place)
+def _unclosed(text: str, position: int, line: int) -> FormatError:
+    closed = _QUOTED.match(text, position)
     hint = 'close the quotation marks of the field; those inside of a text are doubled ("")'
     if closed is None:
         return FormatError(

@@ -19,27 +19,27 @@ _FEW = 4
 def doubts_of_classes(
     predictions: Numbers, references: Numbers, names: Mapping[int, str]
 ) -> tuple[str, ...]:
-    """Return what is to be said of labels by which a model is below chance, or better if they were in another order.
+    """Return a remark on labels by which a model is below chance, or better if they were in another order.
 
     Below chance: the 95 % interval (Wilson 1927) of the share that is right lies below one in as many as there are classes.
     Another order: the assignment of labels to classes that is best on one half of the rows is better on the other half, too, by
     a sign test on the rows on which the two differ.
     """
-    said, true = predictions.astype(int), references.astype(int)
+    predicted, true = predictions.astype(int), references.astype(int)
     count = len(true)
     if count < _FEWEST or len(names) < 2:
         return ()
-    share, chance = float((said == true).mean()), 1 / len(names)
+    share, chance = float((predicted == true).mean()), 1 / len(names)
     doubts: list[str] = []
     if _upper_end(share, count) < chance:
         doubts.append(
             f"{share:.1%} of {count:,} rows are right, which is below chance ({chance:.1%}): "
             "are these the labels of this model?"
         )
-    best = _assignment(said, true)
+    best = _assignment(predicted, true)
     moved = {label: index for label, index in best.items() if label != index}
-    if moved and _is_better_elsewhere(said, true):
-        right = float((said == _mapped(true, best)).mean())
+    if moved and _is_better_elsewhere(predicted, true):
+        right = float((predicted == _mapped(true, best)).mean())
         shown = ", ".join(
             f"{names.get(label, label)!r} as {names.get(index, index)!r}"
             for label, index in list(moved.items())[:_FEW]
@@ -56,7 +56,7 @@ def doubts_of_classes(
 def doubts_of_numbers(
     predictions: Numbers, references: Numbers, *, same_scale: bool
 ) -> tuple[str, ...]:
-    """Return what is to be said of numbers that fall as the model's rise, or that lie on another scale.
+    """Return a remark on numbers that fall as the model's rise, or that lie on another scale.
 
     Args:
         predictions: The model's.
@@ -91,12 +91,12 @@ def _upper_end(share: float, count: int) -> float:
     return (middle + half) / (1 + square / count)
 
 
-def _assignment(said: NDArray[np.int_], true: NDArray[np.int_]) -> dict[int, int]:
+def _assignment(predicted: NDArray[np.int_], true: NDArray[np.int_]) -> dict[int, int]:
     """Return which class each label would have to be for the most rows to be right; where it is all the same, itself."""
-    classes = np.union1d(said, true)
-    places = {int(label): place for place, label in enumerate(classes)}
+    classes = np.union1d(predicted, true)
+    index_of = {int(label): index for index, label in enumerate(classes)}
     seen = np.eye(len(classes)) / 2
-    np.add.at(seen, ([places[int(t)] for t in true], [places[int(s)] for s in said]), 1)
+    np.add.at(seen, ([index_of[int(t)] for t in true], [index_of[int(s)] for s in predicted]), 1)
     rows, columns = linear_sum_assignment(seen, maximize=True)
     return {int(classes[r]): int(classes[c]) for r, c in zip(rows, columns, strict=True)}
 
@@ -105,14 +105,14 @@ def _mapped(true: NDArray[np.int_], assignment: Mapping[int, int]) -> NDArray[np
     return np.array([assignment.get(int(label), int(label)) for label in true])
 
 
-def _is_better_elsewhere(said: NDArray[np.int_], true: NDArray[np.int_]) -> bool:
+def _is_better_elsewhere(predicted: NDArray[np.int_], true: NDArray[np.int_]) -> bool:
     """Whether what each half of the rows says of the other is clearly better than the labels as they are."""
     order = np.random.default_rng(0).permutation(len(true))
     halves = order[::2], order[1::2]
     wins = losses = 0
     for fit, test in (halves, halves[::-1]):
-        moved = _mapped(true[test], _assignment(said[fit], true[fit])) == said[test]
-        kept = true[test] == said[test]
+        moved = _mapped(true[test], _assignment(predicted[fit], true[fit])) == predicted[test]
+        kept = true[test] == predicted[test]
         wins, losses = wins + int((moved & ~kept).sum()), losses + int((kept & ~moved).sum())
     decided = wins + losses
     return decided > 0 and bool(binomtest(wins, decided, alternative="greater").pvalue < _UNLIKELY)

@@ -124,11 +124,7 @@ def _auto_class(config: Any) -> str:
 
 
 def _assumed(directory: Path | None, config: Any, auto_class: str) -> Embedder:
-    """Return what sentence-transformers does with a model that isn't one of its own.
-
-    Raises:
-        ModelError: Modules lie beside it, and nothing says that they belong to it.
-    """
+    """Return what sentence-transformers does with a model that isn't one of its own."""
     loose = sorted(directory.glob("[0-9]*_*/config.json")) if directory is not None else []
     if loose:
         name = loose[0].parent.name
@@ -206,11 +202,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _transformer_settings(folder: Path) -> dict[str, Any]:
-    """Return what ``sentence_bert_config.json`` says, or an old version's file.
-
-    Raises:
-        ModelError: It asks for something that would make other embeddings.
-    """
+    """Return what ``sentence_bert_config.json`` says, or an old version's file."""
     paths = [folder / name for name in _TRANSFORMER_SETTINGS]
     path = next((path for path in paths if path.is_file()), paths[0])
     settings = _settings(path)
@@ -234,11 +226,7 @@ def _transformer_settings(folder: Path) -> dict[str, Any]:
 
 
 def _model_settings(directory: Path) -> dict[str, Any]:
-    """Return what ``config_sentence_transformers.json`` says.
-
-    Raises:
-        ModelError: The model is none that embeds sentences, or a value is of the wrong type.
-    """
+    """Return what ``config_sentence_transformers.json`` says."""
     path = directory / _MODEL_SETTINGS
     settings = _settings(path)
     kind = settings.get("model_type", _KIND)

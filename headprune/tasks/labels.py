@@ -80,7 +80,9 @@ def _unknown(
         what, where = "the model doesn't know", f"`data={table.name}`"
         hint = did_you_mean(str(cell), list(names.values())[:_FEW])
     return DataError(
-        f"{table.place(row)} has the label {repr(cell)[:80]}, which {what}", where=where, hint=hint
+        f"{table.name_of(row)} has the label {repr(cell)[:80]}, which {what}",
+        where=where,
+        hint=hint,
     )
 
 
@@ -91,8 +93,8 @@ def read_numbers(table: Table, column: str) -> tuple[float | None, ...]:
         DataError: A cell is not a number.
     """
     numbers = [
-        None if _is_empty(row[column]) else number_of(table, place, column)
-        for place, row in enumerate(table.rows)
+        None if _is_empty(row[column]) else number_of(table, index, column)
+        for index, row in enumerate(table.rows)
     ]
     others = {number for number in numbers if number not in (None, -1.0)}
     if min(others, default=0.0) < 0 or (others and others <= {0.0, 1.0}):
@@ -133,11 +135,11 @@ def _is_missing(label: Any, names: Mapping[int, str]) -> bool:
 
 def _by_name(names: Mapping[int, str]) -> dict[str, int]:
     """Return the index of every name, in any case too where only one class is called so."""
-    found: dict[str, int] = {}
+    index_of: dict[str, int] = {}
     for fold in (str.casefold, str):
         called = [fold(name) for name in names.values()]
-        found |= {fold(n): i for i, n in names.items() if called.count(fold(n)) == 1}
-    return found
+        index_of |= {fold(n): i for i, n in names.items() if called.count(fold(n)) == 1}
+    return index_of
 
 
 def _meanings(
@@ -174,10 +176,9 @@ def _meanings(
         shown = f"{number} is {names[by_digits[text]]!r}"
         return by_digits, (f"labels are the numbers in the names of the model's classes: {shown}",)
     if len(by_index) < len(numbers) and min(numbers.values()) == 1:
-        raise DataError(
+        raise table.error(
             f"the labels go from 1 to {max(numbers.values())}: they seem to count from 1, "
             f"and the model's {len(names)} classes count from 0",
-            where=f"`data={table.name}`",
             hint=f"take 1 off every label, or write the names: {_listed(names)}",
         )
     remarks = _on_indices(set(by_index.values()), names, rows=rows)
@@ -191,22 +192,21 @@ def _meanings(
 def _by_digits(numbers: Mapping[str, int], names: Mapping[int, str]) -> dict[str, int]:
     """Return the index of every label that is the number in a class's name, where every name has one of its own."""
     digits = {index: re.findall(r"\d+", name) for index, name in names.items()}
-    if any(len(found) != 1 for found in digits.values()):
+    if any(len(numbers) != 1 for numbers in digits.values()):
         return {}
-    places = {int(found[0]): index for index, found in digits.items()}
-    if len(places) < len(names):
+    class_of = {int(one): index for index, (one,) in digits.items()}
+    if len(class_of) < len(names):
         return {}
-    return {text: places[number] for text, number in numbers.items() if number in places}
+    return {text: class_of[number] for text, number in numbers.items() if number in class_of}
 
 
 def _ambiguous(
     table: Table, numbers: Any, names: Mapping[int, str], by_digits: Mapping[str, int]
 ) -> DataError:
     first = min(numbers)
-    return DataError(
+    return table.error(
         f"the label {first} may be the model's class {first} ({names[first]!r}), counted from 0, "
         f"or {names[by_digits[str(first)]]!r}, counted from 1",
-        where=f"`data={table.name}`",
         hint=f"write the names of the classes: {_listed(names)}",
     )
 
@@ -231,16 +231,11 @@ def _on_indices(numbers: set[int], names: Mapping[int, str], *, rows: int) -> tu
 def _on_minus_one(
     distinct: Mapping[str, int | None], names: Mapping[int, str], *, table: Table
 ) -> tuple[str, ...]:
-    """Return a remark where -1 may be a class of its own: with it there are as many values as classes.
-
-    Raises:
-        DataError: It is the other one of two, which are written -1 and 1.
-    """
+    """Return a remark where -1 may be a class of its own: with it there are as many values as classes."""
     numbers, count = set(distinct.values()), len(names)
     if count == 2 and numbers == {1}:
-        raise DataError(
+        raise table.error(
             "the labels are -1 and 1, and -1 says that a row has none where classes count from 0",
-            where=f"`data={table.name}`",
             hint=f"write 0 and 1, or the names of the classes: {_listed(names)}",
         )
     if None in numbers or len(numbers) + 1 != count:

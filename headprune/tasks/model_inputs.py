@@ -125,11 +125,7 @@ def filling(model: PreTrainedModel, compared: Compared, tokenizer: Any) -> Fill:
 
 
 def _refuse_failing(model: PreTrainedModel, row: Row) -> None:
-    """Refuse a model that fails on a row alone, or whose outputs are no numbers; it runs as it is, so what it raises is its own.
-
-    Raises:
-        ModelError: It does.
-    """
+    """Refuse a model that fails on a row alone, or whose outputs are no numbers; what it raises is its own fault."""
     try:
         with torch.no_grad():
             outputs = forward(model, _padded(model, [row], pad_token_id=0))
@@ -146,21 +142,13 @@ def _refuse_failing(model: PreTrainedModel, row: Row) -> None:
 
 
 def _refuse_no_numbers(outputs: Tensor, model: PreTrainedModel) -> None:
-    """Refuse a model whose outputs are no numbers: whatever they were compared with, the answer would be no, and say nothing.
-
-    Raises:
-        ModelError: They are.
-    """
+    """Refuse a model whose outputs are no numbers: whatever they were compared with, the answer would be no, and say nothing."""
     if bool(outputs.isnan().any()):
         raise not_finite("the model's outputs are not finite", model, where="config.json")
 
 
 def _refuse_unknown_ids(model: PreTrainedModel, rows: Sequence[Row], words: int | None) -> None:
-    """Refuse rows with ids that a table of the model doesn't have: on a GPU, nothing would run any more after one.
-
-    Raises:
-        ModelError: There are such.
-    """
+    """Refuse rows with ids that a table of the model doesn't have: on a GPU, nothing would run any more after one."""
     types = config_value(model.config.get_text_config(), "type_vocab_size")
     for name, size in (("input_ids", words), ("token_type_ids", types)):
         largest = max((max(row[name], default=0) for row in rows if name in row), default=0)

@@ -77,14 +77,14 @@ def with_targets(examples: Iterable[Example], *, column: str) -> tuple[Example, 
     Raises:
         DataError: None has one.
     """
-    found = tuple(example for example in examples if example.target is not None)
-    if not found:
+    labelled = tuple(example for example in examples if example.target is not None)
+    if not labelled:
         raise DataError(
             "this split has no labels: every row holds -1, - or nothing",
             where=f"`data`, column {column!r}",
             hint="use a split with labels; `objective=distill` scores without any",
         )
-    return found
+    return labelled
 
 
 def noted_rows(examples: Iterable[Example], *, earlier: Iterable[str] = ()) -> tuple[str, ...]:

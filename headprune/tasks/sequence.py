@@ -42,12 +42,7 @@ def build_regression(row: TaskRow, **_model: Any) -> Task:
 
 
 def _classes(table: Table, columns: Columns, input_format: InputFormat) -> tuple[Example, ...]:
-    """Read texts, and their labels, if any are read, as the model's class indices.
-
-    Raises:
-        DataError: A label is no class of the model.
-        ModelError: The model doesn't choose one of several classes.
-    """
+    """Read texts, and their labels, if any are read, as the model's class indices."""
     config = input_format.config
     if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):
         raise ModelError(
@@ -65,11 +60,7 @@ def _classes(table: Table, columns: Columns, input_format: InputFormat) -> tuple
 
 
 def _numbers(table: Table, columns: Columns, input_format: InputFormat) -> tuple[Example, ...]:
-    """Read texts, and their numbers, if any are read, on the scale that they are on.
-
-    Raises:
-        ModelError: The model has several outputs.
-    """
+    """Read texts, and their numbers, if any are read, on the scale that they are on."""
     if input_format.config.num_labels != 1:
         raise ModelError(
             f"the model has {input_format.config.num_labels} outputs, and a regression has one",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from headprune.errors import first_line
+from headprune.errors import DataError, first_line
 from headprune.tasks.delimited import (
     FormatError,
     lines_of,
@@ -43,13 +43,17 @@ class Table:
     lines: Sequence[int] = ()
     has_header: bool = False
 
-    def place(self, row: int) -> str:
+    def name_of(self, row: int) -> str:
         """Return how messages call a row: by its number from 0 on, and by its line in the file."""
         return f"row {row} (line {self.lines[row]})" if self.lines else f"row {row}"
 
     def where(self, row: int) -> str:
         """Return where a row came from, as messages say it."""
-        return f"`data={self.name}`, {self.place(row)}"
+        return f"`data={self.name}`, {self.name_of(row)}"
+
+    def error(self, what: str, *, hint: str) -> DataError:
+        """Return an error of these data."""
+        return DataError(what, where=f"`data={self.name}`", hint=hint)
 
 
 def _read_delimited(path: Path, separator: str) -> Table:
@@ -62,11 +66,7 @@ def _read_delimited(path: Path, separator: str) -> Table:
 
 
 def _unique(names: Iterable[str], remark: str = "") -> tuple[str, ...]:
-    """Return the names of columns.
-
-    Raises:
-        FormatError: Two are the same.
-    """
+    """Return the names of columns."""
     columns = tuple(names)
     twice = next((name for name in columns if columns.count(name) > 1), None)
     if twice is not None:
@@ -98,11 +98,7 @@ def _read_json(path: Path) -> Table:
 
 
 def _refuse_wrapped(document: Any) -> None:
-    """Refuse rows inside of an object.
-
-    Raises:
-        FormatError: The document is such, or no object at all.
-    """
+    """Refuse rows inside of an object."""
     inner = document if isinstance(document, dict) else {}
     lists = [name for name, value in inner.items() if isinstance(value, (list, dict))]
     if isinstance(document, dict) and not lists:
@@ -158,17 +154,14 @@ def _parsed(text: str, line: int | None = None) -> Any:
     Args:
         text: The JSON.
         line: The line that it is, where it is one.
-
-    Raises:
-        FormatError: The text is something else.
     """
     hint = "repair it: a .json file is a list of objects, a .jsonl file has one object a line"
     try:
         return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        place = f"column {error.colno}"
+        column = f"column {error.colno}"
         raise FormatError(
-            f"the JSON is damaged: {error.msg}, {place}", hint=hint, line=line or error.lineno
+            f"the JSON is damaged: {error.msg}, {column}", hint=hint, line=line or error.lineno
         ) from error
     except RecursionError:
         raise FormatError("the JSON is nested too deep", hint=hint, line=line) from None
@@ -179,10 +172,10 @@ def _parsed(text: str, line: int | None = None) -> Any:
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         _unique([name for name, _value in pairs])
-    return found
+    return values
 
 
 def _kind(value: Any) -> str:

@@ -48,7 +48,7 @@ def kind_by_content(raw: bytes) -> tuple[str, str] | None:
 
 
 def lies_within(directory: Path, path: Path) -> bool:
-    """Whether a path, all links followed, lies in a directory, or in the cache of the hub that the directory is a part of."""
+    """Whether a path, all links followed, lies in a directory, or in the hub's cache that the directory is a part of."""
     real = path.resolve()
     return any(real.is_relative_to(home) for home in _homes(directory))
 
@@ -120,7 +120,7 @@ def _refuse_foreign(directory: Path, path: Path) -> None:
 
 
 def refuse_damaged_settings(directory: Path) -> None:
-    """Refuse settings beside a model that nobody could read: they are copied when the work is done, which is too late to say so.
+    """Refuse damaged settings beside a model: they are copied when the work is done, which would be too late to say so.
 
     Raises:
         ModelError: A file is damaged, or can't be read.

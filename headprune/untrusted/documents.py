@@ -209,7 +209,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def _refuse_unusable(document: Any) -> None:
-    """Refuse depths, numbers and texts that break whoever walks through or prints the document.
+    """Refuse depths, numbers and texts that break the code that walks through or prints the document.
 
     Raises:
         ValueError: There is one.

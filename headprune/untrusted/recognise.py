@@ -54,10 +54,10 @@ def refuse_adapters(directory: Path, *, name: str) -> tuple[str, ...]:
     if elsewhere and not (directory / "config.json").is_file():
         raise _adapters(directory / elsewhere[0], name=f"{name}/{elsewhere[0]}")
     loose = sorted(path.name for path in directory.iterdir() if _ADAPTER_WEIGHTS.match(path.name))
-    found = [*(f"{folder}/" for folder in elsewhere), *loose]
+    unused = [*(f"{folder}/" for folder in elsewhere), *loose]
     return (
-        (f"careful: adapters lie beside the model ({', '.join(found)}), and are not a part of it",)
-        if found
+        (f"careful: adapters lie beside the model ({', '.join(unused)}), and are not a part of it",)
+        if unused
         else ()
     )
 
@@ -118,7 +118,7 @@ def _quantised(name: str, method: str, where: str, key: str) -> UnsupportedError
 
 
 def refuse_wrapped_names(names: Collection[str], *, name: str, where: str) -> None:
-    """Refuse weights whose names say that they were saved with something around the model, or in it.
+    """Refuse weights whose names show that they were saved with a wrapper around the model, or adapters in it.
 
     Args:
         names: Of the tensors in the files.

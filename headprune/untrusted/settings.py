@@ -71,7 +71,7 @@ class _Record(BaseModel):
 
 
 def check_settings(settings: dict[str, Any], *, where: str) -> None:
-    """Refuse a config that says what no model is.
+    """Refuse a config with values that no model has.
 
     Args:
         settings: The content of ``config.json``.
@@ -100,7 +100,7 @@ def check_settings(settings: dict[str, Any], *, where: str) -> None:
 
 
 def class_names(settings: dict[str, Any]) -> dict[int, str] | None:
-    """Return what a config calls its classes, by index, None where it doesn't say: a map of ``LABEL_0, ...`` says nothing."""
+    """Return the names of the classes by index; None where a config names none: ``LABEL_0, ...`` are no names."""
     named, indexed = _id2label(settings), _label2id(settings)
     if named is None and indexed is None:
         return None
@@ -118,7 +118,7 @@ def _label2id(settings: dict[str, Any]) -> dict[str, int] | None:
 
 
 def _refuse_contradicting_classes(settings: dict[str, Any], *, where: str) -> None:
-    """Refuse two maps of classes of which one calls a class otherwise than the other.
+    """Refuse ``id2label`` and ``label2id`` that contradict each other.
 
     Raises:
         ModelError: They do, or an index is no number.
@@ -155,8 +155,8 @@ def _check_record(record: dict[str, Any], *, where: str) -> None:
         _Record.model_validate(record)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, ("headprune", *first["loc"])))
-        raise _wrong(place, first["input"], f"can't be: {first['msg']}", where=where) from error
+        key = ".".join(map(str, ("headprune", *first["loc"])))
+        raise _wrong(key, first["input"], f"can't be: {first['msg']}", where=where) from error
 
 
 def _wrong(name: str, value: Any, what: str, *, where: str) -> ModelError:
@@ -170,7 +170,7 @@ def _wrong(name: str, value: Any, what: str, *, where: str) -> ModelError:
 
 
 def pairs(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield every setting by name, those of the configs inside too."""
+    """Yield the name and value of every setting, those of the configs inside too."""
     level = [settings]
     while level:
         inside: list[dict[str, Any]] = []

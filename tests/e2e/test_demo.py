@@ -49,6 +49,7 @@ def test_the_numbers_are_the_promised_ones(pruned):
     assert "the built-in demo" in talk
 
 
+@pytest.mark.nightly
 def test_the_check_passes_on_it_and_fails_on_a_model_of_a_tenth(pruned):
     folder, _results, _talk = pruned
     baseline = ("--baseline", ROOT / "configs" / "demo-baseline.json", "--max-drop", "0.01")

@@ -57,7 +57,7 @@ print(json.dumps({"info": [str(x) for x in info.values() if x], "ids": made[0].t
 """
 
 
-@pytest.mark.parametrize("mode", ["group", "even"])
+@pytest.mark.parametrize("mode", ["group", pytest.param("even", marks=pytest.mark.nightly)])
 def test_logits_reload_and_generation(mode, source, tokenizer, batches, scores, tmp_path):
     model = load_model(source, auto_class="AutoModelForCausalLM", device="cpu")
     anatomy = hp.inspect(model)
@@ -105,6 +105,7 @@ def test_a_uniform_plan_loads_with_no_extra_file(source, tokenizer, batches, sco
         assert torch.equal(plain(**batches[0].inputs).logits, model(**batches[0].inputs).logits)
 
 
+@pytest.mark.nightly
 def test_the_exported_file_is_like_the_one_that_llama_cpp_s_own_converter_made(source, tmp_path):
     from gguf import GGUFReader
 

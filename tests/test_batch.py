@@ -6,7 +6,7 @@ import transformers
 from torch.nn.functional import cross_entropy
 
 import headprune as hp
-from headprune.decoder_inputs import with_decoder_inputs
+from headprune.batch import as_batches, with_decoder_inputs
 from headprune.errors import DataError
 
 SIZES = {
@@ -113,3 +113,10 @@ def test_what_the_model_makes_nothing_of_is_refused():
     with pytest.raises(DataError, match="makes no decoder inputs") as caught:
         list(with_decoder_inputs(model, [{"labels": batch["labels"]}]))
     assert "decoder_input_ids" in caught.value.hint
+
+
+def test_a_batch_reads_like_the_mapping_that_was_given():
+    given = {"input_ids": torch.tensor([[1, 2], [3, 4]]), "labels": torch.tensor([1, 0])}
+    (batch,) = as_batches([given])
+    assert all(torch.equal(batch[name], value) for name, value in given.items())
+    assert batch["labels"] is batch.targets

@@ -1,0 +1,47 @@
+"""What a launcher (``torchrun``, ``accelerate launch``) says of its processes, read without torch."""
+
+import os
+
+from headprune.errors import ConfigError
+
+
+def launched_size() -> int:
+    """Return how many processes a launcher started; 1 without one.
+
+    Raises:
+        ConfigError: The launcher's variable is no such number.
+    """
+    return variable("WORLD_SIZE", default=1, least=1)
+
+
+def launched_rank() -> int:
+    """Return which of the launcher's processes this is, from 0 on; 0 is the one that talks.
+
+    Raises:
+        ConfigError: The launcher's variable is no such number.
+    """
+    return variable("RANK", default=0, least=0, below=launched_size())
+
+
+def variable(name: str, *, default: int, least: int, below: int | None = None) -> int:
+    """Return a number that a launcher's variable holds.
+
+    Args:
+        name: The environment variable.
+        default: What it is where it isn't set.
+        least: The least that it may be.
+        below: What it must be less than.
+
+    Raises:
+        ConfigError: It is no such number.
+    """
+    text = os.environ.get(name, str(default))
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else -1
+    if number < least or (below is not None and number >= below):
+        expected = f"from {least} on" if below is None else f"from {least} to {below - 1}"
+        raise ConfigError(
+            f"{name} is {text!r}, and it should be a whole number {expected}",
+            where=f"the environment variable {name}",
+            hint=f"let torchrun or accelerate launch set it, or unset {name} to run in one process",
+        )
+    return number
