@@ -29,8 +29,8 @@ FAULTS = (
     Fault(
         "rows in the wrong order",
         CUT,
-        "torch.tensor(indices,",
-        "torch.tensor(indices[:: -1 if item.dim == 0 else 1],",
+        "torch.tensor(kept,",
+        "torch.tensor(kept[:: -1 if item.dim == 0 else 1],",
         "bert",
     ),
     Fault(
@@ -43,8 +43,8 @@ FAULTS = (
     Fault(
         "a bias is left whole",
         CUT,
-        "if len(indices) != old.shape[item.dim]:",
-        'if len(indices) != old.shape[item.dim] and not item.parameter.endswith("bias"):',
+        "if len(kept) != tensor.shape[item.dim]:",
+        'if len(kept) != tensor.shape[item.dim] and not item.parameter.endswith("bias"):',
         "bert",
     ),
     Fault(
@@ -134,7 +134,7 @@ FAULTS = (
     Fault(
         "padding is not silenced",
         CUT,
-        "new.index_fill_(item.dim, torch.tensor(dead, device=old.device), 0)",
+        "new.index_fill_(item.dim, torch.tensor(dead, device=tensor.device), 0)",
         "pass",
         "llama",
     ),
@@ -169,8 +169,8 @@ FAULTS = (
     Fault(
         "a layer without heads runs as if it had some",
         "inspection.py",
-        "passed = next((e for e in executions if trial(e, members)), None)",
-        'passed = "native"',
+        "if _difference(probed, settled, _first_of_all) <= _TOLERANCE:",
+        "if True:",
         "gpt2",
     ),
     Fault(

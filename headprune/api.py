@@ -34,7 +34,7 @@ from headprune.scoring.request import ScoreRequest
 from headprune.scoring.score import score as score_heads
 from headprune.surgery import cut
 from headprune.workflows.finish import InMemory, Written, documents_of, finish
-from headprune.wrapped import refuse_own_code, refuse_wrapped
+from headprune.wrapped import refuse_own_code, unwrapped
 
 __all__ = ["inspect", "load", "masked", "plan", "prune", "save", "score"]
 
@@ -43,20 +43,14 @@ def inspect(model: PreTrainedModel) -> Anatomy:
     """Return where the heads of ``model`` are, after proving on a tiny copy of it that they can be pruned.
 
     Args:
-        model: The model; it isn't run, and nothing of it is changed.
+        model: The model; it isn't run, and nothing of it is changed. Of one that is compiled, parallel, in a pipeline or in
+            sentence-transformers, the model inside is taken, here and below, wherever that is exact.
 
     Raises:
         ModelError: It isn't a model of transformers, but something that holds one.
         UnsupportedError: No heads can be found, or cutting them is not the same as masking them.
     """
-    refuse_wrapped(model)
-    return inspect_model(model)
-
-
-def _anatomy(model: Any, known: Anatomy | None) -> Anatomy:
-    """Return the anatomy that is known, or that of the model, which must be a plain one."""
-    refuse_wrapped(model)
-    return known or inspect_model(model)
+    return inspect_model(unwrapped(model, use="inspect"))
 
 
 @contextmanager
@@ -83,7 +77,8 @@ def masked(
         UnsupportedError: The model's heads can't be found.
         ModelError: A forward ran, and a site was not masked in it.
     """
-    anatomy = _anatomy(model, anatomy)
+    model = unwrapped(model, use="mask")
+    anatomy = anatomy or inspect_model(model)
     device = input_device(model)
     if isinstance(heads, Tensor):
         gates = checked_gates(heads, len(anatomy.heads), rows=None, name="the model")
@@ -143,8 +138,9 @@ def score(
         raise PlanError(
             f"there is no method {method!r}", where="method", hint=did_you_mean(method, METHODS)
         )
+    model = unwrapped(model, use="score")
     request = ScoreRequest(
-        model, _anatomy(model, anatomy), batches_for(model, batches), loss, seed=seed
+        model, anatomy or inspect_model(model), batches_for(model, batches), loss, seed=seed
     )
     found = score_heads(request, method=method, normalize=normalize)
     note = {"model_type": model.config.model_type, "fingerprint": fingerprint(model)}
@@ -208,7 +204,8 @@ def prune(
         PlanError: A head isn't there, or what would be left can't run; the plan is of another model. Nothing was changed then.
         UnsupportedError: The model's heads can't be found.
     """
-    anatomy = _anatomy(model, anatomy)
+    model = unwrapped(model, use="prune")
+    anatomy = anatomy or inspect_model(model)
     source = model.config.name_or_path
     if isinstance(heads, PruningPlan):
         remove = select_heads(_planned(model, heads), anatomy.heads)
@@ -254,7 +251,7 @@ def save(
         ProofError: What was saved isn't the model; nothing was saved.
         ModelError: It isn't a model of transformers' own classes.
     """
-    refuse_wrapped(model)
+    model = unwrapped(model, use="save")
     refuse_own_code(model)
     anatomy, out, home = inspect(model), Path(directory), _source_of(model)
     if home is not None:

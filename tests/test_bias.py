@@ -9,7 +9,7 @@ from families import build, real_outputs, sentences, token_inputs
 
 import headprune as hp
 from headprune.config import Recipe, Settings
-from headprune.surgery import give_biases, take_back
+from headprune.surgery import add_zero_biases, remove_biases
 from headprune.workflows.course import check_course
 
 KNOW_THEM = ("llama", "qwen3")
@@ -26,7 +26,7 @@ def test_biases_of_zeros_change_nothing_and_go_with_their_heads(family):
     model = build(family)
     before = outputs_of(model)
     count = sum(parameter.numel() for parameter in model.parameters())
-    given = give_biases(model, hp.inspect(model))
+    given = add_zero_biases(model, hp.inspect(model))
     assert torch.equal(outputs_of(model), before)
     assert sum(parameter.numel() for parameter in model.parameters()) == count + given.count
     anatomy = hp.inspect(model)
@@ -45,7 +45,7 @@ def test_biases_of_zeros_change_nothing_and_go_with_their_heads(family):
 def test_what_is_taken_back_was_never_there(family):
     model = build(family)
     before, config = dict(model.state_dict()), model.config.to_dict()
-    take_back(model, give_biases(model, hp.inspect(model)))
+    remove_biases(model, add_zero_biases(model, hp.inspect(model)))
     assert model.config.to_dict() == config
     assert list(model.state_dict()) == list(before)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -55,7 +55,7 @@ def test_what_is_taken_back_was_never_there(family):
 def test_others_have_them_or_know_none(family):
     model = build(family)
     names = list(model.state_dict())
-    assert give_biases(model, hp.inspect(model)) is None
+    assert add_zero_biases(model, hp.inspect(model)) is None
     assert list(model.state_dict()) == names
 
 
@@ -63,7 +63,7 @@ def test_a_model_pruned_before_is_given_biases_of_its_size():
     model = build("llama")
     hp.prune(model, ["L0.H0", "L0.H1"])
     before = outputs_of(model)
-    assert give_biases(model, hp.inspect(model)) is not None
+    assert add_zero_biases(model, hp.inspect(model)) is not None
     assert torch.equal(outputs_of(model), before)
     hp.prune(model, ["L1.H0", "L1.H1"])
 
@@ -84,7 +84,7 @@ def test_prune_creates_biases_where_it_is_allowed_to(prune, run_here):
     code, out, err = prune("--reconstruct", "bias", "--allow-bias", "--out", "given")
     assert code == 0, err
     found = json.loads(out)
-    assert found["reconstruct"]["kept"]["how"] == "bias"
+    assert found["reconstruct"]["kept"]["method"] == "bias"
     assert json.loads((run_here / "given" / "config.json").read_text())["attention_bias"]
     model = hp.load("given")
     biases = [p.detach() for name, p in model.named_parameters() if name.endswith("o_proj.bias")]

@@ -369,7 +369,7 @@ def test_heads_may_go_in_steps(headprune, place):
     assert "these heads were scored in 3 steps" in err, "steps lead to one cut"
     named = ("--scores", "headprune-runs/001-unique/scores.json")
     code, _out, err = headprune("prune", "classifier", *data, *named, "--keep", "0.6", "--dry-run")
-    assert "careful: these heads were scored in 3 steps for --keep 0.5" in err
+    assert "careful: these heads were scored in 3 steps for keep=0.5" in err
     code, _out, err = headprune("score", "classifier", *data, "--steps", "3")
     assert code == 2
     assert "--keep" in err
@@ -1012,7 +1012,7 @@ MISTAKES = {
     "no such multiple": (
         (*PRUNE, "--multiple-of", "7", "--protect", "L0"),
         None,
-        "none of the numbers that may stay is a multiple of 7",
+        "no number that may be kept is a multiple of 7",
         "divisor",
     ),
     "output not empty": ((*PRUNE, "--out", "out"), full, "out is not empty", "--overwrite"),
@@ -1233,7 +1233,7 @@ MISTAKES = {
     "sweep to a point that can't be cut": (
         ("sweep", "classifier", "--data", "data.csv", "--points", "0.05"),
         None,
-        "--keep 0.05 leaves 1 of 18 heads",
+        "--keep 0.05 keeps 1 of 18 heads",
         "--keep 0.17 or more",
     ),
     "batch size 0": (

@@ -16,12 +16,13 @@ from headprune.cli.app import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+# What benchmarks and contracts write, and what is about launchers: with options of their own.
+MEASURED = ("gpu", "performance", "quality", "reliability", "scaling", "support")
 DOCS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
-    ROOT / "docs" / "architecture.md",
-    ROOT / "docs" / "serving.md",
     ROOT / "CHANGELOG.md",
+    *(path for path in (ROOT / "docs").glob("*.md") if path.stem not in MEASURED),
 ]
 COMMANDS = {command.name for command in app.registered_commands}
 
@@ -29,6 +30,20 @@ COMMANDS = {command.name for command in app.registered_commands}
 def test_every_command_is_in_the_readme():
     for name in COMMANDS:
         assert f"headprune {name}" in README, name
+
+
+def test_the_readme_is_a_first_page():
+    assert len(README.splitlines()) <= 150
+    prose = re.sub(r"```.*?```|<!-- demo -->.*?<!-- /demo -->", "", README, flags=re.S)
+    for paragraph in prose.split("\n\n"):
+        assert len(paragraph.strip().splitlines()) <= 4 or paragraph.strip().startswith("|"), (
+            paragraph
+        )
+
+
+def test_every_page_is_linked_from_the_readme():
+    for path in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{path.name})" in README, path.name
 
 
 def test_every_option_in_the_documents_exists():
@@ -40,6 +55,7 @@ def test_every_option_in_the_documents_exists():
     known |= set(gpu_check_options()._option_string_actions)
     for path in DOCS:
         text = re.sub(r"pip install[^\n]*", "", path.read_text(encoding="utf-8"))
+        text = re.sub(r"^- Out:.*?(?=^- |^#|\Z)", "", text, flags=re.M | re.S)  # what was removed
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text):
             assert option in known, f"{path.name}: {option}"
 

@@ -161,11 +161,11 @@ def test_what_is_reconstructed_is_the_same(family, rows):
     anatomy, batches = inspected(model), batches_of(model, (6, 7))
     mask = torch.ones(len(anatomy.heads))
     mask[[1, 8]] = 0
-    ways = ("scale", "refit")
-    expected = fit(model, anatomy, batches=batches, mask=mask, ways=ways)
+    methods = ("scale", "refit")
+    expected = fit(model, anatomy, batches=batches, mask=mask, methods=methods)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with memory_of(model, rows):
-        found = fit(model, anatomy, batches=batches, mask=mask, ways=ways)
+        found = fit(model, anatomy, batches=batches, mask=mask, methods=methods)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     for one, other in zip(found, expected, strict=True):
         assert one.ridges == other.ridges

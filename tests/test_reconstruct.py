@@ -22,16 +22,16 @@ from headprune.replay.walk import (
     reads_last_only,
     without_values,
 )
-from headprune.surgery import WAYS, Judge, Look, reconstruct
-from headprune.surgery.fit import fit, projections, put_back
+from headprune.surgery import RECONSTRUCT_METHODS, HeldOut, Measured, reconstruct
+from headprune.surgery.fit import fit, projection_weights, write_weights
 from headprune.surgery.least_squares import FOLDS, no_sums, solve
 from headprune.tasks.metrics import spearman
 from headprune.workflows.reconstruction import best_of
 
 
 def refit(model, anatomy, *, batches, mask, ridge):
-    (found,) = fit(model, anatomy, batches=batches, mask=mask, ways=["refit"], ridges=[ridge])
-    put_back(model, found.weights)
+    (found,) = fit(model, anatomy, batches=batches, mask=mask, methods=["refit"], ridges=[ridge])
+    write_weights(model, found.weights)
 
 
 def least_loss(looks):
@@ -146,7 +146,7 @@ def test_padding_is_not_fitted():
     mask = mask_of(anatomy, GONE["bert"])
     refit(model, anatomy, batches=as_batches([batch]), mask=mask, ridge=1e-2)
     refit(other, anatomy, batches=as_batches(list(unpadded(batch))), mask=mask, ridge=1e-2)
-    found = [projections(m, anatomy) for m in (model, other)]
+    found = [projection_weights(m, anatomy) for m in (model, other)]
     for name, value in found[0].items():
         assert torch.allclose(value, found[1][name], atol=1e-4), name
 
@@ -170,7 +170,7 @@ def test_it_is_kept_only_where_rows_that_it_did_not_see_say_so(sign):
     ]
     fitting, held_out = (as_batches([part]) for part in parts)
     anatomy = inspected(model)
-    before = projections(model, anatomy)
+    before = projection_weights(model, anatomy)
     remove = [head for head in anatomy.heads if str(head) in GONE["bert"]]
 
     def mean_loss(mask):
@@ -178,12 +178,12 @@ def test_it_is_kept_only_where_rows_that_it_did_not_see_say_so(sign):
             ones = torch.ones(1, len(mask))
             found = losses(model, anatomy, batches=held_out, loss=loss, masks=ones)
         mean = found.double().mean().item()
-        return Look(mean, mean)
+        return Measured(mean, mean)
 
-    judge = Judge(mean_loss, least_loss, "loss", examples=16)
-    found = reconstruct(model, anatomy, batches=fitting, judge=judge, remove=remove)
+    judge = HeldOut(mean_loss, least_loss, "loss", examples=16)
+    found = reconstruct(model, anatomy, batches=fitting, held_out=judge, remove=remove)
     assert (found.fitted_on, found.held_out) == (32, 16)
-    after = projections(model, anatomy)
+    after = projection_weights(model, anatomy)
     same = all(torch.equal(value, after[name]) for name, value in before.items())
     if sign == 1:
         assert (
@@ -204,9 +204,9 @@ def test_it_is_kept_only_where_rows_that_it_did_not_see_say_so(sign):
 def test_nothing_removed_is_nothing_reconstructed():
     model, batch, _loss = setting("llama")
     anatomy = inspected(model)
-    before = projections(model, anatomy)
+    before = projection_weights(model, anatomy)
     refit(model, anatomy, batches=as_batches([batch]), mask=torch.ones(24), ridge=1e-2)
-    after = projections(model, anatomy)
+    after = projection_weights(model, anatomy)
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
@@ -239,7 +239,7 @@ def test_scales_and_biases_solve_what_they_say(bias):
         sums = sums.plus(part, target)
     ridge = 0.3
     folds = [sums, no_sums(heads * width, outputs, device=z.device)]
-    scaled = solve(folds, weight, start, how="scale", ridges=[ridge], head_dim=width)
+    scaled = solve(folds, weight, start, method="scale", ridges=[ridge], head_dim=width)
     each = torch.stack(
         [
             (z[:, width * h : width * h + width] @ weight[width * h : width * h + width]).flatten()
@@ -254,7 +254,7 @@ def test_scales_and_biases_solve_what_they_say(bias):
     factors = torch.linalg.lstsq(rows, torch.cat([left, ones])).solution[:, 0]
     assert torch.allclose(scaled.weight, weight * factors.repeat_interleave(width)[:, None])
     assert scaled.bias is start
-    moved = solve(folds, weight, start, how="bias", head_dim=width)
+    moved = solve(folds, weight, start, method="bias", head_dim=width)
     assert torch.equal(moved.weight, weight)
     if bias:
         assert torch.allclose(moved.bias, (wanted - z @ weight).mean(0))
@@ -278,7 +278,7 @@ def test_the_ridge_is_the_one_that_cross_validation_by_hand_takes(how, bias, noi
     fold = torch.arange(positions) % FOLDS
     folds = [none.plus(z[fold == place], wanted[fold == place]) for place in range(FOLDS)]
     ridges = (0.01, 0.1, 1.0, 10.0)
-    settings = {"how": how, "head_dim": width}
+    settings = {"method": how, "head_dim": width}
     errors = []
     for ridge in ridges:
         left = 0.0
@@ -299,7 +299,7 @@ def test_what_overflows_chooses_no_weak_ridge():
     z, wanted = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0)).double()
     none = no_sums(4, 4, device=z.device)
     folds = [none.plus(z, wanted), none.plus(z, wanted * 1e308 * 1e308)]
-    found = solve(folds, torch.eye(4).double(), None, how="refit", head_dim=2)
+    found = solve(folds, torch.eye(4).double(), None, method="refit", head_dim=2)
     assert found.ridge == 3.0
 
 
@@ -307,7 +307,7 @@ def test_of_one_example_little_is_learned():
     z, wanted = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0)).double()
     weight = torch.eye(4).double()
     sums = no_sums(4, 4, device=z.device).plus(z, wanted)
-    found = solve([sums], weight, None, how="refit", head_dim=2, ridges=(0.1, 3.0, 1.0))
+    found = solve([sums], weight, None, method="refit", head_dim=2, ridges=(0.1, 3.0, 1.0))
     assert found.ridge == 3.0
 
 
@@ -324,7 +324,7 @@ def test_reconstruction_does_not_depend_on_batch_size(name):
                 [{k: v[i : i + size] for k, v in batch.items()} for i in range(0, 12, size)]
             ),
             mask=mask,
-            ways=["refit"],
+            methods=["refit"],
         )[0]
         for size in (12, 5, 1)
     ]
@@ -339,10 +339,15 @@ def test_only_what_has_a_bias_is_reconstructed_by_it():
     model, batch, _loss = setting("llama", rows=12)
     anatomy = inspected(model)
     remove = [head for head in anatomy.heads if str(head) in GONE["llama"]]
-    judge = Judge(lambda _mask: Look(0.0, 0.0), least_loss, "loss", examples=12)
+    judge = HeldOut(lambda _mask: Measured(0.0, 0.0), least_loss, "loss", examples=12)
     batches = as_batches([batch])
     found = reconstruct(
-        model, anatomy, batches=batches, judge=judge, remove=remove, ways=WAYS["bias"]
+        model,
+        anatomy,
+        batches=batches,
+        held_out=judge,
+        remove=remove,
+        methods=RECONSTRUCT_METHODS["bias"],
     )
     assert found.tried == ()
     assert found.kept is None
@@ -361,7 +366,7 @@ def test_a_walk_runs_every_block_a_few_times_and_not_the_whole_model(name):
         module.register_forward_pre_hook(lambda *_args: real.__setitem__("all", real["all"] + 1))
         for module in attention
     ]
-    fit(model, anatomy, batches=as_batches([batch]), mask=masks, ways=ways)
+    fit(model, anatomy, batches=as_batches([batch]), mask=masks, methods=ways)
     for handle in handles:
         handle.remove()
     blocks, walkers = len(anatomy.sites), 1 + len(ways)
@@ -370,7 +375,9 @@ def test_a_walk_runs_every_block_a_few_times_and_not_the_whole_model(name):
 
 
 def looked(predictions, references, loss):
-    return Look(0.0, loss, Predictions(predictions, references, losses=np.zeros(len(references))))
+    return Measured(
+        0.0, loss, Predictions(predictions, references, losses=np.zeros(len(references)))
+    )
 
 
 def spread_of(seed, noise, count=400):

@@ -263,9 +263,9 @@ def test_points_that_can_not_be_cut_are_left_out_or_refused(capsys, tokenizer):
         1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4,
     )  # fmt: skip
     told = capsys.readouterr().err
-    assert "left out: --keep 0.3 leaves 5 of 18 heads, and at least 6 must stay" in told
+    assert "left out: `keep=0.3` keeps 5 of 18 heads, and at least 6 must be kept" in told
     asked = Recipe(min_heads=2, points=(0.5, 0.2))
-    with pytest.raises(PlanError, match=r"--keep 0.2 leaves 4 of 18"):
+    with pytest.raises(PlanError, match=r"`keep=0.2` keeps 4 of 18"):
         lawful_points(anatomy, asked, progress=QUIET)
     with pytest.raises(PlanError, match="removes no head"):
         lawful_points(anatomy, Recipe(points=(0.99,)), progress=QUIET)

@@ -1,7 +1,5 @@
 """--max-drop: as far as the metric surely allows, decided on rows that do nothing else."""
 
-from dataclasses import replace
-
 import pytest
 from families import build, inspected
 from hypothesis import given
@@ -10,9 +8,10 @@ from hypothesis import strategies as st
 from headprune.config import Drop, Recipe
 from headprune.errors import ConfigError
 from headprune.planning import make_plan
+from headprune.planning.constraints import with_keep
 from headprune.plans import HeadScores
 from headprune.tasks.rows import Example, draw, set_apart
-from headprune.workflows.course import constraints_of, is_tolerant
+from headprune.workflows.course import is_tolerant
 from headprune.workflows.tolerance import Look, _bisect, keeps
 
 
@@ -77,7 +76,7 @@ def test_only_cuts_that_can_be_made_are_looked_at(anatomies, name, settings):
         method="none", heads=anatomy.heads, values=[0.0] * len(anatomy.heads), n=0, seed=0
     )
     for keep in found:
-        constraints = replace(constraints_of(recipe), keep=keep)
+        constraints = with_keep(recipe.settings.plan, keep)
         assert make_plan(flat, anatomy, constraints=constraints).remove
     assert list(found) == sorted(found, reverse=True)
     assert found[0] < 1

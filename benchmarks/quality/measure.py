@@ -25,8 +25,8 @@ from headprune.plans import HeadScores, PruningPlan
 from headprune.runtime.journal import Journal
 from headprune.scoring.catalogue import get_method
 from headprune.subject import Progress, Subject
-from headprune.surgery import cut, give_biases, take_back
-from headprune.surgery.fit import put_back_after
+from headprune.surgery import add_zero_biases, cut, remove_biases
+from headprune.surgery.fit import restoring
 from headprune.tasks.distill import NO_OBJECTIVE
 from headprune.workflows.course import constraints_of, method_of, steps_of
 from headprune.workflows.reconstruction import reconstruct_if_asked
@@ -93,7 +93,7 @@ class Bench:
         subject = replace(self.case.subject, recipe=recipe)
         start = time.perf_counter()
         plan = make_plan(self._scores(subject), self.anatomy, constraints=constraints_of(recipe))
-        with put_back_after(subject.model, self.anatomy), self._biases_allowed_by(recipe):
+        with restoring(subject.model, self.anatomy), self._biases_allowed_by(recipe):
             reconstructed = reconstruct_if_asked(
                 subject, self.anatomy, plan, self.case.choosing, progress=self.progress
             )
@@ -105,7 +105,7 @@ class Bench:
             plan,
             contender=contender,
             keep=keep,
-            reconstruct=None if kept is None else kept.how,
+            reconstruct=None if kept is None else kept.method,
             seconds=seconds,
             kv_cache=self._kv_cache(plan),
         )
@@ -114,12 +114,12 @@ class Bench:
     def _biases_allowed_by(self, recipe: Recipe) -> Iterator[None]:
         """Let reconstruction have biases to move, where the recipe allows it and the family knows them."""
         model = self.case.subject.model
-        given = give_biases(model, self.anatomy) if recipe.allow_bias else None
+        given = add_zero_biases(model, self.anatomy) if recipe.allow_bias else None
         try:
             yield
         finally:
             if given is not None:
-                take_back(model, given)
+                remove_biases(model, given)
 
     def _kv_cache(self, plan: PruningPlan) -> tuple[int, int] | None:
         """Cut a copy, and look at what its cache holds."""

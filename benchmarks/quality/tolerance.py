@@ -7,7 +7,7 @@ from headprune.evaluation import metric_with_interval, predict
 from headprune.inspection import inspect
 from headprune.masking import gated
 from headprune.subject import Progress, open_subject
-from headprune.surgery.fit import put_back_after
+from headprune.surgery.fit import restoring
 from headprune.workflows.reconstruction import reconstruct_if_asked
 from headprune.workflows.tolerance import plan_within, rows_in_three
 
@@ -50,7 +50,7 @@ def go_within(max_drop: str, *, seed: int, progress: Progress) -> Within:
     batches = subject.batches(reporting.examples)
     whole = predict(model, subject.task, batches=batches)
     gates = anatomy.mask(plan.remove)
-    with put_back_after(model, anatomy):
+    with restoring(model, anatomy):
         reconstruct_if_asked(subject, anatomy, plan, choosing, progress=progress)
         with gated(model, anatomy, gates=gates):
             left = predict(model, subject.task, batches=batches)

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 from transformers.pytorch_utils import Conv1D
 
 from headprune.anatomy.exceptions import ATTENTION_CLASS, NORM_CLASS
 from headprune.anatomy.sites import Call
+from headprune.errors import warn_missing
+
+_ASKS_FOR_MODE = "has_torch_function"
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +82,7 @@ def looks_like_attention(module: nn.Module) -> bool:
     )
 
 
-def record(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Recording:
+def record(model: nn.Module, inputs: Mapping[str, Any]) -> Recording:
     """Run ``model`` once and return its attention and layer calls in order. Their tensors keep their graph."""
     recording = Recording()
     handles = [handle for module in model.modules() for handle in _hooks(module, recording)]
@@ -151,7 +154,12 @@ def _recorded_attention(calls: list[AttentionCall | LayerCall]) -> Iterator[None
     Registering an attention function of our own would need ``_supports_attention_backend``, which many models that do go
     through the interface don't declare; so the look-up itself is wrapped, for the length of this block only.
     """
-    original = AttentionInterface.get_interface
+    original = getattr(AttentionInterface, "get_interface", None)
+    if original is None:
+        consequence = "attentions are told by the names of their classes alone"
+        warn_missing("transformers.AttentionInterface.get_interface", consequence=consequence)
+        yield
+        return
 
     def get_interface(self: AttentionInterface, name: str, default: Any) -> Any:
         function = original(self, name, default)
@@ -193,7 +201,7 @@ class LinearInputs(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is functional.linear:
             return _linear(self.change, *args, **kwargs)
-        if func is functional.multi_head_attention_forward:
+        if func is functional.multi_head_attention_forward and _is_dispatching(func):
             with self:
                 return _undispatched(func)(*args, **kwargs)
         return func(*args, **kwargs)
@@ -208,7 +216,16 @@ def _linear(
     return functional.linear(change(input, weight), weight, bias)
 
 
+def _is_dispatching(func: Any) -> bool:
+    """Whether torch's function asks, by the name that is known here, for the mode that it is called under."""
+    if _ASKS_FOR_MODE in func.__globals__:
+        return True
+    consequence = "attentions that pass their weights to a function are neither found nor masked"
+    warn_missing(f"{func.__module__}.{_ASKS_FOR_MODE}", consequence=consequence)
+    return False
+
+
 def _undispatched(func: Any) -> FunctionType:
     """Return a function of torch without its first lines, which hand the call to the mode: its own calls are to be seen."""
-    names = {**func.__globals__, "has_torch_function": lambda _tensors: False}
+    names = {**func.__globals__, _ASKS_FOR_MODE: lambda _tensors: False}
     return FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)

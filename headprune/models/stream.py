@@ -5,15 +5,16 @@ others are copied as bytes. Names, files and dtypes stay those of the source.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site, Slice
+from headprune.errors import warn_missing
 from headprune.models.shards import Change
-from headprune.surgery.cut import cut_values
+from headprune.surgery.cut import cut_tensor
 from headprune.untrusted.weights import Stored
 
 
@@ -39,8 +40,7 @@ class Cut:
 
     def apply(self, tensor: Tensor) -> Tensor:
         """Return the kept part of the parameter."""
-        only = replace(self.after, slices=(self.item,))
-        return cut_values({self.parameter: tensor}, self.before, only).get(self.parameter, tensor)
+        return cut_tensor(tensor, self.item, before=self.before, after=self.after)
 
     def kept_rows(self, tensor: Tensor) -> Tensor:
         """Return the same, computed otherwise as a proof: the kept runs of the parameter's own rows, put together."""
@@ -68,13 +68,19 @@ def names_in_memory(model: PreTrainedModel, names: Iterable[str]) -> dict[str, s
         model: The model; its names alone are read.
         names: Names in the files.
     """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import (
-        WeightConverter,
-        WeightRenaming,
-        rename_source_key,
-    )
-
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import (
+            WeightConverter,
+            WeightRenaming,
+            rename_source_key,
+        )
+    except (
+        ImportError
+    ) as error:  # all versions that headprune takes have them: a newer one moved them
+        warn_missing(str(error.name), consequence="no tensor is renamed when it is streamed")
+        known = set(model.state_dict())
+        return {name: name for name in names if name in known}
     steps = get_model_conversion_mapping(model)
     renamings = [step for step in steps if isinstance(step, WeightRenaming)]
     converters = [step for step in steps if isinstance(step, WeightConverter)]

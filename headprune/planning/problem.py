@@ -110,17 +110,21 @@ def _check_number_of_heads(problem: Problem, menus: Sequence[Menu]) -> None:
     if kept < least:
         enough = f"`heads={least}`" if constraints.heads else f"`keep={least / total + 0.005:.2f}`"
         raise PlanError(
-            f"the budget keeps {kept} of {total} heads, and at least {least} must be kept",
+            f"{_budget(constraints)} keeps {kept} of {total} heads, and at least {least} must be kept",
             where=conflicting_fields(constraints),
             hint=f"use {enough} or more, or loosen the other",
         )
     most = sum(max(option.num_kept for option in menu.options) for menu in menus)
     if most < kept and constraints.heads is None and problem.target is None:
         raise PlanError(
-            f"the budget keeps {kept} of {total} heads, and multiples of {constraints.multiple_of} keep at most {most}",
+            f"{_budget(constraints)} keeps {kept} of {total} heads; multiples of {constraints.multiple_of} keep at most {most}",
             where=conflicting_fields(constraints),
             hint=f"use `heads={most}`, or another `multiple_of`",
         )
+
+
+def _budget(constraints: Constraints) -> str:
+    return ", ".join(f"`{name}={value}`" for name, value in constraints.budgets.items())
 
 
 def _fewest(menu: Menu) -> int:

@@ -56,8 +56,8 @@ class Method:
 
     def load(self) -> Callable[..., Any]:
         """Import the method's function."""
-        function: Callable[..., Any] = load_function(self.function)
-        return function
+        loaded: Callable[..., Any] = load_function(self.function)
+        return loaded
 
 
 _GRADIENTS = "headprune.scoring.gradients"

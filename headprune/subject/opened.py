@@ -22,7 +22,7 @@ from headprune.models.tokenizer import load_tokenizer
 from headprune.placement import describe
 from headprune.runtime.local import published_name
 from headprune.tasks.batches import Fill, InputFormat, ignore
-from headprune.tasks.catalogue import require_metric
+from headprune.tasks.catalogue import require_metric, task_row
 from headprune.tasks.distill import Objective, predictions_as_loss, with_teacher_targets
 from headprune.tasks.metrics import Metric, load_metric
 from headprune.tasks.model_inputs import filling, longest_row, refuse_reading_ahead
@@ -131,7 +131,12 @@ def open_subject(recipe: Recipe, *, progress: Progress) -> Subject:
     name = recipe.task or detect_task(source.config, model_directory=source.root)
     refuse_other_head(name, source.config, model_directory=source.root)
     name = for_outputs(name, source.config)
-    require_metric(name, recipe.metric, higher_is_better=recipe.higher_is_better)
+    row = task_row(name)
+    require_metric(
+        recipe.metric or row.metric,
+        higher_is_better=recipe.higher_is_better,
+        predicted=row.predicts,
+    )
     tokenizer = load_tokenizer(source)
     task = get_task(name, model_directory=source.root, config=source.config, tokenizer=tokenizer)
     model = load_model(

@@ -1,23 +1,28 @@
 """The only place where weights change."""
 
-from headprune.surgery.bias import Given, give_biases, take_back
+from headprune.surgery.bias import AddedBiases, add_zero_biases, remove_biases
 from headprune.surgery.cut import cut, dead_indices
-from headprune.surgery.layer_counts import layer_counts
-from headprune.surgery.named_heads import head_settings, named_heads
-from headprune.surgery.reconstruct import WAYS, Judge, Look, Reconstruct, reconstruct
+from headprune.surgery.head_settings import head_settings, layer_counts, named_heads
+from headprune.surgery.reconstruct import (
+    RECONSTRUCT_METHODS,
+    HeldOut,
+    Measured,
+    Reconstruct,
+    reconstruct,
+)
 
 __all__ = [
-    "WAYS",
-    "Given",
-    "Judge",
-    "Look",
+    "RECONSTRUCT_METHODS",
+    "AddedBiases",
+    "HeldOut",
+    "Measured",
     "Reconstruct",
+    "add_zero_biases",
     "cut",
     "dead_indices",
-    "give_biases",
     "head_settings",
     "layer_counts",
     "named_heads",
     "reconstruct",
-    "take_back",
+    "remove_biases",
 ]

@@ -1,4 +1,4 @@
-"""Biases that a family knows and a model was built without: created as zeros, so that reconstruction has something to move.
+"""Biases that a family knows and a model was built without: added as zeros, so that reconstruction has something to change.
 
 Llama, for example, has them where ``attention_bias`` is set, and then a stock model reads them.
 """
@@ -13,14 +13,13 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import quiet
+from headprune.anatomy.exceptions import BIAS_SWITCHES
 from headprune.surgery.fit import has_bias
-
-_SWITCHES = ("attention_bias", "use_bias", "bias", "qkv_bias")
 
 
 @dataclass(frozen=True)
-class Given:
-    """Biases that were created.
+class AddedBiases:
+    """Biases that were added.
 
     Args:
         switch: The setting of the config that tells of them.
@@ -33,20 +32,20 @@ class Given:
     count: int
 
 
-def give_biases(model: PreTrainedModel, anatomy: Anatomy) -> Given | None:
+def add_zero_biases(model: PreTrainedModel, anatomy: Anatomy) -> AddedBiases | None:
     """Give every output projection a bias of zeros, and whatever else the family has with it; no output changes.
 
     Args:
         model: The model; changed in place, its config too.
-        anatomy: Its anatomy, which must be looked up again afterwards: biases of queries, keys and values go with their heads.
+        anatomy: Its anatomy, which must be looked up again afterwards: biases of queries, keys and values are cut, too.
 
     Returns:
         None where nothing was done: they have one, or the family knows none.
     """
     if has_bias(model, anatomy):
         return None
-    for switch in _SWITCHES:
-        names = _with(model, switch)
+    for switch in BIAS_SWITCHES:
+        names = _biases_with(model, switch)
         if names and {f"{site.output}.bias" for site in anatomy.sites} <= set(names):
             for name in names:
                 layer = model.get_submodule(name.removesuffix(".bias"))
@@ -55,19 +54,19 @@ def give_biases(model: PreTrainedModel, anatomy: Anatomy) -> Given | None:
                 layer.bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)
             setattr(model.config, switch, True)
             count = sum(model.get_parameter(name).numel() for name in names)
-            return Given(switch, names, count)
+            return AddedBiases(switch, names, count)
     return None
 
 
-def take_back(model: PreTrainedModel, given: Given) -> None:
-    """Take biases back that were given."""
-    for name in given.names:
+def remove_biases(model: PreTrainedModel, added: AddedBiases) -> None:
+    """Remove biases that were added."""
+    for name in added.names:
         model.get_submodule(name.removesuffix(".bias")).bias = None  # type: ignore[assignment]
-    setattr(model.config, given.switch, False)
+    setattr(model.config, added.switch, False)
 
 
-def _with(model: PreTrainedModel, switch: str) -> tuple[str, ...]:
-    """Return the names of the biases that the model would have with a setting; none where it isn't only that."""
+def _biases_with(model: PreTrainedModel, switch: str) -> tuple[str, ...]:
+    """Return the names of the biases that the model would have with a setting; none where more than that would differ."""
     if getattr(model.config, switch, None) is not False:
         return ()
     config = copy.deepcopy(model.config)
@@ -78,9 +77,9 @@ def _with(model: PreTrainedModel, switch: str) -> tuple[str, ...]:
             other = kind._from_config(config)
     except (TypeError, ValueError, AttributeError, RuntimeError):
         return ()  # a family may refuse it: then it knows no such bias
-    ours, theirs = ({name for name, _ in one.named_parameters()} for one in (model, other))
-    new = tuple(name for name, _ in other.named_parameters() if name not in ours)
-    fits = ours <= theirs and all(
+    present, with_biases = ({name for name, _ in one.named_parameters()} for one in (model, other))
+    new = tuple(name for name, _ in other.named_parameters() if name not in present)
+    fits = present <= with_biases and all(
         name.endswith(".bias")
         and type(model.get_submodule(name.removesuffix(".bias"))) is nn.Linear
         for name in new

@@ -1,6 +1,6 @@
 """Slice the Q/K/V/O weights in place. Exact: what stays is bit for bit what it was."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,14 +12,13 @@ from headprune.anatomy.clone import original_head_counts, pruning_record
 from headprune.errors import PlanError
 from headprune.heads import HeadId
 from headprune.placement import refuse_offloaded
-from headprune.surgery.layer_counts import update_layer_counts
+from headprune.surgery.head_settings import named_heads_after, rename_heads, update_layer_counts
 from headprune.surgery.modeling_headprune import (
     keep_width,
     replace_parameter,
     set_attribute,
     unfold,
 )
-from headprune.surgery.named_heads import named_heads_after, rename_heads
 
 
 def cut(
@@ -76,9 +75,9 @@ def cut(
 def _refuse_unlawful(site: Site, kept: tuple[int, ...], *, pad: bool) -> None:
     if site.is_lawful(site.padded(kept) if pad else kept):
         return
-    hint = f"keep a head of it (--min-heads {site.min_heads})"
+    hint = f"keep a head of it (`min_heads`: {site.min_heads})"
     if len(kept) >= site.min_heads:
-        hint = "remove whole key/value groups, or as many heads from each, or pad (--gqa group, even, pad)"
+        hint = "remove whole key/value groups, or as many heads from each, or pad (`gqa`: group, even, pad)"
     raise PlanError(
         f"{site.id} can't run with heads {list(kept)} alone: {_reason(site, kept)}",
         where="plan",
@@ -87,10 +86,12 @@ def _refuse_unlawful(site: Site, kept: tuple[int, ...], *, pad: bool) -> None:
 
 
 def _cut_site(model: PreTrainedModel, before: Site, after: Site) -> None:
-    parameters = {item.parameter: model.get_parameter(item.parameter) for item in before.slices}
-    for name, value in cut_values(parameters, before, after).items():
-        path, _, leaf = name.rpartition(".")
-        replace_parameter(model.get_submodule(path), leaf, value)
+    for item in after.cut_slices():
+        old = model.get_parameter(item.parameter).detach()
+        new = cut_tensor(old, item, before=before, after=after)
+        if new is not old:
+            path, _, leaf = item.parameter.rpartition(".")
+            replace_parameter(model.get_submodule(path), leaf, new)
     if after.execution_with(after.heads) == "native":
         for attribute in after.attributes:
             number = after.attribute_value(attribute.kind, after.slots)
@@ -98,27 +99,29 @@ def _cut_site(model: PreTrainedModel, before: Site, after: Site) -> None:
     for path, spread in spreads(before, after).items():
         owner, _, leaf = path.rpartition(".")
         keep_width(model.get_submodule(owner), leaf, **spread)
-    if seen := unfoldings(before, after):
-        unfold(model.get_submodule(after.home), seen)
+    if full_size := full_sizes(before, after):
+        unfold(model.get_submodule(after.home), full_size)
 
 
-def cut_values(parameters: Mapping[str, Tensor], before: Site, after: Site) -> dict[str, Tensor]:
-    """Return what is left of ``parameters``, by name; those that keep their shape and values are left out."""
-    found: dict[str, Tensor] = {}
-    for item in after.cut_slices():
-        old = parameters[item.parameter].detach()
-        indices = item.kept_indices(present=before.slots, kept=after.slots)
-        new = old
-        if len(indices) != old.shape[item.dim]:
-            chosen = torch.tensor(indices, dtype=torch.long, device=old.device)
-            new = old.index_select(item.dim, chosen).contiguous()
-        dead = _dead(item, after)
-        if dead and dead != _dead(item, before):
-            new = new.clone() if new is old else new
-            new.index_fill_(item.dim, torch.tensor(dead, device=old.device), 0)
-        if new is not old:
-            found[item.parameter] = new
-    return found
+def cut_tensor(tensor: Tensor, item: Slice, *, before: Site, after: Site) -> Tensor:
+    """Return what is left of a parameter, the same bits; the tensor itself where nothing changes.
+
+    Args:
+        tensor: The parameter's values, in memory or as read from a file.
+        item: The dimension that is cut.
+        before: Its attention before the cut.
+        after: And afterwards.
+    """
+    kept = item.kept_indices(present=before.slots, kept=after.slots)
+    new = tensor
+    if len(kept) != tensor.shape[item.dim]:
+        indices = torch.tensor(kept, dtype=torch.long, device=tensor.device)
+        new = tensor.index_select(item.dim, indices).contiguous()
+    dead = _dead(item, after)
+    if dead and dead != _dead(item, before):
+        new = new.clone() if new is tensor else new
+        new.index_fill_(item.dim, torch.tensor(dead, device=tensor.device), 0)
+    return new
 
 
 def _dead(item: Slice, site: Site) -> list[int]:
@@ -143,19 +146,18 @@ def spreads(before: Site, after: Site) -> dict[str, dict[str, Any]]:
         return {}
     # A site that runs natively and loses its last head keeps the width it had just before.
     width = range(before.num_heads) if after.execution == "zero_padded" else before.slots
-    found: dict[str, dict[str, Any]] = {}
-    for item in after.cut_slices():
-        path, _, leaf = item.parameter.rpartition(".")
-        if leaf == "weight":
-            found[path] = {
-                "side": item.side,
-                "size": item.size(width),
-                "kept": _ranges(item.kept_indices(present=width, kept=after.slots)),
-            }
-    return found
+    return {
+        item.parameter.removesuffix(".weight"): {
+            "side": item.side,
+            "size": item.size(width),
+            "kept": _ranges(item.kept_indices(present=width, kept=after.slots)),
+        }
+        for item in after.cut_slices()
+        if item.parameter.endswith(".weight")
+    }
 
 
-def unfoldings(before: Site, after: Site) -> dict[str, dict[str, Any]]:
+def full_sizes(before: Site, after: Site) -> dict[str, dict[str, Any]]:
     """Return, by parameter below the site's home, how it is seen while the attention runs (see ``unfold``)."""
     if after.execution_with(after.heads) != "full_size_weights":
         return {}
@@ -173,13 +175,13 @@ def unfoldings(before: Site, after: Site) -> dict[str, dict[str, Any]]:
 
 def _ranges(indices: Sequence[int]) -> list[list[int]]:
     """Return sorted indices as [start, stop] pairs."""
-    found: list[list[int]] = []
+    ranges: list[list[int]] = []
     for index in indices:
-        if found and found[-1][1] == index:
-            found[-1][1] = index + 1
+        if ranges and ranges[-1][1] == index:
+            ranges[-1][1] = index + 1
         else:
-            found.append([index, index + 1])
-    return found
+            ranges.append([index, index + 1])
+    return ranges
 
 
 def _refuse_shared_parameters(model: nn.Module, sites: Collection[Site]) -> None:
@@ -193,7 +195,7 @@ def _refuse_shared_parameters(model: nn.Module, sites: Collection[Site]) -> None
                 raise PlanError(
                     f"{item.parameter} is the same tensor as {min(shared)}, so its rows can't be cut for one of them",
                     where=str(site.id),
-                    hint=f"protect the site: --protect {site.id}",
+                    hint=f"protect the site (`protect`: {site.id})",
                 )
 
 

@@ -1,7 +1,8 @@
 """Fit the output projections of a model that loses heads, attention by attention, in the order in which they run.
 
-Inputs come from the model that has lost its heads and was reconstructed so far, targets from the whole one. Several ways (see
-:mod:`~headprune.surgery.least_squares`) walk through the model side by side: the whole model costs a forward, each way 4/3.
+Inputs come from the model that has lost its heads and was reconstructed so far, targets from the whole one. Several methods (see
+:mod:`~headprune.surgery.least_squares`) walk through the model side by side: the whole model costs a forward, every method one
+and a third. What is kept of the positions is their state at the block that is being reconstructed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,12 +32,12 @@ from headprune.replay.walk import (
     reads_last_only,
     without_values,
 )
-from headprune.surgery.least_squares import FOLDS, RIDGES, How, Sums, no_sums, solve
+from headprune.surgery.least_squares import FOLDS, RIDGES, FitMethod, no_sums, solve
 
 
 @dataclass(frozen=True, eq=False)
 class Reconstructed:
-    """What one way came to.
+    """What one method came to.
 
     Args:
         weights: The parameters of all output projections, by name.
@@ -44,44 +45,7 @@ class Reconstructed:
     """
 
     weights: dict[str, Tensor]
-    ridges: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(eq=False)
-class _Walker:
-    """A model with weights of its own that is walked through, and the calls that every batch has completed."""
-
-    made: Reconstructed
-    how: How | None = None
-    completed: list[CompletedCalls] = field(default_factory=list)
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        return self.made.weights
-
-
-@dataclass(frozen=True, eq=False)
-class _Path:
-    """What is the same for all walkers."""
-
-    model: PreTrainedModel
-    anatomy: Anatomy
-    batches: Sequence[Batch]
-    mask: Float[Tensor, " heads"]
-    ridges: Sequence[float] | None
-
-    @contextmanager
-    def walking(self, walker: _Walker) -> Iterator[None]:
-        """Give the model a walker's weights, and silence the heads that will go for all but the whole one."""
-        with having(self.model, walker.weights):
-            if walker.how is None:
-                yield
-            else:
-                with gated(self.model, self.anatomy, gates=self.mask):
-                    yield
-
-    def batch(self, place: int) -> Batch:
-        return self.batches[place].to(input_device(self.model))
+    ridges: dict[str, float]
 
 
 @torch.no_grad()
@@ -91,10 +55,10 @@ def fit(
     *,
     batches: Sequence[Batch],
     mask: Float[Tensor, " heads"],
-    ways: Sequence[How],
+    methods: Sequence[FitMethod],
     ridges: Sequence[float] | None = None,
 ) -> list[Reconstructed]:
-    """Return for every way the output projections, reconstructed from the first attention on that loses a head.
+    """Return for every method the output projections, reconstructed from the first attention on that loses a head.
 
     Where memory runs out, all of it is done again with smaller batches: the same sums over the same positions.
 
@@ -105,16 +69,16 @@ def fit(
         model: The model; it is left as it was.
         anatomy: Its anatomy.
         batches: What is fitted on.
-        mask: 0 for the heads that will go.
-        ways: What is solved.
+        mask: 0 for the heads that will be removed.
+        methods: What is solved.
         ridges: Those to choose from, if not :data:`~headprune.surgery.least_squares.RIDGES`.
 
     Raises:
         MemoryLimitError: Memory ran out with one example a batch.
     """
     parts = Parts[Sequence[Batch]]("reconstruction", _with_halves)
-    made = partial(_fit, model, anatomy, mask=mask, ways=ways, ridges=ridges)
-    return parts.largest(batches, made)[1]
+    run = partial(_fit, model, anatomy, mask=mask, methods=methods, ridges=ridges)
+    return parts.largest(batches, run)[1]
 
 
 def _with_halves(batches: Sequence[Batch]) -> Sequence[Sequence[Batch]]:
@@ -129,114 +93,154 @@ def _fit(
     batches: Sequence[Batch],
     *,
     mask: Float[Tensor, " heads"],
-    ways: Sequence[How],
+    methods: Sequence[FitMethod],
     ridges: Sequence[float] | None,
 ) -> list[Reconstructed]:
-    path = _Path(model, anatomy, batches, mask, ridges)
-    whole = _Walker(Reconstructed(projections(model, anatomy)), completed=[()] * len(batches))
-    reconstruction = [_Walker(Reconstructed(dict(whole.weights)), how) for how in ways]
-    order = in_order(model, anatomy, path.batch(0))
-    reached = False
-    for place, site in enumerate(order):
-        kept = mask[anatomy.columns[site.id]].bool()
-        if not reached and not bool(kept.all()):
-            reached = True
-            for walker in reconstruction:
+    walk = _Walk(model, anatomy, batches, mask)
+    weights = projection_weights(model, anatomy)
+    whole = _Walker(None, (), weights, [()] * len(batches))
+    walkers = [_Walker(m, RIDGES[m] if ridges is None else ridges, dict(weights)) for m in methods]
+    order = in_order(model, anatomy, walk.batch(0))
+    is_reached = False
+    for site, later in zip(order, [*order[1:], None], strict=True):
+        if not is_reached and not bool(mask[anatomy.columns[site.id]].all()):
+            is_reached = True
+            for walker in walkers:
                 walker.completed = list(whole.completed)
-        if reached and _is_linear(model, site):
-            _reconstruct_site(path, site, whole, reconstruction)
-        later = order[place + 1] if place + 1 < len(order) else None
+        if is_reached and _is_linear(model, site):
+            walk.fit(site, whole, walkers)
         if later is not None and block_or_attention(model, later) is not block_or_attention(
             model, site
         ):
-            for walker in (whole, *reconstruction) if reached else (whole,):
-                _walk_on(path, walker, through=block_or_attention(model, site), next_read=later)
-    return [walker.made for walker in reconstruction]
+            for walker in (whole, *walkers) if is_reached else (whole,):
+                walk.advance(walker, through=block_or_attention(model, site), next_read=later)
+    return [Reconstructed(walker.weights, walker.ridge_of) for walker in walkers]
 
 
-def _walk_on(path: _Path, walker: _Walker, *, through: nn.Module, next_read: Site) -> None:
-    """Take every batch through a block; drop the outputs of those before it where nothing reads them."""
-    model, module = path.model, path.model.get_submodule(next_read.output)
-    blocks = list_of(model, through)
-    drop = None
-    with path.walking(walker):
-        for place in range(len(path.batches)):
-            batch = path.batch(place)
-            completed = advance_through(
-                model, path.anatomy, batch, completed=walker.completed[place], through=through
-            )
-            if drop is None:
-                drop = blocks is not None and reads_last_only(
-                    model, batch, module, completed=completed, blocks=blocks
+@dataclass(eq=False)
+class _Walker:
+    """A model with output projections of its own that is walked through, and how far every batch has come.
+
+    Without a method it is the whole model.
+    """
+
+    method: FitMethod | None
+    ridges: Sequence[float]
+    weights: dict[str, Tensor]
+    completed: list[CompletedCalls] = field(default_factory=list)
+    ridge_of: dict[str, float] = field(default_factory=dict)
+
+    def set(self, name: str, value: Tensor) -> None:
+        """Let a parameter have another value."""
+        self.weights[name] = value.to(self.weights[name]).contiguous()
+
+
+@dataclass(frozen=True, eq=False)
+class _Walk:
+    """A model, and what walks through it."""
+
+    model: PreTrainedModel
+    anatomy: Anatomy
+    batches: Sequence[Batch]
+    mask: Float[Tensor, " heads"]
+
+    def batch(self, index: int) -> Batch:
+        return self.batches[index].to(input_device(self.model))
+
+    @contextmanager
+    def _as(self, walker: _Walker) -> Iterator[None]:
+        """Give the model a walker's weights, and silence the heads that will be removed for all but the whole one."""
+        with swapped_weights(self.model, walker.weights):
+            if walker.method is None:
+                yield
+            else:
+                with gated(self.model, self.anatomy, gates=self.mask):
+                    yield
+
+    def advance(self, walker: _Walker, *, through: nn.Module, next_read: Site) -> None:
+        """Take every batch through a block; drop the outputs of those before it where nothing reads them."""
+        model, module = self.model, self.model.get_submodule(next_read.output)
+        blocks = list_of(model, through)
+        drop = None
+        with self._as(walker):
+            for index, before in enumerate(walker.completed):
+                batch = self.batch(index)
+                calls = advance_through(
+                    model, self.anatomy, batch, completed=before, through=through
                 )
-            walker.completed[place] = (
-                without_values(completed, blocks) if drop and blocks else completed
+                if drop is None:
+                    drop = blocks is not None and reads_last_only(
+                        model, batch, module, completed=calls, blocks=blocks
+                    )
+                walker.completed[index] = (
+                    without_values(calls, blocks) if drop and blocks else calls
+                )
+
+    def fit(self, site: Site, whole: _Walker, walkers: Sequence[_Walker]) -> None:
+        """Fit an output projection's weights, for every walker."""
+        transposed = not isinstance(self.model.get_submodule(site.output), Conv1D)
+        weight_name, bias_name = f"{site.output}.weight", f"{site.output}.bias"
+        weight = whole.weights[weight_name]
+        weight = _double(weight.T if transposed else weight)
+        bias = _double(whole.weights[bias_name]) if bias_name in whole.weights else None
+        kept = self.mask[self.anatomy.columns[site.id]].bool()
+        columns = _columns(site, kept, width=len(weight)).to(weight.device)
+        none = no_sums(len(columns), weight.shape[1], device=weight.device)
+        # Folds are for choosing: without a choice there is one.
+        folds = [[none] * (FOLDS if len(walker.ridges) > 1 else 1) for walker in walkers]
+        first = 0
+        for index, batch in enumerate(self.batches):
+            z, example = self._inputs(site, index, whole)
+            target = z @ weight if bias is None else z @ weight + bias
+            for walker, sums in zip(walkers, folds, strict=True):
+                z, _ = self._inputs(site, index, walker)
+                fold_of = (first + example) % len(sums)
+                for fold in fold_of.unique().tolist():
+                    members = fold_of == fold
+                    sums[fold] = sums[fold].plus(z[members][:, columns], target[members])
+            first += batch.num_examples
+        for walker, sums in zip(walkers, folds, strict=True):
+            if walker.method is None or not any(float(fold.gram[-1, -1]) for fold in sums):
+                continue
+            solved = solve(
+                sums,
+                weight[columns],
+                bias,
+                method=walker.method,
+                head_dim=site.head_dim,
+                ridges=walker.ridges,
             )
+            changed = weight.clone()
+            changed[columns] = solved.weight
+            walker.set(weight_name, changed.T if transposed else changed)
+            if solved.bias is not None:
+                walker.set(bias_name, solved.bias)
+            if solved.ridge is not None:
+                walker.ridge_of[site.output] = solved.ridge
 
-
-def _reconstruct_site(
-    path: _Path, site: Site, whole: _Walker, reconstruction: Sequence[_Walker]
-) -> None:
-    """Fit an output projection's weights, for every way."""
-    projection = path.model.get_submodule(site.output)
-    transposed = not isinstance(projection, Conv1D)
-    weight_name, bias_name = f"{site.output}.weight", f"{site.output}.bias"
-    old = whole.weights[weight_name]
-    old = _double(old.T if transposed else old)
-    bias = _double(whole.weights[bias_name]) if bias_name in whole.weights else None
-    columns = _columns(site, path.mask[path.anatomy.columns[site.id]].bool(), width=len(old))
-    columns = columns.to(old.device)
-    none = no_sums(len(columns), old.shape[1], device=old.device)
-    ways = [walker.how for walker in reconstruction if walker.how is not None]
-    ridges = [RIDGES[how] if path.ridges is None else path.ridges for how in ways]
-    # Parts are for choosing: without a choice there is one.
-    folds = [[none] * (FOLDS if len(choice) > 1 else 1) for choice in ridges]
-    first = 0
-    for place in range(len(path.batches)):
-        batch = path.batch(place)
-        with path.walking(whole):
-            left, example = _inputs(path.model, site, batch, completed=whole.completed[place])
-        wanted = left @ old if bias is None else left @ old + bias
-        place_of = first + example
-        for walker, sums in zip(reconstruction, folds, strict=True):
-            with path.walking(walker):
-                left, _ = _inputs(path.model, site, batch, completed=walker.completed[place])
-            _add(sums, left[:, columns], wanted, place_of % len(sums))
-        first += batch.num_examples
-    for walker, how, sums, choice in zip(reconstruction, ways, folds, ridges, strict=True):
-        if not any(float(fold.gram[-1, -1]) for fold in sums):
-            continue
-        found = solve(
-            sums,
-            old[columns],
-            bias,
-            how=how,
-            head_dim=site.head_dim,
-            ridges=choice,
-        )
-        changed = old.clone()
-        changed[columns] = found.weight
-        _write(walker, weight_name, changed.T if transposed else changed)
-        if found.bias is not None:
-            _write(walker, bias_name, found.bias)
-        if found.ridge is not None:
-            walker.made.ridges[site.output] = found.ridge
-
-
-def _add(folds: list[Sums], left: Tensor, wanted: Tensor, fold: Tensor) -> None:
-    for place, sums in enumerate(folds):
-        mine = fold == place
-        if bool(mine.any()):
-            folds[place] = sums.plus(left[mine], wanted[mine])
+    def _inputs(
+        self, site: Site, index: int, walker: _Walker
+    ) -> tuple[Float64[Tensor, "positions width"], Int[Tensor, " positions"]]:
+        """Return what a site's output projection reads at all positions that aren't padding, and the example of each."""
+        batch, projection = self.batch(index), self.model.get_submodule(site.output)
+        with self._as(walker):
+            z = read_from(self.model, batch, projection, completed=walker.completed[index])
+        real = real_positions(site, z.shape[:-1], batch)
+        row = row_of_position(site, z.shape[:-1], batch)
+        z = z.flatten(0, -2)
+        # Of rows that can't be told apart, all are one example.
+        none = torch.zeros(len(z), dtype=torch.long)
+        example = none if row is None else batch.example_of_row[row]
+        if real is not None:
+            z = z[real.flatten().to(z.device)]
+            example = example[real.flatten().to(example.device)]
+        z = _double(z)
+        return z, example.to(z.device)
 
 
 def _double(tensor: Tensor) -> Tensor:
     """Return it in double precision: on the CPU where its device has none."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
-
-
-def _write(walker: _Walker, name: str, value: Tensor) -> None:
-    walker.weights[name] = value.to(walker.weights[name]).contiguous()
 
 
 def _is_linear(model: PreTrainedModel, site: Site) -> bool:
@@ -245,30 +249,11 @@ def _is_linear(model: PreTrainedModel, site: Site) -> bool:
     return plain and site.gate == site.output and bool(site.heads)
 
 
-def _inputs(
-    model: PreTrainedModel, site: Site, batch: Batch, *, completed: CompletedCalls
-) -> tuple[Float64[Tensor, "positions width"], Int[Tensor, " positions"]]:
-    """Return what a site's output projection reads at all positions that aren't padding, and the example of each."""
-    z = read_from(model, batch, model.get_submodule(site.output), completed=completed)
-    real = real_positions(site, z.shape[:-1], batch)
-    found = z.flatten(0, -2)
-    row = row_of_position(site, z.shape[:-1], batch)
-    # Of rows that can't be told apart, all are one example.
-    example = (
-        torch.zeros(len(found), dtype=torch.long) if row is None else batch.example_of_row[row]
-    )
-    if real is not None:
-        found = found[real.flatten().to(z.device)]
-        example = example[real.flatten().to(example.device)]
-    found = _double(found)
-    return found, example.to(found.device)
-
-
 def _columns(site: Site, kept: Tensor, *, width: int) -> Tensor:
-    """Return which of the ``width`` inputs of the output projection belong to heads that stay."""
-    places = places_of(site, width // site.head_dim)
-    where = torch.arange(len(site.heads)) if places is None else torch.tensor(places)
-    starts = where[kept] * site.head_dim
+    """Return which of the ``width`` inputs of the output projection belong to heads that are kept."""
+    slots = places_of(site, width // site.head_dim)
+    index = torch.arange(len(site.heads)) if slots is None else torch.tensor(slots)
+    starts = index[kept] * site.head_dim
     return (starts[:, None] + torch.arange(site.head_dim)).flatten()
 
 
@@ -286,7 +271,7 @@ def has_bias(model: PreTrainedModel, anatomy: Anatomy) -> bool:
     return any(getattr(output, "bias", None) is not None for output in outputs)
 
 
-def projections(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Tensor]:
+def projection_weights(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Tensor]:
     """Return copies of all parameters of output projections, by name."""
     outputs = dict.fromkeys(site.output for site in anatomy.sites)
     return {
@@ -297,24 +282,24 @@ def projections(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def put_back(model: PreTrainedModel, values: Mapping[str, Tensor]) -> None:
-    """Write parameters into the model."""
+def write_weights(model: PreTrainedModel, values: Mapping[str, Tensor]) -> None:
+    """Write parameters into the model, in place."""
     for name, value in values.items():
         model.get_parameter(name).copy_(value)
 
 
 @contextmanager
-def put_back_after(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[None]:
-    """Take back, at the end of a block, whatever it did to output projections."""
-    before = projections(model, anatomy)
+def restoring(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[None]:
+    """Restore, at the end of a block, the output projections as they were."""
+    before = projection_weights(model, anatomy)
     try:
         yield
     finally:
-        put_back(model, before)
+        write_weights(model, before)
 
 
 @contextmanager
-def having(model: PreTrainedModel, values: Mapping[str, Tensor]) -> Iterator[None]:
+def swapped_weights(model: PreTrainedModel, values: Mapping[str, Tensor]) -> Iterator[None]:
     """Let the model have other parameters for the length of a block."""
     before: dict[str, Any] = {name: model.get_parameter(name).data for name in values}
     try:

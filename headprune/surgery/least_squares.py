@@ -1,11 +1,11 @@
 """What reconstruction solves for one output projection, from sums over positions: pure linear algebra, in double precision.
 
-``z -> z W + b`` reads the heads that stay, ``Z`` [positions, inputs], and should put out ``Y``, what all heads put out before:
+``z -> z W + b`` reads the heads that are kept, ``Z`` [positions, inputs], and should put out ``Y``, what all heads put out:
 
 - ``refit``: ``[W; b] = argmin || Z W + b - Y ||^2 + ridge s || W - W_0 ||^2``
 - ``scale``: ``W_h = c_h W_0,h`` with ``c = argmin || sum_h c_h Z_h W_0,h + b_0 - Y ||^2 + ridge t || c - 1 ||^2`` (the layer-wise
   rescaling of Kwon et al., "A Fast Post-Training Pruning Framework for Transformers", NeurIPS 2022, section 4.3)
-- ``bias``: ``W = W_0`` and ``b`` such that the mean is right, which adds the mean output of the heads that went (An et al.,
+- ``bias``: ``W = W_0`` and ``b`` such that the mean is right, which adds the mean output of the removed heads (An et al.,
   "Fluctuation-based Adaptive Structured Pruning for Large Language Models", AAAI 2024, section 3.4)
 
 ``s`` and ``t`` are the mean of the diagonal of the system that is solved, so that a ridge means the same in every layer. Ridges
@@ -24,10 +24,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-How = Literal["scale", "bias", "refit"]
+FitMethod = Literal["scale", "bias", "refit"]
 
 FOLDS = 4
-RIDGES: dict[How, tuple[float, ...]] = {
+RIDGES: dict[FitMethod, tuple[float, ...]] = {
     "scale": (0.001, 0.01, 0.1, 1.0),
     "bias": (),
     "refit": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
@@ -37,7 +37,7 @@ RIDGES: dict[How, tuple[float, ...]] = {
 
 @dataclass(frozen=True, eq=False)
 class Sums:
-    """Sums over positions, of inputs with a 1 appended, and of what is wanted.
+    """Sums over positions, of inputs with a 1 appended, and of targets.
 
     Args:
         gram: ``[Z, 1]^T [Z, 1]``.
@@ -48,11 +48,11 @@ class Sums:
     cross: Float64[Tensor, "inputs_and_1 outputs"]
 
     def plus(
-        self, z: Float64[Tensor, "positions inputs"], wanted: Float64[Tensor, "positions outputs"]
+        self, z: Float64[Tensor, "positions inputs"], target: Float64[Tensor, "positions outputs"]
     ) -> "Sums":
         """Return the sums with some more positions."""
         with_one = torch.cat([z, z.new_ones(len(z), 1)], dim=1)
-        return Sums(self.gram + with_one.T @ with_one, self.cross + with_one.T @ wanted)
+        return Sums(self.gram + with_one.T @ with_one, self.cross + with_one.T @ target)
 
     def __add__(self, other: "Sums") -> "Sums":
         """Return the sums over the positions of both."""
@@ -69,7 +69,7 @@ class Solved(NamedTuple):
     Args:
         weight: ``W``.
         bias: ``b``.
-        ridge: The ridge that was best, or the only one; None where the way has none.
+        ridge: The ridge that was best, or the only one; None where the method has none.
     """
 
     weight: Float64[Tensor, "inputs outputs"]
@@ -88,7 +88,7 @@ def solve(
     weight: Float64[Tensor, "inputs outputs"],
     bias: Float64[Tensor, " outputs"] | None,
     *,
-    how: How,
+    method: FitMethod,
     head_dim: int,
     ridges: Sequence[float] | None = None,
 ) -> Solved:
@@ -96,17 +96,17 @@ def solve(
 
     Args:
         folds: Sums over the positions of each part of the examples; a part may be empty.
-        weight: ``W_0``, of the inputs that stay.
+        weight: ``W_0``, of the inputs that are kept.
         bias: ``b_0``; where there is none, none is made, and ``bias`` changes nothing.
-        how: What is solved.
+        method: What is solved.
         head_dim: Inputs of a head.
         ridges: Those to choose from, if not :data:`RIDGES`; ``bias`` has none.
     """
-    ridges = RIDGES[how] if ridges is None else ridges
+    ridges = RIDGES[method] if ridges is None else ridges
     every = reduce(Sums.__add__, folds)
-    if how == "bias":
-        return Solved(weight, None if bias is None else _mean_left(every, weight))
-    solver = _refitted if how == "refit" else partial(_scaled, head_dim=head_dim)
+    if method == "bias":
+        return Solved(weight, None if bias is None else _mean_rest(every, weight))
+    solver = _refitted if method == "refit" else partial(_scaled, head_dim=head_dim)
     parts = [fold for fold in folds if float(fold.gram[-1, -1])]
     ridge = ridges[0]
     if len(ridges) > 1 and len(parts) > 1:
@@ -121,7 +121,7 @@ def solve(
     return Solved(*solver(every, weight, bias, ridge=ridge), ridge)
 
 
-_Found: TypeAlias = tuple[Tensor, Tensor | None]
+_Solution: TypeAlias = tuple[Tensor, Tensor | None]
 
 
 def _error(sums: Sums, weight: Tensor, bias: Tensor | None) -> float:
@@ -130,11 +130,11 @@ def _error(sums: Sums, weight: Tensor, bias: Tensor | None) -> float:
     return float(((sums.gram @ whole - 2 * sums.cross) * whole).sum())
 
 
-def _refitted(sums: Sums, weight: Tensor, bias: Tensor | None, *, ridge: float) -> _Found:
+def _refitted(sums: Sums, weight: Tensor, bias: Tensor | None, *, ridge: float) -> _Solution:
     if bias is None:
         return _ridge(sums.gram[:-1, :-1], sums.cross[:-1], weight, ridge=ridge), None
-    found = _ridge(sums.gram, sums.cross, torch.cat([weight, bias[None]]), ridge=ridge, free=1)
-    return found[:-1], found[-1]
+    both = _ridge(sums.gram, sums.cross, torch.cat([weight, bias[None]]), ridge=ridge, free=1)
+    return both[:-1], both[-1]
 
 
 def _ridge(gram: Tensor, cross: Tensor, start: Tensor, *, ridge: float, free: int = 0) -> Tensor:
@@ -147,24 +147,24 @@ def _ridge(gram: Tensor, cross: Tensor, start: Tensor, *, ridge: float, free: in
     return solved
 
 
-def _mean_left(sums: Sums, weight: Tensor) -> Tensor:
+def _mean_rest(sums: Sums, weight: Tensor) -> Tensor:
     """Return ``mean(Y) - mean(Z) W``; the last row of the sums are means, but for the count in its corner."""
-    left: Tensor = (sums.cross[-1] - sums.gram[-1, :-1] @ weight) / sums.gram[-1, -1]
-    return left
+    rest: Tensor = (sums.cross[-1] - sums.gram[-1, :-1] @ weight) / sums.gram[-1, -1]
+    return rest
 
 
 def _scaled(
     sums: Sums, weight: Tensor, bias: Tensor | None, *, ridge: float, head_dim: int
-) -> _Found:
+) -> _Solution:
     """Return ``W_0`` with every head's rows multiplied by its factor, and ``b_0``."""
     if not len(weight):
         return weight, bias
     by_head = (-1, head_dim)
     products = (sums.gram[:-1, :-1] * (weight @ weight.T)).unflatten(0, by_head)
     gram = products.unflatten(2, by_head).sum((1, 3))
-    wanted = sums.cross[:-1]
+    targets = sums.cross[:-1]
     if bias is not None:
-        wanted = wanted - sums.gram[:-1, -1:] * bias
-    cross = (wanted * weight).unflatten(0, by_head).sum((1, 2))
+        targets = targets - sums.gram[:-1, -1:] * bias
+    cross = (targets * weight).unflatten(0, by_head).sum((1, 2))
     factors = _ridge(gram, cross[:, None], torch.ones_like(cross)[:, None], ridge=ridge)
     return (weight.unflatten(0, by_head) * factors[:, :, None]).flatten(0, 1), bias

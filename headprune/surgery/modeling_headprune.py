@@ -118,7 +118,7 @@ def keep_width(owner: nn.Module, name: str, *, side: str, size: int, kept: list)
 
 
 def width_kept(owner: nn.Module, name: str) -> dict | None:
-    """Return what ``keep_width`` was told about a linear layer, or None."""
+    """Return the arguments that ``keep_width`` was given for a linear layer, or None."""
     width = getattr(_keeper(owner), "widths", {}).get(name)
     return width and {"side": width.side, "size": width.size, "kept": width.kept}
 
@@ -224,11 +224,9 @@ def unfold(module: nn.Module, parameters: dict) -> None:
 
 
 def unfolded(module: nn.Module) -> dict:
-    """Return what ``unfold`` was told about a module."""
-    for hook in module._forward_pre_hooks.values():
-        if hasattr(hook, "unfolded"):
-            return hook.unfolded
-    return {}
+    """Return the parameters that ``unfold`` was given for a module."""
+    hooks = module._forward_pre_hooks.values()
+    return next((hook.unfolded for hook in hooks if hasattr(hook, "unfolded")), {})
 
 
 class Unfold:
@@ -310,10 +308,13 @@ def __getattr__(name):
 def _keep_weight_conversions(name, base):
     """Rename and fuse weights at loading as the stock class does: transformers skips that for classes it doesn't know."""
     try:
-        from transformers import conversion_mapping as known
-    except ImportError:  # older transformers have no conversions
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping as find
+        from transformers.conversion_mapping import register_checkpoint_conversion_mapping as add
+    except ImportError as error:
+        if int(transformers.__version__.split(".")[0]) >= 5:  # older ones convert nothing
+            log = transformers.utils.logging.get_logger(__name__)
+            log.warning(f"{error}: weights load by their own names alone; newer than this file?")
         return
-    find = known.get_checkpoint_conversion_mapping
     mapping = find(base.__name__) or find(base.config_class.model_type)
     if mapping is not None:
-        known.register_checkpoint_conversion_mapping(name, mapping, overwrite=True)
+        add(name, mapping, overwrite=True)

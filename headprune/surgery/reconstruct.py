@@ -1,6 +1,6 @@
-"""Reconstruct output projections in closed form: heads that stay put out, as nearly as they can, what all did. No training.
+"""Reconstruct output projections in closed form: heads that are kept put out, as nearly as they can, what all did. No training.
 
-Several ways are fitted side by side; rows that nothing was fitted on say which was best, and whether any was.
+Several methods are fitted side by side; rows that nothing was fitted on say which was best, and whether any was.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -8,37 +8,37 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
 from headprune.heads import HeadId
-from headprune.surgery.fit import fit, has_bias, having, put_back
-from headprune.surgery.least_squares import How
+from headprune.surgery.fit import fit, has_bias, swapped_weights, write_weights
+from headprune.surgery.least_squares import FitMethod
 
-WAYS: dict[str, tuple[How, ...]] = {
+RECONSTRUCT_METHODS: dict[str, tuple[FitMethod, ...]] = {
     "best": ("bias", "refit"),
     "scale": ("scale",),
     "bias": ("bias",),
     "refit": ("refit",),
 }
-"""What ``--reconstruct`` may say, and which ways are then tried."""
+"""What `reconstruct` may be, and which methods are then tried."""
 
 
 class Tried(BaseModel):
-    """A way, and what was measured on rows that it didn't see.
+    """A method, and what was measured on rows that it didn't see.
 
     Args:
-        how: What was solved.
+        method: What was solved.
         ridges: By the name of the projection, how strongly it was held to what was there.
         value: What was measured.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    how: How
+    method: FitMethod = Field(validation_alias=AliasChoices("method", "how"))
     ridges: dict[str, float]
     value: float
 
@@ -47,12 +47,12 @@ class Reconstruct(BaseModel):
     """What reconstruction did, measured on calibration rows that it didn't see.
 
     Args:
-        kept: The way that won; None where nothing was better without any reconstruction, and nothing was changed.
+        kept: The method that won; None where nothing was better without any reconstruction, and nothing was changed.
         fitted_on: Examples that the weights were fitted on.
         held_out: Examples that decided.
         judged_by: What they decided by: a metric, or the loss.
         without_reconstruction: Its value with the heads silent and nothing reconstructed.
-        tried: All ways.
+        tried: All methods.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,33 +66,33 @@ class Reconstruct(BaseModel):
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
-    """What rows that nothing was fitted on say of a model.
+class Measured:
+    """What held-out rows say of a model.
 
     Args:
         value: What users read: the metric, or the loss.
         loss: The mean loss.
-        found: What the judge compares by.
+        predictions: What it is compared by.
     """
 
     value: float
     loss: float
-    found: Any = None
+    predictions: Any = None
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Who decides between ways.
+class HeldOut:
+    """Rows that nothing was fitted on, which select a method.
 
     Args:
-        look: ``look(mask)``: at the model as it stands, under a mask.
-        best: ``best(looks)``: the place of the best; the first is the model that isn't reconstructed.
+        measure: ``measure(mask)`` of the model as it stands, under a head mask.
+        best: ``best(measured)``: the index of the best; the first is the model that isn't reconstructed.
         name: What ``value`` is.
-        examples: How many it looks at.
+        examples: How many there are.
     """
 
-    look: Callable[[Float[Tensor, " heads"]], Look]
-    best: Callable[[Sequence[Look]], int]
+    measure: Callable[[Float[Tensor, " heads"]], Measured]
+    best: Callable[[Sequence[Measured]], int]
     name: str
     examples: int
 
@@ -102,42 +102,42 @@ def reconstruct(
     anatomy: Anatomy,
     *,
     batches: Sequence[Batch],
-    judge: Judge,
+    held_out: HeldOut,
     remove: Collection[HeadId],
-    ways: Sequence[How] = WAYS["best"],
+    methods: Sequence[FitMethod] = RECONSTRUCT_METHODS["best"],
 ) -> Reconstruct:
-    """Reconstruct the output projections of ``model``, whose heads are still there, for the time when ``remove`` have gone.
+    """Reconstruct the output projections of ``model``, whose heads are still there, for when ``remove`` are removed.
 
-    Changes weights in place, and only where the judge finds the model better for it.
+    Changes weights in place, and only where held-out rows find the model better for it.
 
     Args:
         model: The model, before the heads are cut.
         anatomy: Its anatomy.
         batches: What the weights are fitted on.
-        judge: What decides which way, and whether at all.
-        remove: The heads that will go.
-        ways: What is tried; the bias only where there is one.
+        held_out: What selects a method, or none.
+        remove: The heads that will be removed.
+        methods: What is tried; the bias only where there is one.
     """
     if not has_bias(model, anatomy):
-        ways = [way for way in ways if way != "bias"]
+        methods = [method for method in methods if method != "bias"]
     mask = anatomy.mask(remove)
-    looks = [judge.look(mask)]
-    reconstructed = fit(model, anatomy, batches=batches, mask=mask, ways=ways) if ways else []
-    for made in reconstructed:
-        with having(model, made.weights):
-            looks.append(judge.look(mask))
-    best = judge.best(looks)
+    measured = [held_out.measure(mask)]
+    fits = fit(model, anatomy, batches=batches, mask=mask, methods=methods) if methods else []
+    for reconstructed in fits:
+        with swapped_weights(model, reconstructed.weights):
+            measured.append(held_out.measure(mask))
+    best = held_out.best(measured)
     if best:
-        put_back(model, reconstructed[best - 1].weights)
+        write_weights(model, fits[best - 1].weights)
     tried = tuple(
-        Tried(how=how, ridges=made.ridges, value=look.value)
-        for how, made, look in zip(ways, reconstructed, looks[1:], strict=True)
+        Tried(method=method, ridges=reconstructed.ridges, value=one.value)
+        for method, reconstructed, one in zip(methods, fits, measured[1:], strict=True)
     )
     return Reconstruct(
         kept=tried[best - 1] if best else None,
         fitted_on=sum(batch.num_examples for batch in batches),
-        held_out=judge.examples,
-        judged_by=judge.name,
-        without_reconstruction=looks[0].value,
+        held_out=held_out.examples,
+        judged_by=held_out.name,
+        without_reconstruction=measured[0].value,
         tried=tried,
     )

@@ -244,68 +244,44 @@ def is_logarithmic(metric: str) -> bool:
     return metric in METRICS and METRICS[metric].is_logarithmic
 
 
-_DIRECTIONS = {True: "higher", False: "lower"}
-
-
-def require_direction(name: str, higher_is_better: bool | None) -> None:
-    """Refuse a direction that isn't the metric's, or the lack of one that only the user can know.
+def require_metric(
+    name: str,
+    *,
+    higher_is_better: bool | None = None,
+    predicted: Predicted | None = None,
+    row: MetricRow | None = None,
+) -> None:
+    """Refuse a metric that doesn't fit, as far as its row tells: before anything is loaded.
 
     Args:
         name: The metric: a built-in one, or one of ``evaluate``.
-        higher_is_better: What the settings say; None where they say nothing.
+        higher_is_better: Which direction the settings say is better; None where they say nothing.
+        predicted: What the task predicts; None where that isn't known yet.
+        row: The row of a metric of ``evaluate``, once it is loaded.
 
     Raises:
-        ConfigError: See above.
+        ConfigError: Its direction is another, or isn't known; or it compares something else.
     """
-    row = METRICS.get(name)
+    row = row or METRICS.get(name)
     if row is None and higher_is_better is None:
         raise ConfigError(
             f"{name!r} is no built-in metric, and it isn't said which way it is better",
             where="`metric`",
-            hint=f"add `higher_is_better=True` or `higher_is_better=False`; built in: {did_you_mean(name, METRICS)}",
+            hint="add `higher_is_better=True` or `higher_is_better=False`; "
+            f"built in: {did_you_mean(name, METRICS)}",
         )
     if row is not None and higher_is_better not in (None, row.higher_is_better):
-        true, given = _DIRECTIONS[row.higher_is_better], _DIRECTIONS[not row.higher_is_better]
+        better, other = ("higher", "lower") if row.higher_is_better else ("lower", "higher")
+        setting = f"`higher_is_better={higher_is_better}`"
         raise ConfigError(
-            f"of {name} {true} is better, and the settings say that {given} is",
-            where=f"`metric={name}` `higher_is_better={not row.higher_is_better}`",
-            hint=f"leave `higher_is_better={not row.higher_is_better}` out, or choose another `metric`",
+            f"of {name} {better} is better, and the settings say that {other} is",
+            where=f"`metric={name}` {setting}",
+            hint=f"leave {setting} out, or choose another `metric`",
         )
-
-
-def require_fitting(metric: str, takes: tuple[Predicted, ...], *, predicted: Predicted) -> None:
-    """Refuse a metric that compares something else than what a task predicts.
-
-    Args:
-        metric: The name of the metric.
-        takes: What it compares.
-        predicted: What the task predicts.
-
-    Raises:
-        ConfigError: It does.
-    """
-    if predicted not in takes:
+    if row is not None and predicted not in (None, *row.takes):
+        fitting = ", ".join(one.name for one in METRICS.values() if predicted in one.takes)
         raise ConfigError(
-            f"{metric} compares {' or '.join(takes)}, and the task predicts {predicted}",
-            where=f"`metric={metric}`",
-            hint=f"metrics of {predicted}: "
-            + ", ".join(row.name for row in METRICS.values() if predicted in row.takes),
+            f"{name} compares {' or '.join(row.takes)}, and the task predicts {predicted}",
+            where=f"`metric={name}`",
+            hint=f"metrics of {predicted}: {fitting}",
         )
-
-
-def require_metric(task: str, metric: str | None, *, higher_is_better: bool | None = None) -> None:
-    """Refuse a metric that doesn't fit a task, as far as the catalogue knows: before anything is loaded.
-
-    Args:
-        task: The name of the task.
-        metric: The name of the metric; None for the task's own.
-        higher_is_better: Which direction the settings say is better.
-
-    Raises:
-        ConfigError: There is no such task, or the metric compares something else or has another direction.
-    """
-    row = task_row(task)
-    name = metric or row.metric
-    require_direction(name, higher_is_better)
-    if name in METRICS:
-        require_fitting(name, METRICS[name].takes, predicted=row.predicts)

@@ -11,13 +11,7 @@ from scipy import stats
 
 from headprune.errors import DataError
 from headprune.late import load_function
-from headprune.tasks.catalogue import (
-    METRICS,
-    MetricRow,
-    Predicted,
-    require_direction,
-    require_fitting,
-)
+from headprune.tasks.catalogue import METRICS, MetricRow, Predicted, require_metric
 
 Numbers = NDArray[np.float64]
 Compute = Callable[..., float]
@@ -154,7 +148,7 @@ def load_metric(
     Raises:
         ConfigError: The metric isn't known, or its direction isn't, or isn't what is said; it takes something else, or fails.
     """
-    require_direction(name, higher_is_better)
+    require_metric(name, higher_is_better=higher_is_better, predicted=predicted)
     if name in METRICS:
         metric = Metric(METRICS[name], load_function(METRICS[name].function))
     else:
@@ -163,8 +157,7 @@ def load_metric(
         metric = load_custom_metric(name, higher_is_better=bool(higher_is_better))
         if predicted in metric.row.takes:
             try_metric(metric, classes=classes if predicted == "classes" else None)
-    if predicted is not None:
-        require_fitting(name, metric.row.takes, predicted=predicted)
+        require_metric(name, predicted=predicted, row=metric.row)
     return metric.for_classes(tuple(map(float, range(classes)))) if classes else metric
 
 

@@ -50,11 +50,7 @@ def hold_out(
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """Split into rows that choose (``count`` of them, at most half) and rows that report."""
     shuffled = _shuffled(examples, seed)
-    middle = min(count, len(shuffled) // 2)
-    chosen = shuffled[:middle]
-    return tuple(chosen), without_inputs(
-        shuffled[middle:], [example.input_digest for example in chosen]
-    )
+    return set_apart(shuffled, min(count, len(shuffled) // 2))
 
 
 def set_apart(
@@ -95,11 +91,9 @@ def noted_rows(examples: Iterable[Example], *, earlier: Iterable[str] = ()) -> t
 def without_noted(examples: Iterable[Example], noted: Iterable[str]) -> tuple[Example, ...]:
     """Return the examples whose inputs are not among those that were noted, on this machine."""
     taken = set(noted)
-    return (
-        tuple(example for example in examples if noted_hash(example.input_digest) not in taken)
-        if taken
-        else tuple(examples)
-    )
+    if not taken:
+        return tuple(examples)
+    return tuple(example for example in examples if noted_hash(example.input_digest) not in taken)
 
 
 def fingerprint(examples: Iterable[Example]) -> str:

@@ -40,7 +40,7 @@ from headprune.subject import (
     rows_that_chose,
     separate_rows,
 )
-from headprune.tasks.catalogue import require_metric
+from headprune.tasks.catalogue import require_metric, task_row
 from headprune.workflows.course import (
     by_method,
     check_course,
@@ -133,7 +133,10 @@ def check_metric(recipe: Recipe) -> None:
         from headprune.tasks.metrics import load_metric
 
         if recipe.task is not None:
-            require_metric(recipe.task, recipe.metric, higher_is_better=recipe.higher_is_better)
+            predicted = task_row(recipe.task).predicts
+            require_metric(
+                recipe.metric, higher_is_better=recipe.higher_is_better, predicted=predicted
+            )
         load_metric(recipe.metric, higher_is_better=recipe.higher_is_better)
 
 

@@ -7,8 +7,8 @@ from headprune.planning.constraints import as_dict
 from headprune.plans import HeadScores
 from headprune.runtime.distributed import World
 from headprune.scoring.catalogue import DEFAULT_METHOD, METHODS, get_method
-from headprune.surgery import WAYS
-from headprune.surgery.least_squares import How
+from headprune.surgery import RECONSTRUCT_METHODS
+from headprune.surgery.least_squares import FitMethod
 
 DEFAULT_STEPS = 2
 FEWEST_TO_RECONSTRUCT = 8
@@ -58,13 +58,13 @@ def steps_of(recipe: Recipe) -> int:
     return DEFAULT_STEPS if leads_somewhere and not alone and not once else 1
 
 
-def reconstructed_between_steps(recipe: Recipe, examples: int) -> How | None:
+def reconstructed_between_steps(recipe: Recipe, examples: int) -> FitMethod | None:
     """Return how what is left is reconstructed before it is scored again: the way that takes most off, of those asked for."""
     enough = examples >= FEWEST_TO_RECONSTRUCT
     return (
         None
         if recipe.reconstruct == "none" or not enough
-        else WAYS[recipe.reconstruct or "best"][-1]
+        else RECONSTRUCT_METHODS[recipe.reconstruct or "best"][-1]
     )
 
 

@@ -27,8 +27,9 @@ from headprune.subject import (
     Subject,
     model_note,
 )
-from headprune.surgery import Given, Reconstruct, cut, give_biases, take_back
+from headprune.surgery import AddedBiases, Reconstruct, add_zero_biases, cut, remove_biases
 from headprune.surgery.fit import has_bias
+from headprune.tasks.catalogue import METRICS
 from headprune.verify import Proof, masked_equals_pruned, require, run
 from headprune.workflows.course import is_tolerant
 from headprune.workflows.finish import InMemory, Written, documents_of, finish
@@ -57,9 +58,10 @@ def measure(
     )
     timings = times_of([model], subject, batches=batches, progress=progress)[0] if timed else {}
     absent = (found.classes or 0) - len(set(found.references.tolist()))
-    if subject.metric == "f1" and absent > 0 and found.classes != 2:
+    by_class = subject.metric in METRICS and METRICS[subject.metric].by_class
+    if by_class and absent > 0 and found.classes != 2:
         progress.notify(
-            f"f1: {absent} of the model's {found.classes} classes have no row: they count as 0"
+            f"{subject.metric}: {absent} of the model's {found.classes} classes have no row: they count as 0"
         )
     note = rows.note
     if "warnings" not in note:  # no row has chosen anything: nobody has looked at the labels yet
@@ -190,9 +192,9 @@ def _cut(
     anatomy = inspect(model) if given else anatomy
     reconstructed = reconstruct_if_asked(subject, anatomy, plan, choosing, progress=progress)
     if given and (
-        reconstructed is None or reconstructed.kept is None or reconstructed.kept.how == "scale"
+        reconstructed is None or reconstructed.kept is None or reconstructed.kept.method == "scale"
     ):
-        take_back(model, given)
+        remove_biases(model, given)
         given, anatomy = None, inspect(model)
     sample = batches[-1].take(PROOF_ROWS)
     masked = _masked_output(model, anatomy, plan, sample)
@@ -222,7 +224,7 @@ def _cut(
 
 def _biases(
     subject: Subject, anatomy: Anatomy, plan: PruningPlan, *, progress: Progress
-) -> Given | None:
+) -> AddedBiases | None:
     """Create biases for reconstruction to move, where the recipe allows it and the family knows them."""
     recipe = subject.recipe
     if (
@@ -235,7 +237,7 @@ def _biases(
     if recipe.target_parameters is not None:
         progress.notify("no bias is created: it would be parameters beyond the target")
         return None
-    given = give_biases(subject.model, anatomy)
+    given = add_zero_biases(subject.model, anatomy)
     if given is None and not has_bias(subject.model, anatomy):
         kind = type(subject.model).__name__
         progress.notify(f"no bias is created: {kind} knows none in its output projections")

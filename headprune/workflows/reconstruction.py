@@ -21,7 +21,7 @@ from headprune.masking import gated
 from headprune.plans import HeadScores, PruningPlan
 from headprune.replay import losses
 from headprune.subject import Progress, Rows, Subject
-from headprune.surgery import WAYS, Judge, Look, Reconstruct, reconstruct
+from headprune.surgery import RECONSTRUCT_METHODS, HeldOut, Measured, Reconstruct, reconstruct
 from headprune.surgery.fit import can_fit
 from headprune.tasks.metrics import bootstrap
 from headprune.tasks.rows import Example, noted_rows, set_apart
@@ -91,19 +91,19 @@ def reconstructed_for(
         subject.model,
         anatomy,
         batches=subject.batches(fitting),
-        judge=_judge(subject, anatomy, deciding),
+        held_out=_held_out(subject, anatomy, deciding),
         remove=remove,
-        ways=WAYS[subject.recipe.reconstruct or "best"],
+        methods=RECONSTRUCT_METHODS[subject.recipe.reconstruct or "best"],
     )
 
 
-def _judge(subject: Subject, anatomy: Anatomy, examples: Sequence[Example]) -> Judge:
+def _held_out(subject: Subject, anatomy: Anatomy, examples: Sequence[Example]) -> HeldOut:
     """Return what decides: the loss, unless the task's metric clearly says otherwise."""
     model, recipe = subject.model, subject.recipe
     objective = subject.objective(examples)
     if recipe.objective == "distill":
 
-        def distance(mask: Float[Tensor, " heads"]) -> Look:
+        def distance(mask: Float[Tensor, " heads"]) -> Measured:
             with gated(model, anatomy, gates=mask):
                 found = losses(
                     model,
@@ -113,28 +113,28 @@ def _judge(subject: Subject, anatomy: Anatomy, examples: Sequence[Example]) -> J
                     masks=torch.ones(1, len(mask)),
                 )
             mean = float(found.double().mean())
-            return Look(mean, mean)
+            return Measured(mean, mean)
 
-        return Judge(distance, _least_loss, "loss", len(examples))
+        return HeldOut(distance, _least_loss, "loss", len(examples))
     statistic = subject.statistic()
     compute, sampled = statistic.compute, statistic.or_nan
 
-    def look(mask: Float[Tensor, " heads"]) -> Look:
+    def look(mask: Float[Tensor, " heads"]) -> Measured:
         (found,) = predict_masked(
             model, anatomy, subject.task, batches=objective.batches, masks=mask[None]
         )
         value = compute(found.predictions, found.references)
-        return Look(value, float(found.losses.mean()), found)
+        return Measured(value, float(found.losses.mean()), found)
 
     sign = 1 if statistic.higher_is_better else -1
 
-    def best(looks: Sequence[Look]) -> int:
+    def best(looks: Sequence[Measured]) -> int:
         return best_of(looks, lambda one, other: sign * sampled(one, other), seed=recipe.seed)
 
-    return Judge(look, best, statistic.name, len(examples))
+    return HeldOut(look, best, statistic.name, len(examples))
 
 
-def best_of(looks: Sequence[Look], worth: Compute, *, seed: int) -> int:
+def best_of(looks: Sequence[Measured], worth: Compute, *, seed: int) -> int:
     """Return the place of the least loss, or of the greatest worth where that is clearly greater than there.
 
     Args:
@@ -144,14 +144,14 @@ def best_of(looks: Sequence[Look], worth: Compute, *, seed: int) -> int:
     """
     first = _least_loss(looks)
     gains = [
-        (*_gain(look.found, looks[first].found, worth, seed=seed), place)
+        (*_gain(look.predictions, looks[first].predictions, worth, seed=seed), place)
         for place, look in enumerate(looks)
     ]
     clear = [(gain, place) for gain, error, place in gains if gain > _CLEAR * error]
     return max(clear)[1] if clear else first
 
 
-def _least_loss(looks: Sequence[Look]) -> int:
+def _least_loss(looks: Sequence[Measured]) -> int:
     """Return the place of the least loss; what is no number is none."""
     known = [place for place, look in enumerate(looks) if math.isfinite(look.loss)]
     return min(known, key=lambda place: looks[place].loss, default=0)
@@ -181,7 +181,7 @@ def _told(found: Reconstruct) -> str:
         tried = ", ".join(f"{one.value:.4g}" for one in found.tried)
         return f"not reconstructed: {found.judged_by} on {on} is {found.without_reconstruction:.4g}, and would be {tried}"
     without = f"instead of {found.without_reconstruction:.4g}"
-    return f"reconstructed ({found.kept.how}): {found.judged_by} on {on} is {found.kept.value:.4g} {without}"
+    return f"reconstructed ({found.kept.method}): {found.judged_by} on {on} is {found.kept.value:.4g} {without}"
 
 
 def rows_noted(scores: HeadScores, rows: Rows) -> HeadScores:

@@ -21,8 +21,8 @@ from headprune.runtime.distributed import World
 from headprune.scoring.catalogue import get_method
 from headprune.scoring.request import ScoreRequest
 from headprune.scoring.score import score as score_heads
-from headprune.surgery.fit import can_fit, fit, having
-from headprune.surgery.least_squares import How
+from headprune.surgery.fit import can_fit, fit, swapped_weights
+from headprune.surgery.least_squares import FitMethod
 from headprune.tasks.distill import Objective
 from headprune.workflows.course import constraints_of, reconstructed_between_steps, steps_of
 
@@ -86,7 +86,7 @@ def _without(
     gone: Collection[HeadId],
     *,
     batches: Sequence[Batch],
-    how: How | None,
+    how: FitMethod | None,
     world: World,
 ) -> Iterator[None]:
     """Silence heads for the length of a block, and let those that stay make up for it: the same weights in every process."""
@@ -96,10 +96,10 @@ def _without(
     mask = anatomy.mask(gone)
     weights = {}
     if how is not None and can_fit(model, anatomy):
-        (reconstructed,) = fit(model, anatomy, batches=batches, mask=mask, ways=[how])
+        (reconstructed,) = fit(model, anatomy, batches=batches, mask=mask, methods=[how])
         weights = {
             name: world.summed(value if world.is_main else torch.zeros_like(value))
             for name, value in reconstructed.weights.items()
         }
-    with having(model, weights), gated(model, anatomy, gates=mask.to(input_device(model))):
+    with swapped_weights(model, weights), gated(model, anatomy, gates=mask.to(input_device(model))):
         yield

@@ -18,7 +18,7 @@ from headprune.planning import check_constraints, make_plan
 from headprune.planning.constraints import conflicting_fields, with_keep
 from headprune.plans import HeadScores, PruningPlan
 from headprune.subject import Progress, Rows, Subject, separate_rows
-from headprune.surgery.fit import can_fit, put_back_after
+from headprune.surgery.fit import can_fit, restoring
 from headprune.tasks.rows import fingerprint, noted_rows, set_apart, without_noted
 from headprune.workflows.course import constraints_of
 from headprune.workflows.planning import with_savings
@@ -76,7 +76,8 @@ def plan_within(
 ) -> tuple[Scored, PruningPlan]:
     """Score towards the deepest cut there is, then go as deep as the tolerance allows; see :func:`deepest`."""
     floor = keeps(anatomy, subject.recipe)[-1]
-    deep = replace(subject, recipe=subject.recipe.model_copy(update={"keep": floor}))
+    towards = subject.recipe.model_copy(update={"keep": floor, "max_drop": None})
+    deep = replace(subject, recipe=towards)
     found = find_scores(deep, anatomy, choosing, progress=progress, keep_parts=keep_parts)
     plan = deepest(
         subject, anatomy, found.scores, choosing=choosing, deciding=deciding, progress=progress
@@ -110,12 +111,12 @@ def deepest(
     judged = partial(metric_with_interval, metric=subject.statistic(), seed=recipe.seed)
     base = judged(whole)
     if recipe.max_drop is None:
-        raise PlanError("no drop is told", where="--max-drop", hint="--max-drop 1%")
+        raise PlanError("no drop is told", where="`max_drop`", hint="such as `max_drop=1%`")
     allowed = recipe.max_drop.of(base.value)
 
     def look(keep: float) -> Look:
         plan = _plan(subject, anatomy, scores, keep)
-        with put_back_after(model, anatomy):
+        with restoring(model, anatomy):
             if (
                 recipe.reconstruct != "none"
                 and may_reconstruct(choosing)
@@ -139,8 +140,8 @@ def deepest(
     if not within:
         raise PlanError(
             f"no cut stays within a drop of {recipe.max_drop}: at keep {looks[-1].keep:g} it may be {looks[-1].worst:.4g}",
-            where=f"--max-drop {recipe.max_drop}",
-            hint="allow more, or give more --data: the interval narrows",
+            where=f"`max_drop={recipe.max_drop}`",
+            hint="allow more, or give more `data`: the interval narrows",
         )
     plan = _plan(subject, anatomy, scores, min(one.keep for one in within))
     told = {

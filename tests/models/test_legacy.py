@@ -72,6 +72,30 @@ def test_it_is_converted_once_and_then_loads_like_any_other(tmp_path):
     assert "headprune pruned it, and it loads as it is" in caught.value.hint
 
 
+def test_a_conversion_leaves_nothing_behind_that_made_the_checkpoint_work(tmp_path):
+    """Pooling by the first token, above all: without its file embeddings would be means, and nobody would be told."""
+    old = tmp_path / "old"
+    as_v4(build("bert"), old)
+    (old / "1_Pooling").mkdir()
+    files = {
+        "modules.json": json.dumps(
+            [
+                {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+                {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+            ]
+        ),
+        "1_Pooling/config.json": json.dumps(
+            {"word_embedding_dimension": 48, "pooling_mode_cls_token": True}
+        ),
+        "preprocessor_config.json": json.dumps({"size": 3}),
+    }  # fmt: skip
+    for name, text in files.items():
+        (old / name).write_text(text)
+    convert(Recipe(model=str(old)), out=tmp_path / "new", progress=Silent())
+    for name, text in files.items():
+        assert json.loads((tmp_path / "new" / name).read_text()) == json.loads(text), name
+
+
 def test_heads_that_are_not_there_are_refused(tmp_path):
     as_v4(build("bert"), tmp_path)
     path = tmp_path / "config.json"

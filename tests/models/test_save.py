@@ -17,7 +17,7 @@ from headprune.errors import CheckpointError, ModelError, PlanError, ProofError,
 from headprune.models.classes import auto_class_of
 from headprune.models.tokenizer import tokenizer_files
 from headprune.models.writing import with_old_names
-from headprune.surgery.named_heads import named_heads_after
+from headprune.surgery.head_settings import named_heads_after
 from headprune.verify import loads_afresh
 
 UNEVEN = ["L0.H0", "L0.H1", "L2.H2", "L2.H3"]

@@ -49,7 +49,7 @@ def test_an_edit_that_breaks_a_constraint_is_refused(settings, edit, heads, word
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (4, 2), (4, 1)])
-@pytest.mark.parametrize("execution", ["native", "expanded"])
+@pytest.mark.parametrize("execution", ["native", "zero_padded"])
 @pytest.mark.parametrize("gqa", ["group", "pad"])
 def test_an_edit_is_lawful_where_the_architecture_says_so(shape, execution, gqa):
     """One head of one layer, which a group may not miss."""

@@ -18,7 +18,7 @@ from headprune.passes import SILENT, RunContext
 from headprune.planning import make_plan, score_in_steps
 from headprune.plans import HeadScores
 from headprune.runtime.journal import Journal
-from headprune.surgery.fit import can_fit, fit, put_back
+from headprune.surgery.fit import can_fit, fit, write_weights
 from headprune.tasks.distill import Objective
 from headprune.workflows.course import FEWEST_TO_RECONSTRUCT, check_course, steps_fit
 from headprune.workflows.rounds import score_with_steps
@@ -167,8 +167,8 @@ def test_what_is_left_is_reconstructed_before_it_is_scored_again(name, asked):
         smaller = copy.deepcopy(model)
         if went:
             mask = anatomy.mask(went)
-            (reconstructed,) = fit(smaller, anatomy, batches=batches, mask=mask, ways=[how])
-            put_back(smaller, reconstructed.weights)
+            (reconstructed,) = fit(smaller, anatomy, batches=batches, mask=mask, methods=[how])
+            write_weights(smaller, reconstructed.weights)
             hp.prune(smaller, went)
         left = inspected(smaller)
         scores = score(smaller, left, batches=batches, loss=loss, method="unique")

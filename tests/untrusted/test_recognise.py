@@ -435,9 +435,6 @@ def _peft(model):
 
 
 WRAPPED = {
-    "compiled": (lambda m: torch.compile(m, backend="eager"), "model._orig_mod"),
-    "parallel": (torch.nn.DataParallel, "model.module"),
-    "both": (lambda m: torch.compile(torch.nn.DataParallel(m), backend="eager"), "model._orig_mod.module"),
     "in another module": (_WithHead, "model.pretrained_model"),
     "in a list": (lambda m: torch.nn.Sequential(m), "model[0]"),
     "a part": (_with_compiled_part, "model.encoder.layer.1._orig_mod"),

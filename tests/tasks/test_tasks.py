@@ -203,11 +203,11 @@ def test_a_known_metric_has_its_direction_and_what_it_compares(name):
     for task in TASKS.values():
         if task.predicts in known.takes:
             metrics.load_metric(name, predicted=task.predicts, classes=3)
-            require_metric(task.name, name)
+            require_metric(name, predicted=task.predicts)
             continue
         for refused in (
             lambda: metrics.load_metric(name, predicted=task.predicts),  # noqa: B023
-            lambda: require_metric(task.name, name),  # noqa: B023
+            lambda: require_metric(name, predicted=task.predicts),  # noqa: B023
         ):
             with pytest.raises(ConfigError, match=f"compares {known.takes[0]}") as caught:
                 refused()
