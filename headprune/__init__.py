@@ -4,6 +4,7 @@ The names below load on first use, so that ``import headprune`` costs nothing.
 """
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("headprune")
     if name not in _HOMES:
         raise AttributeError(f"module 'headprune' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -51,21 +51,20 @@ def sizes(
 ) -> list[Size]:
     """Return what is timed: so many rows of real data of median length, or of its tokens over and over to a given length."""
     batch = median_batch(batches)
+    whole = {length: of_length(batch, length) if length else batch for length in lengths or (0,)}
+    counts = [(own, count) for own in whole.values() for count in rows or _BATCHES]
+    names = size_names(lengths=tuple(whole), rows=rows)
     asked = bool(rows or lengths)
-    return [
-        Size(_name(count, length), of_length(batch, length) if length else batch, count, asked)
-        for length in lengths or (0,)
-        for count in rows or _BATCHES
-    ]
+    return [Size(name, own, count, asked) for name, (own, count) in zip(names, counts, strict=True)]
 
 
 def size_names(*, lengths: Sequence[int] = (), rows: Sequence[int] = ()) -> list[str]:
     """Return what the sizes are called that :func:`sizes` would return."""
-    return [_name(count, length) for length in lengths or (0,) for count in rows or _BATCHES]
-
-
-def _name(rows: int, length: int) -> str:
-    return f"batch_{rows}_length_{length}" if length else f"batch_{rows}"
+    return [
+        f"batch_{count}_length_{length}" if length else f"batch_{count}"
+        for length in lengths or (0,)
+        for count in rows or _BATCHES
+    ]
 
 
 def latency_ms(
@@ -82,34 +81,31 @@ def latency_ms(
     about ``seconds`` a model, 3 to 30 times. A size that memory doesn't hold is left out, and so is one that nobody asked for
     and that would take more than about 10 seconds a model, judged by the size before it.
     """
-    found: list[dict[str, Latency]] = [{} for _ in models]
-    for_one_row: float | None = None
+    results: list[dict[str, Latency]] = [{} for _ in models]
+    seconds_a_row = 0.0
     for size in track(sizes, "timing"):
-        expected = size.rows * (for_one_row or 0.0) * (1 + _FEWEST_REPEATS)
+        name = size.name.replace("_", " ")
+        expected = size.rows * seconds_a_row * (1 + _FEWEST_REPEATS)
         is_slow = input_device(models[0]).type == "cpu" and expected > _MOST_SECONDS
         if is_slow and not size.is_asked:
+            total = f"{expected * len(models):.0f} s"
             notify(
-                f"{_told(size.name)} isn't timed: that could take {expected * len(models):.0f} s; "
-                f"--latency-batch {size.rows} asks for it"
+                f"{name} isn't timed: that could take {total}; `latency_batch={size.rows}` asks for it"
             )
             continue
         measure = partial(times_in_turns, models, batch=size.batch, rows=size.rows, seconds=seconds)
-        times, _reason = attempt(partial(_with_busy, measure, models[0]))
-        if times is None:
-            notify(f"{_told(size.name)} isn't timed: memory doesn't hold it")
+        measured, _reason = attempt(partial(_with_busy, measure, models[0]))
+        if measured is None:
+            notify(f"{name} isn't timed: memory doesn't hold it")
             continue
-        taken, busy = times
-        for_one_row = median(taken[0]) / size.rows
-        for result, own in zip(found, taken, strict=True):
+        times, busy = measured
+        seconds_a_row = median(times[0]) / size.rows
+        for result, own in zip(results, times, strict=True):
             result[size.name] = _latency(own, size.batch, busy=busy)
-        unsure = "; ".join(dict.fromkeys(m[size.name].busy for m in found if m[size.name].busy))
-        if unsure:
-            notify(f"careful: {_told(size.name)}: {unsure}: small differences can't be told")
-    return found
-
-
-def _told(name: str) -> str:
-    return name.replace("_", " ")
+        doubts = "; ".join(dict.fromkeys(r[size.name].busy for r in results if r[size.name].busy))
+        if doubts:
+            notify(f"careful: {name}: {doubts}: small differences can't be told")
+    return results
 
 
 def _latency(seconds: Sequence[float], batch: Batch, *, busy: str) -> Latency:
@@ -148,10 +144,7 @@ def _with_busy(
 
 def load_average() -> float:
     """Return how many processes wanted to run in the last minute; 0 where the system doesn't tell."""
-    try:
-        return os.getloadavg()[0]
-    except (AttributeError, OSError):
-        return 0.0
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
 def median_batch(batches: Sequence[Batch]) -> Batch:
@@ -169,17 +162,17 @@ def of_length(batch: Batch, length: int) -> Batch:
     if not read:
         raise ConfigError(
             "the model reads no tokens, so it can't be given more or fewer",
-            where=f"--latency-length {length}",
-            hint="leave --latency-length out",
+            where=f"`latency_length={length}`",
+            hint="leave `latency_length` out",
         )
-    there = batch.inputs[read[0]].shape[1]
+    width = batch.inputs[read[0]].shape[1]
     mask = batch.inputs.get("attention_mask")
     row = 0 if mask is None else int(mask.reshape(mask.shape[0], -1).sum(1).argmax())
-    chosen = torch.arange(length) % max(1, there - 2) + min(1, there - 1)
-    chosen[0], chosen[-1] = 0, there - 1
+    chosen = torch.arange(length) % max(1, width - 2) + min(1, width - 1)
+    chosen[0], chosen[-1] = 0, width - 1
     inputs = {
-        name: value[row : row + 1, chosen.clamp(max=there - 1)]
-        if value.dim() >= 2 and value.shape[1] == there
+        name: value[row : row + 1, chosen.clamp(max=width - 1)]
+        if value.dim() >= 2 and value.shape[1] == width
         else value[row : row + 1]
         for name, value in batch.inputs.items()
     }
@@ -208,16 +201,16 @@ def times_in_turns(
 
     Turns in which a CPU was taken from this process are left out where enough others are there.
     """
-    wanted = torch.arange(rows) % batch.num_rows
+    repeated = torch.arange(rows) % batch.num_rows
     inputs = [
-        {name: staged(value[wanted], input_device(model)) for name, value in batch.inputs.items()}
+        {name: staged(value[repeated], input_device(model)) for name, value in batch.inputs.items()}
         for model in models
     ]
     for model, own in zip(models, inputs, strict=True):
         forward(model, own)
     turns: list[list[float]] = []
     undisturbed: list[list[float]] = []
-    while _goes_on(len(turns), sum(map(sum, turns), 0.0), seconds * len(models)):
+    while _has_another_turn(len(turns), sum(map(sum, turns), 0.0), seconds * len(models)):
         began = time.process_time()
         turns.append([_seconds(model, own) for model, own in zip(models, inputs, strict=True)])
         if time.process_time() - began >= _LEAST_SHARE * sum(turns[-1]):
@@ -226,7 +219,7 @@ def times_in_turns(
     return [list(taken) for taken in zip(*(undisturbed if enough else turns), strict=True)]
 
 
-def _goes_on(repeats: int, spent: float, seconds: float) -> bool:
+def _has_another_turn(repeats: int, spent: float, seconds: float) -> bool:
     """Whether there is another turn: three, as long as that takes seconds; then for so long, or longer for an interval."""
     if repeats < _FEWEST_REPEATS:
         return repeats == 0 or spent < _MOST_SECONDS

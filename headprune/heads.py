@@ -42,14 +42,14 @@ class SiteId(NamedTuple):
         >>> SiteId.parse("decoder.L2.cross")
         SiteId(stack='decoder', layer=2, kind='cross')
         """
-        found = _SITE.fullmatch(name)
-        if not found:
+        match = _SITE.fullmatch(name)
+        if not match:
             raise PlanError(
                 f"{name!r} is not the name of an attention",
                 where="site name",
                 hint="write it like L3, encoder.L3 or decoder.L2.cross (layers count from 0)",
             )
-        return cls(found["stack"] or "", int(found["layer"]), found["kind"] or "self")
+        return cls(match["stack"] or "", int(match["layer"]), match["kind"] or "self")
 
 
 class HeadId(NamedTuple):
@@ -68,14 +68,14 @@ class HeadId(NamedTuple):
         >>> str(HeadId.parse("encoder.L3.H7"))
         'encoder.L3.H7'
         """
-        found = _HEAD.fullmatch(name)
-        if not found:
+        match = _HEAD.fullmatch(name)
+        if not match:
             raise PlanError(
                 f"{name!r} is not the name of a head",
                 where="head name",
                 hint="write it like L3.H7 (layer and head count from 0)",
             )
-        return cls(SiteId.parse(found["site"]), int(found["head"]))
+        return cls(SiteId.parse(match["site"]), int(match["head"]))
 
 
 HeadSelection: TypeAlias = Iterable[str | HeadId] | Mapping[str, Iterable[int]]

@@ -24,10 +24,10 @@ def refuse_used_run(run: str) -> None:
         CheckpointError: It does.
     """
     path = Path(run) / SCORES
-    refuse_unwritable(path, where=f"--run {run}")
+    refuse_unwritable(path, where=f"`run_dir={run}`")
     if path.exists():
         raise CheckpointError(
-            f"{run} holds scores already", where=f"--run {run}", hint="choose another --run"
+            f"{run} holds scores already", where=f"`run_dir={run}`", hint="choose another `run_dir`"
         )
 
 
@@ -44,7 +44,7 @@ def unused_run(run: str | None) -> Iterator[None]:
         yield
         return
     refuse_used_run(run)
-    with exclusive(Path(run), where=f"--run {run}"):
+    with exclusive(Path(run), where=f"`run_dir={run}`"):
         yield
 
 

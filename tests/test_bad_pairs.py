@@ -382,7 +382,7 @@ OPTIONS = {
     "max-drop": Bad("--max-drop lots", "--max-drop can't be|--max-drop lots, --keep", ("prune", "sweep", "check")),
     "baseline": Bad("--baseline nowhere.json", "nowhere.json", ("check",)),
     "baseline-csv": Bad("--baseline d.csv", "d.csv", ("check",)),
-    "format": Bad("--format xml", "no format 'xml'", ("check",)),
+    "format": Bad("--format xml", "--format can't be 'xml'", ("check",)),
     "latency": Bad("--latency --latency-length 0", "--latency-length can't be", ("eval", "check", "prune")),
     "unknown": Bad("--kepe 0.5", "--kepe"),
     "no-value": Bad("--limit", "--limit"),

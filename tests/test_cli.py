@@ -1106,8 +1106,8 @@ MISTAKES = {
     "unknown format of a verdict": (
         ("check", "x.json", "--baseline", "b.json", "--format", "xml"),
         None,
-        "no format 'xml'",
-        "junit",
+        "--format can't be 'xml': input should be 'text', 'json', 'markdown', 'github' or 'junit'",
+        "stdout",
     ),
     "recipe that isn't there": (
         ("run", "nothing.yaml"),
@@ -1198,13 +1198,13 @@ MISTAKES = {
         ("prune", "classifier", "--data", "data.csv", "--max-drop", "much"),
         None,
         "--max-drop can't be 'much'",
-        "--help",
+        "in its own units (0.01), or a share (1%)",
     ),
     "a recipe of nobody": (
         ("prune", "classifier", "--data", "data.csv", "--keep", "0.5", "--recipe", "kwan"),
         None,
         "--recipe can't be 'kwan'",
-        "--help",
+        "as others do",
     ),
     "rearranging what isn't known": (
         ("prune", "classifier", "--data", "data.csv", "--keep", "0.5", "--rearrange"),
@@ -1227,8 +1227,8 @@ MISTAKES = {
     "sweep to more than all heads": (
         ("sweep", "classifier", "--data", "data.csv", "--points", "0.5,1.5"),
         None,
-        "--points can't be '1.5'",
-        "--help",
+        "--points can't be 1.5",
+        "Shares of the heads to keep",
     ),
     "sweep to a point that can't be cut": (
         ("sweep", "classifier", "--data", "data.csv", "--points", "0.05"),

@@ -1,6 +1,7 @@
 """Names, masks, scores and plans are values that survive a trip through JSON."""
 
 import json
+from importlib.metadata import version
 
 import pytest
 from hypothesis import given
@@ -151,3 +152,9 @@ def test_ranking_goes_from_least_to_most_important_and_ties_keep_their_order():
     names = [HeadId(SiteId("", 0), head) for head in range(4)]
     scores = HeadScores(method="x", heads=names, values=[2.0, 1.0, 2.0, 0.5], n=1, seed=0)
     assert [head.head for head in scores.ranked()] == [3, 1, 0, 2]
+
+
+def test_the_package_says_its_version():
+    import headprune
+
+    assert headprune.__version__ == version("headprune")

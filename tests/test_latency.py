@@ -65,7 +65,7 @@ def test_what_would_take_long_is_left_out_and_said_unless_asked_for(bert, monkey
         [slow(bert, 0.02)], sizes=sizes(batches), seconds=0.01, notify=said.append
     )
     assert set(found) == {"batch_1"}
-    assert "--latency-batch 32 asks for it" in "".join(said)
+    assert "`latency_batch=32` asks for it" in "".join(said)
     (found,) = latency_ms([bert], sizes=sizes(batches, rows=[1, 32]), seconds=0.01)
     assert set(found) == {"batch_1", "batch_32"}
 

@@ -1,11 +1,19 @@
 """A command has the options that act in it: every switch can be taken back, and what would do nothing is refused."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import typer
 
 from headprune.cli import app as application
-from headprune.cli.options import TALK
-from headprune.config import SECTION_OF
+from headprune.cli import options
+from headprune.cli.options import ACTING, TALK
+from headprune.cli.words import as_options
+from headprune.config import SECTION_OF, Settings
+from headprune.scoring.catalogue import METHODS
+from headprune.tasks.catalogue import METRICS, TASKS
 
 COMMANDS = typer.main.get_command(application.app).commands
 DATA = ("--data", "d.csv")
@@ -65,3 +73,87 @@ def test_what_takes_an_option_back_is_never_idle(words, command_line, run_here):
     _code, _out, err = command_line(words[0], "nowhere", *DATA, *words[1:])
     assert "no effect" not in err
     assert "nowhere" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (("prune", "--kepe", "0.5"), "headprune prune has no option --kepe", "did you mean --keep?"),
+        (("prune", "--baseline", "b.json"), "headprune prune has no option --baseline", "it acts on check"),
+        (("convert", "--keep", "0.5"), "headprune convert has no option --keep", "it acts on score, prune"),
+    ],
+)  # fmt: skip
+def test_an_option_that_does_not_act_is_refused_with_what_may_be_meant(
+    words, message, hint, command_line, run_here
+):
+    code, out, err = command_line(*words)
+    assert (code, out) == (2, "")
+    assert f"error: {message}" in err
+    assert hint in err
+
+
+def test_options_say_what_their_fields_say():
+    offered = {option.name: option for option in COMMANDS["prune"].params}
+    for name, section in SECTION_OF.items():
+        if name in ACTING["prune"] and ("prune", name) not in options._HELP:
+            field = type(getattr(Settings(), section)).model_fields[name]
+            assert offered[name].help.startswith(field.description)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("`keep`", "--keep"),
+        ("`max_drop=1%`", "--max-drop 1%"),
+        ("`latency=False`", "--no-latency"),
+        ("`overwrite=True`", "--overwrite"),
+        ("`model`", "MODEL"),
+        ("`name: value`", "`name: value`"),
+        ("`check:`", "`check:`"),
+    ],
+)
+def test_the_command_line_calls_fields_by_their_options(text, shown):
+    assert as_options(f"a {text} b") == f"a {shown} b"
+
+
+@pytest.mark.parametrize(
+    ("command", "catalogue"), [("methods", METHODS), ("tasks", TASKS), ("metrics", METRICS)]
+)
+def test_catalogues_are_listed(command, catalogue, command_line):
+    code, out, _err = command_line(command, "--json")
+    assert code == 0
+    assert [row["name"] for row in json.loads(out)["rows"]] == list(catalogue)
+    code, out, _err = command_line(command)
+    assert code == 0
+    assert all(name in out for name in catalogue)
+
+
+WRONG = [
+    ("prune", "m", "--keep", "2"),
+    ("prune", "m", "--data", "d.csv"),
+    ("prune", "m", "--keep", "0.5", "--max-drop", "1%"),
+    ("prune", "m", "--keep", "0.5", "--kepe", "1"),
+    ("score", "m", "--data", "d.csv", "--steps", "2"),
+    ("score", "m", "--data", "d.csv", "--method", "gradiant"),
+    ("score", "m", "--data", "d.csv", "--objective", "metric"),
+    ("check", "m", "--data", "d.csv"),
+    ("check", "r.json", "--baseline", "b.json", "--seed", "3"),
+    ("convert", "m"),
+    ("export", "m"),
+    ("heal", "--data", "d.csv"),
+    ("eval", "-c", "nowhere.yaml"),
+]
+
+
+def test_a_wrong_argument_is_answered_before_anything_heavy_is_imported(run_here):
+    """All in one fresh process."""
+    script = (
+        "import sys\nfrom headprune.cli.app import run_app\n"
+        f"for words in {WRONG!r}:\n"
+        "    sys.argv = ['headprune', *words]\n"
+        "    assert run_app() == 2, words\n"
+        "    heavy = {'torch', 'transformers', 'datasets', 'numpy', 'scipy'} & set(sys.modules)\n"
+        "    assert not heavy, (words, heavy)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr

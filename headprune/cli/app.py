@@ -16,12 +16,13 @@ from typing import Annotated, Any
 import typer
 
 from headprune.cli import discard, received
+from headprune.cli.catalogues import methods, metrics, tasks
 from headprune.cli.check import check, error_on_stdout
+from headprune.cli.checks import is_file_of_results, refuse_idle, refuse_missing
 from headprune.cli.convert import convert
 from headprune.cli.evaluate import evaluate
 from headprune.cli.export import export
 from headprune.cli.heal import heal
-from headprune.cli.idle import is_file_of_results, refuse_idle
 from headprune.cli.inspect import inspect
 from headprune.cli.options import ACTING, TALK, Call, annotation_of, prepare
 from headprune.cli.prune import prune
@@ -58,6 +59,9 @@ _COMMANDS: dict[str, Callable[[Call], None]] = {
     "convert": convert,
     "run": prune,
     "export": export,
+    "methods": methods,
+    "tasks": tasks,
+    "metrics": metrics,
 }
 
 
@@ -80,6 +84,7 @@ def _add_command(name: str, function: Callable[[Call], None]) -> None:
             if name != "score":
                 refuse_several_processes(name)
             call = prepare(name, options)
+            refuse_missing(call, name)
             refuse_idle(call, name)
             if ACTING[name] and not call.progress.verbose and not is_file_of_results(call):
                 _calm_libraries()

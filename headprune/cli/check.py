@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from headprune.cli.idle import is_file_of_results
+from headprune.cli.checks import is_file_of_results
 from headprune.cli.options import Call
-from headprune.errors import ConfigError, HeadpruneError
+from headprune.errors import HeadpruneError
 
 if TYPE_CHECKING:
     from headprune.evaluation import EvalResult
@@ -21,13 +21,7 @@ def check(call: Call) -> None:
     from headprune.report.ci import FORMATS
 
     spec = call.settings.gate
-    if spec.baseline is None:
-        raise ConfigError(
-            "no baseline is named",
-            where="`baseline`",
-            hint="headprune check MODEL --baseline baseline.json (--update-baseline makes it)",
-        )
-    path = Path(spec.baseline)
+    path = Path(spec.baseline or "")
     if call.own.update_baseline:
         gate.refuse_unusable_baseline(path)
         call.write(gate.write_baseline(path, _result(call)).to_json())

@@ -1,9 +1,9 @@
 """``headprune export``."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headprune.cli.options import Call
-from headprune.errors import ConfigError
 
 if TYPE_CHECKING:
     from headprune.export.gguf import Exported
@@ -11,18 +11,14 @@ if TYPE_CHECKING:
 
 def export(call: Call) -> None:
     """Write a Llama-like model, pruned or not, as GGUF for llama.cpp, and prove it by reading it back."""
-    path = call.own.gguf
-    if path is None:
-        raise ConfigError(
-            "no file is named to write to",
-            where="`gguf`",
-            hint="headprune export MODEL --gguf model.gguf",
-        )
     from headprune import workflows
     from headprune.report.terminal import key_value_table
 
     exported = workflows.export(
-        call.recipe, gguf=path, with_tokenizer=call.own.tokenizer, progress=call.progress
+        call.recipe,
+        gguf=call.own.gguf or Path(),
+        with_tokenizer=call.own.tokenizer,
+        progress=call.progress,
     )
     call.write(exported.to_json()) if call.own.as_json else call.show(
         key_value_table(_rows(exported))

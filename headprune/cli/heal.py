@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 from headprune.cli.options import Call
-from headprune.errors import ConfigError
 
 
 def heal(call: Call) -> None:
@@ -12,7 +11,7 @@ def heal(call: Call) -> None:
     from headprune.report.tables import prune_table
     from headprune.workflows.healing import heal
 
-    out = call.settings.run.out or _beside(call.settings.model.model)
+    out = call.settings.run.out or _beside(call.settings.model.model or "")
     recipe = call.recipe.model_copy(update={"out": out})
     results = heal(recipe, resume=call.own.resume, progress=call.progress)
     call.write(results.to_json()) if call.own.as_json else call.show(
@@ -20,16 +19,8 @@ def heal(call: Call) -> None:
     )
 
 
-def _beside(model: str | None) -> str:
-    """Return where the healed model goes: beside the pruned one.
-
-    Raises:
-        ConfigError: No model is named.
-    """
-    if model is None:
-        raise ConfigError(
-            "no model is named to heal", where="DIR", hint="headprune heal headprune-models/NAME"
-        )
+def _beside(model: str) -> str:
+    """Return where the healed model goes: beside the pruned one."""
     home = Path(model)
     if not home.is_dir():
         home = Path("headprune-models") / re.sub("[/:]", "-", model)

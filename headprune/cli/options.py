@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from headprune.cli.surroundings import writing_stdout
+from headprune.cli.words import as_options
 from headprune.config import (
     BUDGETS,
     CHECK,
@@ -21,6 +22,7 @@ from headprune.config import (
     Settings,
     load_settings,
 )
+from headprune.config.checks import check_score, methods_of
 from headprune.config.fields import Section, option
 
 if TYPE_CHECKING:
@@ -238,12 +240,14 @@ def prepare(command: str, options: Mapping[str, Any]) -> Call:
         ConfigError: A value can't be used, or the file's can't.
     """
     from headprune.report.terminal import ConsoleProgress
-    from headprune.runtime.launcher import launched_rank
+    from headprune.runtime.launcher import launched_rank, launched_size
 
     given = {name: value for name, value in options.items() if value not in (None, [])}
     own = OwnOptions(**{name: given[name] for name in given if name in OwnOptions.model_fields})
     # Of several processes one talks.
-    progress = ConsoleProgress(quiet=own.quiet or launched_rank() > 0, verbose=own.verbose)
+    progress = ConsoleProgress(
+        quiet=own.quiet or launched_rank() > 0, verbose=own.verbose, rewrite=as_options
+    )
     if not ACTING[command]:
         return Call(Settings(), own, progress)
     fields = {
@@ -258,4 +262,9 @@ def prepare(command: str, options: Mapping[str, Any]) -> Call:
         measures=command in MEASURING,
     )
     progress.notify(origin)
+    if "steps" in ACTING[command]:
+        for score in (
+            methods_of(settings.score) if "methods" in ACTING[command] else (settings.score,)
+        ):
+            check_score(score, settings.plan, processes=launched_size())
     return Call(settings, own, progress, frozenset(given))

@@ -58,18 +58,8 @@ def prune(call: Call) -> None:
 
 
 def _with_output(call: Call) -> "Recipe":
-    """Return the settings with the output directory settled.
-
-    Raises:
-        ConfigError: They don't say how much to keep.
-    """
+    """Return the settings with the output directory settled."""
     settings = call.settings
-    if not settings.plan.budgets:
-        raise ConfigError(
-            "it isn't said how many heads to keep",
-            where="`keep`",
-            hint="headprune prune --keep 0.7, or another budget: --heads, --target-parameters, --max-drop 1%, ...",
-        )
     if settings.run.out is not None or call.own.dry_run:
         return call.recipe
     name = Path((settings.model.model or "").replace(":", "-")).absolute().name

@@ -1,5 +1,6 @@
 """What sections of settings are made of: fields that carry their help, and errors in three parts."""
 
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Annotated, Any, NamedTuple, TypeAlias
@@ -18,6 +19,8 @@ from headprune.errors import ConfigError, did_you_mean
 
 MOST = 2**31 - 1
 """Libraries take sizes as they are, and some take none larger."""
+
+_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?%?")
 
 
 def option(default: Any, help: str, **extra: Any) -> Any:
@@ -86,8 +89,10 @@ def _setting_error(section: type[Section], error: ValidationError) -> ConfigErro
         )
     reason = first["msg"].removeprefix("Value error, ")
     field = section.model_fields.get(name)
+    value = first["input"]
+    text = value if isinstance(value, str) and _NUMBER.fullmatch(value) else repr(value)
     return ConfigError(
-        f"`{name}` can't be {repr(first['input'])[:200]}: {reason[0].lower()}{reason[1:]}",
+        f"`{name}` can't be {text[:200]}: {reason[0].lower()}{reason[1:]}",
         where=f"`{name}`",
         hint=f"`{name}`: {field.description if field else 'a mapping'}",
     )

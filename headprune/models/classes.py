@@ -18,7 +18,7 @@ def auto_classes(config_class: type[PreTrainedConfig]) -> dict[str, type[PreTrai
     """Return every ``AutoModel...`` that knows a config class, with the model class it picks."""
     classes: dict[str, type[PreTrainedModel]] = {}
     for name in _auto_names():
-        mapping = getattr(getattr(transformers, name), "_model_mapping", None)
+        mapping = getattr(transformers, name)._model_mapping
         if mapping is None or config_class not in mapping:
             continue
         picked = mapping[config_class]
@@ -45,7 +45,12 @@ _HEADS = ("ForSequenceClassification", "ForCausalLM", "ForMaskedLM")
 
 
 def model_class(source: ModelSource, auto_class: str | None) -> Any:
-    """Return the class that loads a model: transformers' own, or the one that cuts it to its pruned sizes first."""
+    """Return the class that loads a model: transformers' own, or the one that cuts it to its pruned sizes first.
+
+    Args:
+        source: The model.
+        auto_class: Which ``AutoModel...`` to load it as; None is the class it was saved as.
+    """
     config = source.config
     saved_as = stock_architecture(config)
     known = auto_classes(type(config))
@@ -58,7 +63,7 @@ def model_class(source: ModelSource, auto_class: str | None) -> Any:
             where=f"{source.directory / 'config.json'} (model_type)",
             hint=f"a {config.model_type} model can be loaded as {', '.join(known) or 'nothing'}",
         )
-    refuse_other_head(source, saved_as, stock)
+    _refuse_other_head(source, saved_as, stock)
     if "sites" not in (getattr(config, "headprune", None) or {}):
         return stock
     if config.headprune.get("format") != 1:
@@ -84,7 +89,7 @@ def _likely_auto_class(config: PreTrainedConfig) -> str:
 _CLASSIFIER = "ForSequenceClassification"
 
 
-def refuse_other_head(source: ModelSource, saved_as: Any, stock: Any) -> None:
+def _refuse_other_head(source: ModelSource, saved_as: Any, stock: Any) -> None:
     """Refuse a classifier whose head was trained for another task: its tensors may have the same names and sizes.
 
     Raises:
@@ -97,5 +102,5 @@ def refuse_other_head(source: ModelSource, saved_as: Any, stock: Any) -> None:
         raise ModelError(
             f"{source.name} was saved as {saved_as.__name__}: its head doesn't classify texts, as {stock.__name__} does",
             where=f"{source.directory / 'config.json'} (architectures)",
-            hint="train it to classify first, or correct architectures; `task` similarity needs no head",
+            hint="train it to classify first, or correct architectures; `task=similarity` needs no head",
         )

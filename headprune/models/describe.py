@@ -223,7 +223,12 @@ def _refuse_undescribed(
 
 
 def has_uneven_cache(model: PreTrainedModel, anatomy: Anatomy) -> bool:
-    """Whether some attention has another number of key/value heads than the config gives for all of them."""
+    """Whether some attention has another number of key/value heads than the config gives for all of them.
+
+    Args:
+        model: The model, pruned or not.
+        anatomy: The model's anatomy as it is now.
+    """
     counts = original_head_counts(model.config)
     expected = counts.get("num_key_value_heads", counts.get("num_attention_heads"))
     return any(

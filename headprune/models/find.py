@@ -106,7 +106,7 @@ def find(
     if name.startswith(demo.PREFIX):
         directory, commit = demo.locate_model(name), None
     else:
-        directory, commit = directory_of(name, revision, weights=weights)
+        directory, commit = _directory_of(name, revision, weights=weights)
         refuse_foreign_files(directory)
         notes = refuse_adapters(directory, name=name)
     directory /= (folder := transformer_folder(directory))
@@ -119,9 +119,9 @@ def find(
             where=f"MODEL {name}",
             hint=NAME_IT,
         )
-    config, code = read_config(name, directory)
+    config, code = _read_config(name, directory)
     if code is not None and not stock_class:
-        raise own_code_error(name, code, directory, config.model_type)
+        raise _own_code_error(name, code, directory, config.model_type)
     if code is not None:
         notes += (
             f"careful: {name} names code of its own ({code}), which isn't run: this is transformers' own "
@@ -169,7 +169,7 @@ NAME_IT = "name the directory that holds config.json and model.safetensors"
 """A hint."""
 
 
-def directory_of(name: str, revision: str | None, *, weights: bool) -> tuple[Path, str | None]:
+def _directory_of(name: str, revision: str | None, *, weights: bool) -> tuple[Path, str | None]:
     """Return where a model's files lie, and the commit of a hub model.
 
     Raises:
@@ -218,7 +218,7 @@ def _download(name: str, revision: str | None, *, weights: bool) -> Path:
     except (LocalEntryNotFoundError, OSError) as error:  # hub and connection errors are OSErrors
         raise ModelError(
             f"the model {name} is not a directory here, and it could not be had from the hub",
-            where=f"MODEL {name}" + (f" `revision` {revision}" if revision else ""),
+            where=f"MODEL {name}" + (f" `revision={revision}`" if revision else ""),
             hint="check the name and the network; HF_HUB_OFFLINE=1 allows only what is in the cache",
         ) from error
     return directory
@@ -228,7 +228,7 @@ _MOST_BYTES = 20_000_000
 _SAVED_AS = "architectures: "
 
 
-def read_config(name: str, directory: Path) -> tuple[PreTrainedConfig, str | None]:
+def _read_config(name: str, directory: Path) -> tuple[PreTrainedConfig, str | None]:
     """Return the config of a model, and the code of its own that it names.
 
     Raises:
@@ -245,7 +245,7 @@ def read_config(name: str, directory: Path) -> tuple[PreTrainedConfig, str | Non
     model_type = settings.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         if code is not None:
-            raise own_code_error(name, code, directory, None)
+            raise _own_code_error(name, code, directory, None)
         raise ModelError(
             f"unknown model type {model_type!r}",
             where=f"{path} (model_type)",
@@ -277,10 +277,10 @@ def _drop_code_of_parts(config: PreTrainedConfig) -> None:
             _drop_code_of_parts(part)
 
 
-def own_code_error(name: str, code: str, directory: Path, model_type: str | None) -> ModelError:
+def _own_code_error(name: str, code: str, directory: Path, model_type: str | None) -> ModelError:
     """Return the error for a model that runs code of its own; ``model_type`` is None where transformers has no class for it."""
     hint = (
-        "`stock_class` takes transformers' own "
+        "`stock_class=True` takes transformers' own "
         f"{model_type} model in its place, as from_pretrained without trust_remote_code does; it may compute something else"
         if model_type
         else "transformers has no class of its own for this model; docs/support.md lists the types that can be pruned"

@@ -125,6 +125,10 @@ def load_shapes(
 ) -> tuple[PreTrainedModel, frozenset[str]]:
     """Load names, shapes and dtypes of a model on the meta device, as the class it was saved as; no number is read.
 
+    Args:
+        source: The model.
+        notify: Called with warnings.
+
     Returns:
         The model, and what loading complained of.
 
@@ -150,7 +154,7 @@ def _load(
     refuse_pruned_parts(source.config)
     changed: dict[str, Any] = {}
     if pruned_heads(source.config):
-        source = modernised(source, auto_class)
+        source = _modernised(source, auto_class)
         changed["config"] = source.config
     if foreign := sorted(set(_foreign_kernels(source.config))):
         source = replace(source, config=_without_kernels(source.config))
@@ -219,7 +223,7 @@ def _refuse_larger_than_weights(source: ModelSource, kind: Any) -> PreTrainedMod
     Raises:
         ModelError: It does, or no model can be built from it.
     """
-    empty = build_empty(source, kind)
+    empty = _build_empty(source, kind)
     described = count_parameters(empty)
     stored = count_stored(source.directory)
     if described > 2 * stored + _SLACK:
@@ -238,7 +242,7 @@ def _refuse_larger_than_weights(source: ModelSource, kind: Any) -> PreTrainedMod
     return empty
 
 
-def build_empty(source: ModelSource, kind: Any) -> PreTrainedModel:
+def _build_empty(source: ModelSource, kind: Any) -> PreTrainedModel:
     """Build the model of a config on the meta device, in the dtype the config names; no weights are read.
 
     Raises:
@@ -265,7 +269,7 @@ def build_empty(source: ModelSource, kind: Any) -> PreTrainedModel:
     return model
 
 
-def modernised(source: ModelSource, auto_class: str | None) -> ModelSource:
+def _modernised(source: ModelSource, auto_class: str | None) -> ModelSource:
     """Return the source; with a config that loads, where transformers v4 pruned the model."""
     if not pruned_heads(source.config):
         return source
@@ -279,5 +283,5 @@ def empty_model(source: ModelSource) -> PreTrainedModel:
     Raises:
         ModelError: No model can be built from the config.
     """
-    source = modernised(source, None)
-    return build_empty(source, model_class(source, None))
+    source = _modernised(source, None)
+    return _build_empty(source, model_class(source, None))

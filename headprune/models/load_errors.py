@@ -37,7 +37,7 @@ def unloadable(
         return MemoryLimitError(
             f"memory ran out while the model was loaded: {first_line(error)}",
             where=where,
-            hint="use `dtype` bfloat16, `device` cpu, or `device` spread: over all GPUs",
+            hint="use `dtype=bfloat16`, `device=cpu`, or `device=spread`: over all GPUs",
         )
     other_size = _other_size(source, empty) if empty is not None else None
     if other_size is not None:
@@ -120,7 +120,7 @@ def incomplete(
             f"{what}: without it the predictions would be random numbers",
             where=where,
             hint="save the model again with all of its weights, as it was trained; "
-            "`task` similarity reads no pooler",
+            "`task=similarity` reads no pooler",
         )
     if model.base_model is not model and untrained == list(missing):
         saved = ", ".join(source.config.architectures or ()) or "a model without a head"
@@ -128,7 +128,7 @@ def incomplete(
             f"{what}: its head was never trained (the model was saved as {saved})",
             where=where,
             hint="train the head first, or name the task that the model was trained for: "
-            "`task` similarity needs no head",
+            "`task=similarity` needs no head",
         )
     return ModelError(what, where=where, hint=f"{_TOGETHER}, and that every file of them is there")
 
@@ -149,7 +149,12 @@ def _foreign_prefix(
 
 
 def unread(unexpected: Iterable[str], model: PreTrainedModel) -> str | None:
-    """Return a warning about tensors that the model doesn't use, such as the head that a task drops; None without any."""
+    """Return a warning about tensors that the model doesn't use, such as the head that a task drops; None without any.
+
+    Args:
+        unexpected: Names of tensors in the files that the model doesn't have.
+        model: The model.
+    """
     prefix = f"{model.base_model_prefix}."
     tables = tuple(name.removeprefix(prefix) for name, _ in model.named_buffers())
     names = sorted(name for name in unexpected if not (tables and name.endswith(tables)))

@@ -4,8 +4,8 @@ import hashlib
 import json
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -125,7 +125,7 @@ def refuse_strangers(directory: Path) -> None:
     raise CheckpointError(
         what,
         where=str(path) if absent else "output directory",
-        hint="choose another `out`, or remove or move it yourself (`overwrite` replaces only what headprune wrote)",
+        hint="choose another `out`, or remove or move it yourself (`overwrite=True` replaces only what headprune wrote)",
     )
 
 
@@ -229,6 +229,10 @@ def refuse_unusable_output(
 def refuse_source(out: Path, source: Path) -> None:
     """Refuse an output directory that is, or contains, the model that is read, however the two paths are written.
 
+    Args:
+        out: The output directory.
+        source: The directory of the model that is read.
+
     Raises:
         CheckpointError: It does.
     """
@@ -246,13 +250,15 @@ def refuse_source(out: Path, source: Path) -> None:
         )
 
 
-@contextmanager
-def output_directory(out: Path, *, overwrite: bool) -> Iterator[Path]:
+def output_directory(out: Path, *, overwrite: bool) -> AbstractContextManager[Path]:
     """Yield an empty directory that becomes ``out`` when the block ends well; only what headprune wrote is replaced.
+
+    Args:
+        out: The directory.
+        overwrite: Whether what is there may be replaced.
 
     Raises:
         CheckpointError: See :func:`headprune.runtime.files.staged_directory` and :func:`refuse_strangers`.
     """
     may_replace = refuse_strangers if overwrite else None
-    with staged_directory(out, may_replace=may_replace) as staging:
-        yield staging
+    return staged_directory(out, may_replace=may_replace)

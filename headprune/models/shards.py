@@ -2,24 +2,15 @@
 
 import json
 import math
-import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from headprune.errors import ModelError
 from headprune.untrusted.weights import INDEX, WHOLE, Stored, read_header, weight_files
-
-
-class Change(NamedTuple):
-    """What becomes of a tensor: the shape it will have, and how it is made from the old one."""
-
-    shape: tuple[int, ...]
-    make: Callable[[Tensor], Tensor]
 
 
 def shards(directory: Path) -> tuple[Path, ...]:
@@ -48,21 +39,6 @@ def count_stored(directory: Path) -> int:
     return sum(math.prod(stored.shape) for stored in stored_tensors(directory))
 
 
-def rewrite(directory: Path, target: Path, *, changes: Mapping[str, Change]) -> None:
-    """Write the weights of ``directory`` to ``target``: the same files, some tensors changed, the others byte for byte.
-
-    Args:
-        directory: A model.
-        target: Where to.
-        changes: What becomes of a tensor, by its name in the files.
-    """
-    paths = shards(directory)
-    total = sum(_rewrite_file(path, target / path.name, changes=changes) for path in paths)
-    if paths[0].name != WHOLE:
-        files = {stored.name: stored.file.name for stored in stored_tensors(directory)}
-        write_index(target, files, total_size=total)
-
-
 def write_index(directory: Path, files: Mapping[str, str], *, total_size: int) -> None:
     """Write the index of sharded weights.
 
@@ -75,38 +51,13 @@ def write_index(directory: Path, files: Mapping[str, str], *, total_size: int) -
     (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _rewrite_file(path: Path, target: Path, *, changes: Mapping[str, Change]) -> int:
-    """Write one file; returns the bytes of its tensors."""
-    tensors, metadata = read_header(path)
-    entries: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
-    end = 0
-    for stored in tensors:
-        shape = changes[stored.name].shape if stored.name in changes else stored.shape
-        numbers = math.prod(stored.shape)
-        size = stored.stop - stored.start
-        if shape != stored.shape:
-            size = size // numbers * math.prod(shape)
-        entries[stored.name] = {
-            "dtype": stored.dtype,
-            "shape": list(shape),
-            "data_offsets": [end, end + size],
-        }
-        end += size
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # so that tensors begin on a multiple of 8
-    with target.open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        for stored in tensors:
-            if stored.name in changes:
-                new = changes[stored.name].make(stored.read()).contiguous()
-                file.write(new.flatten().view(torch.uint8).numpy().data)
-            else:
-                file.writelines(stored.chunks())
-    return end
-
-
 def differing(ones: Iterable[Stored], others: Mapping[str, Stored]) -> list[str]:
-    """Return the names of those tensors that aren't the same, bit for bit, among ``others``."""
+    """Return the names of those tensors that aren't the same, bit for bit, among ``others``.
+
+    Args:
+        ones: Tensors of one directory.
+        others: Tensors of another, by name.
+    """
     return [
         one.name
         for one in ones
@@ -121,6 +72,10 @@ def untie_as_stored(model: PreTrainedModel, directory: Path) -> None:
     """Give a model without memory the parameters that ``from_pretrained`` would give it where the weights lie in ``directory``.
 
     Where they don't, or can't be read, the config's word stands.
+
+    Args:
+        model: A model on the meta device; it is changed.
+        directory: Where its weights lie, perhaps.
     """
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     try:

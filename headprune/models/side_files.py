@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -58,13 +58,15 @@ def copy_side_files(source: Path, directory: Path) -> None:
         _copy(source, modules, directory / modules)
     inner = transformer_folder(source)
     entries = module_entries(source) or ()
-    for name in _matching(source, Path(inner), SETTINGS):
-        _copy(source, name, directory / name.name)
-    for name in _matching(source, Path(), _OF_THE_ROOT):
-        _copy(source, name, directory / name)
-    for folder in (Path(entry.folder) for entry in entries if entry.folder not in ("", inner)):
-        for name in _in_folder(source, folder):
-            _copy(source, name, directory / name)
+    for folder, patterns in ((inner, SETTINGS), ("", _OF_THE_ROOT)):
+        names = sorted(path.name for path in (source / folder).iterdir())
+        for name in (name for name in names if any(fnmatchcase(name, form) for form in patterns)):
+            _copy(source, Path(folder, name), directory / name)
+    for entry in entries:
+        for path in (
+            _in_folder(source, Path(entry.folder)) if entry.folder not in ("", inner) else ()
+        ):
+            _copy(source, path, directory / path)
     if inner:
         items = read_json_list(source / modules)
         _write_json(directory / modules, [{**items[0], "path": ""}, *items[1:]])
@@ -111,12 +113,6 @@ def _copy(source: Path, name: Path, target: Path) -> None:
     shutil.copyfile(file, target)
 
 
-def _matching(source: Path, folder: Path, patterns: Sequence[str]) -> Iterator[Path]:
-    """Yield the files of a folder with names of these forms, by their path below ``source``."""
-    names = sorted(path.name for path in (source / folder).iterdir())
-    yield from (folder / name for name in names if any(fnmatchcase(name, p) for p in patterns))
-
-
 def _in_folder(source: Path, folder: Path) -> Iterator[Path]:
     """Yield the data files of a module's folder; the folder itself, to be refused, where it is a link to somewhere else."""
     path_of_folder = source / folder
@@ -128,7 +124,12 @@ def _in_folder(source: Path, folder: Path) -> Iterator[Path]:
 
 
 def change_settings(path: Path, changes: Mapping[str, Any]) -> None:
-    """Change settings in a JSON file, if there is one and its values differ; everything else stays as it is."""
+    """Change settings in a JSON file, if there is one and its values differ; everything else stays as it is.
+
+    Args:
+        path: The file.
+        changes: New values by name.
+    """
     if not changes or not path.is_file():
         return
     settings = read_json(path)

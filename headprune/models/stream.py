@@ -4,8 +4,12 @@ What is cut, and to which shapes, is known from a model without memory; only the
 others are copied as bytes. Names, files and dtypes stay those of the source.
 """
 
+import json
+import math
+import struct
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,9 +17,9 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site, Slice
 from headprune.errors import warn_missing
-from headprune.models.shards import Change
+from headprune.models.shards import shards, stored_tensors, write_index
 from headprune.surgery.cut import cut_tensor
-from headprune.untrusted.weights import Stored
+from headprune.untrusted.weights import WHOLE, Stored, read_header
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +134,62 @@ def find_cuts(
     return tuple(cuts)
 
 
-def changes(cuts: Iterable[Cut]) -> dict[str, Change]:
-    """Return the change of each tensor that is cut, by its name in the files."""
-    return {cut.name: Change(cut.shape, cut.apply) for cut in cuts}
+def rewrite(directory: Path, target: Path, *, cuts: Iterable[Cut]) -> None:
+    """Write the weights of ``directory`` to ``target``: the same files, some tensors cut, the others byte for byte.
+
+    Args:
+        directory: A model.
+        target: Where to.
+        cuts: What is cut from which tensors.
+    """
+    by_name = {cut.name: cut for cut in cuts}
+    paths = shards(directory)
+    total = sum(_rewrite_file(path, target / path.name, cuts=by_name) for path in paths)
+    if paths[0].name != WHOLE:
+        files = {stored.name: stored.file.name for stored in stored_tensors(directory)}
+        write_index(target, files, total_size=total)
+
+
+def _rewrite_file(path: Path, target: Path, *, cuts: Mapping[str, Cut]) -> int:
+    """Write one file; returns the bytes of its tensors."""
+    tensors, metadata = read_header(path)
+    entries: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
+    end = 0
+    for stored in tensors:
+        shape = cuts[stored.name].shape if stored.name in cuts else stored.shape
+        numbers = math.prod(stored.shape)
+        size = stored.stop - stored.start
+        if shape != stored.shape:
+            size = size // numbers * math.prod(shape)
+        entries[stored.name] = {
+            "dtype": stored.dtype,
+            "shape": list(shape),
+            "data_offsets": [end, end + size],
+        }
+        end += size
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # so that tensors begin on a multiple of 8
+    with target.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        for stored in tensors:
+            if stored.name in cuts:
+                new = cuts[stored.name].apply(stored.read()).contiguous()
+                file.write(new.flatten().view(torch.uint8).numpy().data)
+            else:
+                file.writelines(stored.chunks())
+    return end
 
 
 def wrong_cuts(
     cuts: Iterable[Cut], *, before: Mapping[str, Stored], after: Mapping[str, Stored]
 ) -> list[str]:
-    """Return the names of cut tensors that, read back, aren't bit for bit the kept rows of the source."""
+    """Return the names of cut tensors that, read back, aren't bit for bit the kept rows of the source.
+
+    Args:
+        cuts: What was cut.
+        before: The source's tensors, by name in the files.
+        after: The tensors that were written, by name.
+    """
     return [cut.name for cut in cuts if not _is_right(cut, before[cut.name], after.get(cut.name))]
 
 

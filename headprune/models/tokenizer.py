@@ -45,7 +45,12 @@ _AWKWARD = (
 
 
 def tokenizer_files(source: Path, tokenizer: Any = None) -> Iterator[Path]:
-    """Yield the paths of a tokenizer's files, below the directory of its model."""
+    """Yield the paths of a tokenizer's files, below the directory of its model.
+
+    Args:
+        source: The directory of a model.
+        tokenizer: A tokenizer whose class may name further files.
+    """
     own = tuple((getattr(tokenizer, "vocab_files_names", None) or {}).values())
     for path in sorted(source.iterdir()):
         if any(fnmatchcase(path.name, pattern) for pattern in (*_PATTERNS, *own)):

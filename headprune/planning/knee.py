@@ -7,7 +7,7 @@ _ROUNDING = 1e-9
 
 
 def knee(shares: Sequence[float], values: Sequence[float]) -> int | None:
-    """Return the place of the point that lies highest above the chord through the curve's ends.
+    """Return the index of the point that lies highest above the chord through the curve's ends.
 
     With ``a`` the end with the most heads and ``b`` that with the fewest, it is the largest
 
@@ -36,14 +36,14 @@ def knee(shares: Sequence[float], values: Sequence[float]) -> int | None:
     highest = max(above)
     if highest <= _ROUNDING * fall:
         return None
-    return max(place for place, height in enumerate(above) if height >= highest - _ROUNDING * fall)
+    return max(index for index, height in enumerate(above) if height >= highest - _ROUNDING * fall)
 
 
 def last_within(worst: Sequence[float], limit: float) -> int | None:
-    """Return the last place up to which, from the first on, no drop goes beyond ``limit``.
+    """Return the last index up to which, from the first on, no drop goes beyond ``limit``.
 
     Looking from the whole model on, and no further than the first point that fails, keeps the error of each interval for the
-    place that comes out, however many points there are (testing in a fixed sequence: Maurer et al. 1995).
+    point that comes out, however many points there are (testing in a fixed sequence: Maurer et al. 1995).
 
     Args:
         worst: Upper ends of the drops' intervals, [points], from the most heads to the fewest.
@@ -53,8 +53,8 @@ def last_within(worst: Sequence[float], limit: float) -> int | None:
     1
     """
     within = None
-    for place, drop in enumerate(worst):
+    for index, drop in enumerate(worst):
         if drop > limit:
             break
-        within = place
+        within = index
     return within

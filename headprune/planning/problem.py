@@ -49,13 +49,6 @@ class Problem:
         """How many heads of these attentions must be kept, whatever the budget."""
         return sum(_fewest(menu) for menu in self.menus())
 
-    @property
-    def most_to_take(self) -> Amount | None:
-        """How much of the target's resource may be left; None without what it is counted in."""
-        if self.target is None or self.costs is None:
-            return None
-        return self.target.limit(self.costs.whole)
-
     def menus(self, values: Mapping[HeadId, float] | None = None) -> list[Menu]:
         """Return the options of each attention; without ``values`` as they are while all heads are equally important."""
         values = dict.fromkeys(self.anatomy.heads, 0.0) if values is None else values

@@ -49,7 +49,7 @@ def choose(problem: Problem, values: Mapping[HeadId, float]) -> Choice:
     """
     menus = problem.menus(values)
     menus = [uniform_menu(menus)] if problem.constraints.uniform else menus
-    if problem.costs is None or problem.most_to_take is None:
+    if problem.target is None or problem.costs is None:
         return _for_heads(problem, menus, values)
     # Counted above the least important head where scores are negative: else heads that a target doesn't ask for would be removed
     # only because a method, or a normalisation, counts from above zero.
@@ -58,7 +58,7 @@ def choose(problem: Problem, values: Mapping[HeadId, float]) -> Choice:
         [option.cost - lowest * len(option.removed) for option in menu.options] for menu in menus
     ]
     gains = [savings_of(menu, problem.costs) for menu in menus]
-    least = problem.costs.whole - problem.most_to_take
+    least = problem.costs.whole - problem.target.limit(problem.costs.whole)
     picked, grid = cheapest_for(gains, costs, least=least)
     return Choice(_removed(menus, picked), grid=grid)
 

@@ -4,7 +4,7 @@ A table has columns where there is room, and one value below the other where the
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -170,9 +170,19 @@ def key_value_table(rows: dict[str, Any]) -> RenderableType:
 
 
 class ConsoleProgress:
-    """Progress and remarks on stderr; silent when asked, plain lines where nobody watches."""
+    """Progress and remarks on stderr; silent when asked, plain lines where nobody watches.
 
-    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
+    ``rewrite`` turns the fields that a remark names into what they are called where it is read.
+    """
+
+    def __init__(
+        self,
+        *,
+        quiet: bool = False,
+        verbose: bool = False,
+        rewrite: Callable[[str], str] = lambda text: text,
+    ) -> None:
+        self._rewrite = rewrite
         self.console = make_console(stderr=True)
         self.quiet = quiet
         self.verbose = verbose
@@ -182,6 +192,7 @@ class ConsoleProgress:
 
         A terminal's lines end between words; where nobody watches each remark is one line.
         """
+        text = self._rewrite(text)
         if not self.quiet:
             try:
                 if self.console.is_terminal:

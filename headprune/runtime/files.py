@@ -68,7 +68,7 @@ def refuse_unusable_target(
             raise CheckpointError(
                 f"the output directory {directory} is not empty",
                 where="output directory",
-                hint="choose another `out`, or say `overwrite` to replace it",
+                hint="choose another `out`, or say `overwrite=True` to replace it",
             )
         may_replace(directory)
     return was_put_back
@@ -171,6 +171,11 @@ def staged_file(target: Path, *, may_replace: Check | None = _anything) -> Itera
 
 def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
     """Write a small file atomically, replacing what was there unless ``overwrite`` is off.
+
+    Args:
+        path: The file.
+        text: Its new content.
+        overwrite: Whether a file that is there may be replaced.
 
     Raises:
         CheckpointError: The write failed; the file is as it was.

@@ -16,14 +16,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from enum import Enum
 from itertools import count
 from pathlib import Path
 
 from headprune.errors import CheckpointError
-
-if sys.platform != "win32":
-    import fcntl
+from headprune.runtime.locks import Lock, is_still, take
 
 _MARK = ".headprune-tmp-"
 _BEHIND_THE_MARK = re.compile(
@@ -37,7 +34,12 @@ _STALE_SECONDS = 24 * 3600
 
 @contextmanager
 def temporary(target: Path, *, is_file: bool) -> Iterator[Path]:
-    """Yield a new, empty file or directory beside ``target``, locked until the block ends; it is removed then, if still there."""
+    """Yield a new, empty file or directory beside ``target``, locked until the block ends; it is removed then, if still there.
+
+    Args:
+        target: What it will replace.
+        is_file: Whether it is a file.
+    """
     path, descriptor = _make_locked(target, is_file=is_file)
     try:
         yield path
@@ -65,7 +67,13 @@ def is_stranded(temporary: Path) -> bool:
 
 
 def put_aside(path: Path, target: Path, word: str) -> Path:
-    """Rename a file or directory to ``TARGET.word``, or the next such name that nothing has yet, and return it."""
+    """Rename a file or directory to ``TARGET.word``, or the next such name that nothing has yet, and return it.
+
+    Args:
+        path: What is renamed.
+        target: The name that it gets is made of this one.
+        word: The end of the new name.
+    """
     names = (f"{target.name}.{word}" + (f"-{number}" if number > 1 else "") for number in count(1))
     asides = map(target.with_name, names)
     if not path.is_dir():
@@ -83,7 +91,12 @@ def put_aside(path: Path, target: Path, word: str) -> Path:
 
 
 def put_unless_taken(temporary: Path, target: Path) -> bool:
-    """Put a temporary file in its place if nothing is there, in one step; return whether it is there now."""
+    """Put a temporary file in its place if nothing is there, in one step; return whether it is there now.
+
+    Args:
+        temporary: The file.
+        target: Where to.
+    """
     try:
         os.link(temporary, target)
     except FileExistsError:
@@ -271,50 +284,3 @@ def _has_ended(temporary: Path) -> bool:
     except ProcessLookupError:
         return True
     return False
-
-
-class Lock(Enum):
-    """What came of an attempt to take a lock."""
-
-    HELD = "held by us now"
-    BUSY = "held by someone else"
-    UNSUPPORTED = "unknown to the file system"
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Hold the lock of a directory that is there; yields whether we could have it (or the file system knows no locks)."""
-    descriptor, lock = take(path)
-    try:
-        was_replaced = descriptor is not None and not is_still(path, descriptor)
-        yield lock is not Lock.BUSY and not was_replaced
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def take(path: Path) -> tuple[int | None, Lock]:
-    """Try to lock a file or directory; the lock lasts until the descriptor is closed, or the process ends."""
-    if sys.platform == "win32":
-        return None, Lock.UNSUPPORTED
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None, Lock.BUSY
-    except OSError as error:
-        if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
-            os.close(descriptor)
-            raise
-        return descriptor, Lock.UNSUPPORTED
-    return descriptor, Lock.HELD
-
-
-def is_still(path: Path, descriptor: int) -> bool:
-    """Whether a path leads to what is open."""
-    try:
-        there, opened = path.stat(), os.fstat(descriptor)
-    except FileNotFoundError:
-        return False
-    return (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino)

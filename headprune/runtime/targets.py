@@ -10,7 +10,7 @@ from pathlib import Path
 
 from headprune.errors import CheckpointError
 from headprune.runtime import leftovers
-from headprune.runtime.leftovers import locked
+from headprune.runtime.locks import locked
 
 
 def refuse_unwritable(
@@ -56,6 +56,10 @@ def exclusive(directory: Path, *, where: str) -> Iterator[None]:
     Where the file system knows no locks, the block is entered all the same. Directories that were made for this are removed
     in the end if nothing came to lie in them.
 
+    Args:
+        directory: The directory.
+        where: What errors name as the place.
+
     Raises:
         CheckpointError: Another process holds it, or it can't be made.
     """
@@ -88,7 +92,12 @@ def naming(target: Path) -> Iterator[None]:
 
 
 def named_error(error: OSError, target: Path) -> CheckpointError:
-    """Return an error that says which target a failed system call kept from being written."""
+    """Return an error that says which target a failed system call kept from being written.
+
+    Args:
+        error: What the system said.
+        target: What was to be written.
+    """
     hint = (
         "free some space, or choose a place on another disk"
         if error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -148,6 +157,11 @@ def kind_if_special(path: Path) -> str | None:
 
 def refuse_other_kinds(path: Path, *, where: str, is_file: bool) -> None:
     """Refuse to replace a directory by a file, a file by a directory, or anything else by either.
+
+    Args:
+        path: Where something will be written.
+        where: What errors name as the place.
+        is_file: Whether it will be a file.
 
     Raises:
         CheckpointError: It is something else.
@@ -245,6 +259,10 @@ def umask() -> int:
 
 def append_text(path: Path, text: str) -> None:
     """Append to a file, or make it; nothing is replaced, and a pipe that nobody reads doesn't hold us up.
+
+    Args:
+        path: The file.
+        text: What is appended.
 
     Raises:
         CheckpointError: It can't be written.

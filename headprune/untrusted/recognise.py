@@ -100,6 +100,11 @@ def _adapters(folder: Path, *, name: str) -> ModelError:
 def refuse_quantised_config(settings: dict[str, Any], *, name: str, where: str) -> None:
     """Refuse a config of packed weights, whatever library packed them, also of a model inside.
 
+    Args:
+        settings: The content of ``config.json``.
+        name: What the user calls the model.
+        where: The path of ``config.json``.
+
     Raises:
         UnsupportedError: It is one.
     """

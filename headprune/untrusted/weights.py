@@ -191,7 +191,9 @@ def indexed_files(directory: Path, index: str = INDEX, *, fetched: bool = True) 
     again = "fetch the model again"
     document = read_json(path, error=ModelError, hint=again)
     listed = document.get("weight_map")
-    if not isinstance(listed, dict) or not listed or "metadata" not in document:
+    # transformers reads the metadata of an index of safetensors files; an index of pickled ones may have none.
+    lacks_metadata = "metadata" not in document and ".bin." not in index
+    if not isinstance(listed, dict) or not listed or lacks_metadata:
         lacks = "metadata" if listed else "weight_map"
         raise ModelError(f"{index} has no {lacks}", where=str(path), hint=again)
     for name in listed.values():

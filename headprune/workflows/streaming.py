@@ -22,8 +22,8 @@ from headprune.models.find import ModelSource
 from headprune.models.load import load_model, load_shapes
 from headprune.models.manifest import refuse_unusable_output
 from headprune.models.save import write_model, write_side_files
-from headprune.models.shards import count_stored, rewrite, stored_tensors
-from headprune.models.stream import Cut, changes, find_cuts, names_in_memory
+from headprune.models.shards import count_stored, stored_tensors
+from headprune.models.stream import Cut, find_cuts, names_in_memory, rewrite
 from headprune.models.tokenizer import tokenizer_of
 from headprune.placement import count_parameters
 from headprune.planning import check_constraints, cost_model, savings
@@ -172,7 +172,7 @@ def _stream(
 ) -> tuple[LoadMethod, Proof, Proof]:
     """Write the smaller model from file to file, and read it back."""
     source = prospect.source.directory
-    rewrite(source, staging, changes=changes(cuts))
+    rewrite(source, staging, cuts=cuts)
     _note_origin(prospect, smaller)
     description = describe(smaller, after)
     write_side_files(smaller, staging, description, source=prospect.source.root)

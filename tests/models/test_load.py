@@ -134,7 +134,7 @@ def test_pruned_models_can_be_trained_and_keep_their_dtype(saved, tmp_path):
 def test_loading_as_another_task_names_what_is_missing(saved):
     with pytest.raises(ModelError, match=r"no cls\.predictions") as caught:
         hp.load(saved[0], auto_class="AutoModelForMaskedLM")
-    assert "--task" in caught.value.hint
+    assert "`task=similarity`" in caught.value.hint
 
 
 def test_every_flipped_byte_is_noticed(saved, copy):

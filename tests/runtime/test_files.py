@@ -127,7 +127,7 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     write(tmp_path / "out", "old")
     with pytest.raises(CheckpointError, match="not empty") as caught:
         write(tmp_path / "out", may_replace=None)
-    assert "`overwrite`" in caught.value.hint
+    assert "`overwrite=True`" in caught.value.hint
     assert state(tmp_path / "out") == OLD
 
 

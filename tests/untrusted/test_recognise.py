@@ -102,7 +102,7 @@ def test_code_of_its_own_is_refused_unless_the_stock_class_is_asked_for(model, m
     for weights in (True, False):
         error = refused(lambda weights=weights: find(str(model), weights=weights))
         assert words in error.what
-        assert "`stock_class`" in error.hint
+        assert "`stock_class=True`" in error.hint
         assert offered in error.hint
     refused(lambda: hp.load(model, device="cpu"))
     source = find(str(model), stock_class=True)
@@ -135,7 +135,7 @@ def test_a_type_that_transformers_lacks_has_no_stock_class_to_offer(model):
     edit(model / "config.json", model_type="own", auto_map={"AutoModel": "m.M"})
     error = refused(lambda: find(str(model), stock_class=True))
     assert "m.M" in error.what
-    assert "`stock_class`" not in error.hint
+    assert "`stock_class=True`" not in error.hint
 
 
 COMMANDS = {

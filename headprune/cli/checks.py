@@ -1,10 +1,11 @@
-"""Options that would do nothing where they stand: refused, for whoever gives one expects something of it."""
+"""What is refused before anything is loaded: options that are missing, and options that would do nothing where they stand."""
 
 from collections.abc import Callable, Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from headprune.cli.options import LIMITS, ROWS, TIMES, WORK, Call
 from headprune.cli.words import as_options
+from headprune.config.checks import methods_of, num_steps
 from headprune.errors import ConfigError
 
 _JUDGED = ("metric", "higher_is_better", "trust_metric_code")
@@ -22,6 +23,54 @@ class _Rule(NamedTuple):
     act: Callable[[Call], bool]
     reason: str
     hint: str
+
+
+_BUDGET = (
+    lambda call: call.settings.plan.budgets,
+    "it isn't said how many heads to keep",
+    "`keep`",
+    "headprune prune `keep=0.7`, or another budget: `heads`, `target_parameters`, `max_drop=1%`, ...",
+)
+_REQUIRED: dict[str, tuple[Callable[[Call], Any], str, str, str]] = {
+    "prune": _BUDGET,
+    "run": _BUDGET,
+    "heal": (
+        lambda call: call.settings.model.model,
+        "no model is named to heal",
+        "DIR",
+        "headprune heal headprune-models/NAME",
+    ),
+    "check": (
+        lambda call: call.settings.gate.baseline,
+        "no baseline is named",
+        "`baseline`",
+        "headprune check MODEL `baseline=baseline.json` (`update_baseline` makes it)",
+    ),
+    "convert": (
+        lambda call: call.settings.run.out,
+        "no directory is named to write to",
+        "`out`",
+        "headprune convert MODEL `out=DIR`",
+    ),
+    "export": (
+        lambda call: call.own.gguf,
+        "no file is named to write to",
+        "`gguf`",
+        "headprune export MODEL `gguf=model.gguf`",
+    ),
+}
+
+
+def refuse_missing(call: Call, command: str) -> None:
+    """Refuse a command that lacks what it can't do without.
+
+    Raises:
+        ConfigError: It does.
+    """
+    if command in _REQUIRED:
+        value, what, where, hint = _REQUIRED[command]
+        if not value(call):
+            raise ConfigError(what, where=where, hint=hint)
 
 
 def refuse_idle(call: Call, command: str) -> None:
@@ -57,10 +106,8 @@ def _methods(call: Call) -> tuple[str | None, ...]:
 
 
 def _has_steps(call: Call) -> bool:
-    from headprune.workflows.course import steps_of
-
-    recipes = [call.recipe.model_copy(update={"method": name}) for name in _methods(call)]
-    return any(steps_of(recipe) > 1 for recipe in recipes)
+    settings = call.settings
+    return any(num_steps(score, settings.plan) > 1 for score in methods_of(settings.score))
 
 
 _RULES = (

@@ -1,0 +1,89 @@
+"""What settings of several sections come to together, and what of that contradicts itself; known before anything is loaded."""
+
+from headprune.config.sections import Constraints, ScoreSpec
+from headprune.errors import ConfigError
+from headprune.scoring.catalogue import DEFAULT_METHOD, METHODS, get_method
+
+DEFAULT_STEPS = 2
+
+
+def methods_of(score: ScoreSpec, *default: str) -> tuple[ScoreSpec, ...]:
+    """Return how heads are scored, a section for each method that is compared, each method once.
+
+    Args:
+        score: The settings.
+        *default: The methods where they name none to compare.
+
+    Raises:
+        ConfigError: There is no such method.
+    """
+    names = dict.fromkeys(score.methods or default or (score.method or DEFAULT_METHOD,))
+    return tuple(
+        score.model_copy(update={"method": get_method(name).name, "methods": ()}) for name in names
+    )
+
+
+def num_steps(score: ScoreSpec, plan: Constraints) -> int:
+    """Return in how many steps heads are removed: as set, else a few wherever scores can be made again on what is left.
+
+    Args:
+        score: How heads are scored.
+        plan: What the scores lead to.
+    """
+    if score.steps is not None:
+        return score.steps
+    has_goal = plan.keep is not None or plan.heads is not None
+    at_once = plan.rearrange or score.normalize != "none" or score.objective == "metric"
+    again = has_goal and not at_once and get_method(score.method or DEFAULT_METHOD).rescorable
+    return DEFAULT_STEPS if again else 1
+
+
+def check_score(score: ScoreSpec, plan: Constraints, *, processes: int = 1) -> None:
+    """Refuse steps that lead nowhere, and ways of scoring that a method doesn't have.
+
+    Args:
+        score: How heads are scored, by one method.
+        plan: What the scores lead to.
+        processes: How many processes share the work.
+
+    Raises:
+        ConfigError: There are such settings, or several processes would do what one must.
+    """
+    method = get_method(score.method or DEFAULT_METHOD)
+    steps = num_steps(score, plan)
+    if method.one_process and processes > 1:
+        raise ConfigError(
+            f"{method.name} runs in one process, and a launcher started {processes}",
+            where=f"`method={method.name}`",
+            hint="leave out torchrun or accelerate launch, or use another method",
+        )
+    if steps > 1 and plan.keep is None and plan.heads is None and plan.max_drop is None:
+        raise ConfigError(
+            "steps lead to a keep ratio or a number of heads",
+            where=f"`steps={steps}`",
+            hint="give `keep=0.5` or `heads=40`, for example, and leave out targets",
+        )
+    if steps > 1 and (not method.rescorable or score.normalize != "none"):
+        once = [row.name for row in METHODS.values() if not row.rescorable]
+        raise ConfigError(
+            "in steps heads are scored as they are, all that are left in one pass",
+            where=f"`steps={steps}`",
+            hint=f"use another method than {', '.join(once)}, and leave out `normalize`",
+        )
+    if plan.rearrange and (steps > 1 or not method.has_products):
+        with_products = [row.name for row in METHODS.values() if row.has_products]
+        raise ConfigError(
+            f"{method.name} scores don't say what heads lose together"
+            if steps == 1
+            else "heads that are removed together are rearranged once",
+            where="`rearrange`",
+            hint=f"use `method` {' or '.join(with_products)}, in one step",
+        )
+    if score.objective == "metric" and (
+        "metric" not in method.objectives or steps > 1 or score.normalize != "none"
+    ):
+        raise ConfigError(
+            "the metric itself has no slope: heads are scored by what it loses without each",
+            where="`objective=metric`",
+            hint="give `method=ablation`, and leave out `steps` and `normalize`",
+        )
