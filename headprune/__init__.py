@@ -8,16 +8,26 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from headprune.api import inspect, load, masked, plan, prune, save, score
-    from headprune.config import Constraints
+    from headprune.api import inspect, load, masked, plan, prune, save, score, shrink
+    from headprune.config import Constraints, ScoreSpec, Settings
     from headprune.heads import HeadId
     from headprune.plans import HeadScores, PruningPlan
+
+_HOMES = {
+    "headprune.api": ("inspect", "load", "masked", "plan", "prune", "save", "score", "shrink"),
+    "headprune.config": ("Constraints", "ScoreSpec", "Settings"),
+    "headprune.heads": ("HeadId",),
+    "headprune.plans": ("HeadScores", "PruningPlan"),
+}
 
 __all__ = [
     "Constraints",
     "HeadId",
     "HeadScores",
     "PruningPlan",
+    "ScoreSpec",
+    "Settings",
+    "__version__",
     "inspect",
     "load",
     "masked",
@@ -25,24 +35,17 @@ __all__ = [
     "prune",
     "save",
     "score",
+    "shrink",
 ]
-
-_HOMES = {
-    "Constraints": "headprune.config",
-    "HeadId": "headprune.heads",
-    **dict.fromkeys(("HeadScores", "PruningPlan"), "headprune.plans"),
-    **dict.fromkeys(
-        ("inspect", "load", "masked", "plan", "prune", "save", "score"), "headprune.api"
-    ),
-}
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return version("headprune")
-    if name not in _HOMES:
+    home = next((module for module, names in _HOMES.items() if name in names), None)
+    if home is None:
         raise AttributeError(f"module 'headprune' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(home), name)
 
 
 def __dir__() -> list[str]:

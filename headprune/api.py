@@ -1,42 +1,61 @@
 """The public functions, on objects already in memory. Nothing here reads or writes files but :func:`save` and :func:`load`."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeAlias
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import stock_class
-from headprune.batch import Batch, batches_for
-from headprune.config import Constraints
-from headprune.errors import PlanError, did_you_mean
-from headprune.heads import HeadId, HeadSelection, select_heads
+from headprune.batch import batches_for
+from headprune.config import Constraints, ScoreSpec, Settings
+from headprune.config.checks import check_score
+from headprune.errors import PlanError
+from headprune.heads import HeadId, HeadSelection
 from headprune.inspection import inspect as inspect_model
 from headprune.masking import checked_gates, gated, gates_by_site
 from headprune.models.classes import auto_class_of
 from headprune.models.describe import LoadMethod
-from headprune.models.facts import fingerprint, versions, weights_bytes
+from headprune.models.facts import weights_bytes
 from headprune.models.find import ModelSource
 from headprune.models.load import load
 from headprune.models.manifest import refuse_source
-from headprune.models.save import MAX_SHARD_SIZE, let_it_save_itself, own_save
-from headprune.models.side_files import root_of
-from headprune.models.tokenizer import home_of
+from headprune.models.save import MAX_SHARD_SIZE, let_it_save_itself
+from headprune.passes import SILENT
 from headprune.placement import count_parameters, input_device, staged
 from headprune.planning import cost_model, make_plan
 from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results
-from headprune.scoring.catalogue import METHODS
-from headprune.scoring.request import ScoreRequest
-from headprune.scoring.score import score as score_heads
+from headprune.scoring.catalogue import DEFAULT_METHOD, get_method
 from headprune.surgery import cut
 from headprune.workflows.finish import InMemory, Written, documents_of, finish
+from headprune.workflows.in_memory import (
+    Batches,
+    Loss,
+    ShrinkReport,
+    home_directory,
+    noted,
+    objective_of,
+    removed_heads,
+    shrink_model,
+)
+from headprune.workflows.stepwise import Scoring, score_with_steps
+from headprune.workflows.validate import method_of
 from headprune.wrapped import refuse_own_code, unwrapped
 
-__all__ = ["inspect", "load", "masked", "plan", "prune", "save", "score"]
+__all__ = ["inspect", "load", "masked", "plan", "prune", "save", "score", "shrink"]
+
+Heads: TypeAlias = (
+    PruningPlan
+    | HeadSelection
+    | Tensor
+    | Mapping[str, Tensor | Sequence[int]]
+    | Sequence[PruningPlan | str | HeadId | Mapping[str, Sequence[int]]]
+)
+"""Names, HeadIds, ``{"L0": [1, 3]}``, a plan, a list of any of these, or gates as tensors."""
 
 
 def inspect(model: PreTrainedModel) -> Anatomy:
@@ -55,10 +74,7 @@ def inspect(model: PreTrainedModel) -> Anatomy:
 
 @contextmanager
 def masked(
-    model: PreTrainedModel,
-    heads: PruningPlan | HeadSelection | Tensor | Mapping[str, Tensor | Sequence[int]],
-    *,
-    anatomy: Anatomy | None = None,
+    model: PreTrainedModel, heads: Heads, *, anatomy: Anatomy | None = None
 ) -> Iterator[None]:
     """Silence heads of ``model`` while the block lasts; exact, with any attention kernel.
 
@@ -67,9 +83,9 @@ def masked(
 
     Args:
         model: The model.
-        heads: The heads to silence: names, HeadIds, ``{"L0": [1, 3]}`` or a plan. Or gates that multiply
-            heads, as tensors on any device: [heads] or [rows, heads] over all of ``anatomy.heads``, or such a tensor for each
-            site, ``{"L0": gates, "L1": [1, 3]}``; sites that aren't named are untouched.
+        heads: The heads to silence, in the forms that :func:`prune` takes. Or gates that multiply heads, as tensors on any
+            device: [heads] or [rows, heads] over all of ``anatomy.heads``, or such a tensor for each site,
+            ``{"L0": gates, "L1": [1, 3]}``; sites that aren't named are untouched.
         anatomy: The model's anatomy, if it is known already.
 
     Raises:
@@ -78,42 +94,24 @@ def masked(
         ModelError: A forward ran, and a site was not masked in it.
     """
     model = unwrapped(model, use="mask")
-    anatomy = anatomy or inspect_model(model)
-    device = input_device(model)
+    anatomy, device = anatomy or inspect_model(model), input_device(model)
     if isinstance(heads, Tensor):
         gates = checked_gates(heads, len(anatomy.heads), rows=None, name="the model")
     elif isinstance(heads, Mapping) and any(isinstance(part, Tensor) for part in heads.values()):
         gates = gates_by_site(anatomy, heads, device=device)
     else:
-        names = _planned(model, heads) if isinstance(heads, PruningPlan) else heads
-        gates = anatomy.mask(names)
+        gates = anatomy.mask(removed_heads(model, anatomy, heads))
     with gated(model, anatomy, gates=staged(gates, device)):
         yield
 
 
-def _planned(model: PreTrainedModel, plan: PruningPlan) -> tuple[HeadId, ...]:
-    """Return the heads that a plan removes.
-
-    Raises:
-        PlanError: It is of another model.
-    """
-    made_for = plan.model.get("fingerprint")
-    if made_for is not None and made_for != fingerprint(model):
-        raise PlanError(
-            f"the plan was made for another model ({plan.model.get('name', made_for)})",
-            where="plan",
-            hint="make it from scores of this model, or name the heads: plan.remove",
-        )
-    return plan.remove
-
-
 def score(
     model: PreTrainedModel,
-    batches: Iterable[Batch | Mapping[str, Tensor]],
+    batches: Batches = (),
     *,
-    loss: Callable[[Any, Batch], Tensor],
-    method: str = "gradient",
-    normalize: Literal["none", "layer", "standard"] = "none",
+    loss: Loss | None = None,
+    task: str | None = None,
+    method: str | ScoreSpec = DEFAULT_METHOD,
     seed: int = 0,
     anatomy: Anatomy | None = None,
 ) -> HeadScores:
@@ -123,28 +121,28 @@ def score(
         model: The model; run in eval mode and left as it was.
         batches: Calibration data: mappings of tensors as a DataLoader gives them (``labels`` become ``batch.targets``; of
             an encoder-decoder, the decoder's inputs as well, as the model itself makes them), or
-            :class:`~headprune.replay.Batch` values.
+            :class:`~headprune.batch.Batch` values. Methods that need no data take none.
         loss: ``loss(outputs, batch) -> [examples]``, one number per example, smaller is better.
-        method: ``gradient`` (Michel et al. 2019, eq. 2), ``ablation``, ... : a name of ``headprune.scoring.catalogue.METHODS``.
-        normalize: ``layer`` divides by the l2 norm of each layer's scores, ``standard`` makes their mean 0 and their deviation 1.
+        task: The task whose loss it is, instead: ``classification``, ``regression``, ``causal-lm``.
+        method: A name that ``headprune methods`` lists, or an ``hp.ScoreSpec`` that also says how scores are normalised.
         seed: For methods that draw random numbers.
         anatomy: The model's anatomy, if it is known already.
 
     Raises:
-        PlanError: There is no such method.
+        ConfigError: There is no such method or task, or neither a loss nor a task is given where one is needed.
         UnsupportedError: The model's heads can't be found.
     """
-    if method not in METHODS:
-        raise PlanError(
-            f"there is no method {method!r}", where="method", hint=did_you_mean(method, METHODS)
-        )
     model = unwrapped(model, use="score")
-    request = ScoreRequest(
-        model, anatomy or inspect_model(model), batches_for(model, batches), loss, seed=seed
+    anatomy = anatomy or inspect_model(model)
+    spec = method if isinstance(method, ScoreSpec) else ScoreSpec(method=get_method(method).name)
+    check_score(spec, Constraints())
+    objective, _task = objective_of(
+        model, batches, loss, task, method=method_of(spec), home=home_directory(model)
     )
-    found = score_heads(request, method=method, normalize=normalize)
-    note = {"model_type": model.config.model_type, "fingerprint": fingerprint(model)}
-    return found.model_copy(update={"model": note, "versions": versions()})
+    settings = Settings()
+    scoring = Scoring(spec, settings.plan, settings.reconstruct, seed)
+    scores = score_with_steps(model, anatomy, objective, scoring, context=SILENT)
+    return noted(model, scores)
 
 
 def plan(
@@ -153,7 +151,7 @@ def plan(
     *,
     anatomy: Anatomy,
     model: PreTrainedModel | None = None,
-    batches: Iterable[Batch | Mapping[str, Tensor]] = (),
+    batches: Batches = (),
 ) -> PruningPlan:
     """Choose the heads to remove: the least important ones that the budget, the architecture and the constraints allow.
 
@@ -183,11 +181,7 @@ def plan(
 
 
 def prune(
-    model: PreTrainedModel,
-    heads: PruningPlan | HeadSelection,
-    *,
-    anatomy: Anatomy | None = None,
-    pad: bool = False,
+    model: PreTrainedModel, heads: Heads, *, anatomy: Anatomy | None = None, pad: bool = False
 ) -> PreTrainedModel:
     """Cut heads out of ``model``, in place, and return it.
 
@@ -196,7 +190,7 @@ def prune(
 
     Args:
         model: The model; may have been pruned before. Heads keep their original names.
-        heads: A plan, or heads to remove in the forms that :func:`masked` takes.
+        heads: What to remove: names, HeadIds, ``{"L0": [1, 3]}``, a plan, or a list of any of these.
         anatomy: The model's anatomy, if it is known already.
         pad: Even out key/value groups that would be left uneven with dead weight; a plan made so says it itself.
 
@@ -207,14 +201,51 @@ def prune(
     model = unwrapped(model, use="prune")
     anatomy = anatomy or inspect_model(model)
     source = model.config.name_or_path
-    if isinstance(heads, PruningPlan):
-        remove = select_heads(_planned(model, heads), anatomy.heads)
-        pad = pad or heads.is_padded
-    else:
-        remove = select_heads(heads, anatomy.heads)
-    smaller = cut(model, anatomy, remove=remove, pad=pad)
+    pad = pad or (isinstance(heads, PruningPlan) and heads.is_padded)
+    smaller = cut(model, anatomy, remove=removed_heads(model, anatomy, heads), pad=pad)
     let_it_save_itself(model, smaller, source=source or "")
     return model
+
+
+def shrink(
+    model: PreTrainedModel,
+    batches: Batches,
+    *,
+    loss: Loss | None = None,
+    task: str | None = None,
+    keep: float | Constraints,
+    settings: Settings | None = None,
+) -> tuple[PreTrainedModel, ShrinkReport]:
+    """Score, plan, reconstruct and cut, in place, as ``headprune prune`` does: the same heads and weights for the same rows.
+
+    Args:
+        model: The model.
+        batches: Calibration data as :func:`score` takes it. Three quarters of the examples, in their order, fit the output
+            projections; the others say whether that helped: by the task's metric, or by the loss where there is no task.
+        loss: ``loss(outputs, batch) -> [examples]``.
+        task: The task whose loss and metric they are, instead.
+        keep: The share of the heads to keep, or all that the plan must keep to.
+        settings: How heads are scored and what is left reconstructed: ``hp.Settings.of(method="fisher", steps=1)``.
+
+    Returns:
+        The model, and what was done.
+
+    Raises:
+        ConfigError: Settings contradict each other, or neither a loss nor a task is given.
+        PlanError: The budget is out of reach.
+        UnsupportedError: The model's heads can't be found.
+    """
+    model = unwrapped(model, use="prune")
+    anatomy = inspect_model(model)
+    constraints = keep if isinstance(keep, Constraints) else Constraints(keep=keep)
+    settings = (settings or Settings()).model_copy(update={"plan": constraints})
+    source = model.config.name_or_path
+    objective, known = objective_of(
+        model, batches, loss, task, method=method_of(settings.score), home=home_directory(model)
+    )
+    smaller, report = shrink_model(model, anatomy, objective, known, settings=settings)
+    let_it_save_itself(model, smaller, source=source or "")
+    return model, report
 
 
 def save(
@@ -253,18 +284,18 @@ def save(
     """
     model = unwrapped(model, use="save")
     refuse_own_code(model)
-    anatomy, out, home = inspect(model), Path(directory), _source_of(model)
+    anatomy, out, home = inspect_model(model), Path(directory), home_directory(model)
     if home is not None:
         refuse_source(out, home)
     removed = plan.remove if plan else ()
-    taken = (plan.budget.get("saves") or {}).get("parameters") if plan else 0
-    size = count_parameters(model)
+    saves = (plan.budget.get("saves") or {}) if plan else {"parameters": 0}
+    size, kept = count_parameters(model), len(anatomy.heads)
     saved = InMemory(model, anatomy, home, tokenizer=tokenizer, max_shard_size=max_shard_size)
 
     def results(written: Written, weights: int) -> Results:
         return Results(
-            heads=(len(anatomy.heads) + len(removed), len(anatomy.heads)),
-            parameters=(None if taken is None else size + taken, size),
+            heads=(kept + len(removed), kept),
+            parameters=(size + saves["parameters"] if "parameters" in saves else None, size),
             proofs=written.proofs,
             weights_bytes=((weights_bytes(home) or None) if home else None, weights),
             removed=tuple(map(str, removed)),
@@ -276,19 +307,10 @@ def save(
     def documents(results: Results) -> dict[str, str]:
         if plan is None and scores is None:
             return {}
-        source = None
-        if home is not None:
-            source = ModelSource(home.name, home, None, model.config)
+        source = ModelSource(home.name, home, None, model.config) if home else None
         return documents_of(results, plan, scores, source=source)
 
     outcome = finish(
         out, overwrite=overwrite, write=saved.write, results=results, documents=documents
     )
     return outcome.loads_with
-
-
-def _source_of(model: PreTrainedModel) -> Path | None:
-    """Return the directory that a model was loaded from, before it was pruned, if it is there."""
-    saving = own_save(model)
-    home = home_of(model.config.name_or_path or (saving.source if saving else ""))
-    return home and root_of(home)

@@ -1,7 +1,7 @@
 """What of a model can be pruned, and by which method, proven: its tiny clone is masked and cut, and both must say the same."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -21,6 +21,7 @@ from headprune.surgery import cut
 # fp32 rounding of a small model, relative to its largest output (or 1); heads of the clone move them by 0.1 and more.
 _TOLERANCE = 5e-5
 _LEAST_EFFECT = 1e-3
+_NATIVE = 4  # of the methods, those that change nothing but numbers of heads
 
 Method = Callable[[Pattern], Pattern]
 """Settles how an attention is cut, and how it runs then."""
@@ -57,7 +58,7 @@ def _proven(probed: Probe) -> tuple[tuple[Pattern, ...], dict[str, str]]:
 
 
 def _settled(
-    probed: Probe, patterns: Sequence[Pattern], methods: Iterator[Method]
+    probed: Probe, patterns: Sequence[Pattern], methods: Iterable[Method]
 ) -> tuple[tuple[Pattern, ...] | None, float]:
     """Return patterns cut by the first method that passes (None: none does), and the least difference that was seen."""
     least = float("inf")
@@ -70,17 +71,21 @@ def _settled(
 
 
 def _class_by_class(probed: Probe, refused: dict[str, str]) -> Iterator[Pattern]:
-    """Find a method for each class of attentions, or for its members where they differ; say of the others why there is none."""
+    """Find a method for each class of attentions, or for each member where they can't all run with fewer heads.
+
+    Those that pass by no method are added to ``refused``.
+    """
     for members in _by_class(probed.patterns):
-        for group in (members,) if len(members) == 1 else (members, *([m] for m in members)):
-            settled, least = _settled(probed, group, iter((*_methods(), _full_size_weights)))
-            if settled is not None:
-                yield from settled
-            elif len(group) == 1:
+        together, _ = _settled(probed, members, _methods()[:_NATIVE])
+        if together is not None:
+            yield from together
+            continue
+        for pattern in members:
+            settled, least = _settled(probed, [pattern], (*_methods(), _full_size_weights))
+            if settled is None:
                 reason = "cutting heads of a small copy is not the same as masking them"
-                refused |= {pattern.path: f"{reason} ({least:.1e})" for pattern in group}
-            if settled is not None and group is members:
-                break
+                refused[pattern.path] = f"{reason} ({least:.1e})"
+            yield from settled or ()
 
 
 def _by_class(patterns: Sequence[Pattern]) -> list[list[Pattern]]:
@@ -91,12 +96,12 @@ def _by_class(patterns: Sequence[Pattern]) -> list[list[Pattern]]:
     return list(groups.values())
 
 
-def _methods() -> Iterator[Method]:
-    """Yield the methods, from the one that saves most to the one that nearly always works."""
+def _methods() -> list[Method]:
+    """Return the methods, from the one that saves most to the one that nearly always works; the first few are native."""
     choices = ((False, False), (False, True), (True, False), (True, True))
     native: list[Method] = [partial(_native, config=c, ambiguous=other) for c, other in choices]
-    for method in (*native, _zero_padded, _only_wholly_owned):
-        yield partial(_where_called, method=method)
+    methods = (*native, _zero_padded, _only_wholly_owned)
+    return [partial(_where_called, method=method) for method in methods]
 
 
 def _where_called(pattern: Pattern, *, method: Method) -> Pattern:

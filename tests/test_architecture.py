@@ -44,7 +44,6 @@ ORDER = [
     "runs",
     "gate",
     "report",
-    "subject",
     "workflows",
     "api",
     "cli",

@@ -18,10 +18,10 @@ from lawful import is_lawful
 from safetensors.torch import load_file, save_file
 
 import headprune as hp
-from headprune.config import Recipe
+from headprune.config import Settings
 from headprune.gate import write_baseline
 from headprune.report.terminal import ConsoleProgress
-from headprune.workflows import evaluate
+from headprune.workflows.evaluate import evaluate
 
 PAIRS = 200
 SEED = 0
@@ -436,10 +436,10 @@ def ground(tmp_path_factory):
     toy_tokenizer().save_pretrained(here / "pruned")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
-        recipe = Recipe(model="m", data="d.csv", latency=False)
+        settings = Settings.of(model="m", data="d.csv", latency=False)
         write_baseline(
             Path("baseline.json"),
-            evaluate(recipe, progress=ConsoleProgress(quiet=True, verbose=False)),
+            evaluate(settings, progress=ConsoleProgress(quiet=True, verbose=False)),
         )
     for name, bad in DATA.items():
         if callable(bad.make):

@@ -92,10 +92,10 @@ def test_the_loss_is_the_model_s_own(family, padded):
 def test_scores_of_an_encoder_decoder_are_made_with_them():
     model, batch = model_of("Bart"), batch_for("Bart")
     (given,) = with_decoder_inputs(model, [batch])
-    scores = [hp.score(model, [one], loss=by_token) for one in (batch, given)]
+    scores = [hp.score(model, [one], loss=by_token, method="gradient") for one in (batch, given)]
     assert scores[0].values == scores[1].values
     first = {**given, "decoder_input_ids": given["input_ids"]}
-    assert hp.score(model, [first], loss=by_token).values != scores[0].values
+    assert hp.score(model, [first], loss=by_token, method="gradient").values != scores[0].values
 
 
 def test_labels_that_are_no_sequences_leave_the_decoder_alone():

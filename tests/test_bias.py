@@ -8,9 +8,9 @@ import torch
 from families import build, real_outputs, sentences, token_inputs
 
 import headprune as hp
-from headprune.config import Recipe, Settings
+from headprune.config import Settings
 from headprune.surgery import add_zero_biases, remove_biases
-from headprune.workflows.course import check_course
+from headprune.workflows.validate import check_settings
 
 KNOW_THEM = ("llama", "qwen3")
 
@@ -102,4 +102,4 @@ def test_prune_takes_biases_back_that_nothing_moved(prune, run_here):
 def test_a_bias_is_allowed_not_asked_for():
     """So that a recipe of others that allows one goes with any other setting."""
     for said in ({"reconstruct": "none", "keep": 0.5}, {"max_drop": "1%"}):
-        check_course(Recipe.from_settings(Settings.of(recipe="flap", **said)))
+        check_settings(Settings.of(recipe="flap", **said))

@@ -13,7 +13,8 @@ from families import build, sentences
 from rich.console import Console
 
 import headprune as hp
-from headprune.config import Recipe
+from headprune.config import Settings
+from headprune.config.checks import methods_of
 from headprune.evaluation import metric_with_interval, predict
 from headprune.heads import HeadId, SiteId
 from headprune.plans import HeadScores
@@ -22,13 +23,13 @@ from headprune.report.terminal import ConsoleProgress
 from headprune.runtime.journal import Journal
 from headprune.scoring.catalogue import METHODS, Method
 from headprune.scoring.request import Estimate
-from headprune.subject import calibration_rows, open_subject
 from headprune.tasks.catalogue import METRICS, TASKS, MetricRow
 from headprune.tasks.rows import noted_rows
 from headprune.tasks.task import get_task
-from headprune.workflows.course import by_method
-from headprune.workflows.scores import compute_each
-from headprune.workflows.tolerance import plan_within, rows_in_three
+from headprune.workflows.plan import plan_for
+from headprune.workflows.rows import Purpose, separate_rows
+from headprune.workflows.score import score_each
+from headprune.workflows.session import open_session
 
 
 @pytest.fixture(scope="module")
@@ -407,25 +408,21 @@ def test_a_drop_is_how_much_worse_the_metric_is_on_the_rows_that_decide(place, m
         "reconstruct": "none",
         "max_drop": "100000%",
     }
-    recipe = Recipe(model=str(place / model), data=str(place / data), batch_size=8, **settings)
+    asked = Settings.of(model=str(place / model), data=str(place / data), batch_size=8, **settings)
     progress = ConsoleProgress(quiet=True, verbose=False)
-    subject = open_subject(recipe, progress=progress)
-    anatomy = hp.inspect(subject.model)
-    kinds = rows_in_three(subject, progress=progress, chose=())
+    session = open_session(asked, progress=progress)
+    parts = separate_rows(session, Purpose(decides=True))
+    kinds = (parts.calibrate, parts.decide, parts.report)
     inputs = [{example.input_digest for example in rows.examples} for rows in kinds]
     assert not inputs[0] & inputs[1]
     assert not inputs[2] & (inputs[0] | inputs[1])
-    scored, plan = plan_within(
-        subject, anatomy, kinds[0], kinds[1], progress=progress, keep_parts=False
-    )
+    scored, plan = plan_for(session, parts, show=lambda *_: None, keep_parts=False)
     assert set(noted_rows(kinds[1].examples)) <= set(scored.scores.rows)
-    batches = subject.batches(kinds[1].examples)
-    whole = predict(subject.model, subject.task, batches=batches)
-    with hp.masked(subject.model, plan.remove, anatomy=anatomy):
-        left = predict(subject.model, subject.task, batches=batches)
-    values = [
-        metric_with_interval(found, subject.statistic(), seed=0).value for found in (whole, left)
-    ]
+    batches = session.batches(kinds[1].examples)
+    whole = predict(session.model, session.task, batches=batches)
+    with hp.masked(session.model, plan.remove, anatomy=session.anatomy):
+        left = predict(session.model, session.task, batches=batches)
+    values = [metric_with_interval(found, session.metric, seed=0).value for found in (whole, left)]
     worse = values[1] - values[0] if model == "decoder" else values[0] - values[1]
     last = plan.budget["looks"][-1]
     assert last["drop"] == pytest.approx(worse, rel=1e-6, abs=1e-9)
@@ -559,14 +556,18 @@ def test_several_methods_run_what_they_share_once(place):
     progress = ConsoleProgress(quiet=True, verbose=False)
     runs = {}
     for methods in (("fisher",), ("fisher", "gradient", "gradient:batch", "fisher:batch")):
-        recipe = Recipe(
-            model=str(place / "classifier"), data=str(place / "data.csv"), seed=len(methods)
+        asked = Settings.of(
+            model=str(place / "classifier"),
+            data=str(place / "data.csv"),
+            seed=len(methods),
+            methods=methods,
         )
-        subject = open_subject(recipe.model_copy(update={"methods": methods}), progress=progress)
-        anatomy, rows = hp.inspect(subject.model), calibration_rows(subject, progress=progress)
+        session = open_session(asked, progress=progress)
+        rows = separate_rows(session, Purpose(reports=False)).calibrate
+        assert session.anatomy.heads
         forwards = []
-        subject.model.register_forward_pre_hook(lambda *_, count=forwards: count.append(1))
-        found = compute_each(subject, by_method(subject.recipe), anatomy, rows, progress=progress)
+        session.model.register_forward_pre_hook(lambda *_, count=forwards: count.append(1))
+        found = score_each(session, methods_of(asked.score), rows, plan=asked.plan)
         assert tuple(found) == methods
         runs[methods] = len(forwards)
     alone, together = runs.values()
@@ -1311,7 +1312,7 @@ def test_an_unexpected_failure_is_never_the_gate_s_no(headprune, monkeypatch, su
     def broken(*_args, **_kwargs):
         raise surprise("surprise")
 
-    monkeypatch.setattr("headprune.workflows.score", broken)
+    monkeypatch.setattr("headprune.workflows.score.score", broken)
     code, _out, err = headprune("score", "classifier", "--data", "data.csv")
     assert code == 2
     assert "HEADPRUNE_DEBUG=1" in err
@@ -1331,7 +1332,7 @@ def test_a_failure_of_the_system_is_named_with_its_file(headprune, monkeypatch, 
     def broken(*_args, **_kwargs):
         raise OSError(number, os.strerror(number), "somewhere/rows.csv")
 
-    monkeypatch.setattr("headprune.workflows.score", broken)
+    monkeypatch.setattr("headprune.workflows.score.score", broken)
     code, _out, err = headprune("score", "classifier", "--data", "data.csv")
     assert code == 2
     assert f"rows.csv: {os.strerror(number)}" in err
@@ -1372,16 +1373,16 @@ def test_ctrl_c_is_130_and_leaves_nothing(headprune, place, monkeypatch):
 
 
 def test_a_proof_that_fails_is_exit_1_and_nothing_is_saved(headprune, place, monkeypatch):
-    from headprune.workflows import delivery
+    from headprune.workflows import prune
 
-    real = delivery.cut
+    real = prune.cut
 
     def wrong(model, anatomy, **options):
         made = real(model, anatomy, **options)
         model.bert.encoder.layer[0].attention.self.query.weight.data.mul_(1.5)
         return made
 
-    monkeypatch.setattr(delivery, "cut", wrong)
+    monkeypatch.setattr(prune, "cut", wrong)
     code, _out, err = headprune(*PRUNE)
     assert code == 1
     assert "'masked == pruned' failed" in err

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from headprune.config import DEMO, SECTION_OF, Constraints, Recipe, load_settings, merged
+from headprune.config import DEMO, SECTION_OF, Constraints, Settings, load_settings, merged
 from headprune.errors import ConfigError, HeadpruneError
-from headprune.subject import evaluation_source
+from headprune.workflows.rows import evaluation_source
 
 ROOT = Path(__file__).parent.parent
 
@@ -181,7 +181,7 @@ def test_the_split_that_reports_goes_with_the_data_that_it_is_of():
     st.sampled_from(["data", "eval_data", "split", "eval_split"]),
 )  # fmt: skip
 def test_a_command_that_measures_measures_what_was_said(read, name):
-    recipe = Recipe(**merged({**FILE, **read}, {name: "said"}, measures=True))
-    assert "said" in evaluation_source(recipe)
+    data = Settings.of(**merged({**FILE, **read}, {name: "said"}, measures=True)).data
+    assert "said" in evaluation_source(data)
     if name == "data":
-        assert evaluation_source(recipe) == ("said", None)
+        assert evaluation_source(data) == ("said", None)

@@ -18,7 +18,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 import headprune as hp
 import headprune.scoring.gates as gates_module
 from headprune.batch import Batch, as_batches
-from headprune.config import Recipe
+from headprune.config import Settings
 from headprune.errors import ConfigError
 from headprune.heads import HeadId
 from headprune.passes import RunContext
@@ -27,7 +27,7 @@ from headprune.runtime.journal import Journal
 from headprune.scoring.derivatives import derivatives
 from headprune.scoring.gates import open_probability, sample, settled
 from headprune.scoring.request import ScoreRequest
-from headprune.workflows.scores import check_course
+from headprune.workflows.validate import check_settings
 
 PLACES = torch.tensor([-4.0, -1.0, -0.3, 0.0, 0.8, 2.0, 5.0], dtype=torch.float64)
 
@@ -303,9 +303,9 @@ def test_rows_of_one_example_share_their_gates():
 
 
 def test_gates_are_trained_once_by_one_process():
-    recipe = Recipe(method="gates", keep=0.5)
-    check_course(recipe, world=World())
+    settings = Settings.of(method="gates", keep=0.5)
+    check_settings(settings, world=World())
     with pytest.raises(ConfigError, match="in one process"):
-        check_course(recipe, world=World(0, 2))
+        check_settings(settings, world=World(0, 2))
     with pytest.raises(ConfigError, match="use another method than ablation, shapley, gates"):
-        check_course(recipe.model_copy(update={"steps": 2}))
+        check_settings(settings.replaced(steps=2))

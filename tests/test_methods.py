@@ -11,7 +11,7 @@ from test_scoring import one_row_at_a_time, setting
 
 import headprune as hp
 from headprune.batch import Batch, as_batches
-from headprune.config import Recipe
+from headprune.config import ScoreSpec
 from headprune.errors import DataError, UnsupportedError
 from headprune.masking import gated
 from headprune.passes import RunContext
@@ -330,7 +330,9 @@ def test_an_order_ends_where_nothing_is_left_to_lose(monkeypatch):
 
 def test_standardized_layers_have_mean_0_and_deviation_1():
     model, batch, loss = setting("bert")
-    scores = hp.score(model, [batch], loss=loss, method="fluctuation", normalize="standard")
+    scores = hp.score(
+        model, [batch], loss=loss, method=hp.ScoreSpec(method="fluctuation", normalize="standard")
+    )
     by_layer = torch.tensor(scores.values).view(3, 6)
     assert by_layer.mean(1) == pytest.approx(torch.zeros(3), abs=1e-6)
     assert by_layer.std(1) == pytest.approx(torch.ones(3), abs=1e-6)
@@ -341,9 +343,9 @@ def test_standardized_layers_have_mean_0_and_deviation_1():
 
 def test_every_row_of_the_catalogue_has_a_function_and_a_setting():
     assert all(callable(row.load()) and row.name == name for name, row in METHODS.items())
-    assert all(Recipe(method=method).method == method for method in METHODS)
+    assert all(ScoreSpec(method=method).method == method for method in METHODS)
     with pytest.raises(ValueError, match="did you mean 'gradient'"):
-        Recipe(method="gradent")
+        ScoreSpec(method="gradent")
 
 
 def test_what_a_row_says_of_rows_and_derivatives_is_so():

@@ -119,12 +119,12 @@ def test_the_command_line_leaves_with_2_where_a_proof_could_not_be_run(
 
 
 def test_memory_that_runs_out_is_told_as_such(command_line, monkeypatch):
-    import headprune.workflows
+    import headprune.workflows.score
 
     def run_out(*_args, **_kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(headprune.workflows, "score", run_out)
+    monkeypatch.setattr(headprune.workflows.score, "score", run_out)
     code, _out, err = command_line("score", "demo:minilm")
     assert code == 2
     assert "memory ran out: CUDA out of memory" in err

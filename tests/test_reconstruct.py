@@ -26,7 +26,7 @@ from headprune.surgery import RECONSTRUCT_METHODS, HeldOut, Measured, reconstruc
 from headprune.surgery.fit import fit, projection_weights, write_weights
 from headprune.surgery.least_squares import FOLDS, no_sums, solve
 from headprune.tasks.metrics import spearman
-from headprune.workflows.reconstruction import best_of
+from headprune.workflows.reconstruct import best_of
 
 
 def refit(model, anatomy, *, batches, mask, ridge):

@@ -10,13 +10,12 @@ from families import build, sentences
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headprune import workflows
 from headprune.artefact import read_artefact
 from headprune.config import (
     OF_THE_ROWS,
     RECIPE_FILE,
     SECTION_OF,
-    Recipe,
+    Settings,
     load_settings,
     recorded_rows,
 )
@@ -24,10 +23,15 @@ from headprune.errors import ConfigError, HeadpruneError, ModelError
 from headprune.plans import HeadScores
 from headprune.runtime import local
 from headprune.runtime.local import count_noted_elsewhere, noted_hash, published_name
-from headprune.subject import open_subject
 from headprune.tasks.catalogue import METRICS
 from headprune.tasks.rows import Example, noted_rows, without_noted
+from headprune.workflows.evaluate import evaluate
+from headprune.workflows.prune import plan, prune
 from headprune.workflows.record import record_of, with_recorded_rows
+from headprune.workflows.score import score
+from headprune.workflows.session import open_session
+from headprune.workflows.stream import prune_streamed
+from headprune.workflows.sweep import sweep
 from headprune.workflows.teacher import open_teacher
 
 EVIL = "open('PWNED', 'w')\nraise SystemExit\n"
@@ -77,7 +81,7 @@ def runs(source, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setattr("datasets.config.HF_DATASETS_CACHE", str(place / ".cache"))
-        recipe = Recipe(
+        recipe = Settings.of(
             model=str(source),
             data=str(source.parent / "train.csv"),
             out=str(place / "pruned"),
@@ -88,19 +92,17 @@ def runs(source, tmp_path_factory):
             batch_size=8,
             max_length=16,
         )
-        workflows.prune(recipe, progress=Progress(), show=lambda *_: None)
-        workflows.score(recipe.model_copy(update={"run_dir": "run"}), progress=Progress())
+        prune(recipe, progress=Progress(), show=lambda *_: None)
+        score(recipe.replaced(run_dir="run"), progress=Progress())
         streamed = {"data": None, "scores": str(place / "run" / "scores.json")}
         streamed |= {
-            "batch_size": None,
+            "batch_size": "auto",
             "out": str(place / "streamed"),
             "reconstruct": None,
             "method": None,
         }
         streamed |= {"steps": None}
-        workflows.prune_unloaded(
-            recipe.model_copy(update=streamed), progress=Progress(), show=lambda *_: None
-        )
+        prune_streamed(recipe.replaced(**streamed), progress=Progress(), show=lambda *_: None)
     return recipe, place
 
 
@@ -198,7 +200,7 @@ def test_no_command_runs_the_code_that_a_file_names(run_here, command_line, comm
     assert not (run_here / "PWNED").exists()
 
 
-@pytest.mark.parametrize("use", ["evaluate", "prune", "plan", "score", "sweep"])
+@pytest.mark.parametrize("use", [evaluate, prune, plan, score, sweep])
 def test_no_command_runs_what_a_record_names(pruned, use):
     """With the record of a stranger: its data is read, its metric, model, outputs and teacher aren't."""
     (pruned / "evil.py").write_text(EVIL)
@@ -210,26 +212,31 @@ def test_no_command_runs_what_a_record_names(pruned, use):
     # The metric is looked at before the model: this stops each command right after that.
     (pruned / "tokenizer.json").unlink()
     progress = Progress()
-    recipe = Recipe(
+    recipe = Settings.of(
         model="pruned", keep=0.8, method="magnitude", steps=1, reconstruct="none", out="new"
     )
     found = with_recorded_rows(recipe, progress=progress)
-    assert found.limit == 10
-    assert Path(found.data).name == "train.csv"
-    assert (found.metric, found.teacher, found.scores, found.run_dir) == (None, None, None, None)
-    assert (found.out, found.overwrite) == ("new", False)
-    extra = {"show": print} if use in ("prune", "plan") else {}
+    assert found.data.limit == 10
+    assert Path(found.data.data).name == "train.csv"
+    assert (found.data.metric, found.distill.teacher, found.run.scores, found.run.run_dir) == (
+        None,
+        None,
+        None,
+        None,
+    )
+    assert (found.run.out, found.run.overwrite) == ("new", False)
+    extra = {"show": print} if use in (prune, plan) else {}
     with pytest.raises(ModelError, match="tokenizer"):
-        getattr(workflows, use)(recipe, progress=progress, **extra)
+        use(recipe, progress=progress, **extra)
     assert progress.text.count("pruned/evil.py") == 2
     assert not Path("PWNED").exists()
 
 
 def test_what_was_typed_goes_before_the_record(pruned):
     progress = Progress()
-    recipe = Recipe(model="pruned", limit=7)
-    assert with_recorded_rows(recipe, progress=progress).limit == 7
-    typed = Recipe(model="pruned", data="mine.csv")
+    recipe = Settings.of(model="pruned", limit=7)
+    assert with_recorded_rows(recipe, progress=progress).data.limit == 7
+    typed = Settings.of(model="pruned", data="mine.csv")
     assert with_recorded_rows(typed, progress=progress) == typed
 
 
@@ -270,31 +277,29 @@ def test_commands_recognise_the_rows_that_chose_or_say_that_they_cannot(
     pruned, source, tmp_path, monkeypatch
 ):
     progress = Progress()
-    workflows.evaluate(Recipe(model="pruned"), progress=progress)
+    evaluate(Settings.of(model="pruned"), progress=progress)
     assert "30 of these 60 rows chose the heads" in progress.text
     assert str(source.parent / "train.csv") in progress.text, "found where it lies on this machine"
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another machine"))
     progress = Progress()
-    workflows.evaluate(
-        Recipe(model="pruned", data=str(source.parent / "train.csv")), progress=progress
-    )
+    evaluate(Settings.of(model="pruned", data=str(source.parent / "train.csv")), progress=progress)
     assert "noted on another machine" in progress.text
 
 
 def test_the_source_is_found_again_on_this_machine_and_asked_for_elsewhere(
     pruned, source, tmp_path, monkeypatch
 ):
-    subject = open_subject(Recipe(model="pruned"), progress=Progress())
-    teacher = open_teacher(subject, progress=Progress())
+    subject = open_session(Settings.of(model="pruned"), progress=Progress())
+    teacher = open_teacher(subject)
     assert teacher.note["name"] == "source"
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another machine"))
     with pytest.raises(ModelError) as raised:
-        open_teacher(subject, progress=Progress())
-    assert "--teacher" in raised.value.hint
+        open_teacher(subject)
+    assert "`teacher=" in raised.value.hint
     record = {**subject.model.config.headprune, "source": {"name": str(source)}}
     subject.model.config.headprune = record
     with pytest.raises(ModelError, match="isn't known here"):
-        open_teacher(subject, progress=Progress())
+        open_teacher(subject)
 
 
 @given(text=st.text(min_size=1))
@@ -348,15 +353,15 @@ def test_names_are_published_without_their_root(parts, root):
 
 
 def test_a_record_can_be_read_as_settings_again():
-    recipe = Recipe(model="/home/x/m", data="/home/x/d.csv", out="/tmp/o", keep=0.5, seed=3)
-    again = Recipe.model_validate(yaml.safe_load(record_of(recipe)))
-    assert (again.model, again.data, again.out) == ("m", "d.csv", "o")
-    assert (again.keep, again.seed) == (0.5, 3)
+    recipe = Settings.of(model="/home/x/m", data="/home/x/d.csv", out="/tmp/o", keep=0.5, seed=3)
+    again = Settings.of(**yaml.safe_load(record_of(recipe)))
+    assert (again.model.model, again.data.data, again.run.out) == ("m", "d.csv", "o")
+    assert (again.plan.keep, again.data.seed) == (0.5, 3)
 
 
 def test_a_damaged_record_ends_in_three_parts(pruned):
     for text in ("[", "a: &a [*a]", "- 1", "data: [1]", "limit: many"):
         (pruned / RECIPE_FILE).write_text(text)
         with pytest.raises(HeadpruneError) as raised:
-            with_recorded_rows(Recipe(model="pruned"), progress=Progress())
+            with_recorded_rows(Settings.of(model="pruned"), progress=Progress())
         assert "\n  try:  " in str(raised.value)

@@ -164,7 +164,7 @@ def test_batches_are_the_same_whatever_side_the_tokenizer_pads(family, tokenizer
         tokenizer.padding_side = side
         accepts = {"input_ids", "attention_mask"}.__contains__
         batches = task.to_batches(examples, InputFormat(tokenizer, 16, None, 3, accepts))
-        scores = hp.score(build(family), batches, loss=task.loss)
+        scores = hp.score(build(family), batches, loss=task.loss, method="gradient")
         found.append(scores.values)
     assert found[0] == found[1]
 
@@ -204,8 +204,10 @@ def test_random_scores_are_the_seed_s():
 
 def test_normalised_scores_have_unit_norm_in_every_layer():
     model, batch, loss = setting("bert")
-    scores = hp.score(model, [batch], loss=loss, normalize="layer")
-    plain = hp.score(model, [batch], loss=loss)
+    scores = hp.score(
+        model, [batch], loss=loss, method=hp.ScoreSpec(method="gradient", normalize="layer")
+    )
+    plain = hp.score(model, [batch], loss=loss, method="gradient")
     for layer in range(3):
         values = torch.tensor(scores.values[6 * layer : 6 * layer + 6])
         assert values.norm().item() == pytest.approx(1.0)
@@ -252,7 +254,7 @@ def test_a_mean_over_the_batch_is_refused(bert, method):
 
 def test_one_example_has_no_standard_error(bert):
     batch = {**token_inputs(rows=1), "labels": torch.zeros(1, dtype=torch.long)}
-    assert hp.score(bert, [batch], loss=classifier_loss).standard_errors is None
+    assert hp.score(bert, [batch], loss=classifier_loss, method="gradient").standard_errors is None
 
 
 def test_a_forward_of_a_module_s_own_survives(bert):
@@ -280,5 +282,8 @@ def test_embeddings_do_not_depend_on_the_side_of_padding(family, cls):
     left = left_padded(batch)
     if family == "roberta":
         del left["position_ids"]  # it counts them from the padding itself
-    a, b = (torch.tensor(hp.score(model, [one], loss=loss).values) for one in (batch, left))
+    a, b = (
+        torch.tensor(hp.score(model, [one], loss=loss, method="gradient").values)
+        for one in (batch, left)
+    )
     assert torch.allclose(a, b, rtol=1e-5, atol=1e-5 * a.abs().max().item())

@@ -19,7 +19,7 @@ from test_processes import DyingJournal, StoppedError
 
 import headprune as hp
 from headprune.artefact import read_artefact
-from headprune.config import Recipe
+from headprune.config import Settings
 from headprune.errors import ConfigError, ModelError, PlanError
 from headprune.evaluation import metric_with_interval, predict, predict_masked
 from headprune.models.find import ModelSource
@@ -31,12 +31,12 @@ from headprune.report.charts import sweep_picture
 from headprune.report.terminal import ConsoleProgress
 from headprune.results import Sweep
 from headprune.runtime.journal import Journal
-from headprune.subject import Subject, open_subject, separate_rows
 from headprune.tasks.catalogue import TASKS
 from headprune.tasks.rows import Example, noted_rows
 from headprune.tasks.task import get_task
-from headprune.workflows.curves import measure_curves
-from headprune.workflows.sweep import lawful_points, recipes_of
+from headprune.workflows.rows import separate_rows
+from headprune.workflows.session import Session, open_session
+from headprune.workflows.sweep import compared, lawful_points, measure_curves
 
 KEEPS = (1.0, 0.7, 0.5, 0.3)
 QUIET = ConsoleProgress(quiet=True)
@@ -45,7 +45,7 @@ QUIET = ConsoleProgress(quiet=True)
 def subject_of(name, tokenizer, **settings):
     """Return a tiny model with its task, and rows."""
     task = get_task("causal-lm" if name == "llama" else "classification")
-    recipe = Recipe(model=name, max_length=16, batch_size=8, **settings)
+    asked = Settings.of(model=name, max_length=16, batch_size=8, **settings)
     if task.name == "causal-lm":
         ids = tokenizer("\n".join(sentences(60)), add_special_tokens=False)["input_ids"]
         examples = [Example(tokens=tuple(ids[at : at + 16])) for at in range(0, 320, 16)]
@@ -53,18 +53,23 @@ def subject_of(name, tokenizer, **settings):
         examples = [Example((text,), place % 2) for place, text in enumerate(sentences(20))]
     model = build(name)
     source = ModelSource(name, Path(name), None, model.config)
-    subject = Subject(recipe, source, model, tokenizer, task)
+    subject = Session(asked, source, model, tokenizer, task, QUIET)
     return subject, subject.batches(examples)
 
 
-def drawn_scores(anatomy, seed):
+def drawn_scores(anatomy, seed, method="drawn"):
     values = torch.rand(len(anatomy.heads), generator=torch.Generator().manual_seed(seed)).tolist()
-    return HeadScores(method="drawn", heads=anatomy.heads, values=tuple(values), n=0, seed=seed)
+    return HeadScores(method=method, heads=anatomy.heads, values=tuple(values), n=0, seed=seed)
 
 
-def curves_of(subject, anatomy, batches, *, context=SILENT, keeps=KEEPS):
-    scores = {name: drawn_scores(anatomy, seed) for seed, name in enumerate(("one", "two"))}
-    return measure_curves(subject, anatomy, scores, keeps=keeps, batches=batches, context=context)
+def curves_of(subject, batches, *, context=SILENT, keeps=KEEPS):
+    scores = {
+        name: drawn_scores(subject.anatomy, seed, name) for seed, name in enumerate(("one", "two"))
+    }
+    constraints = subject.settings.plan.model_copy(update={"max_drop": None})
+    return measure_curves(
+        subject, scores, keeps=keeps, constraints=constraints, batches=batches, context=context
+    )
 
 
 @pytest.fixture(scope="module", params=["bert", "llama"])
@@ -72,15 +77,15 @@ def measured(request, tokenizer):
     """Return a subject, its anatomy and batches, and its curves."""
     subject, batches = subject_of(request.param, tokenizer, max_drop=0.1)
     anatomy = inspected(subject.model)
-    return subject, anatomy, batches, *curves_of(subject, anatomy, batches)
+    return subject, anatomy, batches, curves_of(subject, batches)
 
 
 def test_the_whole_model_is_what_plain_evaluation_finds(measured):
-    subject, _anatomy, batches, curves, better = measured
+    subject, _anatomy, batches, curves = measured
     task = subject.task
     found = predict(subject.model, task, batches=batches)
-    expected = metric_with_interval(found, subject.statistic(), seed=0)
-    assert better is expected.higher_is_better is (task.metric == "accuracy")
+    expected = metric_with_interval(found, subject.metric, seed=0)
+    assert expected.higher_is_better is (task.metric == "accuracy")
     for curve in curves:
         whole = curve.points[0]
         assert (whole.keep, whole.share, whole.removed) == (1.0, 1.0, ())
@@ -90,7 +95,7 @@ def test_the_whole_model_is_what_plain_evaluation_finds(measured):
 
 
 def test_every_point_is_masking_and_evaluating_by_hand(measured):
-    subject, anatomy, batches, curves, _better = measured
+    subject, anatomy, batches, curves = measured
     model, task = subject.model, subject.task
     plain = predict(model, task, batches=batches)
     assert len({point.removed for curve in curves for point in curve.points}) == 7
@@ -98,7 +103,7 @@ def test_every_point_is_masking_and_evaluating_by_hand(measured):
         with hp.masked(model, point.removed, anatomy=anatomy):
             found = predict(model, task, batches=batches)
             lost = torch.cat([task.loss(model(**b.inputs), b).detach() for b in batches]).double()
-        metric = subject.statistic()
+        metric = subject.metric
         expected = metric_with_interval(found, metric, seed=0)
         difference = metric_with_interval(found, metric, seed=0, other=plain)
         assert point.value == pytest.approx(expected.value, rel=1e-5)
@@ -111,18 +116,18 @@ def test_every_point_is_masking_and_evaluating_by_hand(measured):
 
 
 def test_a_point_is_the_model_that_prune_would_make(measured):
-    subject, anatomy, batches, curves, _better = measured
+    subject, anatomy, batches, curves = measured
     point = curves[0].points[-1]
     smaller = hp.prune(copy.deepcopy(subject.model), point.removed)
     found = predict(smaller, subject.task, batches=batches)
-    expected = metric_with_interval(found, subject.statistic(), seed=0)
+    expected = metric_with_interval(found, subject.metric, seed=0)
     assert point.value == pytest.approx(expected.value, rel=1e-5)
     assert point.heads == len(inspected(smaller).heads) == len(anatomy.heads) - len(point.removed)
     assert point.share == pytest.approx(point.heads / len(anatomy.heads))
 
 
 def test_fewer_heads_are_some_of_the_same(measured):
-    *_rest, curves, _better = measured
+    *_rest, curves = measured
     for curve in curves:
         cuts = [set(point.removed) for point in curve.points]
         assert all(more < fewer for more, fewer in itertools.pairwise(cuts))
@@ -130,14 +135,14 @@ def test_fewer_heads_are_some_of_the_same(measured):
 
 def test_shares_are_of_the_heads_that_may_go(tokenizer):
     subject, batches = subject_of("bert", tokenizer, sites=("L0", "L2"))
-    curves, _better = curves_of(subject, inspected(subject.model), batches, keeps=(1.0, 0.5))
+    curves = curves_of(subject, batches, keeps=(1.0, 0.5))
     for curve in curves:
         assert [point.heads for point in curve.points] == [18, 12]
         assert [point.share for point in curve.points] == [1.0, 0.5]
 
 
 def test_losses_are_those_of_the_hot_path(measured):
-    subject, anatomy, batches, curves, _better = measured
+    subject, anatomy, batches, curves = measured
     points = curves[1].points
     masks = torch.tensor([[float(h not in p.removed) for h in anatomy.heads] for p in points])
     given_both = {"batches": batches, "masks": masks}
@@ -161,9 +166,8 @@ def test_a_predicted_loss_over_its_references_is_the_loss(tokenizer):
 
 def test_the_order_of_the_rows_does_not_matter(tokenizer):
     subject, batches = subject_of("bert", tokenizer)
-    anatomy = inspected(subject.model)
     turned = tuple(reversed(batches))
-    assert curves_of(subject, anatomy, turned) == curves_of(subject, anatomy, batches)
+    assert curves_of(subject, turned) == curves_of(subject, batches)
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
@@ -172,21 +176,18 @@ def test_a_sweep_that_was_killed_goes_on_and_ends_with_the_same_bytes(
     tmp_path, tokenizer, name, done
 ):
     subject, batches = subject_of(name, tokenizer)
-    anatomy = inspected(subject.model)
-    whole, _better = curves_of(subject, anatomy, batches)
+    whole = curves_of(subject, batches)
     DyingJournal.left = done
     with pytest.raises(StoppedError):
-        curves_of(subject, anatomy, batches, context=RunContext(journal=DyingJournal(tmp_path)))
+        curves_of(subject, batches, context=RunContext(journal=DyingJournal(tmp_path)))
     journal = Journal(tmp_path)
     assert journal.count() == done
-    resumed, _better = curves_of(subject, anatomy, batches, context=RunContext(journal=journal))
+    resumed = curves_of(subject, batches, context=RunContext(journal=journal))
     assert [c.model_dump_json() for c in resumed] == [c.model_dump_json() for c in whole]
     assert journal.count() == len(batches) * (1 if name == "llama" else 7)
     # Other cuts are other results.
-    other, _better = curves_of(
-        subject, anatomy, batches, context=RunContext(journal=journal), keeps=(1.0, 0.6)
-    )
-    assert other == curves_of(subject, anatomy, batches, keeps=(1.0, 0.6))[0]
+    other = curves_of(subject, batches, context=RunContext(journal=journal), keeps=(1.0, 0.6))
+    assert other == curves_of(subject, batches, keeps=(1.0, 0.6))
 
 
 def test_predictions_that_are_no_numbers_are_refused(tokenizer):
@@ -247,39 +248,47 @@ def test_the_last_within_follows_points_that_are_all_within(worst, limit):
 
 
 def test_the_limit_is_kept_by_the_worse_end_of_the_interval(measured):
-    _subject, _anatomy, _batches, curves, better = measured
+    subject, _anatomy, _batches, curves = measured
     for curve in curves:
         held = True
         for point in curve.points:
             low, high = point.difference_interval
-            held = held and (-low if better else high) <= 0.1
+            held = held and (-low if subject.metric.higher_is_better else high) <= 0.1
             assert held == (point.keep >= curve.within_drop)
 
 
 def test_points_that_can_not_be_cut_are_left_out_or_refused(capsys, tokenizer):
     anatomy = inspected(build("bert"))
-    talk = ConsoleProgress()
-    assert lawful_points(anatomy, Recipe(min_heads=2), progress=talk) == (
+
+    def points_of(**settings):
+        asked = Settings.of(**settings)
+        return lawful_points(
+            anatomy, asked.plan, points=asked.run.points, progress=ConsoleProgress()
+        )
+
+    assert points_of(min_heads=2) == (
         1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4,
     )  # fmt: skip
     told = capsys.readouterr().err
     assert "left out: `keep=0.3` keeps 5 of 18 heads, and at least 6 must be kept" in told
-    asked = Recipe(min_heads=2, points=(0.5, 0.2))
     with pytest.raises(PlanError, match=r"`keep=0.2` keeps 4 of 18"):
-        lawful_points(anatomy, asked, progress=QUIET)
+        points_of(min_heads=2, points=(0.5, 0.2))
     with pytest.raises(PlanError, match="removes no head"):
-        lawful_points(anatomy, Recipe(points=(0.99,)), progress=QUIET)
-    assert lawful_points(anatomy, Recipe(points=(0.3, 0.8, 0.3)), progress=QUIET) == (1.0, 0.8, 0.3)
+        points_of(points=(0.99,))
+    assert points_of(points=(0.3, 0.8, 0.3)) == (1.0, 0.8, 0.3)
     with pytest.raises(PlanError, match="no attention 'cross'"):
-        lawful_points(anatomy, Recipe(sites=("cross",)), progress=QUIET)
+        points_of(sites=("cross",))
 
 
 def test_methods_are_those_named_or_a_method_and_its_controls():
-    assert tuple(recipes_of(Recipe())) == ("gradient", "magnitude", "random")
-    assert tuple(recipes_of(Recipe(method="fisher"))) == ("fisher", "magnitude", "random")
-    assert tuple(recipes_of(Recipe(methods="random, ablation,random"))) == ("random", "ablation")
+    def names(**settings):
+        return tuple(score.method for score in compared(Settings.of(**settings).score))
+
+    assert names() == ("gradient", "magnitude", "random")
+    assert names(method="fisher") == ("fisher", "magnitude", "random")
+    assert names(methods="random, ablation,random") == ("random", "ablation")
     with pytest.raises(ConfigError, match="no method 'gradiant'"):
-        recipes_of(Recipe(methods=("gradiant",)))
+        names(methods=("gradiant",))
 
 
 @pytest.fixture
@@ -335,9 +344,10 @@ def test_rows_that_chose_are_not_rows_that_report(sweep, place):
     code, out, err = sweep("--methods", "gradient,magnitude", "--points", "0.5", "--json")
     assert code == 0, err
     found = json.loads(out)
-    recipe = Recipe(data="train.csv", eval_data="test.csv", model="model")
-    subject = open_subject(recipe, progress=QUIET)
-    choosing, reporting = separate_rows(subject, progress=QUIET)
+    asked = Settings.of(data="train.csv", eval_data="test.csv", model="model")
+    subject = open_session(asked, progress=QUIET)
+    parts = separate_rows(subject)
+    choosing, reporting = parts.calibrate, parts.report
     assert found["calibration"] == choosing.note
     assert found["data"] == reporting.note
     assert (found["calibration"]["n"], found["n"]) == (20, 20)
@@ -414,7 +424,7 @@ def test_what_leads_to_one_cut_is_left_aside_aloud(sweep, place):
     )
     code, out, err = sweep("--points", "0.5", "--multiple-of", "2", "--json")
     assert code == 0, err
-    assert "masked at every point: --steps, --reconstruct, --heads" in err
+    assert "masked at every point: heads, steps, reconstruct" in err
     found = json.loads(out)
     assert found["constraints"]["multiple_of"] == 2
     assert [curve["method"] for curve in found["curves"]] == ["magnitude", "random"]
@@ -425,10 +435,10 @@ def test_what_leads_to_one_cut_is_left_aside_aloud(sweep, place):
 def test_pictures_are_the_same_bytes_and_leave_settings_alone(measured):
     import matplotlib as mpl
 
-    subject, anatomy, _batches, curves, better = measured
+    subject, anatomy, _batches, curves = measured
     metric = subject.task.metric
     found = Sweep(
-        metric=metric, higher_is_better=better, n=20, num_heads=len(anatomy.heads), max_drop=0.1,
+        metric=metric, higher_is_better=subject.metric.higher_is_better, n=20, num_heads=len(anatomy.heads), max_drop=0.1,
         curves=curves, constraints={"sites": []}, objective="loss", normalize="none", limit=None, seed=0, calibration={},
         data={"name": "rows"}, model={"name": "tiny"}, versions={},
     )  # fmt: skip

@@ -5,14 +5,13 @@ from families import build, inspected
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headprune.config import Drop, Recipe
+from headprune.config import Constraints, Drop
 from headprune.errors import ConfigError
 from headprune.planning import make_plan
 from headprune.planning.constraints import with_keep
 from headprune.plans import HeadScores
 from headprune.tasks.rows import Example, draw, set_apart
-from headprune.workflows.course import is_tolerant
-from headprune.workflows.tolerance import Look, _bisect, keeps
+from headprune.workflows.plan import Look, bisect, lawful_keeps
 
 
 @pytest.mark.parametrize(
@@ -20,22 +19,17 @@ from headprune.workflows.tolerance import Look, _bisect, keeps
     [("1%", Drop(0.01, True), 0.8), ("0.02", Drop(0.02), 0.02), (0.5, Drop(0.5), 0.5), ("0%", Drop(0.0, True), 0.0)],
 )  # fmt: skip
 def test_a_drop_is_a_number_or_a_share(said, drop, of_80):
-    recipe = Recipe(max_drop=said)
+    recipe = Constraints(max_drop=said)
     assert recipe.max_drop == drop
     assert drop.of(80.0) == pytest.approx(of_80)
     assert drop.of(-80.0) == pytest.approx(of_80)
-    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+    assert Constraints.model_validate(recipe.model_dump(mode="json")) == recipe
 
 
 @pytest.mark.parametrize("said", ["much", "-1%", "nan", "inf", ""])
 def test_what_is_no_drop_is_refused(said):
     with pytest.raises(ConfigError, match="max_drop"):
-        Recipe(max_drop=said)
-
-
-def test_a_tolerance_is_the_budget_where_there_is_no_other():
-    assert is_tolerant(Recipe(max_drop="1%"))
-    assert not is_tolerant(Recipe())
+        Constraints(max_drop=said)
 
 
 @given(
@@ -51,7 +45,7 @@ def test_bisection_finds_the_deepest_cut_within_as_looking_everywhere_does(drops
         drop = drops[points.index(keep)]
         return Look(keep, drop, drop)
 
-    looks = _bisect(points, look, allowed=allowed)
+    looks = bisect(points, look, allowed=allowed)
     within = [one.keep for one in looks if one.worst <= allowed]
     everywhere = [keep for keep, drop in zip(points, drops, strict=True) if drop <= allowed]
     assert min(within, default=None) == min(everywhere, default=None)
@@ -70,13 +64,13 @@ def anatomies():
 )  # fmt: skip
 def test_only_cuts_that_can_be_made_are_looked_at(anatomies, name, settings):
     anatomy = anatomies[name]
-    recipe = Recipe(max_drop="1%", **settings)
-    found = keeps(anatomy, recipe)
+    asked = Constraints(max_drop="1%", **settings)
+    found = lawful_keeps(anatomy, asked)
     flat = HeadScores(
         method="none", heads=anatomy.heads, values=[0.0] * len(anatomy.heads), n=0, seed=0
     )
     for keep in found:
-        constraints = with_keep(recipe.settings.plan, keep)
+        constraints = with_keep(asked, keep)
         assert make_plan(flat, anatomy, constraints=constraints).remove
     assert list(found) == sorted(found, reverse=True)
     assert found[0] < 1

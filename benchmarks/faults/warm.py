@@ -19,8 +19,8 @@ from benchmarks.faults.place import read
 _FIRST = (
     "headprune.cli",
     "headprune.api",
-    "headprune.workflows",
-    "headprune.workflows.healing",
+    "headprune.workflows.prune",
+    "headprune.workflows.heal",
     "headprune.export",
     "headprune.report.heads",
     "headprune.report.terminal",

@@ -32,7 +32,7 @@ model = hp.load(sys.argv[1], device="cpu")
 hp.prune(model, json.load(open(sys.argv[2]))["remove"])
 hp.save(model, sys.argv[3])
 """
-IMPORTS = "import torch, transformers.models.llama, headprune.workflows, headprune.api"
+IMPORTS = "import torch, transformers.models.llama, headprune.workflows.prune, headprune.api"
 LOOK = """
 import json, sys, time
 import torch

@@ -56,7 +56,7 @@ def main() -> None:
                 continue
             case = SUBJECTS[name](seed, Quiet(), asked.data)
             with tempfile.TemporaryDirectory() as folder:
-                anatomy = inspect(case.subject.model)
+                anatomy = inspect(case.session.model)
                 bench = Bench(name, case, anatomy, progress=Quiet(), folder=Path(folder))
                 for contender, keep in wanted:
                     found = bench.measure(contender, CONTENDERS[contender].settings, keep=keep)
@@ -72,7 +72,7 @@ def _tell_cost(asked: argparse.Namespace) -> None:
         case = SUBJECTS[name](asked.seeds[0], Quiet(), asked.data)
         for keep in asked.keep:
             with tempfile.TemporaryDirectory() as folder:
-                anatomy = inspect(case.subject.model)
+                anatomy = inspect(case.session.model)
                 bench = Bench(name, case, anatomy, progress=Quiet(), folder=Path(folder))
                 print(f"{name} keep {keep:g}: {bench.cost({}, keep=keep):.1f} forwards", flush=True)
 

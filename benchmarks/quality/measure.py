@@ -15,22 +15,22 @@ from pydantic import BaseModel, ConfigDict
 
 from benchmarks.quality.subjects import Case
 from headprune.anatomy import Anatomy
-from headprune.config import Recipe
+from headprune.config import Settings
+from headprune.config.checks import num_steps
 from headprune.evaluation import Predictions, metric_with_interval, predict
 from headprune.footprint import kv_cache_bytes_per_token
 from headprune.masking import gated
-from headprune.passes import RunContext
 from headprune.planning import make_plan
 from headprune.plans import HeadScores, PruningPlan
 from headprune.runtime.journal import Journal
 from headprune.scoring.catalogue import get_method
-from headprune.subject import Progress, Subject
 from headprune.surgery import add_zero_biases, cut, remove_biases
 from headprune.surgery.fit import restoring
 from headprune.tasks.distill import NO_OBJECTIVE
-from headprune.workflows.course import constraints_of, method_of, steps_of
-from headprune.workflows.reconstruction import reconstruct_if_asked
-from headprune.workflows.rounds import score_with_steps
+from headprune.workflows.reconstruct import reconstruct_if_asked
+from headprune.workflows.session import Progress, Session
+from headprune.workflows.stepwise import Scoring, score_with_steps
+from headprune.workflows.validate import method_of
 
 
 class Measured(BaseModel):
@@ -80,23 +80,19 @@ class Bench:
         self, name: str, case: Case, anatomy: Anatomy, *, progress: Progress, folder: Path
     ) -> None:
         self.name, self.case, self.anatomy, self.progress = name, case, anatomy, progress
-        self.batches = case.subject.batches(case.reporting.examples)
+        self.batches = case.session.batches(case.parts.report.examples)
         self.whole = self._predict(())
         self._once: dict[str, HeadScores] = {}
         self._folder = folder
 
     def measure(self, contender: str, settings: Mapping[str, Any], *, keep: float) -> Measured:
         """Prune by a recipe, judge, and leave the model as it was."""
-        recipe = Recipe.from_settings(
-            self.case.subject.recipe.settings.replaced(keep=keep, **settings)
-        )
-        subject = replace(self.case.subject, recipe=recipe)
+        asked = self.case.session.settings.replaced(keep=keep, **settings)
+        session = replace(self.case.session, settings=asked)
         start = time.perf_counter()
-        plan = make_plan(self._scores(subject), self.anatomy, constraints=constraints_of(recipe))
-        with restoring(subject.model, self.anatomy), self._biases_allowed_by(recipe):
-            reconstructed = reconstruct_if_asked(
-                subject, self.anatomy, plan, self.case.choosing, progress=self.progress
-            )
+        plan = make_plan(self._scores(session), self.anatomy, constraints=asked.plan)
+        with restoring(session.model, self.anatomy), self._biases_allowed_by(asked):
+            reconstructed = reconstruct_if_asked(session, self.anatomy, plan, self.case.parts)
             seconds = time.perf_counter() - start
             found = self._predict(plan.remove)
         kept = None if reconstructed is None else reconstructed.kept
@@ -111,10 +107,10 @@ class Bench:
         )
 
     @contextmanager
-    def _biases_allowed_by(self, recipe: Recipe) -> Iterator[None]:
-        """Let reconstruction have biases to move, where the recipe allows it and the family knows them."""
-        model = self.case.subject.model
-        given = add_zero_biases(model, self.anatomy) if recipe.allow_bias else None
+    def _biases_allowed_by(self, settings: Settings) -> Iterator[None]:
+        """Let reconstruction have biases to move, where the settings allow it and the family knows them."""
+        model = self.case.session.model
+        given = add_zero_biases(model, self.anatomy) if settings.reconstruct.allow_bias else None
         try:
             yield
         finally:
@@ -123,7 +119,7 @@ class Bench:
 
     def _kv_cache(self, plan: PruningPlan) -> tuple[int, int] | None:
         """Cut a copy, and look at what its cache holds."""
-        model, batch = self.case.subject.model, self.batches[0]
+        model, batch = self.case.session.model, self.batches[0]
         whole = kv_cache_bytes_per_token(model, batch=batch)
         if whole is None:
             return None
@@ -139,15 +135,15 @@ class Bench:
         return seconds / ((before + self._forward_seconds()) / 2)
 
     def _forward_seconds(self) -> float:
-        subject = self.case.subject
-        batches = subject.batches(self.case.choosing.examples)
+        session = self.case.session
+        batches = session.batches(self.case.parts.calibrate.examples)
         start = time.perf_counter()
-        predict(subject.model, subject.task, batches=batches)
+        predict(session.model, session.task, batches=batches)
         return time.perf_counter() - start
 
     def _judged(self, found: Predictions, plan: PruningPlan, **told: Any) -> Measured:
-        subject = self.case.subject
-        metric, seed = subject.statistic(), subject.recipe.seed
+        session = self.case.session
+        metric, seed = session.metric, session.settings.data.seed
         value = metric_with_interval(found, metric, seed=seed)
         base = metric_with_interval(self.whole, metric, seed=seed)
         difference = metric_with_interval(found, metric, seed=seed, other=self.whole)
@@ -165,27 +161,25 @@ class Bench:
             **told,
         )
 
-    def _scores(self, subject: Subject) -> HeadScores:
-        recipe = subject.recipe
-        steps = steps_of(recipe)
-        key = f"{method_of(recipe)}-{recipe.normalize}-{steps}"
+    def _scores(self, session: Session) -> HeadScores:
+        settings = session.settings
+        spec, method = settings.score, method_of(settings.score)
+        steps = num_steps(spec, settings.plan)
+        key = f"{method}-{spec.normalize}-{steps}"
         if steps == 1 and key in self._once:
             return self._once[key]
-        method = method_of(recipe)
         needs_rows = get_method(method).needs_rows
-        objective = subject.objective(self.case.choosing.examples) if needs_rows else NO_OBJECTIVE
+        rows = self.case.parts.calibrate.examples
+        objective = session.objective(rows) if needs_rows else NO_OBJECTIVE
         # Steps that several keep ratios share (the first one) are found again.
-        context = RunContext(
-            self.progress.track, self.progress.notify, Journal(self._folder / key.replace(":", "-"))
-        )
-        found = score_with_steps(
-            subject.model, self.anatomy, objective, recipe=recipe, method=method, context=context
-        )
+        context = session.context(Journal(self._folder / key.replace(":", "-")))
+        scoring = Scoring(spec, settings.plan, settings.reconstruct, settings.data.seed)
+        found = score_with_steps(session.model, self.anatomy, objective, scoring, context=context)
         self._once[key] = found
         return found
 
     def _predict(self, gone: Any) -> Predictions:
-        model = self.case.subject.model
+        model = self.case.session.model
         gates = self.anatomy.mask(gone)
         with gated(model, self.anatomy, gates=gates.to(model.device)):
-            return predict(model, self.case.subject.task, batches=self.batches)
+            return predict(model, self.case.session.task, batches=self.batches)

@@ -1,20 +1,21 @@
 """Models with their calibration rows and the rows that report."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.quality import titles
 from benchmarks.quality.classifier import build_classifier, write_tiny_bert
-from headprune.config import DEMO, Recipe
+from headprune.config import DEMO, Settings
 from headprune.demo import cache_directory, locate_data
 from headprune.errors import DataError
 from headprune.models.find import find
 from headprune.models.load import load_model
 from headprune.models.tokenizer import load_tokenizer
 from headprune.runtime.files import staged_directory
-from headprune.subject import Progress, Rows, Subject, open_subject, separate_rows
 from headprune.tasks.rows import Example
+from headprune.workflows.rows import RowParts, Rows, separate_rows
+from headprune.workflows.session import Progress, Session, open_session
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,12 @@ class Case:
     """A subject, ready to be pruned in many ways.
 
     Args:
-        subject: The model, its recipe and its task.
-        choosing: The calibration rows.
-        reporting: The rows that report.
+        session: The model, its settings and its task.
+        parts: The rows.
     """
 
-    subject: Subject
-    choosing: Rows
-    reporting: Rows
+    session: Session
+    parts: RowParts
 
 
 Open = Callable[[int, Progress, Path | None], Case]
@@ -37,9 +36,9 @@ Open = Callable[[int, Progress, Path | None], Case]
 
 
 def _minilm(seed: int, progress: Progress, _data: Path | None, **settings: str) -> Case:
-    recipe = Recipe.from_settings(DEMO.replaced(seed=seed, **settings))
-    subject = open_subject(recipe, progress=progress)
-    return Case(subject, *separate_rows(subject, progress=progress))
+    asked = DEMO.replaced(seed=seed, **settings)
+    session = open_session(asked, progress=progress)
+    return Case(session, separate_rows(session))
 
 
 def _minilm_distill(seed: int, progress: Progress, data: Path | None) -> Case:
@@ -48,25 +47,22 @@ def _minilm_distill(seed: int, progress: Progress, data: Path | None) -> Case:
 
 def _smollm2(seed: int, progress: Progress, data: Path | None) -> Case:
     """Perplexity of the first 8,192 tokens in windows of 512; calibration on 24 windows of 256 from token 60,000 on."""
-    recipe = Recipe(model="demo:smollm2", task="causal-lm", gqa="pad", seed=seed, max_length=512)
-    subject = open_subject(recipe, progress=progress)
-    text = _needed(data, "wikitext2-raw/wiki.test.raw").read_text(encoding="utf-8")
-    tokens = subject.tokenizer(text, verbose=False)["input_ids"]
-    start = 60_000 + 24 * 256 * seed
-    return Case(
-        subject,
-        _windows(tokens[start : start + 24 * 256], 256),
-        _windows(tokens[:8192], 512),
+    asked = Settings.of(
+        model="demo:smollm2", task="causal-lm", gqa="pad", seed=seed, max_length=512
     )
+    session = open_session(asked, progress=progress)
+    text = _needed(data, "wikitext2-raw/wiki.test.raw").read_text(encoding="utf-8")
+    tokens = session.tokenizer(text, verbose=False)["input_ids"]
+    start = 60_000 + 24 * 256 * seed
+    calibrate = _windows(tokens[start : start + 24 * 256], 256)
+    return Case(session, RowParts.of(calibrate, _windows(tokens[:8192], 512)))
 
 
 def _smollm2_groups(seed: int, progress: Progress, data: Path | None) -> Case:
     """The same, whole key/value groups."""
     case = _smollm2(seed, progress, data)
-    subject = case.subject
-    recipe = subject.recipe.model_copy(update={"gqa": "group"})
-    subject = Subject(recipe, subject.source, subject.model, subject.tokenizer, subject.task)
-    return Case(subject, case.choosing, case.reporting)
+    session = replace(case.session, settings=case.session.settings.replaced(gqa="group"))
+    return Case(session, case.parts)
 
 
 def _windows(tokens: list[int], size: int) -> Rows:
@@ -79,11 +75,11 @@ def _windows(tokens: list[int], size: int) -> Rows:
 def _classifier(seed: int, progress: Progress, data: Path | None) -> Case:
     """MiniLM with a linear head for the 150 intents of CLINC150."""
     directory, train, test = build_classifier(_needed(data, "clinc150/data_full.json"))
-    recipe = Recipe(
+    asked = Settings.of(
         model=str(directory), task="classification", data=str(train), eval_data=str(test), seed=seed
     )
-    subject = open_subject(recipe, progress=progress)
-    return Case(subject, *separate_rows(subject, progress=progress))
+    session = open_session(asked, progress=progress)
+    return Case(session, separate_rows(session))
 
 
 def _titles(seed: int, progress: Progress, data: Path | None) -> Case:
@@ -92,10 +88,10 @@ def _titles(seed: int, progress: Progress, data: Path | None) -> Case:
     directory, *parts = titles.titled_requests(source, seed=seed)
     found = find(str(directory), revision=None)
     model = load_model(found, auto_class=titles.TASK.auto_class, device="auto")
-    recipe = Recipe(model=str(directory), task=titles.TASK.name, seed=seed)
-    subject = Subject(recipe, found, model, load_tokenizer(found), titles.TASK)
+    asked = Settings.of(model=str(directory), task=titles.TASK.name, seed=seed)
+    session = Session(asked, found, model, load_tokenizer(found), titles.TASK, progress)
     choosing, reporting = (Rows(tuple(part), {"n": len(part)}) for part in parts)
-    return Case(subject, choosing, reporting)
+    return Case(session, RowParts.of(choosing, reporting))
 
 
 def _needed(data: Path | None, name: str) -> Path:
@@ -112,8 +108,8 @@ def _tiny(seed: int, progress: Progress, _data: Path | None) -> Case:
     if not (directory / "config.json").is_file():
         with staged_directory(directory) as folder:
             write_tiny_bert(folder)
-    recipe = Recipe(model=str(directory), task="classification", seed=seed)
-    subject = open_subject(recipe, progress=progress)
+    asked = Settings.of(model=str(directory), task="classification", seed=seed)
+    session = open_session(asked, progress=progress)
     lines = locate_data("demo:stsb", "dev").read_text(encoding="utf-8").splitlines()
     examples = tuple(
         Example((line.split("\t")[5],), number % 2) for number, line in enumerate(lines)
@@ -121,7 +117,7 @@ def _tiny(seed: int, progress: Progress, _data: Path | None) -> Case:
     choosing, reporting = (
         Rows(part, {"n": len(part)}) for part in (examples[:32], examples[32:96])
     )
-    return Case(subject, choosing, reporting)
+    return Case(session, RowParts.of(choosing, reporting))
 
 
 SUBJECTS: dict[str, Open] = {

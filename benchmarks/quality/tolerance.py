@@ -2,14 +2,14 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from headprune.config import DEMO, Recipe
+from headprune.config import DEMO
 from headprune.evaluation import metric_with_interval, predict
-from headprune.inspection import inspect
 from headprune.masking import gated
-from headprune.subject import Progress, open_subject
 from headprune.surgery.fit import restoring
-from headprune.workflows.reconstruction import reconstruct_if_asked
-from headprune.workflows.tolerance import plan_within, rows_in_three
+from headprune.workflows.plan import plan_for
+from headprune.workflows.reconstruct import reconstruct_if_asked
+from headprune.workflows.rows import Purpose, separate_rows
+from headprune.workflows.session import Progress, open_session
 
 
 class Within(BaseModel):
@@ -40,21 +40,18 @@ class Within(BaseModel):
 
 def go_within(max_drop: str, *, seed: int, progress: Progress) -> Within:
     """Prune MiniLM on pairs of STS-B as far as a tolerance allows, and look at the test pairs."""
-    recipe = Recipe.from_settings(DEMO.replaced(seed=seed, max_drop=max_drop))
-    subject = open_subject(recipe, progress=progress)
-    model, anatomy = subject.model, inspect(subject.model)
-    choosing, deciding, reporting = rows_in_three(subject, progress=progress, chose=())
-    _scored, plan = plan_within(
-        subject, anatomy, choosing, deciding, progress=progress, keep_parts=False
-    )
-    batches = subject.batches(reporting.examples)
-    whole = predict(model, subject.task, batches=batches)
+    session = open_session(DEMO.replaced(seed=seed, max_drop=max_drop), progress=progress)
+    model, anatomy = session.model, session.anatomy
+    parts = separate_rows(session, Purpose(decides=True))
+    _scored, plan = plan_for(session, parts, show=lambda _scores, _plan: None, keep_parts=False)
+    batches = session.batches(parts.report.examples)
+    whole = predict(model, session.task, batches=batches)
     gates = anatomy.mask(plan.remove)
     with restoring(model, anatomy):
-        reconstruct_if_asked(subject, anatomy, plan, choosing, progress=progress)
+        reconstruct_if_asked(session, anatomy, plan, parts)
         with gated(model, anatomy, gates=gates):
-            left = predict(model, subject.task, batches=batches)
-    metric = subject.statistic()
+            left = predict(model, session.task, batches=batches)
+    metric = session.metric
     base = metric_with_interval(whole, metric, seed=seed).value
     value = metric_with_interval(left, metric, seed=seed).value
     interval = metric_with_interval(left, metric, seed=seed, other=whole).interval

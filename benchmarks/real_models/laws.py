@@ -31,7 +31,9 @@ def check(name: str, subject: Subject) -> Report:
     try:
         anatomy = hp.inspect(model)
         laws.append(_all_heads_are_found(anatomy, subject.heads))
-        scores = hp.score(model, subject.batches, loss=subject.loss, anatomy=anatomy)
+        scores = hp.score(
+            model, subject.batches, loss=subject.loss, method="gradient", anatomy=anatomy
+        )
         laws.append(_scores_are_numbers(scores))
         rounds.extend(
             _round(

@@ -14,14 +14,13 @@ import headprune as hp
 from benchmarks.speed.settings import Sizes
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
-from headprune.config import Recipe
+from headprune.config import Settings
 from headprune.models.facts import choose_device
-from headprune.subject import Subject, open_subject
-from headprune.subject.opened import Item
 from headprune.tasks.columns import choose_columns
 from headprune.tasks.data import read_table
 from headprune.tasks.rows import Example, draw
 from headprune.tasks.task import Task, get_task
+from headprune.workflows.session import Item, Session, open_session
 
 _ROWS_OF_REFERENCE = 32
 _FIRST_WORD = 1000  # BERT's ids before that are special tokens
@@ -142,10 +141,10 @@ def _rows_at_a_time(batch: Batch, count: int) -> tuple[Batch, ...]:
 
 
 def _minilm(sizes: Sizes, device: str) -> Case:
-    recipe = Recipe(
+    settings = Settings.of(
         model="demo:minilm", task="similarity", data="demo:stsb", split="train", device=device
     )
-    subject = open_subject(recipe, progress=Silent())
+    subject = open_session(settings, progress=Silent())
     pairs = draw(_examples(subject), sizes.rows["minilm"], seed=0)
     return _case(
         "minilm",
@@ -161,7 +160,7 @@ def _minilm(sizes: Sizes, device: str) -> Case:
 
 
 def _smollm2(sizes: Sizes, device: str) -> Case:
-    recipe = Recipe(
+    settings = Settings.of(
         model="demo:smollm2",
         task="causal-lm",
         data="demo:stsb",
@@ -171,7 +170,7 @@ def _smollm2(sizes: Sizes, device: str) -> Case:
         dtype="float32",
         device=device,
     )
-    subject = open_subject(recipe, progress=Silent())
+    subject = open_session(settings, progress=Silent())
     full = [example for example in _examples(subject) if len(example.tokens) == sizes.window]
     windows = draw(full, sizes.rows["smollm2"], seed=0)
     return _case(
@@ -186,19 +185,19 @@ def _smollm2(sizes: Sizes, device: str) -> Case:
     )
 
 
-def _examples(subject: Subject) -> tuple[Example, ...]:
-    recipe, task = subject.recipe, subject.task
-    table = read_table(str(recipe.data), split=recipe.split)
+def _examples(subject: Session) -> tuple[Example, ...]:
+    data, task = subject.settings.data, subject.task
+    table = read_table(str(data.data), split=data.split)
     columns = choose_columns(
         table,
-        texts=recipe.text,
+        texts=data.text,
         num_texts=task.row.num_texts,
         needs_label=bool(task.row.label),
     )
     return task.to_examples(table, columns, subject.input_format())
 
 
-def _few(subject: Subject, examples: Sequence[Example], batch_size: int) -> tuple[Batch, ...]:
+def _few(subject: Session, examples: Sequence[Example], batch_size: int) -> tuple[Batch, ...]:
     return subject.batches(examples, batch_size=batch_size)
 
 

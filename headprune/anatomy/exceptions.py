@@ -114,6 +114,16 @@ SAME_MATHEMATICS = {"llama": "mistral"}
 Reloading proves that it is so.
 """
 
+LLAMA_LIKE = ("llama", "mistral")
+"""Families whose mathematics is that of llama in llama.cpp."""
+UNLIKE_LLAMA = {
+    "qwen2": "its query, key and value projections have biases",
+    "qwen3": "it normalises queries and keys (q_norm, k_norm)",
+    "gemma": "its norms add 1 to their weights and its embeddings are scaled",
+    "mixtral": "its feed-forward blocks are mixtures of experts",
+    "phi3": "its projections are fused",
+}
+
 SENTENCE_ENCODERS = ("t5", "mt5", "umt5")
 """Encoder-decoders of which sentence-transformers runs the encoder alone, as ``AutoModelForTextEncoding`` loads it."""
 

@@ -50,12 +50,12 @@ def _result(call: Call, baseline: "Baseline | None" = None) -> "EvalResult":
 
     if is_file_of_results(call):
         return read_result(Path(call.settings.model.model or ""))
-    from headprune import workflows
     from headprune.footprint import size_names
     from headprune.gate import refuse_untimed
+    from headprune.workflows.evaluate import evaluate
 
     run = call.settings.run
     if baseline is not None:
         sizes = size_names(lengths=run.latency_length, rows=run.latency_batch)
         refuse_untimed(baseline, call.settings.gate, names=sizes if run.latency else ())
-    return workflows.evaluate(call.recipe, progress=call.progress, baseline=baseline)
+    return evaluate(call.settings, progress=call.progress, baseline=baseline)

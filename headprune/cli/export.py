@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 def export(call: Call) -> None:
     """Write a Llama-like model, pruned or not, as GGUF for llama.cpp, and prove it by reading it back."""
-    from headprune import workflows
     from headprune.report.terminal import key_value_table
+    from headprune.workflows.convert import export as export_model
 
-    exported = workflows.export(
-        call.recipe,
+    exported = export_model(
+        call.settings,
         gguf=call.own.gguf or Path(),
         with_tokenizer=call.own.tokenizer,
         progress=call.progress,

@@ -9,11 +9,12 @@ from headprune.cli.options import Call
 def heal(call: Call) -> None:
     """Let a pruned model learn from the one it came from, by distillation; prove it and save it anew."""
     from headprune.report.tables import prune_table
-    from headprune.workflows.healing import heal
+    from headprune.workflows.heal import heal as heal_model
 
     out = call.settings.run.out or _beside(call.settings.model.model or "")
-    recipe = call.recipe.model_copy(update={"out": out})
-    results = heal(recipe, resume=call.own.resume, progress=call.progress)
+    results = heal_model(
+        call.settings.replaced(out=out), resume=call.own.resume, progress=call.progress
+    )
     call.write(results.to_json()) if call.own.as_json else call.show(
         prune_table(results, directory=out)
     )

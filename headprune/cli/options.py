@@ -18,7 +18,6 @@ from headprune.config import (
     SECTION_OF,
     DataSpec,
     GateSpec,
-    Recipe,
     Settings,
     load_settings,
 )
@@ -210,11 +209,6 @@ class Call:
     own: OwnOptions
     progress: "ConsoleProgress"
     given: frozenset[str] = frozenset()
-
-    @property
-    def recipe(self) -> Recipe:
-        """The settings without sections."""
-        return Recipe.from_settings(self.settings)
 
     def show(self, value: Any) -> None:
         """Print a table, or text, to stdout."""

@@ -7,46 +7,35 @@ from typing import TYPE_CHECKING
 import typer
 
 from headprune.cli.options import Call
-from headprune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from headprune.config import Recipe
+    from headprune.config import Settings
     from headprune.plans import HeadScores, PruningPlan
 
 
 def prune(call: Call) -> None:
     """Remove the least important heads, prove it, save the smaller model, and check it where a file names a baseline."""
-    from headprune import gate, workflows
+    from headprune import gate
     from headprune.artefact import dump_json
     from headprune.report.tables import plan_table, prune_table
+    from headprune.workflows.prune import plan as plan_model
+    from headprune.workflows.prune import prune as prune_model
 
-    recipe = _with_output(call)
-    spec = call.settings.gate
-    baseline = gate.read_baseline(Path(spec.baseline)) if spec.baseline else None
+    settings = _with_output(call)
+    spec, progress = settings.gate, call.progress
     stream, show = call.own.stream, _shower(call)
-    if stream is None:
-        stream = workflows.is_too_large(recipe, progress=call.progress)
     if call.own.dry_run:
-        choose = workflows.plan_unloaded if stream else workflows.plan
-        plan = choose(recipe, progress=call.progress, show=show)
+        plan = plan_model(settings, progress=progress, show=show, stream=stream)
         call.write(plan.to_json()) if call.own.as_json else call.show(plan_table(plan))
-        call.progress.notify("dry run: no model was written")
+        progress.notify("dry run: no model was written")
         return
-    if stream and baseline is not None:
-        raise ConfigError(
-            "from file to file nothing is measured that could be compared with a baseline",
-            where="`baseline`",
-            hint="leave the baseline out and check the model where it fits into memory: headprune check",
-        )
+    baseline = gate.read_baseline(Path(spec.baseline)) if spec.baseline else None
     verdict = None
-    if stream:
-        results = workflows.prune_unloaded(recipe, progress=call.progress, show=show)
-    else:
-        results = workflows.prune(recipe, progress=call.progress, show=show, baseline=baseline)
+    results = prune_model(settings, progress=progress, show=show, baseline=baseline, stream=stream)
     if baseline is not None and results.after is not None:
         verdict = gate.compare(results.after, baseline, limits=spec)
     if not call.own.as_json:
-        call.show(prune_table(results, directory=str(recipe.out), verdict=verdict))
+        call.show(prune_table(results, directory=str(settings.run.out), verdict=verdict))
     elif verdict is None:
         call.write(results.to_json())
     else:
@@ -57,17 +46,17 @@ def prune(call: Call) -> None:
         raise typer.Exit(1)
 
 
-def _with_output(call: Call) -> "Recipe":
+def _with_output(call: Call) -> "Settings":
     """Return the settings with the output directory settled."""
     settings = call.settings
     if settings.run.out is not None or call.own.dry_run:
-        return call.recipe
+        return settings
     name = Path((settings.model.model or "").replace(":", "-")).absolute().name
     budget, amount = next(iter(settings.plan.budgets.items()))
     text = f"{amount:g}" if isinstance(amount, float) else str(amount).replace("%", "pct")
     kind = budget.removeprefix("target_").replace("_", "-")
     out = Path("headprune-models") / f"{name}-{kind}-{text}"
-    return call.recipe.model_copy(update={"out": str(out)})
+    return settings.replaced(out=str(out))
 
 
 def _shower(call: Call) -> "Callable[[HeadScores, PruningPlan], None]":

@@ -5,12 +5,12 @@ from headprune.cli.options import Call
 
 def score(call: Call) -> None:
     """Score every attention head on your data, and show a heatmap."""
-    from headprune import workflows
     from headprune.report.heads import agreement_table, heatmap, score_table
     from headprune.runtime.distributed import join_world, leave_world
+    from headprune.workflows.score import score as score_model
 
     world = join_world(cpu=call.settings.model.device == "cpu")
-    by_method, paths = workflows.score(call.recipe, progress=call.progress, world=world)
+    by_method, paths = score_model(call.settings, progress=call.progress, world=world)
     leave_world(world)
     if not paths:
         return

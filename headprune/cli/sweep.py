@@ -5,9 +5,9 @@ from headprune.cli.options import Call
 
 def sweep(call: Call) -> None:
     """Measure the metric against the share of heads kept, for several scores side by side, by masking."""
-    from headprune import workflows
     from headprune.report.tables import sweep_table
+    from headprune.workflows.sweep import sweep as sweep_model
 
-    curves, out = workflows.sweep(call.recipe, progress=call.progress)
+    curves, out = sweep_model(call.settings, progress=call.progress)
     call.write(curves.to_json()) if call.own.as_json else call.show(sweep_table(curves))
     call.progress.notify(f"written: {out}/sweep.json, sweep.png, sweep.svg, and the scores")

@@ -21,7 +21,7 @@ from headprune.config.sections import (
     RunSpec,
     ScoreSpec,
 )
-from headprune.config.settings import CHECK, DEMO, PRESETS, SECTION_OF, Recipe, Settings
+from headprune.config.settings import CHECK, DEMO, PRESETS, SECTION_OF, Settings
 
 __all__ = [
     "BUDGETS",
@@ -38,7 +38,6 @@ __all__ = [
     "Drop",
     "GateSpec",
     "ModelSpec",
-    "Recipe",
     "ReconstructSpec",
     "RunSpec",
     "ScoreSpec",

@@ -1,6 +1,6 @@
-"""All settings, and the temporary flat view of them."""
+"""All settings: a section for each stage."""
 
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict
@@ -106,25 +106,3 @@ DEMO = Settings.of(
     eval_split="test",
 )
 """The built-in demo: all-MiniLM-L6-v2, scored on STS-B train, reported on STS-B test."""
-
-
-class Recipe(ModelSpec, DataSpec, ScoreSpec, Constraints, ReconstructSpec, DistillSpec, RunSpec):
-    """All sections but the gate's in one: what workflows read until each takes its section."""
-
-    until: Literal["decided"] | None = None
-    max_work: float = 1 / 3
-
-    @property
-    def settings(self) -> Settings:
-        """The same in sections."""
-        names = self.model_fields_set & SECTION_OF.keys()
-        return Settings.of(**{name: getattr(self, name) for name in names})
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> "Recipe":
-        """Return the sections in one."""
-        return cls(**{k: v for k, v in settings.flat.items() if not k.startswith(CHECK)})
-
-    def to_yaml(self) -> str:
-        """Return the settings that differ from the defaults, as YAML."""
-        return self.settings.to_yaml()

@@ -14,16 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from headprune.anatomy.exceptions import LLAMA_LIKE, UNLIKE_LLAMA
 from headprune.errors import UnsupportedError
 
-FAMILIES = ("llama", "mistral")
-_REASONS = {
-    "qwen2": "its query, key and value projections have biases",
-    "qwen3": "it normalises queries and keys (q_norm, k_norm)",
-    "gemma": "its norms add 1 to their weights and its embeddings are scaled",
-    "mixtral": "its feed-forward blocks are mixtures of experts",
-    "phi3": "its projections are fused",
-}
 _ROTATED_PARTS = ("q", "k")
 _ROTATED = re.compile(r"self_attn\.([qk])_proj\.")
 _ROPE = ("default", "linear", "llama3")
@@ -74,14 +67,14 @@ def refuse_family(config: PreTrainedConfig, *, where: str) -> None:
         raise UnsupportedError(
             f"the model can't be written as GGUF: {reason}",
             where=where,
-            hint=f"{' and '.join(FAMILIES)} models can be; any pruned model runs in transformers (headprune.load)",
+            hint=f"{' and '.join(LLAMA_LIKE)} models can be; any pruned model runs in transformers (headprune.load)",
         )
 
 
 def _difference(config: PreTrainedConfig) -> str | None:
     kind = config.model_type
-    if kind not in FAMILIES:
-        reason = _REASONS.get(kind, "its mathematics isn't llama's, or not known to be")
+    if kind not in LLAMA_LIKE:
+        reason = UNLIKE_LLAMA.get(kind, "its mathematics isn't llama's, or not known to be")
         return f"it is a {kind} model: {reason}"
     window = getattr(config, "sliding_window", None)
     if window is not None and window < config.max_position_embeddings:

@@ -1,20 +1,4 @@
-"""The only place where stages meet: settings in, values out; each function is one command."""
+"""The only place where stages meet: settings in, values out; one file a command.
 
-from headprune.workflows.commands import evaluate, export, plan, prune, score
-from headprune.workflows.streaming import is_too_large, plan_unloaded, prune_unloaded
-from headprune.workflows.survey import convert, survey
-from headprune.workflows.sweep import sweep
-
-__all__ = [
-    "convert",
-    "evaluate",
-    "export",
-    "is_too_large",
-    "plan",
-    "plan_unloaded",
-    "prune",
-    "prune_unloaded",
-    "score",
-    "survey",
-    "sweep",
-]
+Nothing is imported here, so that a command loads what it needs.
+"""

@@ -15,12 +15,18 @@ from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import quiet, stock_class
 from headprune.anatomy.inputs import example_inputs
 from headprune.batch import forward, main_output
+from headprune.config import RunSpec
 from headprune.models.classes import auto_class_of, auto_classes
 from headprune.models.describe import LoadMethod
 from headprune.models.facts import weights_bytes
 from headprune.models.find import ModelSource
 from headprune.models.load import complaints
-from headprune.models.manifest import output_directory, write_manifest
+from headprune.models.manifest import (
+    output_directory,
+    refuse_source,
+    refuse_unusable_output,
+    write_manifest,
+)
 from headprune.models.save import MAX_SHARD_SIZE, write_model
 from headprune.placement import count_parameters, input_device
 from headprune.plans import HeadScores, PruningPlan
@@ -34,6 +40,9 @@ from headprune.verify import (
     reload_is_identical,
     require,
 )
+
+PROOF_ROWS = 16
+"""Rows on which masked == pruned and reload == memory are proven."""
 
 
 @dataclass(frozen=True)
@@ -222,3 +231,18 @@ def _steady_inputs(model: PreTrainedModel) -> dict[str, Tensor] | None:
         return None
     same = all(isinstance(output, Tensor) for output in outputs) and torch.equal(*outputs)
     return inputs if same else None
+
+
+def refuse_output(run: RunSpec, *, source: Path) -> None:
+    """Refuse an output directory that holds the source, or whose disk is too small.
+
+    Args:
+        run: Says where the model is to lie.
+        source: The directory that is read.
+
+    Raises:
+        CheckpointError: See above.
+    """
+    out = Path(run.out or "")
+    refuse_source(out, source)
+    refuse_unusable_output(out, overwrite=run.overwrite, needed_bytes=weights_bytes(source))

@@ -4,43 +4,45 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from headprune.config import OF_THE_ROWS, RECIPE_FILE, Recipe, merged, recorded_rows
+from headprune.config import OF_THE_ROWS, RECIPE_FILE, Settings, merged, recorded_rows
 from headprune.errors import CheckpointError
 from headprune.results import Results
 from headprune.runtime.local import note_places, place_of, published_name
-from headprune.subject import Progress
 from headprune.untrusted.directories import refuse_foreign_files
 from headprune.untrusted.documents import read_json
+from headprune.workflows.session import Progress
 
-_NAMES = ("model", "data", "eval_data", "teacher", "scores", "run_dir", "out")
+_PATHS = ("model", "data", "eval_data", "teacher", "scores", "run_dir", "out", "check.baseline")
 """Settings that may be paths."""
 
 
-def with_recorded_rows(recipe: Recipe, *, progress: Progress, measures: bool = False) -> Recipe:
-    """Return the recipe; where it names no data, with the rows of the run that made the model, and how they were judged.
+def with_recorded_rows(
+    settings: Settings, *, progress: Progress, measures: bool = False
+) -> Settings:
+    """Return the settings; where they name no data, with the rows of the run that made the model, and how they were judged.
 
     Args:
-        recipe: The settings.
+        settings: The settings.
         progress: How to talk meanwhile.
         measures: Whether one data set is read, and measured.
     """
-    home = Path(recipe.model or "")
-    recorded = home / RECIPE_FILE
-    if recipe.data is not None or recipe.model is None or not _is_file(recorded):
-        return recipe
+    home = Path(settings.model.model or "")
+    record = home / RECIPE_FILE
+    if settings.data.data is not None or settings.model.model is None or not _is_file(record):
+        return settings
     refuse_foreign_files(home)
-    known, refused = recorded_rows(recorded)
+    known, refused = recorded_rows(record)
     if "data" not in known:
-        return recipe
-    progress.notify(f"data as in {recorded}: {known['data']}")
+        return settings
+    progress.notify(f"data as in {record}: {known['data']}")
     for setting in refused:
         progress.notify(f"careful: left out, as code that a record names isn't run: {setting}")
-    said = {
+    given = {
         name: value
-        for name in recipe.model_fields_set & set(OF_THE_ROWS)
-        if (value := getattr(recipe, name)) is not None
+        for name, value in settings.flat.items()
+        if name in OF_THE_ROWS and value is not None
     }
-    return recipe.model_copy(update=merged(_with_places(known, home), said, measures=measures))
+    return settings.replaced(**merged(_with_places(known, home), given, measures=measures))
 
 
 def _is_file(path: Path) -> bool:
@@ -53,54 +55,51 @@ def _is_file(path: Path) -> bool:
 def _with_places(known: dict[str, Any], home: Path) -> dict[str, Any]:
     """Return the settings with the full paths of data that a record calls by its last name, where this machine knows them."""
     fingerprints = _fingerprints(home)
-    places = {
+    paths = {
         name: place_of(fingerprints.get(name), name=str(known[name]))
         for name in ("data", "eval_data")
         if known.get(name) is not None
     }
-    return {**known, **{name: place for name, place in places.items() if place is not None}}
+    return {**known, **{name: path for name, path in paths.items() if path is not None}}
 
 
 def _fingerprints(home: Path) -> dict[str, Any]:
-    """Return the fingerprints of the rows that made a model, as far as its documents tell."""
-    for document in ("results.json",):
-        try:
-            content = read_json(home / document)
-        except CheckpointError:  # where it matters it is read again, and named
-            continue
-        after = content.get("after")
-        reporting = after.get("data") if isinstance(after, dict) else None
-        chose = content.get("calibration")
-        return {
-            "data": chose.get("fingerprint") if isinstance(chose, dict) else None,
-            "eval_data": reporting.get("fingerprint") if isinstance(reporting, dict) else None,
-        }
-    return {}
+    """Return the fingerprints of the rows that made a model, as far as its results tell."""
+    try:
+        content = read_json(home / "results.json")
+    except CheckpointError:  # where it matters it is read again, and named
+        return {}
+    after, calibration = content.get("after"), content.get("calibration")
+    reporting = after.get("data") if isinstance(after, dict) else None
+    return {
+        "data": calibration.get("fingerprint") if isinstance(calibration, dict) else None,
+        "eval_data": reporting.get("fingerprint") if isinstance(reporting, dict) else None,
+    }
 
 
-def record_of(recipe: Recipe) -> str:
+def record_of(settings: Settings) -> str:
     """Return the record of a run, as YAML; what lies on this machine by its last name alone."""
     names = {
         name: published_name(value)
-        for name in _NAMES
-        if isinstance(value := getattr(recipe, name), str)
+        for name, value in settings.flat.items()
+        if name in _PATHS and isinstance(value, str)
     }
-    return recipe.model_copy(update=names).to_yaml()
+    return settings.replaced(**names).to_yaml()
 
 
-def note_where(recipe: Recipe, *, results: Results, model: Mapping[str, Any]) -> None:
+def note_where(settings: Settings, *, results: Results, model: Mapping[str, Any]) -> None:
     """Keep on this machine where the model and the data of a run lie: what is saved says their last names alone.
 
     Args:
-        recipe: The settings, as the user wrote them.
+        settings: The settings, as the user wrote them.
         results: What is saved.
         model: What it says of the model, its fingerprint among it.
     """
-    places = {str(model.get("fingerprint")): recipe.model}
+    data = settings.data
+    paths = {str(model.get("fingerprint")): settings.model.model}
     if results.after is not None:
-        reporting = str(results.after.data.get("fingerprint"))
-        places[reporting] = recipe.eval_data or recipe.data
-        places[str(results.calibration.get("fingerprint"))] = recipe.data
+        paths[str(results.after.data.get("fingerprint"))] = data.eval_data or data.data
+        paths[str(results.calibration.get("fingerprint"))] = data.data
     if results.heal is not None:
-        places[str(results.heal.teacher.get("fingerprint"))] = recipe.teacher
-    note_places({fingerprint: name for fingerprint, name in places.items() if name is not None})
+        paths[str(results.heal.teacher.get("fingerprint"))] = settings.distill.teacher
+    note_places({fingerprint: path for fingerprint, path in paths.items() if path is not None})

@@ -1,53 +1,52 @@
-"""The metric against the share of heads kept, method by method: scored once, cut at many points by masking."""
+"""``sweep``: the metric against the share of heads kept, method by method: scored once, cut at many points by masking."""
 
 from collections.abc import Mapping, Sequence
+from math import log, sqrt
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, fingerprint_of_batches
-from headprune.config import BUDGETS, Recipe
+from headprune.config import BUDGETS, Constraints, ScoreSpec, Settings
+from headprune.config.checks import check_score, methods_of
 from headprune.errors import PlanError
+from headprune.evaluation import Predictions, metric_with_interval, predict_masked
+from headprune.heads import HeadId
 from headprune.models.facts import versions
 from headprune.models.manifest import output_directory, refuse_unusable_output, write_manifest
 from headprune.passes import RunContext
 from headprune.placement import input_device
-from headprune.planning import make_plan
-from headprune.planning.constraints import as_dict
+from headprune.planning import knee, last_within, make_plan
+from headprune.planning.constraints import as_dict, selected_sites, with_keep
 from headprune.plans import HeadScores
 from headprune.report.charts import sweep_picture
-from headprune.results import Curve, Sweep
+from headprune.results import Curve, Sweep, SweepPoint
 from headprune.runs import FOLDER, file_name, next_run
 from headprune.runtime.journal import Journal, open_journal
-from headprune.subject import (
-    Progress,
-    Rows,
-    Subject,
-    model_note,
-    open_subject,
-    rows_that_chose,
-    separate_rows,
-)
-from headprune.workflows.commands import check_metric, inspect_for_pruning
-from headprune.workflows.course import by_method, check_course
-from headprune.workflows.curves import constraints_at, measure_curves
+from headprune.tasks.catalogue import is_logarithmic
+from headprune.workflows.plan import refusal_at
 from headprune.workflows.record import with_recorded_rows
-from headprune.workflows.scores import compute_each
+from headprune.workflows.rows import RowParts, separate_rows
+from headprune.workflows.score import resumable, score_each
+from headprune.workflows.session import Progress, Session, open_session
 
 POINTS = tuple(tenth / 10 for tenth in range(10, 0, -1))
-# They need no data: what any method must beat.
-# The best order where heads are masked and nothing is reconstructed.
 _MASKED = "gradient"
+"""The best order where heads are masked and nothing is reconstructed."""
 _CONTROLS = ("magnitude", "random")
+"""They need no data: what any method must beat."""
+
+Cut = frozenset[HeadId]
 
 
-def sweep(recipe: Recipe, *, progress: Progress) -> tuple[Sweep, Path]:
+def sweep(settings: Settings, *, progress: Progress) -> tuple[Sweep, Path]:
     """Score by several methods on the calibration rows, and measure each one's cuts on the rows that report, by masking.
 
     What is done lies beside the runs, batch by batch: stopped at any moment, the same command goes on from there.
 
     Args:
-        recipe: The settings; ``methods`` (by default ``method`` and two that need no data) and ``points`` (by default every
+        settings: The settings; ``methods`` (by default ``method`` and two that need no data) and ``points`` (by default every
             tenth that the model and the constraints allow) say what is compared.
         progress: How to talk meanwhile.
 
@@ -57,145 +56,258 @@ def sweep(recipe: Recipe, *, progress: Progress) -> tuple[Sweep, Path]:
     Raises:
         PlanError: A point that was asked for can't be cut.
     """
-    recipe = with_recorded_rows(recipe, progress=progress)
-    out = Path(recipe.out) if recipe.out else next_run("sweep")
-    refuse_unusable_output(out, overwrite=recipe.overwrite, notify=progress.notify)
-    check_metric(recipe)
-    recipe = _scored_once(recipe, progress=progress)
-    recipes = recipes_of(recipe)
-    for by_one in recipes.values():
-        check_course(by_one)
-    subject = open_subject(recipe, progress=progress)
-    anatomy = inspect_for_pruning(subject, progress=progress)
-    keeps = lawful_points(anatomy, subject.recipe, progress=progress)
-    choosing, reporting = separate_rows(
-        subject, progress=progress, chose=set(rows_that_chose(subject))
+    settings = with_recorded_rows(settings, progress=progress)
+    overwrite = settings.run.overwrite
+    out = Path(settings.run.out) if settings.run.out else next_run("sweep")
+    refuse_unusable_output(out, overwrite=overwrite, notify=progress.notify)
+    constraints = _for_any_cut(settings, progress=progress)
+    sections = compared(settings.score)
+    for section in sections:
+        check_score(section, constraints)
+    session = open_session(settings, progress=progress)
+    keeps = lawful_points(
+        session.anatomy, constraints, points=settings.run.points, progress=progress
     )
-    scored = compute_each(subject, recipes, anatomy, choosing, progress=progress)
-    scores = {method: found.scores for method, found in scored.items()}
-    batches = subject.batches(reporting.examples)
-    journal = _journal(subject, anatomy, batches)
+    parts = separate_rows(session)
+    scored = score_each(session, sections, parts.calibrate, plan=constraints)
+    scores = {method: one.scores for method, one in scored.items()}
+    journal = _journal(session, parts)
     if done := journal.count():
         progress.notify(f"going on with a sweep that was stopped; batches done: {done}")
-    context = RunContext(progress.track, progress.notify, journal, compile=recipe.compile)
-    curves, better = measure_curves(
-        subject, anatomy, scores, keeps=keeps, batches=batches, context=context
+    curves = measure_curves(
+        session,
+        scores,
+        keeps=keeps,
+        constraints=constraints,
+        batches=session.batches(parts.report.examples),
+        context=session.context(journal),
     )
-    found = _noted(subject, anatomy, curves, choosing, reporting, higher_is_better=better)
-    out = Path(recipe.out) if recipe.out else next_run("sweep")  # another may have taken the number
-    _write(found, scores, out, overwrite=recipe.overwrite)
-    for each in scored.values():
-        each.discard_journal()
+    outcome = _sweep(session, curves, parts, constraints)
+    out = (
+        Path(settings.run.out) if settings.run.out else next_run("sweep")
+    )  # it may be taken by now
+    _write(outcome, scores, out, overwrite=overwrite)
+    for one in scored.values():
+        one.discard_journal()
     journal.drop()
-    return found, out
+    return outcome, out
 
 
-def recipes_of(recipe: Recipe) -> dict[str, Recipe]:
-    """Return the recipe of every method that is compared.
+def _for_any_cut(settings: Settings, *, progress: Progress) -> Constraints:
+    """Return the plan's section without what leads to one cut only; say what is left aside."""
+    plan, spec = settings.plan, settings.reconstruct
+    single = {name: None for name in BUDGETS if name != "max_drop"} | {"rearrange": False}
+    aside = [name for name, value in single.items() if getattr(plan, name) not in (None, value)]
+    if settings.score.steps not in (None, 1):
+        aside.append("steps")
+    aside += ["reconstruct"] if spec.reconstruct not in (None, "none") else []
+    aside += ["allow_bias"] if spec.allow_bias else []
+    if aside:
+        progress.notify(
+            f"left aside, for heads are scored once, and masked at every point: {', '.join(aside)}"
+        )
+    return plan.model_copy(update={**single, "max_drop": None})
+
+
+def compared(score: ScoreSpec) -> tuple[ScoreSpec, ...]:
+    """Return how heads are scored, a section for each method that is compared: those named, or one and its controls.
 
     Raises:
         ConfigError: There is no such method.
     """
-    return by_method(recipe, recipe.method or _MASKED, *_CONTROLS)
+    once = score.model_copy(update={"steps": 1})
+    return methods_of(once, score.method or _MASKED, *_CONTROLS)
 
 
-def lawful_points(anatomy: Anatomy, recipe: Recipe, *, progress: Progress) -> tuple[float, ...]:
+def lawful_points(
+    anatomy: Anatomy, constraints: Constraints, *, points: Sequence[float], progress: Progress
+) -> tuple[float, ...]:
     """Return the keep ratios of a sweep, from the whole model (always there) on: those that ``prune`` could cut.
+
+    Args:
+        anatomy: Where the heads are.
+        constraints: What every cut keeps to.
+        points: Those that were asked for; the default grid where there are none.
+        progress: How to talk.
 
     Raises:
         PlanError: One that was asked for can't be cut, or none of the default grid, of which others are left out.
     """
-    flat = HeadScores(
-        method="none", heads=anatomy.heads, values=(0.0,) * len(anatomy.heads), n=0, seed=0
-    )
-    asked = sorted({*(recipe.points or POINTS)} - {1.0}, reverse=True)
-    lawful, refused = [1.0], []
-    for keep in asked:
-        try:
-            make_plan(flat, anatomy, constraints=constraints_at(recipe, keep))
-        except PlanError as error:
-            if recipe.points:
-                raise
-            refused.append(error)
-        else:
+    keeps = sorted({*(points or POINTS)} - {1.0}, reverse=True)
+    lawful: list[float] = [1.0]
+    refused: list[PlanError] = []
+    for keep in keeps:
+        refusal = refusal_at(anatomy, constraints, keep)
+        if refusal is None:
             lawful.append(keep)
-    if len(refused) == len(asked) and refused:
+        elif points:
+            raise refusal
+        else:
+            refused.append(refusal)
+    if len(refused) == len(keeps) and refused:
         raise refused[-1]
-    for why in refused:
-        progress.notify(f"left out: {why.what}")
+    for refusal in refused:
+        progress.notify(f"left out: {refusal.what}")
     return tuple(lawful)
 
 
-def _scored_once(recipe: Recipe, *, progress: Progress) -> Recipe:
-    """Return the recipe without what leads to one cut only."""
-    single: dict[str, Any] = {
-        "steps": 1,
-        "reconstruct": "none",
-        "allow_bias": False,
-        "rearrange": False,
-    }
-    single |= dict.fromkeys(name for name in BUDGETS if name != "max_drop")
-    left = [
-        name
-        for name, value in single.items()
-        if getattr(recipe, name) is not None and getattr(recipe, name) != value
-    ]
-    if left:
-        named = ", ".join(f"--{name.replace('_', '-')}" for name in left)
-        progress.notify(
-            f"left aside, for heads are scored once, and masked at every point: {named}"
-        )
-    return recipe.model_copy(update={**single, "run_dir": None})
-
-
-def _journal(subject: Subject, anatomy: Anatomy, batches: Sequence[Batch]) -> Journal:
+def _journal(session: Session, parts: RowParts) -> Journal:
     """Return the journal of these evaluations; which cuts they are of is in the names that it keeps."""
     facts = {
-        "sweep": subject.task.name,
-        "heads": [str(head) for head in anatomy.heads],
-        "model": model_note(subject),
-        "batches": fingerprint_of_batches(batches),
-        "device": input_device(subject.model).type,
-        "compile": subject.recipe.compile,
+        "sweep": session.task.name,
+        "heads": [str(head) for head in session.anatomy.heads],
+        "model": session.note,
+        "batches": fingerprint_of_batches(session.batches(parts.report.examples)),
+        "device": input_device(session.model).type,
+        "compile": session.settings.score.compile,
         "versions": versions(),
     }
     return open_journal(FOLDER, facts=facts)
 
 
-def _noted(
-    subject: Subject,
-    anatomy: Anatomy,
-    curves: Sequence[Curve],
-    choosing: Rows,
-    reporting: Rows,
+def measure_curves(
+    session: Session,
+    scores: Mapping[str, HeadScores],
     *,
-    higher_is_better: bool,
+    keeps: Sequence[float],
+    constraints: Constraints,
+    batches: Sequence[Batch],
+    context: RunContext,
+) -> tuple[Curve, ...]:
+    """Plan every cut, run each that is different once, and compare it with the whole model.
+
+    Args:
+        session: The model, with its task and settings.
+        scores: Each method's.
+        keeps: The keep ratios, from 1 down.
+        constraints: What every cut keeps to.
+        batches: The rows that report.
+        context: How the work runs, and where results are kept.
+    """
+    anatomy, notify = session.anatomy, session.progress.notify
+    removals = {
+        method: [_removed(one, anatomy, constraints, keep) for keep in keeps]
+        for method, one in scores.items()
+    }
+    cuts = list(
+        dict.fromkeys([Cut(), *(Cut(cut) for removed in removals.values() for cut in removed)])
+    )
+    notify(f"{len(scores)} methods, {len(keeps)} points: {len(cuts)} different cuts to evaluate")
+    with resumable(context.journal, session.progress):
+        predictions = predict_masked(
+            session.model,
+            anatomy,
+            session.task,
+            batches=batches,
+            masks=torch.stack([anatomy.mask(cut) for cut in cuts]),
+            context=context,
+        )
+    notify(f"bootstrap: {len(cuts)} cuts, samples of {len(predictions[0].references):,} rows")
+    whole = predictions[0]
+    points = {
+        cut: _measured(session, one, whole) for cut, one in zip(cuts, predictions, strict=True)
+    }
+    may_go = len(selected_sites(anatomy, constraints.sites).heads)
+    total = len(anatomy.heads)
+    return tuple(
+        _curve(
+            session,
+            scores[method],
+            [
+                points[Cut(cut)].model_copy(
+                    update={
+                        "keep": keep,
+                        "share": 1 - len(cut) / may_go,
+                        "heads": total - len(cut),
+                        "removed": cut,
+                    }
+                )
+                for keep, cut in zip(keeps, removed, strict=True)
+            ],
+        )
+        for method, removed in removals.items()
+    )
+
+
+def _removed(
+    scores: HeadScores, anatomy: Anatomy, constraints: Constraints, keep: float
+) -> tuple[HeadId, ...]:
+    """Return the heads that are removed; of the whole model none, whatever multiples a cut would have to keep to."""
+    if keep == 1:
+        return ()
+    return make_plan(scores, anatomy, constraints=with_keep(constraints, keep)).remove
+
+
+def _measured(session: Session, predictions: Predictions, whole: Predictions) -> SweepPoint:
+    """Return what was measured of a cut; which one it is, is filled in by the curve."""
+    seed = session.settings.data.seed
+    value = metric_with_interval(predictions, session.metric, seed=seed)
+    difference = metric_with_interval(predictions, session.metric, seed=seed, other=whole)
+    losses = predictions.losses
+    assert losses is not None
+    return SweepPoint(
+        keep=1.0,
+        share=1.0,
+        heads=0,
+        removed=(),
+        value=value.value,
+        interval=value.interval,
+        difference=difference.value,
+        difference_interval=difference.interval,
+        loss=float(losses.mean()),
+        loss_standard_error=float(losses.std(ddof=1)) / sqrt(len(losses)),
+    )
+
+
+def _curve(session: Session, scores: HeadScores, points: Sequence[SweepPoint]) -> Curve:
+    """Return a method's points, with where the curve bends and how far the allowed drop goes."""
+    higher_is_better, max_drop = session.metric.higher_is_better, session.settings.plan.max_drop
+    sign = 1 if higher_is_better else -1
+    is_log = is_logarithmic(session.metric_name)
+    worth = [sign * (log(point.value) if is_log else point.value) for point in points]
+    bend = knee([point.share for point in points], worth)
+    last = None
+    if max_drop is not None:
+        ends = [point.difference_interval for point in points]
+        drops = [-low if higher_is_better else high for low, high in ends]
+        last = last_within(drops, max_drop.of(points[0].value))
+    return Curve(
+        method=scores.method,
+        scored_on=scores.n,
+        points=tuple(points),
+        knee=None if bend is None else points[bend].keep,
+        within_drop=None if last is None else points[last].keep,
+    )
+
+
+def _sweep(
+    session: Session, curves: Sequence[Curve], parts: RowParts, constraints: Constraints
 ) -> Sweep:
-    recipe = subject.recipe
+    settings, max_drop = session.settings, session.settings.plan.max_drop
     return Sweep(
-        metric=subject.metric,
-        higher_is_better=higher_is_better,
-        n=len(reporting.examples),
-        num_heads=len(anatomy.heads),
-        max_drop=recipe.max_drop and recipe.max_drop.of(curves[0].points[0].value),
+        metric=session.metric_name,
+        higher_is_better=session.metric.higher_is_better,
+        n=len(parts.report.examples),
+        num_heads=len(session.anatomy.heads),
+        max_drop=max_drop and max_drop.of(curves[0].points[0].value),
         curves=tuple(curves),
-        constraints=as_dict(constraints_at(recipe, 1.0)),
-        objective=recipe.objective,
-        normalize=recipe.normalize,
-        limit=recipe.limit,
-        seed=recipe.seed,
-        calibration=choosing.note,
-        data=reporting.note,
-        model=model_note(subject),
+        constraints=as_dict(constraints),
+        objective=settings.score.objective,
+        normalize=settings.score.normalize,
+        limit=settings.data.limit,
+        seed=settings.data.seed,
+        calibration=parts.calibrate.note,
+        data=parts.report.note,
+        model=session.note,
         versions=versions(),
     )
 
 
-def _write(found: Sweep, scores: Mapping[str, HeadScores], out: Path, *, overwrite: bool) -> None:
+def _write(outcome: Sweep, scores: Mapping[str, HeadScores], out: Path, *, overwrite: bool) -> None:
     with output_directory(out, overwrite=overwrite) as staging:
-        (staging / "sweep.json").write_text(found.to_json(), encoding="utf-8")
+        (staging / "sweep.json").write_text(outcome.to_json(), encoding="utf-8")
         for method, values in scores.items():
             (staging / file_name(method)).write_text(values.to_json(), encoding="utf-8")
         for kind in ("png", "svg"):
-            (staging / f"sweep.{kind}").write_bytes(sweep_picture(found, kind=kind))
+            (staging / f"sweep.{kind}").write_bytes(sweep_picture(outcome, kind=kind))
         write_manifest(staging)

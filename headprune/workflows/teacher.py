@@ -17,12 +17,12 @@ from headprune.models.manifest import refuse_source
 from headprune.models.tokenizer import load_tokenizer
 from headprune.placement import values_of
 from headprune.runtime.local import place_of, published_name
-from headprune.subject import Progress, Subject
 from headprune.tasks.batches import fill_with_zero
 from headprune.tasks.rows import Example
 from headprune.tasks.task import Task, get_task
+from headprune.workflows.session import Session
 
-_ANOTHER = "name the model that it was pruned from: --teacher MODEL"
+_ANOTHER = "name the model that it was pruned from: `teacher=MODEL`"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Teacher:
     note: dict[str, Any]
 
 
-def open_teacher(subject: Subject, *, progress: Progress) -> Teacher:
+def open_teacher(session: Session) -> Teacher:
     """Find and load the teacher, and see that it is the source of the student, or at least speaks its language.
 
     Raises:
@@ -43,25 +43,25 @@ def open_teacher(subject: Subject, *, progress: Progress) -> Teacher:
         ConfigError: The student doesn't say what it was pruned from, and no teacher is named.
         ModelError: The teacher can't be found, isn't what the student was pruned from, or has another vocabulary or head.
     """
-    recipe = subject.recipe
-    source, recorded = _find_teacher(subject)
-    refuse_source(Path(recipe.out or ""), source.directory)
+    settings = session.settings
+    source, recorded = _find_teacher(session)
+    refuse_source(Path(settings.run.out or ""), source.directory)
     tokenizer = load_tokenizer(source)
     task = get_task(
-        subject.task.name, model_directory=source.root, config=source.config, tokenizer=tokenizer
+        session.task.name, model_directory=source.root, config=source.config, tokenizer=tokenizer
     )
     try:
         model = load_model(
             source,
             auto_class=task.auto_class,
-            device=recipe.device,
-            dtype=recipe.dtype,
-            notify=progress.notify,
+            device=settings.model.device,
+            dtype=settings.model.dtype,
+            notify=session.progress.notify,
         )
     except ModelError as error:
         raise ModelError(
             f"the teacher {source.name} has no head for {task.name}: {error.what}",
-            where="--teacher",
+            where="`teacher`",
             hint=_ANOTHER,
         ) from error
     note = {
@@ -69,48 +69,48 @@ def open_teacher(subject: Subject, *, progress: Progress) -> Teacher:
         "revision": source.revision,
         "fingerprint": fingerprint(model),
     }
-    if recorded and recorded not in (note["fingerprint"], _as_pruned(model, subject.model.dtype)):
+    if recorded and recorded not in (note["fingerprint"], _as_pruned(model, session.model.dtype)):
         raise ModelError(
-            f"{source.name} is no longer the model that {subject.source.name} was pruned from (its weights differ)",
-            where=f"{subject.source.directory}/config.json (headprune.source)",
-            hint=f"bring it back, or say --teacher {source.name} if it is meant",
+            f"{source.name} is no longer the model that {session.source.name} was pruned from (its weights differ)",
+            where=f"{session.source.directory}/config.json (headprune.source)",
+            hint=f"bring it back, or give `teacher={source.name}` if it is meant",
         )
-    _refuse_other_head(subject, model, name=source.name)
-    progress.notify(f"teacher {source.name}")
+    _refuse_other_head(session, model, name=source.name)
+    session.progress.notify(f"teacher {source.name}")
     return Teacher(model, task, tokenizer, note)
 
 
-def _find_teacher(subject: Subject) -> tuple[ModelSource, str | None]:
+def _find_teacher(session: Session) -> tuple[ModelSource, str | None]:
     """Return the teacher, and the fingerprint that it must have: none where the user named it."""
-    if subject.recipe.teacher is not None:
-        named = subject.recipe.teacher
-        return find(named, stock_class=subject.recipe.stock_class), None
-    record = pruning_record(subject.model.config)
+    if session.settings.distill.teacher is not None:
+        named = session.settings.distill.teacher
+        return find(named, stock_class=session.settings.model.stock_class), None
+    record = pruning_record(session.model.config)
     origin = record.get("source") or {}
     if not origin.get("name"):
         what = "doesn't say what it was pruned from" if record else "is no pruned model"
         raise ConfigError(
-            f"{subject.source.name} {what}",
-            where=f"{subject.source.directory}/config.json (headprune.source)",
+            f"{session.source.name} {what}",
+            where=f"{session.source.directory}/config.json (headprune.source)",
             hint=_ANOTHER,
         )
     name, fingerprint = str(origin["name"]), origin.get("fingerprint")
     noted = place_of(fingerprint, name=name)
     if noted is None and (Path(name).is_absolute() or fingerprint is None):
         raise ModelError(
-            f"{subject.source.name} was pruned from {Path(name).name}, and where that lies isn't known here",
-            where=f"{subject.source.directory}/config.json (headprune.source)",
+            f"{session.source.name} was pruned from {Path(name).name}, and where that lies isn't known here",
+            where=f"{session.source.directory}/config.json (headprune.source)",
             hint=_ANOTHER,
         )
     try:
         # What the student was pruned from as transformers' own class teaches as that.
-        stock_class = subject.recipe.stock_class or origin.get("own_code") is not None
+        stock_class = session.settings.model.stock_class or origin.get("own_code") is not None
         revision = origin.get("revision")
         return find(noted or name, revision=revision, stock_class=stock_class), fingerprint
     except ModelError as error:
         raise ModelError(
-            f"{name}, which {subject.source.name} was pruned from, can't be had: {error.what}",
-            where=f"{subject.source.directory}/config.json (headprune.source)",
+            f"{name}, which {session.source.name} was pruned from, can't be had: {error.what}",
+            where=f"{session.source.directory}/config.json (headprune.source)",
             hint=_ANOTHER,
         ) from error
 
@@ -120,40 +120,40 @@ def _as_pruned(model: PreTrainedModel, dtype: torch.dtype) -> str:
     return fingerprint_of((name, value, dtype) for name, value in values_of(model))
 
 
-def _refuse_other_head(subject: Subject, teacher: PreTrainedModel, *, name: str) -> None:
+def _refuse_other_head(session: Session, teacher: PreTrainedModel, *, name: str) -> None:
     """Refuse a teacher whose outputs have another width, or another order of classes.
 
     Raises:
         ModelError: It is one.
     """
-    student = subject.model
-    for fact, meaning in subject.task.row.teacher_shares.items():
+    student = session.model
+    for fact, meaning in session.task.row.teacher_shares.items():
         own, other = getattr(student.config, fact, None), getattr(teacher.config, fact, None)
         if own != other:
             raise ModelError(
-                f"the teacher {name} has other {meaning}: {other}, and {subject.source.name} has {own}",
+                f"the teacher {name} has other {meaning}: {other}, and {session.source.name} has {own}",
                 where=f"config.json ({fact})",
                 hint=_ANOTHER,
             )
 
 
-def refuse_other_words(subject: Subject, teacher: Teacher, examples: Sequence[Example]) -> None:
+def refuse_other_words(session: Session, teacher: Teacher, examples: Sequence[Example]) -> None:
     """Refuse a teacher that reads texts as other tokens than the student.
 
     Raises:
         ModelError: It does.
     """
-    same = subject.tokenizer.get_vocab() == teacher.tokenizer.get_vocab()
+    same = session.tokenizer.get_vocab() == teacher.tokenizer.get_vocab()
     if same and examples:
-        own = replace(subject.input_format(batch_size=len(examples)), fill=fill_with_zero)
+        own = replace(session.input_format(batch_size=len(examples)), fill=fill_with_zero)
         both = [
-            subject.task.to_batches(examples, replace(own, tokenizer=tokenizer))[0].inputs
-            for tokenizer in (subject.tokenizer, teacher.tokenizer)
+            session.task.to_batches(examples, replace(own, tokenizer=tokenizer))[0].inputs
+            for tokenizer in (session.tokenizer, teacher.tokenizer)
         ]
         same = all(torch.equal(value, both[1][name]) for name, value in both[0].items())
     if not same:
         raise ModelError(
-            f"the teacher {teacher.note['name']} has another vocabulary than {subject.source.name}",
+            f"the teacher {teacher.note['name']} has another vocabulary than {session.source.name}",
             where="tokenizer.json",
             hint=_ANOTHER,
         )

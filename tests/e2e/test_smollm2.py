@@ -42,7 +42,7 @@ def batches(tokenizer):
 @pytest.fixture(scope="module")
 def scores(source, batches):
     model = load_model(source, auto_class="AutoModelForCausalLM", device="cpu")
-    return hp.score(model, batches, loss=get_task("causal-lm").loss)
+    return hp.score(model, batches, loss=get_task("causal-lm").loss, method="gradient")
 
 
 FRESH = """

@@ -8,12 +8,13 @@ import transformers
 from families import build, token_inputs
 
 import headprune as hp
-from headprune.config import Recipe
+from headprune.config import Settings
 from headprune.errors import CheckpointError, ModelError
 from headprune.models.legacy import pruned_heads
 from headprune.models.load import load
-from headprune.subject import Progress
-from headprune.workflows import convert, survey
+from headprune.workflows.convert import convert
+from headprune.workflows.inspect import inspect
+from headprune.workflows.session import Progress
 
 REMOVED = {"0": [1, 4], "2": [0, 1, 2]}
 
@@ -55,11 +56,11 @@ def test_a_checkpoint_pruned_by_v4_loads_and_says_the_same(name, tmp_path):
 def test_it_is_converted_once_and_then_loads_like_any_other(tmp_path):
     assert isinstance(Silent(), Progress)
     model, inputs = as_v4(build("bert"), tmp_path / "old"), token_inputs()
-    recipe = Recipe(model=str(tmp_path / "old"))
-    found = survey(recipe, progress=Silent())
+    recipe = Settings.of(model=str(tmp_path / "old"))
+    found = inspect(recipe, progress=Silent())
     assert found.pruned_before["by"] == "transformers v4 (config.pruned_heads)"
     assert found.num_heads == 13
-    converted = convert(recipe, out=tmp_path / "new", progress=Silent())
+    converted = convert(recipe.replaced(out=str(tmp_path / "new")), progress=Silent())
     assert converted.loads_with == "remote-code"
     config = json.loads((tmp_path / "new" / "config.json").read_text())
     assert config["headprune"]["removed"] == ["L0.H1", "L0.H4", "L2.H0", "L2.H1", "L2.H2"]
@@ -68,7 +69,9 @@ def test_it_is_converted_once_and_then_loads_like_any_other(tmp_path):
     with torch.no_grad():
         assert torch.equal(again(**inputs)[0], model(**inputs)[0])
     with pytest.raises(CheckpointError, match="didn't prune this model") as caught:
-        convert(Recipe(model=str(tmp_path / "new")), out=tmp_path / "x", progress=Silent())
+        convert(
+            Settings.of(model=str(tmp_path / "new"), out=str(tmp_path / "x")), progress=Silent()
+        )
     assert "headprune pruned it, and it loads as it is" in caught.value.hint
 
 
@@ -91,7 +94,7 @@ def test_a_conversion_leaves_nothing_behind_that_made_the_checkpoint_work(tmp_pa
     }  # fmt: skip
     for name, text in files.items():
         (old / name).write_text(text)
-    convert(Recipe(model=str(old)), out=tmp_path / "new", progress=Silent())
+    convert(Settings.of(model=str(old), out=str(tmp_path / "new")), progress=Silent())
     for name, text in files.items():
         assert json.loads((tmp_path / "new" / name).read_text()) == json.loads(text), name
 
@@ -130,12 +133,15 @@ def pickled(model, directory, *, shards):
 def test_pickled_weights_are_read_after_an_explicit_yes(name, shards, tmp_path):
     model, inputs = pickled(build(name), tmp_path / "old", shards=shards), token_inputs()
     (tmp_path / "old" / "preprocessor_config.json").write_text("{}")
-    recipe = Recipe(model=str(tmp_path / "old"))
+    recipe = Settings.of(model=str(tmp_path / "old"))
     with pytest.raises(ModelError, match="pickled") as caught:
-        convert(recipe, out=tmp_path / "new", progress=Silent())
+        convert(recipe.replaced(out=str(tmp_path / "new")), progress=Silent())
     assert "--allow-pickle" in caught.value.hint
-    said = recipe.model_copy(update={"allow_pickle": True})
-    assert convert(said, out=tmp_path / "new", progress=Silent()).loads_with == "remote-code"
+    said = recipe.replaced(allow_pickle=True)
+    assert (
+        convert(said.replaced(out=str(tmp_path / "new")), progress=Silent()).loads_with
+        == "remote-code"
+    )
     assert (tmp_path / "new" / "preprocessor_config.json").is_file()
     assert not list((tmp_path / "new").glob("*.bin"))
     with torch.no_grad():
@@ -148,9 +154,9 @@ def test_a_pickle_that_lies_elsewhere_is_not_read(shards, tmp_path):
     file = sorted((tmp_path / "old").glob("*.bin"))[-1]
     file.rename(tmp_path / "elsewhere.bin")
     file.symlink_to(tmp_path / "elsewhere.bin")
-    recipe = Recipe(model=str(tmp_path / "old"), allow_pickle=True)
+    recipe = Settings.of(model=str(tmp_path / "old"), allow_pickle=True)
     with pytest.raises(ModelError, match="outside of the model's directory"):
-        convert(recipe, out=tmp_path / "new", progress=Silent())
+        convert(recipe.replaced(out=str(tmp_path / "new")), progress=Silent())
     assert not (tmp_path / "new").exists()
 
 
@@ -166,9 +172,9 @@ def test_a_pickle_that_wants_more_than_tensors_is_refused_and_not_run(tmp_path, 
     monkeypatch.chdir(tmp_path)
     pickled(build("bert"), tmp_path / "old", shards=1)
     torch.save({"weight": Runs()}, tmp_path / "old" / "pytorch_model.bin")  # noqa: TID251 - a hostile file
-    recipe = Recipe(model=str(tmp_path / "old"), allow_pickle=True)
+    recipe = Settings.of(model=str(tmp_path / "old"), allow_pickle=True)
     with pytest.raises(ModelError, match="something else than tensors"):
-        convert(recipe, out=tmp_path / "new", progress=Silent())
+        convert(recipe.replaced(out=str(tmp_path / "new")), progress=Silent())
     assert not (tmp_path / "was-run").exists()
 
 
@@ -201,7 +207,7 @@ def test_a_config_alone_is_enough_to_look(tmp_path):
     config = build("llama").config
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(tmp_path)
-    found = survey(Recipe(model=str(tmp_path), keep=0.5), progress=Silent())
+    found = inspect(Settings.of(model=str(tmp_path), keep=0.5), progress=Silent())
     assert found.num_heads == 24
     assert found.parameters == sum(p.numel() for p in build("llama").parameters())
     assert found.saves["heads"] == 12
@@ -217,5 +223,5 @@ def test_a_config_alone_is_enough_to_look(tmp_path):
 
 def test_a_config_that_names_no_class_is_looked_at_as_its_base_model(tmp_path):
     build("llama").config.save_pretrained(tmp_path)
-    found = survey(Recipe(model=str(tmp_path)), progress=Silent())
+    found = inspect(Settings.of(model=str(tmp_path)), progress=Silent())
     assert (found.architecture, found.num_heads) == ("LlamaModel", 24)

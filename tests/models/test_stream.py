@@ -11,8 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import headprune as hp
-from headprune import workflows
-from headprune.config import Recipe
+from headprune.config import Settings
 from headprune.errors import ModelError, ProofError
 from headprune.inspection import inspect
 from headprune.models.facts import available_memory
@@ -23,6 +22,7 @@ from headprune.models.shards import differing, shards, stored_tensors
 from headprune.models.stream import find_cuts
 from headprune.surgery import cut
 from headprune.verify import files_are_exact, numbers_add_up
+from headprune.workflows.stream import prune_streamed
 
 
 class Quiet:
@@ -68,7 +68,7 @@ def scored(model, place, *, method="random"):
 
 
 def stream(source, place, progress, **settings):
-    recipe = Recipe(
+    asked = Settings.of(
         **{
             "model": str(source),
             "scores": str(place / "scores.json"),
@@ -77,7 +77,7 @@ def stream(source, place, progress, **settings):
             **settings,
         }
     )
-    return workflows.prune_unloaded(recipe, progress=progress, show=lambda scores, plan: None)
+    return prune_streamed(asked, progress=progress, show=lambda scores, plan: None)
 
 
 def tensors(directory):
@@ -373,7 +373,7 @@ def test_the_command_line_streams(headprune, run_here):
 def test_weights_larger_than_the_memory_are_streamed_by_every_command(
     command, headprune, run_here, monkeypatch
 ):
-    monkeypatch.setattr("headprune.workflows.streaming.available_memory", lambda: 1000)
+    monkeypatch.setattr("headprune.workflows.stream.available_memory", lambda: 1000)
     settings = {"model": "model", "scores": "scores.json", "keep": 0.5, "out": "out"}
     (run_here / "recipe.yaml").write_text(json.dumps(settings))
     words = ("run", "recipe.yaml") if command == "run" else ("prune", "--config", "recipe.yaml")
@@ -392,7 +392,7 @@ def test_a_dry_run_of_a_stream_reads_no_data_and_writes_nothing(headprune, run_h
 
 @pytest.mark.usefixtures("no_child")
 def test_what_does_not_fit_into_memory_is_streamed_unasked(headprune, monkeypatch):
-    monkeypatch.setattr("headprune.workflows.streaming.available_memory", lambda: 1000)
+    monkeypatch.setattr("headprune.workflows.stream.available_memory", lambda: 1000)
     code, out, err = headprune(*PRUNE, "--json")
     assert code == 0, err
     assert "pruning from file to file, as --stream does" in err
@@ -439,7 +439,7 @@ def test_proofs_of_a_changed_plan_stay_with_their_error(tmp_path, progress, monk
     model = build("llama")
     source = saved(model, tmp_path / "source")
     scored(model, tmp_path)
-    monkeypatch.setattr("headprune.workflows.streaming.parameters_removed", lambda *a, **k: 1)
+    monkeypatch.setattr("headprune.workflows.stream.parameters_removed", lambda *a, **k: 1)
     with pytest.raises(ProofError, match="parameters add up"):
         stream(source, tmp_path, progress)
     assert not (tmp_path / "out").exists()

@@ -25,13 +25,13 @@ from transformers import (
 
 import headprune as hp
 from headprune.batch import as_batches
-from headprune.config import Constraints, Recipe, load_settings
+from headprune.config import Constraints, Settings, load_settings
 from headprune.errors import ConfigError, PlanError
 from headprune.footprint import fastest_ms, kv_cache_bytes_per_token
 from headprune.planning import CostModel, Target, cost_model, make_plan, savings, score_in_steps
 from headprune.planning.solve import cheapest_for, combine
 from headprune.surgery import cut
-from headprune.workflows.course import check_course
+from headprune.workflows.validate import check_settings
 
 
 @st.composite
@@ -475,9 +475,9 @@ def test_one_budget_at_a_time(tmp_path):
     with pytest.raises(ConfigError, match="2 budgets"):
         Constraints(keep=0.5, heads=3)
     with pytest.raises(ConfigError, match="steps lead to"):
-        check_course(Recipe(target_flops="80%", steps=2))
+        check_settings(Settings.of(target_flops="80%", steps=2))
     with pytest.raises(PlanError, match="no target"):
-        check_course(Recipe(target_flops="much"))
+        check_settings(Settings.of(target_flops="much"))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("keep: 0.7\nmodel: x\n")
     assert load_settings({"heads": 3}, file=recipe)[0].plan.budgets == {"heads": 3}

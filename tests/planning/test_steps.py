@@ -12,7 +12,7 @@ from test_scoring import setting
 
 import headprune as hp
 from headprune.batch import as_batches
-from headprune.config import Constraints, Recipe
+from headprune.config import Constraints, Settings
 from headprune.errors import ConfigError
 from headprune.passes import SILENT, RunContext
 from headprune.planning import make_plan, score_in_steps
@@ -20,8 +20,8 @@ from headprune.plans import HeadScores
 from headprune.runtime.journal import Journal
 from headprune.surgery.fit import can_fit, fit, write_weights
 from headprune.tasks.distill import Objective
-from headprune.workflows.course import FEWEST_TO_RECONSTRUCT, check_course, steps_fit
-from headprune.workflows.rounds import score_with_steps
+from headprune.workflows.stepwise import Scoring, score_with_steps
+from headprune.workflows.validate import FEWEST_TO_RECONSTRUCT, check_settings, steps_fit
 
 
 def scores_of(anatomy, values):
@@ -108,6 +108,11 @@ def test_of_two_heads_that_stand_in_for_each_other_one_stays(anatomies):
     assert other not in plans[1].remove
 
 
+def scored_for(model, anatomy, objective, settings, *, context=SILENT):
+    scoring = Scoring(settings.score, settings.plan, settings.reconstruct, settings.data.seed)
+    return score_with_steps(model, anatomy, objective, scoring, context=context)
+
+
 @contextmanager
 def forwards(model):
     """Count what runs."""
@@ -122,15 +127,14 @@ def forwards(model):
 def test_steps_on_a_model_are_those_of_pruning_it_again_and_again(name, method, tmp_path):
     model, batch, loss = setting(name)
     anatomy = inspected(model)
-    recipe = Recipe(keep=0.5, steps=3, reconstruct="none")
+    settings = Settings.of(keep=0.5, steps=3, reconstruct="none", method=method)
     context = RunContext(journal=Journal(tmp_path))
     batches = as_batches([batch])
     objective = Objective(batches, batches, loss)
-    settings = {"recipe": recipe, "method": method, "context": context}
-    found = score_with_steps(model, anatomy, objective, **settings)
+    found = scored_for(model, anatomy, objective, settings, context=context)
     assert context.journal.count() == 3
     with forwards(model) as count:
-        assert score_with_steps(model, anatomy, objective, **settings) == found
+        assert scored_for(model, anatomy, objective, settings, context=context) == found
     assert count == []
     went = [head for head, step in zip(found.heads, found.steps.went, strict=True) if step == 1]
     first = score(model, anatomy, batches=batches, loss=loss, method=method).by_head()
@@ -155,10 +159,8 @@ def test_what_is_left_is_reconstructed_before_it_is_scored_again(name, asked):
     anatomy = inspected(model)
     batches = as_batches([batch])
     objective = Objective(batches, batches, loss)
-    recipe = Recipe(keep=0.5, steps=3, reconstruct=asked)
-    found = score_with_steps(
-        model, anatomy, objective, recipe=recipe, method="unique", context=SILENT
-    )
+    settings = Settings.of(keep=0.5, steps=3, reconstruct=asked)
+    found = scored_for(model, anatomy, objective, settings)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     how = asked or "refit"
     assert found.steps.reconstructed == how
@@ -187,10 +189,9 @@ def test_a_journal_tells_apart_what_was_reconstructed(tmp_path):
     objective = Objective(as_batches([batch]), as_batches([batch]), loss)
     kept = RunContext(journal=Journal(tmp_path))
     for asked in ("none", "bias", "refit"):
-        recipe = Recipe(keep=0.5, steps=2, reconstruct=asked)
-        settings = {"recipe": recipe, "method": "gradient"}
-        found = score_with_steps(model, anatomy, objective, context=kept, **settings)
-        assert found == score_with_steps(model, anatomy, objective, context=SILENT, **settings)
+        settings = Settings.of(keep=0.5, steps=2, reconstruct=asked, method="gradient")
+        found = scored_for(model, anatomy, objective, settings, context=kept)
+        assert found == scored_for(model, anatomy, objective, settings)
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
@@ -207,12 +208,9 @@ def test_whatever_stops_a_step_leaves_the_model_as_it_was(stop):
             raise stop
         return loss(outputs, batch)
 
-    recipe = Recipe(keep=0.5, steps=2)
-    objective = Objective(batches, batches, stopping)
+    settings = Settings.of(keep=0.5, steps=2, method="gradient")
     with pytest.raises(stop):
-        score_with_steps(
-            model, anatomy, objective, recipe=recipe, method="gradient", context=SILENT
-        )
+        scored_for(model, anatomy, Objective(batches, batches, stopping), settings)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     found = hp.score(model, batches, loss=loss).values
     assert found == hp.score(setting("bert", rows=12)[0], batches, loss=loss).values
@@ -222,15 +220,11 @@ def test_weights_that_wait_elsewhere_are_scored_in_steps_without_reconstruction(
     model, batch, loss = setting("bert", rows=12)
     anatomy = inspected(model)
     objective = Objective(as_batches([batch]), as_batches([batch]), loss)
-    settings = {"method": "gradient", "context": SILENT}
-    bare = score_with_steps(
-        model, anatomy, objective, recipe=Recipe(keep=0.5, steps=2, reconstruct="none"), **settings
-    )
+    settings = Settings.of(keep=0.5, steps=2, method="gradient")
+    bare = scored_for(model, anatomy, objective, settings.replaced(reconstruct="none"))
     accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
     assert not can_fit(model, anatomy)
-    found = score_with_steps(
-        model, anatomy, objective, recipe=Recipe(keep=0.5, steps=2), **settings
-    )
+    found = scored_for(model, anatomy, objective, settings)
     assert found.values == pytest.approx(bare.values, rel=1e-5)
 
 
@@ -238,20 +232,15 @@ def test_too_few_rows_reconstruct_nothing_between_steps():
     model, batch, loss = setting("bert", rows=FEWEST_TO_RECONSTRUCT - 1)
     anatomy = inspected(model)
     batches = as_batches([batch])
-    recipe = Recipe(keep=0.5, steps=2)
-    settings = {"method": "gradient", "context": SILENT}
-    found = score_with_steps(
-        model, anatomy, Objective(batches, batches, loss), recipe=recipe, **settings
-    )
+    settings = Settings.of(keep=0.5, steps=2, method="gradient")
+    found = scored_for(model, anatomy, Objective(batches, batches, loss), settings)
     assert found.steps.reconstructed is None
-    bare = recipe.model_copy(update={"reconstruct": "none"})
-    same = score_with_steps(
-        model, anatomy, Objective(batches, batches, loss), recipe=bare, **settings
-    )
+    bare = settings.replaced(reconstruct="none")
+    same = scored_for(model, anatomy, Objective(batches, batches, loss), bare)
     assert found == same
-    assert steps_fit(found, recipe)
+    assert steps_fit(found, settings)
     assert steps_fit(found, bare)
-    assert not steps_fit(found.model_copy(update={"n": FEWEST_TO_RECONSTRUCT}), recipe)
+    assert not steps_fit(found.model_copy(update={"n": FEWEST_TO_RECONSTRUCT}), settings)
 
 
 @pytest.mark.parametrize(
@@ -260,4 +249,4 @@ def test_too_few_rows_reconstruct_nothing_between_steps():
 )  # fmt: skip
 def test_steps_that_lead_nowhere_are_refused(settings):
     with pytest.raises(ConfigError, match="steps"):
-        check_course(Recipe(**settings))
+        check_settings(Settings.of(**settings))

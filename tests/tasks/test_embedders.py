@@ -2,7 +2,6 @@
 
 import json
 import warnings
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,13 +10,12 @@ from safetensors.torch import save_file
 from tokenizers import processors
 
 import headprune as hp
-from headprune.config import Recipe
+from headprune.config import Settings
 from headprune.errors import ModelError
-from headprune.subject import open_subject
-from headprune.tasks.embedder import read_embedder
-from headprune.tasks.pooling import POOLING
+from headprune.tasks.embedder import embedding_of
+from headprune.tasks.embedding import POOLING
 from headprune.tasks.rows import Example
-from headprune.tasks.similarity import embedding_of
+from headprune.workflows.session import open_session
 
 OLD = "sentence_transformers.models."
 NEW = "sentence_transformers.sentence_transformer.modules."
@@ -214,8 +212,8 @@ def theirs(directory, texts):
 
 
 def opened(directory, progress=None):
-    recipe = Recipe(model=str(directory), task="similarity", device="cpu")
-    return open_subject(recipe, progress=progress or Words())
+    settings = Settings.of(model=str(directory), task="similarity", device="cpu")
+    return open_session(settings, progress=progress or Words())
 
 
 def ours(directory, texts):
@@ -226,10 +224,8 @@ def ours(directory, texts):
 def embedded(subject, texts, *, batch_size):
     pairs = [Example(pair, 0.5) for pair in zip(texts[::2], texts[1::2], strict=True)]
     embeddings, alike = [None] * len(texts), [None] * len(pairs)
-    source = subject.source
-    embedder = read_embedder(source.root, config=source.config, tokenizer=subject.tokenizer)
-    recipe = subject.recipe.model_copy(update={"batch_size": batch_size})
-    for batch in replace(subject, recipe=recipe).batches(pairs):
+    embedder = subject.task.loss.keywords["embedder"]
+    for batch in subject.batches(pairs, batch_size=batch_size):
         with torch.no_grad():
             outputs = subject.model(**batch.inputs)
         first, second = embedding_of(embedder, outputs, batch.inputs).chunk(2)
@@ -337,7 +333,7 @@ def test_what_can_t_be_computed_exactly_is_refused_by_name(tmp_path, case):
     change, word = REFUSED[case]
     directory = written(tmp_path / "m", "dense", change=change)
     with pytest.raises(ModelError, match=word) as caught:
-        open_subject(Recipe(model=str(directory), device="cpu"), progress=Words())
+        open_session(Settings.of(model=str(directory), device="cpu"), progress=Words())
     assert caught.value.where
     assert caught.value.hint
 

@@ -11,17 +11,18 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import headprune as hp
 from headprune.batch import forward
-from headprune.config import Recipe
+from headprune.config import Settings
 from headprune.errors import DataError, ModelError
 from headprune.models.find import ModelSource
 from headprune.replay import losses
-from headprune.subject import Subject
+from headprune.report.terminal import ConsoleProgress
 from headprune.tasks.batches import InputFormat
 from headprune.tasks.columns import Columns
 from headprune.tasks.model_inputs import filling, longest_row, refuse_reading_ahead
 from headprune.tasks.rows import Example
 from headprune.tasks.tables import Table
 from headprune.tasks.task import get_task
+from headprune.workflows.session import Session
 
 _SIZES = {
     "vocab_size": 96,
@@ -108,10 +109,10 @@ def toy(*, pad=None, side="right", frame="<s> $A </s>"):
 
 
 def subject_of(model, tokenizer, *, task="classification", batch_size=None, max_length=40):
-    recipe = Recipe(model="m", batch_size=batch_size, max_length=max_length)
-    return Subject(
-        recipe, ModelSource("m", Path("m"), None, model.config), model, tokenizer, get_task(task)
-    )
+    settings = Settings.of(model="m", batch_size=batch_size, max_length=max_length)
+    source = ModelSource("m", Path("m"), None, model.config)
+    progress = ConsoleProgress(quiet=True)
+    return Session(settings, source, model, tokenizer, get_task(task), progress)
 
 
 @torch.no_grad()
@@ -151,7 +152,7 @@ def test_a_last_token_classifier_says_of_a_row_in_a_batch_what_it_says_of_it_alo
             said, rows = in_batches(subject, EXAMPLES)
             torch.testing.assert_close(said, expected, rtol=1e-5, atol=1e-5)
             assert model.config.pad_token_id == of_config
-            if of_config in (0, 2, 50) and subject.recipe.batch_size is None:
+            if of_config in (0, 2, 50) and subject.settings.data.batch_size is None:
                 assert rows == [len(EXAMPLES)], "the model's own pad id fills rows up"
 
 

@@ -1,7 +1,7 @@
 """``prune --stream``: from file to file, for models that memory can't hold; quality isn't measured, everything else is proven."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record, stock_class
 from headprune.artefact import read_artefact
-from headprune.config import Recipe
+from headprune.config import Settings
 from headprune.errors import ConfigError
 from headprune.models.classes import auto_class_of
 from headprune.models.describe import LoadMethod, describe
@@ -30,7 +30,6 @@ from headprune.planning import check_constraints, cost_model, savings
 from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results
 from headprune.runs import named_scores, scores_file
-from headprune.subject import Progress, find_model, origin_of
 from headprune.surgery import cut
 from headprune.verify import (
     Proof,
@@ -40,21 +39,20 @@ from headprune.verify import (
     parameters_add_up,
     require,
 )
-from headprune.workflows.commands import anatomy_of, refuse_output
-from headprune.workflows.course import constraints_of, is_tolerant, method_of
-from headprune.workflows.finish import Written, documents_of, finish
-from headprune.workflows.planning import choose, with_named_heads
+from headprune.workflows.finish import Written, documents_of, finish, refuse_output
+from headprune.workflows.plan import Show, choose, with_named_heads
 from headprune.workflows.record import note_where, record_of
-from headprune.workflows.scores import compare
-
-Show = Callable[[HeadScores, PruningPlan], None]
+from headprune.workflows.score import compare
+from headprune.workflows.session import Progress, find_model, origin_of, proven_anatomy
+from headprune.workflows.validate import method_of
 
 
 @dataclass(frozen=True)
-class _Prospect:
+class _OnDisk:
     """A model that was looked at without its numbers, and what is to become of it."""
 
-    recipe: Recipe
+    settings: Settings
+    progress: Progress
     source: ModelSource
     model: PreTrainedModel
     anatomy: Anatomy
@@ -69,17 +67,17 @@ class _Prospect:
 
     @property
     def parameters_removed(self) -> int:
-        """What the plan takes, by its own arithmetic."""
+        """What the plan removes, by its own arithmetic."""
         removed = self.plan.remove
         return savings(self.model, self.anatomy, removed=removed, pad=self.pad).parameters
 
 
-def is_too_large(recipe: Recipe, *, progress: Progress) -> bool:
+def is_too_large(settings: Settings, *, progress: Progress) -> bool:
     """Whether scores are given and the weights are larger than the memory that is left; then says so."""
     free = available_memory()
-    if recipe.scores is None or recipe.dtype != "auto" or free is None:
+    if settings.run.scores is None or settings.model.dtype != "auto" or free is None:
         return False
-    size = weights_bytes(find_model(recipe).directory)
+    size = weights_bytes(find_model(settings.model).directory)
     if size <= free:
         return False
     progress.notify(
@@ -89,81 +87,79 @@ def is_too_large(recipe: Recipe, *, progress: Progress) -> bool:
     return True
 
 
-def plan_unloaded(recipe: Recipe, *, progress: Progress, show: Show) -> PruningPlan:
-    """Choose the heads that would go, from scores that are there; no weights are loaded and nothing is written."""
-    return _look(recipe, progress=progress, show=show).plan
+def plan_streamed(settings: Settings, *, progress: Progress, show: Show) -> PruningPlan:
+    """Choose the heads that would be removed, from scores that are there; no weights are loaded and nothing is written."""
+    return _look(settings, progress=progress, show=show).plan
 
 
-def prune_unloaded(recipe: Recipe, *, progress: Progress, show: Show) -> Results:
+def prune_streamed(settings: Settings, *, progress: Progress, show: Show) -> Results:
     """Cut heads out of a model on disk, one tensor at a time, prove it, and save; no data is read.
 
     Where the names in the files don't allow it, the model is loaded all the same, and that is said.
+
+    Args:
+        settings: The settings; scores, a budget and ``out`` must be there.
+        progress: How to talk meanwhile.
+        show: Called with scores and plan before anything is cut.
 
     Raises:
         ConfigError: No scores are named, or another dtype is asked for.
         ProofError: A proof said no; nothing was saved.
     """
-    out = Path(recipe.out or "")
-    refuse_unusable_output(out, overwrite=recipe.overwrite, notify=progress.notify)
-    prospect = _look(recipe, progress=progress, show=show)
-    source = prospect.source.directory
-    refuse_output(recipe, source=source)
-    smaller = copy.deepcopy(prospect.model)
-    after = cut(smaller, prospect.anatomy, remove=prospect.plan.remove, pad=prospect.pad)
-    cuts = find_cuts(prospect.model, stored_tensors(source), before=prospect.anatomy, after=after)
-    streamed = not isinstance(cuts, str)
+    out, overwrite = Path(settings.run.out or ""), settings.run.overwrite
+    refuse_unusable_output(out, overwrite=overwrite, notify=progress.notify)
+    on_disk = _look(settings, progress=progress, show=show)
+    source = on_disk.source.directory
+    refuse_output(settings.run, source=source)
+    smaller = copy.deepcopy(on_disk.model)
+    after = cut(smaller, on_disk.anatomy, remove=on_disk.plan.remove, pad=on_disk.pad)
+    cuts = find_cuts(on_disk.model, stored_tensors(source), before=on_disk.anatomy, after=after)
     auto_class = auto_class_of(stock_class(smaller))
+    scores = on_disk.scores
 
     def write(staging: Path) -> Written:
         if isinstance(cuts, str):
             progress.notify(f"loading the whole model: {cuts}")
-            route, *proofs = _load_and_cut(prospect, staging)
+            route, *proofs = _load_and_cut(on_disk, staging)
         else:
             progress.notify(f"cutting {len(cuts)} tensors, copying the others")
-            route, *proofs = _stream(prospect, smaller, staging, after=after, cuts=cuts)
+            route, *proofs = _stream(on_disk, smaller, staging, after=after, cuts=cuts)
         require(proofs)
         progress.notify("loading it in a fresh process")
         loads = loads_afresh(
             staging,
             auto_class=auto_class,
             route=route,
-            known=prospect.complaints,
-            tokenizer=tokenizer_of(prospect.source),
+            known=on_disk.complaints,
+            tokenizer=tokenizer_of(on_disk.source),
         )
         return Written(route, (*proofs, loads))
 
     def results(written: Written, size: int) -> Results:
         return Results(
-            heads=(len(prospect.anatomy.heads), len(after.heads)),
-            parameters=(count_parameters(prospect.model), count_parameters(smaller)),
+            heads=(len(on_disk.anatomy.heads), len(after.heads)),
+            parameters=(count_parameters(on_disk.model), count_parameters(smaller)),
             proofs=written.proofs,
             weights_bytes=(weights_bytes(source), size),
-            removed=tuple(str(head) for head in prospect.plan.remove),
+            removed=tuple(str(head) for head in on_disk.plan.remove),
             loads_with=written.loads_with,
             auto_class=auto_class,
-            streamed=streamed,
-            calibration=_calibration(prospect.scores),
+            streamed=not isinstance(cuts, str),
+            calibration={**scores.data, "method": scores.method, "n": scores.n},
         )
 
     def documents(results: Results) -> dict[str, str]:
-        note_where(recipe, results=results, model=prospect.scores.model)
-        return documents_of(
-            results,
-            prospect.plan,
-            prospect.scores,
-            source=prospect.source,
-            settings=record_of(recipe),
-        )
+        note_where(settings, results=results, model=scores.model)
+        record = record_of(settings)
+        return documents_of(results, on_disk.plan, scores, source=on_disk.source, settings=record)
 
-    outcome = finish(
-        out, overwrite=recipe.overwrite, write=write, results=results, documents=documents
-    )
+    outcome = finish(out, overwrite=overwrite, write=write, results=results, documents=documents)
     progress.notify(f"quality was not measured: headprune eval {out} --data FILE")
     return outcome
 
 
 def _stream(
-    prospect: _Prospect,
+    on_disk: _OnDisk,
     smaller: PreTrainedModel,
     staging: Path,
     *,
@@ -171,80 +167,90 @@ def _stream(
     cuts: Sequence[Cut],
 ) -> tuple[LoadMethod, Proof, Proof]:
     """Write the smaller model from file to file, and read it back."""
-    source = prospect.source.directory
+    source = on_disk.source.directory
     rewrite(source, staging, cuts=cuts)
-    _note_origin(prospect, smaller)
+    _note_origin(on_disk, smaller)
     description = describe(smaller, after)
-    write_side_files(smaller, staging, description, source=prospect.source.root)
+    write_side_files(smaller, staging, description, source=on_disk.source.root)
     sums = numbers_add_up(
-        before=count_parameters(prospect.model),
+        before=count_parameters(on_disk.model),
         after=count_parameters(smaller),
-        removed=prospect.parameters_removed,
+        removed=on_disk.parameters_removed,
         files=(count_stored(source), count_stored(staging)),
     )
     return description.load_method, files_are_exact(source, staging, cuts=cuts), sums
 
 
-def _load_and_cut(prospect: _Prospect, staging: Path) -> tuple[LoadMethod, Proof]:
+def _load_and_cut(on_disk: _OnDisk, staging: Path) -> tuple[LoadMethod, Proof]:
     """Do the same in memory."""
-    source = prospect.source
+    source = on_disk.source
     # What is to be said of it was said when its shapes were loaded.
     model = load_model(source, auto_class=None, device="cpu", notify=lambda text: None)
     before = count_parameters(model)
-    after = cut(model, prospect.anatomy, remove=prospect.plan.remove, pad=prospect.pad)
-    _note_origin(prospect, model)
+    after = cut(model, on_disk.anatomy, remove=on_disk.plan.remove, pad=on_disk.pad)
+    _note_origin(on_disk, model)
     route = write_model(model, staging, anatomy=after, source=source.root)
-    removed = prospect.parameters_removed
+    removed = on_disk.parameters_removed
     return route, parameters_add_up(before=before, removed=removed, directory=staging, model=model)
 
 
-def _refuse_what_runs_the_model(recipe: Recipe) -> None:
+def _refuse_what_runs_the_model(settings: Settings) -> None:
     """Refuse settings that need a model that is loaded.
 
     Raises:
         ConfigError: There is one.
     """
-    score = "headprune score MODEL --run RUN where it fits, then --stream --scores RUN/scores.json"
-    another = "use another budget: --target-flops 0.9, for example"
-    dtype = f"--dtype asks for {recipe.dtype}, and tensors are copied as they are"
-    reconstructs = recipe.reconstruct not in (None, "none") or recipe.allow_bias
-    asked = (
-        (recipe.scores is None, "no scores are named", "", score),
-        (recipe.dtype != "auto", dtype, ", --dtype", "leave --dtype out"),
+    dtype, plan, spec = settings.model.dtype, settings.plan, settings.reconstruct
+    score = "headprune score MODEL --run-dir RUN where it fits, then prune with `scores=RUN/scores.json`"
+    another = "use another budget: `target_flops=0.9`, for example"
+    needs = (
+        (settings.run.scores is None, "no scores are named", "", score),
         (
-            reconstructs,
-            "reconstruction runs the model",
-            ", --reconstruct",
-            "leave out --reconstruct and --allow-bias",
+            dtype != "auto",
+            f"`dtype` asks for {dtype}, and tensors are copied as they are",
+            ", `dtype`",
+            "leave `dtype` out",
         ),
-        (recipe.target_latency is not None, "latency is measured", ", --target-latency", another),
-        (is_tolerant(recipe), "how far the metric drops is measured", ", --max-drop", another),
+        (
+            spec.reconstruct not in (None, "none") or spec.allow_bias,
+            "reconstruction runs the model",
+            ", `reconstruct`",
+            "leave out `reconstruct` and `allow_bias`",
+        ),
+        (plan.target_latency is not None, "latency is measured", ", `target_latency`", another),
+        (
+            plan.max_drop is not None,
+            "how far the metric drops is measured",
+            ", `max_drop`",
+            another,
+        ),
     )
-    for is_asked, what, option, hint in asked:
-        if is_asked:
+    for is_needed, what, field, hint in needs:
+        if is_needed:
             raise ConfigError(
                 f"{what}; from file to file no model is loaded",
-                where=f"--stream{option}",
+                where=f"`stream`{field}",
                 hint=hint,
             )
 
 
-def _look(recipe: Recipe, *, progress: Progress, show: Show) -> _Prospect:
-    _refuse_what_runs_the_model(recipe)
-    path = scores_file(str(recipe.scores), method=method_of(recipe))
-    constraints = constraints_of(recipe)
-    source = find_model(recipe)
+def _look(settings: Settings, *, progress: Progress, show: Show) -> _OnDisk:
+    _refuse_what_runs_the_model(settings)
+    path = scores_file(str(settings.run.scores), method=method_of(settings.score))
+    source = find_model(settings.model)
     model, complaints = load_shapes(source, notify=progress.notify)
-    progress.notify(f"model {recipe.model} ({model.config.model_type}), its weights left on disk")
-    anatomy = anatomy_of(model, name=source.name, progress=progress)
-    constraints = with_named_heads(model, anatomy, constraints, progress=progress)
+    progress.notify(
+        f"model {settings.model.model} ({model.config.model_type}), its weights left on disk"
+    )
+    anatomy = proven_anatomy(model, name=source.name, progress=progress)
+    constraints = with_named_heads(model, anatomy, settings.plan, progress=progress)
     costs = cost_model(model, anatomy, constraints=constraints, batches=tuple)
     check_constraints(anatomy, constraints, costs=costs)
     scores = _scores(path, source, model, progress=progress)
-    compare(scores, recipe, path=path, metric=None, rows=None, progress=progress)
-    plan = choose(model, anatomy, scores, constraints=constraints, costs=costs, progress=progress)
-    show(scores, plan)
-    return _Prospect(recipe, source, model, anatomy, complaints, scores, plan)
+    compare(scores, settings, path=path, metric=None, rows=None, progress=progress)
+    chosen = choose(model, anatomy, scores, constraints=constraints, costs=costs, progress=progress)
+    show(scores, chosen)
+    return _OnDisk(settings, progress, source, model, anatomy, complaints, scores, chosen)
 
 
 def _scores(
@@ -254,14 +260,14 @@ def _scores(
     any_model = read_artefact(HeadScores, path)
     if "fingerprint" not in any_model.model:
         return any_model
-    mine = _fingerprint(source, model, dtype=any_model.model.get("dtype"))
-    if mine is None:
+    own = _fingerprint(source, model, dtype=any_model.model.get("dtype"))
+    if own is None:
         progress.notify(
             "careful: some weights are called otherwise in memory than in the files, "
             "so whether the scores are of this very model isn't checked"
         )
         return any_model
-    return named_scores(path, fingerprint=mine)
+    return named_scores(path, fingerprint=own)
 
 
 def _fingerprint(source: ModelSource, model: PreTrainedModel, *, dtype: Any) -> str | None:
@@ -273,36 +279,27 @@ def _fingerprint(source: ModelSource, model: PreTrainedModel, *, dtype: Any) -> 
         dtype: The dtype that it was scored in, should it not be its own.
     """
     stored = {tensor.name: tensor for tensor in stored_tensors(source.directory)}
-    places = {name: place for place, name in names_in_memory(model, stored).items()}
-    names: dict[Tensor, list[str]] = {}
+    in_files = {name: stored_name for stored_name, name in names_in_memory(model, stored).items()}
+    aliases: dict[Tensor, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(parameter, []).append(name)
-    found = {
-        name: next((places[same] for same in names[parameter] if same in places), None)
+        aliases.setdefault(parameter, []).append(name)
+    names = {
+        name: next((in_files[same] for same in aliases[parameter] if same in in_files), None)
         for name, parameter in model.named_parameters()
     }
-    cast = getattr(torch, str(dtype), None) if str(dtype) != _dtype_name(model.dtype) else None
+    is_cast = str(dtype) != str(model.dtype).removeprefix("torch.")
+    cast = getattr(torch, str(dtype), None) if is_cast else None
 
     def parameters() -> Iterator[tuple[str, Tensor, torch.dtype]]:
         for name, parameter in sorted(model.named_parameters()):
             kind = cast if isinstance(cast, torch.dtype) else parameter.dtype
-            yield name, stored[str(found[name])].read(), kind
+            yield name, stored[str(names[name])].read(), kind
 
-    return None if None in found.values() else fingerprint_of(parameters())
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return None if None in names.values() else fingerprint_of(parameters())
 
 
-def _note_origin(prospect: _Prospect, smaller: PreTrainedModel) -> None:
+def _note_origin(on_disk: _OnDisk, smaller: PreTrainedModel) -> None:
     record = pruning_record(smaller.config)
-    origin = {
-        **origin_of(prospect.source),
-        "fingerprint": prospect.scores.model.get("fingerprint"),
-    }
+    fingerprint = on_disk.scores.model.get("fingerprint")
+    origin = {**origin_of(on_disk.source), "fingerprint": fingerprint}
     smaller.config.headprune = {**record, "source": record.get("source") or origin}
-
-
-def _calibration(scores: HeadScores) -> dict[str, Any]:
-    return {**scores.data, "method": scores.method, "n": scores.n}

@@ -1,0 +1,213 @@
+"""What the public functions on objects in memory are made of: heads in any form, a loss or a task, all of ``prune``."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from headprune.anatomy import Anatomy
+from headprune.batch import Batch, batches_for, num_examples
+from headprune.config import Settings
+from headprune.errors import ConfigError, PlanError
+from headprune.heads import HeadId, select_heads
+from headprune.models.facts import fingerprint, versions
+from headprune.models.save import own_save
+from headprune.models.side_files import root_of
+from headprune.models.tokenizer import home_of
+from headprune.passes import SILENT
+from headprune.planning import check_constraints, cost_model, make_plan
+from headprune.plans import HeadScores, PruningPlan
+from headprune.scoring.catalogue import get_method
+from headprune.surgery import RECONSTRUCT_METHODS, Reconstruct, cut, reconstruct
+from headprune.surgery.fit import can_fit
+from headprune.tasks.distill import NO_OBJECTIVE, Objective
+from headprune.tasks.metrics import load_metric
+from headprune.tasks.task import Task, get_task
+from headprune.workflows.reconstruct import HeldOutRows
+from headprune.workflows.rows import Purpose, num_fitted
+from headprune.workflows.stepwise import Scoring, score_with_steps
+from headprune.workflows.validate import FEWEST_TO_RECONSTRUCT, check_settings
+
+Loss: TypeAlias = Callable[[Any, Batch], Tensor]
+Batches: TypeAlias = Iterable[Batch | Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class ShrinkReport:
+    """What :func:`shrink` did.
+
+    Args:
+        scores: How important each head was when it was removed, or in the end.
+        plan: Which heads were removed.
+        reconstruct: What reconstructing the output projections did; None where it wasn't tried.
+    """
+
+    scores: HeadScores
+    plan: PruningPlan
+    reconstruct: Reconstruct | None
+
+
+def shrink_model(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    objective: Objective,
+    task: Task | None,
+    *,
+    settings: Settings,
+) -> tuple[Anatomy, ShrinkReport]:
+    """Score, plan, reconstruct and cut, in place; return the anatomy that is left, and what was done.
+
+    Args:
+        model: The model.
+        anatomy: Where its heads are.
+        objective: The rows, and their loss.
+        task: What the rows are for, where a task was named: its metric has a say in whether reconstruction helped.
+        settings: How heads are scored, what the plan keeps to, how what is left is reconstructed.
+    """
+    constraints, spec, seed = settings.plan, settings.reconstruct, settings.data.seed
+    check_settings(settings)
+    batches = objective.batches
+    costs = cost_model(model, anatomy, constraints=constraints, batches=lambda: batches)
+    check_constraints(anatomy, constraints, costs=costs)
+    scoring = Scoring(settings.score, constraints, spec, seed)
+    scores = noted(model, score_with_steps(model, anatomy, objective, scoring, context=SILENT))
+    plan = make_plan(scores, anatomy, constraints=constraints, costs=costs)
+    count = num_examples(batches)
+    outcome = None
+    is_on = spec.reconstruct != "none" and bool(plan.remove)
+    if is_on and count >= FEWEST_TO_RECONSTRUCT and can_fit(model, anatomy):
+        fitted = num_fitted(count, Purpose().held_out)
+        unseen = replace(objective, batches=_examples(batches, range(fitted, count)))
+        held_out = HeldOutRows(model, anatomy, unseen, seed=seed)
+        if task is not None:
+            classes = task.num_classes(model.config)
+            metric = load_metric(task.metric, predicted=task.row.predicts, classes=classes)
+            held_out = replace(held_out, task=task, metric=metric)
+        outcome = reconstruct(
+            model,
+            anatomy,
+            batches=_examples(batches, range(fitted)),
+            held_out=held_out.judge(),
+            remove=plan.remove,
+            methods=RECONSTRUCT_METHODS[spec.reconstruct or "best"],
+        )
+    smaller = cut(model, anatomy, remove=plan.remove, pad=plan.is_padded)
+    return smaller, ShrinkReport(scores, plan, outcome)
+
+
+def objective_of(
+    model: PreTrainedModel,
+    batches: Batches,
+    loss: Loss | None,
+    task: str | None,
+    *,
+    method: str,
+    home: Path | None,
+) -> tuple[Objective, Task | None]:
+    """Return what importance is about, and the task that was named.
+
+    Args:
+        model: The model.
+        batches: The rows.
+        loss: One loss per example.
+        task: The name of the task whose loss it is, instead.
+        method: How heads are scored: some methods need no rows, or no loss.
+        home: The directory that the model was loaded from.
+
+    Raises:
+        ConfigError: It isn't said, or there is no such task, or its batches are no plain mappings.
+    """
+    row = get_method(method)
+    if not row.needs_rows:
+        return NO_OBJECTIVE, None
+    rows = batches_for(model, batches)
+    if task is None:
+        if loss is None and row.needs_labels:
+            raise ConfigError(
+                f"{method} asks how the loss changes, and there is none",
+                where="`loss`",
+                hint='give loss=fn, task="classification", or a method that needs none: method="activation"',
+            )
+        return Objective(rows, rows, loss or NO_OBJECTIVE.loss), None
+    known = get_task(task, model_directory=home, config=model.config)
+    if known.row.embeds_sentences:
+        raise ConfigError(
+            f"{task} compares two texts an example, which plain batches don't tell",
+            where=f"`task={task}`",
+            hint="give loss=fn, or use the command line",
+        )
+    if known.row.predicts == "likelihoods":  # the targets are how many tokens are predicted
+        rows = tuple(_counted(batch) for batch in rows)
+    return Objective(rows, rows, known.loss), known
+
+
+def _counted(batch: Batch) -> Batch:
+    mask = batch.inputs.get("attention_mask")
+    mask = torch.ones_like(batch.inputs["input_ids"]) if mask is None else mask
+    return replace(batch, inputs={**batch.inputs, "attention_mask": mask}, targets=mask.sum(1) - 1)
+
+
+def _examples(batches: Sequence[Batch], kept: range) -> tuple[Batch, ...]:
+    """Return the batches with those examples alone whose place in the data is in a range, counted from its start."""
+    parts = []
+    for batch in batches:
+        chosen = [place for place, index in enumerate(batch.indices.tolist()) if index in kept]
+        if not chosen:
+            continue
+        number = {place: new for new, place in enumerate(chosen)}
+        owners = batch.example_of_row.tolist()
+        rows = torch.tensor([row for row, owner in enumerate(owners) if owner in number])
+        part = Batch(
+            {name: value[rows.to(value.device)] for name, value in batch.inputs.items()},
+            batch.targets[chosen],
+            torch.tensor([number[owners[row]] for row in rows.tolist()]),
+            batch.indices[chosen] - kept.start,
+        )
+        parts.append(part)
+    return tuple(parts)
+
+
+def noted(model: PreTrainedModel, scores: HeadScores) -> HeadScores:
+    """Return the scores, saying of which model they are."""
+    note = {"model_type": model.config.model_type, "fingerprint": fingerprint(model)}
+    return scores.model_copy(update={"model": note, "versions": versions()})
+
+
+def removed_heads(model: PreTrainedModel, anatomy: Anatomy, heads: Any) -> tuple[HeadId, ...]:
+    """Return the heads that are named in any form.
+
+    Args:
+        model: The model that a plan must be of.
+        anatomy: Where its heads are.
+        heads: Names, HeadIds, ``{"L0": [1, 3]}``, a plan, or a list of any of these.
+
+    Raises:
+        PlanError: A head isn't there, or a plan is of another model.
+    """
+    if isinstance(heads, PruningPlan):
+        made_for = heads.model.get("fingerprint")
+        if made_for is not None and made_for != fingerprint(model):
+            raise PlanError(
+                f"the plan was made for another model ({heads.model.get('name', made_for)})",
+                where="`plan`",
+                hint="make it from scores of this model, or name the heads: plan.remove",
+            )
+        return select_heads(heads.remove, anatomy.heads)
+    if isinstance(heads, Mapping):
+        return select_heads(heads, anatomy.heads)
+    names: list[Any] = []
+    for one in heads:
+        is_whole = isinstance(one, PruningPlan | Mapping)
+        names += removed_heads(model, anatomy, one) if is_whole else [one]
+    return select_heads(names, anatomy.heads)
+
+
+def home_directory(model: PreTrainedModel) -> Path | None:
+    """Return the directory that a model was loaded from, before it was pruned, if it is there."""
+    saving = own_save(model)
+    home = home_of(model.config.name_or_path or (saving.source if saving else ""))
+    return home and root_of(home)

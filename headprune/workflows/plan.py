@@ -1,0 +1,310 @@
+"""From scores to a plan: within a budget, or as far as the metric's interval stays within a tolerance."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from headprune.anatomy import Anatomy
+from headprune.config import Constraints
+from headprune.errors import PlanError
+from headprune.evaluation import MetricValue, Predictions, metric_with_interval, predict
+from headprune.masking import gated
+from headprune.planning import (
+    CostModel,
+    check_constraints,
+    cost_model,
+    make_plan,
+    resources_of,
+    savings,
+    target_of,
+)
+from headprune.planning.constraints import conflicting_fields, with_keep
+from headprune.plans import HeadScores, PruningPlan
+from headprune.surgery import named_heads
+from headprune.surgery.fit import can_fit, restoring
+from headprune.tasks.rows import noted_rows
+from headprune.workflows.reconstruct import can_reconstruct, reconstruct_parts
+from headprune.workflows.rows import RowParts
+from headprune.workflows.score import Scored, find_scores
+from headprune.workflows.session import Progress, Session
+
+Show = Callable[[HeadScores, PruningPlan], None]
+"""Shows scores and plan."""
+
+_STEP = 0.05
+_DEEPEST = 0.1
+
+
+def plan_for(
+    session: Session, parts: RowParts, *, show: Show, keep_parts: bool
+) -> tuple[Scored, PruningPlan]:
+    """Return scores and the plan that is made of them; what can't be met is refused before anything is scored.
+
+    Args:
+        session: The model and its settings.
+        parts: The rows.
+        show: Shows scores and plan.
+        keep_parts: Whether parts of the work are kept, for a run that is stopped.
+
+    Raises:
+        PlanError: The budget is out of reach, or constraints contradict each other.
+    """
+    constraints = with_named_heads(
+        session.model, session.anatomy, session.settings.plan, progress=session.progress
+    )
+    make = _plan_for_budget if constraints.max_drop is None else _plan_within
+    scored, plan = make(session, parts, constraints, keep_parts=keep_parts)
+    show(scored.scores, plan)
+    return scored, plan
+
+
+def _plan_for_budget(
+    session: Session, parts: RowParts, plan: Constraints, *, keep_parts: bool
+) -> tuple[Scored, PruningPlan]:
+    model, anatomy, progress = session.model, session.anatomy, session.progress
+    if plan.target_latency is not None:
+        progress.notify("timing the model with fewer and fewer heads")
+    costs = cost_model(
+        model,
+        anatomy,
+        constraints=plan,
+        batches=lambda: session.batches(parts.calibrate.examples),
+    )
+    check_constraints(anatomy, plan, costs=costs)
+    scored = find_scores(
+        session, parts.calibrate, plan=session.settings.plan, keep_parts=keep_parts
+    )
+    return scored, choose(
+        model, anatomy, scored.scores, constraints=plan, costs=costs, progress=progress
+    )
+
+
+def with_named_heads(
+    model: PreTrainedModel, anatomy: Anatomy, constraints: Constraints, *, progress: Progress
+) -> Constraints:
+    """Return the constraints; heads that the model's settings name by index are protected, and that is said.
+
+    Args:
+        model: The model.
+        anatomy: Where its heads are.
+        constraints: What the plan must keep to.
+        progress: How to talk.
+    """
+    named = [str(head) for head in named_heads(model, anatomy)]
+    if named:
+        progress.notify(
+            f"{len(named)} heads are kept, as generation_config.json names them: {', '.join(named)}"
+        )
+    return constraints.model_copy(update={"protect": (*constraints.protect, *named)})
+
+
+def choose(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    scores: HeadScores,
+    *,
+    constraints: Constraints,
+    costs: CostModel | None,
+    progress: Progress,
+) -> PruningPlan:
+    """Make the plan, with what it saves; say what a target came to, and where the number of heads differs from what was asked.
+
+    Args:
+        model: The model; its shapes are enough.
+        anatomy: Where its heads are.
+        scores: How important they are.
+        constraints: What the plan must keep to.
+        costs: What a target is counted in.
+        progress: How to talk.
+
+    Raises:
+        PlanError: The budget is out of reach.
+    """
+    plan = with_savings(
+        model, anatomy, make_plan(scores, anatomy, constraints=constraints, costs=costs)
+    )
+    kept = plan.budget["heads_after"]
+    expected = plan.budget.get("heads_wanted", kept)
+    if (target := target_of(constraints)) is not None:
+        before, after = (target.with_unit(plan.budget[name]) for name in ("before", "after"))
+        word = "expected" if target.resource == "latency" else "left"
+        progress.notify(
+            f"{after} {word} of {before} ({plan.budget['share']:.1%}), with {kept} heads"
+        )
+    if expected != kept:
+        progress.notify(
+            f"{kept} heads are kept instead of {expected}: heads are removed in whole units here"
+        )
+    return plan
+
+
+def with_savings(model: PreTrainedModel, anatomy: Anatomy, plan: PruningPlan) -> PruningPlan:
+    """Return a plan that says what the model takes, and what of that is removed."""
+    saved = savings(model, anatomy, removed=plan.remove, pad=plan.is_padded).as_dict()
+    sizes = {"saves": saved, "whole": resources_of(model, anatomy).as_dict()}
+    return plan.model_copy(update={"budget": {**plan.budget, **sizes}})
+
+
+@dataclass(frozen=True)
+class Look:
+    """One cut that was looked at.
+
+    Args:
+        keep: The share of heads that it keeps.
+        drop: How much worse the metric is, in its own units.
+        worst: Upper end of the 95 % interval of that.
+    """
+
+    keep: float
+    drop: float
+    worst: float
+
+
+def _plan_within(
+    session: Session, parts: RowParts, constraints: Constraints, *, keep_parts: bool
+) -> tuple[Scored, PruningPlan]:
+    """Score towards the deepest cut there is, then go as deep as the tolerance allows; see :func:`_deepest`."""
+    keeps = lawful_keeps(session.anatomy, constraints)
+    deepest = with_keep(session.settings.plan, keeps[-1])
+    scored = find_scores(session, parts.calibrate, plan=deepest, keep_parts=keep_parts)
+    plans = {
+        keep: make_plan(
+            scored.scores,
+            session.anatomy,
+            constraints=with_keep(constraints, keep),
+        )
+        for keep in keeps
+    }
+    plan = _deepest(session, parts, plans)
+    rows = noted_rows(parts.decide.examples, earlier=scored.scores.rows)
+    return replace(scored, scores=scored.scores.model_copy(update={"rows": rows})), plan
+
+
+def _deepest(session: Session, parts: RowParts, plans: Mapping[float, PruningPlan]) -> PruningPlan:
+    """Return the plan for the fewest heads with which the metric stays within the tolerance.
+
+    Keep ratios are tried by bisection, reconstructed as in ``prune``, until the last whose paired difference has its whole 95 %
+    interval within the tolerance (each look has its own 95 %: there are up to five). The model is left as it was.
+
+    Raises:
+        PlanError: Not even one stays within it.
+    """
+    max_drop, notify = session.settings.plan.max_drop, session.progress.notify
+    if max_drop is None:
+        raise PlanError("no drop is allowed", where="`max_drop`", hint="`max_drop=1%`")
+    examples = parts.decide.examples
+    batches = session.batches(examples)
+    whole = predict(session.model, session.task, batches=batches, track=session.progress.track)
+    base = metric_of(session, whole)
+    allowed = max_drop.of(base.value)
+
+    def look(keep: float) -> Look:
+        difference = metric_of(session, masked_cut(session, parts, plans[keep]), other=whole)
+        low, high = difference.interval
+        better = base.higher_is_better
+        drop, worst = (-difference.value, -low) if better else (difference.value, high)
+        notify(
+            f"keep {keep:g}: {session.metric_name} {base.value:.4f} -> {base.value + difference.value:.4f}, "
+            f"a drop of {worst + 0:.4g} at most ({allowed:.4g} allowed; n = {len(examples):,})"
+        )
+        return Look(keep, drop, worst)
+
+    looks = bisect(tuple(plans), look, allowed=allowed)
+    within = [one for one in looks if one.worst <= allowed]
+    if not within:
+        raise PlanError(
+            f"no cut stays within a drop of {max_drop}: at keep {looks[-1].keep:g} it may be {looks[-1].worst:.4g}",
+            where=f"`max_drop={max_drop}`",
+            hint="allow more, or give more rows (`data`): the interval narrows",
+        )
+    plan = plans[min(one.keep for one in within)]
+    notes: dict[str, Any] = {
+        "max_drop": str(max_drop),
+        "allowed": allowed,
+        "decided_on": len(examples),
+        "looks": [asdict(one) for one in looks],
+    }
+    noted = plan.model_copy(update={"budget": {**plan.budget, **notes}})
+    return with_savings(session.model, session.anatomy, noted)
+
+
+def metric_of(
+    session: Session, predictions: Predictions, *, other: Predictions | None = None
+) -> MetricValue:
+    """Return the session's metric with its interval, or the paired difference to other predictions."""
+    return metric_with_interval(
+        predictions, session.metric, seed=session.settings.data.seed, other=other
+    )
+
+
+def masked_cut(session: Session, parts: RowParts, plan: PruningPlan) -> Predictions:
+    """Return what the model predicts for the rows that decide, under a cut: reconstructed where that is set, and masked."""
+    model, anatomy = session.model, session.anatomy
+    with restoring(model, anatomy):
+        is_on = session.settings.reconstruct.reconstruct != "none"
+        if is_on and can_reconstruct(parts) and can_fit(model, anatomy):
+            reconstruct_parts(session, anatomy, plan.remove, parts)
+        with gated(model, anatomy, gates=anatomy.mask(plan.remove)):
+            return predict(model, session.task, batches=session.batches(parts.decide.examples))
+
+
+def lawful_keeps(anatomy: Anatomy, constraints: Constraints) -> tuple[float, ...]:
+    """Return the keep ratios that are looked at, falling: in steps of 5 % from one below all heads on, those that can be cut.
+
+    Args:
+        anatomy: Where the heads are.
+        constraints: What every cut keeps to.
+
+    Raises:
+        PlanError: None can.
+    """
+    problem = check_constraints(anatomy, constraints)
+    least = round(problem.fewest_to_keep / len(problem.anatomy.heads) + 0.005, 2)
+    steps = [round(1 - place * _STEP, 2) for place in range(1, round(1 / _STEP))]
+    points = sorted({*(keep for keep in steps if keep > least), least}, reverse=True)
+    lawful = [
+        keep
+        for keep in points
+        if keep >= _DEEPEST and refusal_at(anatomy, constraints, keep) is None
+    ]
+    if not lawful:
+        raise PlanError(
+            "no head can be removed",
+            where=conflicting_fields(constraints),
+            hint="protect fewer, or lower `min_heads`",
+        )
+    return tuple(lawful)
+
+
+def refusal_at(anatomy: Anatomy, constraints: Constraints, keep: float) -> PlanError | None:
+    """Return why a keep ratio can't be cut, whatever the scores; None where it can."""
+    values = (0.0,) * len(anatomy.heads)
+    flat = HeadScores(method="none", heads=anatomy.heads, values=values, n=0, seed=0)
+    asked = with_keep(constraints, keep).model_copy(update={"rearrange": False})
+    try:
+        make_plan(flat, anatomy, constraints=asked)
+    except PlanError as error:
+        return error
+    return None
+
+
+def bisect(points: Sequence[float], look: Callable[[float], Look], *, allowed: float) -> list[Look]:
+    """Look at ever fewer points, as if every cut that is less deep than one within the tolerance were within it, too.
+
+    Args:
+        points: The keep ratios, falling.
+        look: Looks at one.
+        allowed: The largest drop.
+    """
+    looks: list[Look] = []
+    low, high = -1, len(points)  # the last known to be within, the first known not to be
+    while high - low > 1:
+        middle = (low + high) // 2
+        looks.append(look(points[middle]))
+        if looks[-1].worst <= allowed:
+            low = middle
+        else:
+            high = middle
+    return looks

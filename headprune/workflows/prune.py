@@ -1,0 +1,261 @@
+"""``prune``: score, plan, reconstruct, cut, prove, save; in memory, or from file to file where memory can't hold the model."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from headprune.anatomy import Anatomy
+from headprune.anatomy.clone import pruning_record
+from headprune.batch import Batch
+from headprune.config import Settings
+from headprune.errors import ConfigError
+from headprune.evaluation import EvalResult, MetricValue, metric_with_interval
+from headprune.gate import Baseline
+from headprune.inspection import inspect
+from headprune.masking import gated
+from headprune.models.facts import weights_bytes
+from headprune.models.manifest import refuse_unusable_output
+from headprune.placement import input_device, refuse_offloaded
+from headprune.planning import check_constraints, savings
+from headprune.plans import HeadScores, PruningPlan
+from headprune.results import Results
+from headprune.surgery import AddedBiases, Reconstruct, add_zero_biases, cut, remove_biases
+from headprune.surgery.fit import has_bias
+from headprune.verify import Proof, masked_equals_pruned, require, run
+from headprune.workflows.evaluate import (
+    measure,
+    refuse_lengths,
+    refuse_other_evaluation,
+    times_of,
+)
+from headprune.workflows.finish import (
+    PROOF_ROWS,
+    InMemory,
+    Written,
+    documents_of,
+    finish,
+    refuse_output,
+)
+from headprune.workflows.plan import Show, plan_for
+from headprune.workflows.reconstruct import reconstruct_if_asked, with_rows
+from headprune.workflows.record import note_where, record_of, with_recorded_rows
+from headprune.workflows.rows import Purpose, RowParts, separate_rows
+from headprune.workflows.score import scores_by_name
+from headprune.workflows.session import Progress, Session, open_session
+from headprune.workflows.stream import is_too_large, plan_streamed, prune_streamed
+from headprune.workflows.validate import check_settings
+
+_TWIN_BYTES = 2_000_000_000
+
+
+def plan(
+    settings: Settings, *, progress: Progress, show: Show, stream: bool | None = None
+) -> PruningPlan:
+    """Choose the heads that would be removed, and write nothing.
+
+    Args:
+        settings: The settings; a budget must be there.
+        progress: How to talk meanwhile.
+        show: Shows scores and plan.
+        stream: Whether the model stays on disk; None leaves that to its size.
+    """
+    if stream is None:
+        stream = is_too_large(settings, progress=progress)
+    if stream:
+        return plan_streamed(settings, progress=progress, show=show)
+    settings = with_recorded_rows(settings, progress=progress)
+    check_settings(settings)
+    session = open_session(settings, progress=progress)
+    _ = session.anatomy
+    decides = settings.plan.max_drop is not None
+    parts = separate_rows(session, Purpose(decides=decides, reports=decides))
+    return plan_for(session, parts, show=show, keep_parts=False)[1]
+
+
+def prune(
+    settings: Settings,
+    *,
+    progress: Progress,
+    show: Show,
+    baseline: Baseline | None = None,
+    stream: bool | None = None,
+) -> Results:
+    """Score, plan, cut, prove and save.
+
+    Args:
+        settings: The settings; a budget and ``out`` must be there.
+        progress: How to talk meanwhile.
+        show: Called with scores and plan before anything is cut.
+        baseline: What the results will be compared with; refused now if they can't be.
+        stream: Whether the model is cut from file to file, and nothing is measured; None leaves that to its size.
+
+    Raises:
+        ConfigError: Settings contradict each other, or nothing would be measured that could be compared.
+        ProofError: A proof said no; nothing was saved.
+    """
+    if stream is None:
+        stream = is_too_large(settings, progress=progress)
+    if stream and baseline is not None:
+        raise ConfigError(
+            "from file to file nothing is measured that could be compared with a baseline",
+            where="`baseline`",
+            hint="free some memory, or leave it out and check on another machine: headprune check",
+        )
+    if stream:
+        return prune_streamed(settings, progress=progress, show=show)
+    settings = with_recorded_rows(settings, progress=progress)
+    out = Path(settings.run.out or "")
+    refuse_unusable_output(out, overwrite=settings.run.overwrite, notify=progress.notify)
+    check_settings(settings)
+    session = open_session(settings, progress=progress)
+    refuse_lengths(session)
+    refuse_output(settings.run, source=session.source.directory)
+    refuse_offloaded(session.model, to="be cut")
+    check_constraints(session.anatomy, settings.plan)
+    used = scores_by_name(session)[1].rows if settings.run.scores is not None else ()
+    decides = settings.plan.max_drop is not None
+    parts = separate_rows(session, Purpose(decides=decides), used=used)
+    if baseline is not None:
+        refuse_other_evaluation(baseline, session, parts.report)
+    scored, chosen = plan_for(session, parts, show=show, keep_parts=True)
+    results = _cut_and_save(session, chosen, scored.scores, parts, out=out)
+    scored.discard_journal()
+    return results
+
+
+@dataclass(frozen=True, eq=False)
+class _Smaller:
+    """The smaller model in memory, and what is known of it."""
+
+    anatomy: Anatomy
+    sample: Batch
+    same: Proof
+    parameters_removed: int
+    reconstructed: Reconstruct | None
+    before: EvalResult
+    after: EvalResult
+    difference: MetricValue
+
+
+def _cut_and_save(
+    session: Session, plan: PruningPlan, scores: HeadScores, parts: RowParts, *, out: Path
+) -> Results:
+    """Measure, reconstruct and cut in place, measure again, save, and prove each step."""
+    smaller = _cut(session, plan, parts)
+    if smaller.reconstructed is not None:
+        scores = with_rows(scores, parts.calibrate)
+    settings, source = session.settings, session.source
+
+    def results(written: Written, size: int) -> Results:
+        return Results(
+            heads=(smaller.before.heads or 0, smaller.after.heads or 0),
+            parameters=(smaller.before.parameters, smaller.after.parameters),
+            before=smaller.before,
+            after=smaller.after,
+            difference=smaller.difference.value,
+            difference_interval=smaller.difference.interval,
+            proofs=(smaller.same, *written.proofs),
+            weights_bytes=(weights_bytes(source.directory), size),
+            removed=tuple(str(head) for head in plan.remove),
+            loads_with=written.loads_with,
+            auto_class=session.task.auto_class,
+            calibration={**scores.data, "method": scores.method, "n": scores.n},
+            reconstruct=smaller.reconstructed,
+        )
+
+    def documents(results: Results) -> dict[str, str]:
+        note_where(settings, results=results, model=smaller.before.model)
+        return documents_of(results, plan, scores, source=source, settings=record_of(settings))
+
+    in_memory = InMemory(
+        session.model,
+        smaller.anatomy,
+        source.root,
+        splitter=session.tokenizer,
+        inputs=smaller.sample.inputs,
+        auto_class=session.task.auto_class,
+        parameters=(smaller.before.parameters, smaller.parameters_removed),
+    )
+    session.progress.notify("saving it, and loading it again in a fresh process")
+    return finish(
+        out,
+        overwrite=settings.run.overwrite,
+        write=in_memory.write,
+        results=results,
+        documents=documents,
+    )
+
+
+def _cut(session: Session, plan: PruningPlan, parts: RowParts) -> _Smaller:
+    model, anatomy, rows = session.model, session.anatomy, parts.report
+    batches = session.batches(rows.examples)
+    # Before and after are timed in turns where both fit in memory with ease; a GPU's clock is as good one after the other.
+    takes_turns = (
+        session.settings.run.latency
+        and input_device(model).type == "cpu"
+        and sum(parameter.nbytes for parameter in model.parameters()) <= _TWIN_BYTES
+    )
+    twin = copy.deepcopy(model) if takes_turns else None
+    timed = twin is None
+    before, old = measure(session, rows, heads=len(anatomy.heads), timed=timed, note=session.note)
+    added = _biases(session, anatomy, plan)
+    anatomy = inspect(model) if added else anatomy
+    reconstructed = reconstruct_if_asked(session, anatomy, plan, parts)
+    if added and (
+        reconstructed is None or reconstructed.kept is None or reconstructed.kept.method == "scale"
+    ):
+        remove_biases(model, added)
+        added, anatomy = None, inspect(model)
+    sample = batches[-1].take(PROOF_ROWS)
+    masked = _masked_output(model, anatomy, plan, sample)
+    removed = savings(model, anatomy, removed=plan.remove, pad=plan.is_padded).parameters
+    anatomy = cut(model, anatomy, remove=plan.remove, pad=plan.is_padded)
+    model.config.headprune = {**pruning_record(model.config), "source": _origin(before)}
+    same = masked_equals_pruned(masked, run(model, sample.inputs), rows=sample.num_rows)
+    require([same])
+    after, new = measure(session, rows, heads=len(anatomy.heads), timed=timed)
+    if twin is not None:
+        slow, fast = times_of([twin, model], session, batches=batches)
+        before = before.model_copy(update={"latency_ms": slow})
+        after = after.model_copy(update={"latency_ms": fast})
+    difference = metric_with_interval(
+        new, session.metric, seed=session.settings.data.seed, other=old
+    )
+    count = added.count if added else 0
+    return _Smaller(
+        anatomy, sample, same, removed - count, reconstructed, before, after, difference
+    )
+
+
+def _biases(session: Session, anatomy: Anatomy, plan: PruningPlan) -> AddedBiases | None:
+    """Create biases for reconstruction to move, where the settings allow it and the family knows them."""
+    spec, constraints = session.settings.reconstruct, session.settings.plan
+    tolerant = constraints.max_drop is not None
+    if not spec.allow_bias or spec.reconstruct == "none" or tolerant or not plan.remove:
+        return None
+    if constraints.target_parameters is not None:
+        session.progress.notify("no bias is created: it would be parameters beyond the target")
+        return None
+    added = add_zero_biases(session.model, anatomy)
+    if added is None and not has_bias(session.model, anatomy):
+        kind = type(session.model).__name__
+        session.progress.notify(f"no bias is created: {kind} knows none in its output projections")
+    return added
+
+
+def _origin(before: EvalResult) -> dict[str, Any]:
+    """Return what the model was before it was ever pruned."""
+    names = ("name", "revision", "own_code", "fingerprint")
+    model = before.model
+    return model.get("source") or {name: model[name] for name in names if name in model}
+
+
+def _masked_output(
+    model: PreTrainedModel, anatomy: Anatomy, plan: PruningPlan, sample: Batch
+) -> Tensor:
+    with gated(model, anatomy, gates=anatomy.mask(plan.remove)):
+        return run(model, sample.inputs)

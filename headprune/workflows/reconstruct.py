@@ -1,0 +1,227 @@
+"""Reconstruct what is kept, on the rows that chose: some of them fit the weights, the others decide.
+
+A loss need not agree with the metric: of a ranking, say, it counts distances.
+"""
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from headprune.anatomy import Anatomy
+from headprune.errors import DataError
+from headprune.evaluation import Predictions, predict_masked
+from headprune.heads import HeadId
+from headprune.masking import gated
+from headprune.plans import HeadScores, PruningPlan
+from headprune.replay import losses
+from headprune.surgery import RECONSTRUCT_METHODS, HeldOut, Measured, Reconstruct, reconstruct
+from headprune.surgery.fit import can_fit
+from headprune.tasks.distill import Objective
+from headprune.tasks.metrics import Metric, bootstrap
+from headprune.tasks.rows import noted_rows
+from headprune.tasks.task import Task
+from headprune.workflows.rows import RowParts, Rows
+from headprune.workflows.session import Session
+from headprune.workflows.validate import FEWEST_TO_RECONSTRUCT
+
+Compute: TypeAlias = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
+
+_RESAMPLES = 200
+# Standard errors by which a metric must be better to outvote the loss, which is the steadier of the two.
+_CLEAR = 0.5
+
+
+def reconstruct_if_asked(
+    session: Session, anatomy: Anatomy, plan: PruningPlan, parts: RowParts
+) -> Reconstruct | None:
+    """Refit the output projections for the heads that will be kept, where the settings say so.
+
+    Args:
+        session: The model, its heads still there; changed in place where reconstruction helps.
+        anatomy: Its anatomy.
+        plan: Which heads will be removed.
+        parts: The rows.
+
+    Raises:
+        DataError: There are too few rows.
+    """
+    method, notify = session.settings.reconstruct.reconstruct, session.progress.notify
+    count = len(parts.calibrate.examples)
+    if method == "none" or not plan.remove:
+        return None
+    if not can_reconstruct(parts):
+        text = f"{count} calibration rows are too few to fit and to decide"
+        if method is None:
+            notify(f"not reconstructed: {text}")
+            return None
+        raise DataError(
+            text,
+            where=f"`reconstruct={method}`",
+            hint=f"give {FEWEST_TO_RECONSTRUCT} or more (`num_samples`), or `reconstruct=none`",
+        )
+    if not can_fit(session.model, anatomy):
+        notify(
+            "not reconstructed: the output projections are in memory only while their layers run"
+        )
+        return None
+    notify("reconstructing the output projections")
+    outcome = reconstruct_parts(session, anatomy, plan.remove, parts)
+    notify(described(outcome))
+    return outcome
+
+
+def can_reconstruct(parts: RowParts) -> bool:
+    """Whether there are enough rows for some to fit and others to decide."""
+    return len(parts.calibrate.examples) >= FEWEST_TO_RECONSTRUCT
+
+
+def reconstruct_parts(
+    session: Session, anatomy: Anatomy, remove: Collection[HeadId], parts: RowParts
+) -> Reconstruct:
+    """Reconstruct for the heads that are kept, in place.
+
+    Args:
+        session: The model, its heads still there.
+        anatomy: Its anatomy.
+        remove: The heads that will be removed.
+        parts: The rows: some fit, others decide whether that helped.
+    """
+    objective = session.objective(parts.held_out)
+    by_loss = session.settings.score.objective == "distill"
+    judge = HeldOutRows(
+        session.model,
+        anatomy,
+        objective,
+        None if by_loss else session.task,
+        None if by_loss else session.metric,
+        session.settings.data.seed,
+    )
+    return reconstruct(
+        session.model,
+        anatomy,
+        batches=session.batches(parts.fit),
+        held_out=judge.judge(),
+        remove=remove,
+        methods=RECONSTRUCT_METHODS[session.settings.reconstruct.reconstruct or "best"],
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutRows:
+    """Rows that nothing was fitted on, which decide between ways of reconstructing.
+
+    Args:
+        model: The model.
+        anatomy: Its anatomy.
+        objective: The rows, and their loss.
+        task: What the model predicts; None where the loss alone decides.
+        metric: What is made of that.
+        seed: Of the bootstrap.
+    """
+
+    model: PreTrainedModel
+    anatomy: Anatomy
+    objective: Objective
+    task: Task | None = None
+    metric: Metric | None = None
+    seed: int = 0
+
+    def judge(self) -> HeldOut:
+        """Return what decides: the loss, unless the task's metric clearly says otherwise."""
+        count = sum(batch.num_examples for batch in self.objective.batches)
+        if self.task is None or self.metric is None:
+            return HeldOut(self._look_by_loss, least_loss, "loss", count)
+        sign, sampled = (1 if self.metric.higher_is_better else -1), self.metric.or_nan
+
+        def best(looks: Sequence[Measured]) -> int:
+            return best_of(looks, lambda one, other: sign * sampled(one, other), seed=self.seed)
+
+        return HeldOut(self._look, best, self.metric.name, count)
+
+    def _look_by_loss(self, mask: Float[Tensor, " heads"]) -> Measured:
+        with gated(self.model, self.anatomy, gates=mask):
+            values = losses(
+                self.model,
+                self.anatomy,
+                batches=self.objective.batches,
+                loss=self.objective.loss,
+                masks=torch.ones(1, len(mask)),
+            )
+        mean = float(values.double().mean())
+        return Measured(mean, mean)
+
+    def _look(self, mask: Float[Tensor, " heads"]) -> Measured:
+        assert self.task is not None
+        assert self.metric is not None
+        (predictions,) = predict_masked(
+            self.model, self.anatomy, self.task, batches=self.objective.batches, masks=mask[None]
+        )
+        value = self.metric.compute(predictions.predictions, predictions.references)
+        return Measured(value, float(predictions.losses.mean()), predictions)
+
+
+def best_of(looks: Sequence[Measured], worth: Compute, *, seed: int) -> int:
+    """Return the index of the least loss, or of the greatest worth where that is clearly greater than there.
+
+    Args:
+        looks: What was seen, each with predictions of the same examples.
+        worth: The metric, higher being better.
+        seed: Of the bootstrap.
+    """
+    first = least_loss(looks)
+    gains = [
+        (*_gain(look.predictions, looks[first].predictions, worth, seed=seed), index)
+        for index, look in enumerate(looks)
+    ]
+    clear = [(gain, index) for gain, error, index in gains if gain > _CLEAR * error]
+    return max(clear)[1] if clear else first
+
+
+def least_loss(looks: Sequence[Measured]) -> int:
+    """Return the index of the least loss; one that is no number is left out."""
+    known = [index for index, look in enumerate(looks) if math.isfinite(look.loss)]
+    return min(known, key=lambda index: looks[index].loss, default=0)
+
+
+def _gain(
+    one: Predictions, other: Predictions, worth: Compute, *, seed: int
+) -> tuple[float, float]:
+    """Return how much more one is worth, and the standard error of that by the paired bootstrap (Efron 1979)."""
+
+    def gain(rows: Any) -> float:
+        values = [worth(side.predictions[rows], side.references[rows]) for side in (one, other)]
+        return float(values[0] - values[1])
+
+    whole = gain(slice(None))
+    if not math.isfinite(whole):  # a constant has no rank correlation
+        return 0.0, 0.0
+    gains = bootstrap(gain, len(one.references), seed=seed, resamples=_RESAMPLES)
+    return whole, float(np.nanstd(gains, ddof=1))
+
+
+def described(outcome: Reconstruct) -> str:
+    """Return what reconstruction came to, in a sentence."""
+    rows = f"{outcome.held_out:,} calibration rows that it didn't see"
+    if not outcome.tried:
+        return "not reconstructed: there is no bias to move"
+    if outcome.kept is None:
+        tried = ", ".join(f"{one.value:.4g}" for one in outcome.tried)
+        return (
+            f"not reconstructed: {outcome.judged_by} on {rows} is {outcome.without_reconstruction:.4g}, "
+            f"and would be {tried}"
+        )
+    without = f"instead of {outcome.without_reconstruction:.4g}"
+    return f"reconstructed ({outcome.kept.method}): {outcome.judged_by} on {rows} is {outcome.kept.value:.4g} {without}"
+
+
+def with_rows(scores: HeadScores, rows: Rows) -> HeadScores:
+    """Return the scores, saying of rows that reconstructed, too, that they must not report."""
+    return scores.model_copy(update={"rows": noted_rows(rows.examples, earlier=scores.rows)})

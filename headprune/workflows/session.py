@@ -1,0 +1,347 @@
+"""A session: a model that was opened once, with its task, its proven anatomy, and how work on it runs."""
+
+import inspect as python_inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from transformers import PreTrainedModel
+
+from headprune import demo
+from headprune.anatomy import Anatomy
+from headprune.anatomy.clone import pruning_record
+from headprune.artefact import read_artefact
+from headprune.batch import Batch
+from headprune.config import MAX_LENGTH, ModelSpec, Settings
+from headprune.errors import ConfigError, HeadpruneError, ModelError, PlanError, first_line
+from headprune.inspection import inspect
+from headprune.models.facts import fingerprint
+from headprune.models.find import ModelSource, find
+from headprune.models.load import load_model
+from headprune.models.tokenizer import load_tokenizer
+from headprune.passes import RunContext
+from headprune.placement import describe
+from headprune.plans import HeadScores
+from headprune.results import Results
+from headprune.runtime.distributed import World
+from headprune.runtime.journal import Journal
+from headprune.runtime.local import published_name
+from headprune.tasks.batches import Fill, InputFormat, ignore
+from headprune.tasks.catalogue import require_metric, task_row
+from headprune.tasks.distill import Objective, predictions_as_loss, with_teacher_targets
+from headprune.tasks.metrics import Metric, load_metric
+from headprune.tasks.model_inputs import filling, longest_row, refuse_reading_ahead
+from headprune.tasks.rows import Example
+from headprune.tasks.task import Task, detect_task, for_outputs, get_task, refuse_other_head
+
+Item = TypeVar("Item")
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """How a stage talks while it works."""
+
+    def notify(self, text: str) -> None:
+        """Tell the user what is going on."""
+
+    def track(self, items: Sequence[Item], description: str) -> Iterable[Item]:
+        """Yield the items, showing progress."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """An open model.
+
+    Args:
+        settings: All settings; a stage takes its section.
+        source: Where the model came from.
+        model: The model.
+        tokenizer: Its tokenizer.
+        task: What it is for.
+        progress: How to talk meanwhile.
+        world: The processes that share the work.
+    """
+
+    settings: Settings
+    source: ModelSource
+    model: PreTrainedModel
+    tokenizer: Any
+    task: Task
+    progress: Progress
+    world: World = field(default_factory=World)
+    _batches: dict[tuple[int, int | None], tuple[Any, tuple[Batch, ...]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """Where the heads of the model are, as it was opened; what is left out is said.
+
+        Raises:
+            PlanError: No head can be pruned.
+        """
+        return proven_anatomy(self.model, name=self.source.name, progress=self.progress)
+
+    @cached_property
+    def note(self) -> dict[str, Any]:
+        """What artefacts say of the model as it was opened."""
+        return model_note(self.source, self.model)
+
+    @cached_property
+    def used_rows(self) -> frozenset[str]:
+        """Hashes of the inputs that chose the heads of a model pruned before, or that it was trained on since."""
+        directory = self.source.directory
+        if not pruning_record(self.model.config):
+            return frozenset()
+        hashes: set[str] = set()
+        if (path := directory / "scores.json").is_file():
+            hashes |= set(read_artefact(HeadScores, path).rows)
+        if (path := directory / "results.json").is_file():
+            healed = read_artefact(Results, path).heal
+            hashes |= set(healed.rows if healed else ())
+        return frozenset(hashes)
+
+    def batches(
+        self, examples: Sequence[Example], *, batch_size: int | None = None
+    ) -> tuple[Batch, ...]:
+        """Turn examples into batches, once for each tuple of examples.
+
+        Args:
+            examples: The examples.
+            batch_size: How many share a batch, if not as many as the settings say.
+        """
+        size = batch_size or self.settings.data.batch_size
+        key = (id(examples), size)
+        if key in self._batches:
+            return self._batches[key][1]
+        with tokenizing(self.source):
+            batches = self.task.to_batches(examples, self.input_format(batch_size=size))
+        if isinstance(examples, tuple):  # it is kept beside them, so that its id stays its own
+            self._batches[key] = (examples, batches)
+        return batches
+
+    def input_format(
+        self, *, batch_size: int | None = None, notify: Callable[[str], None] = ignore
+    ) -> InputFormat:
+        """Return how texts become inputs of the model.
+
+        Args:
+            batch_size: How many examples share a batch; None packs to a budget of tokens.
+            notify: Called with what is odd about labels.
+        """
+        return InputFormat(
+            tokenizer=self.tokenizer,
+            max_length=self.max_length,
+            config=self.model.config,
+            batch_size=batch_size,
+            accepts=self._accepts,
+            fill=self._fill,
+            notify=notify,
+        )
+
+    def _accepts(self, name: str) -> bool:
+        return name in python_inspect.signature(self.model.forward).parameters
+
+    @cached_property
+    def _fill(self) -> Fill:
+        """What short rows are filled up with, which the model is asked when rows of different length come."""
+        return filling(self.model, self.task.distillation.outputs, self.tokenizer)
+
+    @property
+    def metric_name(self) -> str:
+        """The name of the metric: that of the settings, or the task's."""
+        return self.settings.data.metric or self.task.metric
+
+    @cached_property
+    def metric(self) -> Metric:
+        """The metric.
+
+        Raises:
+            ConfigError: It doesn't compare what the task predicts, or fails on a few rows.
+        """
+        return load_metric(
+            self.metric_name,
+            higher_is_better=self.settings.data.higher_is_better,
+            predicted=self.task.row.predicts,
+            classes=self.task.num_classes(self.model.config),
+        )
+
+    def objective(self, examples: Sequence[Example]) -> Objective:
+        """Return what importance is about: the task's loss, its metric, or the distance from the model as it is."""
+        batches = self.batches(examples)
+        kind, seed = self.settings.score.objective, self.settings.data.seed
+        if kind == "distill":
+            return with_teacher_targets(self.model, self.task.distillation, batches, seed=seed)
+        if kind == "metric":
+            predictions = self.task.predicted_loss or predictions_as_loss(self.task.predict)
+            return Objective(batches, batches, predictions, self.metric)
+        return Objective(batches, batches, self.task.loss)
+
+    @cached_property
+    def max_length(self) -> int:
+        """The longest row in tokens: that of the settings, or what the task settles, no longer than the model takes."""
+        asked = self.settings.data.max_length or self.task.max_length or MAX_LENGTH
+        taken = longest_row(self.model, special=self.tokenizer.all_special_ids)
+        return min(limit for limit in (asked, self.task.max_length, taken) if limit)
+
+    def context(self, journal: Journal | None = None) -> RunContext:
+        """Return how a pass over the data runs, its results kept in a journal if there is one."""
+        return RunContext(
+            self.progress.track,
+            self.progress.notify,
+            journal,
+            self.world,
+            self.settings.score.compile,
+        )
+
+
+def open_session(settings: Settings, *, progress: Progress, world: World | None = None) -> Session:
+    """Find and load the model and its tokenizer, and settle the task.
+
+    Args:
+        settings: All settings.
+        progress: How to talk meanwhile.
+        world: The processes that share the work: each has a device of its own.
+
+    Raises:
+        ConfigError: No model is named, or its task or metric can't be settled.
+        ModelError: The model can't be had or loaded.
+    """
+    world, spec, data = world or World(), settings.model, settings.data
+    source = find_model(spec)
+    name = data.task or detect_task(source.config, model_directory=source.root)
+    refuse_other_head(name, source.config, model_directory=source.root)
+    name = for_outputs(name, source.config)
+    row = task_row(name)
+    require_metric(
+        data.metric or row.metric, higher_is_better=data.higher_is_better, predicted=row.predicts
+    )
+    tokenizer = load_tokenizer(source)
+    task = get_task(name, model_directory=source.root, config=source.config, tokenizer=tokenizer)
+    has_own_device = world.size > 1 and spec.device in ("auto", "cuda")
+    model = load_model(
+        source,
+        auto_class=task.auto_class,
+        device=world.device if has_own_device else spec.device,
+        dtype=spec.dtype,
+        notify=progress.notify,
+    )
+    progress.notify(
+        f"model {spec.model} ({model.config.model_type}), task {name}, on {describe(model)}"
+    )
+    session = Session(settings, source, model, tokenizer, task, progress, world)
+    _ = session.metric  # one that can't be computed is refused before the work
+    if session.max_length < (data.max_length or 0):
+        sparse = getattr(model.config, "attention_type", None) == "block_sparse"
+        reason = (
+            "it reads longer ones block by block, until a short one changes that for good; "
+            'with "attention_type": "original_full" in config.json it takes longer ones'
+            if sparse
+            else "the model takes no longer ones"
+        )
+        progress.notify(f"texts are cut at {session.max_length} tokens: {reason}")
+    if task.row.reads_forward:
+        refuse_reading_ahead(model, special=tokenizer.all_special_ids)
+    if task.described:
+        progress.notify(
+            f"embeddings: {task.described}; texts are cut at {session.max_length} tokens"
+        )
+    return session
+
+
+def proven_anatomy(model: PreTrainedModel, *, name: str, progress: Progress) -> Anatomy:
+    """Return the proven anatomy of the model called ``name``, and say what is left out of it.
+
+    Raises:
+        PlanError: No head can be pruned.
+    """
+    anatomy = inspect(model)
+    for path, reason in anatomy.refused.items():
+        progress.notify(f"left whole: {path}: {reason}")
+    if not anatomy.heads:
+        raise PlanError("the model has no head that can be pruned", where=name, hint="see above")
+    return anatomy
+
+
+def count_heads(model: PreTrainedModel) -> int | None:
+    """Return the number of heads, None where they can't be found: such a model is evaluated all the same."""
+    try:
+        return len(inspect(model).heads)
+    except HeadpruneError:
+        return None
+
+
+@contextmanager
+def tokenizing(source: ModelSource) -> Iterator[None]:
+    """Name a tokenizer that fails on a text: the tokenizers library raises bare exceptions, and panics, which aren't even that.
+
+    Raises:
+        ModelError: It does.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(
+            f"the tokenizer of {source.name} fails on a text: {first_line(error)}",
+            where=str(source.directory / "tokenizer.json"),
+            hint="repair it, or fetch the model again",
+        ) from error
+
+
+def find_model(spec: ModelSpec, *, weights: bool = True) -> ModelSource:
+    """Find the model that the settings name.
+
+    Args:
+        spec: The settings.
+        weights: Whether they are needed; without them its config is enough.
+
+    Raises:
+        ConfigError: None is named, or a revision of a directory.
+        ModelError: The model can't be had.
+    """
+    name = model_name(spec)
+    if spec.revision is not None and (name.startswith(demo.PREFIX) or Path(name).exists()):
+        raise ConfigError(
+            f"{name} is a directory, and only models of the hub have revisions",
+            where=f"`revision={spec.revision}`",
+            hint="leave it out, or name the model by its hub id",
+        )
+    return find(name, revision=spec.revision, weights=weights, stock_class=spec.stock_class)
+
+
+def model_name(spec: ModelSpec) -> str:
+    """Return the model that the settings name.
+
+    Raises:
+        ConfigError: They name none.
+    """
+    if spec.model is None:
+        raise ConfigError(
+            "no model is named",
+            where="`model`",
+            hint="name a directory or a hub id, such as demo:minilm",
+        )
+    return spec.model
+
+
+def model_note(source: ModelSource, model: PreTrainedModel) -> dict[str, Any]:
+    """Return what artefacts say of a model as it is now; a pruned one names what it was pruned from."""
+    note = {
+        **origin_of(source),
+        "model_type": model.config.model_type,
+        "fingerprint": fingerprint(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+    origin = pruning_record(model.config).get("source")
+    return {**note, "source": origin} if origin else note
+
+
+def origin_of(source: ModelSource) -> dict[str, str | None]:
+    """Return what is recorded of where a model came from, the code of its own that wasn't run among it."""
+    code = {"own_code": source.own_code} if source.own_code else {}
+    return {"name": published_name(source.name), "revision": source.revision, **code}

@@ -1,0 +1,132 @@
+"""Score once, or in steps: heads are removed, what is left is reconstructed, and scored again."""
+
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedModel
+
+from headprune.anatomy import Anatomy
+from headprune.batch import Batch, num_examples
+from headprune.config import Constraints, ReconstructSpec, ScoreSpec
+from headprune.config.checks import num_steps
+from headprune.heads import HeadId
+from headprune.masking import gated
+from headprune.passes import RunContext
+from headprune.placement import input_device
+from headprune.planning import score_in_steps
+from headprune.plans import HeadScores
+from headprune.runtime.distributed import World
+from headprune.scoring.catalogue import get_method
+from headprune.scoring.request import ScoreRequest
+from headprune.scoring.score import score as score_heads
+from headprune.surgery.fit import can_fit, fit, swapped_weights
+from headprune.surgery.least_squares import FitMethod
+from headprune.tasks.distill import Objective
+from headprune.workflows.validate import method_between_steps, method_of
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How heads are scored, and for what.
+
+    Args:
+        score: The method, and in how many steps.
+        plan: The cut that the steps lead to.
+        reconstruct: Whether what is left is reconstructed in between.
+        seed: For methods that draw random numbers.
+    """
+
+    score: ScoreSpec
+    plan: Constraints
+    reconstruct: ReconstructSpec
+    seed: int = 0
+
+
+def score_with_steps(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    objective: Objective,
+    scoring: Scoring,
+    *,
+    context: RunContext,
+) -> HeadScores:
+    """Score the heads once, or as often as there are steps, without those that were removed.
+
+    What is left is scored as it will be: reconstructed, where that is what the settings lead to.
+
+    Args:
+        model: The model; it is left as it was.
+        anatomy: Where its heads are.
+        objective: What importance is about.
+        scoring: How heads are scored.
+        context: How the work runs.
+    """
+    score = scoring.score
+    method = get_method(method_of(score))
+    batches = objective.sampled_batches if method.differentiates else objective.batches
+    between = method_between_steps(scoring.reconstruct, num_examples(objective.batches))
+
+    def rescore(removed: Collection[HeadId]) -> HeadScores:
+        journal = context.journal
+        if removed:
+            does_fit = between is not None and can_fit(model, anatomy)
+            context.notify(
+                f"{'reconstructing, then ' if does_fit else ''}"
+                f"scoring the {len(anatomy.heads) - len(removed)} heads that are left"
+            )
+            names = ",".join([str(between), *map(str, removed)]).encode()
+            journal = journal and journal.within(hashlib.sha256(names).hexdigest()[:16])
+        removal = _Removal(removed, objective.batches, between, context.world)
+        with removal.from_model(model, anatomy):
+            request = ScoreRequest(
+                model,
+                anatomy,
+                batches,
+                objective.loss,
+                context=replace(context, journal=journal),
+                seed=scoring.seed,
+                statistic=objective.statistic,
+            )
+            scores = score_heads(request, method=method.name, normalize=score.normalize)
+        return scores.model_copy(update={"objective": score.objective})
+
+    steps = num_steps(score, scoring.plan)
+    if steps == 1:
+        return rescore(())
+    scores = score_in_steps(anatomy, rescore=rescore, constraints=scoring.plan, steps=steps)
+    note = scores.steps and scores.steps.model_copy(update={"reconstructed": between})
+    return scores.model_copy(update={"steps": note})
+
+
+@dataclass(frozen=True)
+class _Removal:
+    """Heads that are removed for a while, and how those that are kept make up for them."""
+
+    removed: Collection[HeadId]
+    batches: Sequence[Batch]
+    method: FitMethod | None
+    world: World
+
+    @contextmanager
+    def from_model(self, model: PreTrainedModel, anatomy: Anatomy) -> Iterator[None]:
+        """Silence the heads for the length of a block, with the same weights in every process."""
+        if not self.removed:
+            yield
+            return
+        mask = anatomy.mask(self.removed)
+        weights = {}
+        if self.method is not None and can_fit(model, anatomy):
+            (fitted,) = fit(model, anatomy, batches=self.batches, mask=mask, methods=[self.method])
+            weights = {
+                name: self.world.summed(
+                    value if self.world.is_main else value.new_zeros(value.shape)
+                )
+                for name, value in fitted.weights.items()
+            }
+        with (
+            swapped_weights(model, weights),
+            gated(model, anatomy, gates=mask.to(input_device(model))),
+        ):
+            yield

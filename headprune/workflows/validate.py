@@ -1,0 +1,67 @@
+"""What settings of several sections come to together, where a model or scores have a say, too."""
+
+from headprune.config import ReconstructSpec, ScoreSpec, Settings
+from headprune.config.checks import check_score, methods_of
+from headprune.planning import target_of
+from headprune.planning.constraints import as_dict
+from headprune.plans import HeadScores
+from headprune.runtime.distributed import World
+from headprune.scoring.catalogue import DEFAULT_METHOD
+from headprune.surgery import RECONSTRUCT_METHODS
+from headprune.surgery.least_squares import FitMethod
+
+FEWEST_TO_RECONSTRUCT = 8
+"""Calibration rows, so that some can fit and the others decide."""
+
+
+def method_of(score: ScoreSpec) -> str:
+    """Return how heads are scored."""
+    return score.method or DEFAULT_METHOD
+
+
+def method_between_steps(reconstruct: ReconstructSpec, examples: int) -> FitMethod | None:
+    """Return how what is left is reconstructed before it is scored again: the strongest of the methods that are tried.
+
+    Args:
+        reconstruct: The settings.
+        examples: How many examples it is fitted on; too few, and nothing is reconstructed.
+    """
+    if reconstruct.reconstruct == "none" or examples < FEWEST_TO_RECONSTRUCT:
+        return None
+    return RECONSTRUCT_METHODS[reconstruct.reconstruct or "best"][-1]
+
+
+def check_settings(settings: Settings, *, world: World | None = None) -> None:
+    """Refuse what can't be done together, for every method that is compared.
+
+    Args:
+        settings: All settings.
+        world: The processes that share the work.
+
+    Raises:
+        ConfigError: There are such settings, or several processes would do what one must.
+        PlanError: A target is none.
+    """
+    target_of(settings.plan)
+    for score in methods_of(settings.score):
+        check_score(score, settings.plan, processes=world.size if world else 1)
+
+
+def steps_fit(scores: HeadScores, settings: Settings) -> bool:
+    """Whether scores were made in the steps that settings ask for; those that ask for none take them for their own cut.
+
+    Args:
+        scores: The scores, made once or in steps.
+        settings: What asks for them.
+    """
+    plan, steps, made = settings.plan, settings.score.steps, scores.steps
+    if made is None or (plan.keep is None and plan.heads is None):
+        return made is None and steps in (None, 1)
+    same_cut = made.heads == plan.heads if plan.keep is None else made.keep == plan.keep
+    return (
+        same_cut
+        and (made.heads is None) == (plan.heads is None)
+        and steps in (None, 1, made.count)
+        and made.reconstructed == method_between_steps(settings.reconstruct, scores.n)
+        and made.constraints == as_dict(plan)
+    )

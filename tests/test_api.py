@@ -1,0 +1,156 @@
+"""Python is the command line: the same settings, the same defaults, the same result; heads in any form."""
+
+import json
+
+import pytest
+import torch
+from families import build, inspected, sentences, token_inputs
+from safetensors.torch import load_file
+
+import headprune as hp
+from headprune.errors import ConfigError, PlanError
+from headprune.report.terminal import ConsoleProgress
+from headprune.workflows.prune import prune
+from headprune.workflows.rows import separate_rows
+from headprune.workflows.session import open_session
+
+QUIET = ConsoleProgress(quiet=True)
+SETTINGS = {
+    "model": "model",
+    "task": "classification",
+    "data": "train.csv",
+    "eval_data": "test.csv",
+    "keep": 0.5,
+    "batch_size": 1,
+    "max_length": 16,
+    "latency": False,
+}
+
+
+@pytest.fixture
+def place(run_here, tokenizer, monkeypatch):
+    """Return an empty directory with a model and two files of rows."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(run_here / ".cache"))
+    build("bert").save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    lines = [f"{text},{index % 2}\n" for index, text in enumerate(sentences(48))]
+    (run_here / "train.csv").write_text("text,label\n" + "".join(lines[:32]))
+    (run_here / "test.csv").write_text("text,label\n" + "".join(lines[32:]))
+    return run_here
+
+
+def results_of(directory):
+    """Return what a plan says, and the weights, of a model that was saved."""
+    return (directory / "plan.json").read_bytes(), (directory / "model.safetensors").read_bytes()
+
+
+def test_the_same_settings_give_the_same_bytes_by_command_line_file_and_python(place, command_line):
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
+    words = [word for word in words if not word.startswith(("--model", "--latency"))]
+    code, _out, err = command_line("prune", "model", "--no-latency", *words, "--out", "by-words")
+    assert code == 0, err
+    (place / "settings.yaml").write_text(json.dumps({**SETTINGS, "out": "by-file"}))
+    code, _out, err = command_line("prune", "--config", "settings.yaml")
+    assert code == 0, err
+    settings = hp.Settings.of(**SETTINGS, out="by-python")
+    results = prune(settings, progress=QUIET, show=lambda _scores, _plan: None)
+    assert results.removed
+    assert results.reconstruct is not None
+    by_words, by_file, by_python = (
+        results_of(place / name) for name in ("by-words", "by-file", "by-python")
+    )
+    assert by_words == by_file == by_python
+
+    # On the same rows, batch by batch, shrinking in memory removes the same heads and leaves the same weights.
+    session = open_session(settings, progress=QUIET)
+    rows = separate_rows(session).calibrate
+    smaller, report = hp.shrink(
+        session.model, session.batches(rows.examples), task="classification", keep=0.5
+    )
+    assert tuple(map(str, report.plan.remove)) == results.removed
+    assert report.reconstruct == results.reconstruct
+    saved = load_file(place / "by-words" / "model.safetensors")
+    own = smaller.state_dict()
+    assert saved.keys() <= own.keys()
+    assert all(torch.equal(value, own[name]) for name, value in saved.items())
+
+
+def batch_of(rows=12):
+    return {**token_inputs(rows=rows), "labels": torch.arange(rows) % 2}
+
+
+def test_python_scores_by_what_the_command_scores_by():
+    model = build("bert")
+    scores = hp.score(model, [batch_of()], task="classification")
+    assert scores.method == "unique"
+
+    def loss(outputs, batch):
+        assert torch.equal(batch["labels"], batch.targets)
+        assert batch["input_ids"] is batch.inputs["input_ids"]
+        return torch.nn.functional.cross_entropy(outputs.logits, batch["labels"], reduction="none")
+
+    assert hp.score(model, [batch_of()], loss=loss).values == scores.values
+
+
+def test_a_loss_of_language_models_needs_no_labels():
+    model = build("llama")
+    scores = hp.score(model, [token_inputs()], task="causal-lm", method="gradient")
+    assert len(set(scores.values)) == len(scores.heads)
+
+
+def test_a_method_asks_for_what_it_needs_and_nothing_else():
+    model = build("bert")
+    assert hp.score(model, method="magnitude").n == 0
+    assert hp.score(model, [token_inputs()], method="activation").n == 4
+    with pytest.raises(ConfigError, match="asks how the loss changes"):
+        hp.score(model, [token_inputs()])
+    with pytest.raises(ConfigError, match="no method"):
+        hp.score(model, method="magnitud")
+    with pytest.raises(ConfigError, match="two texts"):
+        hp.score(model, [token_inputs()], task="similarity")
+
+
+def test_heads_are_named_in_any_form_and_mixed():
+    model, inputs = build("bert"), token_inputs()
+    anatomy = inspected(model)
+    scores = hp.score(model, method="random")
+    plan = hp.plan(scores, hp.Constraints(keep=0.8), anatomy=anatomy)
+    one = hp.HeadId.parse("L0.H1")
+    together = [*plan.remove, one, *(hp.HeadId.parse(f"L2.H{head}") for head in (3, 4))]
+    forms = [
+        [*map(str, together)],
+        [plan, "L0.H1", {"L2": [3, 4]}],
+        [plan, one, "L2.H3", hp.HeadId.parse("L2.H4")],
+        anatomy.mask(together),
+        anatomy.mask(together).expand(4, -1),
+    ]
+    outputs = []
+    for form in forms:
+        with hp.masked(model, form, anatomy=anatomy), torch.no_grad():
+            outputs.append(model(**inputs).logits)
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+    smaller = hp.prune(model, forms[1])
+    with torch.no_grad():
+        assert torch.allclose(smaller(**inputs).logits, outputs[0], atol=1e-5)
+    other = plan.model_copy(update={"model": {"fingerprint": "other"}})
+    with pytest.raises(PlanError, match="another model"):
+        hp.prune(build("bert"), [other, "L0.H1"])
+
+
+def test_what_is_saved_is_described_where_a_plan_is_given(tmp_path):
+    model = build("bert")
+    anatomy = hp.inspect(model)
+    scores = hp.score(model, method="magnitude")
+    plan = hp.plan(scores, hp.Constraints(keep=0.5), anatomy=anatomy, model=model)
+    hp.prune(model, plan)
+    hp.save(model, tmp_path / "out", plan=plan, scores=scores)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"plan.json", "scores.json", "results.json", "README.md", "manifest.json"} <= names
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["heads"] == [18, 9]
+    assert results["before"] is results["after"] is None
+    assert "9 attention heads fewer" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_version_is_told():
+    assert hp.__version__.count(".") == 2
