@@ -18,6 +18,7 @@ ORDER = [
     "runtime",
     "untrusted",
     "artefact",
+    "measured",
     "heads",
     "plans",
     "demo",
