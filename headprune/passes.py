@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,20 @@ Piece = TypeVar("Piece")
 
 Track: TypeAlias = Callable[[Sequence[Any], str], Iterable[Any]]
 """Wraps the iteration over batches, with a description, for a progress bar."""
+
+
+Item = TypeVar("Item")
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """How a stage talks while it works."""
+
+    def notify(self, text: str) -> None:
+        """Tell the user what is going on."""
+
+    def track(self, items: Sequence[Item], description: str) -> Iterable[Item]:
+        """Yield the items, showing progress."""
 
 
 def _ignore(_text: str) -> None:

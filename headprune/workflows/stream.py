@@ -25,6 +25,7 @@ from headprune.models.save import write_model, write_side_files
 from headprune.models.shards import count_stored, stored_tensors
 from headprune.models.stream import Cut, find_cuts, names_in_memory, rewrite
 from headprune.models.tokenizer import tokenizer_of
+from headprune.passes import Progress
 from headprune.placement import count_parameters
 from headprune.planning import check_constraints, cost_model, savings
 from headprune.plans import HeadScores, PruningPlan
@@ -43,7 +44,7 @@ from headprune.workflows.finish import Written, documents_of, finish, refuse_out
 from headprune.workflows.plan import Show, choose, with_named_heads
 from headprune.workflows.record import note_where, record_of
 from headprune.workflows.score import compare
-from headprune.workflows.session import Progress, find_model, origin_of, proven_anatomy
+from headprune.workflows.session import find_model, origin_of, proven_anatomy
 from headprune.workflows.validate import method_of
 
 

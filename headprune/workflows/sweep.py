@@ -16,7 +16,7 @@ from headprune.heads import HeadId
 from headprune.journal import Journal, open_journal
 from headprune.models.facts import versions
 from headprune.models.manifest import output_directory, refuse_unusable_output, write_manifest
-from headprune.passes import RunContext
+from headprune.passes import Progress, RunContext
 from headprune.placement import input_device
 from headprune.planning import knee, last_within, make_plan
 from headprune.planning.constraints import as_dict, selected_sites, with_keep
@@ -29,7 +29,7 @@ from headprune.workflows.plan import refusal_at
 from headprune.workflows.record import with_recorded_rows
 from headprune.workflows.rows import RowParts, separate_rows
 from headprune.workflows.score import resumable, score_each
-from headprune.workflows.session import Progress, Session, open_session
+from headprune.workflows.session import Session, open_session
 
 POINTS = tuple(tenth / 10 for tenth in range(10, 0, -1))
 _MASKED = "gradient"
