@@ -208,23 +208,14 @@ def measure_curves(
         cut: _measured(session, one, whole) for cut, one in zip(cuts, predictions, strict=True)
     }
     may_go = len(selected_sites(anatomy, constraints.sites).heads)
-    total = len(anatomy.heads)
+
+    def point(keep: float, cut: tuple[HeadId, ...]) -> SweepPoint:
+        kept = len(anatomy.heads) - len(cut)
+        place = {"keep": keep, "share": 1 - len(cut) / may_go, "heads": kept, "removed": cut}
+        return points[Cut(cut)].model_copy(update=place)
+
     return tuple(
-        _curve(
-            session,
-            scores[method],
-            [
-                points[Cut(cut)].model_copy(
-                    update={
-                        "keep": keep,
-                        "share": 1 - len(cut) / may_go,
-                        "heads": total - len(cut),
-                        "removed": cut,
-                    }
-                )
-                for keep, cut in zip(keeps, removed, strict=True)
-            ],
-        )
+        _curve(session, scores[method], list(map(point, keeps, removed)))
         for method, removed in removals.items()
     )
 
