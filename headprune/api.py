@@ -17,8 +17,8 @@ from headprune.errors import PlanError
 from headprune.heads import HeadId, HeadSelection
 from headprune.inspection import inspect as inspect_model
 from headprune.masking import checked_gates, gated, gates_by_site
+from headprune.measured import LoadMethod
 from headprune.models.classes import auto_class_of
-from headprune.models.describe import LoadMethod
 from headprune.models.facts import weights_bytes
 from headprune.models.find import ModelSource
 from headprune.models.load import load

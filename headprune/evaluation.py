@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.artefact import Artefact, Latency
 from headprune.batch import Batch, forward, num_examples, per_example
 from headprune.errors import DataError
 from headprune.masking import gated
@@ -27,33 +26,6 @@ from headprune.replay import example_losses, losses
 from headprune.tasks.doubts import doubts_of_classes, doubts_of_numbers
 from headprune.tasks.metrics import RESAMPLES, Metric, interval
 from headprune.tasks.task import Task
-
-
-class Measurement(Artefact):
-    """A metric with everything that is needed to believe it, or to compare it with another."""
-
-    metric: str
-    value: float
-    interval: tuple[float, float]
-    n: int
-    higher_is_better: bool
-    parameters: int
-    heads: int | None
-    latency_ms: dict[str, Latency] = {}
-    kv_cache_bytes_per_token: int | None = None
-    limit: int | None = None
-    data: dict[str, Any] = {}
-    model: dict[str, Any] = {}
-    versions: dict[str, str] = {}
-
-
-class EvalResult(Measurement):
-    """What ``eval`` measured; ``seed`` is that of the bootstrap of so many ``resamples``, and of the rows drawn."""
-
-    written_by = "eval --json"
-
-    seed: int
-    resamples: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

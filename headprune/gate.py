@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from headprune.artefact import Artefact, Latency, read_artefact
 from headprune.config import GateSpec
 from headprune.errors import CheckpointError, ConfigError
-from headprune.evaluation import EvalResult, Measurement
+from headprune.measured import EvalResult, Measurement
 from headprune.runtime.files import write_text
 from headprune.runtime.targets import refuse_unwritable
 

@@ -6,15 +6,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from headprune.artefact import Artefact, read_artefact
-from headprune.distillation.teacher import Heal
 from headprune.errors import CheckpointError
-from headprune.evaluation import EvalResult
 from headprune.heads import HeadName
-from headprune.models.describe import LoadMethod
-from headprune.surgery import Reconstruct
+from headprune.measured import EvalResult, Heal, LoadMethod, Proof, Reconstruct
 from headprune.tasks.catalogue import is_logarithmic
 from headprune.untrusted.documents import read_json
-from headprune.verify import Proof
 
 
 class Results(Artefact):

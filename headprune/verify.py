@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.batch import asks_for_padding, forward, main_output
 from headprune.errors import MemoryLimitError, ProofError, UnprovenError, is_out_of_memory
+from headprune.measured import LoadMethod, Proof
 from headprune.memory import Parts, halves_of_inputs
-from headprune.models.describe import LoadMethod
 from headprune.models.fresh import load_afresh
 from headprune.models.shards import count_stored, differing, stored_tensors
 from headprune.models.stream import Cut, wrong_cuts
@@ -26,18 +25,6 @@ from headprune.placement import count_parameters, input_device, moved_away
 _OUTPUTS = "outputs of the model on real rows"
 # Largest difference allowed between masked and pruned outputs, relative to their largest value (or 1, if that is larger).
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
-
-
-class Proof(BaseModel):
-    """One claim, what was measured, and whether that is within its limit."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    passed: bool
-    measured: float
-    limit: float
-    detail: str
 
 
 @contextmanager

@@ -20,6 +20,7 @@ ORDER = [
     "distributed",
     "journal",
     "artefact",
+    "measured",
     "heads",
     "plans",
     "demo",

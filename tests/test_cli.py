@@ -13,7 +13,7 @@ from families import build, sentences
 from rich.console import Console
 
 import headprune as hp
-from headprune.config import Settings
+from headprune.config import Constraints, Settings
 from headprune.config.checks import methods_of
 from headprune.evaluation import metric_with_interval, predict
 from headprune.heads import HeadId, SiteId
@@ -1416,3 +1416,35 @@ def test_a_terminal_without_unicode_is_no_reason_to_crash(place):
     )
     assert done.returncode == 0, done.stderr
     assert "random scores" in done.stdout
+
+
+def test_keep_goes_one_way_from_the_command_line_to_the_planner(headprune):
+    """One section says it, and few functions pass it on."""
+    sections = [part for _name, part in Settings() if "keep" in type(part).model_fields]
+    assert [type(part) for part in sections] == [Constraints]
+    calls = []
+
+    def note(frame, event, _argument):
+        if (
+            event == "call"
+            and frame.f_code.co_name == "make_plan"
+            and "constraints" in frame.f_locals
+        ):
+            way, constraints = [], frame.f_locals["constraints"]
+            while frame is not None:
+                if frame.f_globals["__name__"].startswith("headprune."):
+                    way.append(frame.f_code.co_name)
+                frame = frame.f_back
+            calls.append((constraints, way))
+
+    words = ("prune", "classifier", "--method", "magnitude", "--keep", "0.5", "--dry-run")
+    sys.setprofile(note)
+    try:
+        code, _out, err = headprune(*words, "--data", "data.csv")
+    finally:
+        sys.setprofile(None)
+    assert code == 0, err
+    ((constraints, way),) = calls
+    assert isinstance(constraints, Constraints)
+    assert constraints == Constraints(keep=0.5)
+    assert len(way[: way.index("prune") + 1]) <= 12, way

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from headprune.config import GateSpec
 from headprune.errors import CheckpointError, ConfigError
-from headprune.evaluation import EvalResult
 from headprune.gate import (
     Baseline,
     compare,
@@ -17,6 +16,7 @@ from headprune.gate import (
     refuse_unusable_baseline,
     write_baseline,
 )
+from headprune.measured import EvalResult
 from headprune.report.ci import FORMATS
 
 

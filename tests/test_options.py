@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import typer
+from test_gate import result_of
 
 from headprune.cli import app as application
 from headprune.cli import options
@@ -154,6 +155,21 @@ def test_a_wrong_argument_is_answered_before_anything_heavy_is_imported(run_here
         "    assert run_app() == 2, words\n"
         "    heavy = {'torch', 'transformers', 'datasets', 'numpy', 'scipy'} & set(sys.modules)\n"
         "    assert not heavy, (words, heavy)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_results_in_a_file_are_checked_without_a_model_library(run_here):
+    result = result_of(0.8)
+    (run_here / "r.json").write_text(result.to_json())
+    script = (
+        "import sys\nfrom headprune.cli.app import run_app\n"
+        "for more in (['--update-baseline'], [], ['--format', 'junit'], ['--max-drop', '1%', '--json']):\n"
+        "    sys.argv = ['headprune', 'check', 'r.json', '--baseline', 'b.json', *more]\n"
+        "    assert run_app() == 0\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

@@ -12,22 +12,14 @@ from test_gate import result_of
 
 from headprune.artefact import Latency
 from headprune.config import GateSpec
-from headprune.distillation.teacher import Heal
 from headprune.gate import Baseline, compare
 from headprune.heads import HeadId, SiteId
+from headprune.measured import Heal, Proof
 from headprune.plans import HeadScores, PruningPlan
 from headprune.report.heads import agreement_table, heatmap, score_table, survey_table
 from headprune.report.tables import eval_table, plan_table, prune_table, sweep_table
 from headprune.report.terminal import key_value_table, show
-from headprune.results import (
-    Curve,
-    Results,
-    Survey,
-    SurveyedSite,
-    Sweep,
-    SweepPoint,
-)
-from headprune.verify import Proof
+from headprune.results import Curve, Results, Survey, SurveyedSite, Sweep, SweepPoint
 
 WIDTHS = (60, 80, 100, 200)
 DIRECTORY = "/home/somebody/experiments/2031/models that were pruned/" + "long-name-" * 9 + "0.7"

@@ -11,8 +11,8 @@ from headprune.cli.options import Call
 from headprune.errors import HeadpruneError
 
 if TYPE_CHECKING:
-    from headprune.evaluation import EvalResult
     from headprune.gate import Baseline
+    from headprune.measured import EvalResult
 
 
 def check(call: Call) -> None:

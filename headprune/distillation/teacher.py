@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
@@ -63,34 +62,6 @@ def mean_distance(
     if not math.isfinite(total):
         raise not_finite("the distance to the teacher is not finite", teacher, where="`teacher`")
     return total / rows
-
-
-class Heal(BaseModel):
-    """What a distillation did.
-
-    Args:
-        teacher: The model that was learned from: name, revision, fingerprint.
-        objective: The loss.
-        trained_on: Examples that the weights were trained on.
-        held_out: Examples of the same data that weren't.
-        loss: Mean loss of those, before and after.
-        steps: Steps of the optimizer.
-        lora: Rank of the adapters that were merged; None where all weights were trained.
-        settings: Arguments of Trainer, beside its own defaults.
-        rows: Hashes of all inputs that this model was ever trained on, or that chose its heads: they don't report.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    teacher: dict[str, Any]
-    objective: str
-    trained_on: int
-    held_out: int
-    loss: tuple[float, float]
-    steps: int
-    lora: int | None = None
-    settings: dict[str, Any] = {}
-    rows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

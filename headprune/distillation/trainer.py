@@ -36,8 +36,9 @@ from headprune.errors import (
     first_line,
     is_out_of_memory,
 )
+from headprune.measured import Proof
 from headprune.surgery import dead_indices
-from headprune.verify import Proof, merged_equals_adapted, run
+from headprune.verify import merged_equals_adapted, run
 
 _WRITER = "inline_container.cc"
 """What torch.save names in an error when less could be written than it meant to."""

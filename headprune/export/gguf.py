@@ -12,9 +12,10 @@ from headprune.errors import CheckpointError, ConfigError, UnsupportedError
 from headprune.export.layout import Layout, lay_out, rope_factors
 from headprune.export.readback import file_equals_model
 from headprune.export.vocabulary import Vocabulary
+from headprune.measured import Proof
 from headprune.runtime.files import staged_file
 from headprune.runtime.targets import refuse_unwritable
-from headprune.verify import Proof, require
+from headprune.verify import require
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter

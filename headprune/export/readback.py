@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.export.vocabulary import Vocabulary
-from headprune.verify import Proof, proving
+from headprune.measured import Proof
+from headprune.verify import proving
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
@@ -29,11 +29,11 @@ from headprune.anatomy.clone import (
 from headprune.anatomy.exceptions import SAME_MATHEMATICS
 from headprune.errors import CheckpointError
 from headprune.heads import SiteId
+from headprune.measured import LoadMethod
 from headprune.models.classes import auto_classes
 from headprune.surgery import layer_counts, modeling_headprune
 from headprune.surgery.modeling_headprune import unfolded, width_kept
 
-LoadMethod = Literal["stock", "remote-code"]
 _Shapes = dict[str, torch.Size]
 
 _ABSENT = object()

@@ -7,13 +7,12 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from headprune.artefact import Latency
-from headprune.evaluation import EvalResult
 from headprune.gate import Verdict
+from headprune.measured import EvalResult, Proof
 from headprune.plans import PruningPlan
 from headprune.report.ci import headline
 from headprune.report.terminal import Prose, Row, Sheet, line, prose
 from headprune.results import Curve, Results, Sweep, SweepPoint
-from headprune.verify import Proof
 
 _CACHE = "key/value cache/token"
 _INTERVAL = "  95 % interval"

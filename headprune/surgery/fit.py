@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch
 from headprune.masking import gated, places_of, real_positions, row_of_position
+from headprune.measured import FitMethod
 from headprune.memory import Parts
 from headprune.placement import input_device
 from headprune.replay.walk import (
@@ -32,7 +33,7 @@ from headprune.replay.walk import (
     reads_last_only,
     without_values,
 )
-from headprune.surgery.least_squares import FOLDS, RIDGES, FitMethod, no_sums, solve
+from headprune.surgery.least_squares import FOLDS, RIDGES, no_sums, solve
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from math import isfinite
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-FitMethod = Literal["scale", "bias", "refit"]
+from headprune.measured import FitMethod
 
 FOLDS = 4
 RIDGES: dict[FitMethod, tuple[float, ...]] = {

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
 from headprune.heads import HeadId
+from headprune.measured import FitMethod, Reconstruct, Tried
 from headprune.surgery.fit import fit, has_bias, swapped_weights, write_weights
-from headprune.surgery.least_squares import FitMethod
 
 RECONSTRUCT_METHODS: dict[str, tuple[FitMethod, ...]] = {
     "best": ("bias", "refit"),
@@ -25,44 +24,6 @@ RECONSTRUCT_METHODS: dict[str, tuple[FitMethod, ...]] = {
     "refit": ("refit",),
 }
 """What `reconstruct` may be, and which methods are then tried."""
-
-
-class Tried(BaseModel):
-    """A method, and what was measured on rows that it didn't see.
-
-    Args:
-        method: What was solved.
-        ridges: By the name of the projection, how strongly it was held to what was there.
-        value: What was measured.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-    method: FitMethod = Field(validation_alias=AliasChoices("method", "how"))
-    ridges: dict[str, float]
-    value: float
-
-
-class Reconstruct(BaseModel):
-    """What reconstruction did, measured on calibration rows that it didn't see.
-
-    Args:
-        kept: The method that won; None where nothing was better without any reconstruction, and nothing was changed.
-        fitted_on: Examples that the weights were fitted on.
-        held_out: Examples that decided.
-        judged_by: What they decided by: a metric, or the loss.
-        without_reconstruction: Its value with the heads silent and nothing reconstructed.
-        tried: All methods.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kept: Tried | None
-    fitted_on: int
-    held_out: int
-    judged_by: str
-    without_reconstruction: float
-    tried: tuple[Tried, ...]
 
 
 @dataclass(frozen=True, eq=False)

@@ -192,7 +192,7 @@ def _meanings(
 def _by_digits(numbers: Mapping[str, int], names: Mapping[int, str]) -> dict[str, int]:
     """Return the index of every label that is the number in a class's name, where every name has one of its own."""
     digits = {index: re.findall(r"\d+", name) for index, name in names.items()}
-    if any(len(numbers) != 1 for numbers in digits.values()):
+    if any(len(each) != 1 for each in digits.values()):
         return {}
     class_of = {int(one): index for index, (one,) in digits.items()}
     if len(class_of) < len(names):

@@ -10,16 +10,11 @@ from headprune.artefact import Latency
 from headprune.batch import Batch
 from headprune.config import Settings
 from headprune.errors import ConfigError, HeadpruneError
-from headprune.evaluation import (
-    EvalResult,
-    Predictions,
-    doubts_of,
-    metric_with_interval,
-    predict,
-)
+from headprune.evaluation import Predictions, doubts_of, metric_with_interval, predict
 from headprune.footprint import kv_cache_bytes_per_token, latency_ms, sizes
 from headprune.gate import Baseline, refuse_other_revision, refuse_other_rows
 from headprune.inspection import inspect
+from headprune.measured import EvalResult
 from headprune.models.facts import versions
 from headprune.passes import Progress
 from headprune.placement import count_parameters

@@ -16,8 +16,8 @@ from headprune.anatomy.clone import quiet, stock_class
 from headprune.anatomy.inputs import example_inputs
 from headprune.batch import forward, main_output
 from headprune.config import RunSpec
+from headprune.measured import LoadMethod, Proof
 from headprune.models.classes import auto_class_of, auto_classes
-from headprune.models.describe import LoadMethod
 from headprune.models.facts import weights_bytes
 from headprune.models.find import ModelSource
 from headprune.models.load import complaints
@@ -32,14 +32,7 @@ from headprune.placement import count_parameters, input_device
 from headprune.plans import HeadScores, PruningPlan
 from headprune.report.card import model_card
 from headprune.results import Results
-from headprune.verify import (
-    Proof,
-    loads_afresh,
-    parameters_add_up,
-    proving,
-    reload_is_identical,
-    require,
-)
+from headprune.verify import loads_afresh, parameters_add_up, proving, reload_is_identical, require
 
 PROOF_ROWS = 16
 """Rows on which masked == pruned and reload == memory are proven."""

@@ -15,10 +15,11 @@ from headprune.config import Settings
 from headprune.distillation.adapters import refuse_adapters
 from headprune.distillation.checkpoints import Checkpoints, last_checkpoint, open_checkpoints
 from headprune.distillation.settings import trainer_settings
-from headprune.distillation.teacher import DistillJob, Heal, distance_between, mean_distance
+from headprune.distillation.teacher import DistillJob, distance_between, mean_distance
 from headprune.errors import ConfigError, DataError, ModelError
 from headprune.evaluation import metric_with_interval
 from headprune.inspection import inspect
+from headprune.measured import Heal, Proof
 from headprune.models.facts import choose_device, versions, weights_bytes
 from headprune.models.manifest import refuse_unusable_output
 from headprune.passes import Progress
@@ -27,7 +28,7 @@ from headprune.results import Results
 from headprune.runs import FOLDER
 from headprune.runtime.targets import exclusive
 from headprune.tasks.rows import Example, noted_rows
-from headprune.verify import Proof, heads_are_the_same, require
+from headprune.verify import heads_are_the_same, require
 from headprune.workflows.evaluate import measure
 from headprune.workflows.finish import (
     PROOF_ROWS,

@@ -14,6 +14,7 @@ from headprune.batch import Batch, batches_for, num_examples
 from headprune.config import Settings
 from headprune.errors import ConfigError, PlanError
 from headprune.heads import HeadId, select_heads
+from headprune.measured import Reconstruct
 from headprune.models.facts import fingerprint, versions
 from headprune.models.save import own_save
 from headprune.models.side_files import root_of
@@ -22,7 +23,7 @@ from headprune.passes import SILENT
 from headprune.planning import check_constraints, cost_model, make_plan
 from headprune.plans import HeadScores, PruningPlan
 from headprune.scoring.catalogue import get_method
-from headprune.surgery import RECONSTRUCT_METHODS, Reconstruct, cut, reconstruct
+from headprune.surgery import RECONSTRUCT_METHODS, cut, reconstruct
 from headprune.surgery.fit import can_fit
 from headprune.tasks.distill import NO_OBJECTIVE, Objective
 from headprune.tasks.metrics import load_metric

@@ -11,7 +11,8 @@ from headprune.anatomy.clone import pruning_record
 from headprune.config import Constraints, Settings
 from headprune.errors import PlanError
 from headprune.inspection import inspect as inspect_model
-from headprune.models.describe import LoadMethod, stock_config
+from headprune.measured import LoadMethod
+from headprune.models.describe import stock_config
 from headprune.models.legacy import pruned_heads
 from headprune.models.load import empty_model
 from headprune.models.shards import untie_as_stored

@@ -13,10 +13,11 @@ from headprune.anatomy.clone import pruning_record
 from headprune.batch import Batch
 from headprune.config import Settings
 from headprune.errors import ConfigError
-from headprune.evaluation import EvalResult, MetricValue, metric_with_interval
+from headprune.evaluation import MetricValue, metric_with_interval
 from headprune.gate import Baseline
 from headprune.inspection import inspect
 from headprune.masking import gated
+from headprune.measured import EvalResult, Proof, Reconstruct
 from headprune.models.facts import weights_bytes
 from headprune.models.manifest import refuse_unusable_output
 from headprune.passes import Progress
@@ -24,15 +25,10 @@ from headprune.placement import input_device, refuse_offloaded
 from headprune.planning import check_constraints, savings
 from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results
-from headprune.surgery import AddedBiases, Reconstruct, add_zero_biases, cut, remove_biases
+from headprune.surgery import AddedBiases, add_zero_biases, cut, remove_biases
 from headprune.surgery.fit import has_bias
-from headprune.verify import Proof, masked_equals_pruned, require, run
-from headprune.workflows.evaluate import (
-    measure,
-    refuse_lengths,
-    refuse_other_evaluation,
-    times_of,
-)
+from headprune.verify import masked_equals_pruned, require, run
+from headprune.workflows.evaluate import measure, refuse_lengths, refuse_other_evaluation, times_of
 from headprune.workflows.finish import (
     PROOF_ROWS,
     InMemory,

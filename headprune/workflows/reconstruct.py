@@ -20,9 +20,10 @@ from headprune.errors import DataError
 from headprune.evaluation import Predictions, predict_masked
 from headprune.heads import HeadId
 from headprune.masking import gated
+from headprune.measured import Reconstruct
 from headprune.plans import HeadScores, PruningPlan
 from headprune.replay import losses
-from headprune.surgery import RECONSTRUCT_METHODS, HeldOut, Measured, Reconstruct, reconstruct
+from headprune.surgery import RECONSTRUCT_METHODS, HeldOut, Measured, reconstruct
 from headprune.surgery.fit import can_fit
 from headprune.tasks.distill import Objective
 from headprune.tasks.metrics import Metric, bootstrap

@@ -14,6 +14,7 @@ from headprune.config.checks import num_steps
 from headprune.distributed import World
 from headprune.heads import HeadId
 from headprune.masking import gated
+from headprune.measured import FitMethod
 from headprune.passes import RunContext
 from headprune.placement import input_device
 from headprune.planning import score_in_steps
@@ -22,7 +23,6 @@ from headprune.scoring.catalogue import get_method
 from headprune.scoring.request import ScoreRequest
 from headprune.scoring.score import score as score_heads
 from headprune.surgery.fit import can_fit, fit, swapped_weights
-from headprune.surgery.least_squares import FitMethod
 from headprune.tasks.distill import Objective
 from headprune.workflows.validate import method_between_steps, method_of
 

@@ -15,8 +15,9 @@ from headprune.anatomy.clone import pruning_record, stock_class
 from headprune.artefact import read_artefact
 from headprune.config import Settings
 from headprune.errors import ConfigError
+from headprune.measured import LoadMethod, Proof
 from headprune.models.classes import auto_class_of
-from headprune.models.describe import LoadMethod, describe
+from headprune.models.describe import describe
 from headprune.models.facts import available_memory, fingerprint_of, weights_bytes
 from headprune.models.find import ModelSource
 from headprune.models.load import load_model, load_shapes
@@ -33,7 +34,6 @@ from headprune.results import Results
 from headprune.runs import named_scores, scores_file
 from headprune.surgery import cut
 from headprune.verify import (
-    Proof,
     files_are_exact,
     loads_afresh,
     numbers_add_up,

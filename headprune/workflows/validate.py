@@ -3,12 +3,12 @@
 from headprune.config import ReconstructSpec, ScoreSpec, Settings
 from headprune.config.checks import check_score, methods_of
 from headprune.distributed import World
+from headprune.measured import FitMethod
 from headprune.planning import target_of
 from headprune.planning.constraints import as_dict
 from headprune.plans import HeadScores
 from headprune.scoring.catalogue import DEFAULT_METHOD
 from headprune.surgery import RECONSTRUCT_METHODS
-from headprune.surgery.least_squares import FitMethod
 
 FEWEST_TO_RECONSTRUCT = 8
 """Calibration rows, so that some can fit and the others decide."""
