@@ -19,8 +19,15 @@ from headprune.anatomy import Anatomy
 from headprune.batch import Batch, forward, num_examples, per_example
 from headprune.errors import DataError
 from headprune.masking import gated
-from headprune.memory import Parts, halves_of_batch
-from headprune.passes import SILENT, RunContext, Work, each_batch, one_after_another
+from headprune.passes import (
+    SILENT,
+    Parts,
+    RunContext,
+    Work,
+    each_batch,
+    halves_of_batch,
+    one_after_another,
+)
 from headprune.placement import input_device, not_finite
 from headprune.replay import example_losses, losses
 from headprune.tasks.doubts import doubts_of_classes, doubts_of_numbers

@@ -17,7 +17,7 @@ from headprune.anatomy.trace import takes_cache
 from headprune.artefact import Latency
 from headprune.batch import Batch, forward
 from headprune.errors import ConfigError
-from headprune.memory import attempt
+from headprune.passes import attempt
 from headprune.placement import input_device, staged
 
 _FEWEST_REPEATS = 3

@@ -49,6 +49,7 @@ def test_a_recipe_is_measured_as_its_authors_state_it(tmp_path):
 
 @pytest.mark.nightly
 @pytest.mark.real_model
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", sorted({*QUICK} - {"quality"}))
 def test_the_smoke_run_passes(name, tmp_path):
     done = run(name, "--quick", folder=tmp_path)

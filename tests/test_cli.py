@@ -17,10 +17,10 @@ from headprune.config import Constraints, Settings
 from headprune.config.checks import methods_of
 from headprune.evaluation import metric_with_interval, predict
 from headprune.heads import HeadId, SiteId
-from headprune.journal import Journal
 from headprune.plans import HeadScores
 from headprune.report.heads import agreement_table
 from headprune.report.terminal import ConsoleProgress
+from headprune.runtime.journal import Journal
 from headprune.scoring.catalogue import METHODS, Method
 from headprune.scoring.request import Estimate
 from headprune.tasks.catalogue import METRICS, TASKS, MetricRow

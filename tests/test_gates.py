@@ -19,11 +19,11 @@ import headprune as hp
 import headprune.scoring.gates as gates_module
 from headprune.batch import Batch, as_batches
 from headprune.config import Settings
-from headprune.distributed import World
 from headprune.errors import ConfigError
 from headprune.heads import HeadId
-from headprune.journal import Journal
 from headprune.passes import RunContext
+from headprune.runtime.distributed import World
+from headprune.runtime.journal import Journal
 from headprune.scoring.derivatives import derivatives
 from headprune.scoring.gates import open_probability, sample, settled
 from headprune.scoring.request import ScoreRequest

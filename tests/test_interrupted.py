@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lawful import is_lawful
 
 import headprune as hp
-from headprune.journal import Journal
+from headprune.runtime.journal import Journal
 
 SCORE = ("score", "m", "--data", "d.csv", "--method", "ablation", "--batch-size", "8")
 

@@ -13,8 +13,7 @@ from headprune.distillation.teacher import mean_distance
 from headprune.errors import HeadpruneError, MemoryLimitError, UnprovenError
 from headprune.evaluation import predict, predict_masked
 from headprune.footprint import latency_ms, sizes
-from headprune.memory import Parts, attempt
-from headprune.passes import RunContext
+from headprune.passes import Parts, RunContext, attempt
 from headprune.replay import losses
 from headprune.scoring.catalogue import METHODS
 from headprune.scoring.gates import gradient as gates_gradient
@@ -200,7 +199,7 @@ def test_what_can_not_be_halved_is_refused_with_what_would_fit(method):
     with memory_of(model, 0), pytest.raises(HeadpruneError) as caught:
         score(model, anatomy, batches=batches, loss=loss_of("bert"), method=method)
     assert isinstance(caught.value, MemoryLimitError)
-    assert "--max-length 5" in caught.value.hint, caught.value
+    assert "`max_length` 5" in caught.value.hint, caught.value
     assert caught.value.exit_code == 2
 
 

@@ -13,9 +13,9 @@ import headprune as hp
 from headprune.batch import Batch, as_batches
 from headprune.config import ScoreSpec
 from headprune.errors import DataError, UnsupportedError
-from headprune.journal import Journal
 from headprune.masking import gated
 from headprune.passes import RunContext
+from headprune.runtime.journal import Journal
 from headprune.scoring import shapley as shapley_module
 from headprune.scoring.catalogue import METHODS
 

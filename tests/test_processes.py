@@ -10,11 +10,11 @@ from families import build, inspected, score, sentences, token_inputs, toy_token
 
 from headprune.artefact import read_artefact
 from headprune.batch import as_batches
-from headprune.distributed import World
 from headprune.errors import CheckpointError
-from headprune.journal import Journal, open_journal
 from headprune.passes import RunContext
 from headprune.plans import HeadScores
+from headprune.runtime.distributed import World
+from headprune.runtime.journal import Journal, open_journal
 
 
 def loss(outputs, batch):

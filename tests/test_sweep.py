@@ -22,7 +22,6 @@ from headprune.artefact import read_artefact
 from headprune.config import Settings
 from headprune.errors import ConfigError, ModelError, PlanError
 from headprune.evaluation import metric_with_interval, predict, predict_masked
-from headprune.journal import Journal
 from headprune.models.find import ModelSource
 from headprune.passes import SILENT, RunContext
 from headprune.planning import knee, last_within
@@ -31,6 +30,7 @@ from headprune.replay import losses
 from headprune.report.charts import sweep_picture
 from headprune.report.terminal import ConsoleProgress
 from headprune.results import Sweep
+from headprune.runtime.journal import Journal
 from headprune.tasks.catalogue import TASKS
 from headprune.tasks.rows import Example, noted_rows
 from headprune.tasks.task import get_task

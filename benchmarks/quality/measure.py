@@ -19,11 +19,11 @@ from headprune.config import Settings
 from headprune.config.checks import num_steps
 from headprune.evaluation import Predictions, metric_with_interval, predict
 from headprune.footprint import kv_cache_bytes_per_token
-from headprune.journal import Journal
 from headprune.masking import gated
 from headprune.passes import Progress
 from headprune.planning import make_plan
 from headprune.plans import HeadScores, PruningPlan
+from headprune.runtime.journal import Journal
 from headprune.scoring.catalogue import get_method
 from headprune.surgery import add_zero_biases, cut, remove_biases
 from headprune.surgery.fit import restoring

@@ -5,8 +5,8 @@ from headprune.cli.options import Call
 
 def score(call: Call) -> None:
     """Score every attention head on your data, and show a heatmap."""
-    from headprune.distributed import join_world, leave_world
     from headprune.report.heads import agreement_table, heatmap, score_table
+    from headprune.runtime.distributed import join_world, leave_world
     from headprune.workflows.score import score as score_model
 
     world = join_world(cpu=call.settings.model.device == "cpu")

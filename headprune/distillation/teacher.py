@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
 from headprune.batch import Batch, forward
-from headprune.memory import Parts, halves_of_batch
+from headprune.passes import Parts, halves_of_batch
 from headprune.placement import input_device, not_finite
 from headprune.tasks.distill import Distillation
 from headprune.tasks.rows import Example

@@ -13,12 +13,20 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch, Loss
-from headprune.distributed import World
-from headprune.memory import Parts, attempt, halves_of_batch
-from headprune.passes import SILENT, RunContext, Work, each_batch, one_after_another
+from headprune.passes import (
+    SILENT,
+    Parts,
+    RunContext,
+    Work,
+    attempt,
+    each_batch,
+    halves_of_batch,
+    one_after_another,
+)
 from headprune.placement import input_device, release_memory
 from headprune.replay.modes import TRIED, ReplayModes, find_modes, summary
 from headprune.replay.resume import CompiledBlocks, compiled_blocks, record, run_masks
+from headprune.runtime.distributed import World
 
 TOKENS_ON_CPU = 4096
 """A CPU's matrix products are as fast as they get with this many; a number that was measured would differ from run to run."""

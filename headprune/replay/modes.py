@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch, Loss, PositionLoss
 from headprune.errors import is_out_of_memory
-from headprune.memory import attempt
+from headprune.passes import attempt
 from headprune.replay.record import Recording
 from headprune.replay.resume import Mode, ReplayState, record, run_masks
 

@@ -18,8 +18,7 @@ from headprune.batch import Batch, forward
 from headprune.errors import DataError, UnsupportedError
 from headprune.heads import SiteId
 from headprune.masking import padding_mask, places_of
-from headprune.memory import Parts, halves_of_batch
-from headprune.passes import Work, each_batch, summed
+from headprune.passes import Parts, Work, each_batch, halves_of_batch, summed
 from headprune.placement import input_device
 from headprune.replay.record import tensors_in
 from headprune.scoring.request import Estimate, ScoreRequest, mean_and_error

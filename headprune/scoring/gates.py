@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from headprune.batch import Batch
-from headprune.memory import Parts
-from headprune.passes import kept
+from headprune.passes import Parts
 from headprune.scoring.derivatives import derivatives, frozen
 from headprune.scoring.request import Estimate, ScoreRequest
 
@@ -81,16 +80,11 @@ def trained_gates(request: ScoreRequest, *, price: float) -> Float64[Tensor, " h
         return _moved(state, slope, step=step)
 
     with frozen(request.model):
-        for step, batch in enumerate(context.track(ordered, "gates") if context.track else ordered):
+        for step, batch in enumerate(context.tracked(ordered, "gates")):
             # Drawn for steps that the journal has, too: those that follow are to find the same noise.
             shape = (batch.num_examples, len(request.anatomy.heads))
             noise = torch.rand(shape, generator=generator, dtype=torch.float64)
-            state = kept(
-                context.journal,
-                f"gates-step-{step:06d}",
-                partial(stepped, batch, noise, step),
-                notify=context.notify,
-            )
+            state = context.kept(f"gates-step-{step:06d}", partial(stepped, batch, noise, step))
     return state[0]
 
 

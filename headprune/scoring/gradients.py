@@ -10,7 +10,7 @@ from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch, forward
 from headprune.heads import SiteId
 from headprune.masking import observed, real_positions
-from headprune.memory import Parts, halves_of_batch
+from headprune.passes import Parts, halves_of_batch
 from headprune.placement import input_device
 from headprune.scoring.derivatives import each_derivative, mean_over_stretches
 from headprune.scoring.request import Estimate, ScoreRequest, mean_and_error
@@ -124,8 +124,7 @@ def _remainders(request: ScoreRequest) -> Mapping[SiteId, tuple[Tensor, Tensor]]
                 total += sum(_gram(site, z, moved, like=total) for z in seen[site.id])
                 counted[site.id] |= examples
 
-    share = [request.batches[index] for index in context.world.share(len(request.batches))]
-    for batch in context.track(share, "outputs of heads") if context.track else share:
+    for _index, batch in context.shared(request.batches, "outputs of heads"):
         parts.run(batch, add)
     has_bias = {
         site.id: getattr(model.get_submodule(site.output), "bias", None) is not None

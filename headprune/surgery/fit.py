@@ -21,7 +21,7 @@ from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch
 from headprune.masking import gated, places_of, real_positions, row_of_position
 from headprune.measured import FitMethod
-from headprune.memory import Parts
+from headprune.passes import Parts
 from headprune.placement import input_device
 from headprune.replay.walk import (
     CompletedCalls,

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from transformers import PreTrainedModel
 
 from headprune.batch import Batch, Loss, PositionLoss, forward
-from headprune.memory import Parts, halves_of_batch
+from headprune.passes import Parts, halves_of_batch
 from headprune.placement import input_device
 from headprune.replay import example_losses
 from headprune.tasks.metrics import Metric

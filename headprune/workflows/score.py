@@ -9,14 +9,14 @@ from typing import Any
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import Constraints, ScoreSpec, Settings
 from headprune.config.checks import methods_of, num_steps
-from headprune.distributed import World
 from headprune.errors import HeadpruneError, PlanError
-from headprune.journal import Journal, open_journal
 from headprune.models.facts import versions
 from headprune.passes import Progress
 from headprune.placement import input_device
 from headprune.plans import HeadScores
 from headprune.runs import FOLDER, LATEST, named_scores, scores_file, unused_run, write_scores
+from headprune.runtime.distributed import World
+from headprune.runtime.journal import Journal, open_journal
 from headprune.scoring.catalogue import METHODS, get_method
 from headprune.tasks.distill import NO_OBJECTIVE, Objective
 from headprune.tasks.rows import noted_rows

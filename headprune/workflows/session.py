@@ -16,10 +16,8 @@ from headprune.anatomy.clone import pruning_record
 from headprune.artefact import read_artefact
 from headprune.batch import Batch
 from headprune.config import MAX_LENGTH, ModelSpec, Settings
-from headprune.distributed import World
 from headprune.errors import ConfigError, ModelError, PlanError, first_line
 from headprune.inspection import inspect
-from headprune.journal import Journal
 from headprune.models.facts import fingerprint
 from headprune.models.find import ModelSource, find
 from headprune.models.load import load_model
@@ -28,6 +26,8 @@ from headprune.passes import Progress, RunContext
 from headprune.placement import describe
 from headprune.plans import HeadScores
 from headprune.results import Results
+from headprune.runtime.distributed import World
+from headprune.runtime.journal import Journal
 from headprune.runtime.local import published_name
 from headprune.tasks.batches import Fill, InputFormat, ignore
 from headprune.tasks.catalogue import require_metric, task_row

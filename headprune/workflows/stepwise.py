@@ -11,7 +11,6 @@ from headprune.anatomy import Anatomy
 from headprune.batch import Batch, num_examples
 from headprune.config import Constraints, ReconstructSpec, ScoreSpec
 from headprune.config.checks import num_steps
-from headprune.distributed import World
 from headprune.heads import HeadId
 from headprune.masking import gated
 from headprune.measured import FitMethod
@@ -19,6 +18,7 @@ from headprune.passes import RunContext
 from headprune.placement import input_device
 from headprune.planning import score_in_steps
 from headprune.plans import HeadScores
+from headprune.runtime.distributed import World
 from headprune.scoring.catalogue import get_method
 from headprune.scoring.request import ScoreRequest
 from headprune.scoring.score import score as score_heads

@@ -13,7 +13,6 @@ from headprune.config.checks import check_score, methods_of
 from headprune.errors import PlanError
 from headprune.evaluation import Predictions, metric_with_interval, predict_masked
 from headprune.heads import HeadId
-from headprune.journal import Journal, open_journal
 from headprune.models.facts import versions
 from headprune.models.manifest import output_directory, refuse_unusable_output, write_manifest
 from headprune.passes import Progress, RunContext
@@ -24,6 +23,7 @@ from headprune.plans import HeadScores
 from headprune.report.charts import sweep_picture
 from headprune.results import Curve, Sweep, SweepPoint
 from headprune.runs import FOLDER, file_name, next_run
+from headprune.runtime.journal import Journal, open_journal
 from headprune.tasks.catalogue import is_logarithmic
 from headprune.workflows.plan import refusal_at
 from headprune.workflows.record import with_recorded_rows

@@ -2,11 +2,11 @@
 
 from headprune.config import ReconstructSpec, ScoreSpec, Settings
 from headprune.config.checks import check_score, methods_of
-from headprune.distributed import World
 from headprune.measured import FitMethod
 from headprune.planning import target_of
 from headprune.planning.constraints import as_dict
 from headprune.plans import HeadScores
+from headprune.runtime.distributed import World
 from headprune.scoring.catalogue import DEFAULT_METHOD
 from headprune.surgery import RECONSTRUCT_METHODS
 

@@ -1,37 +1,57 @@
-"""What is proven of the attentions that a small copy shows."""
+"""How an architecture is proven: one stack of layers after the other, not one layer after the other."""
 
 import pytest
-import transformers
+import torch
 from families import build
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from headprune import inspection
 from headprune.anatomy import probe
 from headprune.anatomy.clone import quiet
 
+SIZES = {"vocab_size": 96, "d_model": 16, "d_kv": 4, "d_ff": 16, "num_heads": 3}
+BERT = {"vocab_size": 96, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 4}
 
-def t5():
-    config = transformers.T5Config(
-        d_model=16,
-        d_kv=8,
-        d_ff=16,
-        num_layers=3,
-        num_heads=2,
-        vocab_size=50,
-        decoder_start_token_id=0,
+
+@pytest.mark.parametrize("layers", [3, 12])
+def test_layers_of_a_stack_are_one_class(layers, monkeypatch):
+    """Whatever the number of layers: none is a class of its own."""
+    classes = []
+
+    def recording(patterns):
+        classes.append(inspection_by_class(patterns))
+        return classes[-1]
+
+    inspection_by_class = inspection._by_class
+    monkeypatch.setattr(inspection, "_by_class", recording)
+    # No method suits all classes at once, so that each is tried alone.
+    settled = inspection._settled
+    monkeypatch.setattr(
+        inspection,
+        "_settled",
+        lambda probed, patterns, methods: (
+            (None, 1.0) if patterns is probed.patterns else settled(probed, patterns, methods)
+        ),
     )
-    return transformers.T5ForConditionalGeneration(config).eval()
-
-
-STACKS = {"bert": (lambda: build("bert"), 1), "llama": (lambda: build("llama"), 1), "t5": (t5, 3)}
-
-
-@pytest.mark.parametrize(("make", "classes"), STACKS.values(), ids=STACKS)
-def test_attentions_of_one_stack_are_one_class(make, classes):
-    with quiet():
-        patterns = probe(make()).patterns
-    groups = inspection._by_class(patterns)
-    assert len(groups) == classes
-    assert sum(map(len, groups)) == len(patterns) > classes
+    for model, stacks in (
+        (BertForSequenceClassification(BertConfig(**BERT, num_hidden_layers=layers)), 1),
+        (
+            T5ForConditionalGeneration(
+                T5Config(**SIZES, num_layers=layers, num_decoder_layers=layers)
+            ),
+            3,
+        ),
+    ):
+        with torch.no_grad():
+            anatomy = inspection.inspect(model)
+        assert len(anatomy.sites) == layers * stacks
+        assert len(classes.pop()) == stacks
+        assert not classes
 
 
 def test_what_can_be_cut_by_no_method_alone_is_refused_and_the_others_are_not(monkeypatch):

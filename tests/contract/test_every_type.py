@@ -19,7 +19,7 @@ IS_OF_THIS_VERSION = f"transformers {transformers.__version__}," in PAGE
 
 
 # Each second of them; all at night.
-EACH_TIME = {*COMMON[::2], *VARIANTS[::2]}
+EACH_TIME = {*[*COMMON, *VARIANTS][::2]}
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ import headprune as hp
 from headprune.batch import as_batches
 from headprune.config import Constraints, Settings
 from headprune.errors import ConfigError
-from headprune.journal import Journal
 from headprune.passes import SILENT, RunContext
 from headprune.planning import make_plan, score_in_steps
 from headprune.plans import HeadScores
+from headprune.runtime.journal import Journal
 from headprune.surgery.fit import can_fit, fit, write_weights
 from headprune.tasks.distill import Objective
 from headprune.workflows.stepwise import Scoring, score_with_steps

@@ -12,9 +12,9 @@ from tokenizers import processors
 import headprune as hp
 from headprune.config import Settings
 from headprune.errors import ModelError
-from headprune.tasks.embedder import embedding_of
 from headprune.tasks.embedding import POOLING
 from headprune.tasks.rows import Example
+from headprune.tasks.similarity import embedding_of
 from headprune.workflows.session import open_session
 
 OLD = "sentence_transformers.models."
