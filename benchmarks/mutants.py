@@ -50,8 +50,8 @@ FAULTS = (
     Fault(
         "masks are off by one head",
         "masking.py",
-        "by_row = _at_slots(site, columns[site.id], z.shape[-2]).to(z.device, z.dtype)",
-        "by_row = _at_slots(site, columns[site.id], z.shape[-2]).to(z.device, z.dtype).roll(1, -1)",
+        "by_row = by_row.to(z.dtype)",
+        "by_row = by_row.to(z.dtype).roll(1, -1)",
         "bert",
     ),
     Fault(

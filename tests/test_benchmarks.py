@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import benchmarks
+from benchmarks.mutants import FAULTS
 
 ROOT = Path(__file__).parent.parent
 QUICK = ("speed", "quality", "real_models", "memory")
@@ -45,6 +46,11 @@ def test_a_recipe_is_measured_as_its_authors_state_it(tmp_path):
     again = run("quality", "--quick", "--json", out, "--recipe", *recipes, folder=tmp_path)
     assert again.returncode == 0, again.stderr
     assert len(out.read_text().splitlines()) == 3, "what is measured is not measured again"
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_each_deliberate_fault_has_its_place(fault):
+    assert (ROOT / "headprune" / fault.file).read_text().count(fault.right) == 1, fault.file
 
 
 @pytest.mark.nightly

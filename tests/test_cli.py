@@ -1240,7 +1240,7 @@ MISTAKES = {
     "batch size 0": (
         ("score", "classifier", "--data", "data.csv", "--batch-size", "0"),
         None,
-        "--batch-size can't be '0'",
+        "--batch-size can't be 0",
         "--batch-size",
     ),
 }

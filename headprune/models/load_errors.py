@@ -18,6 +18,7 @@ from headprune.errors import (
 from headprune.models.find import ModelSource
 from headprune.models.shards import stored_tensors
 from headprune.models.stream import names_in_memory
+from headprune.untrusted.recognise import unwrapping
 
 _TOGETHER = "check that config.json and the weights belong together"
 
@@ -94,43 +95,33 @@ def incomplete(
         source: Where it lies.
         kind: The class that it was loaded as.
     """
-    where = str(source.directory)
     stored = _stored_shapes(source)
     prefix = _foreign_prefix(model, stored, missing)
-    if prefix is not None:
-        return ModelError(
-            f"every name in the weights starts with {prefix!r}, which a {kind} doesn't have",
-            where=where,
-            hint=f"save the model inside (model.{prefix.rstrip('.')}.save_pretrained(...)), "
-            f"or take {prefix!r} out of the names with safetensors.torch.load_file and save_file",
-        )
     there = names_in_memory(model, stored).values()
-    if not there:
-        return ModelError(
-            f"none of the weights' names are those of a {kind}: they are called {', '.join(sorted(stored)[:2])}, ...",
-            where=where,
-            hint="check model_type and architectures in config.json: the weights are another model's",
-        )
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     what = f"the weights have no {missing[0]}{more}, which a {kind} reads"
     inner = f"{model.base_model_prefix}."
     untrained = [name for name in (*missing, *there) if not name.startswith(inner)]
-    if "pooler" in missing[0]:
-        return ModelError(
-            f"{what}: without it the predictions would be random numbers",
-            where=where,
-            hint="save the model again with all of its weights, as it was trained; "
-            "`task=similarity` reads no pooler",
-        )
-    if model.base_model is not model and untrained == list(missing):
+    if prefix is not None:
+        what = f"every name in the weights starts with {prefix!r}, which a {kind} doesn't have"
+        hint = unwrapping(prefix)
+    elif not there:
+        some = ", ".join(sorted(stored)[:2])
+        what = f"none of the weights' names are those of a {kind}: they are called {some}, ..."
+        hint = "check model_type and architectures in config.json: the weights are another model's"
+    elif "pooler" in missing[0]:
+        what += ": without it the predictions would be random numbers"
+        hint = "save the model again with all of its weights, as it was trained; `task=similarity` reads no pooler"
+    elif model.base_model is not model and untrained == list(missing):
         saved = ", ".join(source.config.architectures or ()) or "a model without a head"
-        return ModelError(
-            f"{what}: its head was never trained (the model was saved as {saved})",
-            where=where,
-            hint="train the head first, or name the task that the model was trained for: "
-            "`task=similarity` needs no head",
+        what += f": its head was never trained (the model was saved as {saved})"
+        hint = (
+            "train the head first, or name the task that the model was trained for: "
+            "`task=similarity` needs no head"
         )
-    return ModelError(what, where=where, hint=f"{_TOGETHER}, and that every file of them is there")
+    else:
+        hint = f"{_TOGETHER}, and that every file of them is there"
+    return ModelError(what, where=str(source.directory), hint=hint)
 
 
 def _foreign_prefix(

@@ -148,9 +148,16 @@ def refuse_wrapped_names(names: Collection[str], *, name: str, where: str) -> No
         raise ModelError(
             f"the weights of {name} were saved with what {by} puts around a model: their names have {part!r} in them",
             where=where,
-            hint=f"save the model inside (model.{part.rstrip('.')}.save_pretrained(...)), "
-            f"or take {part!r} out of the names with safetensors.torch.load_file and save_file",
+            hint=unwrapping(part),
         )
+
+
+def unwrapping(prefix: str) -> str:
+    """Return how to remove from the names in the weights what a wrapper put before them."""
+    return (
+        f"save the model inside (model.{prefix.rstrip('.')}.save_pretrained(...)), "
+        f"or take {prefix!r} out of the names with safetensors.torch.load_file and save_file"
+    )
 
 
 def _wrapper_of(names: Collection[str]) -> tuple[str, str] | None:
