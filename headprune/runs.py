@@ -108,8 +108,8 @@ def scores_file(named: str, *, method: str) -> Path:
     if not files:
         raise CheckpointError(
             f"no earlier run has left scores in {FOLDER}",
-            where=f"--scores {LATEST}",
-            hint="score first: headprune score MODEL; or leave --scores out",
+            where=f"`scores={LATEST}`",
+            hint="score first: headprune score MODEL; or leave `scores` out",
         )
     folder = files[-1][1].parent
     candidates = [folder / file_name(method), folder / SCORES]
@@ -119,8 +119,8 @@ def scores_file(named: str, *, method: str) -> Path:
     names = sorted(path.name for _number, path in files if path.parent == folder)
     raise PlanError(
         f"the latest run ({folder}) has no scores by {method}: it has {', '.join(names)}",
-        where=f"--scores {LATEST}",
-        hint="say which --method is meant, or name a file: --scores FILE",
+        where=f"`scores={LATEST}`",
+        hint="say which `method` is meant, or name a file: `scores=FILE`",
     )
 
 
@@ -139,7 +139,7 @@ def named_scores(path: Path, *, fingerprint: str) -> HeadScores:
     if scores.model.get("fingerprint", fingerprint) != fingerprint:
         raise PlanError(
             f"the scores are of another model ({scores.model.get('name')})",
-            where=f"--scores {path}",
+            where=f"`scores={path}`",
             hint="score this one: headprune score MODEL",
         )
     return scores

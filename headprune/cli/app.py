@@ -269,8 +269,9 @@ def _failed(error: BaseException, *, options: Mapping[str, Any] | None = None) -
             where="headprune itself",
             hint="HEADPRUNE_DEBUG=1 shows where; please report it",
         )
+    error.what, error.where, error.hint = map(as_options, (error.what, error.where, error.hint))
     with suppress(OSError, ValueError):  # stderr is full or closed: the exit code says it
-        typer.echo(as_options(str(error)), err=True)
+        typer.echo(str(error), err=True)
     with suppress(OSError, ValueError, HeadpruneError):
         if options and (text := error_on_stdout(options, error)):
             typer.echo(text, nl=False)

@@ -11,7 +11,7 @@ from headprune.config import DEMO, SECTION_OF, Constraints, Settings, load_setti
 from headprune.errors import ConfigError, HeadpruneError
 from headprune.workflows.rows import evaluation_source
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def recipe_file(folder, text):
