@@ -260,8 +260,7 @@ def save(
 ) -> LoadMethod:
     """Save a pruned model so that it loads again: atomically, as safetensors, with a manifest, and proven in a fresh process.
 
-    What else made the model's source work (its tokenizer's files, pooling, settings of a processor) is copied, where the model
-    was loaded from a directory that is still there.
+    What else made the model's source work (tokenizer, pooling, settings of a processor) is copied from where it was loaded.
 
     Args:
         model: The model, pruned or not.
@@ -273,12 +272,10 @@ def save(
         max_shard_size: Weights larger than this are split over several files.
 
     Returns:
-        ``stock`` where plain ``from_pretrained`` loads it, ``remote-code`` where ``trust_remote_code=True`` or
-        :func:`load` is needed.
+        ``stock`` where plain ``from_pretrained`` loads it, ``remote-code`` where it needs ``trust_remote_code=True``.
 
     Raises:
-        CheckpointError: The directory isn't empty, a write failed, or transformers can't save such a model; nothing is left
-            half-written.
+        CheckpointError: The directory isn't empty, a write failed, or transformers can't save such a model.
         ProofError: What was saved isn't the model; nothing was saved.
         ModelError: It isn't a model of transformers' own classes.
     """
@@ -305,12 +302,11 @@ def save(
         )
 
     def documents(results: Results) -> dict[str, str]:
-        if plan is None and scores is None:
-            return {}
         source = ModelSource(home.name, home, None, model.config) if home else None
-        return documents_of(results, plan, scores, source=source)
+        is_told = plan is not None or scores is not None
+        return documents_of(results, plan, scores, source=source) if is_told else {}
 
-    outcome = finish(
-        out, overwrite=overwrite, write=saved.write, results=results, documents=documents
-    )
-    return outcome.loads_with
+    write = saved.write
+    return finish(
+        out, overwrite=overwrite, write=write, results=results, documents=documents
+    ).loads_with

@@ -6,7 +6,7 @@ Where memory runs out, a batch is halved and the pass goes on; what can't be hal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,6 +24,20 @@ Result = TypeVar("Result")
 
 Track: TypeAlias = Callable[[Sequence[Any], str], Iterable[Any]]
 """Wraps the iteration over batches, with a description, for a progress bar."""
+
+
+Item = TypeVar("Item")
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """How a stage talks while it works."""
+
+    def notify(self, text: str) -> None:
+        """Tell the user what is going on."""
+
+    def track(self, items: Sequence[Item], description: str) -> Iterable[Item]:
+        """Yield the items, showing progress."""
 
 
 def _ignore(_text: str) -> None:

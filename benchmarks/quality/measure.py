@@ -20,6 +20,7 @@ from headprune.config.checks import num_steps
 from headprune.evaluation import Predictions, metric_with_interval, predict
 from headprune.footprint import kv_cache_bytes_per_token
 from headprune.masking import gated
+from headprune.passes import Progress
 from headprune.planning import make_plan
 from headprune.plans import HeadScores, PruningPlan
 from headprune.runtime.journal import Journal
@@ -28,7 +29,7 @@ from headprune.surgery import add_zero_biases, cut, remove_biases
 from headprune.surgery.fit import restoring
 from headprune.tasks.distill import NO_OBJECTIVE
 from headprune.workflows.reconstruct import reconstruct_if_asked
-from headprune.workflows.session import Progress, Session
+from headprune.workflows.session import Session
 from headprune.workflows.stepwise import Scoring, score_with_steps
 from headprune.workflows.validate import method_of
 

@@ -12,10 +12,11 @@ from headprune.errors import DataError
 from headprune.models.find import find
 from headprune.models.load import load_model
 from headprune.models.tokenizer import load_tokenizer
+from headprune.passes import Progress
 from headprune.runtime.files import staged_directory
 from headprune.tasks.rows import Example
 from headprune.workflows.rows import RowParts, Rows, separate_rows
-from headprune.workflows.session import Progress, Session, open_session
+from headprune.workflows.session import Session, open_session
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ from pydantic import BaseModel, ConfigDict
 from headprune.config import DEMO
 from headprune.evaluation import metric_with_interval, predict
 from headprune.masking import gated
+from headprune.passes import Progress
 from headprune.surgery.fit import restoring
 from headprune.workflows.plan import plan_for
 from headprune.workflows.reconstruct import reconstruct_if_asked
 from headprune.workflows.rows import Purpose, separate_rows
-from headprune.workflows.session import Progress, open_session
+from headprune.workflows.session import open_session
 
 
 class Within(BaseModel):

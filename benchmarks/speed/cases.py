@@ -16,11 +16,12 @@ from headprune.anatomy import Anatomy
 from headprune.batch import Batch
 from headprune.config import Settings
 from headprune.models.facts import choose_device
+from headprune.passes import Item
 from headprune.tasks.columns import choose_columns
 from headprune.tasks.data import read_table
 from headprune.tasks.rows import Example, draw
 from headprune.tasks.task import Task, get_task
-from headprune.workflows.session import Item, Session, open_session
+from headprune.workflows.session import Session, open_session
 
 _ROWS_OF_REFERENCE = 32
 _FIRST_WORD = 1000  # BERT's ids before that are special tokens

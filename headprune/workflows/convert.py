@@ -19,10 +19,11 @@ from headprune.models.legacy import pickled_weights, pruned_heads, rewritten
 from headprune.models.load import load_model
 from headprune.models.manifest import refuse_source, refuse_unusable_output
 from headprune.models.tokenizer import load_tokenizer, tokenizer_of
+from headprune.passes import Progress
 from headprune.placement import count_parameters
 from headprune.results import Results
 from headprune.workflows.finish import InMemory, Written, finish
-from headprune.workflows.session import Progress, find_model, model_name
+from headprune.workflows.session import find_model, model_name
 
 
 def convert(settings: Settings, *, progress: Progress) -> Results:

@@ -9,17 +9,19 @@ from transformers import PreTrainedModel
 from headprune.artefact import Latency
 from headprune.batch import Batch
 from headprune.config import Settings
-from headprune.errors import ConfigError
+from headprune.errors import ConfigError, HeadpruneError
 from headprune.evaluation import Predictions, doubts_of, metric_with_interval, predict
 from headprune.footprint import kv_cache_bytes_per_token, latency_ms, sizes
 from headprune.gate import Baseline, refuse_other_revision, refuse_other_rows
+from headprune.inspection import inspect
 from headprune.measured import EvalResult
 from headprune.models.facts import versions
+from headprune.passes import Progress
 from headprune.placement import count_parameters
 from headprune.tasks.catalogue import METRICS
 from headprune.workflows.record import with_recorded_rows
 from headprune.workflows.rows import Rows, evaluation_rows
-from headprune.workflows.session import Progress, Session, count_heads, model_note, open_session
+from headprune.workflows.session import Session, model_note, open_session
 
 
 def evaluate(
@@ -44,6 +46,14 @@ def evaluate(
         refuse_other_revision(baseline, session.note)
         refuse_other_evaluation(baseline, session, rows)
     return measure(session, rows, heads=count_heads(session.model), note=session.note)[0]
+
+
+def count_heads(model: PreTrainedModel) -> int | None:
+    """Return the number of heads, None where they can't be found: such a model is evaluated all the same."""
+    try:
+        return len(inspect(model).heads)
+    except HeadpruneError:
+        return None
 
 
 def refuse_other_evaluation(baseline: Baseline, session: Session, rows: Rows) -> None:

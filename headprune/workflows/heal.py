@@ -22,6 +22,7 @@ from headprune.inspection import inspect
 from headprune.measured import Heal, Proof
 from headprune.models.facts import choose_device, versions, weights_bytes
 from headprune.models.manifest import refuse_unusable_output
+from headprune.passes import Progress
 from headprune.plans import PruningPlan
 from headprune.results import Results
 from headprune.runs import FOLDER
@@ -39,7 +40,7 @@ from headprune.workflows.finish import (
 )
 from headprune.workflows.record import note_where, record_of, with_recorded_rows
 from headprune.workflows.rows import Purpose, RowParts, separate_rows
-from headprune.workflows.session import Progress, Session, open_session
+from headprune.workflows.session import Session, open_session
 from headprune.workflows.teacher import Teacher, open_teacher, refuse_other_words
 
 _FEWEST = 8

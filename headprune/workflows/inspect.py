@@ -16,13 +16,14 @@ from headprune.models.describe import stock_config
 from headprune.models.legacy import pruned_heads
 from headprune.models.load import empty_model
 from headprune.models.shards import untie_as_stored
+from headprune.passes import Progress
 from headprune.placement import count_parameters
 from headprune.planning import make_plan, savings
 from headprune.planning.constraints import with_keep
 from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Survey, SurveyedSite
 from headprune.surgery import cut
-from headprune.workflows.session import Progress, find_model
+from headprune.workflows.session import find_model
 
 KEEP = 0.7
 

@@ -11,6 +11,7 @@ from headprune.config import Constraints
 from headprune.errors import PlanError
 from headprune.evaluation import MetricValue, Predictions, metric_with_interval, predict
 from headprune.masking import gated
+from headprune.passes import Progress
 from headprune.planning import (
     CostModel,
     check_constraints,
@@ -28,7 +29,7 @@ from headprune.tasks.rows import noted_rows
 from headprune.workflows.reconstruct import can_reconstruct, reconstruct_parts
 from headprune.workflows.rows import RowParts
 from headprune.workflows.score import Scored, find_scores
-from headprune.workflows.session import Progress, Session
+from headprune.workflows.session import Session
 
 Show = Callable[[HeadScores, PruningPlan], None]
 """Shows scores and plan."""

@@ -20,6 +20,7 @@ from headprune.masking import gated
 from headprune.measured import EvalResult, Proof, Reconstruct
 from headprune.models.facts import weights_bytes
 from headprune.models.manifest import refuse_unusable_output
+from headprune.passes import Progress
 from headprune.placement import input_device, refuse_offloaded
 from headprune.planning import check_constraints, savings
 from headprune.plans import HeadScores, PruningPlan
@@ -41,7 +42,7 @@ from headprune.workflows.reconstruct import reconstruct_if_asked, with_rows
 from headprune.workflows.record import note_where, record_of, with_recorded_rows
 from headprune.workflows.rows import Purpose, RowParts, separate_rows
 from headprune.workflows.score import scores_by_name
-from headprune.workflows.session import Progress, Session, open_session
+from headprune.workflows.session import Session, open_session
 from headprune.workflows.stream import is_too_large, plan_streamed, prune_streamed
 from headprune.workflows.validate import check_settings
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from headprune.config import OF_THE_ROWS, RECIPE_FILE, Settings, merged, recorded_rows
 from headprune.errors import CheckpointError
+from headprune.passes import Progress
 from headprune.results import Results
 from headprune.runtime.local import note_places, place_of, published_name
 from headprune.untrusted.directories import refuse_foreign_files
 from headprune.untrusted.documents import read_json
-from headprune.workflows.session import Progress
 
 _PATHS = ("model", "data", "eval_data", "teacher", "scores", "run_dir", "out", "check.baseline")
 """Settings that may be paths."""

@@ -116,8 +116,7 @@ def separate_rows(
     )
     needed = labelled or (purpose.reports and not own_rows)
     table, columns = _read(session, data.data, data.split, labelled=needed)
-    num_samples = session.settings.score.num_samples
-    size = min(num_samples, data.limit or num_samples)
+    size = min(session.settings.score.num_samples, data.limit or session.settings.score.num_samples)
     count = size * (TIMES if purpose.decides else 1)
     other, other_columns = table, columns
     if own_rows:
@@ -154,10 +153,7 @@ def separate_rows(
         report = replace(report, note={**report.note, "warnings": chosen.note["warnings"]})
     calibrate, decide = chosen, None
     if purpose.decides:
-        calibrate, decide = _set_deciding_apart(chosen, size, used)
-        notify(
-            f"{len(calibrate.examples):,} rows score, {len(decide.examples):,} decide how far to go"
-        )
+        calibrate, decide = _set_deciding_apart(session, chosen, size, used)
     return RowParts.of(calibrate, report, decide=decide, held_out=purpose.held_out)
 
 
@@ -166,14 +162,18 @@ def num_fitted(count: int, held_out: float) -> int:
     return count - max(2, round(held_out * count))
 
 
-def _set_deciding_apart(drawn: Rows, size: int, used: Collection[str]) -> tuple[Rows, Rows]:
-    """Return those of the drawn rows that score and those that decide."""
+def _set_deciding_apart(
+    session: Session, drawn: Rows, size: int, used: Collection[str]
+) -> tuple[Rows, Rows]:
+    """Return those of the drawn rows that score and those that decide, and say how many they are."""
     count = min(size, max(_FEWEST_TO_SCORE, len(drawn.examples) // 3))
     scoring, others = set_apart(drawn.examples, count)
     parts = [
         Rows(part, {**drawn.note, "fingerprint": fingerprint_of_rows(part), "n": len(part)})
         for part in (scoring, without_noted(others, used))
     ]
+    numbers = [f"{len(part.examples):,}" for part in parts]
+    session.progress.notify(f"{numbers[0]} rows score, {numbers[1]} decide how far to go")
     return parts[0], parts[1]
 
 

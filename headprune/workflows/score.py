@@ -11,6 +11,7 @@ from headprune.config import Constraints, ScoreSpec, Settings
 from headprune.config.checks import methods_of, num_steps
 from headprune.errors import HeadpruneError, PlanError
 from headprune.models.facts import versions
+from headprune.passes import Progress
 from headprune.placement import input_device
 from headprune.plans import HeadScores
 from headprune.runs import FOLDER, LATEST, named_scores, scores_file, unused_run, write_scores
@@ -21,7 +22,7 @@ from headprune.tasks.distill import NO_OBJECTIVE, Objective
 from headprune.tasks.rows import noted_rows
 from headprune.workflows.record import with_recorded_rows
 from headprune.workflows.rows import Purpose, Rows, separate_rows
-from headprune.workflows.session import Progress, Session, open_session
+from headprune.workflows.session import Session, open_session
 from headprune.workflows.stepwise import Scoring, score_with_steps
 from headprune.workflows.validate import check_settings, method_of, steps_fit
 

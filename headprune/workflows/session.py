@@ -1,12 +1,12 @@
 """A session: a model that was opened once, with its task, its proven anatomy, and how work on it runs."""
 
 import inspect as python_inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -16,13 +16,13 @@ from headprune.anatomy.clone import pruning_record
 from headprune.artefact import read_artefact
 from headprune.batch import Batch
 from headprune.config import MAX_LENGTH, ModelSpec, Settings
-from headprune.errors import ConfigError, HeadpruneError, ModelError, PlanError, first_line
+from headprune.errors import ConfigError, ModelError, PlanError, first_line
 from headprune.inspection import inspect
 from headprune.models.facts import fingerprint
 from headprune.models.find import ModelSource, find
 from headprune.models.load import load_model
 from headprune.models.tokenizer import load_tokenizer
-from headprune.passes import RunContext
+from headprune.passes import Progress, RunContext
 from headprune.placement import describe
 from headprune.plans import HeadScores
 from headprune.results import Results
@@ -36,19 +36,6 @@ from headprune.tasks.metrics import Metric, load_metric
 from headprune.tasks.model_inputs import filling, longest_row, refuse_reading_ahead
 from headprune.tasks.rows import Example
 from headprune.tasks.task import Task, detect_task, for_outputs, get_task, refuse_other_head
-
-Item = TypeVar("Item")
-
-
-@runtime_checkable
-class Progress(Protocol):
-    """How a stage talks while it works."""
-
-    def notify(self, text: str) -> None:
-        """Tell the user what is going on."""
-
-    def track(self, items: Sequence[Item], description: str) -> Iterable[Item]:
-        """Yield the items, showing progress."""
 
 
 @dataclass(frozen=True)
@@ -137,13 +124,10 @@ class Session:
             max_length=self.max_length,
             config=self.model.config,
             batch_size=batch_size,
-            accepts=self._accepts,
+            accepts=python_inspect.signature(self.model.forward).parameters.__contains__,
             fill=self._fill,
             notify=notify,
         )
-
-    def _accepts(self, name: str) -> bool:
-        return name in python_inspect.signature(self.model.forward).parameters
 
     @cached_property
     def _fill(self) -> Fill:
@@ -189,13 +173,8 @@ class Session:
 
     def context(self, journal: Journal | None = None) -> RunContext:
         """Return how a pass over the data runs, its results kept in a journal if there is one."""
-        return RunContext(
-            self.progress.track,
-            self.progress.notify,
-            journal,
-            self.world,
-            self.settings.score.compile,
-        )
+        progress, compiled = self.progress, self.settings.score.compile
+        return RunContext(progress.track, progress.notify, journal, self.world, compiled)
 
 
 def open_session(settings: Settings, *, progress: Progress, world: World | None = None) -> Session:
@@ -264,14 +243,6 @@ def proven_anatomy(model: PreTrainedModel, *, name: str, progress: Progress) -> 
     if not anatomy.heads:
         raise PlanError("the model has no head that can be pruned", where=name, hint="see above")
     return anatomy
-
-
-def count_heads(model: PreTrainedModel) -> int | None:
-    """Return the number of heads, None where they can't be found: such a model is evaluated all the same."""
-    try:
-        return len(inspect(model).heads)
-    except HeadpruneError:
-        return None
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from headprune.models.save import write_model, write_side_files
 from headprune.models.shards import count_stored, stored_tensors
 from headprune.models.stream import Cut, find_cuts, names_in_memory, rewrite
 from headprune.models.tokenizer import tokenizer_of
+from headprune.passes import Progress
 from headprune.placement import count_parameters
 from headprune.planning import check_constraints, cost_model, savings
 from headprune.plans import HeadScores, PruningPlan
@@ -43,7 +44,7 @@ from headprune.workflows.finish import Written, documents_of, finish, refuse_out
 from headprune.workflows.plan import Show, choose, with_named_heads
 from headprune.workflows.record import note_where, record_of
 from headprune.workflows.score import compare
-from headprune.workflows.session import Progress, find_model, origin_of, proven_anatomy
+from headprune.workflows.session import find_model, origin_of, proven_anatomy
 from headprune.workflows.validate import method_of
 
 
@@ -115,7 +116,7 @@ def prune_streamed(settings: Settings, *, progress: Progress, show: Show) -> Res
     after = cut(smaller, on_disk.anatomy, remove=on_disk.plan.remove, pad=on_disk.pad)
     cuts = find_cuts(on_disk.model, stored_tensors(source), before=on_disk.anatomy, after=after)
     auto_class = auto_class_of(stock_class(smaller))
-    scores = on_disk.scores
+    scores, removed = on_disk.scores, on_disk.plan.remove
 
     def write(staging: Path) -> Written:
         if isinstance(cuts, str):
@@ -126,12 +127,9 @@ def prune_streamed(settings: Settings, *, progress: Progress, show: Show) -> Res
             route, *proofs = _stream(on_disk, smaller, staging, after=after, cuts=cuts)
         require(proofs)
         progress.notify("loading it in a fresh process")
+        known, tokenizer = on_disk.complaints, tokenizer_of(on_disk.source)
         loads = loads_afresh(
-            staging,
-            auto_class=auto_class,
-            route=route,
-            known=on_disk.complaints,
-            tokenizer=tokenizer_of(on_disk.source),
+            staging, auto_class=auto_class, route=route, known=known, tokenizer=tokenizer
         )
         return Written(route, (*proofs, loads))
 
@@ -141,7 +139,7 @@ def prune_streamed(settings: Settings, *, progress: Progress, show: Show) -> Res
             parameters=(count_parameters(on_disk.model), count_parameters(smaller)),
             proofs=written.proofs,
             weights_bytes=(weights_bytes(source), size),
-            removed=tuple(str(head) for head in on_disk.plan.remove),
+            removed=tuple(map(str, removed)),
             loads_with=written.loads_with,
             auto_class=auto_class,
             streamed=not isinstance(cuts, str),
@@ -150,8 +148,8 @@ def prune_streamed(settings: Settings, *, progress: Progress, show: Show) -> Res
 
     def documents(results: Results) -> dict[str, str]:
         note_where(settings, results=results, model=scores.model)
-        record = record_of(settings)
-        return documents_of(results, on_disk.plan, scores, source=on_disk.source, settings=record)
+        plan, record = on_disk.plan, record_of(settings)
+        return documents_of(results, plan, scores, source=on_disk.source, settings=record)
 
     outcome = finish(out, overwrite=overwrite, write=write, results=results, documents=documents)
     progress.notify(f"quality was not measured: headprune eval {out} --data FILE")

@@ -15,7 +15,7 @@ from headprune.evaluation import Predictions, metric_with_interval, predict_mask
 from headprune.heads import HeadId
 from headprune.models.facts import versions
 from headprune.models.manifest import output_directory, refuse_unusable_output, write_manifest
-from headprune.passes import RunContext
+from headprune.passes import Progress, RunContext
 from headprune.placement import input_device
 from headprune.planning import knee, last_within, make_plan
 from headprune.planning.constraints import as_dict, selected_sites, with_keep
@@ -29,7 +29,7 @@ from headprune.workflows.plan import refusal_at
 from headprune.workflows.record import with_recorded_rows
 from headprune.workflows.rows import RowParts, separate_rows
 from headprune.workflows.score import resumable, score_each
-from headprune.workflows.session import Progress, Session, open_session
+from headprune.workflows.session import Session, open_session
 
 POINTS = tuple(tenth / 10 for tenth in range(10, 0, -1))
 _MASKED = "gradient"
@@ -208,23 +208,14 @@ def measure_curves(
         cut: _measured(session, one, whole) for cut, one in zip(cuts, predictions, strict=True)
     }
     may_go = len(selected_sites(anatomy, constraints.sites).heads)
-    total = len(anatomy.heads)
+
+    def point(keep: float, cut: tuple[HeadId, ...]) -> SweepPoint:
+        kept = len(anatomy.heads) - len(cut)
+        place = {"keep": keep, "share": 1 - len(cut) / may_go, "heads": kept, "removed": cut}
+        return points[Cut(cut)].model_copy(update=place)
+
     return tuple(
-        _curve(
-            session,
-            scores[method],
-            [
-                points[Cut(cut)].model_copy(
-                    update={
-                        "keep": keep,
-                        "share": 1 - len(cut) / may_go,
-                        "heads": total - len(cut),
-                        "removed": cut,
-                    }
-                )
-                for keep, cut in zip(keeps, removed, strict=True)
-            ],
-        )
+        _curve(session, scores[method], list(map(point, keeps, removed)))
         for method, removed in removals.items()
     )
 

@@ -12,9 +12,9 @@ from headprune.config import Settings
 from headprune.errors import CheckpointError, ModelError
 from headprune.models.legacy import pruned_heads
 from headprune.models.load import load
+from headprune.passes import Progress
 from headprune.workflows.convert import convert
 from headprune.workflows.inspect import inspect
-from headprune.workflows.session import Progress
 
 REMOVED = {"0": [1, 4], "2": [0, 1, 2]}
 

@@ -12,9 +12,10 @@ from tokenizers import processors
 import headprune as hp
 from headprune.config import Settings
 from headprune.errors import ModelError
-from headprune.tasks.embedder import embedding_of
+from headprune.tasks.embedder import read_embedder
 from headprune.tasks.embedding import POOLING
 from headprune.tasks.rows import Example
+from headprune.tasks.similarity import embedding_of
 from headprune.workflows.session import open_session
 
 OLD = "sentence_transformers.models."
@@ -224,7 +225,8 @@ def ours(directory, texts):
 def embedded(subject, texts, *, batch_size):
     pairs = [Example(pair, 0.5) for pair in zip(texts[::2], texts[1::2], strict=True)]
     embeddings, alike = [None] * len(texts), [None] * len(pairs)
-    embedder = subject.task.loss.keywords["embedder"]
+    source = subject.source
+    embedder = read_embedder(source.root, config=source.config, tokenizer=subject.tokenizer)
     for batch in subject.batches(pairs, batch_size=batch_size):
         with torch.no_grad():
             outputs = subject.model(**batch.inputs)
