@@ -439,7 +439,7 @@ def test_proofs_of_a_changed_plan_stay_with_their_error(tmp_path, progress, monk
     model = build("llama")
     source = saved(model, tmp_path / "source")
     scored(model, tmp_path)
-    monkeypatch.setattr("headprune.workflows.stream.parameters_removed", lambda *a, **k: 1)
+    monkeypatch.setattr("headprune.workflows.stream._OnDisk.parameters_removed", 1)
     with pytest.raises(ProofError, match="parameters add up"):
         stream(source, tmp_path, progress)
     assert not (tmp_path / "out").exists()
