@@ -1,7 +1,9 @@
 """--max-drop: as far as the metric surely allows, decided on rows that do nothing else."""
 
+from pathlib import Path
+
 import pytest
-from families import build, inspected
+from families import build, inspected, sentences, toy_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -88,3 +90,17 @@ def test_all_rows_drawn_are_drawn_by_content_too():
     examples = [Example((f"text {index}",), index) for index in range(20)]
     one, other = draw(examples, 20, seed=3), draw(examples[::-1], 20, seed=3)
     assert one == other != tuple(examples)
+
+
+@pytest.mark.parametrize(("family", "rows"), [("llama", 120), ("bert", 16)])
+def test_rows_that_are_too_few_to_decide_are_refused(family, rows, run_here, command_line):
+    labels = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
+    build(family, **(labels if family == "bert" else {})).save_pretrained("model")
+    toy_tokenizer().save_pretrained("model")
+    lines = [f"{text},{('no', 'yes')[row % 2]}" for row, text in enumerate(sentences(rows))]
+    Path("data.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
+    options = ("--data", "data.csv", "--max-drop", "5%", "--method", "magnitude", "--no-latency")
+    code, _out, err = command_line("prune", "model", *options)
+    assert code == 2
+    assert "left to decide how far to go" in err
+    assert "--max-drop" in err

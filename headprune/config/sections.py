@@ -86,6 +86,13 @@ class DataSpec(Section):
         ge=1,
     )
 
+    @property
+    def evaluation_source(self) -> tuple[str | None, str | None]:
+        """Where the rows that report come from: data and split."""
+        if self.eval_data:
+            return self.eval_data, self.eval_split
+        return self.data, self.eval_split or self.split
+
 
 OF_THE_ROWS = (*(name for name in DataSpec.model_fields if name != "batch_size"), "num_samples")
 """Fields that define the rows of a run and how they are judged: all that is ever taken from a model's record."""

@@ -4,7 +4,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from headprune.config import DataSpec
 from headprune.errors import DataError
 from headprune.evaluation import doubts_of, predict
 from headprune.runtime.local import count_noted_elsewhere, published_name
@@ -120,7 +119,7 @@ def separate_rows(
     count = size * (TIMES if purpose.decides else 1)
     other, other_columns = table, columns
     if own_rows:
-        other, other_columns = _read(session, *evaluation_source(data), labelled=purpose.reports)
+        other, other_columns = _read(session, *data.evaluation_source, labelled=purpose.reports)
         if columns.texts == other_columns.texts:
             table = _without(session, table, other, columns)
     candidates = _examples(session, table, columns)
@@ -172,15 +171,21 @@ def _set_deciding_apart(
         Rows(part, {**drawn.note, "fingerprint": fingerprint_of_rows(part), "n": len(part)})
         for part in (scoring, without_noted(others, used))
     ]
-    numbers = [f"{len(part.examples):,}" for part in parts]
-    session.progress.notify(f"{numbers[0]} rows score, {numbers[1]} decide how far to go")
+    scores, decides = (len(part.examples) for part in parts)
+    if decides < 2:
+        raise DataError(
+            f"{scores} rows score, and {decides} are left to decide how far to go",
+            where=f"`max_drop={session.settings.plan.max_drop}`",
+            hint="give more rows, or a budget that needs none that decide: `keep=0.7`",
+        )
+    session.progress.notify(f"{scores:,} rows score, {decides:,} decide how far to go")
     return parts[0], parts[1]
 
 
 def evaluation_rows(session: Session) -> Rows:
     """Return the rows of ``eval`` and ``check``: all of the evaluation data, or of the data where there is no other."""
     data = session.settings.data
-    table, columns = _read(session, *evaluation_source(data))
+    table, columns = _read(session, *data.evaluation_source)
     labelled = _labelled(session, _examples(session, table, columns), columns)
     examples = draw(labelled, data.limit, seed=data.seed)
     _warn_of_unknown(session, session.used_rows)
@@ -190,13 +195,6 @@ def evaluation_rows(session: Session) -> Rows:
             f"careful: {seen} of these {len(examples)} rows chose the heads of this model"
         )
     return _noted(session, examples, table)
-
-
-def evaluation_source(data: DataSpec) -> tuple[str | None, str | None]:
-    """Return where the rows that report come from: data and split."""
-    if data.eval_data:
-        return data.eval_data, data.eval_split
-    return data.data, data.eval_split or data.split
 
 
 def _without_used(

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from headprune.config import DEMO, SECTION_OF, Constraints, Settings, load_settings, merged
 from headprune.errors import ConfigError, HeadpruneError
-from headprune.workflows.rows import evaluation_source
 
 ROOT = Path(__file__).parents[2]
 
@@ -182,6 +181,6 @@ def test_the_split_that_reports_goes_with_the_data_that_it_is_of():
 )  # fmt: skip
 def test_a_command_that_measures_measures_what_was_said(read, name):
     data = Settings.of(**merged({**FILE, **read}, {name: "said"}, measures=True)).data
-    assert "said" in evaluation_source(data)
+    assert "said" in data.evaluation_source
     if name == "data":
-        assert evaluation_source(data) == ("said", None)
+        assert data.evaluation_source == ("said", None)
