@@ -258,9 +258,7 @@ def save(
     overwrite: bool = False,
     max_shard_size: str = MAX_SHARD_SIZE,
 ) -> LoadMethod:
-    """Save a pruned model so that it loads again: atomically, as safetensors, with a manifest, and proven in a fresh process.
-
-    What else made the model's source work (tokenizer, pooling, settings of a processor) is copied from where it was loaded.
+    """Save a pruned model with all that made its source work, all or nothing, and prove in a fresh process that it loads.
 
     Args:
         model: The model, pruned or not.
@@ -307,6 +305,5 @@ def save(
         return documents_of(results, plan, scores, source=source) if is_told else {}
 
     write = saved.write
-    return finish(
-        out, overwrite=overwrite, write=write, results=results, documents=documents
-    ).loads_with
+    done = finish(out, overwrite=overwrite, write=write, results=results, documents=documents)
+    return done.loads_with

@@ -110,7 +110,10 @@ def test_files_and_functions_stay_small(path):
     assert text.count("\n") <= 320
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno + 1 <= 70, f"{path}:{node.lineno} {node.name}"
+            where = f"{path}:{node.lineno} {node.name}"
+            assert node.end_lineno - node.lineno + 1 <= 60, where
+            arguments = [one.arg for one in (*node.args.args, *node.args.kwonlyargs)]
+            assert len([name for name in arguments if name not in ("self", "cls")]) <= 7, where
 
 
 def test_directories_are_replaced_in_one_place_alone():

@@ -115,8 +115,7 @@ def prune_streamed(settings: Settings, *, progress: Progress, show: Show) -> Res
     smaller = copy.deepcopy(on_disk.model)
     after = cut(smaller, on_disk.anatomy, remove=on_disk.plan.remove, pad=on_disk.pad)
     cuts = find_cuts(on_disk.model, stored_tensors(source), before=on_disk.anatomy, after=after)
-    auto_class = auto_class_of(stock_class(smaller))
-    scores, removed = on_disk.scores, on_disk.plan.remove
+    scores, plan, auto_class = on_disk.scores, on_disk.plan, auto_class_of(stock_class(smaller))
 
     def write(staging: Path) -> Written:
         if isinstance(cuts, str):
@@ -139,7 +138,7 @@ def prune_streamed(settings: Settings, *, progress: Progress, show: Show) -> Res
             parameters=(count_parameters(on_disk.model), count_parameters(smaller)),
             proofs=written.proofs,
             weights_bytes=(weights_bytes(source), size),
-            removed=tuple(map(str, removed)),
+            removed=tuple(map(str, plan.remove)),
             loads_with=written.loads_with,
             auto_class=auto_class,
             streamed=not isinstance(cuts, str),
@@ -148,7 +147,7 @@ def prune_streamed(settings: Settings, *, progress: Progress, show: Show) -> Res
 
     def documents(results: Results) -> dict[str, str]:
         note_where(settings, results=results, model=scores.model)
-        plan, record = on_disk.plan, record_of(settings)
+        record = record_of(settings)
         return documents_of(results, plan, scores, source=on_disk.source, settings=record)
 
     outcome = finish(out, overwrite=overwrite, write=write, results=results, documents=documents)
