@@ -154,3 +154,9 @@ def test_what_is_saved_is_described_where_a_plan_is_given(tmp_path):
 
 def test_the_version_is_told():
     assert hp.__version__.count(".") == 2
+
+
+@pytest.mark.parametrize("plan", [hp.Constraints(), hp.Constraints(max_drop="1%")])
+def test_shrinking_takes_a_budget_that_a_plan_can_be_made_by(plan):
+    with pytest.raises(PlanError, match="no budget that a plan can be made by"):
+        hp.shrink(build("bert"), [batch_of()], task="classification", keep=plan)
