@@ -43,7 +43,6 @@ from headprune.workflows.in_memory import (
     shrink_model,
 )
 from headprune.workflows.stepwise import Scoring, score_with_steps
-from headprune.workflows.validate import method_of
 from headprune.wrapped import refuse_own_code, unwrapped
 
 __all__ = ["inspect", "load", "masked", "plan", "prune", "save", "score", "shrink"]
@@ -136,9 +135,7 @@ def score(
     anatomy = anatomy or inspect_model(model)
     spec = method if isinstance(method, ScoreSpec) else ScoreSpec(method=get_method(method).name)
     check_score(spec, Constraints())
-    objective, _task = objective_of(
-        model, batches, loss, task, method=method_of(spec), home=home_directory(model)
-    )
+    objective, _task = objective_of(model, batches, loss, task, score=spec, seed=seed)
     settings = Settings()
     scoring = Scoring(spec, settings.plan, settings.reconstruct, seed)
     scores = score_with_steps(model, anatomy, objective, scoring, context=SILENT)
@@ -237,7 +234,7 @@ def shrink(
     settings = (settings or Settings()).model_copy(update={"plan": constraints})
     source = model.config.name_or_path
     objective, known = objective_of(
-        model, batches, loss, task, method=method_of(settings.score), home=home_directory(model)
+        model, batches, loss, task, score=settings.score, seed=settings.data.seed
     )
     smaller, report = shrink_model(model, anatomy, objective, known, settings=settings)
     let_it_save_itself(model, smaller, source=source or "")

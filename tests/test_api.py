@@ -17,6 +17,7 @@ from headprune.runtime.journal import open_journal
 from headprune.workflows.plan import plan_for
 from headprune.workflows.prune import prune
 from headprune.workflows.rows import Purpose, separate_rows
+from headprune.workflows.score import score_each
 from headprune.workflows.session import open_session
 
 QUIET = ConsoleProgress(quiet=True)
@@ -223,3 +224,35 @@ def test_a_sweep_keeps_its_work_beside_the_runs_and_names_settings_left_aside(
     assert code == 0, err
     assert folders == ["headprune-runs"]
     assert "masked at every point: --keep" in " ".join(err.split())
+
+
+@pytest.mark.parametrize("objective", ["metric", "distill"])
+def test_scores_in_memory_are_about_what_is_asked_as_those_of_the_command(objective, place):
+    settings = hp.Settings.of(**SETTINGS, method="ablation", objective=objective)
+    session = open_session(settings, progress=QUIET)
+    rows = separate_rows(session).calibrate
+    batches = session.batches(rows.examples)
+    (one,) = score_each(session, (settings.score,), rows, plan=settings.plan).values()
+    spec = hp.ScoreSpec(method="ablation", objective=objective)
+    scores = hp.score(session.model, batches, task="classification", method=spec)
+    assert scores.values == one.scores.values
+    assert (scores.objective, scores.metric) == (one.scores.objective, one.scores.metric)
+    assert (
+        scores.values
+        != hp.score(session.model, batches, task="classification", method="ablation").values
+    )
+    with pytest.raises(ConfigError, match="takes a task"):
+        hp.score(session.model, batches, loss=lambda *_: torch.zeros(1), method=spec)
+
+
+def test_a_metric_that_can_not_be_computed_is_refused_before_the_model_is_loaded(
+    place, command_line, monkeypatch
+):
+    loads = []
+    monkeypatch.setattr("headprune.workflows.session.load_model", lambda *_a, **_k: loads.append(1))
+    (place / "broken.py").write_text("raise RuntimeError('broken')\n")
+    options = ("--data", "train.csv", "--metric", "./broken.py", "--higher-is-better")
+    code, _out, err = command_line("eval", "model", *options)
+    assert code == 2
+    assert "can't be loaded" in err
+    assert not loads

@@ -174,9 +174,7 @@ def _plan_within(
 
     @cache
     def plan_at(keep: float) -> PruningPlan:
-        return make_plan(
-            scored.scores, session.anatomy, constraints=with_keep(constraints, keep)
-        )
+        return make_plan(scored.scores, session.anatomy, constraints=with_keep(constraints, keep))
 
     plan = _deepest(session, parts, keeps, plan_at)
     rows = noted_rows(parts.decide.examples, earlier=scored.scores.rows)
