@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from statistics import median
@@ -144,7 +145,11 @@ def _with_busy(
 
 def load_average() -> float:
     """Return how many processes wanted to run in the last minute; 0 where the system doesn't tell."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    with suppress(
+        AttributeError, OSError
+    ):  # some systems have no such function, some containers no such file
+        return os.getloadavg()[0]
+    return 0.0
 
 
 def median_batch(batches: Sequence[Batch]) -> Batch:

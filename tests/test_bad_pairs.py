@@ -316,7 +316,7 @@ MODELS = {
 OPTIONS = {
     "keep-2": Bad("--keep 2", "--keep can't be 2", ("prune", "score")),
     "keep-0": Bad("--keep 0", "--keep can't be 0", ("prune", "score")),
-    "keep-nan": Bad("--keep nan", "--keep can't be nan", ("prune", "score")),
+    "keep-nan": Bad("--keep nan", "--keep can't be '?nan", ("prune", "score")),
     "keep-text": Bad("--keep most", "'--keep'.*'most'|--keep.*most", ("prune", "score")),
     "keep-and-heads": Bad("--heads 3", "contradict|--heads", ("prune",)),
     "heads-0": Bad("--heads 0", "--heads", ("prune",)),

@@ -12,7 +12,7 @@ from test_scoring import one_row_at_a_time, setting
 import headprune as hp
 from headprune.batch import Batch, as_batches
 from headprune.config import ScoreSpec
-from headprune.errors import DataError, UnsupportedError
+from headprune.errors import ConfigError, DataError, UnsupportedError
 from headprune.masking import gated
 from headprune.passes import RunContext
 from headprune.runtime.journal import Journal
@@ -344,7 +344,7 @@ def test_standardized_layers_have_mean_0_and_deviation_1():
 def test_every_row_of_the_catalogue_has_a_function_and_a_setting():
     assert all(callable(row.load()) and row.name == name for name, row in METHODS.items())
     assert all(ScoreSpec(method=method).method == method for method in METHODS)
-    with pytest.raises(ValueError, match="did you mean 'gradient'"):
+    with pytest.raises(ConfigError, match="did you mean 'gradient'"):
         ScoreSpec(method="gradent")
 
 

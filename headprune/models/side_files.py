@@ -100,8 +100,6 @@ def _copy(source: Path, name: Path, target: Path) -> None:
     Raises:
         CheckpointError: It is a link to somewhere else, or a pipe or device.
     """
-    if target.exists():
-        return
     file = source / name
     if not file.is_file() or not lies_within(source, file):
         raise CheckpointError(
@@ -109,6 +107,8 @@ def _copy(source: Path, name: Path, target: Path) -> None:
             where=str(file),
             hint="put the file itself there, or remove it",
         )
+    if target.exists():
+        return
     target.parent.mkdir(exist_ok=True)
     shutil.copyfile(file, target)
 

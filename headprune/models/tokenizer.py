@@ -26,6 +26,8 @@ _PATTERNS = (
     *("vocab*.json", "vocab*.txt", "merges.txt", "*.model", "*.spm", "*.bpe", "*.tiktoken"),
     *("*.jinja", "chat_template*.json"),
 )
+# What tells that there is a tokenizer: more names than are copied, for families have their own.
+_SIGNS = ("*token*", "*vocab*", "*spiece*", "*sentencepiece*", "tekken.json", "*.model", "*.spm")
 _FOLDER = "additional_chat_templates"
 # Where two tokenizers of one vocabulary part: spaces, breaks, special tokens in a text, accents, digits, case, rare signs.
 _AWKWARD = (
@@ -66,7 +68,7 @@ def tokenizer_of(source: ModelSource) -> Any:
     Raises:
         ModelError: It is damaged.
     """
-    return load_tokenizer(source) if any(tokenizer_files(source.directory)) else None
+    return load_tokenizer(source) if _has_tokenizer(source.directory) else None
 
 
 def home_of(name: str) -> Path | None:
@@ -118,13 +120,18 @@ def awkward_ids(tokenizer: Any) -> dict[str, list[int]]:
     return ids
 
 
+def _has_tokenizer(directory: Path) -> bool:
+    names = [path.name for path in directory.iterdir()]
+    return any(fnmatchcase(name, form) for name in names for form in _SIGNS)
+
+
 def load_tokenizer(source: ModelSource) -> Any:
     """Load the model's tokenizer.
 
     Raises:
         ModelError: It is missing or damaged.
     """
-    if not any(tokenizer_files(source.directory)):
+    if not _has_tokenizer(source.directory):
         raise ModelError(
             f"{source.name} has no tokenizer",
             where=str(source.directory),

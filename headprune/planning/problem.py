@@ -83,7 +83,7 @@ def check_constraints(
     if constraints.uniform:
         menus = [_checked_uniform(problem, menus)]
     if problem.target is not None and costs is not None:
-        _check_target(problem.target, costs, menus, conflicting_fields(constraints))
+        check_target(problem.target, costs, menus, conflicting_fields(constraints))
     return problem
 
 
@@ -169,8 +169,12 @@ def uniform_number(site: Site, constraints: Constraints) -> int:
     return max(1, floor(share * len(site.heads) / size + 0.5)) * size
 
 
-def _check_target(target: Target, costs: CostModel, menus: Sequence[Menu], fields: str) -> None:
-    """Refuse a target that is out of reach: the error names the smallest that is not."""
+def check_target(target: Target, costs: CostModel, menus: Sequence[Menu], fields: str) -> None:
+    """Refuse a target that the options of the attentions can't reach; the error names the smallest that they can.
+
+    Raises:
+        PlanError: It is out of reach.
+    """
     limit = target.limit(costs.whole)
     least = costs.whole - sum(max(savings_of(menu, costs)) for menu in menus)
     if least <= limit:

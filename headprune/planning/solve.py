@@ -12,7 +12,7 @@ from headprune.anatomy import Anatomy
 from headprune.errors import PlanError
 from headprune.heads import HeadId
 from headprune.planning.constraints import Amount, conflicting_fields
-from headprune.planning.problem import Problem, savings_of, uniform_number
+from headprune.planning.problem import Problem, check_target, savings_of, uniform_number
 from headprune.planning.units import Menu, removable, uniform_menu, units_of
 
 Products: TypeAlias = Mapping[str, Sequence[Sequence[float]]]
@@ -46,11 +46,16 @@ def choose(problem: Problem, values: Mapping[HeadId, float]) -> Choice:
     Args:
         problem: The cut.
         values: The importance of each head.
+
+    Raises:
+        PlanError: The target is out of reach.
     """
     menus = problem.menus(values)
     menus = [uniform_menu(menus)] if problem.constraints.uniform else menus
     if problem.target is None or problem.costs is None:
         return _for_heads(problem, menus, values)
+    # Scores decide which options a menu has: what flat scores could reach may be out of reach now.
+    check_target(problem.target, problem.costs, menus, conflicting_fields(problem.constraints))
     # Counted above the least important head where scores are negative: else heads that a target doesn't ask for would be removed
     # only because a method, or a normalisation, counts from above zero.
     lowest = min(0.0, *values.values()) if values else 0.0

@@ -92,7 +92,9 @@ def read_embedder(directory: Path | None, *, config: Any = None, tokenizer: Any 
         prompt_length=lambda: _prompt_length(prompt, tokenizer, lower_case, max_length),
     )
     similarity = model.get("similarity_fn_name")
-    similarity = similarity if similarity in SIMILARITIES else "cosine"
+    similarity = (
+        similarity if isinstance(similarity, str) and similarity in SIMILARITIES else "cosine"
+    )
     dimensions = model.get("truncate_dim")
     words += [_ENCODER_ALONE] * (auto_class != "AutoModel")
     words += [f"the first {dimensions} numbers"] * (dimensions is not None)

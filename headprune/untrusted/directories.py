@@ -61,9 +61,9 @@ def lies_within(directory: Path, path: Path) -> bool:
 def _homes(directory: Path) -> Iterator[Path]:
     real = directory.resolve()
     yield real
-    # The hub's cache: NAME/snapshots/COMMIT/... holds links into NAME/blobs.
+    # The hub's cache: models--NAME/snapshots/COMMIT/... holds links into models--NAME/blobs.
     for parent in real.parents:
-        if parent.name == "snapshots":
+        if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
             yield parent.parent / "blobs"
 
 

@@ -147,7 +147,7 @@ def test_ragged_groups_are_refused_and_nothing_is_touched(family):
     before = {name: p.clone() for name, p in model.named_parameters()}
     with pytest.raises(PlanError, match="query heads") as caught:
         hp.prune(model, ["L0.H0", "L0.H1", "L1.H0"])
-    assert "--gqa" in caught.value.hint
+    assert "`gqa`" in caught.value.hint
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert not hasattr(model.config, "headprune")
 

@@ -195,9 +195,9 @@ def test_a_manifest_names_files_of_its_own_directory(ours, name):
 
 
 def test_a_link_out_of_the_directory_is_noticed_and_the_hubs_are_not(ours, tmp_path):
-    home = tmp_path / "hub" / "snapshots" / "abc"
+    home = tmp_path / "models--hub" / "snapshots" / "abc"
     shutil.copytree(ours, home)
-    blobs = tmp_path / "hub" / "blobs"
+    blobs = tmp_path / "models--hub" / "blobs"
     blobs.mkdir()
     for directory, elsewhere in ((ours, tmp_path / "elsewhere"), (home, blobs / "blob")):
         shutil.move(directory / "config.json", elsewhere)

@@ -495,3 +495,23 @@ def test_models_take_turns_and_not_for_ever(bert, seconds, turns):
     found = fastest_ms([bert, other], batch=batch, rows=1, seconds=seconds)
     assert seen == ["first", "other"] * (1 + turns)  # one to warm up
     assert all(milliseconds > 0 for milliseconds in found)
+
+
+def test_a_target_is_met_or_refused_whatever_the_scores():
+    """Scores decide which options an attention has: a target that flat scores can reach may be out of reach."""
+    model = build("llama")
+    anatomy = inspected(model)
+    constraints = Constraints(target_kv_cache=0.25, gqa="pad", min_heads=2)
+    costs = cost_model(model, anatomy, constraints=constraints, batches=lambda: ())
+    generator, refused = torch.Generator().manual_seed(0), 0
+    for _ in range(40):
+        values = torch.rand(len(anatomy.heads), generator=generator).tolist()
+        scores = scores_of(anatomy, values)
+        try:
+            plan = make_plan(scores, anatomy, constraints=constraints, costs=costs)
+        except PlanError as error:
+            assert "the smallest that pruning heads can reach" in str(error)
+            refused += 1
+        else:
+            assert plan.budget["after"] <= plan.budget["limit"]
+    assert refused
