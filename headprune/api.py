@@ -61,8 +61,8 @@ def inspect(model: PreTrainedModel) -> Anatomy:
     """Return where the heads of ``model`` are, after proving on a tiny copy of it that they can be pruned.
 
     Args:
-        model: The model; it isn't run, and nothing of it is changed. Of one that is compiled, parallel, in a pipeline or in
-            sentence-transformers, the model inside is taken, here and below, wherever that is exact.
+        model: The model; it isn't run, and nothing of it is changed. A wrapped model (compiled, DataParallel, a pipeline) is
+            unwrapped where that is exact; the functions below do the same.
 
     Raises:
         ModelError: It isn't a model of transformers, but something that holds one.
@@ -184,10 +184,10 @@ def prune(
         model: The model; may have been pruned before. Heads keep their original names.
         heads: What to remove: names, HeadIds, ``{"L0": [1, 3]}``, a plan, or a list of any of these.
         anatomy: The model's anatomy, if it is known already.
-        pad: Even out key/value groups that would be left uneven with dead weight; a plan made so says it itself.
+        pad: Pad key/value groups of unequal size with zeros; not needed for a plan made with ``gqa=pad``.
 
     Raises:
-        PlanError: A head isn't there, or what would be left can't run; the plan is of another model. Nothing was changed then.
+        PlanError: A head isn't there, or the remaining heads can't run; the plan is of another model. Nothing was changed then.
         UnsupportedError: The model's heads can't be found.
     """
     model = unwrapped(model, use="prune")
@@ -217,7 +217,7 @@ def shrink(
         loss: ``loss(outputs, batch) -> [examples]``.
         task: The task whose loss and metric they are, instead.
         keep: The share of the heads to keep, or all that the plan must keep to.
-        settings: How heads are scored and what is left reconstructed: ``hp.Settings.of(method="fisher", steps=1)``.
+        settings: How heads are scored and the remaining heads reconstructed: ``hp.Settings.of(method="fisher", steps=1)``.
 
     Returns:
         The model, and what was done.

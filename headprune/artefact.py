@@ -12,6 +12,13 @@ from headprune.errors import CheckpointError
 from headprune.untrusted.documents import read_json
 
 _CHECKSUM = "sha256"
+# Keys of documents as they were called before 0.1.0.
+_EARLIER = {
+    "mend": "reconstruct",
+    "mended": "reconstructed",
+    "unmended": "without_reconstruction",
+    "how": "method",
+}
 
 
 class Artefact(BaseModel):
@@ -30,9 +37,9 @@ class Artefact(BaseModel):
         """Take a document without a checksum as it is."""
         checksum = value.get(_CHECKSUM) if isinstance(value, dict) else None
         if checksum is None:
-            return handler(value)
+            return handler(_renamed(value))
         rest = {name: part for name, part in value.items() if name != _CHECKSUM}
-        artefact = handler(rest)
+        artefact = handler(_renamed(rest))
         if checksum != _checksum(rest):
             raise ValueError(
                 f"it was changed after it was written (if you changed it yourself, take its {_CHECKSUM} out)"
@@ -105,6 +112,19 @@ class Latency(BaseModel):
         low, high = self.interval
         ends = (other.interval[0] / high - 1, other.interval[1] / low - 1)
         return other.ms / self.ms - 1, ends
+
+
+def _renamed(value: Any) -> Any:
+    """Return a document with the keys of today; what told that there was no race is left out."""
+    if isinstance(value, list):
+        return [_renamed(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        _EARLIER.get(name, name): _renamed(part)
+        for name, part in value.items()
+        if (name, part) != ("race", None)
+    }
 
 
 def _checksum(document: Mapping[str, Any]) -> str:

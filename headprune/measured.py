@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from headprune.artefact import Artefact, Latency
 
@@ -59,9 +59,9 @@ class Tried(BaseModel):
         value: What was measured.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: FitMethod = Field(validation_alias=AliasChoices("method", "how"))
+    method: FitMethod
     ridges: dict[str, float]
     value: float
 

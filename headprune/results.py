@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from headprune.artefact import Artefact, read_artefact
 from headprune.errors import CheckpointError
@@ -51,6 +51,16 @@ class Results(Artefact):
     calibration: dict[str, Any] = {}
     reconstruct: Reconstruct | None = None
     heal: Heal | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_sizes(cls, value: Any) -> Any:
+        """Take sizes from what was measured, where an earlier version wrote them there alone."""
+        if isinstance(value, dict) and isinstance(value.get("before"), dict):
+            both = value["before"], value.get("after") or {}
+            sizes = {name: [one.get(name) for one in both] for name in ("heads", "parameters")}
+            return {**sizes, **value}
+        return value
 
 
 def read_result(path: Path) -> EvalResult:

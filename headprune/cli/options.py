@@ -201,7 +201,7 @@ class Call:
     Args:
         settings: From options, file and defaults.
         own: Options that are no settings.
-        progress: Where to talk.
+        progress: Where progress is reported.
         given: The names of all options that were given.
     """
 

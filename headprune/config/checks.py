@@ -1,4 +1,4 @@
-"""What settings of several sections come to together, and what of that contradicts itself; known before anything is loaded."""
+"""Values and contradictions that depend on several sections of the settings; they need no model, data or scores."""
 
 from headprune.config.sections import Constraints, ScoreSpec
 from headprune.errors import ConfigError
@@ -8,11 +8,11 @@ DEFAULT_STEPS = 2
 
 
 def methods_of(score: ScoreSpec, *default: str) -> tuple[ScoreSpec, ...]:
-    """Return how heads are scored, a section for each method that is compared, each method once.
+    """Return one section per compared method, each method once.
 
     Args:
         score: The settings.
-        *default: The methods where they name none to compare.
+        *default: The methods if the settings name no ``methods``.
 
     Raises:
         ConfigError: There is no such method.
@@ -24,11 +24,11 @@ def methods_of(score: ScoreSpec, *default: str) -> tuple[ScoreSpec, ...]:
 
 
 def num_steps(score: ScoreSpec, plan: Constraints) -> int:
-    """Return in how many steps heads are removed: as set, else a few wherever scores can be made again on what is left.
+    """Return in how many steps heads are removed: as set, else 2 if the remaining heads can be scored again, else 1.
 
     Args:
         score: How heads are scored.
-        plan: What the scores lead to.
+        plan: The constraints of the plan that is made from the scores.
     """
     if score.steps is not None:
         return score.steps
@@ -39,15 +39,15 @@ def num_steps(score: ScoreSpec, plan: Constraints) -> int:
 
 
 def check_score(score: ScoreSpec, plan: Constraints, *, processes: int = 1) -> None:
-    """Refuse steps that lead nowhere, and ways of scoring that a method doesn't have.
+    """Refuse steps without a number of heads to reach, and options of scoring that a method doesn't support.
 
     Args:
         score: How heads are scored, by one method.
-        plan: What the scores lead to.
+        plan: The constraints of the plan that is made from the scores.
         processes: How many processes share the work.
 
     Raises:
-        ConfigError: There are such settings, or several processes would do what one must.
+        ConfigError: There are such settings, or a method that needs one process was started in several.
     """
     method = get_method(score.method or DEFAULT_METHOD)
     steps = num_steps(score, plan)

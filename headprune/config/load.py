@@ -21,7 +21,7 @@ _BELONGS_TO: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("method", "recipe", "objective", "normalize"), ("scores",)),
     **dict.fromkeys(BUDGETS, BUDGETS),
 }
-"""Fields that mean nothing beside another value of a field."""
+"""By key: fields of the file that depend on its value. Setting the key discards these fields of the file."""
 
 
 def load_settings(
@@ -50,7 +50,7 @@ def load_settings(
         ConfigError: The file can't be read, a key is unknown, a value is out of range, or it names code that isn't trusted.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    # A preset of the command line wins over what a file says.
+    # A preset of the command line overrides the settings of a file.
     given = {**PRESETS.get(str(given.get("recipe")), {}), **given}
     aside = ""
     default = (folder or Path()) / RECIPE_FILE
@@ -78,9 +78,9 @@ def is_record(file: Path) -> bool:
 
 
 def recorded_rows(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return what the record of a model says of its rows, and the settings of that kind that aren't taken from it.
+    """Return the settings of rows in the record of a model, and, as text, the ones among them that aren't trusted.
 
-    Nothing else of a record is read: whoever made the directory made it, and its user named the directory alone.
+    Nothing else of a record is used: it was written by the maker of the directory, and the user named only the directory.
 
     Raises:
         ConfigError: The record can't be read, or a value is out of range.
@@ -97,13 +97,13 @@ def recorded_rows(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 def merged(
     read: Mapping[str, Any], given: Mapping[str, Any], *, measures: bool = False
 ) -> dict[str, Any]:
-    """Return the settings of a file with those of the command line in their place.
+    """Return the settings of a file, overridden by the settings of the command line.
 
     Args:
-        read: What the file says, or the record of a model.
-        given: What the command line says.
-        measures: Whether the command reads one data set, which it measures: then that is the one that was given, whatever data
-            the file would have report.
+        read: Settings from the file, or from the record of a model.
+        given: Settings from the command line.
+        measures: Whether the command reads one data set, which it measures; then ``data`` also replaces the file's
+            ``eval_data``.
 
     >>> merged({"max_drop": 0.01, "seed": 3}, {"heads": 9})
     {'seed': 3, 'heads': 9}
@@ -124,7 +124,7 @@ def merged(
 def _checked(
     values: Mapping[str, Any], given: Collection[str], file: Path | None = None
 ) -> Settings:
-    """Return checked settings; an error about what the file says names the file."""
+    """Return checked settings; an error in a setting of the file names the file."""
     try:
         return Settings.of(**values)
     except ConfigError as error:
@@ -134,10 +134,10 @@ def _checked(
 
 
 def _refuse_metric_code(metric: Any, file: Path) -> None:
-    """Refuse a metric that a file names and that is somebody's script.
+    """Refuse a metric that a file names and that isn't built in, as it is code.
 
     Raises:
-        ConfigError: It is one.
+        ConfigError: The metric isn't built in.
     """
     if metric is not None and metric not in METRICS:
         raise ConfigError(
@@ -149,7 +149,7 @@ def _refuse_metric_code(metric: Any, file: Path) -> None:
 
 
 def _read_yaml(file: Path, *, any_name: bool = False) -> dict[str, Any]:
-    """Return what a file of settings says, by field; the gate's as ``check.max_drop`` and so on.
+    """Return the settings in a file, by field; the gate's fields as ``check.max_drop`` and so on.
 
     Args:
         file: The file.

@@ -47,7 +47,7 @@ class Settings(BaseModel):
 
     @classmethod
     def of(cls, **values: Any) -> "Settings":
-        """Return settings by their fields' names; those of the gate are ``check.max_drop`` and so on.
+        """Return settings by their fields' names; gate fields are called ``check.max_drop`` and so on.
 
         Raises:
             ConfigError: A name is unknown, a value is out of range, or two contradict each other.
@@ -79,16 +79,16 @@ class Settings(BaseModel):
         return type(self).of(**{**self.flat, **values})
 
     def to_yaml(self) -> str:
-        """Return the settings that differ from the defaults, as a file that is read as the same settings."""
+        """Return the settings that differ from the defaults, as YAML that is read back as the same settings."""
         parts = self.model_dump(mode="json", exclude_defaults=True)
         check = {"check": parts.pop("gate")} if "gate" in parts else {}
         values = {name: value for part in parts.values() for name, value in part.items()}
-        values.pop("recipe", None)  # what it stands for is in the settings already
+        values.pop("recipe", None)  # the settings that it stands for are there already
         return yaml.safe_dump({**values, **check}, sort_keys=False, allow_unicode=True)
 
 
 CHECK = "check."
-"""What the gate's fields are called by, where those of all sections stand side by side."""
+"""The prefix of gate fields in flat dicts, which have the fields of all sections."""
 
 SECTION_OF: dict[str, str] = {
     f"{CHECK if section == 'gate' else ''}{name}": section

@@ -87,7 +87,7 @@ def target_of(constraints: Constraints) -> Target | None:
     """Return the target that is the budget; None where the budget is one of heads.
 
     Raises:
-        PlanError: What is set is no target.
+        PlanError: The target can't be read as a share or a number.
     """
     for resource in get_args(Resource):
         text = getattr(constraints, f"target_{resource}")

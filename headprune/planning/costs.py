@@ -45,7 +45,7 @@ class Resources(NamedTuple):
     Args:
         parameters: Numbers in weights and biases.
         flops_per_token: Floating-point operations per token with ``CONTEXT`` tokens of context: two for each weight that a
-            token is multiplied with (of experts those that a token is sent to), and ``4 * head_dim * context`` for each
+            token is multiplied with (of experts the ones that a token is sent to), and ``4 * head_dim * context`` for each
             head's logits and weighted sum.
         kv_cache_bytes_per_token: Bytes of keys and values that generation keeps per token; 0 for models without a cache.
     """
@@ -61,12 +61,12 @@ class Resources(NamedTuple):
 
 @dataclass(frozen=True)
 class CostModel:
-    """What a target is counted in.
+    """The costs that a target limits.
 
     Args:
-        whole: What the whole model takes before anything is removed.
+        whole: The unpruned model's resources.
         saved: ``saved(site, kept)``: what is saved when a site keeps only these heads, 0 or more; of several sites it adds up.
-        note: What a plan is to note of it.
+        note: The facts about it that a plan records.
     """
 
     whole: Amount
@@ -110,7 +110,7 @@ def cost_model(
 
 
 def resources_of(model: nn.Module, anatomy: Anatomy) -> Resources:
-    """Return what the whole model takes, in what pruning heads can save."""
+    """Return the unpruned model's resources of the kinds that pruning heads can save."""
     element, attention, cache = next(model.parameters()).element_size(), 0, 0
     for site in anatomy.sites:
         # All heads that there ever were, where the attention keeps its width.
@@ -178,7 +178,7 @@ def _multiplied_weights(model: nn.Module) -> int:
 
 
 def _share_used(model: nn.Module, parameter: nn.Parameter) -> float:
-    """Return which share of a parameter one token meets: of experts that lie in one tensor, those that it is sent to."""
+    """Return the share of a parameter that one token uses: of experts in one tensor, the ones it is sent to."""
     config = getattr(model, "config", None)
     text = config.get_text_config() if config is not None else None
     used = config_value(text, "num_experts_per_tok")
@@ -212,8 +212,8 @@ def _measured(
 
     A table as in Kwon et al. 2022, but of the whole model: all attentions of one shape are cut alike to a number of heads,
     the whole model is timed in turns with the uncut one, and the difference is divided among them. Up to 9 numbers of heads
-    are measured, those between lie on straight lines; noise by which fewer heads would be slower is levelled out (isotonic
-    regression).
+    are measured, numbers in between are interpolated linearly; noise by which fewer heads would be slower is levelled out
+    (isotonic regression).
     """
     if not batches:
         raise PlanError(

@@ -31,7 +31,7 @@ def make_plan(
         scores: The importance of every head.
         anatomy: Where the heads are.
         constraints: The budget, and what else to keep to.
-        costs: What a target is counted in.
+        costs: The costs that a target limits.
 
     Raises:
         PlanError: The scores are of other heads, or :func:`check_constraints` says no.
@@ -76,7 +76,7 @@ def make_plan(
 def score_in_steps(
     anatomy: Anatomy, *, rescore: Rescore, constraints: Constraints, steps: int
 ) -> HeadScores:
-    """Score all heads, remove a share of those that are to be removed, score the rest again, and so on.
+    """Score all heads, remove a share of the heads to remove, score the remaining heads again, and so on.
 
     What one head does depends on which others are there. Each step removes as many heads as the others, within the
     constraints; one that would remove none (a unit is larger) is left out. In the result every head has the score that it had
@@ -84,7 +84,7 @@ def score_in_steps(
 
     Args:
         anatomy: Where the heads are.
-        rescore: Scores them without some.
+        rescore: Scores the heads without the removed ones.
         constraints: Which cut the steps lead to: a keep ratio or a number of heads.
         steps: How many there are; 1 is scoring once.
 
@@ -173,7 +173,7 @@ def _planned(site: Site, constraints: Constraints) -> PlannedSite:
 
 
 def _budget(anatomy: Anatomy, choice: Choice, problem: Problem) -> dict[str, Any]:
-    """Return what was asked, and what it came to."""
+    """Return the budget that was asked for, and what the plan achieves."""
     target, costs, constraints = problem.target, problem.costs, problem.constraints
     if target is None or costs is None:
         keep = 1.0 if constraints.keep is None else constraints.keep

@@ -29,8 +29,8 @@ class Problem:
         anatomy: The attentions that may lose heads.
         constraints: The budget, and what else to keep to.
         protected: Heads that are kept.
-        target: The budget where it is one of the whole model, else None.
-        costs: What that target is counted in.
+        target: The budget if it limits the whole model, else None.
+        costs: The costs that the target limits.
     """
 
     anatomy: Anatomy
@@ -66,7 +66,7 @@ def check_constraints(
     Args:
         anatomy: Where the heads are.
         constraints: The budget, and what else to keep to.
-        costs: What a target is counted in; without them it isn't checked whether the target is within reach.
+        costs: The costs that a target limits; without them it isn't checked whether the target is within reach.
 
     Raises:
         PlanError: The constraints contradict each other or the architecture.
@@ -128,7 +128,7 @@ def _checked_uniform(problem: Problem, menus: Sequence[Menu]) -> Menu:
     """Return the options that keep the same number of heads in every attention.
 
     Raises:
-        PlanError: None of them meets the budget.
+        PlanError: No option meets the budget.
     """
     constraints = problem.constraints
     if len({len(site.heads) for site in problem.anatomy.sites}) > 1:

@@ -219,7 +219,7 @@ def rearranged(
     *,
     protected: Collection[HeadId],
 ) -> frozenset[HeadId]:
-    """Return as many heads of every attention as are in ``heads``, those that lose the least together.
+    """Return as many heads of every attention as are in ``heads``: the ones whose joint loss is least.
 
     By second order, what a set ``Z`` of heads adds to the loss is half of ``sum_{i, j in Z} F_ij``, and scores see no more than
     the diagonal. From the ``k`` cheapest heads on, every other one is let in, and the one whose leaving makes the sum smallest
@@ -251,7 +251,7 @@ def _least_together(
     members = order[:count]
     for candidate in order[count:]:
         members.append(candidate)
-        # What is left without i is the sum less i's row and column, F_ii being in both.
+        # The sum without i is the sum less i's row and column, F_ii being in both.
         saved = [2 * sum(fisher[i][j] for j in members) - fisher[i][i] for i in members]
         members.pop(saved.index(max(saved)))
     return members

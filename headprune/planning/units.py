@@ -128,7 +128,7 @@ def _joined(options: Sequence[Option]) -> Option:
 
 
 def removable(units: Iterable[Unit], site: Site, constraints: Constraints) -> Iterator[Unit]:
-    """Yield those of a site's units, the cheapest first, that leave as many heads as must be kept."""
+    """Yield a site's units that can be removed while enough heads are kept, the cheapest first."""
     left = len(site.heads)
     for unit in units:
         left -= len(unit.heads)

@@ -37,7 +37,7 @@ def _metric_drop(
 ) -> Estimate:
     """Return how much worse the metric is without each head; the first row of ``predictions`` is with all heads.
 
-    Standard errors are those of the paired difference under the bootstrap over examples (Efron 1979).
+    Standard errors are of the paired difference, by the bootstrap over examples (Efron 1979).
     """
     by_mask = predictions.numpy()
     references = np.empty(by_mask.shape[1])

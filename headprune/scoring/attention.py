@@ -95,7 +95,7 @@ def _mean_over_queries(request: ScoreRequest, *, number: str) -> Estimate:
             first = batches[0].take(1).to(input_device(model))
             Parts("attention weights", halves_of_batch).run(first, look)
         except UnsupportedError:
-            # Some hand them out only when they are asked, and then keep those of all layers.
+            # Some hand them out only when they are asked, and then keep the weights of all layers.
             asking["output_attentions"] = True
             if "output_attentions" not in signature(model.forward).parameters:
                 raise

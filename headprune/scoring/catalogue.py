@@ -1,6 +1,7 @@
-"""The catalogue of scoring methods: one row says all there is to know of a method, and nothing heavy is imported for it.
+"""The catalogue of scoring methods: one row describes a method, and nothing heavy is imported for it.
 
-To add a method, add a row here and write its function, ``function(request: ScoreRequest) -> Estimate``, where the row says.
+To add a method, add a row here and write its function, ``function(request: ScoreRequest) -> Estimate``, in the module
+that the row names.
 """
 
 from collections.abc import Callable, Collection
@@ -13,7 +14,7 @@ from headprune.errors import ConfigError, did_you_mean
 from headprune.late import load_function
 
 ObjectiveName = Literal["loss", "metric", "distill"]
-"""What importance is about: the task's loss, the metric itself, or the distance from what the whole model puts out."""
+"""What scores measure: the task's loss, the metric, or the distance to the unpruned model's outputs."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,13 @@ class Method:
         source: Where it comes from.
         needs_rows: Whether it runs the model on calibration rows.
         needs_labels: Whether it reads the loss, which takes labels unless the objective does without.
-        differentiates: Whether it takes derivatives of the loss. An objective without labels has targets of its own for these.
+        differentiates: Whether it takes derivatives of the loss. With ``distill``, it gets sampled targets.
         needs_attention_weights: Whether it reads attention weights, so that the model's plain attention runs.
-        depends_on_batches: Whether scores are others where the batches are others.
-        rescorable: Whether what is left can be scored again in steps, when some heads have been removed.
+        depends_on_batches: Whether scores change with the batch size.
+        rescorable: Whether the remaining heads can be scored again after some heads were removed, as steps do.
         one_process: Whether its work can't be shared between processes.
-        has_products: Whether it says what two heads of an attention lose together, which rearranging takes.
-        objectives: The objectives that it can serve.
+        has_products: Whether it also gives the joint loss of two heads of an attention, which ``rearrange`` needs.
+        objectives: The objectives that it supports.
     """
 
     name: str
@@ -74,8 +75,8 @@ _ROWS = (
     Method(
         name="unique",
         function=f"{_GRADIENTS}:unique",
-        help="`gradient` along the part of the head's output that the other heads of its attention, and the bias, can't make up "
-        "for once the output projection is refitted; sizes are taken per stretch of 32 positions",
+        help="`gradient`, restricted to the part of the head's output that the other heads and the bias can't reproduce by "
+        "refitting the projection; absolute values are taken per 32 positions",
         cost="2 forwards, 1 backward",
         use="choose which heads are removed, with reconstruction",
         differentiates=True,

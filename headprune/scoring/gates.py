@@ -41,10 +41,10 @@ def gates(request: ScoreRequest) -> Estimate:
     them once where there are more.
 
     Like the ``:batch`` methods, and unlike all others, scores depend on how examples are spread over batches, for steps do. Steps
-    follow each other, so processes can't share them; a run that was stopped goes on after its last step.
+    follow each other, so processes can't share them; an interrupted run resumes after its last step.
 
     Source: Voita et al., "Analyzing Multi-Head Self-Attention: Specialized Heads Do the Heavy Lifting, the Rest Can Be Pruned",
-    ACL 2019, section 5.1. There the weights go on learning beside the gates.
+    ACL 2019, section 5.1. There, the weights are trained together with the gates.
     """
     log_alpha = trained_gates(request, price=_PRICE * average_worth(request))
     return Estimate(log_alpha, None, request.num_examples)
@@ -71,7 +71,7 @@ def trained_gates(request: ScoreRequest, *, price: float) -> Float64[Tensor, " h
     passes = -(-_STEPS // len(batches))
     orders = [torch.randperm(len(batches), generator=generator) for _ in range(passes)]
     ordered = [batches[index] for order in orders for index in order.tolist()]
-    # What Adam goes on from: log_alpha, the mean of its gradients, the mean of their squares.
+    # The state of Adam: log_alpha, the mean of its gradients, the mean of their squares.
     state = torch.zeros(3, len(request.anatomy.heads), dtype=torch.float64)
     state[0] = _START
 
@@ -81,7 +81,7 @@ def trained_gates(request: ScoreRequest, *, price: float) -> Float64[Tensor, " h
 
     with frozen(request.model):
         for step, batch in enumerate(context.tracked(ordered, "gates")):
-            # Drawn for steps that the journal has, too: those that follow are to find the same noise.
+            # Drawn for steps that the journal has, too, so that later steps draw the same noise.
             shape = (batch.num_examples, len(request.anatomy.heads))
             noise = torch.rand(shape, generator=generator, dtype=torch.float64)
             state = context.kept(f"gates-step-{step:06d}", partial(stepped, batch, noise, step))

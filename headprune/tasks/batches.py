@@ -1,4 +1,4 @@
-"""From token ids to batches: sorted by length, packed to a token budget, padded on the right where the model bears it."""
+"""From token ids to batches: sorted by length, packed to a token budget, padded on the right if the model supports padding."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ TOKEN_BUDGET = 4096
 
 
 def fill_with_zero(_rows: Sequence[Row]) -> int:
-    """Fill up with id 0: for rows of which only the texts matter."""
+    """Pad with id 0: for rows whose padding doesn't matter."""
     return 0
 
 
@@ -31,7 +31,7 @@ def accept_all(_name: str) -> bool:
 
 
 def ignore(_message: str) -> None:
-    """Tell nobody."""
+    """Drop a message."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class InputFormat:
         config: The model's config, which names its classes.
         batch_size: Examples per batch; None packs to a budget of tokens.
         accepts: Whether the model's forward takes an input of this name.
-        fill: Says which id short rows are filled up with.
-        notify: Called with what is odd about labels.
+        fill: Returns the id that short rows are padded with.
+        notify: Called with remarks about unusual labels.
     """
 
     tokenizer: Any
@@ -111,7 +111,7 @@ def pad(rows: Sequence[Row], *, pad_token_id: int) -> dict[str, torch.Tensor]:
 
 
 def require_tokens(examples: Sequence[Example], tokenizer: Any) -> None:
-    """Refuse texts of which the tokenizer leaves nothing.
+    """Refuse texts without tokens.
 
     Raises:
         DataError: There is one.
@@ -143,7 +143,7 @@ def make_batches(
         target_dtype: Type of the targets.
 
     Raises:
-        ModelError: The texts of a pair differ in length, and the model bears no padding.
+        ModelError: The texts of a pair differ in length, and the model doesn't support padding.
     """
     encoded = [[_inputs(row, input_format.accepts) for row in rows] for rows in rows_of_example]
     num_rows = len(encoded[0])
@@ -176,6 +176,6 @@ def make_batches(
 
 
 def _inputs(row: Row, accepts: Callable[[str], bool]) -> Row:
-    """Return of an encoded text what the model takes, and which of its tokens are real where the tokenizer doesn't say so."""
+    """Return the inputs that the model takes of an encoded text, with an attention mask if the tokenizer gives none."""
     known = {"attention_mask": [1] * len(row["input_ids"]), **row}
     return {name: value for name, value in known.items() if accepts(name)}

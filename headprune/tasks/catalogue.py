@@ -18,10 +18,10 @@ class ColumnNames:
     """Names that columns of data sets usually have, in lower case.
 
     Args:
-        pairs: Of two columns that are a pair of texts.
-        weak_pairs: Those of the pairs that are one only where no other column could be a text.
-        texts: Of columns that hold texts.
-        labels: Of columns that hold labels.
+        pairs: Names of two columns that hold a pair of texts.
+        weak_pairs: Pairs used only if no other column could be text.
+        texts: Names of columns that hold texts.
+        labels: Names of columns that hold labels.
     """
 
     pairs: tuple[tuple[str, str], ...] = (
@@ -43,23 +43,23 @@ class ColumnNames:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRow:
-    """All there is to know of a task before its model is loaded.
+    """The facts about a task that are known before its model is loaded.
 
     Args:
         name: Its name on the command line.
         help: One line on what it measures.
-        function: Where the function is that returns its :class:`~headprune.tasks.task.Task`, as ``module:function``.
+        function: The function that returns its :class:`~headprune.tasks.task.Task`, as ``module:function``.
         auto_class: The ``AutoModel...`` class that loads its models.
-        heads: How the classes end that models of this task are saved as; the first that fits a config detects the task.
-        embeds_sentences: Whether models of sentence-transformers are made for it, whatever the class they are saved as.
-        one_output: The task of a model of the same class that has one output; empty for this one.
+        heads: Suffixes of model class names; the task of the first suffix that fits a config is detected.
+        embeds_sentences: Whether a model directory of sentence-transformers has this task, whatever its class.
+        one_output: The task of a model of the same class that has one output; empty if that is this task.
         metric: The default metric.
         predicts: What it predicts: a metric must compare the same.
         label: What a label is: a class, a number, or nothing where the task reads none.
         num_texts: How many text columns it may read.
-        distance: What its distance to the whole model's outputs is called (objective ``distill``).
-        teacher_shares: Entries of the config in which a teacher must equal its student, and what they count.
-        reads_forward: Whether its models must predict each token from those before it alone.
+        distance: The name of its distance to the unpruned model's outputs (objective ``distill``).
+        teacher_shares: Config entries that teacher and student must share, and what each counts.
+        reads_forward: Whether its models must be causal: they predict each token from the preceding tokens only.
         reads_prose: Whether the rows are pieces of one text, not examples.
         same_scale: Whether its loss takes predictions and labels to be on one scale.
         columns: Names by which its columns are found where the user names none.
@@ -147,11 +147,11 @@ TASKS: dict[str, TaskRow] = {
 
 @dataclass(frozen=True, kw_only=True)
 class MetricRow:
-    """All there is to know of a metric.
+    """The facts about a metric.
 
     Args:
         name: Its name on the command line.
-        help: One line on what it says.
+        help: One line on what it measures.
         function: ``(predictions, references) -> value``, as ``module:function``; empty for one that ``evaluate.load`` loads.
         higher_is_better: Which direction is better.
         takes: The kinds of predictions that it compares.
@@ -240,7 +240,7 @@ def task_row(name: str) -> TaskRow:
 
 
 def is_logarithmic(metric: str) -> bool:
-    """Whether a metric is the exponential of a mean; of one that isn't built in nothing is known."""
+    """Whether a metric is the exponential of a mean; False for a metric that isn't built in, of which nothing is known."""
     return metric in METRICS and METRICS[metric].is_logarithmic
 
 
@@ -255,12 +255,12 @@ def require_metric(
 
     Args:
         name: The metric: a built-in one, or one of ``evaluate``.
-        higher_is_better: Which direction the settings say is better; None where they say nothing.
+        higher_is_better: Whether higher is better according to the settings; None if they don't have it.
         predicted: What the task predicts; None where that isn't known yet.
         row: The row of a metric of ``evaluate``, once it is loaded.
 
     Raises:
-        ConfigError: Its direction is another, or isn't known; or it compares something else.
+        ConfigError: The metric's direction is unknown or contradicts the settings, or it doesn't compare what the task predicts.
     """
     row = row or METRICS.get(name)
     if row is None and higher_is_better is None:

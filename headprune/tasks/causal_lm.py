@@ -23,7 +23,7 @@ _SAMPLE = 200  # characters
 
 
 def build(row: TaskRow, **_model: Any) -> Task:
-    """Return the task of models that predict each token from those before it."""
+    """Return the task of models that predict each token from the preceding tokens."""
     return Task(row, to_examples, to_batches, loss, predict, TOKENS, predicted_loss=summed_loss)
 
 

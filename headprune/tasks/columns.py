@@ -1,4 +1,4 @@
-"""Which columns hold the texts and the labels, and what their cells say: texts and numbers."""
+"""Which columns hold the texts and the labels, and what their cells hold: texts and numbers."""
 
 import math
 import re
@@ -43,8 +43,8 @@ def choose_columns(
 ) -> Columns:
     """Decide which columns hold the texts and the label.
 
-    In this order: what the user said, names everybody uses, the only column of texts. Where several could be meant, the user is
-    asked. What was chosen, and why, is in the result.
+    In this order: columns that the user names, columns with usual names, the only column of texts. If several columns fit, the
+    user must name one. The result has the columns and the reason.
 
     Args:
         table: The rows.
@@ -52,7 +52,7 @@ def choose_columns(
         label: The label column that the user names.
         num_texts: How many text columns the task may read.
         needs_label: Whether the task reads a label.
-        names: The names everybody uses.
+        names: The usual names of columns.
 
     Raises:
         DataError: A named column isn't there, nothing fits, or several do.

@@ -1,4 +1,4 @@
-"""Objectives without labels: how far the outputs are from those of the whole model.
+"""Objectives without labels: the distance of outputs to the unpruned model's outputs.
 
 The whole model runs once and its outputs become the targets. A distance to them has no slope where nothing was removed yet: it is
 at its minimum. What methods differentiate therefore compares with targets that were *sampled* around them, as the Fisher

@@ -92,7 +92,7 @@ def _upper_end(share: float, count: int) -> float:
 
 
 def _assignment(predicted: NDArray[np.int_], true: NDArray[np.int_]) -> dict[int, int]:
-    """Return which class each label would have to be for the most rows to be right; where it is all the same, itself."""
+    """Return which class each label would have to be for the most rows to be right; its own class if several are equally good."""
     classes = np.union1d(predicted, true)
     index_of = {int(label): index for index, label in enumerate(classes)}
     seen = np.eye(len(classes)) / 2

@@ -245,7 +245,7 @@ def _model_settings(directory: Path) -> dict[str, Any]:
 def _default_prompt(model: dict[str, Any], directory: Path) -> str:
     """Return what ``encode`` puts before every text."""
     name, prompts = model.get("default_prompt_name"), model.get("prompts") or {}
-    # There always are these two, empty where nothing is said.
+    # Both keys always exist, empty if the directory has no such prompt.
     known = {None: "", "query": "", "document": "", **prompts}
     if not isinstance(name, str | None) or name not in known:
         raise ModelError(

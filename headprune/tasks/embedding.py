@@ -85,7 +85,7 @@ class _Module:
         return size
 
     def tensors(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-        """Return its weights: those that its config speaks of, and no others."""
+        """Return its weights: the tensors that its config names, and no others."""
         path = self.directory / self.entry.folder / _WEIGHTS
         if not path.is_file():
             pickled = (path.parent / "pytorch_model.bin").is_file()

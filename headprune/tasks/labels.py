@@ -150,7 +150,7 @@ def _meanings(
     column: str,
     rows: int,
 ) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Return the index of every label, and what is to be said of it; labels that no reading knows are left out."""
+    """Return the index of every label, and remarks to report; labels that can't be read are left out."""
     index_of = _by_name(names)
 
     def named(words: Mapping[str, str]) -> dict[str, int]:

@@ -47,7 +47,8 @@ def f1(predictions: Numbers, references: Numbers, classes: Sequence[float] | Non
     Args:
         predictions: A class an example.
         references: A class an example.
-        classes: The model's classes: one that is neither predicted nor there counts as 0. Without, those of the references.
+        classes: The model's classes: a class neither predicted nor in the references counts as 0. None stands for the
+            references' classes.
     """
     if classes is None:
         classes = list(np.unique(references))
@@ -141,12 +142,12 @@ def load_metric(
 
     Args:
         name: The metric.
-        higher_is_better: Which way is better; must be said for metrics that aren't built in.
+        higher_is_better: Whether higher is better; required for metrics that aren't built in.
         predicted: What it will be given; one that isn't built in is tried on a few such rows.
         classes: How many classes the model has, where it predicts classes.
 
     Raises:
-        ConfigError: The metric isn't known, or its direction isn't, or isn't what is said; it takes something else, or fails.
+        ConfigError: The metric or its direction is unknown, the direction is contradicted, or it takes other values, or fails.
     """
     require_metric(name, higher_is_better=higher_is_better, predicted=predicted)
     if name in METRICS:

@@ -25,7 +25,7 @@ from headprune.placement import input_device, not_finite
 from headprune.tasks.batches import Fill, Row, pad
 
 _LENGTH = 4  # a few positions show where a table is read from
-# How far the outputs of a padded row may be from those of the row alone, as a share of their norm: rounding in another shape.
+# How far outputs of a padded row may be from outputs of the unpadded row, as a share of their norm: rounding in another shape.
 _ROUNDING = 1e-4
 _ROUNDING_OF_HALVES = 0.1
 

@@ -56,13 +56,13 @@ def hold_out(
 def set_apart(
     examples: Sequence[Example], count: int
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Return the first ``count`` examples, and those of the others whose inputs aren't among them."""
+    """Return the first ``count`` examples, and the other examples whose inputs aren't among these."""
     first = tuple(examples[:count])
     return first, without_inputs(examples[count:], [example.input_digest for example in first])
 
 
 def without_inputs(examples: Iterable[Example], digests: Iterable[str]) -> tuple[Example, ...]:
-    """Return the examples whose inputs are not among those with these digests."""
+    """Return the examples whose inputs have none of these digests."""
     taken = set(digests)
     return tuple(example for example in examples if example.input_digest not in taken)
 
@@ -84,12 +84,12 @@ def with_targets(examples: Iterable[Example], *, column: str) -> tuple[Example, 
 
 
 def noted_rows(examples: Iterable[Example], *, earlier: Iterable[str] = ()) -> tuple[str, ...]:
-    """Return how artefacts note the inputs of examples, beside those that were noted before: by keyed hashes."""
+    """Return how artefacts note the inputs of examples, in addition to inputs noted earlier: by keyed hashes."""
     return tuple(sorted({*earlier, *(noted_hash(example.input_digest) for example in examples)}))
 
 
 def without_noted(examples: Iterable[Example], noted: Iterable[str]) -> tuple[Example, ...]:
-    """Return the examples whose inputs are not among those that were noted, on this machine."""
+    """Return the examples whose inputs were not noted on this machine."""
     taken = set(noted)
     if not taken:
         return tuple(examples)
@@ -119,7 +119,7 @@ def without_rows_of(table: Table, other: Table, *, columns: Sequence[str]) -> tu
 
 
 def prose_without_rows_of(table: Table, other: Table, *, column: str) -> tuple[Table, int]:
-    """Return rows that are one text, those emptied that stand in ``other`` too; and how many there were.
+    """Return the rows of one text, with rows that are in ``other`` too emptied; and how many were.
 
     Blank lines and headings stand in many texts, and stay. A heading is a line of a few words that stands beside a blank line, or
     more than once in a text. Where a row is emptied, its line break stays.

@@ -47,7 +47,7 @@ def build(row: TaskRow, *, model_directory: Path | None, config: Any, tokenizer:
 
 
 def to_examples(table: Table, columns: Columns, _format: InputFormat) -> tuple[Example, ...]:
-    """Read pairs and their scores, if there are any; those on another scale than 0 to 1 are mapped from their range to 0 to 1."""
+    """Read pairs and their scores, if there are any; scores on another scale are mapped from their range to 0 to 1."""
     if not columns.label:
         return examples_of(table, columns)
     scores = read_numbers(table, columns.label)

@@ -31,11 +31,11 @@ def convert(settings: Settings, *, progress: Progress) -> Results:
 
     Args:
         settings: The settings; ``out`` must be there.
-        progress: How to talk meanwhile.
+        progress: Where progress is reported.
 
     Raises:
         CheckpointError: The model isn't one, or ``out`` isn't empty.
-        ModelError: Its weights are pickled, and that they may be read wasn't said; or it can't be loaded.
+        ModelError: Its weights are pickled and the settings are without ``allow_pickle``; or it can't be loaded.
         ProofError: What was written isn't the model; nothing was kept of it.
     """
     out, overwrite = Path(settings.run.out or ""), settings.run.overwrite
@@ -88,7 +88,7 @@ def convert(settings: Settings, *, progress: Progress) -> Results:
 
 @contextmanager
 def _readable(settings: Settings, *, progress: Progress) -> Iterator[tuple[ModelSource, Path]]:
-    """Yield the model, its weights rewritten elsewhere where they are pickled and may be read, and its own directory."""
+    """Yield the model, and its own directory; pickled weights, if allowed, are first rewritten to another directory."""
     spec = settings.model
     home = Path(model_name(spec))
     if not (spec.allow_pickle and home.is_dir() and pickled_weights(home)):
@@ -108,11 +108,11 @@ def export(settings: Settings, *, gguf: Path, with_tokenizer: bool, progress: Pr
         settings: The settings; ``dtype`` is the file's too.
         gguf: The file.
         with_tokenizer: Whether the tokenizer goes into it.
-        progress: How to talk meanwhile.
+        progress: Where progress is reported.
 
     Raises:
         ProofError: What was read back isn't the model; nothing was saved.
-        UnsupportedError: The model or its tokenizer has something that can't be said there.
+        UnsupportedError: The model or its tokenizer has something that GGUF can't express.
     """
     refuse_unusable_file(gguf, overwrite=settings.run.overwrite)
     source = find_model(settings.model)

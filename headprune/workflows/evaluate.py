@@ -31,7 +31,7 @@ def evaluate(
 
     Args:
         settings: The settings.
-        progress: How to talk meanwhile.
+        progress: Where progress is reported.
         baseline: What the result will be compared with.
 
     Raises:
@@ -49,7 +49,7 @@ def evaluate(
 
 
 def count_heads(model: PreTrainedModel) -> int | None:
-    """Return the number of heads, None where they can't be found: such a model is evaluated all the same."""
+    """Return the number of heads, None if they can't be found: such a model is evaluated nevertheless."""
     try:
         return len(inspect(model).heads)
     except HeadpruneError:
@@ -57,10 +57,10 @@ def count_heads(model: PreTrainedModel) -> int | None:
 
 
 def refuse_other_evaluation(baseline: Baseline, session: Session, rows: Rows) -> None:
-    """Refuse to measure what couldn't be compared with the baseline.
+    """Refuse to measure a result that couldn't be compared with the baseline.
 
     Raises:
-        ConfigError: See above.
+        ConfigError: The result couldn't be compared.
     """
     limit = session.settings.data.limit
     refuse_other_rows(baseline, metric=session.metric_name, limit=limit, data=rows.note)
@@ -79,9 +79,9 @@ def measure(
     Args:
         session: The model.
         rows: What it is measured on.
-        heads: How many heads it has, where that is known.
+        heads: How many heads it has, if that is known.
         timed: Whether forwards are timed, too.
-        note: What is said of the model, where that is known already.
+        note: The facts about the model to record, if they are known already.
     """
     model, notify = session.model, session.progress.notify
     batches = session.batches(rows.examples)
@@ -141,7 +141,7 @@ def refuse_lengths(session: Session) -> None:
 def times_of(
     models: Sequence[PreTrainedModel], session: Session, *, batches: Sequence[Batch]
 ) -> list[dict[str, Latency]]:
-    """Return for each model how long its forwards take, in turns; nothing where the settings ask for none.
+    """Return for each model how long its forwards take, in turns; empty if the settings ask for no latency.
 
     Args:
         models: The models.

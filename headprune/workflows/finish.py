@@ -1,4 +1,4 @@
-"""The one tail of everything that publishes a model: written beside its place, proven, described, sealed, and then put there."""
+"""How every command saves a model: into a temporary directory, proven, described, sealed, and then moved to its place."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
@@ -86,12 +86,12 @@ class InMemory:
     Args:
         model: The model, pruned or not.
         anatomy: Its anatomy as it is now.
-        source: The directory of the model that it was made from: what made that one work comes along.
+        source: The directory of the model that it was made from: files that the source needs are copied.
         tokenizer: The tokenizer that is saved; None stands for the source's own.
         splitter: The tokenizer that the saved one must split texts like; None where there is none.
         inputs: What the model and its reloaded twin are compared on; None stands for made-up inputs.
-        auto_class: The class of transformers that loads it; None stands for the one of its own class.
-        parameters: How many it had, and how many of those were removed; None stands for those that it has.
+        auto_class: The class of transformers that loads it; None stands for the Auto class of the model's own class.
+        parameters: How many parameters it had, and how many were removed; None stands for its current number.
         max_shard_size: Weights larger than this are split over several files.
     """
 
@@ -167,7 +167,7 @@ def documents_of(
         results: What was done and proven.
         plan: Which heads were removed, and how many each attention keeps; without it there is no card.
         scores: What the plan was made from.
-        source: The model that it was made from; None where that is gone.
+        source: The model that it was made from; None if that can't be found.
         settings: The settings as YAML.
     """
     texts = {
@@ -181,7 +181,7 @@ def documents_of(
 
 
 def _absent(model: PreTrainedModel) -> frozenset[str]:
-    """Return what every load complains of, as the model in memory hasn't it either: the pooler of an encoder without one."""
+    """Return load warnings that the in-memory model also has, such as a missing pooler."""
     try:
         with quiet(), torch.device("meta"):
             whole = stock_class(model)(copy.deepcopy(model.config))
@@ -204,9 +204,9 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _steady_inputs(model: PreTrainedModel) -> dict[str, Tensor] | None:
-    """Return inputs on which a model says the same twice, and must anew; None where there are none.
+    """Return inputs with deterministic outputs; None if there are none.
 
-    In half precision kernels needn't round alike, and tables that were cast in memory are computed anew by a load.
+    In half precision, kernels may round differently, and loading recomputes tables that were cast in memory.
     """
     if model.dtype != torch.float32 or model.config.dtype not in (torch.float32, "float32", None):
         return None

@@ -51,7 +51,7 @@ _LEARNING_RATE_OF_ADAPTERS = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class _Lesson:
-    """What is known before the training: who learns from whom, and on what."""
+    """What is known before the training: student, teacher and rows."""
 
     session: Session
     teacher: Teacher
@@ -67,7 +67,7 @@ class _Lesson:
         """Return the inputs of some examples, in one batch.
 
         Raises:
-            ModelError: They differ in length, and the model bears no padding.
+            ModelError: They differ in length, and the model doesn't support padding.
         """
         batches = self.session.batches(list(examples), batch_size=len(examples))
         if len(batches) > 1:
@@ -84,8 +84,8 @@ def heal(settings: Settings, *, resume: bool, progress: Progress) -> Results:
 
     Args:
         settings: The settings; ``out`` must be there.
-        resume: Whether to go on from the last checkpoint of a training that was stopped.
-        progress: How to talk meanwhile.
+        resume: Whether to resume an interrupted training from its last checkpoint.
+        progress: Where progress is reported.
 
     Raises:
         ProofError: A proof said no; nothing was saved.
@@ -110,10 +110,10 @@ def heal(settings: Settings, *, resume: bool, progress: Progress) -> Results:
 
 
 def _arguments(settings: Settings, folder: Path) -> TrainingArguments:
-    """Return what Trainer is given; a mistake is found before anything is loaded.
+    """Return Trainer's arguments; a mistake in them is found before anything is loaded.
 
     Raises:
-        ConfigError: There is one.
+        ConfigError: There is a mistake.
     """
     spec, device = settings.distill, settings.model.device
     if device not in ("auto", "cpu", "cuda", "mps"):
@@ -154,7 +154,7 @@ def _prepare(settings: Settings, *, progress: Progress) -> _Lesson:
 
 
 def _facts(lesson: _Lesson) -> dict[str, Any]:
-    """Return what a training is defined by: another model, other rows or settings, and it is another one."""
+    """Return the facts that identify a training: model, rows and settings."""
     settings = lesson.session.settings
     names = {"epochs", "max_steps", "learning_rate", "lora", "trainer"}
     return {
@@ -271,7 +271,7 @@ def _train(
 
 
 def _noted_settings(settings: Settings, arguments: TrainingArguments) -> dict[str, Any]:
-    """Return the settings that matter most, and those that the user gave besides."""
+    """Return the settings that matter most, and the other settings that the user gave."""
     given = [pair.partition("=")[0].strip().replace("-", "_") for pair in settings.distill.trainer]
     values = arguments.to_dict()
     names = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size")
@@ -279,7 +279,7 @@ def _noted_settings(settings: Settings, arguments: TrainingArguments) -> dict[st
 
 
 def _documents(lesson: _Lesson, results: Results) -> dict[str, str]:
-    """Return what describes the model; which heads were removed, and why, is as its own directory says."""
+    """Return the files that describe the model; plan and scores are copied from the pruned directory."""
     source, settings = lesson.session.source, lesson.session.settings
     note_where(settings, results=results, model=lesson.session.note)
     kept = {str(site.id): len(site.heads) for site in lesson.anatomy.sites}

@@ -1,4 +1,4 @@
-"""What the public functions on objects in memory are made of: heads in any form, a loss or a task, all of ``prune``."""
+"""Helpers of the public functions on objects in memory: heads in any form, a loss or a task, all of ``prune``."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,7 +44,7 @@ class ShrinkReport:
     Args:
         scores: How important each head was when it was removed, or in the end.
         plan: Which heads were removed.
-        reconstruct: What reconstructing the output projections did; None where it wasn't tried.
+        reconstruct: What reconstructing the output projections did; None if it wasn't tried.
     """
 
     scores: HeadScores
@@ -60,14 +60,14 @@ def shrink_model(
     *,
     settings: Settings,
 ) -> tuple[Anatomy, ShrinkReport]:
-    """Score, plan, reconstruct and cut, in place; return the anatomy that is left, and what was done.
+    """Score, plan, reconstruct and cut, in place; return the anatomy of the remaining heads, and a report.
 
     Args:
         model: The model.
         anatomy: Where its heads are.
         objective: The rows, and their loss.
-        task: What the rows are for, where a task was named: its metric has a say in whether reconstruction helped.
-        settings: How heads are scored, what the plan keeps to, how what is left is reconstructed.
+        task: The named task, if any: its metric then also decides whether reconstruction helped.
+        settings: How heads are scored, the plan's constraints, and how the remaining heads are reconstructed.
     """
     constraints, spec, seed = settings.plan, settings.reconstruct, settings.data.seed
     check_settings(settings)
@@ -107,7 +107,7 @@ def objective_of(
     score: ScoreSpec,
     seed: int,
 ) -> tuple[Objective, Task | None]:
-    """Return what importance is about, and the task that was named.
+    """Return what scores measure, and the task that was named.
 
     Args:
         model: The model.
@@ -118,7 +118,7 @@ def objective_of(
         seed: Of what is drawn.
 
     Raises:
-        ConfigError: It isn't said, or there is no such task, or its batches are no plain mappings.
+        ConfigError: Neither a loss nor a task is given, or there is no such task, or its batches aren't plain mappings.
     """
     row = get_method(method_of(score))
     given = tuple(batches)
@@ -160,7 +160,7 @@ def _counted(batch: Batch) -> Batch:
 
 
 def _examples(batches: Sequence[Batch], kept: range) -> tuple[Batch, ...]:
-    """Return the batches with those examples alone whose place in the data is in a range, counted from its start."""
+    """Return the batches, keeping only the examples whose position in the data is in a range."""
     parts = []
     for batch in batches:
         chosen = [place for place, index in enumerate(batch.indices.tolist()) if index in kept]
@@ -180,7 +180,7 @@ def _examples(batches: Sequence[Batch], kept: range) -> tuple[Batch, ...]:
 
 
 def noted(model: PreTrainedModel, scores: HeadScores) -> HeadScores:
-    """Return the scores, saying of which model they are."""
+    """Return the scores with the facts about their model."""
     note = {"model_type": model.config.model_type, "fingerprint": fingerprint(model)}
     return scores.model_copy(update={"model": note, "versions": versions()})
 

@@ -29,11 +29,13 @@ KEEP = 0.7
 
 
 def inspect(settings: Settings, *, progress: Progress) -> Survey:
-    """Look at a model; ``config.json`` is enough, and no memory is taken. Weights that lie there say what of them is tied.
+    """Look at a model; ``config.json`` is enough, and no memory is taken.
+
+    If weights are there, tied parameters are read from them.
 
     Args:
         settings: The settings.
-        progress: How to talk meanwhile.
+        progress: Where progress is reported.
     """
     source = find_model(settings.model, weights=False)
     for note in source.notes:
@@ -80,7 +82,7 @@ def _surveyed(site: Site) -> SurveyedSite:
 
 
 def _before(model: PreTrainedModel, *, v4: bool) -> dict[str, Any]:
-    """Return what earlier pruning left, and who did it."""
+    """Return the heads that earlier pruning removed, and which program removed them."""
     record = pruning_record(model.config)
     if not record:
         return {}
@@ -99,7 +101,7 @@ def _any_plan(anatomy: Anatomy, constraints: Constraints) -> PruningPlan:
 def _load_method(
     model: PreTrainedModel, anatomy: Anatomy, constraints: Constraints
 ) -> LoadMethod | None:
-    """Return how a pruned model would load; None where there is no such plan."""
+    """Return how a pruned model would load; None if no plan meets the constraints."""
     try:
         plan = _any_plan(anatomy, constraints)
     except PlanError:

@@ -42,13 +42,13 @@ _DEEPEST = 0.1
 def plan_for(
     session: Session, parts: RowParts, *, show: Show, keep_parts: bool
 ) -> tuple[Scored, PruningPlan]:
-    """Return scores and the plan that is made of them; what can't be met is refused before anything is scored.
+    """Return scores and the plan made from them; constraints that can't be met are refused before scoring.
 
     Args:
         session: The model and its settings.
         parts: The rows.
         show: Shows scores and plan.
-        keep_parts: Whether parts of the work are kept, for a run that is stopped.
+        keep_parts: Whether finished batches are kept on disk, to resume an interrupted run.
 
     Raises:
         PlanError: The budget is out of reach, or constraints contradict each other.
@@ -86,13 +86,13 @@ def _plan_for_budget(
 def with_named_heads(
     model: PreTrainedModel, anatomy: Anatomy, constraints: Constraints, *, progress: Progress
 ) -> Constraints:
-    """Return the constraints; heads that the model's settings name by index are protected, and that is said.
+    """Return the constraints; heads that the model's settings name by index are protected and reported.
 
     Args:
         model: The model.
         anatomy: Where its heads are.
         constraints: What the plan must keep to.
-        progress: How to talk.
+        progress: Where progress is reported.
     """
     named = [str(head) for head in named_heads(model, anatomy)]
     if named:
@@ -111,15 +111,15 @@ def choose(
     costs: CostModel | None,
     progress: Progress,
 ) -> PruningPlan:
-    """Make the plan, with what it saves; say what a target came to, and where the number of heads differs from what was asked.
+    """Make the plan, with its savings; report what a target comes to, and a number of heads that differs from the one asked for.
 
     Args:
         model: The model; its shapes are enough.
         anatomy: Where its heads are.
         scores: How important they are.
         constraints: What the plan must keep to.
-        costs: What a target is counted in.
-        progress: How to talk.
+        costs: The costs that a target limits.
+        progress: Where progress is reported.
 
     Raises:
         PlanError: The budget is out of reach.
@@ -143,7 +143,7 @@ def choose(
 
 
 def with_savings(model: PreTrainedModel, anatomy: Anatomy, plan: PruningPlan) -> PruningPlan:
-    """Return a plan that says what the model takes, and what of that is removed."""
+    """Return the plan with the model's resources and how much of them it saves."""
     saved = savings(model, anatomy, removed=plan.remove, pad=plan.is_padded).as_dict()
     sizes = {"saves": saved, "whole": resources_of(model, anatomy).as_dict()}
     return plan.model_copy(update={"budget": {**plan.budget, **sizes}})
@@ -151,12 +151,12 @@ def with_savings(model: PreTrainedModel, anatomy: Anatomy, plan: PruningPlan) ->
 
 @dataclass(frozen=True)
 class Look:
-    """One cut that was looked at.
+    """One cut that was measured.
 
     Args:
         keep: The share of heads that it keeps.
         drop: How much worse the metric is, in its own units.
-        worst: Upper end of the 95 % interval of that.
+        worst: Upper end of the 95 % interval of the drop.
     """
 
     keep: float
@@ -167,7 +167,7 @@ class Look:
 def _plan_within(
     session: Session, parts: RowParts, constraints: Constraints, *, keep_parts: bool
 ) -> tuple[Scored, PruningPlan]:
-    """Score towards the deepest cut there is, then go as deep as the tolerance allows; see :func:`_deepest`."""
+    """Score for the deepest cut that can be made, then choose the deepest one within the tolerance; see :func:`_deepest`."""
     keeps = lawful_keeps(session.anatomy, constraints)
     deepest = with_keep(session.settings.plan, keeps[-1])
     scored = find_scores(session, parts.calibrate, plan=deepest, keep_parts=keep_parts)
@@ -189,11 +189,11 @@ def _deepest(
 ) -> PruningPlan:
     """Return the plan for the fewest heads with which the metric stays within the tolerance.
 
-    Keep ratios are tried by bisection, reconstructed as in ``prune``, until the last whose paired difference has its whole 95 %
-    interval within the tolerance (each look has its own 95 %: there are up to five). The model is left as it was.
+    Bisect keep ratios to the smallest whose paired interval is within tolerance. Every cut is reconstructed as in ``prune``.
+    Each of up to five looks has its own 95 % interval, not corrected for the others. The model is left as it was.
 
     Raises:
-        PlanError: Not even one stays within it.
+        PlanError: No keep ratio stays within the tolerance.
     """
     max_drop, notify = session.settings.plan.max_drop, session.progress.notify
     if max_drop is None:
@@ -244,7 +244,7 @@ def metric_of(
 
 
 def masked_cut(session: Session, parts: RowParts, plan: PruningPlan) -> Predictions:
-    """Return what the model predicts for the rows that decide, under a cut: reconstructed where that is set, and masked."""
+    """Return the predictions for the deciding rows with the removed heads masked, and reconstructed if the settings say so."""
     model, anatomy = session.model, session.anatomy
     with restoring(model, anatomy):
         is_on = session.settings.reconstruct.reconstruct != "none"
@@ -255,14 +255,14 @@ def masked_cut(session: Session, parts: RowParts, plan: PruningPlan) -> Predicti
 
 
 def lawful_keeps(anatomy: Anatomy, constraints: Constraints) -> tuple[float, ...]:
-    """Return the keep ratios that are looked at, falling: in steps of 5 % from one below all heads on, those that can be cut.
+    """Return the feasible keep ratios, descending by 5 % from 95 %.
 
     Args:
         anatomy: Where the heads are.
         constraints: What every cut keeps to.
 
     Raises:
-        PlanError: None can.
+        PlanError: No keep ratio is feasible.
     """
     problem = check_constraints(anatomy, constraints)
     least = round(problem.fewest_to_keep / len(problem.anatomy.heads) + 0.005, 2)
@@ -295,11 +295,11 @@ def refusal_at(anatomy: Anatomy, constraints: Constraints, keep: float) -> PlanE
 
 
 def bisect(points: Sequence[float], look: Callable[[float], Look], *, allowed: float) -> list[Look]:
-    """Look at ever fewer points, as if every cut that is less deep than one within the tolerance were within it, too.
+    """Bisect, assuming shallower cuts also pass; return the cuts that were measured.
 
     Args:
-        points: The keep ratios, falling.
-        look: Looks at one.
+        points: The keep ratios, descending.
+        look: Measures the cut at one keep ratio.
         allowed: The largest drop.
     """
     looks: list[Look] = []

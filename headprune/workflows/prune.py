@@ -56,9 +56,9 @@ def plan(
 
     Args:
         settings: The settings; a budget must be there.
-        progress: How to talk meanwhile.
+        progress: Where progress is reported.
         show: Shows scores and plan.
-        stream: Whether the model stays on disk; None leaves that to its size.
+        stream: Whether the model stays on disk; None decides by its size.
     """
     if stream is None:
         stream = is_too_large(settings, progress=progress)
@@ -85,13 +85,13 @@ def prune(
 
     Args:
         settings: The settings; a budget and ``out`` must be there.
-        progress: How to talk meanwhile.
+        progress: Where progress is reported.
         show: Called with scores and plan before anything is cut.
         baseline: What the results will be compared with; refused now if they can't be.
         stream: Whether the model is cut from file to file, and nothing is measured; None leaves that to its size.
 
     Raises:
-        ConfigError: Settings contradict each other, or nothing would be measured that could be compared.
+        ConfigError: Settings contradict each other, or no metric would be measured to compare with ``baseline``.
         ProofError: A proof said no; nothing was saved.
     """
     if stream is None:
@@ -126,7 +126,7 @@ def prune(
 
 @dataclass(frozen=True, eq=False)
 class _Smaller:
-    """The smaller model in memory, and what is known of it."""
+    """The smaller model in memory, and the facts about it."""
 
     anatomy: Anatomy
     sample: Batch
@@ -229,7 +229,7 @@ def _cut(session: Session, plan: PruningPlan, parts: RowParts) -> _Smaller:
 
 
 def _biases(session: Session, anatomy: Anatomy, plan: PruningPlan) -> AddedBiases | None:
-    """Create biases for reconstruction to move, where the settings allow it and the family knows them."""
+    """Create biases for reconstruction to move, if the settings allow it and the model family supports them."""
     spec, constraints = session.settings.reconstruct, session.settings.plan
     tolerant = constraints.max_drop is not None
     if not spec.allow_bias or spec.reconstruct == "none" or tolerant or not plan.remove:

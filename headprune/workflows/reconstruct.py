@@ -80,7 +80,7 @@ def reconstruct_if_asked(
 
 
 def can_reconstruct(parts: RowParts) -> bool:
-    """Whether there are enough rows for some to fit and others to decide."""
+    """Whether there are enough calibration rows to fit on some and decide on the others."""
     return len(parts.calibrate.examples) >= FEWEST_TO_RECONSTRUCT
 
 
@@ -93,7 +93,7 @@ def reconstruct_parts(
         session: The model, its heads still there.
         anatomy: Its anatomy.
         remove: The heads that will be removed.
-        parts: The rows: some fit, others decide whether that helped.
+        parts: The rows: ``fit`` rows fit, ``held_out`` rows decide whether that helped.
     """
     objective = session.objective(parts.held_out)
     by_loss = session.settings.score.objective == "distill"
@@ -117,14 +117,14 @@ def reconstruct_parts(
 
 @dataclass(frozen=True, eq=False)
 class HeldOutRows:
-    """Rows that nothing was fitted on, which decide between ways of reconstructing.
+    """Rows that nothing was fitted on, which decide between methods of reconstruction.
 
     Args:
         model: The model.
         anatomy: Its anatomy.
         objective: The rows, and their loss.
         task: What the model predicts; None where the loss alone decides.
-        metric: What is made of that.
+        metric: The metric of the predictions; None as for ``task``.
         seed: Of the bootstrap.
     """
 
@@ -136,7 +136,7 @@ class HeldOutRows:
     seed: int = 0
 
     def judge(self) -> HeldOut:
-        """Return what decides: the loss, unless the task's metric clearly says otherwise."""
+        """Return the function that decides: the least loss wins, unless another candidate's metric is clearly better."""
         count = sum(batch.num_examples for batch in self.objective.batches)
         if self.task is None or self.metric is None:
             return HeldOut(self._look_by_loss, least_loss, "loss", count)
@@ -170,11 +170,11 @@ class HeldOutRows:
 
 
 def best_of(looks: Sequence[Measured], worth: Compute, *, seed: int) -> int:
-    """Return the index of the least loss, or of the greatest worth where that is clearly greater than there.
+    """Return the index of the least loss, unless another has a clearly better metric.
 
     Args:
-        looks: What was seen, each with predictions of the same examples.
-        worth: The metric, higher being better.
+        looks: The measured candidates, each with predictions for the same examples.
+        worth: The metric, negated if lower is better.
         seed: Of the bootstrap.
     """
     first = least_loss(looks)
@@ -195,7 +195,7 @@ def least_loss(looks: Sequence[Measured]) -> int:
 def _gain(
     one: Predictions, other: Predictions, worth: Compute, *, seed: int
 ) -> tuple[float, float]:
-    """Return how much more one is worth, and the standard error of that by the paired bootstrap (Efron 1979)."""
+    """Return the difference of two metrics and its standard error by the paired bootstrap (Efron 1979)."""
 
     def gain(rows: Any) -> float:
         values = [worth(side.predictions[rows], side.references[rows]) for side in (one, other)]
@@ -209,7 +209,7 @@ def _gain(
 
 
 def described(outcome: Reconstruct) -> str:
-    """Return what reconstruction came to, in a sentence."""
+    """Return the outcome of reconstruction as a sentence."""
     rows = f"{outcome.held_out:,} calibration rows that it didn't see"
     if not outcome.tried:
         return "not reconstructed: there is no bias to move"
@@ -224,5 +224,5 @@ def described(outcome: Reconstruct) -> str:
 
 
 def with_rows(scores: HeadScores, rows: Rows) -> HeadScores:
-    """Return the scores, saying of rows that reconstructed, too, that they must not report."""
+    """Add the rows used for reconstruction to those that must not report."""
     return scores.model_copy(update={"rows": noted_rows(rows.examples, earlier=scores.rows)})

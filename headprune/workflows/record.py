@@ -1,4 +1,4 @@
-"""The record of a model, ``headprune.yaml`` beside its weights: on which rows it was made. Nothing else is taken from it."""
+"""The record of a model, ``headprune.yaml`` beside its weights: the rows that it was made with. Nothing else is used from it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +19,11 @@ _PATHS = ("model", "data", "eval_data", "teacher", "scores", "run_dir", "out", "
 def with_recorded_rows(
     settings: Settings, *, progress: Progress, measures: bool = False
 ) -> Settings:
-    """Return the settings; where they name no data, with the rows of the run that made the model, and how they were judged.
+    """Return the settings; if they name no data, with the rows and metric of the run that made the model.
 
     Args:
         settings: The settings.
-        progress: How to talk meanwhile.
+        progress: Where progress is reported.
         measures: Whether one data set is read, and measured.
     """
     home = Path(settings.model.model or "")
@@ -53,7 +53,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _with_places(known: dict[str, Any], home: Path) -> dict[str, Any]:
-    """Return the settings with the full paths of data that a record calls by its last name, where this machine knows them."""
+    """Return the settings with full paths of data that a record names by file name, if this machine has noted the path."""
     fingerprints = _fingerprints(home)
     paths = {
         name: place_of(fingerprints.get(name), name=str(known[name]))
@@ -64,7 +64,7 @@ def _with_places(known: dict[str, Any], home: Path) -> dict[str, Any]:
 
 
 def _fingerprints(home: Path) -> dict[str, Any]:
-    """Return the fingerprints of the rows that made a model, as far as its results tell."""
+    """Return the fingerprints of the rows that made a model, if its results have them."""
     try:
         content = read_json(home / "results.json")
     except CheckpointError:  # where it matters it is read again, and named
@@ -78,7 +78,7 @@ def _fingerprints(home: Path) -> dict[str, Any]:
 
 
 def record_of(settings: Settings) -> str:
-    """Return the record of a run, as YAML; what lies on this machine by its last name alone."""
+    """Return the record of a run, as YAML, with local paths reduced to their file name."""
     names = {
         name: published_name(value)
         for name, value in settings.flat.items()
@@ -88,7 +88,7 @@ def record_of(settings: Settings) -> str:
 
 
 def note_where(settings: Settings, *, results: Results, model: Mapping[str, Any]) -> None:
-    """Keep on this machine where the model and the data of a run lie: what is saved says their last names alone.
+    """Note on this machine the full paths of a run's model and data: saved files have only the file names.
 
     Args:
         settings: The settings, as the user wrote them.

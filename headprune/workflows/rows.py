@@ -1,4 +1,4 @@
-"""Which rows choose heads, which decide how far to go, and which report; their labels are compared with what the model says."""
+"""Which rows choose heads, which decide how many to remove, and which report; labels are compared with predictions."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ _FEW = 256
 
 @dataclass(frozen=True)
 class Rows:
-    """Examples, and what is noted of them in every artefact."""
+    """Examples, and the facts about them that every artefact records."""
 
     examples: tuple[Example, ...]
     note: dict[str, Any]
@@ -42,14 +42,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class RowParts:
-    """Rows by what they are for: no input is in two of ``calibrate``, ``decide`` and ``report``.
+    """Rows by their purpose: no input is in two of ``calibrate``, ``decide`` and ``report``.
 
     Args:
-        calibrate: They choose the heads, or train; ``fit`` and ``held_out`` are made of them.
-        fit: Those of them that weights are fitted on.
-        held_out: The others, which say whether that helped.
-        decide: They say how far to go; none where nothing has to be decided.
-        report: They are measured in the end.
+        calibrate: Rows that choose the heads, or train; divided into ``fit`` and ``held_out``.
+        fit: The calibration rows that weights are fitted on.
+        held_out: The other calibration rows, which decide whether fitting helped.
+        decide: Rows that decide how many heads are removed; empty without ``max_drop``.
+        report: Rows that the results are measured on.
     """
 
     calibrate: Rows
@@ -66,8 +66,8 @@ class RowParts:
 
         Args:
             calibrate: The calibration rows.
-            report: Those that report.
-            decide: Those that decide, if any do.
+            report: The reporting rows.
+            decide: The deciding rows, if there are any.
             held_out: The share of the calibration rows that nothing is fitted on.
         """
         fitted = num_fitted(len(calibrate.examples), held_out)
@@ -77,13 +77,13 @@ class RowParts:
 
 @dataclass(frozen=True)
 class Purpose:
-    """What rows are separated for.
+    """What the rows are needed for.
 
     Args:
-        use: What those that don't report do, in words.
-        labelled: Whether labels are read with those.
-        decides: Whether some of those decide how far to go.
-        reports: Whether the others report.
+        use: What the calibration rows are for, in words.
+        labelled: Whether they need labels.
+        decides: Whether deciding rows are separated from them.
+        reports: Whether there are reporting rows.
         held_out: The share of the calibration rows that nothing is fitted on.
     """
 
@@ -97,15 +97,15 @@ class Purpose:
 def separate_rows(
     session: Session, purpose: Purpose = Purpose(), *, used: Collection[str] = ()
 ) -> RowParts:
-    """Return rows by what they are for.
+    """Return rows by their purpose.
 
     Args:
         session: The model, with its settings.
-        purpose: What they are for.
-        used: Hashes of inputs that chose heads before, beside those that the model names: they neither decide nor report.
+        purpose: What the rows are needed for.
+        used: Hashes of inputs that chose heads before, in addition to the model's own: these inputs neither decide nor report.
 
     Raises:
-        DataError: Too few rows are left on a side.
+        DataError: Too few rows remain for a purpose.
     """
     data, notify = session.settings.data, session.progress.notify
     used = {*used, *session.used_rows} if purpose.reports else ()
@@ -157,14 +157,14 @@ def separate_rows(
 
 
 def num_fitted(count: int, held_out: float) -> int:
-    """Return how many of ``count`` calibration rows weights are fitted on, where a share is held out."""
+    """Return how many of ``count`` calibration rows weights are fitted on, if a share is held out."""
     return count - max(2, round(held_out * count))
 
 
 def _set_deciding_apart(
     session: Session, drawn: Rows, size: int, used: Collection[str]
 ) -> tuple[Rows, Rows]:
-    """Return those of the drawn rows that score and those that decide, and say how many they are."""
+    """Divide the drawn rows into scoring rows and deciding rows, and report their numbers."""
     count = min(size, max(_FEWEST_TO_SCORE, len(drawn.examples) // 3))
     scoring, others = set_apart(drawn.examples, count)
     parts = [
@@ -200,7 +200,7 @@ def evaluation_rows(session: Session) -> Rows:
 def _without_used(
     session: Session, reporting: Sequence[Example], used: Collection[str]
 ) -> tuple[Example, ...]:
-    """Return the rows that chose no heads before, and say how many did, and how many can't be told."""
+    """Return the rows that chose no heads before; report how many did, and for how many it is unknown."""
     _warn_of_unknown(session, used)
     left = without_noted(reporting, used)
     if len(left) < len(reporting):
@@ -211,10 +211,10 @@ def _without_used(
 
 
 def _without(session: Session, table: Table, other: Table, columns: Columns) -> Table:
-    """Return the table without the rows that stand in the other one as well, and say how many they are.
+    """Return the table without the rows that are in the other table, too, and report how many were left out.
 
     Raises:
-        DataError: All do.
+        DataError: All rows are in the other table.
     """
     if session.task.row.reads_prose:
         free, count = prose_without_rows_of(table, other, column=columns.texts[0])
@@ -232,7 +232,7 @@ def _without(session: Session, table: Table, other: Table, columns: Columns) -> 
 
 
 def _doubted(session: Session, rows: Rows) -> Rows:
-    """Return the rows with what the model's own predictions make doubtful of their labels, and say it."""
+    """Return the rows with warnings about labels that the model's predictions contradict, and report the warnings."""
     some = [example for example in rows.examples if example.target is not None][:_FEW]
     doubts: tuple[str, ...] = ()
     if some and session.task.row.label:
@@ -244,7 +244,7 @@ def _doubted(session: Session, rows: Rows) -> Rows:
 
 
 def _warn_of_unknown(session: Session, used: Collection[str]) -> None:
-    """Say that some rows that chose heads may report, where nobody here can recognise them."""
+    """Warn that rows that chose heads may report, if this machine can't recognise their hashes."""
     unknown = count_noted_elsewhere(used)
     if unknown:
         session.progress.notify(
@@ -287,7 +287,7 @@ def _read(
 
 
 def _examples(session: Session, table: Table, columns: Columns) -> tuple[Example, ...]:
-    """Return all rows as examples, and say how their labels are read; those that have none have no target."""
+    """Return all rows as examples, and report how labels are read; examples without a label have no target."""
     with tokenizing(session.source):
         return session.task.to_examples(
             table, columns, session.input_format(notify=session.progress.notify)
@@ -297,7 +297,7 @@ def _examples(session: Session, table: Table, columns: Columns) -> tuple[Example
 def _labelled(
     session: Session, examples: Sequence[Example], columns: Columns
 ) -> tuple[Example, ...]:
-    """Return the examples that have a label, and say how many have none; all of them where no label is read."""
+    """Return the examples that have a label, and report how many don't; all examples if no labels are read."""
     labelled = with_targets(examples, column=columns.label) if columns.label else tuple(examples)
     if missing := len(examples) - len(labelled):
         session.progress.notify(

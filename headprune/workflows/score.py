@@ -1,4 +1,4 @@
-"""Scores for a model: computed once or in steps, or those that the user asks for by name."""
+"""Scores for a model: computed once or in steps, or read from a file that the user names."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,7 +26,7 @@ from headprune.workflows.session import Session, open_session
 from headprune.workflows.stepwise import Scoring, score_with_steps
 from headprune.workflows.validate import check_settings, method_of, steps_fit
 
-# What must agree for scores to be of the rows that would be read now, and what it is called.
+# Facts about rows that must be the same for scores to fit the current rows, and their names in messages.
 _SAME_ROWS = {"fingerprint": "rows (fingerprint)", "max_length": "max length", "task": "task"}
 
 
@@ -38,7 +38,7 @@ class Scored:
     journal: Journal | None = None
 
     def discard_journal(self) -> None:
-        """Drop what an interrupted run would have gone on from."""
+        """Delete the journal, which an interrupted run would resume from."""
         if self.journal is not None:
             self.journal.drop()
 
@@ -49,8 +49,8 @@ def score(
     """Score every head on the calibration rows (methods that need no data read none), and write the scores.
 
     Args:
-        settings: The settings; with ``methods``, by each of them, in as few passes over the rows as they are made of.
-        progress: How to talk meanwhile.
+        settings: The settings; with ``methods``, heads are scored by each; methods that need the same pass share it.
+        progress: Where progress is reported.
         world: The processes that share the work. The first one writes; the others return no paths.
     """
     world = world or World()
@@ -77,16 +77,16 @@ def score(
 def find_scores(
     session: Session, rows: Rows, *, plan: Constraints, keep_parts: bool = True
 ) -> Scored:
-    """Return the scores that were asked for by name, or new ones: those of an earlier run never serve unasked.
+    """Return the scores that the settings name, or compute them. Scores of an earlier run are reused only if you ask.
 
     Args:
         session: The model, with its settings.
         rows: What to score on.
-        plan: What the scores lead to.
-        keep_parts: Whether parts of new scores are kept on disk as they are computed.
+        plan: The constraints of the plan that is made from the scores.
+        keep_parts: Whether finished batches are kept on disk, to resume an interrupted run.
 
     Raises:
-        PlanError: The latest run's are asked for, and they aren't those that the settings would make.
+        PlanError: The latest run's scores are asked for, and the settings would make other scores.
     """
     settings, notify = session.settings, session.progress.notify
     if settings.run.scores is None:
@@ -125,18 +125,18 @@ def compare(
     rows: Rows | None,
     progress: Progress,
 ) -> None:
-    """Say in what scores of a file aren't those that the settings would make now; the latest run's must be.
+    """Report how scores of a file differ from the scores that the settings would make; the latest run's mustn't differ.
 
     Args:
         scores: The scores.
         settings: The settings.
         path: The file.
-        metric: The metric where the settings name none.
-        rows: The rows that would be scored, where any are read.
-        progress: How to talk.
+        metric: The metric if the settings name none.
+        rows: The rows that would be scored on; None if no rows are read.
+        progress: Where progress is reported.
 
     Raises:
-        PlanError: The latest run's are asked for, and they aren't.
+        PlanError: The latest run's scores are asked for, and they differ.
     """
     differences = list(_differences(scores, settings, metric=metric, rows=rows))
     if differences and settings.run.scores == LATEST:
@@ -152,7 +152,7 @@ def compare(
 def _differences(
     scores: HeadScores, settings: Settings, *, metric: str | None, rows: Rows | None
 ) -> Iterator[str]:
-    """Yield in what scores aren't those that the settings would make now; a file that is named has its own method."""
+    """Yield how scores differ from the scores that the settings would make; scores in a named file may be of any method."""
     spec, data = settings.score, settings.data
     is_latest = settings.run.scores == LATEST
     pairs: list[tuple[str, Any, Any]] = [
@@ -193,13 +193,13 @@ def _shown(value: Any) -> str:
 def score_each(
     session: Session, sections: Sequence[ScoreSpec], rows: Rows | None, *, plan: Constraints
 ) -> dict[str, Scored]:
-    """Score by several methods; a pass over the data that several are made of is run once, and found again in the journal.
+    """Score by several methods; a pass that several methods need runs once, and is then read from the journal.
 
     Args:
         session: The model.
         sections: How heads are scored, by one method each.
-        rows: What to score on; None where no method reads any.
-        plan: What the scores lead to.
+        rows: What to score on; None if no method reads rows.
+        plan: The constraints of the plan that is made from the scores.
     """
     scored: dict[str, Scored] = {}
     objective = session.objective(rows.examples) if rows else None
@@ -222,10 +222,10 @@ def compute_scores(
     is_first: bool = True,
     objective: Objective | None = None,
 ) -> Scored:
-    """Score every head on ``rows``; methods that need no data leave them aside.
+    """Score every head on ``rows``; methods that need no data ignore them.
 
-    What is done lies beside the run, batch by batch: stopped at any moment, the same command goes on from there. Of any but the
-    first of several methods what is found there isn't an earlier run's alone, and nothing is said of it.
+    Every finished batch is saved in the run's journal, so the same command resumes an interrupted run. Resuming is reported for
+    the first of several methods only: the others may also find batches of this run.
     """
     method = get_method(method_of(score))
     used = rows if method.needs_rows else None
@@ -233,7 +233,7 @@ def compute_scores(
     batches = objective.sampled_batches if method.differentiates else objective.batches
     journal = _journal(session, batches) if used and keep_parts else None
     done = journal.count() if journal else 0
-    session.world.wait()  # before the first result of anyone is counted as an earlier run's
+    session.world.wait()  # before a result of another process is counted as an earlier run's
     if done and is_first:
         session.progress.notify(f"going on with a run that was stopped; batches done: {done}")
     settings = session.settings
@@ -259,7 +259,7 @@ def compute_scores(
 
 @contextmanager
 def resumable(journal: Journal | None, progress: Progress) -> Iterator[None]:
-    """Where work is stopped, or fails, say that the same command goes on from what is done."""
+    """If the work is interrupted or fails, report how many batches are done and that the same command resumes."""
     try:
         yield
     except (KeyboardInterrupt, HeadpruneError) as error:
@@ -273,9 +273,9 @@ def resumable(journal: Journal | None, progress: Progress) -> Iterator[None]:
 
 
 def _journal(session: Session, batches: Sequence[Batch]) -> Journal:
-    """Return the journal of these scores: another model, other rows or settings, and it is another one.
+    """Return the journal of these scores, identified by model, rows and settings.
 
-    The method is none of these: passes have names, and those of the same name are the same, whatever is made of them.
+    The method isn't part of the key: methods share passes by name.
     """
     settings = session.settings
     facts = {

@@ -49,7 +49,7 @@ class Session:
         model: The model.
         tokenizer: Its tokenizer.
         task: What it is for.
-        progress: How to talk meanwhile.
+        progress: Where progress is reported.
         world: The processes that share the work.
     """
 
@@ -66,7 +66,7 @@ class Session:
 
     @cached_property
     def anatomy(self) -> Anatomy:
-        """Where the heads of the model are, as it was opened; what is left out is said.
+        """Where the heads of the model are, as it was opened; attentions that are left out are reported.
 
         Raises:
             PlanError: No head can be pruned.
@@ -75,12 +75,12 @@ class Session:
 
     @cached_property
     def note(self) -> dict[str, Any]:
-        """What artefacts say of the model as it was opened."""
+        """The facts about the opened model that artefacts record."""
         return model_note(self.source, self.model)
 
     @cached_property
     def used_rows(self) -> frozenset[str]:
-        """Hashes of the inputs that chose the heads of a model pruned before, or that it was trained on since."""
+        """Hashes of the inputs that chose this model's heads in earlier pruning, or that it was healed on."""
         directory = self.source.directory
         if not pruning_record(self.model.config):
             return frozenset()
@@ -99,7 +99,7 @@ class Session:
 
         Args:
             examples: The examples.
-            batch_size: How many share a batch, if not as many as the settings say.
+            batch_size: How many share a batch; None stands for the settings' batch size.
         """
         size = batch_size or self.settings.data.batch_size
         key = (id(examples), size)
@@ -118,7 +118,7 @@ class Session:
 
         Args:
             batch_size: How many examples share a batch; None packs to a budget of tokens.
-            notify: Called with what is odd about labels.
+            notify: Called with remarks about unusual labels.
         """
         return InputFormat(
             tokenizer=self.tokenizer,
@@ -132,7 +132,7 @@ class Session:
 
     @cached_property
     def _fill(self) -> Fill:
-        """What short rows are filled up with, which the model is asked when rows of different length come."""
+        """What short rows are padded with; determined when rows of different length first occur."""
         return filling(self.model, self.task.distillation.outputs, self.tokenizer)
 
     @property
@@ -153,7 +153,7 @@ class Session:
         )
 
     def objective(self, examples: Sequence[Example]) -> Objective:
-        """Return what importance is about: the task's loss, its metric, or the distance from the model as it is."""
+        """Return what scores measure: the task's loss, its metric, or the distance to the model as it is."""
         batches = self.batches(examples)
         kind, seed = self.settings.score.objective, self.settings.data.seed
         return objective_for(
@@ -162,13 +162,13 @@ class Session:
 
     @cached_property
     def max_length(self) -> int:
-        """The longest row in tokens: that of the settings, or what the task settles, no longer than the model takes."""
+        """The longest row in tokens: from the settings or the task, no longer than the model takes."""
         asked = self.settings.data.max_length or self.task.max_length or MAX_LENGTH
         taken = longest_row(self.model, special=self.tokenizer.all_special_ids)
         return min(limit for limit in (asked, self.task.max_length, taken) if limit)
 
     def context(self, journal: Journal | None = None) -> RunContext:
-        """Return how a pass over the data runs, its results kept in a journal if there is one."""
+        """Return how a pass over the data runs, with its results kept in ``journal`` if there is one."""
         progress, compiled = self.progress, self.settings.score.compile
         return RunContext(progress.track, progress.notify, journal, self.world, compiled)
 
@@ -178,7 +178,7 @@ def open_session(settings: Settings, *, progress: Progress, world: World | None 
 
     Args:
         settings: All settings.
-        progress: How to talk meanwhile.
+        progress: Where progress is reported.
         world: The processes that share the work: each has a device of its own.
 
     Raises:
@@ -232,7 +232,7 @@ def open_session(settings: Settings, *, progress: Progress, world: World | None 
 
 
 def proven_anatomy(model: PreTrainedModel, *, name: str, progress: Progress) -> Anatomy:
-    """Return the proven anatomy of the model called ``name``, and say what is left out of it.
+    """Return the proven anatomy of the model called ``name``, and report attentions that are left out.
 
     Raises:
         PlanError: No head can be pruned.
@@ -301,7 +301,7 @@ def model_name(spec: ModelSpec) -> str:
 
 
 def model_note(source: ModelSource, model: PreTrainedModel) -> dict[str, Any]:
-    """Return what artefacts say of a model as it is now; a pruned one names what it was pruned from."""
+    """Return the facts about a model, as it is now, that artefacts record; a pruned model's include its source."""
     note = {
         **origin_of(source),
         "model_type": model.config.model_type,
@@ -313,6 +313,6 @@ def model_note(source: ModelSource, model: PreTrainedModel) -> dict[str, Any]:
 
 
 def origin_of(source: ModelSource) -> dict[str, str | None]:
-    """Return what is recorded of where a model came from, the code of its own that wasn't run among it."""
+    """Return where a model came from, including its own code that wasn't run."""
     code = {"own_code": source.own_code} if source.own_code else {}
     return {"name": published_name(source.name), "revision": source.revision, **code}

@@ -1,4 +1,4 @@
-"""Score once, or in steps: heads are removed, what is left is reconstructed, and scored again."""
+"""Score once, or in steps: heads are removed, the remaining heads reconstructed, and scored again."""
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
@@ -34,7 +34,7 @@ class Scoring:
     Args:
         score: The method, and in how many steps.
         plan: The cut that the steps lead to.
-        reconstruct: Whether what is left is reconstructed in between.
+        reconstruct: Whether the remaining heads are reconstructed in between.
         seed: For methods that draw random numbers.
     """
 
@@ -52,14 +52,14 @@ def score_with_steps(
     *,
     context: RunContext,
 ) -> HeadScores:
-    """Score the heads once, or as often as there are steps, without those that were removed.
+    """Score the heads once, or once per step, without the heads removed so far.
 
-    What is left is scored as it will be: reconstructed, where that is what the settings lead to.
+    The remaining heads are scored as they will be saved: reconstructed, if the settings say so.
 
     Args:
         model: The model; it is left as it was.
         anatomy: Where its heads are.
-        objective: What importance is about.
+        objective: What scores measure.
         scoring: How heads are scored.
         context: How the work runs.
     """
@@ -102,7 +102,7 @@ def score_with_steps(
 
 @dataclass(frozen=True)
 class _Removal:
-    """Heads that are removed for a while, and how those that are kept make up for them."""
+    """Heads that are removed for a while, and the reconstructed weights of the kept heads."""
 
     removed: Collection[HeadId]
     batches: Sequence[Batch]
@@ -111,7 +111,7 @@ class _Removal:
 
     @contextmanager
     def from_model(self, model: PreTrainedModel, anatomy: Anatomy) -> Iterator[None]:
-        """Silence the heads for the length of a block, with the same weights in every process."""
+        """Mask the heads for the duration of a ``with`` block, with the same weights in every process."""
         if not self.removed:
             yield
             return

@@ -50,7 +50,7 @@ from headprune.workflows.validate import method_of
 
 @dataclass(frozen=True)
 class _OnDisk:
-    """A model that was looked at without its numbers, and what is to become of it."""
+    """A model of which only names and shapes were read, and its plan."""
 
     settings: Settings
     progress: Progress
@@ -74,7 +74,7 @@ class _OnDisk:
 
 
 def is_too_large(settings: Settings, *, progress: Progress) -> bool:
-    """Whether scores are given and the weights are larger than the memory that is left; then says so."""
+    """Whether scores are given and the weights are larger than the free memory; if so, it is reported."""
     free = available_memory()
     if settings.run.scores is None or settings.model.dtype != "auto" or free is None:
         return False
@@ -96,11 +96,11 @@ def plan_streamed(settings: Settings, *, progress: Progress, show: Show) -> Prun
 def prune_streamed(settings: Settings, *, progress: Progress, show: Show) -> Results:
     """Cut heads out of a model on disk, one tensor at a time, prove it, and save; no data is read.
 
-    Where the names in the files don't allow it, the model is loaded all the same, and that is said.
+    If the names in the files don't allow it, the model is loaded after all, and that is reported.
 
     Args:
         settings: The settings; scores, a budget and ``out`` must be there.
-        progress: How to talk meanwhile.
+        progress: Where progress is reported.
         show: Called with scores and plan before anything is cut.
 
     Raises:
@@ -181,7 +181,7 @@ def _stream(
 def _load_and_cut(on_disk: _OnDisk, staging: Path) -> tuple[LoadMethod, Proof]:
     """Do the same in memory."""
     source = on_disk.source
-    # What is to be said of it was said when its shapes were loaded.
+    # Notes about it were reported when its shapes were loaded.
     model = load_model(source, auto_class=None, device="cpu", notify=lambda text: None)
     before = count_parameters(model)
     after = cut(model, on_disk.anatomy, remove=on_disk.plan.remove, pad=on_disk.pad)
@@ -192,10 +192,10 @@ def _load_and_cut(on_disk: _OnDisk, staging: Path) -> tuple[LoadMethod, Proof]:
 
 
 def _refuse_what_runs_the_model(settings: Settings) -> None:
-    """Refuse settings that need a model that is loaded.
+    """Refuse settings that need a loaded model.
 
     Raises:
-        ConfigError: There is one.
+        ConfigError: There is such a setting.
     """
     dtype, plan, spec = settings.model.dtype, settings.plan, settings.reconstruct
     score = "headprune score MODEL --run-dir RUN where it fits, then prune with `scores=RUN/scores.json`"
@@ -253,7 +253,7 @@ def _look(settings: Settings, *, progress: Progress, show: Show) -> _OnDisk:
 def _scores(
     path: Path, source: ModelSource, model: PreTrainedModel, *, progress: Progress
 ) -> HeadScores:
-    """Return the scores, which must be of this model where that can be told from its files."""
+    """Return the scores, which must be of this model, as far as its files allow the comparison."""
     any_model = read_artefact(HeadScores, path)
     if "fingerprint" not in any_model.model:
         return any_model
@@ -268,7 +268,7 @@ def _scores(
 
 
 def _fingerprint(source: ModelSource, model: PreTrainedModel, *, dtype: Any) -> str | None:
-    """Return the fingerprint that the model would have in memory; None where its files alone don't tell.
+    """Return the fingerprint that the model would have in memory; None if it can't be computed from its files alone.
 
     Args:
         source: Where the files are.

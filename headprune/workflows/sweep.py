@@ -43,12 +43,12 @@ Cut = frozenset[HeadId]
 def sweep(settings: Settings, *, progress: Progress) -> tuple[Sweep, Path]:
     """Score by several methods on the calibration rows, and measure each one's cuts on the rows that report, by masking.
 
-    What is done lies beside the runs, batch by batch: stopped at any moment, the same command goes on from there.
+    Every finished batch is saved beside the runs, so the same command resumes an interrupted sweep.
 
     Args:
         settings: The settings; ``methods`` (by default ``method`` and two that need no data) and ``points`` (by default every
             tenth that the model and the constraints allow) say what is compared.
-        progress: How to talk meanwhile.
+        progress: Where progress is reported.
 
     Returns:
         The curves, and the directory that holds them with their picture and each method's scores.
@@ -95,7 +95,7 @@ def sweep(settings: Settings, *, progress: Progress) -> tuple[Sweep, Path]:
 
 
 def _for_any_cut(settings: Settings, *, progress: Progress) -> Constraints:
-    """Return the plan's section without what leads to one cut only; say what is left aside."""
+    """Return the plan's section without settings that apply to one cut only, and report which are ignored."""
     plan, spec = settings.plan, settings.reconstruct
     single = {name: None for name in BUDGETS if name != "max_drop"} | {"rearrange": False}
     aside = [name for name, value in single.items() if getattr(plan, name) not in (None, value)]
@@ -111,7 +111,7 @@ def _for_any_cut(settings: Settings, *, progress: Progress) -> Constraints:
 
 
 def compared(score: ScoreSpec) -> tuple[ScoreSpec, ...]:
-    """Return how heads are scored, a section for each method that is compared: those named, or one and its controls.
+    """Return one section per compared method: the methods named, or one method and two controls.
 
     Raises:
         ConfigError: There is no such method.
@@ -123,16 +123,17 @@ def compared(score: ScoreSpec) -> tuple[ScoreSpec, ...]:
 def lawful_points(
     anatomy: Anatomy, constraints: Constraints, *, points: Sequence[float], progress: Progress
 ) -> tuple[float, ...]:
-    """Return the keep ratios of a sweep, from the whole model (always there) on: those that ``prune`` could cut.
+    """Return the keep ratios that ``prune`` could cut, descending from 1 (the unpruned model, always included).
 
     Args:
         anatomy: Where the heads are.
         constraints: What every cut keeps to.
-        points: Those that were asked for; the default grid where there are none.
-        progress: How to talk.
+        points: The keep ratios that were asked for; if empty, the default grid.
+        progress: Where progress is reported.
 
     Raises:
-        PlanError: One that was asked for can't be cut, or none of the default grid, of which others are left out.
+        PlanError: A point that was asked for can't be cut, or none of the default points can be cut
+            (infeasible defaults are skipped).
     """
     keeps = sorted({*(points or POINTS)} - {1.0}, reverse=True)
     lawful: list[float] = [1.0]
@@ -153,7 +154,7 @@ def lawful_points(
 
 
 def _journal(session: Session, parts: RowParts) -> Journal:
-    """Return the journal of these evaluations; which cuts they are of is in the names that it keeps."""
+    """Return the journal of these evaluations; its entries are named by cut."""
     facts = {
         "sweep": session.task.name,
         "heads": [str(head) for head in session.anatomy.heads],
@@ -175,11 +176,11 @@ def measure_curves(
     batches: Sequence[Batch],
     context: RunContext,
 ) -> tuple[Curve, ...]:
-    """Plan every cut, run each that is different once, and compare it with the whole model.
+    """Plan every cut, run each distinct cut once, and compare it with the unpruned model.
 
     Args:
         session: The model, with its task and settings.
-        scores: Each method's.
+        scores: The scores of each method.
         keeps: The keep ratios, from 1 down.
         constraints: What every cut keeps to.
         batches: The rows that report.
@@ -224,14 +225,14 @@ def measure_curves(
 def _removed(
     scores: HeadScores, anatomy: Anatomy, constraints: Constraints, keep: float
 ) -> tuple[HeadId, ...]:
-    """Return the heads that are removed; of the whole model none, whatever multiples a cut would have to keep to."""
+    """Return the heads that are removed; none at keep 1, even if a cut would have to remove some to keep multiples."""
     if keep == 1:
         return ()
     return make_plan(scores, anatomy, constraints=with_keep(constraints, keep)).remove
 
 
 def _measured(session: Session, predictions: Predictions, whole: Predictions) -> SweepPoint:
-    """Return what was measured of a cut; which one it is, is filled in by the curve."""
+    """Return the measurements of a cut; the curve adds its keep ratio."""
     seed = session.settings.data.seed
     value = metric_with_interval(predictions, session.metric, seed=seed)
     difference = metric_with_interval(predictions, session.metric, seed=seed, other=whole)
@@ -252,7 +253,7 @@ def _measured(session: Session, predictions: Predictions, whole: Predictions) ->
 
 
 def _curve(session: Session, scores: HeadScores, points: Sequence[SweepPoint]) -> Curve:
-    """Return a method's points, with where the curve bends and how far the allowed drop goes."""
+    """Return a method's points, with the knee and the deepest cut within the allowed drop."""
     higher_is_better, max_drop = session.metric.higher_is_better, session.settings.plan.max_drop
     sign = 1 if higher_is_better else -1
     is_log = is_logarithmic(session.metric_name)

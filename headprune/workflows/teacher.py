@@ -1,4 +1,4 @@
-"""Whom a pruned model learns from: the model that it says it came from, or the one that is named; refused where they differ."""
+"""The teacher of a pruned model: its recorded source, or the model that the user names; refused if its head or tokens differ."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ _ANOTHER = "name the model that it was pruned from: `teacher=MODEL`"
 
 @dataclass(frozen=True)
 class Teacher:
-    """The model to learn from, with its task (whose pooling is its own) and what is noted of it."""
+    """The model to learn from, with its task (and its own pooling) and the facts about it that are recorded."""
 
     model: PreTrainedModel
     task: Task
@@ -36,11 +36,11 @@ class Teacher:
 
 
 def open_teacher(session: Session) -> Teacher:
-    """Find and load the teacher, and see that it is the source of the student, or at least speaks its language.
+    """Find and load the teacher, and check that it is the source of the student, or at least has the same tokens and head.
 
     Raises:
         CheckpointError: The output directory is, or holds, the teacher.
-        ConfigError: The student doesn't say what it was pruned from, and no teacher is named.
+        ConfigError: The student has no recorded source, and no teacher is named.
         ModelError: The teacher can't be found, isn't what the student was pruned from, or has another vocabulary or head.
     """
     settings = session.settings
@@ -81,7 +81,7 @@ def open_teacher(session: Session) -> Teacher:
 
 
 def _find_teacher(session: Session) -> tuple[ModelSource, str | None]:
-    """Return the teacher, and the fingerprint that it must have: none where the user named it."""
+    """Return the teacher, and the fingerprint that it must have; None if the user named it."""
     if session.settings.distill.teacher is not None:
         named = session.settings.distill.teacher
         return find(named, stock_class=session.settings.model.stock_class), None
@@ -124,7 +124,7 @@ def _refuse_other_head(session: Session, teacher: PreTrainedModel, *, name: str)
     """Refuse a teacher whose outputs have another width, or another order of classes.
 
     Raises:
-        ModelError: It is one.
+        ModelError: The teacher's outputs differ in this way.
     """
     student = session.model
     for fact, meaning in session.task.row.teacher_shares.items():
@@ -141,7 +141,7 @@ def refuse_other_words(session: Session, teacher: Teacher, examples: Sequence[Ex
     """Refuse a teacher that reads texts as other tokens than the student.
 
     Raises:
-        ModelError: It does.
+        ModelError: The tokens of a text differ.
     """
     same = session.tokenizer.get_vocab() == teacher.tokenizer.get_vocab()
     if same and examples:

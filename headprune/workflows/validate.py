@@ -1,4 +1,4 @@
-"""What settings of several sections come to together, where a model or scores have a say, too."""
+"""Checks across sections: :func:`check_settings` needs no model, :func:`steps_fit` needs scores."""
 
 from headprune.config import ReconstructSpec, ScoreSpec, Settings
 from headprune.config.checks import check_score, methods_of
@@ -11,7 +11,7 @@ from headprune.scoring.catalogue import DEFAULT_METHOD
 from headprune.surgery import RECONSTRUCT_METHODS
 
 FEWEST_TO_RECONSTRUCT = 8
-"""Calibration rows, so that some can fit and the others decide."""
+"""Fewest calibration rows to reconstruct: some fit, the others decide."""
 
 
 def method_of(score: ScoreSpec) -> str:
@@ -20,11 +20,11 @@ def method_of(score: ScoreSpec) -> str:
 
 
 def method_between_steps(reconstruct: ReconstructSpec, examples: int) -> FitMethod | None:
-    """Return how what is left is reconstructed before it is scored again: the strongest of the methods that are tried.
+    """Return how the remaining heads are reconstructed before they are scored again: by the strongest of the methods tried.
 
     Args:
         reconstruct: The settings.
-        examples: How many examples it is fitted on; too few, and nothing is reconstructed.
+        examples: How many examples it is fitted on; with too few, nothing is reconstructed.
     """
     if reconstruct.reconstruct == "none" or examples < FEWEST_TO_RECONSTRUCT:
         return None
@@ -34,7 +34,7 @@ def method_between_steps(reconstruct: ReconstructSpec, examples: int) -> FitMeth
 def check_settings(
     settings: Settings, *, compares: bool = False, world: World | None = None
 ) -> None:
-    """Refuse what can't be done together.
+    """Refuse settings that contradict each other.
 
     Args:
         settings: All settings.
@@ -42,8 +42,8 @@ def check_settings(
         world: The processes that share the work.
 
     Raises:
-        ConfigError: There are such settings, or several processes would do what one must.
-        PlanError: A target is none.
+        ConfigError: There are such settings, or a method that needs one process was started in several.
+        PlanError: A target can't be read as a share or a number.
     """
     target_of(settings.plan)
     for score in methods_of(settings.score) if compares else (settings.score,):
@@ -51,11 +51,11 @@ def check_settings(
 
 
 def steps_fit(scores: HeadScores, settings: Settings) -> bool:
-    """Whether scores were made in the steps that settings ask for; those that ask for none take them for their own cut.
+    """Whether scores were made in the steps that settings ask for; if steps is unset, scores made in steps for the same cut fit.
 
     Args:
         scores: The scores, made once or in steps.
-        settings: What asks for them.
+        settings: The settings.
     """
     plan, steps, made = settings.plan, settings.score.steps, scores.steps
     if made is None or (plan.keep is None and plan.heads is None):
