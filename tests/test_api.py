@@ -256,3 +256,38 @@ def test_a_metric_that_can_not_be_computed_is_refused_before_the_model_is_loaded
     assert code == 2
     assert "can't be loaded" in err
     assert not loads
+
+
+def test_shrinking_reconstructs_whatever_heads_are_scored_by():
+    settings = hp.Settings.of(method="magnitude", reconstruct="refit")
+    _model, report = hp.shrink(
+        build("bert"), [batch_of()], task="classification", keep=0.5, settings=settings
+    )
+    assert report.scores.n == 0
+    assert report.reconstruct is not None
+
+
+def test_shrinking_creates_biases_where_it_is_allowed_to_and_takes_back_those_that_nothing_moved():
+    for method, is_there in (("bias", True), ("scale", False)):
+        model = build("llama")
+        settings = hp.Settings.of(method="random", reconstruct=method, allow_bias=True)
+        batches = [token_inputs(rows=32)]
+        smaller, report = hp.shrink(model, batches, task="causal-lm", keep=0.5, settings=settings)
+        assert report.reconstruct is not None
+        is_kept = is_there and report.reconstruct.kept is not None
+        assert smaller.config.attention_bias is is_kept
+        assert report.reconstruct.tried
+
+
+def test_shrinking_keeps_heads_that_the_model_s_settings_name(monkeypatch):
+    model = build("bert")
+    named = [hp.HeadId.parse("L0.H1"), hp.HeadId.parse("L2.H0")]
+    monkeypatch.setattr("headprune.workflows.plan.named_heads", lambda *_: named)
+    settings = hp.Settings.of(method="random", reconstruct="none")
+    for seed in range(2):
+        seeded = settings.replaced(seed=seed)
+        model = build("bert")
+        _smaller, report = hp.shrink(
+            model, [batch_of()], task="classification", keep=0.25, settings=seeded
+        )
+        assert not {*named} & {*report.plan.remove}

@@ -14,6 +14,7 @@ from headprune.batch import Batch, batches_for, num_examples
 from headprune.config import ScoreSpec, Settings
 from headprune.errors import ConfigError, PlanError
 from headprune.heads import HeadId, select_heads
+from headprune.inspection import inspect
 from headprune.measured import Reconstruct
 from headprune.models.facts import fingerprint, versions
 from headprune.models.save import own_save
@@ -28,7 +29,8 @@ from headprune.surgery.fit import can_fit
 from headprune.tasks.distill import NO_OBJECTIVE, Objective
 from headprune.tasks.objective import metric_for, objective_for
 from headprune.tasks.task import Task, get_task
-from headprune.workflows.reconstruct import HeldOutRows
+from headprune.workflows.plan import with_named_heads
+from headprune.workflows.reconstruct import HeldOutRows, allowed_biases, take_back_unmoved
 from headprune.workflows.rows import Purpose, num_fitted
 from headprune.workflows.stepwise import Scoring, score_with_steps
 from headprune.workflows.validate import FEWEST_TO_RECONSTRUCT, check_settings, method_of
@@ -69,16 +71,19 @@ def shrink_model(
         task: The named task, if any: its metric then also decides whether reconstruction helped.
         settings: How heads are scored, the plan's constraints, and how the remaining heads are reconstructed.
     """
-    constraints, spec, seed = settings.plan, settings.reconstruct, settings.data.seed
+    spec, seed, notify = settings.reconstruct, settings.data.seed, SILENT.notify
     check_settings(settings)
+    constraints = with_named_heads(model, anatomy, settings.plan, notify=notify)
     batches = objective.batches
     costs = cost_model(model, anatomy, constraints=constraints, batches=lambda: batches)
     check_constraints(anatomy, constraints, costs=costs)
-    scoring = Scoring(settings.score, constraints, spec, seed)
+    scoring = Scoring(settings.score, settings.plan, spec, seed)
     scores = noted(model, score_with_steps(model, anatomy, objective, scoring, context=SILENT))
     plan = make_plan(scores, anatomy, constraints=constraints, costs=costs)
     count = num_examples(batches)
     outcome = None
+    added = allowed_biases(model, anatomy, plan, settings, notify=notify)
+    anatomy = inspect(model) if added else anatomy
     is_on = spec.reconstruct != "none" and bool(plan.remove)
     if is_on and count >= FEWEST_TO_RECONSTRUCT and can_fit(model, anatomy):
         fitted = num_fitted(count, Purpose().held_out)
@@ -94,6 +99,8 @@ def shrink_model(
             remove=plan.remove,
             methods=RECONSTRUCT_METHODS[spec.reconstruct or "best"],
         )
+    if added and take_back_unmoved(model, added, outcome):
+        anatomy = inspect(model)
     smaller = cut(model, anatomy, remove=plan.remove, pad=plan.is_padded)
     return smaller, ShrinkReport(scores, plan, outcome)
 

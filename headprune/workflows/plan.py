@@ -54,7 +54,7 @@ def plan_for(
         PlanError: The budget is out of reach, or constraints contradict each other.
     """
     constraints = with_named_heads(
-        session.model, session.anatomy, session.settings.plan, progress=session.progress
+        session.model, session.anatomy, session.settings.plan, notify=session.progress.notify
     )
     make = _plan_for_budget if constraints.max_drop is None else _plan_within
     scored, plan = make(session, parts, constraints, keep_parts=keep_parts)
@@ -84,7 +84,11 @@ def _plan_for_budget(
 
 
 def with_named_heads(
-    model: PreTrainedModel, anatomy: Anatomy, constraints: Constraints, *, progress: Progress
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    constraints: Constraints,
+    *,
+    notify: Callable[[str], None],
 ) -> Constraints:
     """Return the constraints; heads that the model's settings name by index are protected and reported.
 
@@ -92,11 +96,11 @@ def with_named_heads(
         model: The model.
         anatomy: Where its heads are.
         constraints: What the plan must keep to.
-        progress: Where progress is reported.
+        notify: Told which.
     """
     named = [str(head) for head in named_heads(model, anatomy)]
     if named:
-        progress.notify(
+        notify(
             f"{len(named)} heads are kept, as generation_config.json names them: {', '.join(named)}"
         )
     return constraints.model_copy(update={"protect": (*constraints.protect, *named)})

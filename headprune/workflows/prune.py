@@ -25,8 +25,7 @@ from headprune.placement import input_device, refuse_offloaded
 from headprune.planning import check_constraints, savings
 from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results
-from headprune.surgery import AddedBiases, add_zero_biases, cut, remove_biases
-from headprune.surgery.fit import has_bias
+from headprune.surgery import cut
 from headprune.verify import masked_equals_pruned, require, run
 from headprune.workflows.evaluate import measure, refuse_lengths, refuse_other_evaluation, times_of
 from headprune.workflows.finish import (
@@ -38,7 +37,12 @@ from headprune.workflows.finish import (
     refuse_output,
 )
 from headprune.workflows.plan import Show, plan_for
-from headprune.workflows.reconstruct import reconstruct_if_asked, with_rows
+from headprune.workflows.reconstruct import (
+    allowed_biases,
+    reconstruct_if_asked,
+    take_back_unmoved,
+    with_rows,
+)
 from headprune.workflows.record import note_where, record_of, with_recorded_rows
 from headprune.workflows.rows import Purpose, RowParts, separate_rows
 from headprune.workflows.score import scores_by_name
@@ -199,13 +203,11 @@ def _cut(session: Session, plan: PruningPlan, parts: RowParts) -> _Smaller:
     twin = copy.deepcopy(model) if takes_turns else None
     timed = twin is None
     before, old = measure(session, rows, heads=len(anatomy.heads), timed=timed, note=session.note)
-    added = _biases(session, anatomy, plan)
+    settings, notify = session.settings, session.progress.notify
+    added = allowed_biases(model, anatomy, plan, settings, notify=notify)
     anatomy = inspect(model) if added else anatomy
     reconstructed = reconstruct_if_asked(session, anatomy, plan, parts)
-    if added and (
-        reconstructed is None or reconstructed.kept is None or reconstructed.kept.method == "scale"
-    ):
-        remove_biases(model, added)
+    if added and take_back_unmoved(model, added, reconstructed):
         added, anatomy = None, inspect(model)
     sample = batches[-1].take(PROOF_ROWS)
     masked = _masked_output(model, anatomy, plan, sample)
@@ -226,22 +228,6 @@ def _cut(session: Session, plan: PruningPlan, parts: RowParts) -> _Smaller:
     return _Smaller(
         anatomy, sample, same, removed - count, reconstructed, before, after, difference
     )
-
-
-def _biases(session: Session, anatomy: Anatomy, plan: PruningPlan) -> AddedBiases | None:
-    """Create biases for reconstruction to move, if the settings allow it and the model family supports them."""
-    spec, constraints = session.settings.reconstruct, session.settings.plan
-    tolerant = constraints.max_drop is not None
-    if not spec.allow_bias or spec.reconstruct == "none" or tolerant or not plan.remove:
-        return None
-    if constraints.target_parameters is not None:
-        session.progress.notify("no bias is created: it would be parameters beyond the target")
-        return None
-    added = add_zero_biases(session.model, anatomy)
-    if added is None and not has_bias(session.model, anatomy):
-        kind = type(session.model).__name__
-        session.progress.notify(f"no bias is created: {kind} knows none in its output projections")
-    return added
 
 
 def _origin(before: EvalResult) -> dict[str, Any]:

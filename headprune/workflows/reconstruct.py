@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
+from headprune.config import Settings
 from headprune.errors import DataError
 from headprune.evaluation import Predictions, predict_masked
 from headprune.heads import HeadId
@@ -23,8 +24,16 @@ from headprune.masking import gated
 from headprune.measured import Reconstruct
 from headprune.plans import HeadScores, PruningPlan
 from headprune.replay import losses
-from headprune.surgery import RECONSTRUCT_METHODS, HeldOut, Measured, reconstruct
-from headprune.surgery.fit import can_fit
+from headprune.surgery import (
+    RECONSTRUCT_METHODS,
+    AddedBiases,
+    HeldOut,
+    Measured,
+    add_zero_biases,
+    reconstruct,
+    remove_biases,
+)
+from headprune.surgery.fit import can_fit, has_bias
 from headprune.tasks.distill import Objective
 from headprune.tasks.metrics import Metric, bootstrap
 from headprune.tasks.rows import noted_rows
@@ -77,6 +86,47 @@ def reconstruct_if_asked(
     outcome = reconstruct_parts(session, anatomy, plan.remove, parts)
     notify(described(outcome))
     return outcome
+
+
+def allowed_biases(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    plan: PruningPlan,
+    settings: Settings,
+    *,
+    notify: Callable[[str], None],
+) -> AddedBiases | None:
+    """Create biases for reconstruction to move, where the settings allow it and the family knows them.
+
+    Args:
+        model: The model; changed in place, and its anatomy must be looked up again where biases are returned.
+        anatomy: Its anatomy.
+        plan: Which heads will be removed.
+        settings: Whether biases may be created, and what the plan keeps to.
+        notify: Told why none is created.
+    """
+    spec, constraints = settings.reconstruct, settings.plan
+    tolerant = constraints.max_drop is not None
+    if not spec.allow_bias or spec.reconstruct == "none" or tolerant or not plan.remove:
+        return None
+    if constraints.target_parameters is not None:
+        notify("no bias is created: it would be parameters beyond the target")
+        return None
+    added = add_zero_biases(model, anatomy)
+    if added is None and not has_bias(model, anatomy):
+        kind = type(model).__name__
+        notify(f"no bias is created: {kind} knows none in its output projections")
+    return added
+
+
+def take_back_unmoved(
+    model: PreTrainedModel, added: AddedBiases, outcome: Reconstruct | None
+) -> bool:
+    """Remove biases that were created and that reconstruction left at zero; return whether it did."""
+    is_moved = outcome is not None and outcome.kept is not None and outcome.kept.method != "scale"
+    if not is_moved:
+        remove_biases(model, added)
+    return not is_moved
 
 
 def can_reconstruct(parts: RowParts) -> bool:

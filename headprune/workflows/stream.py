@@ -240,7 +240,7 @@ def _look(settings: Settings, *, progress: Progress, show: Show) -> _OnDisk:
         f"model {settings.model.model} ({model.config.model_type}), its weights left on disk"
     )
     anatomy = proven_anatomy(model, name=source.name, progress=progress)
-    constraints = with_named_heads(model, anatomy, settings.plan, progress=progress)
+    constraints = with_named_heads(model, anatomy, settings.plan, notify=progress.notify)
     costs = cost_model(model, anatomy, constraints=constraints, batches=tuple)
     check_constraints(anatomy, constraints, costs=costs)
     scores = _scores(path, source, model, progress=progress)
