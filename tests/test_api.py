@@ -291,3 +291,27 @@ def test_shrinking_keeps_heads_that_the_model_s_settings_name(monkeypatch):
             model, [batch_of()], task="classification", keep=0.25, settings=seeded
         )
         assert not {*named} & {*report.plan.remove}
+
+
+@pytest.mark.parametrize("command", ["prune", "run"])
+def test_a_file_s_baseline_is_left_aside_where_nothing_is_measured(command, place, command_line):
+    scores = hp.score(hp.load("model"), method="magnitude")
+    (place / "scores.json").write_text(scores.to_json())
+    classes = ("--data", "train.csv", "--max-length", "16", "--no-latency")
+    update = ("check", "model", *classes, "--baseline", "base.json", "--update-baseline")
+    code, _out, err = command_line(*update)
+    assert code == 0, err
+    file = {
+        "model": "model",
+        "keep": 0.5,
+        "scores": "scores.json",
+        "check": {"baseline": "base.json"},
+    }
+    (place / "r.yaml").write_text(json.dumps(file))
+    words = ("run", "r.yaml") if command == "run" else ("prune", "--config", "r.yaml")
+    code, _out, err = command_line(*words, "--stream", "--out", "small")
+    assert code == 2
+    assert "leave out --stream, or say --no-baseline" in " ".join(err.split())
+    code, _out, err = command_line(*words, "--stream", "--no-baseline", "--out", "small")
+    assert code == 0, err
+    assert (place / "small" / "plan.json").is_file()

@@ -44,6 +44,7 @@ class OwnOptions(Section):
         "Cut from file to file, one tensor in memory at a time; needs --scores, reads no data, measures nothing. "
         "(default: where the weights are larger than the memory left)",
     )
+    no_baseline: bool = option(False, "Leave aside the baseline that a file names.", off="")
     dry_run: bool = option(False, "Show the plan and what it saves; write no model.")
     resume: bool = option(False, "Go on from the last checkpoint.")
     update_baseline: bool = option(False, "Make this result the baseline.")
@@ -69,7 +70,17 @@ _PLAN = ("multiple_of", "min_heads", "protect", "uniform", "gqa", "sites")
 _SCORING = ("objective", "normalize", "num_samples", "compile")
 _PRUNING = (
     *(*BUDGETS, "scores", "out", "overwrite", *_PLAN, "method", *_SCORING, "steps", "recipe"),
-    *("reconstruct", "allow_bias", "rearrange", "stream", "dry_run", *ROWS, *WORK, *TIMES),
+    *(
+        "reconstruct",
+        "allow_bias",
+        "rearrange",
+        "stream",
+        "no_baseline",
+        "dry_run",
+        *ROWS,
+        *WORK,
+        *TIMES,
+    ),
 )
 _TRAINING = ("teacher", "epochs", "max_steps", "learning_rate", "lora", "trainer", "run_dir")
 

@@ -29,7 +29,8 @@ def prune(call: Call) -> None:
         call.write(plan.to_json()) if call.own.as_json else call.show(plan_table(plan))
         progress.notify("dry run: no model was written")
         return
-    baseline = gate.read_baseline(Path(spec.baseline)) if spec.baseline else None
+    named = None if call.own.no_baseline else spec.baseline
+    baseline = gate.read_baseline(Path(named)) if named else None
     verdict = None
     results = prune_model(settings, progress=progress, show=show, baseline=baseline, stream=stream)
     if baseline is not None and results.after is not None:

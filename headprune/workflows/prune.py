@@ -98,13 +98,14 @@ def prune(
         ConfigError: Settings contradict each other, or no metric would be measured to compare with ``baseline``.
         ProofError: A proof said no; nothing was saved.
     """
+    remedy = "leave out `stream`" if stream else "free some memory"
     if stream is None:
         stream = is_too_large(settings, progress=progress)
     if stream and baseline is not None:
         raise ConfigError(
             "from file to file nothing is measured that could be compared with a baseline",
             where="`baseline`",
-            hint="free some memory, or leave it out and check on another machine: headprune check",
+            hint=f"{remedy}, or say `baseline=False` and check on another machine: headprune check",
         )
     if stream:
         return prune_streamed(settings, progress=progress, show=show)
