@@ -21,7 +21,6 @@ from headprune.config import (
     Settings,
     load_settings,
 )
-from headprune.config.checks import check_score, methods_of
 from headprune.config.fields import Section, option
 
 if TYPE_CHECKING:
@@ -234,7 +233,7 @@ def prepare(command: str, options: Mapping[str, Any]) -> Call:
         ConfigError: A value can't be used, or the file's can't.
     """
     from headprune.report.terminal import ConsoleProgress
-    from headprune.runtime.launcher import launched_rank, launched_size
+    from headprune.runtime.launcher import launched_rank
 
     given = {name: value for name, value in options.items() if value not in (None, [])}
     own = OwnOptions(**{name: given[name] for name in given if name in OwnOptions.model_fields})
@@ -256,9 +255,4 @@ def prepare(command: str, options: Mapping[str, Any]) -> Call:
         measures=command in MEASURING,
     )
     progress.notify(origin)
-    if "steps" in ACTING[command]:
-        for score in (
-            methods_of(settings.score) if "methods" in ACTING[command] else (settings.score,)
-        ):
-            check_score(score, settings.plan, processes=launched_size())
     return Call(settings, own, progress, frozenset(given))

@@ -76,6 +76,15 @@ def test_what_takes_an_option_back_is_never_idle(words, command_line, run_here):
     assert "nowhere" in err
 
 
+def test_a_missing_budget_is_told_before_steps_that_lead_nowhere(command_line, run_here):
+    code, _out, err = command_line("prune", "m", *DATA, "--steps", "3")
+    assert code == 2
+    assert "it isn't said how many heads to keep" in err
+    code, _out, err = command_line("prune", "m", *DATA, "--target-flops", "0.9", "--steps", "3")
+    assert code == 2
+    assert "steps lead to a keep ratio" in err
+
+
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
