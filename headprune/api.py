@@ -13,7 +13,6 @@ from headprune.anatomy.clone import stock_class
 from headprune.batch import batches_for
 from headprune.config import Constraints, ScoreSpec, Settings
 from headprune.config.checks import check_score
-from headprune.errors import PlanError
 from headprune.heads import HeadId, HeadSelection
 from headprune.inspection import inspect as inspect_model
 from headprune.masking import checked_gates, gated, gates_by_site
@@ -27,6 +26,7 @@ from headprune.models.save import MAX_SHARD_SIZE, let_it_save_itself
 from headprune.passes import SILENT
 from headprune.placement import count_parameters, input_device, staged
 from headprune.planning import cost_model, make_plan
+from headprune.planning.constraints import require_budget
 from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results
 from headprune.scoring.catalogue import DEFAULT_METHOD, get_method
@@ -43,7 +43,6 @@ from headprune.workflows.in_memory import (
     shrink_model,
 )
 from headprune.workflows.stepwise import Scoring, score_with_steps
-from headprune.workflows.validate import method_of
 from headprune.wrapped import refuse_own_code, unwrapped
 
 __all__ = ["inspect", "load", "masked", "plan", "prune", "save", "score", "shrink"]
@@ -136,9 +135,7 @@ def score(
     anatomy = anatomy or inspect_model(model)
     spec = method if isinstance(method, ScoreSpec) else ScoreSpec(method=get_method(method).name)
     check_score(spec, Constraints())
-    objective, _task = objective_of(
-        model, batches, loss, task, method=method_of(spec), home=home_directory(model)
-    )
+    objective, _task = objective_of(model, batches, loss, task, score=spec, seed=seed)
     settings = Settings()
     scoring = Scoring(spec, settings.plan, settings.reconstruct, seed)
     scores = score_with_steps(model, anatomy, objective, scoring, context=SILENT)
@@ -167,12 +164,7 @@ def plan(
     Raises:
         PlanError: There is no budget, or it is out of reach; the constraints contradict each other or the model.
     """
-    if not constraints.budgets or constraints.max_drop is not None:
-        raise PlanError(
-            "there is no budget that a plan can be made by",
-            where="`constraints`",
-            hint="give one of `keep`, `heads`, `target_parameters`, `target_flops`, `target_kv_cache`, `target_latency`",
-        )
+    require_budget(constraints, where="`constraints`")
     costs = None
     if model is not None:
         rows = batches_for(model, batches) if constraints.target_latency and batches else ()
@@ -232,16 +224,17 @@ def shrink(
 
     Raises:
         ConfigError: Settings contradict each other, or neither a loss nor a task is given.
-        PlanError: The budget is out of reach.
+        PlanError: There is no budget, or it is out of reach.
         UnsupportedError: The model's heads can't be found.
     """
     model = unwrapped(model, use="prune")
     anatomy = inspect_model(model)
     constraints = keep if isinstance(keep, Constraints) else Constraints(keep=keep)
+    require_budget(constraints, where="`keep`")
     settings = (settings or Settings()).model_copy(update={"plan": constraints})
     source = model.config.name_or_path
     objective, known = objective_of(
-        model, batches, loss, task, method=method_of(settings.score), home=home_directory(model)
+        model, batches, loss, task, score=settings.score, seed=settings.data.seed
     )
     smaller, report = shrink_model(model, anatomy, objective, known, settings=settings)
     let_it_save_itself(model, smaller, source=source or "")

@@ -1,6 +1,8 @@
 """Python is the command line: the same settings, the same defaults, the same result; heads in any form."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +11,13 @@ from safetensors.torch import load_file
 
 import headprune as hp
 from headprune.errors import ConfigError, PlanError
+from headprune.planning import make_plan
 from headprune.report.terminal import ConsoleProgress
+from headprune.runtime.journal import open_journal
+from headprune.workflows.plan import plan_for
 from headprune.workflows.prune import prune
-from headprune.workflows.rows import separate_rows
+from headprune.workflows.rows import Purpose, separate_rows
+from headprune.workflows.score import score_each
 from headprune.workflows.session import open_session
 
 QUIET = ConsoleProgress(quiet=True)
@@ -154,3 +160,99 @@ def test_what_is_saved_is_described_where_a_plan_is_given(tmp_path):
 
 def test_the_version_is_told():
     assert hp.__version__.count(".") == 2
+
+
+@pytest.mark.parametrize("plan", [hp.Constraints(), hp.Constraints(max_drop="1%")])
+def test_shrinking_takes_a_budget_that_a_plan_can_be_made_by(plan):
+    with pytest.raises(PlanError, match="no budget that a plan can be made by"):
+        hp.shrink(build("bert"), [batch_of()], task="classification", keep=plan)
+
+
+def tolerant(**changes):
+    """Return a session that may lose anything, and its rows."""
+    asked = {**SETTINGS, "eval_data": None, "keep": None, "max_drop": "100000%", **changes}
+    session = open_session(hp.Settings.of(**asked), progress=ConsoleProgress(quiet=True))
+    return session, separate_rows(session, Purpose(decides=True))
+
+
+def test_a_file_s_methods_to_compare_say_nothing_of_how_one_cut_is_scored(place, command_line):
+    file = {**SETTINGS, "method": "gradient", "steps": 2, "methods": ["magnitude", "random"]}
+    (place / "settings.yaml").write_text(json.dumps(file))
+    code, _out, err = command_line("prune", "--config", "settings.yaml", "--dry-run")
+    assert code == 0, err
+
+
+def test_scores_towards_the_deepest_cut_serve_the_next_run_within_a_tolerance(place):
+    session, parts = tolerant(reconstruct="none", num_samples=8)
+    scored, _plan = plan_for(session, parts, show=lambda *_: None, keep_parts=False)
+    assert scored.scores.steps is not None
+    (place / "scores.json").write_text(scored.scores.to_json())
+    session, parts = tolerant(reconstruct="none", num_samples=8, scores="scores.json")
+    said = []
+    session = replace(session, progress=SimpleNamespace(notify=said.append, track=QUIET.track))
+    plan_for(session, parts, show=lambda *_: None, keep_parts=False)
+    assert any("scores.json" in text for text in said)
+    assert not [text for text in said if "careful" in text]
+
+
+def test_within_a_tolerance_only_cuts_that_are_looked_at_are_planned(place, monkeypatch):
+    made = []
+
+    def counted(scores, *others, **settings):
+        made.append(scores.method)
+        return make_plan(scores, *others, **settings)
+
+    monkeypatch.setattr("headprune.workflows.plan.make_plan", counted)
+    session, parts = tolerant(method="magnitude", reconstruct="none")
+    _scored, plan = plan_for(session, parts, show=lambda *_: None, keep_parts=False)
+    assert made.count("magnitude") == len(plan.budget["looks"]) < 6
+
+
+def test_a_sweep_keeps_its_work_beside_the_runs_and_names_settings_left_aside(
+    place, command_line, monkeypatch
+):
+    folders = []
+
+    def opened(folder, **facts):
+        folders.append(str(folder))
+        return open_journal(folder, **facts)
+
+    monkeypatch.setattr("headprune.workflows.score.open_journal", opened)
+    (place / "settings.yaml").write_text(json.dumps({**SETTINGS, "run_dir": "mine"}))
+    options = ("--methods", "gradient", "--points", "0.5", "--config", "settings.yaml")
+    code, _out, err = command_line("sweep", *options)
+    assert code == 0, err
+    assert folders == ["headprune-runs"]
+    assert "masked at every point: --keep" in " ".join(err.split())
+
+
+@pytest.mark.parametrize("objective", ["metric", "distill"])
+def test_scores_in_memory_are_about_what_is_asked_as_those_of_the_command(objective, place):
+    settings = hp.Settings.of(**SETTINGS, method="ablation", objective=objective)
+    session = open_session(settings, progress=QUIET)
+    rows = separate_rows(session).calibrate
+    batches = session.batches(rows.examples)
+    (one,) = score_each(session, (settings.score,), rows, plan=settings.plan).values()
+    spec = hp.ScoreSpec(method="ablation", objective=objective)
+    scores = hp.score(session.model, batches, task="classification", method=spec)
+    assert scores.values == one.scores.values
+    assert (scores.objective, scores.metric) == (one.scores.objective, one.scores.metric)
+    assert (
+        scores.values
+        != hp.score(session.model, batches, task="classification", method="ablation").values
+    )
+    with pytest.raises(ConfigError, match="takes a task"):
+        hp.score(session.model, batches, loss=lambda *_: torch.zeros(1), method=spec)
+
+
+def test_a_metric_that_can_not_be_computed_is_refused_before_the_model_is_loaded(
+    place, command_line, monkeypatch
+):
+    loads = []
+    monkeypatch.setattr("headprune.workflows.session.load_model", lambda *_a, **_k: loads.append(1))
+    (place / "broken.py").write_text("raise RuntimeError('broken')\n")
+    options = ("--data", "train.csv", "--metric", "./broken.py", "--higher-is-better")
+    code, _out, err = command_line("eval", "model", *options)
+    assert code == 2
+    assert "can't be loaded" in err
+    assert not loads

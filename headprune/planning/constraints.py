@@ -96,6 +96,24 @@ def target_of(constraints: Constraints) -> Target | None:
     return None
 
 
+def require_budget(constraints: Constraints, *, where: str) -> None:
+    """Refuse constraints that no plan can be made by: a tolerance takes rows that decide, which objects in memory don't have.
+
+    Args:
+        constraints: The constraints.
+        where: What they were given as.
+
+    Raises:
+        PlanError: They have no budget, or a tolerance.
+    """
+    if not constraints.budgets or constraints.max_drop is not None:
+        raise PlanError(
+            "there is no budget that a plan can be made by",
+            where=where,
+            hint="give one of `keep`, `heads`, `target_parameters`, `target_flops`, `target_kv_cache`, `target_latency`",
+        )
+
+
 def with_keep(constraints: Constraints, keep: float) -> Constraints:
     """Return the constraints with a keep ratio in the place of any other budget."""
     return constraints.model_copy(update={**dict.fromkeys(BUDGETS), "keep": keep})

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, batches_for, num_examples
-from headprune.config import Settings
+from headprune.config import ScoreSpec, Settings
 from headprune.errors import ConfigError, PlanError
 from headprune.heads import HeadId, select_heads
 from headprune.measured import Reconstruct
@@ -26,12 +26,12 @@ from headprune.scoring.catalogue import get_method
 from headprune.surgery import RECONSTRUCT_METHODS, cut, reconstruct
 from headprune.surgery.fit import can_fit
 from headprune.tasks.distill import NO_OBJECTIVE, Objective
-from headprune.tasks.metrics import load_metric
+from headprune.tasks.objective import metric_for, objective_for
 from headprune.tasks.task import Task, get_task
 from headprune.workflows.reconstruct import HeldOutRows
 from headprune.workflows.rows import Purpose, num_fitted
 from headprune.workflows.stepwise import Scoring, score_with_steps
-from headprune.workflows.validate import FEWEST_TO_RECONSTRUCT, check_settings
+from headprune.workflows.validate import FEWEST_TO_RECONSTRUCT, check_settings, method_of
 
 Loss: TypeAlias = Callable[[Any, Batch], Tensor]
 Batches: TypeAlias = Iterable[Batch | Mapping[str, Tensor]]
@@ -84,10 +84,8 @@ def shrink_model(
         fitted = num_fitted(count, Purpose().held_out)
         unseen = replace(objective, batches=_examples(batches, range(fitted, count)))
         held_out = HeldOutRows(model, anatomy, unseen, seed=seed)
-        if task is not None:
-            classes = task.num_classes(model.config)
-            metric = load_metric(task.metric, predicted=task.row.predicts, classes=classes)
-            held_out = replace(held_out, task=task, metric=metric)
+        if task is not None and settings.score.objective != "distill":
+            held_out = replace(held_out, task=task, metric=metric_for(task, model.config))
         outcome = reconstruct(
             model,
             anatomy,
@@ -106,8 +104,8 @@ def objective_of(
     loss: Loss | None,
     task: str | None,
     *,
-    method: str,
-    home: Path | None,
+    score: ScoreSpec,
+    seed: int,
 ) -> tuple[Objective, Task | None]:
     """Return what scores measure, and the task that was named.
 
@@ -116,25 +114,32 @@ def objective_of(
         batches: The rows.
         loss: One loss per example.
         task: The name of the task whose loss it is, instead.
-        method: How heads are scored: some methods need no rows, or no loss.
-        home: The directory that the model was loaded from.
+        score: How heads are scored: some methods need no rows, or no loss; and what importance is about.
+        seed: Of what is drawn.
 
     Raises:
         ConfigError: Neither a loss nor a task is given, or there is no such task, or its batches aren't plain mappings.
     """
-    row = get_method(method)
-    if not row.needs_rows:
+    row = get_method(method_of(score))
+    given = tuple(batches)
+    if not given and not row.needs_rows:
         return NO_OBJECTIVE, None
-    rows = batches_for(model, batches)
+    rows = batches_for(model, given)
     if task is None:
+        if score.objective != "loss":
+            raise ConfigError(
+                f"a loss says nothing of the {score.objective} objective, which takes a task",
+                where=f"`objective={score.objective}`",
+                hint='give task="classification", for example, or leave `objective` out',
+            )
         if loss is None and row.needs_labels:
             raise ConfigError(
-                f"{method} asks how the loss changes, and there is none",
+                f"{row.name} asks how the loss changes, and there is none",
                 where="`loss`",
                 hint='give loss=fn, task="classification", or a method that needs none: method="activation"',
             )
         return Objective(rows, rows, loss or NO_OBJECTIVE.loss), None
-    known = get_task(task, model_directory=home, config=model.config)
+    known = get_task(task, model_directory=home_directory(model), config=model.config)
     if known.row.embeds_sentences:
         raise ConfigError(
             f"{task} compares two texts an example, which plain batches don't tell",
@@ -143,7 +148,9 @@ def objective_of(
         )
     if known.row.predicts == "likelihoods":  # the targets are how many tokens are predicted
         rows = tuple(_counted(batch) for batch in rows)
-    return Objective(rows, rows, known.loss), known
+    metric = metric_for(known, model.config)
+    about = objective_for(known, model, rows, kind=score.objective, metric=metric, seed=seed)
+    return about, known
 
 
 def _counted(batch: Batch) -> Batch:

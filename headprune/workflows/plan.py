@@ -1,7 +1,8 @@
 """From scores to a plan: within a budget, or as far as the metric's interval stays within a tolerance."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -170,20 +171,22 @@ def _plan_within(
     keeps = lawful_keeps(session.anatomy, constraints)
     deepest = with_keep(session.settings.plan, keeps[-1])
     scored = find_scores(session, parts.calibrate, plan=deepest, keep_parts=keep_parts)
-    plans = {
-        keep: make_plan(
-            scored.scores,
-            session.anatomy,
-            constraints=with_keep(constraints, keep),
-        )
-        for keep in keeps
-    }
-    plan = _deepest(session, parts, plans)
+
+    @cache
+    def plan_at(keep: float) -> PruningPlan:
+        return make_plan(scored.scores, session.anatomy, constraints=with_keep(constraints, keep))
+
+    plan = _deepest(session, parts, keeps, plan_at)
     rows = noted_rows(parts.decide.examples, earlier=scored.scores.rows)
     return replace(scored, scores=scored.scores.model_copy(update={"rows": rows})), plan
 
 
-def _deepest(session: Session, parts: RowParts, plans: Mapping[float, PruningPlan]) -> PruningPlan:
+def _deepest(
+    session: Session,
+    parts: RowParts,
+    keeps: Sequence[float],
+    plan_at: Callable[[float], PruningPlan],
+) -> PruningPlan:
     """Return the plan for the fewest heads with which the metric stays within the tolerance.
 
     Bisect keep ratios to the smallest whose paired interval is within tolerance. Every cut is reconstructed as in ``prune``.
@@ -202,7 +205,7 @@ def _deepest(session: Session, parts: RowParts, plans: Mapping[float, PruningPla
     allowed = max_drop.of(base.value)
 
     def look(keep: float) -> Look:
-        difference = metric_of(session, masked_cut(session, parts, plans[keep]), other=whole)
+        difference = metric_of(session, masked_cut(session, parts, plan_at(keep)), other=whole)
         low, high = difference.interval
         better = base.higher_is_better
         drop, worst = (-difference.value, -low) if better else (difference.value, high)
@@ -212,7 +215,7 @@ def _deepest(session: Session, parts: RowParts, plans: Mapping[float, PruningPla
         )
         return Look(keep, drop, worst)
 
-    looks = bisect(tuple(plans), look, allowed=allowed)
+    looks = bisect(keeps, look, allowed=allowed)
     within = [one for one in looks if one.worst <= allowed]
     if not within:
         raise PlanError(
@@ -220,7 +223,7 @@ def _deepest(session: Session, parts: RowParts, plans: Mapping[float, PruningPla
             where=f"`max_drop={max_drop}`",
             hint="allow more, or give more rows (`data`): the interval narrows",
         )
-    plan = plans[min(one.keep for one in within)]
+    plan = plan_at(min(one.keep for one in within))
     notes: dict[str, Any] = {
         "max_drop": str(max_drop),
         "allowed": allowed,

@@ -55,7 +55,7 @@ def score(
     """
     world = world or World()
     settings = with_recorded_rows(settings, progress=progress)
-    check_settings(settings, world=world)
+    check_settings(settings, compares=True, world=world)
     sections = methods_of(settings.score)
     run_dir = settings.run.run_dir
     with unused_run(run_dir) if world.is_main else nullcontext():
@@ -94,7 +94,7 @@ def find_scores(
     path, scores = scores_by_name(session)
     compare(
         scores,
-        settings,
+        settings.model_copy(update={"plan": plan}),
         path=path,
         metric=session.task.metric,
         rows=rows,

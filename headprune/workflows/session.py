@@ -30,10 +30,11 @@ from headprune.runtime.distributed import World
 from headprune.runtime.journal import Journal
 from headprune.runtime.local import published_name
 from headprune.tasks.batches import Fill, InputFormat, ignore
-from headprune.tasks.catalogue import require_metric, task_row
-from headprune.tasks.distill import Objective, predictions_as_loss, with_teacher_targets
-from headprune.tasks.metrics import Metric, load_metric
+from headprune.tasks.catalogue import METRICS, require_metric, task_row
+from headprune.tasks.distill import Objective
+from headprune.tasks.metrics import Metric
 from headprune.tasks.model_inputs import filling, longest_row, refuse_reading_ahead
+from headprune.tasks.objective import metric_for, objective_for
 from headprune.tasks.rows import Example
 from headprune.tasks.task import Task, detect_task, for_outputs, get_task, refuse_other_head
 
@@ -146,23 +147,18 @@ class Session:
         Raises:
             ConfigError: It doesn't compare what the task predicts, or fails on a few rows.
         """
-        return load_metric(
-            self.metric_name,
-            higher_is_better=self.settings.data.higher_is_better,
-            predicted=self.task.row.predicts,
-            classes=self.task.num_classes(self.model.config),
+        better = self.settings.data.higher_is_better
+        return metric_for(
+            self.task, self.model.config, name=self.metric_name, higher_is_better=better
         )
 
     def objective(self, examples: Sequence[Example]) -> Objective:
         """Return what scores measure: the task's loss, its metric, or the distance to the model as it is."""
         batches = self.batches(examples)
         kind, seed = self.settings.score.objective, self.settings.data.seed
-        if kind == "distill":
-            return with_teacher_targets(self.model, self.task.distillation, batches, seed=seed)
-        if kind == "metric":
-            predictions = self.task.predicted_loss or predictions_as_loss(self.task.predict)
-            return Objective(batches, batches, predictions, self.metric)
-        return Objective(batches, batches, self.task.loss)
+        return objective_for(
+            self.task, self.model, batches, kind=kind, metric=self.metric, seed=seed
+        )
 
     @cached_property
     def max_length(self) -> int:
@@ -200,6 +196,11 @@ def open_session(settings: Settings, *, progress: Progress, world: World | None 
     )
     tokenizer = load_tokenizer(source)
     task = get_task(name, model_directory=source.root, config=source.config, tokenizer=tokenizer)
+    if data.metric not in (
+        None,
+        *METRICS,
+    ):  # one that can't be computed is refused before the model
+        metric_for(task, source.config, name=data.metric, higher_is_better=data.higher_is_better)
     has_own_device = world.size > 1 and spec.device in ("auto", "cuda")
     model = load_model(
         source,
@@ -212,7 +213,6 @@ def open_session(settings: Settings, *, progress: Progress, world: World | None 
         f"model {spec.model} ({model.config.model_type}), task {name}, on {describe(model)}"
     )
     session = Session(settings, source, model, tokenizer, task, progress, world)
-    _ = session.metric  # one that can't be computed is refused before the work
     if session.max_length < (data.max_length or 0):
         sparse = getattr(model.config, "attention_type", None) == "block_sparse"
         reason = (

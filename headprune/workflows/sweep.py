@@ -57,6 +57,7 @@ def sweep(settings: Settings, *, progress: Progress) -> tuple[Sweep, Path]:
         PlanError: A point that was asked for can't be cut.
     """
     settings = with_recorded_rows(settings, progress=progress)
+    settings = settings.replaced(run_dir=None)  # of a file: where `score` writes, and no sweep does
     overwrite = settings.run.overwrite
     out = Path(settings.run.out) if settings.run.out else next_run("sweep")
     refuse_unusable_output(out, overwrite=overwrite, notify=progress.notify)
@@ -104,7 +105,7 @@ def _for_any_cut(settings: Settings, *, progress: Progress) -> Constraints:
     aside += ["allow_bias"] if spec.allow_bias else []
     if aside:
         progress.notify(
-            f"left aside, for heads are scored once, and masked at every point: {', '.join(aside)}"
+            f"left aside, for heads are scored once, and masked at every point: `{'`, `'.join(aside)}`"
         )
     return plan.model_copy(update={**single, "max_drop": None})
 

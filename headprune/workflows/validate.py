@@ -31,11 +31,14 @@ def method_between_steps(reconstruct: ReconstructSpec, examples: int) -> FitMeth
     return RECONSTRUCT_METHODS[reconstruct.reconstruct or "best"][-1]
 
 
-def check_settings(settings: Settings, *, world: World | None = None) -> None:
-    """Refuse settings that contradict each other, for every method that is compared.
+def check_settings(
+    settings: Settings, *, compares: bool = False, world: World | None = None
+) -> None:
+    """Refuse settings that contradict each other.
 
     Args:
         settings: All settings.
+        compares: Whether heads are scored by every method of ``methods``; else by ``method`` alone.
         world: The processes that share the work.
 
     Raises:
@@ -43,7 +46,7 @@ def check_settings(settings: Settings, *, world: World | None = None) -> None:
         PlanError: A target can't be read as a share or a number.
     """
     target_of(settings.plan)
-    for score in methods_of(settings.score):
+    for score in methods_of(settings.score) if compares else (settings.score,):
         check_score(score, settings.plan, processes=world.size if world else 1)
 
 
