@@ -120,6 +120,10 @@ def test_options_say_what_their_fields_say():
         ("`model`", "MODEL"),
         ("`name: value`", "`name: value`"),
         ("`check:`", "`check:`"),
+        ("`prune`", "`prune`"),
+        ("`gradient`", "`gradient`"),
+        ("`max_parameters=9`", "--max-parameters 9"),
+        ("`update_baseline`", "--update-baseline"),
     ],
 )
 def test_the_command_line_calls_fields_by_their_options(text, shown):
@@ -182,3 +186,10 @@ def test_results_in_a_file_are_checked_without_a_model_library(run_here):
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_what_a_catalogue_names_is_shown_by_its_option(command_line):
+    _code, out, _err = command_line("methods")
+    words = " ".join(out.split())
+    assert "--normalize standard" in words
+    assert "`gradient`" in words
