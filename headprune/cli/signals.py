@@ -63,6 +63,10 @@ def stopped_exit_code(stopped: KeyboardInterrupt) -> int:
     with suppress(OSError, ValueError):  # nobody listens any more
         if sys.stderr is not None:
             told = "; ".join(notes) or "nothing was left half-written"
+            if notes:  # where there are some, more than this was imported already
+                from headprune.cli.words import as_options
+
+                told = as_options(told)
             sys.stderr.write(f"\nstopped; {told}\n")
             sys.stderr.flush()
     return 130

@@ -11,6 +11,7 @@ from test_gate import result_of
 from headprune.cli import app as application
 from headprune.cli import options
 from headprune.cli.options import ACTING, TALK
+from headprune.cli.signals import stopped_exit_code
 from headprune.cli.words import as_options
 from headprune.config import SECTION_OF, Settings
 from headprune.scoring.catalogue import METHODS
@@ -193,3 +194,13 @@ def test_what_a_catalogue_names_is_shown_by_its_option(command_line):
     words = " ".join(out.split())
     assert "--normalize standard" in words
     assert "`gradient`" in words
+
+
+def test_what_is_said_where_a_command_is_stopped_names_options(capsys):
+    stopped = KeyboardInterrupt()
+    stopped.add_note("checkpoints are in x; `resume` goes on from the last")
+    assert stopped_exit_code(stopped) == 130
+    assert (
+        capsys.readouterr().err
+        == "\nstopped; checkpoints are in x; --resume goes on from the last\n"
+    )
