@@ -40,7 +40,7 @@ def proving(claim: str) -> Iterator[None]:
         if not (isinstance(error, MemoryLimitError) or is_out_of_memory(error)):
             raise
         raise UnprovenError(
-            f"the proof '{claim}' could not be run: {getattr(error, 'what', error) or 'memory ran out'!s}",
+            f"the proof '{claim}' could not be run: {str(getattr(error, 'what', error)) or 'memory ran out'}",
             where=claim,
             hint="run it again with more free memory, or on another device",
         ) from error
@@ -138,6 +138,7 @@ def _saved_numbers(model: PreTrainedModel) -> int:
     return sum(unique.values())
 
 
+@proving("reload is identical")
 def reload_is_identical(
     model: PreTrainedModel,
     directory: Path,
@@ -212,6 +213,7 @@ def require(proofs: Sequence[Proof]) -> None:
             )
 
 
+@proving("loads in a fresh process")
 def loads_afresh(
     directory: Path,
     *,

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 import headprune as hp
+from headprune.config import DistillSpec
 from headprune.distillation.adapters import refuse_adapters
 from headprune.distillation.checkpoints import Checkpoints, last_checkpoint, open_checkpoints
 from headprune.distillation.settings import parse_pairs, trainer_settings
@@ -288,6 +289,19 @@ def test_settings_have_the_types_of_their_fields():
         "lr_scheduler_type": "cosine",
         "run_name": "x",
     }
+
+
+def test_a_value_of_a_setting_may_hold_commas(tmp_path):
+    schedule, optimizer = (
+        'lr_scheduler_kwargs={"num_cycles": 1, "min_lr": 0.1}',
+        "optim_args=a=1,b=2",
+    )
+    spec = DistillSpec(trainer=(schedule, optimizer))
+    assert spec.trainer == (schedule, optimizer)
+    assert DistillSpec(trainer=optimizer).trainer == (optimizer,)
+    arguments = trainer_settings(pairs=spec.trainer, own={}, folder=tmp_path, device="cpu")
+    assert arguments.lr_scheduler_kwargs == {"num_cycles": 1, "min_lr": 0.1}
+    assert arguments.optim_args == "a=1,b=2"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from families import build, token_inputs, written
 from warm_python import REAL
 
+import headprune as hp
 from headprune.errors import UnprovenError, is_out_of_memory
 from headprune.placement import moved_away, staged
 from headprune.runtime.files import staged_directory
@@ -116,6 +117,31 @@ def test_the_command_line_leaves_with_2_where_a_proof_could_not_be_run(
     assert not Path("small").exists()
     assert (Path("small.unproven") / "model.safetensors").is_file()
     assert "small.unproven;" in err
+
+
+def test_memory_that_runs_out_while_a_model_is_written_is_no_proof_that_could_not_be_run(
+    tmp_path, monkeypatch
+):
+    def run_out(_model, directory, **_more):
+        (directory / "model.safetensors").write_bytes(b"half")
+        raise MemoryError
+
+    monkeypatch.setattr("headprune.workflows.finish.write_model", run_out)
+    with pytest.raises(MemoryError):
+        hp.save(build("bert"), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("where", ["tokenizer", "process"])
+def test_memory_that_runs_out_around_a_fresh_process_proves_nothing(where, tmp_path, monkeypatch):
+    def run_out(*_args, **_more):
+        raise MemoryError
+
+    name = {"tokenizer": "awkward_ids", "process": "load_afresh"}[where]
+    monkeypatch.setattr(f"headprune.verify.{name}", run_out)
+    with pytest.raises(UnprovenError, match="memory ran out"):
+        hp.save(build("bert"), tmp_path / "out")
+    assert (tmp_path / "out.unproven" / "model.safetensors").is_file()
 
 
 def test_memory_that_runs_out_is_told_as_such(command_line, monkeypatch):

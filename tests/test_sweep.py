@@ -314,7 +314,7 @@ def test_the_command_writes_curves_pictures_and_scores(sweep, place):
     words = ("--methods", "gradient,random", "--points", "0.8,0.5", "--max-drop", "1")
     code, out, err = sweep(*words)
     assert code == 0, err
-    assert "drop surely within 1 down to --keep 0.5" in out
+    assert "drop surely within 1 down to keep 0.5" in out
     folder = place / "headprune-runs" / "001-sweep"
     assert "written: headprune-runs/001-sweep" in err
     assert sorted(path.name for path in folder.iterdir()) == [

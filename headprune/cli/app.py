@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 import typer
 
-from headprune.cli import discard, received
 from headprune.cli.catalogues import methods, metrics, tasks
 from headprune.cli.check import check, error_on_stdout
 from headprune.cli.checks import is_file_of_results, refuse_idle, refuse_missing
@@ -27,6 +26,7 @@ from headprune.cli.inspect import inspect
 from headprune.cli.options import ACTING, TALK, Call, annotation_of, prepare
 from headprune.cli.prune import prune
 from headprune.cli.score import score
+from headprune.cli.signals import discard, received
 from headprune.cli.surroundings import (
     ReaderGoneError,
     check_surroundings,

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from headprune.cli.options import Call
+from headprune.cli.words import as_options
 from headprune.scoring.catalogue import METHODS
 from headprune.tasks.catalogue import METRICS, TASKS
 
@@ -33,7 +34,8 @@ def _list(call: Call, rows: Mapping[str, Any], *, columns: tuple[str, ...]) -> N
         call.write(dump_json({"format": 1, "rows": [asdict(row) for row in rows.values()]}))
         return
     cells = [
-        (name, *(str(getattr(row, column)) for column in columns)) for name, row in rows.items()
+        (name, *(as_options(str(getattr(row, column))) for column in columns))
+        for name, row in rows.items()
     ]
     titles = ("name", *(column.replace("_", " ") for column in columns))
     call.show(Sheet([Row(row) for row in cells], titles=titles, prose=1))

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
-from headprune.cli.options import LIMITS, ROWS, TIMES, WORK, Call
+from headprune.cli.options import ACTING, LIMITS, ROWS, TIMES, WORK, Call
 from headprune.cli.words import as_options
-from headprune.config.checks import methods_of, num_steps
+from headprune.config.checks import check_score, methods_of, num_steps
 from headprune.errors import ConfigError
 
 _JUDGED = ("metric", "higher_is_better", "trust_metric_code")
@@ -62,15 +62,30 @@ _REQUIRED: dict[str, tuple[Callable[[Call], Any], str, str, str]] = {
 
 
 def refuse_missing(call: Call, command: str) -> None:
-    """Refuse a command that lacks what it can't do without.
+    """Refuse a command that lacks what it can't do without, and then steps and ways of scoring that lead nowhere.
 
     Raises:
-        ConfigError: It does.
+        ConfigError: It does, or there are such settings.
     """
     if command in _REQUIRED:
         value, what, where, hint = _REQUIRED[command]
         if not value(call):
             raise ConfigError(what, where=where, hint=hint)
+    _refuse_wrong_scoring(call, command)
+
+
+def _refuse_wrong_scoring(call: Call, command: str) -> None:
+    """Refuse steps that lead nowhere, and ways of scoring that a method doesn't have.
+
+    Raises:
+        ConfigError: There are such settings.
+    """
+    from headprune.runtime.launcher import launched_size
+
+    if "steps" in ACTING[command]:
+        score, plan = call.settings.score, call.settings.plan
+        for each in methods_of(score) if "methods" in ACTING[command] else (score,):
+            check_score(each, plan, processes=launched_size())
 
 
 def refuse_idle(call: Call, command: str) -> None:

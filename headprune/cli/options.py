@@ -5,11 +5,11 @@ Nothing heavy is imported here: ``--help`` must be there at once.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
+from headprune.cli.own import OwnOptions
 from headprune.cli.surroundings import writing_stdout
 from headprune.cli.words import as_options
 from headprune.config import (
@@ -21,41 +21,9 @@ from headprune.config import (
     Settings,
     load_settings,
 )
-from headprune.config.checks import check_score, methods_of
-from headprune.config.fields import Section, option
 
 if TYPE_CHECKING:
     from headprune.report.terminal import ConsoleProgress
-
-
-class OwnOptions(Section):
-    """Options that are no settings: how a command is called, and what of it is wanted."""
-
-    config: Path | None = option(
-        None, "YAML file of settings. (default: ./headprune.yaml)", short="-c"
-    )
-    file: Path | None = option(None, "All settings; options override it.", metavar="RECIPE.yaml")
-    trust_metric_code: bool = option(
-        False,
-        "Load a metric that isn't built in although a file names it, not you: it is code that runs.",
-    )
-    stream: bool | None = option(
-        None,
-        "Cut from file to file, one tensor in memory at a time; needs --scores, reads no data, measures nothing. "
-        "(default: where the weights are larger than the memory left)",
-    )
-    no_baseline: bool = option(False, "Leave aside the baseline that a file names.", off="")
-    dry_run: bool = option(False, "Show the plan and what it saves; write no model.")
-    resume: bool = option(False, "Go on from the last checkpoint.")
-    update_baseline: bool = option(False, "Make this result the baseline.")
-    format: Literal["text", "json", "markdown", "github", "junit"] | None = option(
-        None, "Of stdout. (default: text)"
-    )
-    gguf: Path | None = option(None, "The file to write, for llama.cpp.", metavar="FILE")
-    tokenizer: bool = option(True, "--no-tokenizer: weights alone, the engine is given token ids.")
-    as_json: bool = option(False, "One JSON document on stdout.", off="")
-    quiet: bool = option(False, "No messages on stderr.", off="", short="-q")
-    verbose: bool = option(False, "Keep progress bars; full warnings.", off="", short="-v")
 
 
 TALK = ("as_json", "quiet", "verbose")
@@ -245,7 +213,7 @@ def prepare(command: str, options: Mapping[str, Any]) -> Call:
         ConfigError: A value can't be used, or the file's can't.
     """
     from headprune.report.terminal import ConsoleProgress
-    from headprune.runtime.launcher import launched_rank, launched_size
+    from headprune.runtime.launcher import launched_rank
 
     given = {name: value for name, value in options.items() if value not in (None, [])}
     own = OwnOptions(**{name: given[name] for name in given if name in OwnOptions.model_fields})
@@ -267,9 +235,4 @@ def prepare(command: str, options: Mapping[str, Any]) -> Call:
         measures=command in MEASURING,
     )
     progress.notify(origin)
-    if "steps" in ACTING[command]:
-        for score in (
-            methods_of(settings.score) if "methods" in ACTING[command] else (settings.score,)
-        ):
-            check_score(score, settings.plan, processes=launched_size())
     return Call(settings, own, progress, frozenset(given))

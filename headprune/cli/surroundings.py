@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from headprune.cli import discard
+from headprune.cli.signals import discard
 from headprune.errors import ConfigError, HeadpruneError
 from headprune.runtime.launcher import launched_size
 

@@ -46,12 +46,18 @@ def _split(value: Any) -> Any:
     return [part for part in parts if part] or parts[:1]
 
 
+def _alone(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
 def _number_as_text(value: Any) -> Any:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return str(value) if is_number else value
 
 
 Names: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Pairs: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_alone)]
+"""Texts as they are: a comma is part of a value."""
 Sizes: TypeAlias = Annotated[
     tuple[Annotated[int, Field(ge=1, le=MOST)], ...], BeforeValidator(_split)
 ]

@@ -1,5 +1,6 @@
 """Settings from the command line, a YAML file and the defaults, and what wins where a setting is given twice."""
 
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,8 @@ def _checked(
     try:
         return Settings.of(**values)
     except ConfigError as error:
-        if file is not None and not any(f"`{name}" in error.where for name in given):
+        blamed = set(re.findall(r"`([a-z_]+)[=`]", error.where))
+        if file is not None and not blamed & {name.removeprefix(CHECK) for name in given}:
             error.where = f"{file} ({error.where})"
         raise
 

@@ -9,6 +9,7 @@ from headprune.config.fields import (
     AllowedDrop,
     BatchSize,
     Names,
+    Pairs,
     Section,
     Shares,
     Sizes,
@@ -233,7 +234,7 @@ class DistillSpec(Section):
         ge=1,
         le=MOST,
     )
-    trainer: Names = option(
+    trainer: Pairs = option(
         (), "Any other of transformers.TrainingArguments; repeatable.", metavar="KEY=VALUE"
     )
 

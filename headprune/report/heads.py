@@ -157,7 +157,7 @@ def _prospects(survey: Survey) -> Iterator[tuple[str, str]]:
     for name, route in survey.loads_with.items():
         yield f"{name} plan loads with", _LOADS[route]
     saves = survey.saves
-    keep = f"--keep {saves['keep']:g}"
+    keep = f"keep {saves['keep']:g}"
     if "impossible" in saves:
         yield keep, saves["impossible"]
         return

@@ -95,7 +95,7 @@ def sweep_table(sweep: Sweep) -> RenderableType:
         rows.append(Row((f"scored by {curve.method}",), "bold"))
         rows += [Row(_point_cells(point)) for point in curve.points]
         rows.append(Row(()))
-    titles = ("--keep (heads)", sweep.metric, "95 %", "change", "95 %")
+    titles = ("keep (heads)", sweep.metric, "95 %", "change", "95 %")
     note = f"{_basis(sweep)}, rows that chose no head; masked, nothing cut\n"
     return Group(
         Sheet(rows, titles=titles, right=frozenset(range(len(titles)))),
@@ -219,12 +219,12 @@ def _curve_summary(curve: Curve, sweep: Sweep) -> str:
         text = f"{curve.method}: no knee"
     else:
         value = _number(curve.at(curve.knee).value)
-        text = f"{curve.method}: knee at --keep {curve.knee:g} ({value})"
+        text = f"{curve.method}: knee at keep {curve.knee:g} ({value})"
     if sweep.max_drop is None:
         return text
     if curve.within_drop is None or curve.within_drop == 1:
         return f"{text}; no cut is surely within a drop of {sweep.max_drop:g}"
-    return f"{text}; drop surely within {sweep.max_drop:g} down to --keep {curve.within_drop:g}"
+    return f"{text}; drop surely within {sweep.max_drop:g} down to keep {curve.within_drop:g}"
 
 
 def _basis(result: EvalResult | Sweep) -> str:

@@ -173,7 +173,7 @@ _ROWS = (
         function=f"{_ACTIVATIONS}:fluctuation",
         help="how much what the head puts out varies, times what the output projection lets through",
         cost="1 forward",
-        use="score without a loss; `--normalize standard` makes layers comparable",
+        use="score without a loss; `normalize=standard` makes layers comparable",
         source=f"{_FLAP}, eq. 5",
         needs_labels=False,
     ),

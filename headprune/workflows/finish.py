@@ -32,7 +32,7 @@ from headprune.placement import count_parameters, input_device
 from headprune.plans import HeadScores, PruningPlan
 from headprune.report.card import model_card
 from headprune.results import Results
-from headprune.verify import loads_afresh, parameters_add_up, proving, reload_is_identical, require
+from headprune.verify import loads_afresh, parameters_add_up, reload_is_identical, require
 
 PROOF_ROWS = 16
 """Rows on which masked == pruned and reload == memory are proven."""
@@ -66,11 +66,10 @@ def finish(
     Raises:
         CheckpointError: The directory isn't empty, or a write failed; nothing is left half-written.
         ProofError: A proof said no; nothing was saved.
-        UnprovenError: Memory ran out in a proof; what was written is kept beside ``out``.
+        UnprovenError: Memory ran out in a proof, not while it was written; what was written is kept beside ``out``.
     """
     with output_directory(out, overwrite=overwrite) as staging:
-        with proving("what was saved is the model"):
-            written = write(staging)
+        written = write(staging)
         require(written.proofs)
         outcome = results(written, weights_bytes(staging))
         for name, text in documents(outcome).items():

@@ -247,7 +247,7 @@ def _train(
     except KeyboardInterrupt as stopped:
         if last_checkpoint(checkpoints.folder) is not None:
             stopped.add_note(
-                f"checkpoints are in {checkpoints.folder}; --resume goes on from the last"
+                f"checkpoints are in {checkpoints.folder}; `resume` goes on from the last"
             )
         raise
     end = mean_distance(session.model, teacher.model, batches=unseen, distance=distance)

@@ -83,7 +83,7 @@ def is_too_large(settings: Settings, *, progress: Progress) -> bool:
         return False
     progress.notify(
         f"the weights have {size / 1e9:.1f} GB and {free / 1e9:.1f} GB of memory are left: "
-        "pruning from file to file, as --stream does"
+        "pruning from file to file, as `stream` does"
     )
     return True
 

@@ -11,6 +11,7 @@ from test_gate import result_of
 from headprune.cli import app as application
 from headprune.cli import options
 from headprune.cli.options import ACTING, TALK
+from headprune.cli.signals import stopped_exit_code
 from headprune.cli.words import as_options
 from headprune.config import SECTION_OF, Settings
 from headprune.scoring.catalogue import METHODS
@@ -76,6 +77,15 @@ def test_what_takes_an_option_back_is_never_idle(words, command_line, run_here):
     assert "nowhere" in err
 
 
+def test_a_missing_budget_is_told_before_steps_that_lead_nowhere(command_line, run_here):
+    code, _out, err = command_line("prune", "m", *DATA, "--steps", "3")
+    assert code == 2
+    assert "it isn't said how many heads to keep" in err
+    code, _out, err = command_line("prune", "m", *DATA, "--target-flops", "0.9", "--steps", "3")
+    assert code == 2
+    assert "steps lead to a keep ratio" in err
+
+
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
@@ -111,6 +121,10 @@ def test_options_say_what_their_fields_say():
         ("`model`", "MODEL"),
         ("`name: value`", "`name: value`"),
         ("`check:`", "`check:`"),
+        ("`prune`", "`prune`"),
+        ("`gradient`", "`gradient`"),
+        ("`max_parameters=9`", "--max-parameters 9"),
+        ("`update_baseline`", "--update-baseline"),
     ],
 )
 def test_the_command_line_calls_fields_by_their_options(text, shown):
@@ -173,3 +187,20 @@ def test_results_in_a_file_are_checked_without_a_model_library(run_here):
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_what_a_catalogue_names_is_shown_by_its_option(command_line):
+    _code, out, _err = command_line("methods")
+    words = " ".join(out.split())
+    assert "--normalize standard" in words
+    assert "`gradient`" in words
+
+
+def test_what_is_said_where_a_command_is_stopped_names_options(capsys):
+    stopped = KeyboardInterrupt()
+    stopped.add_note("checkpoints are in x; `resume` goes on from the last")
+    assert stopped_exit_code(stopped) == 130
+    assert (
+        capsys.readouterr().err
+        == "\nstopped; checkpoints are in x; --resume goes on from the last\n"
+    )

@@ -184,3 +184,20 @@ def test_a_command_that_measures_measures_what_was_said(read, name):
     assert "said" in data.evaluation_source
     if name == "data":
         assert data.evaluation_source == ("said", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "is_of_the_file"),
+    [
+        ("check: {baseline: b}", {"check.max_drop": "abc"}, False),
+        ("check: {max_drop: abc}", {"check.baseline": "b"}, True),
+        ("limit: 0", {"out": "o"}, True),
+        ("latency_batch: 0", {"latency": True}, True),
+        ("seed: 1", {"limit": 0}, False),
+    ],
+)
+def test_a_wrong_value_is_blamed_on_whoever_said_it(tmp_path, text, given, is_of_the_file):
+    path = recipe_file(tmp_path, f"model: m\n{text}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_settings(given, folder=tmp_path)
+    assert (str(path) in caught.value.where) == is_of_the_file
