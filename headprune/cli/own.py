@@ -22,7 +22,9 @@ class OwnOptions(Section):
         "Cut from file to file, one tensor in memory at a time; needs --scores, reads no data, measures nothing. "
         "(default: where the weights are larger than the memory left)",
     )
-    no_baseline: bool = option(False, "Leave aside the baseline that a file names.", off="")
+    no_baseline: bool = option(
+        False, "Leave aside the baseline that a file names.", off="with-baseline"
+    )
     dry_run: bool = option(False, "Show the plan and what it saves; write no model.")
     resume: bool = option(False, "Go on from the last checkpoint.")
     update_baseline: bool = option(False, "Make this result the baseline.")
