@@ -424,7 +424,7 @@ def test_what_leads_to_one_cut_is_left_aside_aloud(sweep, place):
     )
     code, out, err = sweep("--points", "0.5", "--multiple-of", "2", "--json")
     assert code == 0, err
-    assert "masked at every point: heads, steps, reconstruct" in err
+    assert "masked at every point: --heads, --steps, --reconstruct" in err
     found = json.loads(out)
     assert found["constraints"]["multiple_of"] == 2
     assert [curve["method"] for curve in found["curves"]] == ["magnitude", "random"]
