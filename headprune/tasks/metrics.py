@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from headprune.errors import DataError
-from headprune.late import load_function
-from headprune.tasks.catalogue import METRICS, MetricRow, Predicted, require_metric
+from headprune.tasks.catalogue import MetricRow
 
 Numbers = NDArray[np.float64]
 Compute = Callable[..., float]
@@ -129,37 +128,6 @@ class Metric:
         if self.row.function:
             return largest
         return max(smallest, min(largest, int(_MAX_SECONDS / max(seconds, 1e-9))))
-
-
-def load_metric(
-    name: str,
-    *,
-    higher_is_better: bool | None = None,
-    predicted: Predicted | None = None,
-    classes: int | None = None,
-) -> Metric:
-    """Return a metric by name: a built-in one, or one that :func:`evaluate.load` knows (a hub id or a path).
-
-    Args:
-        name: The metric.
-        higher_is_better: Whether higher is better; required for metrics that aren't built in.
-        predicted: What it will be given; one that isn't built in is tried on a few such rows.
-        classes: How many classes the model has, where it predicts classes.
-
-    Raises:
-        ConfigError: The metric or its direction is unknown, the direction is contradicted, or it takes other values, or fails.
-    """
-    require_metric(name, higher_is_better=higher_is_better, predicted=predicted)
-    if name in METRICS:
-        metric = Metric(METRICS[name], load_function(METRICS[name].function))
-    else:
-        from headprune.tasks.custom_metrics import load_custom_metric, try_metric
-
-        metric = load_custom_metric(name, higher_is_better=bool(higher_is_better))
-        if predicted in metric.row.takes:
-            try_metric(metric, classes=classes if predicted == "classes" else None)
-        require_metric(name, predicted=predicted, row=metric.row)
-    return metric.for_classes(tuple(map(float, range(classes)))) if classes else metric
 
 
 def bootstrap(

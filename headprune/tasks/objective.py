@@ -7,7 +7,8 @@ from transformers import PreTrainedModel
 from headprune.batch import Batch
 from headprune.scoring.catalogue import ObjectiveName
 from headprune.tasks.distill import Objective, predictions_as_loss, with_teacher_targets
-from headprune.tasks.metrics import Metric, load_metric
+from headprune.tasks.load_metric import load_metric
+from headprune.tasks.metrics import Metric
 from headprune.tasks.task import Task
 
 

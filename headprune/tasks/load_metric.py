@@ -1,28 +1,29 @@
-"""Metrics that aren't built in: what :func:`evaluate.load` knows, asked what they take and tried before any work."""
+"""A metric by its name: built in, or one that :func:`evaluate.load` knows, asked what it takes and tried before any work."""
 
 import warnings
 from pathlib import Path
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 from numpy.typing import NDArray
 
 from headprune.errors import ConfigError, did_you_mean, first_line, with_type
-from headprune.tasks.catalogue import METRICS, MetricRow, Predicted
+from headprune.late import load_function
+from headprune.tasks.catalogue import METRICS, MetricRow, Predicted, require_metric
 from headprune.tasks.metrics import Metric, Numbers, UndefinedMetricError
 
 _INPUTS = ("predictions", "references")
 _MAX_CLASSES_TRIED = 50
 
 
-def load_custom_metric(name: str, *, higher_is_better: bool) -> Metric:
+def _load_custom_metric(name: str, *, higher_is_better: bool) -> Metric:
     """Load a metric of ``evaluate``; what it compares is read from the features that it declares.
 
     Raises:
         ConfigError: It can't be loaded, or takes something that no task gives.
     """
+    import evaluate  # takes seconds, and most metrics are built in
+
     if Path(name).name == name and Path(name).suffix != ".py" and Path(name).exists():
         raise ConfigError(
             f"{name} lies here, and may be meant as a metric of the hub: what lies here would be run",
@@ -68,7 +69,7 @@ def load_custom_metric(name: str, *, higher_is_better: bool) -> Metric:
     return Metric(row, compute)
 
 
-def try_metric(metric: Metric, *, classes: int | None) -> None:
+def _try_metric(metric: Metric, *, classes: int | None) -> None:
     """Run a metric on a few rows, of numbers, or in which every class occurs.
 
     Raises:
@@ -92,6 +93,7 @@ def try_metric(metric: Metric, *, classes: int | None) -> None:
 
 def _what_it_takes(module: Any, name: str) -> Predicted:
     """Return what a metric of ``evaluate`` compares, by its features."""
+    import datasets
 
     def kind(feature: Any) -> str:
         dtype = str(feature.dtype) if isinstance(feature, datasets.Value) else "other"
@@ -129,3 +131,32 @@ def _number(result: Any, name: str) -> float:
             hint=f"write it so that it returns {{{key!r}: number}}",
         )
     return float(value)
+
+
+def load_metric(
+    name: str,
+    *,
+    higher_is_better: bool | None = None,
+    predicted: Predicted | None = None,
+    classes: int | None = None,
+) -> Metric:
+    """Return a metric by name: a built-in one, or one that :func:`evaluate.load` knows (a hub id or a path).
+
+    Args:
+        name: The metric.
+        higher_is_better: Whether higher is better; required for metrics that aren't built in.
+        predicted: What it will be given; one that isn't built in is tried on a few such rows.
+        classes: How many classes the model has, where it predicts classes.
+
+    Raises:
+        ConfigError: The metric or its direction is unknown, the direction is contradicted, or it takes other values, or fails.
+    """
+    require_metric(name, higher_is_better=higher_is_better, predicted=predicted)
+    if name in METRICS:
+        metric = Metric(METRICS[name], load_function(METRICS[name].function))
+    else:
+        metric = _load_custom_metric(name, higher_is_better=bool(higher_is_better))
+        if predicted in metric.row.takes:
+            _try_metric(metric, classes=classes if predicted == "classes" else None)
+        require_metric(name, predicted=predicted, row=metric.row)
+    return metric.for_classes(tuple(map(float, range(classes)))) if classes else metric
