@@ -18,6 +18,7 @@ from headprune.tasks.batches import InputFormat, pack
 from headprune.tasks.catalogue import METRICS, TASKS, require_metric
 from headprune.tasks.columns import choose_columns
 from headprune.tasks.data import read_table
+from headprune.tasks.load_metric import load_metric
 from headprune.tasks.rows import Example, draw, fingerprint, hold_out, without_inputs
 from headprune.tasks.task import detect_task, get_task
 
@@ -160,9 +161,7 @@ def test_metrics_are_the_reference_ones(pairs):
         rows = np.maximum(x, y) < count
         if not rows.any():
             continue
-        found = metrics.load_metric("f1", predicted="classes", classes=count).compute(
-            x[rows], y[rows]
-        )
+        found = load_metric("f1", predicted="classes", classes=count).compute(x[rows], y[rows])
         average = (
             {"average": "binary", "pos_label": 1}
             if count == 2
@@ -186,27 +185,27 @@ def test_perplexity_is_that_of_the_model_s_own_loss(tokenizer):
 
 def test_metrics_that_are_not_built_in_must_say_their_direction():
     with pytest.raises(ConfigError, match="which way"):
-        metrics.load_metric("bleu")
+        load_metric("bleu")
     with pytest.raises(ConfigError, match="can't be loaded"):
-        metrics.load_metric("no-such-metric", higher_is_better=True)
+        load_metric("no-such-metric", higher_is_better=True)
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_a_known_metric_has_its_direction_and_what_it_compares(name):
     """Whatever else is said, or predicted, is refused before any work, in three parts."""
     known = METRICS[name]
-    agreeing = metrics.load_metric(name, higher_is_better=known.higher_is_better)
+    agreeing = load_metric(name, higher_is_better=known.higher_is_better)
     assert agreeing.higher_is_better == known.higher_is_better
     with pytest.raises(ConfigError, match="is better, and the settings say") as caught:
-        metrics.load_metric(name, higher_is_better=not known.higher_is_better)
+        load_metric(name, higher_is_better=not known.higher_is_better)
     assert name in caught.value.where
     for task in TASKS.values():
         if task.predicts in known.takes:
-            metrics.load_metric(name, predicted=task.predicts, classes=3)
+            load_metric(name, predicted=task.predicts, classes=3)
             require_metric(name, predicted=task.predicts)
             continue
         for refused in (
-            lambda: metrics.load_metric(name, predicted=task.predicts),  # noqa: B023
+            lambda: load_metric(name, predicted=task.predicts),  # noqa: B023
             lambda: require_metric(name, predicted=task.predicts),  # noqa: B023
         ):
             with pytest.raises(ConfigError, match=f"compares {known.takes[0]}") as caught:
@@ -221,7 +220,7 @@ def test_f1_is_over_the_model_s_classes_in_every_resample_and_for_both_models(ot
     truth = np.array([0.0, 1.0] * 30 + [2.0])
     one, two = truth.copy(), np.zeros_like(truth)
     predictions = [one, two][: 1 + others]
-    statistic = metrics.load_metric("f1", predicted="classes", classes=4)
+    statistic = load_metric("f1", predicted="classes", classes=4)
     found = metrics.interval(statistic, predictions, truth, seed=0, resamples=200)
     rng, values = np.random.default_rng(0), []
     for _ in range(200):
@@ -281,7 +280,7 @@ def test_a_script_that_does_not_fit_is_refused_before_the_work(
     arguments = SIDES.replace("predictions", "scores") if name == "mscores" else SIDES
     path = script(tmp_path, name, features, body, arguments)
     with pytest.raises(ConfigError, match=message) as caught:
-        metrics.load_metric(path, higher_is_better=True, predicted="classes", classes=3)
+        load_metric(path, higher_is_better=True, predicted="classes", classes=3)
     assert "`metric=" in caught.value.where
     assert caught.value.hint
 
@@ -292,7 +291,7 @@ def test_a_file_that_is_no_metric_is_to_be_repaired(tmp_path, monkeypatch, text)
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     (tmp_path / "own.py").write_text(text)
     with pytest.raises(ConfigError, match="can't be loaded") as caught:
-        metrics.load_metric(str(tmp_path / "own.py"), higher_is_better=True)
+        load_metric(str(tmp_path / "own.py"), higher_is_better=True)
     assert "repair the file" in caught.value.hint
 
 
@@ -302,11 +301,11 @@ def test_a_script_s_interval_is_of_as_many_samples_as_there_is_time_for(tmp_path
     references = np.arange(20.0) % 3
     body = f"import time; time.sleep(0.11 * (len(references) == 20)); return {{'mslow': {SHARE}}}"
     path = script(tmp_path, "mslow", INTEGERS, body)
-    statistic = metrics.load_metric(path, higher_is_better=True, predicted="classes", classes=3)
+    statistic = load_metric(path, higher_is_better=True, predicted="classes", classes=3)
     assert statistic.num_resamples(0.001, largest=1000, smallest=100) == 1000
     assert statistic.num_resamples(0.06, largest=1000, smallest=100) == 200
     assert statistic.num_resamples(9.0, largest=1000, smallest=100) == 100
-    known = metrics.load_metric("accuracy")
+    known = load_metric("accuracy")
     assert known.num_resamples(9.0, largest=1000, smallest=100) == 1000
     right = Predictions(references[:19], references[:19], losses=np.zeros(19), classes=3)
     found = metric_with_interval(right, statistic, seed=0)
@@ -316,7 +315,7 @@ def test_a_script_s_interval_is_of_as_many_samples_as_there_is_time_for(tmp_path
 def test_resamples_on_which_a_script_is_not_defined_are_left_out(tmp_path):
     need = "1 / (len(set(references)) > 1)"
     path = script(tmp_path, "mneedy", INTEGERS, f"return {{'mneedy': {need} * {SHARE}}}")
-    statistic = metrics.load_metric(path, higher_is_better=True, predicted="classes", classes=2)
+    statistic = load_metric(path, higher_is_better=True, predicted="classes", classes=2)
     references = np.array([0.0, 1.0, 0.0])
     found = metrics.interval(statistic, [references], references, seed=0, resamples=60)
     assert found == (1, 1)
@@ -328,17 +327,18 @@ def test_the_bootstrap_interval_has_the_width_of_theory():
     rng = np.random.default_rng(0)
     references = np.ones(2000)
     predictions = (rng.random(2000) < 0.8).astype(float)
-    low, high = metrics.interval(metrics.load_metric("accuracy"), [predictions], references, seed=0)
+    low, high = metrics.interval(load_metric("accuracy"), [predictions], references, seed=0)
     share = predictions.mean()
     half = 1.96 * math.sqrt(share * (1 - share) / 2000)
     assert low == pytest.approx(share - half, abs=0.004)
     assert high == pytest.approx(share + half, abs=0.004)
-    again = metrics.interval(metrics.load_metric("accuracy"), [predictions], references, seed=0)
+    again = metrics.interval(load_metric("accuracy"), [predictions], references, seed=0)
     assert (low, high) == again
     # A model compared with itself: the paired difference has no width, however wide each interval is.
-    assert metrics.interval(
-        metrics.load_metric("accuracy"), [predictions] * 2, references, seed=0
-    ) == (0, 0)
+    assert metrics.interval(load_metric("accuracy"), [predictions] * 2, references, seed=0) == (
+        0,
+        0,
+    )
 
 
 def test_the_task_is_told_by_the_model(tmp_path):
@@ -409,7 +409,7 @@ def test_a_metric_of_the_hub_is_never_what_lies_here_by_that_name(make, tmp_path
     monkeypatch.chdir(tmp_path)
     make(tmp_path / "rouge")
     with pytest.raises(ConfigError, match="lies here") as caught:
-        metrics.load_metric("rouge", higher_is_better=True)
+        load_metric("rouge", higher_is_better=True)
     assert "./rouge" in caught.value.hint
 
 
