@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 import time
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import beartype.roar
@@ -97,13 +98,25 @@ def modules():
             if isinstance(node, ast.ImportFrom) and node.module and id(node) not in for_types:
                 within = {f"{node.module}.{alias.name}" for alias in node.names} & known
                 imported[name] |= within or ({node.module} & known)
+            elif isinstance(node, ast.Import):
+                imported[name] |= {alias.name for alias in node.names} & known
     return imported
 
 
-def test_no_modules_import_each_other_in_a_circle():
-    from graphlib import TopologicalSorter
+def circle(imported):
+    """Return modules that import each other in a circle, or nothing."""
+    try:
+        TopologicalSorter(imported).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
 
-    TopologicalSorter({name: others - {name} for name, others in modules().items()}).prepare()
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}), "a circle is seen"
+    imported = {name: others - {name} for name, others in modules().items()}
+    assert sum(map(len, imported.values())) > len(FILES), "imports are seen"
+    assert circle(imported) == []
 
 
 def test_the_package_grows_no_larger():

@@ -82,6 +82,22 @@ def test_scores_are_those_of_the_whole_model(method, family, device):
     assert found.model["fingerprint"] == expected.model["fingerprint"]
 
 
+def test_a_backward_keeps_nothing_on_the_device_where_weights_wait_elsewhere(device):
+    """A graph holds every weight that it multiplied by: kept where they ran, all weights would lie there at once."""
+    anatomy, kept = inspected(build("bert")), []
+
+    def noted(tensor):
+        kept.extend([tensor.shape] if tensor.is_floating_point() else [])
+        return tensor
+
+    whole, spread = build("bert").to(device), _partly_waiting(build("bert"), device)
+    for model, expected in ((whole, True), (spread, False)):
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(noted, lambda tensor: tensor):
+            hp.score(model, batches(count=1), loss=loss, method="gradient", anatomy=anatomy)
+        assert bool(kept) == expected, "what the graph saves goes to CPU memory instead"
+
+
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_cutting_is_refused_and_nothing_is_changed(family, device):
     model = _partly_waiting(build(family), device)
