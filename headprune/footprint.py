@@ -145,9 +145,7 @@ def _with_busy(
 
 def load_average() -> float:
     """Return how many processes wanted to run in the last minute; 0 where the system doesn't tell."""
-    with suppress(
-        AttributeError, OSError
-    ):  # some systems have no such function, some containers no such file
+    with suppress(AttributeError, OSError):  # some systems have no such function
         return os.getloadavg()[0]
     return 0.0
 

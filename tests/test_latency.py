@@ -172,3 +172,12 @@ def test_other_rows_of_the_same_name_are_told_from_others(here, command_line):
     code, _out, err = command_line(*check)
     assert code == 2
     assert "d.csv, 40 rows as it is now" in err
+
+
+@pytest.mark.parametrize("error", [OSError("no such file"), AttributeError("getloadavg")])
+def test_a_load_that_the_system_does_not_tell_is_none(error, monkeypatch):
+    def untold():
+        raise error
+
+    monkeypatch.setattr("os.getloadavg", untold)
+    assert footprint.load_average() == 0

@@ -60,7 +60,7 @@ class Session:
     task: Task
     progress: Progress
     world: World = field(default_factory=World)
-    _batches: dict[tuple[int, int | None], tuple[Any, tuple[Batch, ...]]] = field(
+    _batches: dict[int, tuple[Any, tuple[Batch, ...]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -95,20 +95,19 @@ class Session:
     def batches(
         self, examples: Sequence[Example], *, batch_size: int | None = None
     ) -> tuple[Batch, ...]:
-        """Turn examples into batches, once for each tuple of examples.
+        """Turn examples into batches; of the settings' size, once for each tuple of examples.
 
         Args:
             examples: The examples.
             batch_size: How many share a batch; None stands for the settings' batch size.
         """
         size = batch_size or self.settings.data.batch_size
-        key = (id(examples), size)
-        if key in self._batches:
-            return self._batches[key][1]
+        if batch_size is None and id(examples) in self._batches:
+            return self._batches[id(examples)][1]
         with tokenizing(self.source):
             batches = self.task.to_batches(examples, self.input_format(batch_size=size))
-        if isinstance(examples, tuple):  # it is kept beside them, so that its id stays its own
-            self._batches[key] = (examples, batches)
+        if batch_size is None and isinstance(examples, tuple):  # kept, so that its id stays its own
+            self._batches[id(examples)] = (examples, batches)
         return batches
 
     def input_format(

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 import headprune as hp
 from headprune.errors import CheckpointError, ModelError, PlanError, ProofError, UnsupportedError
 from headprune.models.classes import auto_class_of
-from headprune.models.tokenizer import tokenizer_files
+from headprune.models.find import find
+from headprune.models.side_files import copy_side_files
+from headprune.models.tokenizer import load_tokenizer, tokenizer_files
 from headprune.models.writing import with_old_names
 from headprune.surgery.head_settings import named_heads_after
 from headprune.verify import loads_afresh
@@ -523,3 +525,23 @@ def test_what_is_pushed_is_what_was_saved(tmp_path, monkeypatch):
 )
 def test_a_class_is_loaded_by_the_name_that_users_know(kind, name):
     assert auto_class_of(getattr(transformers, kind)) == name
+
+
+def test_a_list_of_modules_that_is_a_link_out_is_refused_whatever_lies_at_the_target(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir(), target.mkdir()
+    (tmp_path / "elsewhere.json").write_text("[]")
+    (source / "modules.json").symlink_to(tmp_path / "elsewhere.json")
+    (target / "modules.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"modules\.json is no file of the model's own"):
+        copy_side_files(source, target)
+
+
+@pytest.mark.parametrize("name", ["prophetnet.tokenizer", "vocab", "spiece.model", "tekken.json"])
+def test_a_tokenizer_of_any_family_is_seen(name, tmp_path):
+    """Whether transformers can read the file is for transformers to say."""
+    build("bert").save_pretrained(tmp_path)
+    (tmp_path / name).write_text("x")
+    with pytest.raises(ModelError) as refused:
+        load_tokenizer(find(str(tmp_path)))
+    assert "has no tokenizer" not in str(refused.value)

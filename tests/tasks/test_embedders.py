@@ -165,6 +165,16 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.parametrize("name", [["dot"], {"dot": 1}, 3, None, "dot product"])
+def test_a_similarity_that_is_no_name_is_the_cosine(name, tmp_path):
+    directory = written(tmp_path / "m", "lower")
+    path = directory / "config_sentence_transformers.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "similarity_fn_name": name}))
+    session = opened(directory)
+    embedder = read_embedder(directory, config=session.source.config, tokenizer=session.tokenizer)
+    assert embedder.similarity == "cosine"
+
+
 def written(root, layout, *, change=lambda modules: modules):
     """Write a directory of sentence-transformers, file by file."""
     make, modules, settings, model_settings = LAYOUTS[layout]

@@ -428,6 +428,17 @@ def test_links_that_stay_are_followed_and_those_of_the_hubs_cache_stay(model, tm
         find(str(snapshot))
 
 
+def test_a_folder_that_is_called_like_a_part_of_the_hubs_cache_opens_nothing(model, tmp_path):
+    home, blobs = tmp_path / "snapshots" / "mine", tmp_path / "blobs"
+    home.parent.mkdir()
+    model.rename(home)
+    blobs.mkdir()
+    (home / "tokenizer.json").rename(blobs / "0")
+    (home / "tokenizer.json").symlink_to(blobs / "0")
+    with pytest.raises(ModelError, match=r"tokenizer\.json is a link"):
+        find(str(home))
+
+
 @pytest.mark.parametrize("name", ["x" * 5_000, "a\0b", "/" + "y/" * 3_000])
 def test_a_name_that_no_file_can_have_is_refused(name):
     with pytest.raises(ModelError) as raised:
