@@ -535,6 +535,10 @@ def test_a_list_of_modules_that_is_a_link_out_is_refused_whatever_lies_at_the_ta
     (target / "modules.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"modules\.json is no file of the model's own"):
         copy_side_files(source, target)
+    (source / "modules.json").unlink()
+    (source / "modules.json").write_text("[ ]")
+    copy_side_files(source, target)
+    assert (target / "modules.json").read_text() == "[]", "what is there stays"
 
 
 @pytest.mark.parametrize("name", ["prophetnet.tokenizer", "vocab", "spiece.model", "tekken.json"])
