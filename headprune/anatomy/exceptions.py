@@ -149,6 +149,16 @@ def longest_full_attention(settings: Callable[[str], Any]) -> int | None:
     return (5 + 2 * blocks) * size
 
 
+def reads_in_blocks(settings: Callable[[str], Any]) -> str:
+    """Return why a model with block-sparse attention takes no longer rows, and what helps; nothing where a model has none."""
+    if longest_full_attention(settings) is None:
+        return ""
+    return (
+        "it reads longer ones block by block, until a short one changes that for good; "
+        'with "attention_type": "original_full" in config.json it takes longer ones'
+    )
+
+
 # --- Made-up inputs ---------------------------------------------------------------------------------------------------
 
 BOXES_OF_FRACTIONS = _types("udop")

@@ -4,7 +4,7 @@ import inspect as python_inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from headprune import demo
 from headprune.anatomy import Anatomy
-from headprune.anatomy.clone import pruning_record
+from headprune.anatomy.clone import config_value, pruning_record
+from headprune.anatomy.exceptions import reads_in_blocks
 from headprune.artefact import read_artefact
 from headprune.batch import Batch
 from headprune.config import MAX_LENGTH, ModelSpec, Settings
@@ -51,6 +52,7 @@ class Session:
         task: What it is for.
         progress: Where progress is reported.
         world: The processes that share the work.
+        custom_metric: The metric, where it isn't built in: it was loaded and tried before the model.
     """
 
     settings: Settings
@@ -60,6 +62,7 @@ class Session:
     task: Task
     progress: Progress
     world: World = field(default_factory=World)
+    custom_metric: Metric | None = None
     _batches: dict[int, tuple[Any, tuple[Batch, ...]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -146,10 +149,7 @@ class Session:
         Raises:
             ConfigError: It doesn't compare what the task predicts, or fails on a few rows.
         """
-        better = self.settings.data.higher_is_better
-        return metric_for(
-            self.task, self.model.config, name=self.metric_name, higher_is_better=better
-        )
+        return self.custom_metric or metric_for(self.task, self.model.config, name=self.metric_name)
 
     def objective(self, examples: Sequence[Example]) -> Objective:
         """Return what scores measure: the task's loss, its metric, or the distance to the model as it is."""
@@ -195,11 +195,10 @@ def open_session(settings: Settings, *, progress: Progress, world: World | None 
     )
     tokenizer = load_tokenizer(source)
     task = get_task(name, model_directory=source.root, config=source.config, tokenizer=tokenizer)
-    if data.metric not in (
-        None,
-        *METRICS,
-    ):  # one that can't be computed is refused before the model
-        metric_for(task, source.config, name=data.metric, higher_is_better=data.higher_is_better)
+    metric = None
+    if data.metric not in (None, *METRICS):
+        better = data.higher_is_better
+        metric = metric_for(task, source.config, name=data.metric, higher_is_better=better)
     has_own_device = world.size > 1 and spec.device in ("auto", "cuda")
     model = load_model(
         source,
@@ -211,15 +210,10 @@ def open_session(settings: Settings, *, progress: Progress, world: World | None 
     progress.notify(
         f"model {spec.model} ({model.config.model_type}), task {name}, on {describe(model)}"
     )
-    session = Session(settings, source, model, tokenizer, task, progress, world)
+    session = Session(settings, source, model, tokenizer, task, progress, world, metric)
     if session.max_length < (data.max_length or 0):
-        sparse = getattr(model.config, "attention_type", None) == "block_sparse"
-        reason = (
-            "it reads longer ones block by block, until a short one changes that for good; "
-            'with "attention_type": "original_full" in config.json it takes longer ones'
-            if sparse
-            else "the model takes no longer ones"
-        )
+        reason = reads_in_blocks(partial(config_value, model.config))
+        reason = reason or "the model takes no longer ones"
         progress.notify(f"texts are cut at {session.max_length} tokens: {reason}")
     if task.row.reads_forward:
         refuse_reading_ahead(model, special=tokenizer.all_special_ids)
