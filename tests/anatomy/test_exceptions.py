@@ -7,6 +7,7 @@ import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 import headprune
+from headprune.anatomy import exceptions
 
 PACKAGE = Path(headprune.__file__).parent
 # Examples in a hint, names of files and of formats, and a limit for files that are read before anything heavy is imported.
@@ -40,3 +41,11 @@ def test_no_other_file_names_a_family(path):
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
     assert words & CONFIG_MAPPING_NAMES.keys() <= ELSEWHERE.get(name, set())
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("block_sparse", True), ("original_full", False), (None, False)]
+)
+def test_why_rows_are_cut_is_told_of_block_sparse_attention_alone(kind, expected):
+    settings = {"attention_type": kind, "num_random_blocks": 3, "block_size": 64}
+    assert ("original_full" in exceptions.reads_in_blocks(settings.get)) == expected
