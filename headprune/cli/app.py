@@ -15,7 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
-from headprune.cli.catalogues import methods, metrics, tasks
+from headprune.cli.analyze import analyze
+from headprune.cli.catalogues import methods, metrics, roles, tasks
 from headprune.cli.check import check, error_on_stdout
 from headprune.cli.checks import is_file_of_results, refuse_idle, refuse_missing
 from headprune.cli.convert import convert
@@ -50,6 +51,7 @@ app = typer.Typer(
 _MORE_WORDS = re.compile(r"Got unexpected extra arguments?(\(s\))?")
 _COMMANDS: dict[str, Callable[[Call], None]] = {
     "score": score,
+    "analyze": analyze,
     "prune": prune,
     "sweep": sweep,
     "eval": evaluate,
@@ -62,6 +64,7 @@ _COMMANDS: dict[str, Callable[[Call], None]] = {
     "methods": methods,
     "tasks": tasks,
     "metrics": metrics,
+    "roles": roles,
 }
 
 
@@ -81,7 +84,7 @@ def _add_command(name: str, function: Callable[[Call], None]) -> None:
     def run(**options: Any) -> None:
         try:
             check_surroundings()
-            if name != "score":
+            if name not in ("score", "analyze"):
                 refuse_several_processes(name)
             call = prepare(name, options)
             refuse_missing(call, name)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from headprune.analysis.catalogue import ROLES
 from headprune.cli.options import Call
 from headprune.cli.words import as_options
 from headprune.scoring.catalogue import METHODS
@@ -23,6 +24,11 @@ def tasks(call: Call) -> None:
 def metrics(call: Call) -> None:
     """List the built-in metrics: what each says, and which direction is better."""
     _list(call, METRICS, columns=("help", "higher_is_better"))
+
+
+def roles(call: Call) -> None:
+    """List the roles of heads: what each says of a head, and from when on a head has it."""
+    _list(call, ROLES, columns=("help", "reads", "threshold"))
 
 
 def _list(call: Call, rows: Mapping[str, Any], *, columns: tuple[str, ...]) -> None:

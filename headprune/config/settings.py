@@ -6,6 +6,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from headprune.config.sections import (
+    AnalyzeSpec,
     Constraints,
     DataSpec,
     DistillSpec,
@@ -39,6 +40,7 @@ class Settings(BaseModel):
     model: ModelSpec = ModelSpec()
     data: DataSpec = DataSpec()
     score: ScoreSpec = ScoreSpec()
+    analyze: AnalyzeSpec = AnalyzeSpec()
     plan: Constraints = Constraints()
     reconstruct: ReconstructSpec = ReconstructSpec()
     distill: DistillSpec = DistillSpec()

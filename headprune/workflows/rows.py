@@ -182,6 +182,14 @@ def _set_deciding_apart(
     return parts[0], parts[1]
 
 
+def rows_without_labels(session: Session) -> Rows:
+    """Return calibration rows that are only looked at: no label is read, and none reports."""
+    data, most = session.settings.data, session.settings.score.num_samples
+    table, columns = _read(session, data.data, data.split, labelled=False)
+    count = min(most, data.limit or most)
+    return _noted(session, draw(_examples(session, table, columns), count, seed=data.seed), table)
+
+
 def evaluation_rows(session: Session) -> Rows:
     """Return the rows of ``eval`` and ``check``: all of the evaluation data, or of the data where there is no other."""
     data = session.settings.data
