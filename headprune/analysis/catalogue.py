@@ -205,7 +205,7 @@ _ROWS = (
         sign="d",
     ),
     Role(
-        name="repeated-previous",
+        name="previous-random",
         function=f"{_POSITIONS}:previous",
         reads="repeats",
         help="mean attention to the token before, where tokens mean nothing",

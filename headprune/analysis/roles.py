@@ -98,11 +98,11 @@ def rule_of(role: Role) -> str:
     """Return in words when a head has a role; empty where nothing decides it."""
     unit = f" {role.unit}" if role.unit else ""
     if role.threshold is not None:
-        return f"above {role.threshold:g}{unit}"
+        return f"> {role.threshold:g}{unit}"
     if role.margin is not None:
-        return f"baseline + {role.margin:g}"
+        return f"> baseline + {role.margin:g}"
     if role.top is not None:
-        return f"top {role.top:.0%}, interval above baseline"
+        return f"top {role.top:.0%}"
     return ""
 
 

@@ -71,8 +71,8 @@ def roles_table(roles: Roles) -> RenderableType:
                 )
             )
         )
-    titles = ("role", f"of {len(roles.heads)}", "highest", "number", "baseline", "has the role")
-    parts: list[RenderableType] = [Sheet(rows, titles=titles, right=frozenset({1}), prose=5)]
+    titles = ("role", f"of {len(roles.heads)}", "highest", "number", "baseline", "rule")
+    parts: list[RenderableType] = [Sheet(rows, titles=titles, right=frozenset({1}))]
     if roles.undefined:
         parts.append(Text())
         parts += [
@@ -84,7 +84,7 @@ def roles_table(roles: Roles) -> RenderableType:
 
 def _number(measure: Measure, index: int) -> str:
     value, low, high = measure.values[index], measure.low[index], measure.high[index]
-    half = "" if low is None or high is None else f" ± {(high - low) / 2:.2g}"
+    half = "" if low is None or high is None else f" ± {(high - low) / 2:.1g}"
     return f"{value:.3g}{half}"
 
 
