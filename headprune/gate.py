@@ -6,10 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from headprune.artefact import Artefact, Latency, read_artefact
+from headprune.artefact import Artefact, EvalResult, Latency, Measurement, read_artefact
 from headprune.config import GateSpec
 from headprune.errors import CheckpointError, ConfigError
-from headprune.measured import EvalResult, Measurement
 from headprune.runtime.files import write_text
 from headprune.runtime.targets import refuse_unwritable
 

@@ -19,7 +19,6 @@ ORDER = [
     "runtime",
     "untrusted",
     "artefact",
-    "measured",
     "heads",
     "plans",
     "demo",

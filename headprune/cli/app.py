@@ -15,17 +15,23 @@ from typing import Annotated, Any
 
 import typer
 
-from headprune.cli.catalogues import methods, metrics, tasks
-from headprune.cli.check import check, error_on_stdout
 from headprune.cli.checks import is_file_of_results, refuse_idle, refuse_missing
-from headprune.cli.convert import convert
-from headprune.cli.evaluate import evaluate
-from headprune.cli.export import export
-from headprune.cli.heal import heal
-from headprune.cli.inspect import inspect
-from headprune.cli.options import ACTING, TALK, Call, annotation_of, prepare
-from headprune.cli.prune import prune
-from headprune.cli.score import score
+from headprune.cli.commands import (
+    check,
+    convert,
+    error_on_stdout,
+    evaluate,
+    export,
+    heal,
+    inspect,
+    methods,
+    metrics,
+    prune,
+    score,
+    sweep,
+    tasks,
+)
+from headprune.cli.options import ACTING, TALK, Call, annotation_of, as_options, prepare
 from headprune.cli.signals import discard, received
 from headprune.cli.surroundings import (
     ReaderGoneError,
@@ -34,8 +40,6 @@ from headprune.cli.surroundings import (
     stdout_error,
     system_error,
 )
-from headprune.cli.sweep import sweep
-from headprune.cli.words import as_options
 from headprune.errors import ConfigError, HeadpruneError, ModelError, is_out_of_memory, with_type
 
 _MODELS = "transformers.models."

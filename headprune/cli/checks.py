@@ -3,8 +3,7 @@
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
-from headprune.cli.options import ACTING, LIMITS, ROWS, TIMES, WORK, Call
-from headprune.cli.words import as_options
+from headprune.cli.options import ACTING, LIMITS, ROWS, TIMES, WORK, Call, as_options
 from headprune.config.checks import check_score, methods_of, num_steps
 from headprune.errors import ConfigError
 

@@ -25,8 +25,9 @@ from transformers import (
 )
 
 from headprune.anatomy import Anatomy
+from headprune.artefact import Proof
 from headprune.batch import forward
-from headprune.distillation.adapters import add_adapters
+from headprune.distillation.settings import add_adapters
 from headprune.distillation.teacher import DistillJob
 from headprune.errors import (
     CheckpointError,
@@ -36,7 +37,6 @@ from headprune.errors import (
     first_line,
     is_out_of_memory,
 )
-from headprune.measured import Proof
 from headprune.surgery import dead_indices
 from headprune.verify import merged_equals_adapted, run
 

@@ -6,10 +6,7 @@ from typing import Any
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from headprune.errors import (
-    CheckpointError,
-    ModelError,
-)
+from headprune.errors import CheckpointError, ModelError
 from headprune.models.find import ModelSource, stock_architecture
 from headprune.surgery import modeling_headprune
 

@@ -27,9 +27,9 @@ from headprune.anatomy.clone import (
     stock_class,
 )
 from headprune.anatomy.exceptions import SAME_MATHEMATICS
+from headprune.artefact import LoadMethod
 from headprune.errors import CheckpointError
 from headprune.heads import SiteId
-from headprune.measured import LoadMethod
 from headprune.models.classes import auto_classes
 from headprune.surgery import layer_counts, modeling_headprune
 from headprune.surgery.modeling_headprune import unfolded, width_kept

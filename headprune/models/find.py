@@ -11,12 +11,7 @@ import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from headprune import demo
-from headprune.errors import (
-    ModelError,
-    did_you_mean,
-    first_line,
-    package_error,
-)
+from headprune.errors import ModelError, did_you_mean, first_line, package_error
 from headprune.untrusted.directories import (
     module_entries,
     refuse_damaged_settings,

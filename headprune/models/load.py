@@ -12,20 +12,14 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from headprune.anatomy.clone import quiet
-from headprune.errors import (
-    ModelError,
-    is_out_of_memory,
-    package_error,
-    what_it_says,
-)
+from headprune.errors import ModelError, is_out_of_memory, package_error, what_it_says
 from headprune.models.classes import model_class
-from headprune.models.facts import choose_device, choose_dtype
 from headprune.models.find import ModelSource, find
 from headprune.models.legacy import converted_config, pruned_heads, refuse_pruned_parts
 from headprune.models.load_errors import incomplete, random_pooler, unloadable, unread
 from headprune.models.manifest import check_manifest
-from headprune.models.shards import count_stored
-from headprune.placement import count_parameters
+from headprune.models.stream import count_stored
+from headprune.placement import choose_device, choose_dtype, count_parameters
 
 # Heads and poolers that a task adds, and tables that are computed.
 _SLACK = 10_000_000

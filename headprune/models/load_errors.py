@@ -16,8 +16,7 @@ from headprune.errors import (
     what_it_says,
 )
 from headprune.models.find import ModelSource
-from headprune.models.shards import stored_tensors
-from headprune.models.stream import names_in_memory
+from headprune.models.stream import names_in_memory, stored_tensors
 from headprune.untrusted.recognise import unwrapping
 
 _TOGETHER = "check that config.json and the weights belong together"

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import quiet
+from headprune.artefact import LoadMethod
 from headprune.errors import CheckpointError, UnsupportedError
 from headprune.inspection import inspect
-from headprune.measured import LoadMethod
 from headprune.models.describe import Description, describe, has_uneven_cache
 from headprune.models.manifest import MANIFEST, claims_to_be_ours
 from headprune.models.side_files import (

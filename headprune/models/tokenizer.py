@@ -12,12 +12,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from headprune.anatomy.clone import quiet
-from headprune.errors import (
-    ModelError,
-    missing_package,
-    package_error,
-    what_it_says,
-)
+from headprune.errors import ModelError, missing_package, package_error, what_it_says
 from headprune.models.find import ModelSource
 from headprune.untrusted.recognise import own_files_alone
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from headprune.artefact import Latency
+from headprune.artefact import EvalResult, Latency
 from headprune.batch import Batch
 from headprune.config import Settings
 from headprune.errors import ConfigError, HeadpruneError
@@ -14,10 +14,8 @@ from headprune.evaluation import Predictions, doubts_of, metric_with_interval, p
 from headprune.footprint import kv_cache_bytes_per_token, latency_ms, sizes
 from headprune.gate import Baseline, refuse_other_revision, refuse_other_rows
 from headprune.inspection import inspect
-from headprune.measured import EvalResult
-from headprune.models.facts import versions
 from headprune.passes import Progress
-from headprune.placement import count_parameters
+from headprune.placement import count_parameters, versions
 from headprune.tasks.catalogue import METRICS
 from headprune.workflows.record import with_recorded_rows
 from headprune.workflows.rows import Rows, evaluation_rows

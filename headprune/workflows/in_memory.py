@@ -10,30 +10,35 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
+from headprune.artefact import Reconstruct
 from headprune.batch import Batch, batches_for, num_examples
 from headprune.config import ScoreSpec, Settings
 from headprune.errors import ConfigError, PlanError
 from headprune.heads import HeadId, select_heads
 from headprune.inspection import inspect
-from headprune.measured import Reconstruct
-from headprune.models.facts import fingerprint, versions
 from headprune.models.save import own_save
 from headprune.models.side_files import root_of
 from headprune.models.tokenizer import home_of
 from headprune.passes import SILENT
+from headprune.placement import fingerprint, versions
 from headprune.planning import check_constraints, cost_model, make_plan
 from headprune.plans import HeadScores, PruningPlan
 from headprune.scoring.catalogue import get_method
 from headprune.surgery import RECONSTRUCT_METHODS, cut, reconstruct
 from headprune.surgery.fit import can_fit
 from headprune.tasks.distill import NO_OBJECTIVE, Objective
-from headprune.tasks.objective import metric_for, objective_for
+from headprune.tasks.load_metric import metric_for, objective_for
 from headprune.tasks.task import Task, get_task
 from headprune.workflows.plan import with_named_heads
 from headprune.workflows.reconstruct import HeldOutRows, allowed_biases, take_back_unmoved
 from headprune.workflows.rows import Purpose, num_fitted
-from headprune.workflows.stepwise import Scoring, score_with_steps
-from headprune.workflows.validate import FEWEST_TO_RECONSTRUCT, check_settings, method_of
+from headprune.workflows.stepwise import (
+    FEWEST_TO_RECONSTRUCT,
+    Scoring,
+    check_settings,
+    method_of,
+    score_with_steps,
+)
 
 Loss: TypeAlias = Callable[[Any, Batch], Tensor]
 Batches: TypeAlias = Iterable[Batch | Mapping[str, Tensor]]

@@ -16,12 +16,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
+from headprune.artefact import Reconstruct
 from headprune.config import Settings
 from headprune.errors import DataError
 from headprune.evaluation import Predictions, predict_masked
 from headprune.heads import HeadId
 from headprune.masking import gated
-from headprune.measured import Reconstruct
 from headprune.plans import HeadScores, PruningPlan
 from headprune.replay import losses
 from headprune.surgery import (
@@ -40,7 +40,7 @@ from headprune.tasks.rows import noted_rows
 from headprune.tasks.task import Task
 from headprune.workflows.rows import RowParts, Rows
 from headprune.workflows.session import Session
-from headprune.workflows.validate import FEWEST_TO_RECONSTRUCT
+from headprune.workflows.stepwise import FEWEST_TO_RECONSTRUCT
 
 Compute: TypeAlias = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
 

@@ -10,9 +10,8 @@ from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import Constraints, ScoreSpec, Settings
 from headprune.config.checks import methods_of, num_steps
 from headprune.errors import HeadpruneError, PlanError
-from headprune.models.facts import versions
 from headprune.passes import Progress
-from headprune.placement import input_device
+from headprune.placement import input_device, versions
 from headprune.plans import HeadScores
 from headprune.runs import FOLDER, LATEST, named_scores, scores_file, unused_run, write_scores
 from headprune.runtime.distributed import World
@@ -23,8 +22,13 @@ from headprune.tasks.rows import noted_rows
 from headprune.workflows.record import with_recorded_rows
 from headprune.workflows.rows import Purpose, Rows, separate_rows
 from headprune.workflows.session import Session, open_session
-from headprune.workflows.stepwise import Scoring, score_with_steps
-from headprune.workflows.validate import check_settings, method_of, steps_fit
+from headprune.workflows.stepwise import (
+    Scoring,
+    check_settings,
+    method_of,
+    score_with_steps,
+    steps_fit,
+)
 
 # Facts about rows that must be the same for scores to fit the current rows, and their names in messages.
 _SAME_ROWS = {"fingerprint": "rows (fingerprint)", "max_length": "max length", "task": "task"}

@@ -19,12 +19,11 @@ from headprune.batch import Batch
 from headprune.config import MAX_LENGTH, ModelSpec, Settings
 from headprune.errors import ConfigError, ModelError, PlanError, first_line
 from headprune.inspection import inspect
-from headprune.models.facts import fingerprint
 from headprune.models.find import ModelSource, find
 from headprune.models.load import load_model
 from headprune.models.tokenizer import load_tokenizer
 from headprune.passes import Progress, RunContext
-from headprune.placement import describe
+from headprune.placement import describe, fingerprint
 from headprune.plans import HeadScores
 from headprune.results import Results
 from headprune.runtime.distributed import World
@@ -33,9 +32,9 @@ from headprune.runtime.local import published_name
 from headprune.tasks.batches import Fill, InputFormat, ignore
 from headprune.tasks.catalogue import METRICS, require_metric, task_row
 from headprune.tasks.distill import Objective
+from headprune.tasks.load_metric import metric_for, objective_for
 from headprune.tasks.metrics import Metric
 from headprune.tasks.model_inputs import filling, longest_row, refuse_reading_ahead
-from headprune.tasks.objective import metric_for, objective_for
 from headprune.tasks.rows import Example
 from headprune.tasks.task import Task, detect_task, for_outputs, get_task, refuse_other_head
 

@@ -12,22 +12,26 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record, stock_class
-from headprune.artefact import read_artefact
+from headprune.artefact import LoadMethod, Proof, read_artefact
 from headprune.config import Settings
 from headprune.errors import ConfigError
-from headprune.measured import LoadMethod, Proof
 from headprune.models.classes import auto_class_of
 from headprune.models.describe import describe
-from headprune.models.facts import available_memory, fingerprint_of, weights_bytes
 from headprune.models.find import ModelSource
 from headprune.models.load import load_model, load_shapes
 from headprune.models.manifest import refuse_unusable_output
 from headprune.models.save import write_model, write_side_files
-from headprune.models.shards import count_stored, stored_tensors
-from headprune.models.stream import Cut, find_cuts, names_in_memory, rewrite
+from headprune.models.stream import (
+    Cut,
+    count_stored,
+    find_cuts,
+    names_in_memory,
+    rewrite,
+    stored_tensors,
+)
 from headprune.models.tokenizer import tokenizer_of
 from headprune.passes import Progress
-from headprune.placement import count_parameters
+from headprune.placement import available_memory, count_parameters, fingerprint_of, weights_bytes
 from headprune.planning import check_constraints, cost_model, savings
 from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results
@@ -45,7 +49,7 @@ from headprune.workflows.plan import Show, choose, with_named_heads
 from headprune.workflows.record import note_where, record_of
 from headprune.workflows.score import compare
 from headprune.workflows.session import find_model, origin_of, proven_anatomy
-from headprune.workflows.validate import method_of
+from headprune.workflows.stepwise import method_of
 
 
 @dataclass(frozen=True)

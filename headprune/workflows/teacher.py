@@ -10,12 +10,11 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy.clone import pruning_record
 from headprune.errors import ConfigError, ModelError
-from headprune.models.facts import fingerprint, fingerprint_of
 from headprune.models.find import ModelSource, find
 from headprune.models.load import load_model
 from headprune.models.manifest import refuse_source
 from headprune.models.tokenizer import load_tokenizer
-from headprune.placement import values_of
+from headprune.placement import fingerprint, fingerprint_of, values_of
 from headprune.runtime.local import place_of, published_name
 from headprune.tasks.batches import fill_with_zero
 from headprune.tasks.rows import Example
