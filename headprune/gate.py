@@ -167,12 +167,6 @@ def refuse_other_rows(
 ) -> None:
     """Refuse to compare what is, or would be, measured on other rows or by another metric.
 
-    Args:
-        baseline: What it would be compared with.
-        metric: The metric's name.
-        limit: The most rows that are read.
-        data: What is noted of the rows: name, split, n, fingerprint, max_length.
-
     Raises:
         ConfigError: One of them differs.
     """

@@ -1,7 +1,7 @@
-"""Devices, data types and memory of this machine, and where a model's weights lie: on one device, over several, or waiting in CPU memory until their layer runs (accelerate).
+"""Devices, data types, memory; and where weights lie: on one device, over several, or waiting in CPU memory (accelerate).
 
 A weight that waits elsewhere is a parameter on the meta device: it has a shape and no numbers, and of tied weights each is a
-parameter of its own. What counts or reads parameters does so through here, the hash that tells models apart too.
+parameter of its own. What counts or reads parameters does so through here, as does the hash that tells models apart.
 """
 
 import hashlib

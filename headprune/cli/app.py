@@ -244,11 +244,7 @@ def _module_that_failed(error: BaseException) -> str | None:
 
 
 def _failed(error: BaseException, *, options: Mapping[str, Any] | None = None) -> int:
-    """Say what is wrong, in three parts, and return the exit code; by the options of ``check`` on stdout, too.
-
-    Raises:
-        KeyboardInterrupt: It comes of a signal to stop.
-    """
+    """Say what is wrong, in three parts, and return the exit code; by the options of ``check`` on stdout, too."""
     if received:
         raise KeyboardInterrupt from error
     if os.environ.get("HEADPRUNE_DEBUG") == "1":

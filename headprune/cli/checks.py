@@ -74,11 +74,7 @@ def refuse_missing(call: Call, command: str) -> None:
 
 
 def _refuse_wrong_scoring(call: Call, command: str) -> None:
-    """Refuse steps that lead nowhere, and ways of scoring that a method doesn't have.
-
-    Raises:
-        ConfigError: There are such settings.
-    """
+    """Refuse steps that lead nowhere, and ways of scoring that a method doesn't have."""
     from headprune.runtime.launcher import launched_size
 
     if "steps" in ACTING[command]:

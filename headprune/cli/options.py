@@ -253,11 +253,7 @@ class Call:
 
 
 def prepare(command: str, options: Mapping[str, Any]) -> Call:
-    """Return the call of a command.
-
-    Args:
-        command: Its name.
-        options: Its options as typer read them; None, or nothing in a list, where one wasn't given.
+    """Return the call of a command from its options as typer read them: None, or nothing in a list, where one wasn't given.
 
     Raises:
         ConfigError: A value can't be used, or the file's can't.

@@ -240,11 +240,7 @@ def _checked(
 
 
 def _refuse_metric_code(metric: Any, file: Path) -> None:
-    """Refuse a metric that a file names and that isn't built in, as it is code.
-
-    Raises:
-        ConfigError: The metric isn't built in.
-    """
+    """Refuse a metric that a file names and that isn't built in, as it is code."""
     if metric is not None and metric not in METRICS:
         raise ConfigError(
             f"the metric {str(metric)[:100]!r} isn't built in: it is code, and {file} names it",
@@ -255,12 +251,7 @@ def _refuse_metric_code(metric: Any, file: Path) -> None:
 
 
 def _read_yaml(file: Path, *, any_name: bool = False) -> dict[str, Any]:
-    """Return the settings in a file, by field; the gate's fields as ``check.max_drop`` and so on.
-
-    Args:
-        file: The file.
-        any_name: Whether names that no setting has are left out; else they are an error.
-    """
+    """Return the settings in a file, by field; names that no setting has are an error, or with ``any_name`` left out."""
     text = read_text(
         file,
         error=ConfigError,

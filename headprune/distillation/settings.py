@@ -211,12 +211,7 @@ class Checkpoints:
 
 
 def open_checkpoints(folder: Path, *, facts: Mapping[str, Any], resume: bool) -> Checkpoints:
-    """Return the checkpoints in ``folder`` of the training that is defined by ``facts``.
-
-    Args:
-        folder: Where they are, or will be.
-        facts: The models, the rows and all settings.
-        resume: Whether to go on from the last.
+    """Return the checkpoints in ``folder`` of the training that ``facts`` define; with ``resume``, to go on from the last.
 
     Raises:
         CheckpointError: There is none to go on from, or it is of another training; or there are some and ``resume`` is off,
@@ -265,11 +260,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def _refuse_foreign_checkpoints(folder: Path, *, is_ours: bool, where: str) -> None:
-    """Refuse a folder with what Trainer would take for its own checkpoints, remove or go on from, and isn't.
-
-    Raises:
-        CheckpointError: There is something.
-    """
+    """Refuse a folder with what Trainer would take for its own checkpoints, remove or go on from, and isn't."""
     foreign = [
         path for path in _named_like_checkpoints(folder) if not (is_ours and _is_checkpoint(path))
     ]

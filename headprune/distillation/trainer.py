@@ -129,11 +129,6 @@ def train(model: PreTrainedModel, anatomy: Anatomy, job: DistillJob) -> Trained:
     they are, and what is rounded is their sum with the adapters. Dead weight of padded heads stays zero. There is no dropout:
     student and teacher see the same.
 
-    Args:
-        model: The student.
-        anatomy: Its anatomy.
-        job: What is learned from whom.
-
     Raises:
         CheckpointError: A checkpoint can't be written.
         ConfigError: Trainer can't be run with these arguments.

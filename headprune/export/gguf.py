@@ -88,11 +88,7 @@ def refuse_unusable_file(path: Path, *, overwrite: bool, needed_bytes: int = 0) 
 
 
 def _refuse_other_files(path: Path) -> None:
-    """Refuse to replace a file that isn't GGUF.
-
-    Raises:
-        CheckpointError: It isn't.
-    """
+    """Refuse to replace a file that isn't GGUF."""
     with path.open("rb") as file:
         start = file.read(len(_MAGIC))
     if start != _MAGIC:

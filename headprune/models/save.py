@@ -180,10 +180,7 @@ def own_save(model: PreTrainedModel) -> OwnSave | None:
 def let_it_save_itself(model: PreTrainedModel, anatomy: Anatomy, *, source: str) -> None:
     """Let ``save_pretrained`` of a model, and of the models inside it, write a directory that loads; no class is changed.
 
-    Args:
-        model: A model that was just pruned.
-        anatomy: Its anatomy as it is now.
-        source: Where it was loaded from, before it was pruned.
+    ``source`` is where it was loaded from, before it was pruned.
     """
     before = own_save(model)
     source = source or (before.source if before else "")

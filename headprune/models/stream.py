@@ -48,24 +48,13 @@ def count_stored(directory: Path) -> int:
 
 
 def write_index(directory: Path, files: Mapping[str, str], *, total_size: int) -> None:
-    """Write the index of sharded weights.
-
-    Args:
-        directory: Where to.
-        files: The name of its file by the name of each tensor.
-        total_size: Bytes of all tensors.
-    """
+    """Write the index of sharded weights: the file of each tensor, and the bytes of all."""
     index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(files.items()))}
     (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def differing(ones: Iterable[Stored], others: Mapping[str, Stored]) -> list[str]:
-    """Return the names of those tensors that aren't the same, bit for bit, among ``others``.
-
-    Args:
-        ones: Tensors of one directory.
-        others: Tensors of another, by name.
-    """
+    """Return the names of those tensors that aren't the same, bit for bit, among ``others``."""
     return [
         one.name
         for one in ones
@@ -80,10 +69,6 @@ def untie_as_stored(model: PreTrainedModel, directory: Path) -> None:
     """Give a model without memory the parameters that ``from_pretrained`` would give it where the weights lie in ``directory``.
 
     Where they don't, or can't be read, the config's word stands.
-
-    Args:
-        model: A model on the meta device; it is changed.
-        directory: Where its weights lie, perhaps.
     """
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     try:
@@ -151,10 +136,6 @@ def names_in_memory(model: PreTrainedModel, names: Iterable[str]) -> dict[str, s
     """Return the name in the model of each tensor in the files, by its name there.
 
     Tensors that it fuses, splits or turns on the way, and those that the model has no use for, are left out.
-
-    Args:
-        model: The model; its names alone are read.
-        names: Names in the files.
     """
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -219,13 +200,7 @@ def find_cuts(
 
 
 def rewrite(directory: Path, target: Path, *, cuts: Iterable[Cut]) -> None:
-    """Write the weights of ``directory`` to ``target``: the same files, some tensors cut, the others byte for byte.
-
-    Args:
-        directory: A model.
-        target: Where to.
-        cuts: What is cut from which tensors.
-    """
+    """Write the weights of ``directory`` to ``target``: the same files, some tensors cut, the others byte for byte."""
     by_name = {cut.name: cut for cut in cuts}
     paths = shards(directory)
     total = sum(_rewrite_file(path, target / path.name, cuts=by_name) for path in paths)
@@ -267,13 +242,7 @@ def _rewrite_file(path: Path, target: Path, *, cuts: Mapping[str, Cut]) -> int:
 def wrong_cuts(
     cuts: Iterable[Cut], *, before: Mapping[str, Stored], after: Mapping[str, Stored]
 ) -> list[str]:
-    """Return the names of cut tensors that, read back, aren't bit for bit the kept rows of the source.
-
-    Args:
-        cuts: What was cut.
-        before: The source's tensors, by name in the files.
-        after: The tensors that were written, by name.
-    """
+    """Return the names of cut tensors that, read back, aren't bit for bit the kept rows of the source."""
     return [cut.name for cut in cuts if not _is_right(cut, before[cut.name], after.get(cut.name))]
 
 

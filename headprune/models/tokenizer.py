@@ -42,12 +42,7 @@ _AWKWARD = (
 
 
 def tokenizer_files(source: Path, tokenizer: Any = None) -> Iterator[Path]:
-    """Yield the paths of a tokenizer's files, below the directory of its model.
-
-    Args:
-        source: The directory of a model.
-        tokenizer: A tokenizer whose class may name further files.
-    """
+    """Yield the paths of a tokenizer's files, below the directory of its model; the tokenizer's class may name further ones."""
     own = tuple((getattr(tokenizer, "vocab_files_names", None) or {}).values())
     for path in sorted(source.iterdir()):
         if any(fnmatchcase(path.name, pattern) for pattern in (*_PATTERNS, *own)):

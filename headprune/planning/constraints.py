@@ -99,10 +99,6 @@ def target_of(constraints: Constraints) -> Target | None:
 def require_budget(constraints: Constraints, *, where: str) -> None:
     """Refuse constraints that no plan can be made by: a tolerance takes rows that decide, which objects in memory don't have.
 
-    Args:
-        constraints: The constraints.
-        where: What they were given as.
-
     Raises:
         PlanError: They have no budget, or a tolerance.
     """

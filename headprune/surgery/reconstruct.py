@@ -1,6 +1,7 @@
 """Reconstruct output projections in closed form: heads that are kept put out, as nearly as they can, what all did. No training.
 
-Several methods are fitted side by side, with biases that the family knows added as zeros first where that is allowed; rows that nothing was fitted on say which was best, and whether any was.
+Several methods are fitted side by side; rows that nothing was fitted on say which was best, and whether any was. Biases
+that a family knows and a model was built without can be added as zeros first.
 """
 
 import copy

@@ -22,11 +22,7 @@ _MAX_CLASSES_TRIED = 50
 
 
 def _load_custom_metric(name: str, *, higher_is_better: bool) -> Metric:
-    """Load a metric of ``evaluate``; what it compares is read from the features that it declares.
-
-    Raises:
-        ConfigError: It can't be loaded, or takes something that no task gives.
-    """
+    """Load a metric of ``evaluate``; what it compares is read from the features that it declares."""
     import evaluate  # takes seconds, and most metrics are built in
 
     if Path(name).name == name and Path(name).suffix != ".py" and Path(name).exists():
@@ -75,11 +71,7 @@ def _load_custom_metric(name: str, *, higher_is_better: bool) -> Metric:
 
 
 def _try_metric(metric: Metric, *, classes: int | None) -> None:
-    """Run a metric on a few rows, of numbers, or in which every class occurs.
-
-    Raises:
-        ConfigError: It fails.
-    """
+    """Run a metric on a few rows, of numbers, or in which every class occurs."""
     references = np.linspace(0.0, 1.0, 8)
     predictions = references[::-1] ** 2
     if classes is not None:

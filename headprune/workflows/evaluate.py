@@ -27,11 +27,6 @@ def evaluate(
 ) -> EvalResult:
     """Evaluate a model, pruned or not.
 
-    Args:
-        settings: The settings.
-        progress: Where progress is reported.
-        baseline: What the result will be compared with.
-
     Raises:
         ConfigError: The result couldn't be compared with ``baseline``; nothing was evaluated.
     """
@@ -139,13 +134,7 @@ def refuse_lengths(session: Session) -> None:
 def times_of(
     models: Sequence[PreTrainedModel], session: Session, *, batches: Sequence[Batch]
 ) -> list[dict[str, Latency]]:
-    """Return for each model how long its forwards take, in turns; empty if the settings ask for no latency.
-
-    Args:
-        models: The models.
-        session: Says at which sizes.
-        batches: The data that they are timed on.
-    """
+    """Return for each model how long its forwards take, in turns; empty if the settings ask for no latency."""
     run, progress = session.settings.run, session.progress
     if not run.latency:
         return [{} for _ in models]

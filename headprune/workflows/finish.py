@@ -227,10 +227,6 @@ def _steady_inputs(model: PreTrainedModel) -> dict[str, Tensor] | None:
 def refuse_output(run: RunSpec, *, source: Path) -> None:
     """Refuse an output directory that holds the source, or whose disk is too small.
 
-    Args:
-        run: Says where the model is to lie.
-        source: The directory that is read.
-
     Raises:
         CheckpointError: See above.
     """

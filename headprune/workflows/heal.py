@@ -84,12 +84,7 @@ class _Lesson:
 
 
 def heal(settings: Settings, *, resume: bool, progress: Progress) -> Results:
-    """Train a pruned model towards its source, measure, prove and save.
-
-    Args:
-        settings: The settings; ``out`` must be there.
-        resume: Whether to resume an interrupted training from its last checkpoint.
-        progress: Where progress is reported.
+    """Train a pruned model towards its source (or go on from the last checkpoint of that), measure, prove and save.
 
     Raises:
         ProofError: A proof said no; nothing was saved.
@@ -114,11 +109,7 @@ def heal(settings: Settings, *, resume: bool, progress: Progress) -> Results:
 
 
 def _arguments(settings: Settings, folder: Path) -> TrainingArguments:
-    """Return Trainer's arguments; a mistake in them is found before anything is loaded.
-
-    Raises:
-        ConfigError: There is a mistake.
-    """
+    """Return Trainer's arguments; a mistake in them is found before anything is loaded."""
     spec, device = settings.distill, settings.model.device
     if device not in ("auto", "cpu", "cuda", "mps"):
         raise ConfigError(

@@ -121,14 +121,6 @@ def objective_of(
 ) -> tuple[Objective, Task | None]:
     """Return what scores measure, and the task that was named.
 
-    Args:
-        model: The model.
-        batches: The rows.
-        loss: One loss per example.
-        task: The name of the task whose loss it is, instead.
-        score: How heads are scored: some methods need no rows, or no loss; and what importance is about.
-        seed: Of what is drawn.
-
     Raises:
         ConfigError: Neither a loss nor a task is given, or there is no such task, or its batches aren't plain mappings.
     """
@@ -198,12 +190,7 @@ def noted(model: PreTrainedModel, scores: HeadScores) -> HeadScores:
 
 
 def removed_heads(model: PreTrainedModel, anatomy: Anatomy, heads: Any) -> tuple[HeadId, ...]:
-    """Return the heads that are named in any form.
-
-    Args:
-        model: The model that a plan must be of.
-        anatomy: Where its heads are.
-        heads: Names, HeadIds, ``{"L0": [1, 3]}``, a plan, or a list of any of these.
+    """Return the heads that are named in any form: names, HeadIds, ``{"L0": [1, 3]}``, a plan, or a list of any of these.
 
     Raises:
         PlanError: A head isn't there, or a plan is of another model.

@@ -32,10 +32,6 @@ def inspect(settings: Settings, *, progress: Progress) -> Survey:
     """Look at a model; ``config.json`` is enough, and no memory is taken.
 
     If weights are there, tied parameters are read from them.
-
-    Args:
-        settings: The settings.
-        progress: Where progress is reported.
     """
     source = find_model(settings.model, weights=False)
     for note in source.notes:

@@ -55,14 +55,7 @@ _TWIN_BYTES = 2_000_000_000
 def plan(
     settings: Settings, *, progress: Progress, show: Show, stream: bool | None = None
 ) -> PruningPlan:
-    """Choose the heads that would be removed, and write nothing.
-
-    Args:
-        settings: The settings; a budget must be there.
-        progress: Where progress is reported.
-        show: Shows scores and plan.
-        stream: Whether the model stays on disk; None decides by its size.
-    """
+    """Choose the heads that would be removed, and write nothing; ``stream=None`` lets the model's size decide."""
     if stream is None:
         stream = is_too_large(settings, progress=progress)
     if stream:

@@ -211,11 +211,7 @@ def _without_used(
 
 
 def _without(session: Session, table: Table, other: Table, columns: Columns) -> Table:
-    """Return the table without the rows that are in the other table, too, and report how many were left out.
-
-    Raises:
-        DataError: All rows are in the other table.
-    """
+    """Return the table without the rows that are in the other table, too, and report how many were left out."""
     if session.task.row.reads_prose:
         free, count = prose_without_rows_of(table, other, column=columns.texts[0])
     else:

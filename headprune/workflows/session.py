@@ -97,12 +97,7 @@ class Session:
     def batches(
         self, examples: Sequence[Example], *, batch_size: int | None = None
     ) -> tuple[Batch, ...]:
-        """Turn examples into batches; of the settings' size, once for each tuple of examples.
-
-        Args:
-            examples: The examples.
-            batch_size: How many share a batch; None stands for the settings' batch size.
-        """
+        """Turn examples into batches; of the settings' size, once for each tuple of examples."""
         size = batch_size or self.settings.data.batch_size
         if batch_size is None and id(examples) in self._batches:
             return self._batches[id(examples)][1]
@@ -173,11 +168,6 @@ class Session:
 
 def open_session(settings: Settings, *, progress: Progress, world: World | None = None) -> Session:
     """Find and load the model and its tokenizer, and settle the task.
-
-    Args:
-        settings: All settings.
-        progress: Where progress is reported.
-        world: The processes that share the work: each has a device of its own.
 
     Raises:
         ConfigError: No model is named, or its task or metric can't be settled.
@@ -257,11 +247,7 @@ def tokenizing(source: ModelSource) -> Iterator[None]:
 
 
 def find_model(spec: ModelSpec, *, weights: bool = True) -> ModelSource:
-    """Find the model that the settings name.
-
-    Args:
-        spec: The settings.
-        weights: Whether they are needed; without them its config is enough.
+    """Find the model that the settings name; without ``weights`` its config is enough.
 
     Raises:
         ConfigError: None is named, or a revision of a directory.

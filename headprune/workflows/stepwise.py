@@ -1,4 +1,4 @@
-"""Score once, or in steps: heads are removed, the remaining heads reconstructed, and scored again; and which settings allow it."""
+"""Score once, or in steps: heads are removed, the remaining heads reconstructed, and scored again; what allows it."""
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
@@ -39,9 +39,7 @@ def method_of(score: ScoreSpec) -> str:
 def method_between_steps(reconstruct: ReconstructSpec, examples: int) -> FitMethod | None:
     """Return how the remaining heads are reconstructed before they are scored again: by the strongest of the methods tried.
 
-    Args:
-        reconstruct: The settings.
-        examples: How many examples it is fitted on; with too few, nothing is reconstructed.
+    With too few examples to fit on, nothing is reconstructed.
     """
     if reconstruct.reconstruct == "none" or examples < FEWEST_TO_RECONSTRUCT:
         return None
@@ -51,12 +49,7 @@ def method_between_steps(reconstruct: ReconstructSpec, examples: int) -> FitMeth
 def check_settings(
     settings: Settings, *, compares: bool = False, world: World | None = None
 ) -> None:
-    """Refuse settings that contradict each other.
-
-    Args:
-        settings: All settings.
-        compares: Whether heads are scored by every method of ``methods``; else by ``method`` alone.
-        world: The processes that share the work.
+    """Refuse settings that contradict each other; with ``compares``, for every method of ``methods``.
 
     Raises:
         ConfigError: There are such settings, or a method that needs one process was started in several.
@@ -68,12 +61,7 @@ def check_settings(
 
 
 def steps_fit(scores: HeadScores, settings: Settings) -> bool:
-    """Whether scores were made in the steps that settings ask for; if steps is unset, scores made in steps for the same cut fit.
-
-    Args:
-        scores: The scores, made once or in steps.
-        settings: The settings.
-    """
+    """Whether scores were made in the steps that settings ask for; if these are unset, in any steps for the same cut."""
     plan, steps, made = settings.plan, settings.score.steps, scores.steps
     if made is None or (plan.keep is None and plan.heads is None):
         return made is None and steps in (None, 1)
@@ -112,16 +100,9 @@ def score_with_steps(
     *,
     context: RunContext,
 ) -> HeadScores:
-    """Score the heads once, or once per step, without the heads removed so far.
+    """Score the heads once, or once per step, without the heads removed so far; the model is left as it was.
 
     The remaining heads are scored as they will be saved: reconstructed, if the settings say so.
-
-    Args:
-        model: The model; it is left as it was.
-        anatomy: Where its heads are.
-        objective: What scores measure.
-        scoring: How heads are scored.
-        context: How the work runs.
     """
     score = scoring.score
     method = get_method(method_of(score))

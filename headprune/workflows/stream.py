@@ -102,11 +102,6 @@ def prune_streamed(settings: Settings, *, progress: Progress, show: Show) -> Res
 
     If the names in the files don't allow it, the model is loaded after all, and that is reported.
 
-    Args:
-        settings: The settings; scores, a budget and ``out`` must be there.
-        progress: Where progress is reported.
-        show: Called with scores and plan before anything is cut.
-
     Raises:
         ConfigError: No scores are named, or another dtype is asked for.
         ProofError: A proof said no; nothing was saved.
@@ -196,11 +191,7 @@ def _load_and_cut(on_disk: _OnDisk, staging: Path) -> tuple[LoadMethod, Proof]:
 
 
 def _refuse_what_runs_the_model(settings: Settings) -> None:
-    """Refuse settings that need a loaded model.
-
-    Raises:
-        ConfigError: There is such a setting.
-    """
+    """Refuse settings that need a loaded model."""
     dtype, plan, spec = settings.model.dtype, settings.plan, settings.reconstruct
     score = "headprune score MODEL --run-dir RUN where it fits, then prune with `scores=RUN/scores.json`"
     another = "use another budget: `target_flops=0.9`, for example"
@@ -272,13 +263,7 @@ def _scores(
 
 
 def _fingerprint(source: ModelSource, model: PreTrainedModel, *, dtype: Any) -> str | None:
-    """Return the fingerprint that the model would have in memory; None if it can't be computed from its files alone.
-
-    Args:
-        source: Where the files are.
-        model: Names, shapes and dtypes.
-        dtype: The dtype that it was scored in, should it not be its own.
-    """
+    """Return the fingerprint that the model would have in memory (scored in ``dtype``); None if its files don't tell it."""
     stored = {tensor.name: tensor for tensor in stored_tensors(source.directory)}
     in_files = {name: stored_name for stored_name, name in names_in_memory(model, stored).items()}
     aliases: dict[Tensor, list[str]] = {}

@@ -120,11 +120,7 @@ def _as_pruned(model: PreTrainedModel, dtype: torch.dtype) -> str:
 
 
 def _refuse_other_head(session: Session, teacher: PreTrainedModel, *, name: str) -> None:
-    """Refuse a teacher whose outputs have another width, or another order of classes.
-
-    Raises:
-        ModelError: The teacher's outputs differ in this way.
-    """
+    """Refuse a teacher whose outputs have another width, or another order of classes."""
     student = session.model
     for fact, meaning in session.task.row.teacher_shares.items():
         own, other = getattr(student.config, fact, None), getattr(teacher.config, fact, None)
