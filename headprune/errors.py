@@ -179,12 +179,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 @cache
 def warn_missing(part: str, *, consequence: str) -> None:
-    """Log, once, that a private part of a library isn't where it was: a newer version moved it.
-
-    Args:
-        part: Which part, as Python names it.
-        consequence: What is done otherwise, or not at all, without it.
-    """
+    """Log, once, that a private part of a library isn't where it was: a newer version moved it; and what becomes of that."""
     logging.getLogger("headprune").warning(
         "%s is not there (a newer version than this headprune knows?), so %s", part, consequence
     )

@@ -142,11 +142,7 @@ def scores_file(named: str, *, method: str) -> Path:
 
 
 def named_scores(path: Path, *, fingerprint: str) -> HeadScores:
-    """Read scores that a user names.
-
-    Args:
-        path: The file.
-        fingerprint: Of the model that they must be of.
+    """Read scores that a user names; they must be of the model with this fingerprint.
 
     Raises:
         CheckpointError: It is no scores file.

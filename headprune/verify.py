@@ -12,12 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
+from headprune.artefact import LoadMethod, Proof
 from headprune.batch import asks_for_padding, forward, main_output
 from headprune.errors import MemoryLimitError, ProofError, UnprovenError, is_out_of_memory
-from headprune.measured import LoadMethod, Proof
 from headprune.models.fresh import load_afresh
-from headprune.models.shards import count_stored, differing, stored_tensors
-from headprune.models.stream import Cut, wrong_cuts
+from headprune.models.stream import Cut, count_stored, differing, stored_tensors, wrong_cuts
 from headprune.models.tokenizer import awkward_ids
 from headprune.passes import Parts, halves_of_inputs
 from headprune.placement import count_parameters, input_device, moved_away

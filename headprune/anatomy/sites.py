@@ -260,10 +260,7 @@ class Anatomy:
         return found
 
     def mask(self, removed: HeadSelection) -> Tensor:
-        """Return a head mask [heads]: 1 keeps a head, 0 silences it, in the order of :attr:`heads`.
-
-        Args:
-            removed: The heads to silence: names, HeadIds or ``{"L0": [1, 3]}``.
+        """Return a head mask [heads] without heads in any form: 1 keeps a head, 0 silences it, in the order of :attr:`heads`.
 
         Raises:
             PlanError: A head is named that the model doesn't have.

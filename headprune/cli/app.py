@@ -15,18 +15,24 @@ from typing import Annotated, Any
 
 import typer
 
-from headprune.cli.analyze import analyze
-from headprune.cli.catalogues import methods, metrics, roles, tasks
-from headprune.cli.check import check, error_on_stdout
 from headprune.cli.checks import is_file_of_results, refuse_idle, refuse_missing
-from headprune.cli.convert import convert
-from headprune.cli.evaluate import evaluate
-from headprune.cli.export import export
-from headprune.cli.heal import heal
-from headprune.cli.inspect import inspect
-from headprune.cli.options import ACTING, TALK, Call, annotation_of, prepare
-from headprune.cli.prune import prune
-from headprune.cli.score import score
+from headprune.cli.commands import (
+    check,
+    convert,
+    error_on_stdout,
+    evaluate,
+    export,
+    heal,
+    inspect,
+    methods,
+    metrics,
+    prune,
+    score,
+    sweep,
+    tasks,
+)
+from headprune.cli.options import ACTING, TALK, Call, annotation_of, as_options, prepare
+from headprune.cli.roles import analyze, roles
 from headprune.cli.signals import discard, received
 from headprune.cli.surroundings import (
     ReaderGoneError,
@@ -35,8 +41,6 @@ from headprune.cli.surroundings import (
     stdout_error,
     system_error,
 )
-from headprune.cli.sweep import sweep
-from headprune.cli.words import as_options
 from headprune.errors import ConfigError, HeadpruneError, ModelError, is_out_of_memory, with_type
 
 _MODELS = "transformers.models."
@@ -243,11 +247,7 @@ def _module_that_failed(error: BaseException) -> str | None:
 
 
 def _failed(error: BaseException, *, options: Mapping[str, Any] | None = None) -> int:
-    """Say what is wrong, in three parts, and return the exit code; by the options of ``check`` on stdout, too.
-
-    Raises:
-        KeyboardInterrupt: It comes of a signal to stop.
-    """
+    """Say what is wrong, in three parts, and return the exit code; by the options of ``check`` on stdout, too."""
     if received:
         raise KeyboardInterrupt from error
     if os.environ.get("HEADPRUNE_DEBUG") == "1":

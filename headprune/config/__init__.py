@@ -1,13 +1,6 @@
 """Settings: fields with their help, one section for each stage, and what wins where a setting is given twice."""
 
 from headprune.config.fields import Drop
-from headprune.config.load import (
-    RECIPE_FILE,
-    is_record,
-    load_settings,
-    merged,
-    recorded_rows,
-)
 from headprune.config.sections import (
     BUDGETS,
     MAX_LENGTH,
@@ -22,7 +15,18 @@ from headprune.config.sections import (
     RunSpec,
     ScoreSpec,
 )
-from headprune.config.settings import CHECK, DEMO, PRESETS, SECTION_OF, Settings
+from headprune.config.settings import (
+    CHECK,
+    DEMO,
+    PRESETS,
+    RECIPE_FILE,
+    SECTION_OF,
+    Settings,
+    is_record,
+    load_settings,
+    merged,
+    recorded_rows,
+)
 
 __all__ = [
     "BUDGETS",

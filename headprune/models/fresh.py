@@ -73,11 +73,7 @@ def _split_otherwise(report: Mapping[str, Any], ids: Mapping[str, Sequence[int]]
 
 
 def _failure(child: "subprocess.CompletedProcess[str]") -> str:
-    """Return why loading failed.
-
-    Raises:
-        UnprovenError: Memory ran out, or somebody killed the process, as is done where memory runs out.
-    """
+    """Return why loading failed."""
     lines = child.stderr.strip().splitlines() or ["it ended without a word"]
     if memory := [line for line in lines if says_out_of_memory(line)]:
         raise _unproven(f"memory ran out: {memory[-1].strip()[:200]}")

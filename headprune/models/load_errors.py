@@ -16,8 +16,7 @@ from headprune.errors import (
     what_it_says,
 )
 from headprune.models.find import ModelSource
-from headprune.models.shards import stored_tensors
-from headprune.models.stream import names_in_memory
+from headprune.models.stream import names_in_memory, stored_tensors
 from headprune.untrusted.recognise import unwrapping
 
 _TOGETHER = "check that config.json and the weights belong together"
@@ -26,13 +25,7 @@ _TOGETHER = "check that config.json and the weights belong together"
 def unloadable(
     error: Exception, source: ModelSource, *, empty: PreTrainedModel | None = None
 ) -> HeadpruneError:
-    """Return the error to raise where a library failed to load a model.
-
-    Args:
-        error: What it raised.
-        source: The model.
-        empty: The model that its config describes, without numbers.
-    """
+    """Return the error to raise where a library failed to load a model; ``empty`` is what its config describes."""
     where = str(source.directory)
     if is_out_of_memory(error):
         return MemoryLimitError(
@@ -140,12 +133,7 @@ def _foreign_prefix(
 
 
 def unread(unexpected: Iterable[str], model: PreTrainedModel) -> str | None:
-    """Return a warning about tensors that the model doesn't use, such as the head that a task drops; None without any.
-
-    Args:
-        unexpected: Names of tensors in the files that the model doesn't have.
-        model: The model.
-    """
+    """Return a warning about tensors that the model doesn't use, such as the head that a task drops; None without any."""
     prefix = f"{model.base_model_prefix}."
     tables = tuple(name.removeprefix(prefix) for name, _ in model.named_buffers())
     names = sorted(name for name in unexpected if not (tables and name.endswith(tables)))

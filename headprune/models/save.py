@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import quiet
+from headprune.artefact import LoadMethod
 from headprune.errors import CheckpointError, UnsupportedError
 from headprune.inspection import inspect
-from headprune.measured import LoadMethod
 from headprune.models.describe import Description, describe, has_uneven_cache
 from headprune.models.manifest import MANIFEST, claims_to_be_ours
 from headprune.models.side_files import (
@@ -180,10 +180,7 @@ def own_save(model: PreTrainedModel) -> OwnSave | None:
 def let_it_save_itself(model: PreTrainedModel, anatomy: Anatomy, *, source: str) -> None:
     """Let ``save_pretrained`` of a model, and of the models inside it, write a directory that loads; no class is changed.
 
-    Args:
-        model: A model that was just pruned.
-        anatomy: Its anatomy as it is now.
-        source: Where it was loaded from, before it was pruned.
+    ``source`` is where it was loaded from, before it was pruned.
     """
     before = own_save(model)
     source = source or (before.source if before else "")

@@ -45,10 +45,6 @@ def copy_side_files(source: Path, directory: Path) -> None:
     A transformer that lies in a folder, as old versions of sentence-transformers have it, lies in ``directory`` itself
     afterwards, and ``modules.json`` says so.
 
-    Args:
-        source: The directory of a model.
-        directory: Where to.
-
     Raises:
         CheckpointError: A file is a link to somewhere else, or a pipe or device.
         ModelError: ``modules.json`` is damaged, or names code that isn't sentence-transformers' own.
@@ -73,12 +69,7 @@ def copy_side_files(source: Path, directory: Path) -> None:
 
 
 def write_tokenizer(tokenizer: Any, directory: Path, *, source: Path | None) -> None:
-    """Write a tokenizer: as the very files that it was loaded from, unless it was changed since.
-
-    Args:
-        tokenizer: The tokenizer; None stands for the source's own.
-        directory: Where to.
-        source: The directory of the model that it belongs to.
+    """Write a tokenizer, or the source's own: as the very files that it was loaded from, unless it was changed since.
 
     Raises:
         CheckpointError: A file is a link to somewhere else, or a pipe or device; or it can't be written.
@@ -95,11 +86,7 @@ def write_tokenizer(tokenizer: Any, directory: Path, *, source: Path | None) -> 
 
 
 def _copy(source: Path, name: Path, target: Path) -> None:
-    """Copy a file that lies in ``source`` itself, if there is none at ``target``.
-
-    Raises:
-        CheckpointError: It is a link to somewhere else, or a pipe or device.
-    """
+    """Copy a file that lies in ``source`` itself, if there is none at ``target``."""
     file = source / name
     if not file.is_file() or not lies_within(source, file):
         raise CheckpointError(
@@ -124,12 +111,7 @@ def _in_folder(source: Path, folder: Path) -> Iterator[Path]:
 
 
 def change_settings(path: Path, changes: Mapping[str, Any]) -> None:
-    """Change settings in a JSON file, if there is one and its values differ; everything else stays as it is.
-
-    Args:
-        path: The file.
-        changes: New values by name.
-    """
+    """Change settings in a JSON file, if there is one and its values differ; everything else stays as it is."""
     if not changes or not path.is_file():
         return
     settings = read_json(path)

@@ -28,10 +28,6 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 def writing(directory: Path, what: str) -> Iterator[None]:
     """Turn a write that failed inside a library into an error of ours; those of safetensors and tokenizers are no OSErrors.
 
-    Args:
-        directory: Where something is written.
-        what: What is written, in words.
-
     Raises:
         OSError: The system refused; whoever knows the target names it.
         CheckpointError: Anything else: settings that contradict each other, packed weights.
@@ -79,12 +75,7 @@ _BESIDE_SCALING = ("rope_theta", "partial_rotary_factor")
 
 
 def write_config(config: PreTrainedConfig, directory: Path) -> None:
-    """Write ``config.json`` with the names of transformers v4 beside those of v5.
-
-    Args:
-        config: The config.
-        directory: Where to.
-    """
+    """Write ``config.json`` with the names of transformers v4 beside those of v5."""
     config.save_pretrained(directory)
     path = directory / "config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
@@ -95,12 +86,7 @@ def write_config(config: PreTrainedConfig, directory: Path) -> None:
 
 
 def with_old_names(settings: Mapping[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
-    """Return the settings of a config, and of those inside it, with the names that transformers v4 has for some of them.
-
-    Args:
-        settings: The config as a dictionary.
-        config: The config.
-    """
+    """Return the settings of a config, and of those inside it, with the names that transformers v4 has for some of them."""
     named = dict(settings)
     for name in type(config).sub_configs:
         inner = getattr(config, name, None)

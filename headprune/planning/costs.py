@@ -126,14 +126,7 @@ def resources_of(model: nn.Module, anatomy: Anatomy) -> Resources:
 def savings(
     model: nn.Module, anatomy: Anatomy, *, removed: Collection[HeadId], pad: bool = False
 ) -> Resources:
-    """Return what removing heads saves, from the shapes alone.
-
-    Args:
-        model: The model.
-        anatomy: Where its heads are.
-        removed: The heads.
-        pad: Whether key/value groups are evened out with dead weight.
-    """
+    """Return what removing heads saves, from the shapes alone; with ``pad``, groups are evened out with dead weight."""
     kept = anatomy.kept_per_site(removed)
     parts = [_site_savings(model, site, kept[site.id], pad=pad) for site in anatomy.sites]
     return Resources(*map(sum, zip(*parts, strict=True))) if parts else Resources(0, 0, 0)

@@ -27,12 +27,6 @@ def make_plan(
 ) -> PruningPlan:
     """Return the plan that meets the budget and removes the least importance within the constraints.
 
-    Args:
-        scores: The importance of every head.
-        anatomy: Where the heads are.
-        constraints: The budget, and what else to keep to.
-        costs: The costs that a target limits.
-
     Raises:
         PlanError: The scores are of other heads, or :func:`check_constraints` says no.
     """

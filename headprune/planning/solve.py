@@ -43,10 +43,6 @@ def choose(problem: Problem, values: Mapping[HeadId, float]) -> Choice:
     It is exact, by dynamic programming over the options of the attentions; only where savings have no common divisor are they
     counted on a grid, rounded down.
 
-    Args:
-        problem: The cut.
-        values: The importance of each head.
-
     Raises:
         PlanError: The target is out of reach.
     """
@@ -153,10 +149,6 @@ def combine(gains: Sequence[Sequence[int]], costs: Sequence[Sequence[float]]) ->
     """Return the cheapest combination of one option per attention for every total gain.
 
     Exact: ``best[i][t] = min_o best[i - 1][t - gain_o] + cost_o``. Of equally cheap ones it takes the earlier option.
-
-    Args:
-        gains: For each attention, what each of its options gains; 0 or more.
-        costs: The same of costs.
     """
     best = np.zeros(1)
     picks: list[NDArray[np.int32]] = []
@@ -182,11 +174,6 @@ def cheapest_for(
     Whole numbers are counted in units of their common divisor, which is exact. Where that makes too many totals, and for
     fractions, gains are rounded down to a grid: the options then still gain what they must, and may gain a little more
     than is needed (at most one step of the grid per attention).
-
-    Args:
-        gains: For each attention, what each of its options gains; ``least`` is within reach.
-        costs: The same of costs; 0 or more.
-        least: What must be gained.
 
     Returns:
         Which option of each attention, and the step of the grid; None where the choice is exact.

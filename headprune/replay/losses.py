@@ -240,11 +240,6 @@ def in_chunks(
 
     Where memory runs out on a single mask, that is raised: whoever made the batch makes it smaller.
 
-    Args:
-        masks: The masks.
-        size: How many at a time.
-        run: Returns a row for every mask.
-
     Returns:
         The results, and how many at a time fitted where it was fewer than ``size``, else None.
     """

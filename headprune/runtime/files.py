@@ -172,11 +172,6 @@ def staged_file(target: Path, *, may_replace: Check | None = _anything) -> Itera
 def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
     """Write a small file atomically, replacing what was there unless ``overwrite`` is off.
 
-    Args:
-        path: The file.
-        text: Its new content.
-        overwrite: Whether a file that is there may be replaced.
-
     Raises:
         CheckpointError: The write failed; the file is as it was.
     """
@@ -243,14 +238,7 @@ def _taken(target: Path) -> CheckpointError:
 
 
 def _swap(staging: Path, target: Path) -> Path:
-    """Replace a directory by ``staging``; it is moved aside first, and comes back on failure.
-
-    Returns:
-        Where the old directory lies now.
-
-    Raises:
-        CheckpointError: Neither could be put there; it says where both are.
-    """
+    """Replace a directory by ``staging``; it is moved aside first, and comes back on failure."""
     old = leftovers.old_name(staging)
     try:
         target.rename(old)

@@ -64,12 +64,7 @@ def sink(request: ScoreRequest) -> Estimate:
 def _mean_over_queries(request: ScoreRequest, *, number: str) -> Estimate:
     """Return ``mean_n mean_t number(weights of query t)`` for every head, with its standard error over examples.
 
-    Args:
-        request: The model and the data; queries that are padding don't count.
-        number: Which of :data:`NUMBERS`; the others are kept, too, where a journal is.
-
-    Raises:
-        UnsupportedError: An attention doesn't hand out its weights.
+    The other :data:`NUMBERS` are kept, too, where a journal is; queries that are padding don't count.
     """
     model, anatomy, batches = request.model, request.anatomy, request.batches
 

@@ -18,12 +18,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from headprune.anatomy import Anatomy, Site
+from headprune.artefact import FitMethod
 from headprune.batch import Batch
 from headprune.masking import gated, places_of, real_positions, row_of_position
-from headprune.measured import FitMethod
 from headprune.passes import Parts
 from headprune.placement import input_device
-from headprune.replay.walk import (
+from headprune.replay.resume import (
     CompletedCalls,
     advance_through,
     block_or_attention,

@@ -89,11 +89,6 @@ def filling(model: PreTrainedModel, compared: Compared, tokenizer: Any) -> Fill:
     ids that could be meant are tried: with the right one a row has the same outputs in a batch as alone. The function returns
     None where there is no such id: then only rows of one length can share a forward.
 
-    Args:
-        model: The model.
-        compared: What of its outputs counts.
-        tokenizer: Its tokenizer, whose pad token is tried after the model's own.
-
     Raises:
         ModelError: A row holds an id for which the model has no embedding, or the model fails on one; raised when rows come.
     """

@@ -37,10 +37,6 @@ _NO_MODELS = ("Tokenizer", "Processor", "FeatureExtractor")
 def refuse_adapters(directory: Path, *, name: str) -> tuple[str, ...]:
     """Refuse adapters that are taken for a model, or that a load would put into it.
 
-    Args:
-        directory: Where the files lie.
-        name: What the user calls it.
-
     Returns:
         What is to be said of adapters that lie there and do nothing.
 
@@ -100,11 +96,6 @@ def _adapters(folder: Path, *, name: str) -> ModelError:
 def refuse_quantised_config(settings: dict[str, Any], *, name: str, where: str) -> None:
     """Refuse a config of packed weights, whatever library packed them, also of a model inside.
 
-    Args:
-        settings: The content of ``config.json``.
-        name: What the user calls the model.
-        where: The path of ``config.json``.
-
     Raises:
         UnsupportedError: It is one.
     """
@@ -124,11 +115,6 @@ def _quantised(name: str, method: str, where: str, key: str) -> UnsupportedError
 
 def refuse_wrapped_names(names: Collection[str], *, name: str, where: str) -> None:
     """Refuse weights whose names show that they were saved with a wrapper around the model, or adapters in it.
-
-    Args:
-        names: Of the tensors in the files.
-        name: What the user calls the model.
-        where: Where the files lie.
 
     Raises:
         ModelError: They were saved compiled, parallel, with adapters, or packed.

@@ -12,9 +12,8 @@ from headprune.analysis.statistics import measure_attention
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import Settings
 from headprune.errors import PlanError, UnsupportedError
-from headprune.models.facts import versions
 from headprune.passes import Progress
-from headprune.placement import input_device
+from headprune.placement import input_device, versions
 from headprune.runs import FOLDER, ROLES_FILE, unused_run, write_roles
 from headprune.runtime.distributed import World
 from headprune.runtime.journal import Journal, open_journal
@@ -63,7 +62,10 @@ def measure_roles(session: Session, chosen: Sequence[Role]) -> tuple[Roles, Jour
     Raises:
         PlanError: None of them can be measured.
     """
-    rows = rows_without_labels(session) if any(role.reads == "rows" for role in chosen) else None
+    most = session.settings.score.num_samples
+    count = min(most, session.settings.data.limit or most)
+    reads_rows = any(role.reads == "rows" for role in chosen)
+    rows = rows_without_labels(session, count) if reads_rows else None
     batches = session.batches(rows.examples) if rows else ()
     vocabulary = Vocabulary.of(session.tokenizer, batches)
     journal = _journal(session, batches)

@@ -14,11 +14,10 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import quiet, stock_class
 from headprune.anatomy.inputs import example_inputs
+from headprune.artefact import LoadMethod, Proof
 from headprune.batch import forward, main_output
 from headprune.config import RunSpec
-from headprune.measured import LoadMethod, Proof
 from headprune.models.classes import auto_class_of, auto_classes
-from headprune.models.facts import weights_bytes
 from headprune.models.find import ModelSource
 from headprune.models.load import complaints
 from headprune.models.manifest import (
@@ -28,7 +27,7 @@ from headprune.models.manifest import (
     write_manifest,
 )
 from headprune.models.save import MAX_SHARD_SIZE, write_model
-from headprune.placement import count_parameters, input_device
+from headprune.placement import count_parameters, input_device, weights_bytes
 from headprune.plans import HeadScores, PruningPlan
 from headprune.report.card import model_card
 from headprune.results import Results
@@ -227,10 +226,6 @@ def _steady_inputs(model: PreTrainedModel) -> dict[str, Tensor] | None:
 
 def refuse_output(run: RunSpec, *, source: Path) -> None:
     """Refuse an output directory that holds the source, or whose disk is too small.
-
-    Args:
-        run: Says where the model is to lie.
-        source: The directory that is read.
 
     Raises:
         CheckpointError: See above.

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record
+from headprune.artefact import EvalResult, Proof, Reconstruct
 from headprune.batch import Batch
 from headprune.config import Settings
 from headprune.errors import ConfigError
@@ -17,11 +18,9 @@ from headprune.evaluation import MetricValue, metric_with_interval
 from headprune.gate import Baseline
 from headprune.inspection import inspect
 from headprune.masking import gated
-from headprune.measured import EvalResult, Proof, Reconstruct
-from headprune.models.facts import weights_bytes
 from headprune.models.manifest import refuse_unusable_output
 from headprune.passes import Progress
-from headprune.placement import input_device, refuse_offloaded
+from headprune.placement import input_device, refuse_offloaded, weights_bytes
 from headprune.planning import check_constraints, savings
 from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results
@@ -47,8 +46,8 @@ from headprune.workflows.record import note_where, record_of, with_recorded_rows
 from headprune.workflows.rows import Purpose, RowParts, separate_rows
 from headprune.workflows.score import scores_by_name
 from headprune.workflows.session import Session, open_session
+from headprune.workflows.stepwise import check_settings
 from headprune.workflows.stream import is_too_large, plan_streamed, prune_streamed
-from headprune.workflows.validate import check_settings
 
 _TWIN_BYTES = 2_000_000_000
 
@@ -56,14 +55,7 @@ _TWIN_BYTES = 2_000_000_000
 def plan(
     settings: Settings, *, progress: Progress, show: Show, stream: bool | None = None
 ) -> PruningPlan:
-    """Choose the heads that would be removed, and write nothing.
-
-    Args:
-        settings: The settings; a budget must be there.
-        progress: Where progress is reported.
-        show: Shows scores and plan.
-        stream: Whether the model stays on disk; None decides by its size.
-    """
+    """Choose the heads that would be removed, and write nothing; ``stream=None`` lets the model's size decide."""
     if stream is None:
         stream = is_too_large(settings, progress=progress)
     if stream:

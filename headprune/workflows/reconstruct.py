@@ -16,12 +16,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
+from headprune.artefact import Reconstruct
 from headprune.config import Settings
 from headprune.errors import DataError
 from headprune.evaluation import Predictions, predict_masked
 from headprune.heads import HeadId
 from headprune.masking import gated
-from headprune.measured import Reconstruct
 from headprune.plans import HeadScores, PruningPlan
 from headprune.replay import losses
 from headprune.surgery import (
@@ -40,7 +40,7 @@ from headprune.tasks.rows import noted_rows
 from headprune.tasks.task import Task
 from headprune.workflows.rows import RowParts, Rows
 from headprune.workflows.session import Session
-from headprune.workflows.validate import FEWEST_TO_RECONSTRUCT
+from headprune.workflows.stepwise import FEWEST_TO_RECONSTRUCT
 
 Compute: TypeAlias = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
 
@@ -52,13 +52,7 @@ _CLEAR = 0.5
 def reconstruct_if_asked(
     session: Session, anatomy: Anatomy, plan: PruningPlan, parts: RowParts
 ) -> Reconstruct | None:
-    """Refit the output projections for the heads that will be kept, where the settings say so.
-
-    Args:
-        session: The model, its heads still there; changed in place where reconstruction helps.
-        anatomy: Its anatomy.
-        plan: Which heads will be removed.
-        parts: The rows.
+    """Refit, in place, the output projections for the heads that will be kept, where the settings say so and it helps.
 
     Raises:
         DataError: There are too few rows.
@@ -137,14 +131,7 @@ def can_reconstruct(parts: RowParts) -> bool:
 def reconstruct_parts(
     session: Session, anatomy: Anatomy, remove: Collection[HeadId], parts: RowParts
 ) -> Reconstruct:
-    """Reconstruct for the heads that are kept, in place.
-
-    Args:
-        session: The model, its heads still there.
-        anatomy: Its anatomy.
-        remove: The heads that will be removed.
-        parts: The rows: ``fit`` rows fit, ``held_out`` rows decide whether that helped.
-    """
+    """Reconstruct for the heads that are kept, in place; held-out rows decide whether that helped."""
     objective = session.objective(parts.held_out)
     by_loss = session.settings.score.objective == "distill"
     judge = HeldOutRows(

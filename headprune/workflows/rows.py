@@ -28,8 +28,7 @@ from headprune.workflows.session import Session, tokenizing
 TIMES = 5
 """So many times the calibration rows are drawn where some decide how far to go: one part scores, the rest decides."""
 _FEWEST_TO_SCORE = 8
-_FEW = 256
-"""Rows by which labels are checked against what the model says of them."""
+_FEW = 256  # rows by which labels are checked against what the model says of them
 
 
 @dataclass(frozen=True)
@@ -182,11 +181,10 @@ def _set_deciding_apart(
     return parts[0], parts[1]
 
 
-def rows_without_labels(session: Session) -> Rows:
-    """Return calibration rows that are only looked at: no label is read, and none reports."""
-    data, most = session.settings.data, session.settings.score.num_samples
+def rows_without_labels(session: Session, count: int) -> Rows:
+    """Return at most ``count`` rows that are only looked at: no label is read, and none reports."""
+    data = session.settings.data
     table, columns = _read(session, data.data, data.split, labelled=False)
-    count = min(most, data.limit or most)
     return _noted(session, draw(_examples(session, table, columns), count, seed=data.seed), table)
 
 
@@ -219,11 +217,7 @@ def _without_used(
 
 
 def _without(session: Session, table: Table, other: Table, columns: Columns) -> Table:
-    """Return the table without the rows that are in the other table, too, and report how many were left out.
-
-    Raises:
-        DataError: All rows are in the other table.
-    """
+    """Return the table without the rows that are in the other table, too, and report how many were left out."""
     if session.task.row.reads_prose:
         free, count = prose_without_rows_of(table, other, column=columns.texts[0])
     else:

@@ -10,12 +10,11 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy.clone import pruning_record
 from headprune.errors import ConfigError, ModelError
-from headprune.models.facts import fingerprint, fingerprint_of
 from headprune.models.find import ModelSource, find
 from headprune.models.load import load_model
 from headprune.models.manifest import refuse_source
 from headprune.models.tokenizer import load_tokenizer
-from headprune.placement import values_of
+from headprune.placement import fingerprint, fingerprint_of, values_of
 from headprune.runtime.local import place_of, published_name
 from headprune.tasks.batches import fill_with_zero
 from headprune.tasks.rows import Example
@@ -121,11 +120,7 @@ def _as_pruned(model: PreTrainedModel, dtype: torch.dtype) -> str:
 
 
 def _refuse_other_head(session: Session, teacher: PreTrainedModel, *, name: str) -> None:
-    """Refuse a teacher whose outputs have another width, or another order of classes.
-
-    Raises:
-        ModelError: The teacher's outputs differ in this way.
-    """
+    """Refuse a teacher whose outputs have another width, or another order of classes."""
     student = session.model
     for fact, meaning in session.task.row.teacher_shares.items():
         own, other = getattr(student.config, fact, None), getattr(teacher.config, fact, None)

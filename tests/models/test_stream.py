@@ -14,12 +14,11 @@ import headprune as hp
 from headprune.config import Settings
 from headprune.errors import ModelError, ProofError
 from headprune.inspection import inspect
-from headprune.models.facts import available_memory
 from headprune.models.find import find
 from headprune.models.load import load_shapes
 from headprune.models.save import write_model
-from headprune.models.shards import differing, shards, stored_tensors
-from headprune.models.stream import find_cuts
+from headprune.models.stream import differing, find_cuts, shards, stored_tensors
+from headprune.placement import available_memory
 from headprune.surgery import cut
 from headprune.verify import files_are_exact, numbers_add_up
 from headprune.workflows.stream import prune_streamed

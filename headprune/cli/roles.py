@@ -1,5 +1,7 @@
-"""``headprune analyze``."""
+"""Commands that show what heads do."""
 
+from headprune.analysis.catalogue import ROLES
+from headprune.cli.commands import list_rows
 from headprune.cli.options import Call
 
 
@@ -21,3 +23,8 @@ def analyze(call: Call) -> None:
         call.show("")
         call.show(roles_table(roles))
     call.progress.notify(f"written: {path}")
+
+
+def roles(call: Call) -> None:
+    """List the roles of heads: what each says of a head, and from when on a head has it."""
+    list_rows(call, ROLES, columns=("help", "reads", "threshold"))
