@@ -22,9 +22,10 @@ from headprune.models.side_files import (
     change_settings,
     copy_side_files,
     drop_foreign_code,
+    write_config,
     write_tokenizer,
+    writing,
 )
-from headprune.models.writing import write_config, writing
 from headprune.surgery import head_settings, modeling_headprune
 from headprune.surgery.modeling_headprune import UNEVEN_CACHE
 

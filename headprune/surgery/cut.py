@@ -46,7 +46,7 @@ def cut(
             none of the heads is left that the model's settings name. Nothing was changed then.
         UnsupportedError: Weights wait in CPU memory or on disk until their layer runs.
     """
-    refuse_offloaded(model, to="be cut")
+    refuse_offloaded(model)
     unknown = set(remove) - set(anatomy.heads)
     if unknown:
         raise PlanError(

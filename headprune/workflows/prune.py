@@ -108,7 +108,7 @@ def prune(
     session = open_session(settings, progress=progress)
     refuse_lengths(session)
     refuse_output(settings.run, source=session.source.directory)
-    refuse_offloaded(session.model, to="be cut")
+    refuse_offloaded(session.model)
     check_constraints(session.anatomy, settings.plan)
     used = scores_by_name(session)[1].rows if settings.run.scores is not None else ()
     decides = settings.plan.max_drop is not None

@@ -9,12 +9,12 @@ from headprune.evaluation import doubts_of, predict
 from headprune.runtime.local import count_noted_elsewhere, published_name
 from headprune.tasks.causal_lm import is_chat
 from headprune.tasks.columns import Columns, choose_columns
-from headprune.tasks.data import read_table
 from headprune.tasks.rows import (
     Example,
     draw,
     hold_out,
     prose_without_rows_of,
+    read_table,
     set_apart,
     with_targets,
     without_inputs,
