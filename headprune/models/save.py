@@ -79,13 +79,6 @@ def write_side_files(
 ) -> None:
     """Write all that a load needs but the weights; names and shapes of ``model`` are enough.
 
-    Args:
-        model: The model.
-        directory: Where to.
-        description: Its config, and how it loads.
-        tokenizer: The tokenizer; None stands for the source's own.
-        source: The directory of the model that it was made from.
-
     Raises:
         CheckpointError: A file of the source is a link to somewhere else, or can't be written.
     """

@@ -53,7 +53,9 @@ def writing(directory: Path, what: str) -> Iterator[None]:
         is_known = type(error) is Exception or isinstance(error, SafetensorError)
         if refused is not None and not isinstance(error, OSError):
             raise OSError(int(refused[1]), os.strerror(int(refused[1]))) from error
-        if not is_known and not _is_refusal(error):
+        # It means that what the library was given can't be written.
+        is_refusal = isinstance(error, (ValueError, RuntimeError)) and not is_out_of_memory(error)
+        if not is_known and not is_refusal:
             raise
         if is_known:
             raise CheckpointError(
@@ -68,11 +70,6 @@ def writing(directory: Path, what: str) -> Iterator[None]:
             where="generation_config" if "GenerationConfig" in str(error) else str(directory),
             hint="change what it names, and save again; nothing was left half-written",
         ) from error
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Whether an error of a library means that what it was given can't be written."""
-    return isinstance(error, (ValueError, RuntimeError)) and not is_out_of_memory(error)
 
 
 _ROPE = "rope_parameters"

@@ -206,19 +206,13 @@ def rearranged(
     *,
     protected: Collection[HeadId],
 ) -> frozenset[HeadId]:
-    """Return as many heads of every attention as are in ``heads``: the ones whose joint loss is least.
+    """Return as many heads of every attention as ``heads``, which sorting chose, has of it: the ones whose joint loss is least.
 
     By second order, what a set ``Z`` of heads adds to the loss is half of ``sum_{i, j in Z} F_ij``, and scores see no more than
     the diagonal. From the ``k`` cheapest heads on, every other one is let in, and the one whose leaving makes the sum smallest
     leaves. Attentions whose heads share keys and values stay as they are.
 
     Source: Kwon et al., "A Fast Post-Training Pruning Framework for Transformers", NeurIPS 2022, section 4.2.
-
-    Args:
-        heads: What sorting chose.
-        anatomy: Where the heads are.
-        products: The Fisher information of every attention's gates.
-        protected: Heads that are kept.
     """
     together: set[HeadId] = set()
     for site in anatomy.sites:

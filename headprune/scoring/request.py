@@ -87,13 +87,7 @@ class Estimate:
 def mean_and_error(
     total: Float64[Tensor, " heads"], squares: Float64[Tensor, " heads"], *, n: int
 ) -> Estimate:
-    """Return means and their standard errors (no errors for one example).
-
-    Args:
-        total: The sum over examples.
-        squares: The sum of squares over examples.
-        n: How many examples there are.
-    """
+    """Return means and their standard errors (no errors for one example) from the sums over ``n`` examples."""
     mean = total / n
     if n < 2:
         return Estimate(mean, None, n)

@@ -159,15 +159,7 @@ def documents_of(
     source: ModelSource | None,
     settings: str | None = None,
 ) -> dict[str, str]:
-    """Return the files that describe a model, by name.
-
-    Args:
-        results: What was done and proven.
-        plan: Which heads were removed, and how many each attention keeps; without it there is no card.
-        scores: What the plan was made from.
-        source: The model that it was made from; None if that can't be found.
-        settings: The settings as YAML.
-    """
+    """Return the files that describe a model, by name; without a plan there is no card."""
     texts = {
         "scores.json": scores.to_json() if scores else None,
         "plan.json": plan.to_json() if plan else None,

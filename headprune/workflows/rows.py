@@ -62,14 +62,7 @@ class RowParts:
     def of(
         cls, calibrate: Rows, report: Rows, *, decide: Rows | None = None, held_out: float = 0.25
     ) -> "RowParts":
-        """Return the parts, the last of the calibration rows held out.
-
-        Args:
-            calibrate: The calibration rows.
-            report: The reporting rows.
-            decide: The deciding rows, if there are any.
-            held_out: The share of the calibration rows that nothing is fitted on.
-        """
+        """Return the parts, the last of the calibration rows held out."""
         fitted = num_fitted(len(calibrate.examples), held_out)
         fit, others = set_apart(calibrate.examples, fitted)
         return cls(calibrate, fit, others, decide or Rows((), {}), report)
