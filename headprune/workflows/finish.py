@@ -1,8 +1,7 @@
 """How every command saves a model: into a temporary directory, proven, described, sealed, and then moved to its place."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import quiet, stock_class
 from headprune.anatomy.inputs import example_inputs
 from headprune.artefact import LoadMethod, Proof
-from headprune.batch import forward, main_output
+from headprune.batch import evaluating, forward, main_output
 from headprune.config import RunSpec
 from headprune.models.classes import auto_class_of, auto_classes
 from headprune.models.find import ModelSource
@@ -126,7 +125,7 @@ class InMemory:
         auto_class = self.auto_class or auto_class_of(kind)
         known = frozenset[str]() if self.inputs else _absent(self.model)
         splitter = self.splitter or self.tokenizer
-        with _evaluating(self.model):
+        with evaluating(self.model):
             inputs = self.inputs or _steady_inputs(self.model)
             if inputs is None:
                 return (
@@ -179,18 +178,6 @@ def _absent(model: PreTrainedModel) -> frozenset[str]:
         return frozenset()
     names = whole.state_dict().keys() - model.state_dict().keys()
     return complaints({"missing_keys": names})
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Without dropout, in every module; as they were afterwards."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 def _steady_inputs(model: PreTrainedModel) -> dict[str, Tensor] | None:
