@@ -271,19 +271,15 @@ def with_decoder_inputs(
     Raises:
         DataError: The model makes none.
     """
+    takes_labels = bool(getattr(model.config, "is_encoder_decoder", False))
     for batch in batches:
-        labels = None if isinstance(batch, Batch) else batch.get("labels")
-        takes_labels = bool(getattr(model.config, "is_encoder_decoder", False))
-        if (
-            isinstance(batch, Batch)
-            or labels is None
-            or labels.dim() < 2
-            or not takes_labels
-            or any(batch.get(name) is not None for name in _DECODER_INPUTS)
-        ):
+        if isinstance(batch, Batch) or not takes_labels:
             yield batch
-        else:
-            yield {**batch, **_shifted(model, batch)}
+            continue
+        labels = batch.get("labels")
+        is_given = any(batch.get(name) is not None for name in _DECODER_INPUTS)
+        is_whole = labels is None or labels.dim() < 2 or is_given
+        yield batch if is_whole else {**batch, **_shifted(model, batch)}
 
 
 def _shifted(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
