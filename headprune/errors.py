@@ -127,7 +127,7 @@ def package_error(error: BaseException, *, what: str, where: str) -> ModelError 
     )
 
 
-def first_line(error: BaseException, *, longest: int = 300) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of what an exception of a library says, or what it is called where it says nothing.
 
     >>> first_line(ValueError("no such layer")), first_line(KeyError())
@@ -136,7 +136,7 @@ def first_line(error: BaseException, *, longest: int = 300) -> str:
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
     if isinstance(error, KeyError) and error.args:  # it says the key alone
         line = f"KeyError: {line}"
-    return line if len(line) <= longest else f"{line[:longest]}..."
+    return line if len(line) <= 300 else f"{line[:300]}..."
 
 
 def with_type(error: BaseException) -> str:

@@ -60,13 +60,7 @@ def predict(
     batches: Sequence[Batch],
     track: Callable[[Sequence[Batch], str], Iterable[Batch]] | None = None,
 ) -> Predictions:
-    """Run the model over the data once.
-
-    Args:
-        model: The model, in eval mode.
-        task: What is measured.
-        batches: The data.
-        track: ``(batches, description) -> batches``, showing progress.
+    """Run the model over the data once; ``track(batches, description)`` shows progress.
 
     Raises:
         ModelError: A prediction is infinite or not a number.

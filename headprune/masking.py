@@ -73,6 +73,8 @@ def gates_by_site(
 ) -> Float[Tensor, "rows heads"] | Float[Tensor, " heads"]:
     """Put gates of sites, and lists of heads to silence, together in the columns of ``anatomy.heads``.
 
+    ``parts`` holds, by site, gates [heads] or [rows, heads], or the indices of the heads to silence.
+
     Raises:
         PlanError: A site or head isn't there, or gates have another shape.
     """

@@ -111,19 +111,15 @@ def saving_aside(model: nn.Module) -> AbstractContextManager[None]:
     return save_on_cpu() if is_offloaded(model) else nullcontext()
 
 
-def refuse_offloaded(model: PreTrainedModel, *, to: str) -> None:
-    """Refuse to change weights that aren't there.
-
-    Args:
-        model: The model.
-        to: What was to be done: ``be cut``.
+def refuse_offloaded(model: PreTrainedModel) -> None:
+    """Refuse to cut weights that aren't there.
 
     Raises:
         UnsupportedError: Some of the model's weights wait in CPU memory or on disk.
     """
     if is_offloaded(model):
         raise UnsupportedError(
-            f"the model is spread, and weights that wait in CPU memory or on disk can't {to}",
+            "the model is spread, and weights that wait in CPU memory or on disk can't be cut",
             where=f"{type(model).__name__} on {describe(model)}",
             hint="score it spread (`device`: spread), then prune it from file to file with these scores (`scores`, `stream`)",
         )

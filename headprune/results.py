@@ -156,7 +156,7 @@ class Curve(BaseModel):
         method: How the heads were scored.
         scored_on: Number of calibration rows that it read.
         points: The cuts.
-        knee: Keep ratio of the knee, see :func:`headprune.planning.constraints`; None where the curve has none.
+        knee: Keep ratio of the knee, see :func:`headprune.planning.knee`; None where the curve has none.
         within_drop: The smallest keep ratio down to which no drop goes beyond the limit, see
             :func:`headprune.planning.last_within`; None where none was given.
     """

@@ -162,7 +162,7 @@ def load_settings(
     aside = ""
     default = (folder or Path()) / RECIPE_FILE
     if file is None and default.is_file():
-        if is_record(default):
+        if _is_record(default):
             aside = f" ({default} is the record of the model beside it and no settings; -c {default} makes it so)"
         else:
             file = default
@@ -179,7 +179,7 @@ def load_settings(
     return _checked(given, given), f"settings from the command line{aside}"
 
 
-def is_record(file: Path) -> bool:
+def _is_record(file: Path) -> bool:
     """Whether a file of settings lies beside a model, as the record of how it was made."""
     return any((file.parent / name).exists() for name in ("config.json", "manifest.json"))
 

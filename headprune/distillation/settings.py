@@ -99,13 +99,7 @@ def parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
 def trainer_settings(
     *, pairs: Sequence[str], own: Mapping[str, Any], folder: Path, device: str
 ) -> TrainingArguments:
-    """Return the arguments of Trainer: our defaults, then ``own``, then ``pairs``.
-
-    Args:
-        pairs: ``key=value``, as the user wrote them.
-        own: Arguments that have settings of their own; None leaves the default.
-        folder: Where checkpoints go.
-        device: Type of the device that the models are on.
+    """Return the arguments of Trainer: our defaults, then ``own`` (None leaves the default), then ``pairs``.
 
     Raises:
         ConfigError: An argument isn't one, or can't be used.

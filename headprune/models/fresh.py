@@ -29,10 +29,7 @@ def load_afresh(
 ) -> tuple[list[str], Tensor | None]:
     """Load a directory in a fresh process, without headprune.
 
-    Args:
-        job: What :mod:`~headprune.models.fresh_process` is to do.
-        inputs: What the model is run on; None only loads it.
-        ids: Texts, and the token ids that they must have.
+    ``job`` is what :mod:`~headprune.models.fresh_process` is to do; without ``inputs`` it only loads. ``ids`` are texts' tokens.
 
     Returns:
         What loading complained of, or why it failed; and the output, if there is one.

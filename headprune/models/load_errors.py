@@ -80,14 +80,7 @@ def _stored_shapes(source: ModelSource) -> dict[str, tuple[int, ...]]:
 def incomplete(
     missing: Sequence[str], model: PreTrainedModel, source: ModelSource, *, kind: str
 ) -> ModelError:
-    """Return the error to raise where the weights lack tensors that a model needs.
-
-    Args:
-        missing: Names in the model that no tensor was found for, sorted.
-        model: The model, with random numbers in their places.
-        source: Where it lies.
-        kind: The class that it was loaded as.
-    """
+    """Return the error to raise where the weights lack tensors that a model needs, which has random numbers in their places."""
     stored = _stored_shapes(source)
     prefix = _foreign_prefix(model, stored, missing)
     there = names_in_memory(model, stored).values()

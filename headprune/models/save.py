@@ -22,9 +22,10 @@ from headprune.models.side_files import (
     change_settings,
     copy_side_files,
     drop_foreign_code,
+    write_config,
     write_tokenizer,
+    writing,
 )
-from headprune.models.writing import write_config, writing
 from headprune.surgery import head_settings, modeling_headprune
 from headprune.surgery.modeling_headprune import UNEVEN_CACHE
 
@@ -77,13 +78,6 @@ def write_side_files(
     source: Path | None = None,
 ) -> None:
     """Write all that a load needs but the weights; names and shapes of ``model`` are enough.
-
-    Args:
-        model: The model.
-        directory: Where to.
-        description: Its config, and how it loads.
-        tokenizer: The tokenizer; None stands for the source's own.
-        source: The directory of the model that it was made from.
 
     Raises:
         CheckpointError: A file of the source is a link to somewhere else, or can't be written.

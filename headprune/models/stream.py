@@ -173,14 +173,7 @@ def find_cuts(
     before: Anatomy,
     after: Anatomy,
 ) -> tuple[Cut, ...] | str:
-    """Return what is cut from each tensor in the files, or the reason why that can't be told.
-
-    Args:
-        model: The model before, without memory.
-        tensors: What lies in the files.
-        before: The anatomy of the model.
-        after: Its anatomy when the heads are gone.
-    """
+    """Return what is cut from each tensor in the files, or the reason why that can't be told."""
     shapes = {stored.name: stored.shape for stored in tensors}
     names_by_parameter: dict[str, list[str]] = {}
     for name, parameter in names_in_memory(model, shapes).items():

@@ -81,13 +81,7 @@ def cost_model(
     constraints: Constraints,
     batches: Callable[[], Sequence[Batch]],
 ) -> CostModel | None:
-    """Return what a plan's target is counted in; None where its budget is one of heads.
-
-    Args:
-        model: The model; its shapes are enough but for latency.
-        anatomy: Where its heads are.
-        constraints: The budget.
-        batches: Gives the data that latency is measured on.
+    """Return what a plan's target is counted in; None where its budget is one of heads. Latency is measured on ``batches()``.
 
     Raises:
         PlanError: The model takes none of what is counted.

@@ -76,12 +76,6 @@ def score_in_steps(
     constraints; one that would remove none (a unit is larger) is left out. In the result every head has the score that it had
     last, and the step in which it was removed: a plan for the same cut, made from these scores, removes the same heads.
 
-    Args:
-        anatomy: Where the heads are.
-        rescore: Scores the heads without the removed ones.
-        constraints: Which cut the steps lead to: a keep ratio or a number of heads.
-        steps: How many there are; 1 is scoring once.
-
     Raises:
         PlanError: The constraints contradict each other or the architecture.
     """

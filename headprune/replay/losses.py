@@ -187,11 +187,6 @@ def tokens_that_fit(run: Callable[[int], object], *, per_copy: int, device: torc
 
     ``run(copies)`` is timed with 1, 2, 4, ... copies of a batch, as far as the memory that one took lets expect room for more,
     until twice as many are hardly faster per token.
-
-    Args:
-        run: Runs so many copies of a batch in one forward.
-        per_copy: Tokens of one copy.
-        device: Where it runs.
     """
 
     def seconds(copies: int) -> float:

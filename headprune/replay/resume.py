@@ -72,15 +72,7 @@ def record(
     *,
     compiled: CompiledBlocks | None = None,
 ) -> ReplayState:
-    """Run a batch once, and keep what later forwards needn't compute again.
-
-    Args:
-        model: The model.
-        anatomy: Its anatomy.
-        batch: The rows, on the model's device.
-        loss: One loss per example.
-        compiled: Compiled forwards of blocks.
-    """
+    """Run a batch once, and keep what later forwards needn't compute again."""
     tape = Tape(model, anatomy)
     with tape.recording():
         losses = example_losses(

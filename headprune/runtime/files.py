@@ -38,11 +38,6 @@ def refuse_unusable_target(
 
     What a run that was killed while it replaced the directory had moved aside is put back first.
 
-    Args:
-        directory: Where something will be written.
-        may_replace: Refuses what may not be replaced; None where nothing may be.
-        needed_bytes: How much will be written.
-
     Returns:
         Whether something was put back.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.batch import Batch, Loss, num_examples
+from headprune.batch import Batch, Loss, evaluating, num_examples
 from headprune.heads import SiteId
 from headprune.passes import SILENT, RunContext
 from headprune.placement import not_finite
@@ -87,13 +87,7 @@ class Estimate:
 def mean_and_error(
     total: Float64[Tensor, " heads"], squares: Float64[Tensor, " heads"], *, n: int
 ) -> Estimate:
-    """Return means and their standard errors (no errors for one example).
-
-    Args:
-        total: The sum over examples.
-        squares: The sum of squares over examples.
-        n: How many examples there are.
-    """
+    """Return means and their standard errors (no errors for one example) from the sums over ``n`` examples."""
     mean = total / n
     if n < 2:
         return Estimate(mean, None, n)
@@ -121,13 +115,8 @@ def score(
         ModelError: A loss was infinite or not a number.
     """
     function = get_method(method).load()
-    training = [module for module in request.model.modules() if module.training]
-    request.model.eval()
-    try:
+    with evaluating(request.model):
         estimate: Estimate = function(request)
-    finally:
-        for module in training:
-            module.training = True
     if not bool(estimate.values.isfinite().all()):
         what = f"the {method} scores are not finite"
         raise not_finite(what, request.model, where="calibration data")

@@ -1,6 +1,5 @@
 """The only place where weights change."""
 
-from headprune.artefact import Reconstruct
 from headprune.surgery.cut import cut, dead_indices
 from headprune.surgery.head_settings import head_settings, layer_counts, named_heads
 from headprune.surgery.reconstruct import (
@@ -18,7 +17,6 @@ __all__ = [
     "AddedBiases",
     "HeldOut",
     "Measured",
-    "Reconstruct",
     "add_zero_biases",
     "cut",
     "dead_indices",

@@ -66,14 +66,6 @@ def fit(
     Those that aren't linear in ``z`` (a norm or a function stands in between), and those that run more than once a forward, stay
     as they are.
 
-    Args:
-        model: The model; it is left as it was.
-        anatomy: Its anatomy.
-        batches: What is fitted on.
-        mask: 0 for the heads that will be removed.
-        methods: What is solved.
-        ridges: Those to choose from, if not :data:`~headprune.surgery.least_squares.RIDGES`.
-
     Raises:
         MemoryLimitError: Memory ran out with one example a batch.
     """

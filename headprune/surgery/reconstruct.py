@@ -146,14 +146,6 @@ def reconstruct(
     """Reconstruct the output projections of ``model``, whose heads are still there, for when ``remove`` are removed.
 
     Changes weights in place, and only where held-out rows find the model better for it.
-
-    Args:
-        model: The model, before the heads are cut.
-        anatomy: Its anatomy.
-        batches: What the weights are fitted on.
-        held_out: What selects a method, or none.
-        remove: The heads that will be removed.
-        methods: What is tried; the bias only where there is one.
     """
     if not has_bias(model, anatomy):
         methods = [method for method in methods if method != "bias"]

@@ -162,13 +162,7 @@ def load_metric(
 def metric_for(
     task: Task, config: Any, *, name: str | None = None, higher_is_better: bool | None = None
 ) -> Metric:
-    """Return a metric of what a task's model predicts.
-
-    Args:
-        task: The task.
-        config: The model's, which knows the classes.
-        name: The metric; None for the task's own.
-        higher_is_better: Which direction is better, of a metric that isn't built in.
+    """Return a metric (or the task's own) of what a task's model predicts.
 
     Raises:
         ConfigError: It doesn't compare what the task predicts, or fails on a few rows.
@@ -190,16 +184,7 @@ def objective_for(
     metric: Metric,
     seed: int,
 ) -> Objective:
-    """Return what importance is about.
-
-    Args:
-        task: What the model is for.
-        model: The model as it is.
-        batches: The rows.
-        kind: Which of the three.
-        metric: The metric, where it is that.
-        seed: Of what is drawn around the outputs of the model as it is.
-    """
+    """Return what importance is about."""
     if kind == "distill":
         return with_teacher_targets(model, task.distillation, batches, seed=seed)
     if kind == "metric":

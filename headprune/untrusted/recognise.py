@@ -1,7 +1,7 @@
 """What a model's directory is, told from its files before anything is loaded: adapters, quantised, wrapped, code of its own."""
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,9 @@ def refuse_adapters(directory: Path, *, name: str) -> tuple[str, ...]:
     Raises:
         ModelError: There are adapters alone, or adapters that transformers puts into the model as it loads it.
     """
-    for folder in (directory, *_module_folders(directory)):
+    # Sentence-transformers loads models from folders, too.
+    modules = (path for path in directory.glob("[0-9]*_Transformer") if path.is_dir())
+    for folder in (directory, *modules):
         if (folder / _ADAPTER).is_file() or _holds_adapters_alone(folder):
             raise _adapters(folder, name=name)
     elsewhere = sorted(path.parent.name for path in directory.glob(f"*/{_ADAPTER}"))
@@ -56,11 +58,6 @@ def refuse_adapters(directory: Path, *, name: str) -> tuple[str, ...]:
         if unused
         else ()
     )
-
-
-def _module_folders(directory: Path) -> Iterator[Path]:
-    """Yield the folders that sentence-transformers loads models from."""
-    yield from (path for path in directory.glob("[0-9]*_Transformer") if path.is_dir())
 
 
 def _holds_adapters_alone(folder: Path) -> bool:

@@ -67,15 +67,7 @@ def measure(
     timed: bool = True,
     note: dict[str, Any] | None = None,
 ) -> tuple[EvalResult, Predictions]:
-    """Measure the session's metric and, where ``timed``, how long forwards take.
-
-    Args:
-        session: The model.
-        rows: What it is measured on.
-        heads: How many heads it has, if that is known.
-        timed: Whether forwards are timed, too.
-        note: The facts about the model to record, if they are known already.
-    """
+    """Measure the session's metric and, where ``timed``, how long forwards take."""
     model, notify = session.model, session.progress.notify
     batches = session.batches(rows.examples)
     predictions = predict(model, session.task, batches=batches, track=session.progress.track)

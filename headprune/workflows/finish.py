@@ -1,8 +1,7 @@
 """How every command saves a model: into a temporary directory, proven, described, sealed, and then moved to its place."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import quiet, stock_class
 from headprune.anatomy.inputs import example_inputs
 from headprune.artefact import LoadMethod, Proof
-from headprune.batch import forward, main_output
+from headprune.batch import evaluating, forward, main_output
 from headprune.config import RunSpec
 from headprune.models.classes import auto_class_of, auto_classes
 from headprune.models.find import ModelSource
@@ -126,7 +125,7 @@ class InMemory:
         auto_class = self.auto_class or auto_class_of(kind)
         known = frozenset[str]() if self.inputs else _absent(self.model)
         splitter = self.splitter or self.tokenizer
-        with _evaluating(self.model):
+        with evaluating(self.model):
             inputs = self.inputs or _steady_inputs(self.model)
             if inputs is None:
                 return (
@@ -159,15 +158,7 @@ def documents_of(
     source: ModelSource | None,
     settings: str | None = None,
 ) -> dict[str, str]:
-    """Return the files that describe a model, by name.
-
-    Args:
-        results: What was done and proven.
-        plan: Which heads were removed, and how many each attention keeps; without it there is no card.
-        scores: What the plan was made from.
-        source: The model that it was made from; None if that can't be found.
-        settings: The settings as YAML.
-    """
+    """Return the files that describe a model, by name; without a plan there is no card."""
     texts = {
         "scores.json": scores.to_json() if scores else None,
         "plan.json": plan.to_json() if plan else None,
@@ -187,18 +178,6 @@ def _absent(model: PreTrainedModel) -> frozenset[str]:
         return frozenset()
     names = whole.state_dict().keys() - model.state_dict().keys()
     return complaints({"missing_keys": names})
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Without dropout, in every module; as they were afterwards."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 def _steady_inputs(model: PreTrainedModel) -> dict[str, Tensor] | None:

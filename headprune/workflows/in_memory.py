@@ -67,15 +67,7 @@ def shrink_model(
     *,
     settings: Settings,
 ) -> tuple[Anatomy, ShrinkReport]:
-    """Score, plan, reconstruct and cut, in place; return the anatomy of the remaining heads, and a report.
-
-    Args:
-        model: The model.
-        anatomy: Where its heads are.
-        objective: The rows, and their loss.
-        task: The named task, if any: its metric then also decides whether reconstruction helped.
-        settings: How heads are scored, the plan's constraints, and how the remaining heads are reconstructed.
-    """
+    """Score, plan, reconstruct and cut, in place; return the anatomy of the remaining heads, and a report."""
     spec, seed, notify = settings.reconstruct, settings.data.seed, SILENT.notify
     check_settings(settings)
     constraints = with_named_heads(model, anatomy, settings.plan, notify=notify)

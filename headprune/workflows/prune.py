@@ -25,6 +25,7 @@ from headprune.planning import check_constraints, savings
 from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results
 from headprune.surgery import cut
+from headprune.tasks.rows import noted_rows
 from headprune.verify import masked_equals_pruned, require, run
 from headprune.workflows.evaluate import measure, refuse_lengths, refuse_other_evaluation, times_of
 from headprune.workflows.finish import (
@@ -40,7 +41,6 @@ from headprune.workflows.reconstruct import (
     allowed_biases,
     reconstruct_if_asked,
     take_back_unmoved,
-    with_rows,
 )
 from headprune.workflows.record import note_where, record_of, with_recorded_rows
 from headprune.workflows.rows import Purpose, RowParts, separate_rows
@@ -108,7 +108,7 @@ def prune(
     session = open_session(settings, progress=progress)
     refuse_lengths(session)
     refuse_output(settings.run, source=session.source.directory)
-    refuse_offloaded(session.model, to="be cut")
+    refuse_offloaded(session.model)
     check_constraints(session.anatomy, settings.plan)
     used = scores_by_name(session)[1].rows if settings.run.scores is not None else ()
     decides = settings.plan.max_drop is not None
@@ -141,7 +141,8 @@ def _cut_and_save(
     """Measure, reconstruct and cut in place, measure again, save, and prove each step."""
     smaller = _cut(session, plan, parts)
     if smaller.reconstructed is not None:
-        scores = with_rows(scores, parts.calibrate)
+        rows = noted_rows(parts.calibrate.examples, earlier=scores.rows)  # they mustn't report
+        scores = scores.model_copy(update={"rows": rows})
     settings, source = session.settings, session.source
 
     def results(written: Written, size: int) -> Results:

@@ -9,12 +9,12 @@ from headprune.evaluation import doubts_of, predict
 from headprune.runtime.local import count_noted_elsewhere, published_name
 from headprune.tasks.causal_lm import is_chat
 from headprune.tasks.columns import Columns, choose_columns
-from headprune.tasks.data import read_table
 from headprune.tasks.rows import (
     Example,
     draw,
     hold_out,
     prose_without_rows_of,
+    read_table,
     set_apart,
     with_targets,
     without_inputs,
@@ -61,14 +61,7 @@ class RowParts:
     def of(
         cls, calibrate: Rows, report: Rows, *, decide: Rows | None = None, held_out: float = 0.25
     ) -> "RowParts":
-        """Return the parts, the last of the calibration rows held out.
-
-        Args:
-            calibrate: The calibration rows.
-            report: The reporting rows.
-            decide: The deciding rows, if there are any.
-            held_out: The share of the calibration rows that nothing is fitted on.
-        """
+        """Return the parts, the last of the calibration rows held out."""
         fitted = num_fitted(len(calibrate.examples), held_out)
         fit, others = set_apart(calibrate.examples, fitted)
         return cls(calibrate, fit, others, decide or Rows((), {}), report)

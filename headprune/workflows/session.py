@@ -110,12 +110,7 @@ class Session:
     def input_format(
         self, *, batch_size: int | None = None, notify: Callable[[str], None] = ignore
     ) -> InputFormat:
-        """Return how texts become inputs of the model.
-
-        Args:
-            batch_size: How many examples share a batch; None packs to a budget of tokens.
-            notify: Called with remarks about unusual labels.
-        """
+        """Return how texts become inputs of the model, packed to a budget of tokens where no batch size is given."""
         return InputFormat(
             tokenizer=self.tokenizer,
             max_length=self.max_length,

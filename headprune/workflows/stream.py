@@ -168,11 +168,13 @@ def _stream(
     _note_origin(on_disk, smaller)
     description = describe(smaller, after)
     write_side_files(smaller, staging, description, source=on_disk.source.root)
+    removed = on_disk.parameters_removed
     sums = numbers_add_up(
         before=count_parameters(on_disk.model),
         after=count_parameters(smaller),
-        removed=on_disk.parameters_removed,
-        files=(count_stored(source), count_stored(staging)),
+        removed=removed,
+        on_disk=count_stored(staging),
+        expected=count_stored(source) - removed,
     )
     return description.load_method, files_are_exact(source, staging, cuts=cuts), sums
 

@@ -68,7 +68,9 @@ def open_teacher(session: Session) -> Teacher:
         "revision": source.revision,
         "fingerprint": fingerprint(model),
     }
-    if recorded and recorded not in (note["fingerprint"], _as_pruned(model, session.model.dtype)):
+    # In the dtype in which it was pruned, too.
+    as_pruned = ((name, value, session.model.dtype) for name, value in values_of(model))
+    if recorded and recorded not in (note["fingerprint"], fingerprint_of(as_pruned)):
         raise ModelError(
             f"{source.name} is no longer the model that {session.source.name} was pruned from (its weights differ)",
             where=f"{session.source.directory}/config.json (headprune.source)",
@@ -112,11 +114,6 @@ def _find_teacher(session: Session) -> tuple[ModelSource, str | None]:
             where=f"{session.source.directory}/config.json (headprune.source)",
             hint=_ANOTHER,
         ) from error
-
-
-def _as_pruned(model: PreTrainedModel, dtype: torch.dtype) -> str:
-    """Return the fingerprint of a model as it is in the dtype in which it was pruned."""
-    return fingerprint_of((name, value, dtype) for name, value in values_of(model))
 
 
 def _refuse_other_head(session: Session, teacher: PreTrainedModel, *, name: str) -> None:

@@ -281,8 +281,8 @@ def test_the_proofs_can_fail(tmp_path, progress):
         proof = files_are_exact(source, out, cuts=cuts)
         assert (proof.passed, proof.measured, proof.detail) == (False, 1, name)
         path.write_bytes(good)
-    assert not numbers_add_up(before=10, after=6, removed=4, files=(10, 7)).passed
-    assert not numbers_add_up(before=10, after=7, removed=4, files=(10, 6)).passed
+    assert not numbers_add_up(before=10, after=6, removed=4, on_disk=7, expected=6).passed
+    assert not numbers_add_up(before=10, after=7, removed=4, on_disk=6, expected=6).passed
 
 
 def test_every_flipped_bit_is_a_difference(tmp_path):
