@@ -121,7 +121,7 @@ def test_no_modules_import_each_other_in_a_circle():
 def test_the_package_grows_no_larger():
     """What is added is paid for by what is taken away; both numbers may only go down."""
     assert len(FILES) <= 156
-    assert sum(path.read_text(encoding="utf-8").count("\n") for path in FILES) <= 29_000
+    assert sum(path.read_text(encoding="utf-8").count("\n") for path in FILES) <= 28_980
 
 
 def test_every_room_has_its_place():
