@@ -1,14 +1,17 @@
 """``analyze``: what every head does, from one pass over the rows, made-up sequences, and weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from headprune.analysis.call import Vocabulary
 from headprune.analysis.catalogue import ROLES, Reads, Role, get_role
 from headprune.analysis.repeats import repeated_sequences
 from headprune.analysis.roles import Measure, Roles, decided, rule_of
 from headprune.analysis.statistics import measure_attention
+from headprune.analysis.trees import SUFFIX, read_sentences, sentence_batches
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import Settings
 from headprune.errors import PlanError, UnsupportedError
@@ -17,8 +20,10 @@ from headprune.placement import input_device, versions
 from headprune.runs import FOLDER, ROLES_FILE, unused_run, write_roles
 from headprune.runtime.distributed import World
 from headprune.runtime.journal import Journal, open_journal
+from headprune.runtime.local import published_name
+from headprune.tasks.rows import Example, draw, fingerprint
 from headprune.workflows.record import with_recorded_rows
-from headprune.workflows.rows import Rows, rows_without_labels
+from headprune.workflows.rows import rows_without_labels
 from headprune.workflows.score import resumable
 from headprune.workflows.session import Session, open_session
 
@@ -62,12 +67,7 @@ def measure_roles(session: Session, chosen: Sequence[Role]) -> tuple[Roles, Jour
     Raises:
         PlanError: None of them can be measured.
     """
-    most = session.settings.score.num_samples
-    count = min(most, session.settings.data.limit or most)
-    reads_rows = any(role.reads == "rows" for role in chosen)
-    rows = rows_without_labels(session, count) if reads_rows else None
-    batches = session.batches(rows.examples) if rows else ()
-    vocabulary = Vocabulary.of(session.tokenizer, batches)
+    rows, batches, vocabulary = _rows(session, {role.reads for role in chosen})
     journal = _journal(session, batches)
     if done := journal.count():
         session.progress.notify(f"going on with a run that was stopped; batches done: {done}")
@@ -163,7 +163,66 @@ Measuring = Callable[
     [Session, Sequence[Role], Sequence[Batch], Vocabulary, Journal], tuple[Measure, ...]
 ]
 
-_MEASURE: dict[Reads, Measuring] = {"rows": _on_rows, "repeats": _on_repeats}
+
+def _on_trees(
+    session: Session,
+    roles: Sequence[Role],
+    batches: Sequence[Batch],
+    vocabulary: Vocabulary,
+    journal: Journal,
+) -> tuple[Measure, ...]:
+    """Measure on parsed sentences.
+
+    Raises:
+        UnsupportedError: The data isn't parsed.
+    """
+    if not vocabulary.trees:
+        raise UnsupportedError(
+            f"it takes parsed sentences, a {SUFFIX} file",
+            where="`data`",
+            hint="universaldependencies.org has them in many languages",
+        )
+    return _on_rows(session, roles, batches, vocabulary, journal)
+
+
+def _rows(
+    session: Session, reads: Collection[Reads]
+) -> tuple[dict[str, Any], Sequence[Batch], Vocabulary]:
+    """Return the facts about the rows, the rows as batches, and what is known of their tokens; nothing where none are read."""
+    settings = session.settings
+    most = min(settings.score.num_samples, settings.data.limit or settings.score.num_samples)
+    if not {"rows", "trees"} & set(reads) or settings.data.data is None:
+        return {}, (), Vocabulary.of(session.tokenizer, ())
+    path = Path(settings.data.data)
+    if path.suffix != SUFFIX:
+        rows = rows_without_labels(session, most)
+        batches = session.batches(rows.examples)
+        return dict(rows.note), batches, Vocabulary.of(session.tokenizer, batches)
+    examples = {Example(texts=(one.text,)): one for one in read_sentences(path)}
+    drawn = draw(tuple(examples), most, seed=settings.data.seed)
+    sentences = [examples[example] for example in drawn]
+    config = session.model.config
+    start = getattr(config, "decoder_start_token_id", None) if config.is_encoder_decoder else None
+    batches, trees = sentence_batches(
+        sentences, session.tokenizer, max_length=session.max_length, decoder_start=start
+    )
+    relations = sorted({name for one in sentences for name in one.relations})
+    vocabulary = Vocabulary.of(session.tokenizer, batches)
+    note = {
+        "name": published_name(path.name),
+        "task": session.task.name,
+        "max_length": session.max_length,
+        "fingerprint": fingerprint(drawn),
+        "n": len(drawn),
+    }
+    return note, batches, replace(vocabulary, trees=trees, relations=tuple(relations))
+
+
+_MEASURE: dict[Reads, Measuring] = {
+    "rows": _on_rows,
+    "repeats": _on_repeats,
+    "trees": _on_trees,
+}
 """How roles are measured, by what they read."""
 
 
@@ -182,7 +241,7 @@ def _journal(session: Session, batches: Sequence[Batch]) -> Journal:
 
 
 def _document(
-    session: Session, measures: Sequence[Measure], undefined: dict[str, str], rows: Rows | None
+    session: Session, measures: Sequence[Measure], undefined: dict[str, str], note: dict[str, Any]
 ) -> Roles:
     names = dict.fromkeys(one.role for one in measures)
     return Roles(
@@ -191,7 +250,7 @@ def _document(
         undefined=undefined,
         thresholds={name: rule for name in names if (rule := rule_of(ROLES[name]))},
         seed=session.settings.data.seed,
-        data=dict(rows.note) if rows else {},
+        data=note,
         model=session.note,
         versions=versions(),
     )
