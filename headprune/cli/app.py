@@ -32,6 +32,7 @@ from headprune.cli.commands import (
     tasks,
 )
 from headprune.cli.options import ACTING, TALK, Call, annotation_of, as_options, prepare
+from headprune.cli.roles import analyze, roles
 from headprune.cli.signals import discard, received
 from headprune.cli.surroundings import (
     ReaderGoneError,
@@ -54,6 +55,7 @@ app = typer.Typer(
 _MORE_WORDS = re.compile(r"Got unexpected extra arguments?(\(s\))?")
 _COMMANDS: dict[str, Callable[[Call], None]] = {
     "score": score,
+    "analyze": analyze,
     "prune": prune,
     "sweep": sweep,
     "eval": evaluate,
@@ -66,6 +68,7 @@ _COMMANDS: dict[str, Callable[[Call], None]] = {
     "methods": methods,
     "tasks": tasks,
     "metrics": metrics,
+    "roles": roles,
 }
 
 
@@ -85,7 +88,7 @@ def _add_command(name: str, function: Callable[[Call], None]) -> None:
     def run(**options: Any) -> None:
         try:
             check_surroundings()
-            if name != "score":
+            if name not in ("score", "analyze"):
                 refuse_several_processes(name)
             call = prepare(name, options)
             refuse_missing(call, name)

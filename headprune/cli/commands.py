@@ -200,20 +200,20 @@ def _rows(exported: "Exported") -> dict[str, Any]:
 
 def methods(call: Call) -> None:
     """List the scoring methods: what each says of a head, and what it costs."""
-    _list(call, METHODS, columns=("help", "cost", "use"))
+    list_rows(call, METHODS, columns=("help", "cost", "use"))
 
 
 def tasks(call: Call) -> None:
     """List the tasks: what each measures, and its default metric."""
-    _list(call, TASKS, columns=("help", "metric"))
+    list_rows(call, TASKS, columns=("help", "metric"))
 
 
 def metrics(call: Call) -> None:
     """List the built-in metrics: what each says, and which direction is better."""
-    _list(call, METRICS, columns=("help", "higher_is_better"))
+    list_rows(call, METRICS, columns=("help", "higher_is_better"))
 
 
-def _list(call: Call, rows: Mapping[str, Any], *, columns: tuple[str, ...]) -> None:
+def list_rows(call: Call, rows: Mapping[str, Any], *, columns: tuple[str, ...]) -> None:
     """Show some columns of a catalogue, or all of it as one JSON document."""
     from headprune.artefact import dump_json
     from headprune.report.terminal import Row, Sheet

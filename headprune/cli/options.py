@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from headprune.cli.surroundings import writing_stdout
-from headprune.config import BUDGETS, CHECK, SECTION_OF, DataSpec, GateSpec, Settings, load_settings
+from headprune.config import (
+    BUDGETS,
+    CHECK,
+    SECTION_OF,
+    AnalyzeSpec,
+    DataSpec,
+    GateSpec,
+    Settings,
+    load_settings,
+)
 from headprune.config.fields import Section, option
 
 if TYPE_CHECKING:
@@ -100,12 +109,17 @@ _PRUNING = (
         *TIMES,
     ),
 )
+_UNJUDGED = ("task", "data", "split", "text", "max_length", "limit", "seed")
 _TRAINING = ("teacher", "epochs", "max_steps", "learning_rate", "lora", "trainer", "run_dir")
 
 ACTING: dict[str, tuple[str, ...]] = {
     "score": (
         *(*_MODEL, "methods", *_SCORING, "steps", "keep", "heads", "reconstruct", "run_dir"),
         *(*ROWS, *WORK),
+    ),
+    "analyze": (
+        *(*_MODEL, *AnalyzeSpec.model_fields, "num_samples", "run_dir"),
+        *(*_UNJUDGED, *WORK),
     ),
     "prune": (*_MODEL, *_PRUNING),
     "sweep": (
@@ -122,6 +136,7 @@ ACTING: dict[str, tuple[str, ...]] = {
     "methods": (),
     "tasks": (),
     "metrics": (),
+    "roles": (),
 }
 """The options that act on a command. It has no others but those of :data:`TALK`."""
 
@@ -142,6 +157,8 @@ _HELP = {
         "run_dir",
     ): "Where scores.json is written, and scores.METHOD.json of further methods. "
     "(default: headprune-runs/NNN-METHOD)",
+    ("analyze", "num_samples"): "Rows to look at, at most.",
+    ("analyze", "run_dir"): "Where roles.json is written. (default: headprune-runs/NNN-roles)",
     (
         "prune",
         "out",

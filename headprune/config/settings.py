@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from headprune.config.sections import (
     BUDGETS,
     OF_THE_ROWS,
+    AnalyzeSpec,
     Constraints,
     DataSpec,
     DistillSpec,
@@ -46,6 +47,7 @@ class Settings(BaseModel):
     model: ModelSpec = ModelSpec()
     data: DataSpec = DataSpec()
     score: ScoreSpec = ScoreSpec()
+    analyze: AnalyzeSpec = AnalyzeSpec()
     plan: Constraints = Constraints()
     reconstruct: ReconstructSpec = ReconstructSpec()
     distill: DistillSpec = DistillSpec()

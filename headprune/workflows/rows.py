@@ -28,8 +28,7 @@ from headprune.workflows.session import Session, tokenizing
 TIMES = 5
 """So many times the calibration rows are drawn where some decide how far to go: one part scores, the rest decides."""
 _FEWEST_TO_SCORE = 8
-_FEW = 256
-"""Rows by which labels are checked against what the model says of them."""
+_FEW = 256  # rows by which labels are checked against what the model says of them
 
 
 @dataclass(frozen=True)
@@ -173,6 +172,13 @@ def _set_deciding_apart(
         )
     session.progress.notify(f"{scores:,} rows score, {decides:,} decide how far to go")
     return parts[0], parts[1]
+
+
+def rows_without_labels(session: Session, count: int) -> Rows:
+    """Return at most ``count`` rows that are only looked at: no label is read, and none reports."""
+    data = session.settings.data
+    table, columns = _read(session, data.data, data.split, labelled=False)
+    return _noted(session, draw(_examples(session, table, columns), count, seed=data.seed), table)
 
 
 def evaluation_rows(session: Session) -> Rows:

@@ -1,0 +1,102 @@
+"""Roles of heads on the terminal: a map, and a table of who has which."""
+
+from collections.abc import Sequence
+from math import inf
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from headprune.analysis.catalogue import ROLES
+from headprune.analysis.roles import Measure, Roles
+from headprune.heads import HeadId, SiteId
+from headprune.report.heads import Grid
+from headprune.report.terminal import Row, Sheet, prose
+
+_SIGNS = 3
+"""Signs that fit a cell of the map."""
+_MANY = 20
+"""So many numbers of one role have a table of their own."""
+
+
+def roles_map(roles: Roles, *, removed: Sequence[HeadId] = ()) -> RenderableType:
+    """Show the signs of every head's roles as a grid, layers down and heads across; removed heads are struck out."""
+    having: dict[HeadId, str] = {head: "" for head in roles.heads}
+    for name in roles.names:
+        for head in roles.heads_with(name):
+            having[head] += ROLES[name].sign if name in ROLES else ""
+    cells: dict[SiteId, dict[int, Text]] = {head.site: {} for head in roles.heads}
+    for head, signs in having.items():
+        text = signs[:_SIGNS] or "·"
+        style = "dim" if not signs else ""
+        cells[head.site][head.head] = (
+            Text(" ×  ", style="dim") if head in set(removed) else Text(text.center(4), style=style)
+        )
+    shown = [
+        name
+        for name in roles.names
+        if name in ROLES and ROLES[name].sign and roles.heads_with(name)
+    ]
+    legend = ", ".join(f"{ROLES[name].sign} {name}" for name in shown)
+    return Group(
+        Grid(cells), prose(f"\n{legend}" if legend else "\nno head has a role", style="dim")
+    )
+
+
+def roles_table(roles: Roles) -> RenderableType:
+    """Show for every role how many heads have it, and the head with the highest number.
+
+    Beside it stand half of its 95 % interval, the baseline, and the rule by which a head has the role.
+    """
+    rows = []
+    for name in roles.names:
+        measures = [one for one in roles.measures if one.role == name]
+        rule = roles.thresholds.get(name, "")
+        best, index = max(
+            ((one, head) for one in measures for head in range(len(roles.heads))),
+            key=lambda pair: _strength(*pair),
+        )
+        count = str(len(roles.heads_with(name))) if rule else "-"
+        at = f" {best.column}" if best.column and len(measures) < _MANY else ""
+        highest = f"{roles.heads[index]}{at}"
+        rows.append(Row((name, count, highest, _number(best, index), _baseline(best, index), rule)))
+    titles = ("role", f"of {len(roles.heads)}", "highest", "number", "baseline", "rule")
+    parts: list[RenderableType] = [Sheet(rows, titles=titles, right=frozenset({1}))]
+    if roles.undefined:
+        parts.append(Text())
+        parts += [
+            prose(f"not measured: {name}: {reason}", style="dim")
+            for name, reason in roles.undefined.items()
+        ]
+    return Group(*parts)
+
+
+def relations_table(roles: Roles) -> RenderableType | None:
+    """Show the best head of every relation and direction of syntax; None where it wasn't measured."""
+    rows = []
+    for one in roles.measures:
+        if one.role == "syntax" and any(verdict is not None for verdict in one.passes):
+            index = max(range(len(roles.heads)), key=lambda head: _strength(one, head))
+            number, n = _number(one, index), f"{one.queries[index]:,}"
+            has = "yes" if one.passes[index] else "no"
+            rows.append(
+                Row((one.column, str(roles.heads[index]), number, _baseline(one, index), n, has))
+            )
+    titles = ("relation", "head", "right", "baseline", "n", "role")
+    return Sheet(rows, titles=titles, right=frozenset({4})) if rows else None
+
+
+def _strength(measure: Measure, index: int) -> tuple[bool, bool, float]:
+    """Return by what heads are compared: whether the number is decided, whether the head has the role, and the number."""
+    value, passes = measure.values[index], measure.passes[index]
+    return passes is not None, bool(passes), -inf if value is None else value
+
+
+def _number(measure: Measure, index: int) -> str:
+    value, low, high = measure.values[index], measure.low[index], measure.high[index]
+    half = "" if low is None or high is None else f" ± {(high - low) / 2:.1g}"
+    return f"{value:.3g}{half}"
+
+
+def _baseline(measure: Measure, index: int) -> str:
+    value = measure.baseline[index]
+    return "-" if value is None else f"{value:.3g}"
