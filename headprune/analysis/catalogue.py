@@ -244,6 +244,17 @@ _ROWS = (
         source=f"{_OLSSON}; threshold of {_CLARK}",
         threshold=0.5,
     ),
+    Role(
+        name="syntax",
+        function="headprune.analysis.syntax:syntax",
+        reads="trees",
+        help="how often the largest weight between words is on the head, or the dependent, of a relation",
+        source=f"{_CLARK}; margin of {_VOITA}",
+        margin=0.1,
+        baseline="offset",
+        sign="y",
+        noun="syntax head",
+    ),
 )
 
 ROLES: dict[str, Role] = {row.name: row for row in _ROWS}

@@ -11,6 +11,7 @@ from headprune.analysis.catalogue import ROLES, Reads, Role
 from headprune.analysis.repeats import repeated_sequences
 from headprune.analysis.roles import Measure, Roles, decided, rule_of
 from headprune.analysis.statistics import measure_attention
+from headprune.analysis.trees import SUFFIX
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
 from headprune.config import AnalyzeSpec
@@ -27,7 +28,8 @@ class RoleRequest:
         model: The model, in eval mode.
         anatomy: Where its heads are.
         batches: The user's data; none, where no role reads it.
-        tokenizer: The model's; without one, roles that ask for certain tokens aren't measured.
+        vocabulary: What is known of its tokens.
+        tokenizer: The model's, where it is known.
         spec: How many sequences are made up, and how long.
         seed: Of what is made up.
         predicts_next: Whether it is a causal language model.
@@ -37,6 +39,7 @@ class RoleRequest:
     model: PreTrainedModel
     anatomy: Anatomy
     batches: Sequence[Batch] = ()
+    vocabulary: Vocabulary = field(default_factory=Vocabulary)
     tokenizer: Any = None
     spec: AnalyzeSpec = field(default_factory=AnalyzeSpec)
     seed: int = 0
@@ -48,13 +51,12 @@ def measure(request: RoleRequest, chosen: Sequence[Role]) -> Roles:
     """Return what heads do, by the roles chosen; roles that can't be measured are in ``undefined``, with the reason."""
     measures: list[Measure] = []
     undefined: dict[str, str] = {}
-    vocabulary = Vocabulary.of(request.tokenizer, request.batches)
     for reads, function in _MEASURE.items():
         asked = [role for role in chosen if role.reads == reads]
         if not asked:
             continue
         try:
-            measures += function(request, asked, vocabulary)
+            measures += function(request, asked)
         except UnsupportedError as error:
             undefined |= {role.name: error.what for role in asked}
     measured = dict.fromkeys(one.role for one in measures)
@@ -73,9 +75,7 @@ def measure(request: RoleRequest, chosen: Sequence[Role]) -> Roles:
     )
 
 
-def _on_rows(
-    request: RoleRequest, roles: Sequence[Role], vocabulary: Vocabulary
-) -> tuple[Measure, ...]:
+def _on_rows(request: RoleRequest, roles: Sequence[Role]) -> tuple[Measure, ...]:
     """Measure on the user's data.
 
     Raises:
@@ -92,15 +92,13 @@ def _on_rows(
         request.anatomy,
         roles,
         batches=request.batches,
-        vocabulary=vocabulary,
+        vocabulary=request.vocabulary,
         context=request.context,
         name="what heads look at",
     )
 
 
-def _on_repeats(
-    request: RoleRequest, roles: Sequence[Role], vocabulary: Vocabulary
-) -> tuple[Measure, ...]:
+def _on_repeats(request: RoleRequest, roles: Sequence[Role]) -> tuple[Measure, ...]:
     """Measure on random tokens said twice, which a causal model alone can use.
 
     Raises:
@@ -131,10 +129,25 @@ def _on_repeats(
         request.anatomy,
         roles,
         batches=sequences,
-        vocabulary=vocabulary,
+        vocabulary=request.vocabulary,
         context=request.context,
         name="random tokens said twice",
     )
+
+
+def _on_trees(request: RoleRequest, roles: Sequence[Role]) -> tuple[Measure, ...]:
+    """Measure on parsed sentences.
+
+    Raises:
+        UnsupportedError: The data isn't parsed.
+    """
+    if not request.vocabulary.trees:
+        raise UnsupportedError(
+            f"it takes parsed sentences, a {SUFFIX} file",
+            where="`data`",
+            hint="universaldependencies.org has them in many languages",
+        )
+    return _on_rows(request, roles)
 
 
 def _special_ids(config: Any) -> list[int]:
@@ -145,7 +158,11 @@ def _special_ids(config: Any) -> list[int]:
     ]
 
 
-Measuring = Callable[[RoleRequest, Sequence[Role], Vocabulary], tuple[Measure, ...]]
+Measuring = Callable[[RoleRequest, Sequence[Role]], tuple[Measure, ...]]
 
-_MEASURE: dict[Reads, Measuring] = {"rows": _on_rows, "repeats": _on_repeats}
+_MEASURE: dict[Reads, Measuring] = {
+    "rows": _on_rows,
+    "repeats": _on_repeats,
+    "trees": _on_trees,
+}
 """How roles are measured, by what they read."""

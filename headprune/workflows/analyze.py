@@ -1,12 +1,16 @@
 """``analyze``: what every head does, from one pass over the rows, made-up sequences, and weights."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from headprune.analysis.catalogue import ROLES, Role, get_role
+from headprune.analysis.call import Vocabulary
+from headprune.analysis.catalogue import ROLES, Reads, Role, get_role
 from headprune.analysis.request import RoleRequest, measure
 from headprune.analysis.roles import Roles
+from headprune.analysis.trees import SUFFIX, read_sentences, sentence_batches
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import AnalyzeSpec, Settings
 from headprune.errors import PlanError
@@ -15,8 +19,10 @@ from headprune.placement import input_device, versions
 from headprune.runs import FOLDER, ROLES_FILE, unused_run, write_roles
 from headprune.runtime.distributed import World
 from headprune.runtime.journal import Journal, open_journal
+from headprune.runtime.local import published_name
+from headprune.tasks.rows import Example, draw, fingerprint
 from headprune.workflows.record import with_recorded_rows
-from headprune.workflows.rows import Rows, rows_without_labels
+from headprune.workflows.rows import rows_without_labels
 from headprune.workflows.score import resumable
 from headprune.workflows.session import Session, open_session
 
@@ -42,11 +48,8 @@ def analyze(
     with unused_run(run_dir, file=ROLES_FILE) if world.is_main else nullcontext():
         session = open_session(settings, progress=progress, world=world)
         _ = session.anatomy
-        rows = None
-        if any(role.reads == "rows" for role in chosen):
-            most = settings.score.num_samples
-            rows = rows_without_labels(session, min(most, settings.data.limit or most))
-        roles, journal = measure_roles(session, chosen, rows, spec=settings.analyze)
+        seen = _seen(session, {role.reads for role in chosen})
+        roles, journal = measure_roles(session, chosen, seen, spec=settings.analyze)
         if not roles.measures:
             reasons = "; ".join(f"{name}: {why}" for name, why in roles.undefined.items())
             raise PlanError(
@@ -61,25 +64,34 @@ def analyze(
         return roles, path
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What is looked at: facts about the rows, the rows as batches, and what is known of their tokens."""
+
+    note: dict[str, Any] = field(default_factory=dict)
+    batches: Sequence[Batch] = ()
+    vocabulary: Vocabulary = field(default_factory=Vocabulary)
+
+
 def measure_roles(
-    session: Session, chosen: Sequence[Role], rows: Rows | None, *, spec: AnalyzeSpec
+    session: Session, chosen: Sequence[Role], seen: Seen, *, spec: AnalyzeSpec
 ) -> tuple[Roles, Journal]:
     """Return what heads do, by the roles chosen, and the journal of the work, from which a stopped run goes on.
 
     Args:
         session: The model, with its settings.
         chosen: The roles.
-        rows: What is looked at; None, where no role reads rows.
+        seen: What is looked at.
         spec: What is made up.
     """
-    batches = session.batches(rows.examples) if rows else ()
-    journal = _journal(session, batches, spec)
+    journal = _journal(session, seen.batches, spec)
     if done := journal.count():
         session.progress.notify(f"going on with a run that was stopped; batches done: {done}")
     request = RoleRequest(
         session.model,
         session.anatomy,
-        batches,
+        seen.batches,
+        seen.vocabulary,
         session.tokenizer,
         spec,
         session.settings.data.seed,
@@ -88,8 +100,39 @@ def measure_roles(
     )
     with resumable(journal, session.progress):
         roles = measure(request, chosen)
-    note = {"data": dict(rows.note) if rows else {}, "model": session.note}
+    note = {"data": seen.note, "model": session.note}
     return roles.model_copy(update=note), journal
+
+
+def _seen(session: Session, reads: Collection[Reads]) -> Seen:
+    """Return the rows that are looked at; nothing where none are read."""
+    settings = session.settings
+    most = min(settings.score.num_samples, settings.data.limit or settings.score.num_samples)
+    if not {"rows", "trees"} & set(reads) or settings.data.data is None:
+        return Seen()
+    path = Path(settings.data.data)
+    if path.suffix != SUFFIX:
+        rows = rows_without_labels(session, most)
+        batches = session.batches(rows.examples)
+        return Seen(dict(rows.note), batches, Vocabulary.of(session.tokenizer, batches))
+    examples = {Example(texts=(one.text,)): one for one in read_sentences(path)}
+    drawn = draw(tuple(examples), most, seed=settings.data.seed)
+    sentences = [examples[example] for example in drawn]
+    config = session.model.config
+    start = getattr(config, "decoder_start_token_id", None) if config.is_encoder_decoder else None
+    batches, trees = sentence_batches(
+        sentences, session.tokenizer, max_length=session.max_length, decoder_start=start
+    )
+    relations = sorted({name for one in sentences for name in one.relations})
+    vocabulary = Vocabulary.of(session.tokenizer, batches)
+    note = {
+        "name": published_name(path.name),
+        "task": session.task.name,
+        "max_length": session.max_length,
+        "fingerprint": fingerprint(drawn),
+        "n": len(drawn),
+    }
+    return Seen(note, batches, replace(vocabulary, trees=trees, relations=tuple(relations)))
 
 
 def _journal(session: Session, batches: Sequence[Batch], spec: AnalyzeSpec) -> Journal:
