@@ -1,7 +1,7 @@
 """Attention of every head on one text, as a document that a page is drawn from."""
 
 from base64 import b64decode, b64encode
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from math import isqrt
 from typing import Any, Literal
 
@@ -168,14 +168,4 @@ def _map(site: Site, weights: Tensor, *, own: Text, call: tuple[int, int]) -> At
         heads=site.heads,
         shape=(heads, queries, keys),
         weights=b64encode(weights.numpy().astype("<u2").tobytes()).decode(),
-    )
-
-
-def token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
-    """Return what each token stands for; the tokenizer's own name where that is nothing, or a part of a character."""
-    texts = [str(tokenizer.decode([token])) for token in ids]
-    names = tokenizer.convert_ids_to_tokens(list(ids))
-    return tuple(
-        str(name) if not text or "\ufffd" in text else text
-        for text, name in zip(texts, names, strict=True)
     )

@@ -59,14 +59,10 @@ class OwnOptions(Section):
         None, "What is looked at; of an encoder-decoder what its encoder reads.", metavar="TEXT"
     )
     text_pair: str | None = option(
-        None,
-        "A second text in the same row; of an encoder-decoder what its decoder reads. (default there: what the model writes)",
-        metavar="TEXT",
+        None, "A second text in its row; what a decoder beside an encoder reads.", metavar="TEXT"
     )
     layers: Names = option((), "Only these layers, such as 0,3-5.", metavar="N[,N-N]")
-    roles: Path | None = option(
-        None, "Roles to show. (default: roles.json beside the model)", metavar="FILE"
-    )
+    roles: Path | None = option(None, "Roles to show. (default: beside the model)", metavar="FILE")
     as_json: bool = option(False, "One JSON document on stdout.", off="")
     quiet: bool = option(False, "No messages on stderr.", off="", short="-q")
     verbose: bool = option(False, "Keep progress bars; full warnings.", off="", short="-v")
@@ -175,12 +171,8 @@ _HELP = {
     "(default: headprune-runs/NNN-METHOD)",
     ("analyze", "num_samples"): "Rows to look at, at most.",
     ("analyze", "run_dir"): "Where roles.json is written. (default: headprune-runs/NNN-roles)",
-    (
-        "view",
-        "scores",
-    ): "Importance to show; latest: that of the latest run. (default: scores.json beside a pruned model)",
+    ("view", "scores"): "Importance to show. (default: scores.json beside a pruned model)",
     ("view", "out"): "The page. (default: headprune-runs/NNN-view/view.html)",
-    ("view", "overwrite"): "Replace a page of this name.",
     (
         "prune",
         "out",
@@ -210,11 +202,7 @@ _METAVARS = {
     ("check", "model"): "MODEL|RESULTS.json",
     ("view", "out"): "FILE",
 }
-_FLAGS = {
-    "methods": ("--method", "--methods"),
-    "as_json": ("--json",),
-    "shown_text": ("--text",),
-}
+_FLAGS = {"methods": ("--method", "--methods"), "as_json": ("--json",), "shown_text": ("--text",)}
 _ARGUMENTS = ("model", "file")
 MEASURING = ("eval", "check")
 """Commands that read one data set."""

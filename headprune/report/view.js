@@ -8,10 +8,13 @@ const make = (tag, properties = {}, ...children) => {
 };
 const percent = (share) => (share * 100).toFixed(share < 0.1 ? 1 : 0) + " %";
 
-// Weights: whole numbers of 16 bits, 65535 being 1.
+// Weights: little-endian whole numbers of 16 bits, 65535 being 1.
 for (const map of data.maps) {
-  const bytes = new DataView(Uint8Array.from(atob(map.weights), (c) => c.charCodeAt(0)).buffer);
-  map.numbers = Float32Array.from({ length: bytes.byteLength / 2 }, (_, i) => bytes.getUint16(2 * i, true) / 65535);
+  const bytes = atob(map.weights);
+  map.numbers = new Float32Array(bytes.length / 2);
+  for (let i = 0; i < map.numbers.length; i++)
+    map.numbers[i] = (bytes.charCodeAt(2 * i) + 256 * bytes.charCodeAt(2 * i + 1)) / 65535;
+  map.weights = "";
 }
 const weightsOf = (map, place) => {
   const [, queries, keys] = map.shape;
@@ -36,13 +39,21 @@ const rows = [...sites].flatMap(([site, heads]) => {
 const nameOf = (row) => row.site + (row.map && row.map.calls > 1 ? ` (${row.map.call})` : "");
 const ranked = data.heads.filter((head) => head.rank !== null).length;
 
-function paint(canvas, map, place) {
+function paint(canvas, map, place, colour) {
   const [, queries, keys] = map.shape;
   canvas.width = keys;
   canvas.height = queries;
+  canvas.style.imageRendering = keys < 40 ? "pixelated" : "auto"; // a small square must not lose thin lines
   const image = new ImageData(keys, queries);
-  const [red, green, blue] = ink();
-  weightsOf(map, place).forEach((weight, i) => image.data.set([red, green, blue, 255 * Math.sqrt(weight)], 4 * i));
+  const pixels = image.data;
+  const [red, green, blue] = colour;
+  const weights = weightsOf(map, place);
+  for (let i = 0; i < weights.length; i++) {
+    pixels[4 * i] = red;
+    pixels[4 * i + 1] = green;
+    pixels[4 * i + 2] = blue;
+    pixels[4 * i + 3] = 255 * Math.sqrt(weights[i]);
+  }
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 function ink() {
@@ -146,7 +157,8 @@ function choose(y, x) {
   at("seen-title").textContent = map.queries === map.keys ? "Is looked at" : `Is looked at (${map.keys})`;
   fill("asks", map.queries, queries);
   fill("seen", map.keys, keys);
-  paint(at("weights"), map, place);
+  paint(at("weights"), map, place, ink());
+  at("weights").style.imageRendering = "pixelated";
   at("weights").style.aspectRatio = `${keys} / ${queries}`;
   look(state.side, state.index);
 }
@@ -212,9 +224,10 @@ at("weights").addEventListener("mousemove", (event) => {
 });
 
 function paintAll() {
+  const colour = ink();
   rows.forEach((row, y) =>
     row.heads.forEach((head, x) => {
-      if (!head.is_removed) paint(cells[y][x].querySelector("canvas"), row.map, row.map.heads.indexOf(head.index));
+      if (!head.is_removed) paint(cells[y][x].querySelector("canvas"), row.map, row.map.heads.indexOf(head.index), colour);
     }),
   );
   choose(state.y, state.x);

@@ -1,35 +1,25 @@
 """``view``: attention of every head on one text, as a page that needs nothing else."""
 
-import inspect as python_inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from headprune.analysis.maps import (
-    AttentionView,
-    Text,
-    ViewedHead,
-    attention_maps,
-    longest_text,
-    token_texts,
-)
+from headprune.analysis.maps import AttentionView, ViewedHead, attention_maps, longest_text
 from headprune.analysis.roles import Roles
+from headprune.analysis.text import encode
 from headprune.anatomy import Anatomy
 from headprune.artefact import read_artefact
-from headprune.batch import with_decoder_inputs
 from headprune.config import MAX_LENGTH, Settings
-from headprune.errors import CheckpointError, ConfigError, DataError, PlanError, UnsupportedError
+from headprune.errors import CheckpointError, ConfigError, PlanError, UnsupportedError
 from headprune.heads import HeadId, SiteId
 from headprune.models.find import ModelSource
 from headprune.models.load import load_model
 from headprune.models.tokenizer import load_tokenizer
 from headprune.passes import Progress
-from headprune.placement import describe, input_device, versions
+from headprune.placement import describe, versions
 from headprune.plans import HeadScores
 from headprune.report.view import attention_page, refuse_other_pages
 from headprune.runs import ROLES_FILE, SCORES, make_next_run, next_run, scores_file
@@ -40,7 +30,6 @@ from headprune.workflows.session import find_model, model_note, proven_anatomy, 
 from headprune.workflows.stepwise import method_of
 
 PAGE = "view.html"
-_MOST_DECODED = 40
 
 
 @dataclass(frozen=True)
@@ -86,32 +75,27 @@ def view(settings: Settings, viewed: Viewed, *, progress: Progress) -> tuple[Att
         notify=progress.notify,
     )
     _refuse_other_inputs(model, source)
-    tokenizer = load_tokenizer(source)
     progress.notify(
         f"model {settings.model.model} ({model.config.model_type}), on {describe(model)}"
     )
+    tokenizer = load_tokenizer(source)
     anatomy = proven_anatomy(model, name=source.name, progress=progress)
     sites = _chosen(anatomy, viewed.layers)
-    inputs = _Inputs(model, tokenizer, source, _longest(settings, model, tokenizer, anatomy, sites))
+    longest = _longest(settings, model, tokenizer, longest_text(anatomy, sites))
     with tokenizing(source):
-        row, cut = inputs.of(viewed)
-    for name, before in cut.items():
+        texts = encode(model, tokenizer, viewed.text, viewed.pair, longest=longest)
+    for name, before in texts.cut.items():
         progress.notify(
-            f"the {name} has {before:,} tokens, and is cut at {inputs.longest}: `max_length` and `layers` say how much fits"
+            f"the {name} has {before:,} tokens, and is cut at {longest}: `max_length` and `layers` say how much fits"
         )
     note = model_note(source, model)
     scores, roles = _scores(settings, source, note), _roles(viewed, source, note)
-    ids = {"source": "input_ids", "target": "decoder_input_ids"}
     outcome = AttentionView(
-        tokens={
-            text: token_texts(tokenizer, row[name][0].tolist())
-            for text, name in ids.items()
-            if name in row
-        },
-        cut=cut,
-        is_decoded="decoder_input_ids" in row and viewed.pair is None,
+        tokens=texts.tokens,
+        cut=texts.cut,
+        is_decoded=texts.is_decoded,
         heads=_heads(anatomy, sites, scores, roles),
-        maps=attention_maps(model, anatomy, row, sites),
+        maps=attention_maps(model, anatomy, texts.inputs, sites),
         scores={"method": scores.method, "n": scores.n} if scores else {},
         roles={"thresholds": roles.thresholds} if roles else {},
         model=note,
@@ -156,95 +140,23 @@ def _chosen(anatomy: Anatomy, layers: Sequence[str]) -> frozenset[SiteId]:
     known = sorted({site.id.layer for site in anatomy.sites})
     numbers: set[int] = set()
     for name in layers:
-        first, _, last = name.removeprefix("L").partition("-")
-        ends = (first, last or first)
-        if not all(end.isdecimal() for end in ends) or {*map(int, ends)} - {*known}:
+        first, dash, last = name.partition("-")
+        ends = (first, last if dash else first)
+        if not all(end.isdecimal() for end in ends) or not {*map(int, ends)} <= {*known}:
             raise ConfigError(
                 f"the model has no layer {name}",
                 where=f"`layers={name}`",
                 hint=f"it has layers {known[0]} to {known[-1]}; name some like 0,3-5",
             )
-        numbers.update(range(int(first), int(ends[1]) + 1))
+        low, high = sorted(map(int, ends))
+        numbers.update(range(low, high + 1))
     return frozenset(site.id for site in anatomy.sites if not layers or site.id.layer in numbers)
 
 
-def _longest(
-    settings: Settings,
-    model: PreTrainedModel,
-    tokenizer: Any,
-    anatomy: Anatomy,
-    sites: frozenset[SiteId],
-) -> int:
+def _longest(settings: Settings, model: PreTrainedModel, tokenizer: Any, fits: int) -> int:
     """Return how many tokens of a text are shown: as many as the settings say, the model takes and a page holds."""
     taken = longest_row(model, special=tokenizer.all_special_ids)
-    limits = (settings.data.max_length or MAX_LENGTH, taken, longest_text(anatomy, sites))
-    return min(limit for limit in limits if limit)
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """What a model is given for a text."""
-
-    model: PreTrainedModel
-    tokenizer: Any
-    source: ModelSource
-    longest: int
-
-    def of(self, viewed: Viewed) -> tuple[dict[str, Tensor], dict[Text, int]]:
-        """Return the model's inputs, one row, and the number of tokens of texts that had to be cut.
-
-        Raises:
-            DataError: The tokenizer leaves nothing of a text.
-            UnsupportedError: An encoder-decoder that writes nothing, and no text is given for its decoder.
-        """
-        if not self.model.config.is_encoder_decoder:
-            texts = (viewed.text,) if viewed.pair is None else (viewed.text, viewed.pair)
-            row, before = self._encoded(*texts)
-            return row, {"source": before} if before > self.longest else {}
-        row, before = self._encoded(viewed.text)
-        cut: dict[Text, int] = {"source": before} if before > self.longest else {}
-        if viewed.pair is None:
-            return {**row, "decoder_input_ids": self._decoded(row)}, cut
-        target, before = self._encoded(text_target=viewed.pair)
-        cut |= {"target": before} if before > self.longest else {}
-        given = next(
-            iter(with_decoder_inputs(self.model, [{**row, "labels": target["input_ids"]}]))
-        )
-        return {**row, "decoder_input_ids": given["decoder_input_ids"]}, cut
-
-    def _encoded(self, *texts: str, **target: str) -> tuple[dict[str, Tensor], int]:
-        """Return a row cut at the longest, and how many tokens it had before."""
-        before = len(self.tokenizer(*texts, **target, verbose=False)["input_ids"])
-        encoded = self.tokenizer(*texts, **target, truncation=True, max_length=self.longest)
-        if not encoded["input_ids"]:
-            raise DataError(
-                "the tokenizer leaves nothing of the text",
-                where="`text_pair`" if target else "`text`",
-                hint="give a text with words that it knows",
-            )
-        accepted = python_inspect.signature(self.model.forward).parameters
-        device = input_device(self.model)
-        return {
-            name: torch.tensor([value], device=device)
-            for name, value in encoded.items()
-            if name in accepted
-        }, before
-
-    @torch.no_grad()
-    def _decoded(self, row: Mapping[str, Tensor]) -> Tensor:
-        """Return what the model writes, by its most likely token each time; the token that ends it is left out."""
-        if not self.model.can_generate():
-            raise UnsupportedError(
-                f"{type(self.model).__name__} writes nothing by itself, so its decoder has nothing to read",
-                where=self.source.name,
-                hint='say what its decoder reads: `text_pair="..."`',
-            )
-        most = min(_MOST_DECODED, self.longest - 1)
-        written: Any = self.model.generate(**row, do_sample=False, num_beams=1, max_new_tokens=most)
-        ends = self.model.generation_config.eos_token_id
-        is_end = int(written[0, -1]) in (ends if isinstance(ends, list) else [ends])
-        tokens: Tensor = written[:, :-1] if is_end and written.shape[1] > 1 else written
-        return tokens
+    return min(filter(None, (settings.data.max_length or MAX_LENGTH, taken, fits)))
 
 
 def _scores(settings: Settings, source: ModelSource, note: Mapping[str, Any]) -> HeadScores | None:
