@@ -5,10 +5,17 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from headprune.artefact import Artefact, read_artefact
+from headprune.artefact import (
+    Artefact,
+    EvalResult,
+    Heal,
+    LoadMethod,
+    Proof,
+    Reconstruct,
+    read_artefact,
+)
 from headprune.errors import CheckpointError
 from headprune.heads import HeadName
-from headprune.measured import EvalResult, Heal, LoadMethod, Proof, Reconstruct
 from headprune.tasks.catalogue import is_logarithmic
 from headprune.untrusted.documents import read_json
 

@@ -154,7 +154,7 @@ def in_memory(order: Mapping[str, Any]) -> dict[str, Any]:
 
     import headprune as hp
     import headprune.workflows.prune
-    from headprune.models.facts import fingerprint
+    from headprune.placement import fingerprint
 
     found: dict[str, Any] = {"imports": _peak()}
     config = LlamaConfig(**order["look"])

@@ -8,11 +8,7 @@ DEFAULT_STEPS = 2
 
 
 def methods_of(score: ScoreSpec, *default: str) -> tuple[ScoreSpec, ...]:
-    """Return one section per compared method, each method once.
-
-    Args:
-        score: The settings.
-        *default: The methods if the settings name no ``methods``.
+    """Return one section per compared method, each once; ``default`` where the settings name no ``methods``.
 
     Raises:
         ConfigError: There is no such method.
@@ -24,12 +20,7 @@ def methods_of(score: ScoreSpec, *default: str) -> tuple[ScoreSpec, ...]:
 
 
 def num_steps(score: ScoreSpec, plan: Constraints) -> int:
-    """Return in how many steps heads are removed: as set, else 2 if the remaining heads can be scored again, else 1.
-
-    Args:
-        score: How heads are scored.
-        plan: The constraints of the plan that is made from the scores.
-    """
+    """Return in how many steps heads are removed: as set, else 2 if the remaining heads can be scored again, else 1."""
     if score.steps is not None:
         return score.steps
     has_goal = plan.keep is not None or plan.heads is not None
@@ -40,11 +31,6 @@ def num_steps(score: ScoreSpec, plan: Constraints) -> int:
 
 def check_score(score: ScoreSpec, plan: Constraints, *, processes: int = 1) -> None:
     """Refuse steps without a number of heads to reach, and options of scoring that a method doesn't support.
-
-    Args:
-        score: How heads are scored, by one method.
-        plan: The constraints of the plan that is made from the scores.
-        processes: How many processes share the work.
 
     Raises:
         ConfigError: There are such settings, or a method that needs one process was started in several.

@@ -13,10 +13,9 @@ from headprune.config.checks import check_score, methods_of
 from headprune.errors import PlanError
 from headprune.evaluation import Predictions, metric_with_interval, predict_masked
 from headprune.heads import HeadId
-from headprune.models.facts import versions
 from headprune.models.manifest import output_directory, refuse_unusable_output, write_manifest
 from headprune.passes import Progress, RunContext
-from headprune.placement import input_device
+from headprune.placement import input_device, versions
 from headprune.planning import knee, last_within, make_plan
 from headprune.planning.constraints import as_dict, selected_sites, with_keep
 from headprune.plans import HeadScores
