@@ -1,9 +1,9 @@
 """The catalogue of roles: one row describes a detector, and nothing heavy is imported for it.
 
 To add one, add a row here and write its function in the module that the row names. What the function is given depends on
-``reads``: for ``rows``, ``repeats`` and ``trees`` it takes an :class:`~headprune.analysis.call.AttentionCall` and returns numbers
-of every query; for the others it takes a :class:`~headprune.analysis.request.RoleRequest` and returns
-:class:`~headprune.analysis.roles.Measure` values.
+``reads``: for ``weights`` it takes a :class:`~headprune.analysis.request.RoleRequest` and returns
+:class:`~headprune.analysis.roles.Measure` values; for all others it takes an :class:`~headprune.analysis.call.AttentionCall` and
+returns numbers of every query.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,9 @@ from typing import Any, Literal
 from headprune.errors import ConfigError, did_you_mean
 from headprune.late import load_function
 
-Reads = Literal["rows", "repeats", "trees", "needles", "weights"]
-"""What a detector reads: the user's rows, random sequences said twice, parsed sentences, facts to be found in a text, weights."""
+Reads = Literal["rows", "repeats", "trees", "needles", "answers", "weights"]
+"""What a detector reads: the user's rows, random tokens said twice, parsed sentences, texts with a code word, the model's own
+answers on them, or weights alone."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,14 @@ class Role:
 _POSITIONS = "headprune.analysis.positions"
 _TOKENS = "headprune.analysis.tokens"
 _REPEATS = "headprune.analysis.repeats"
+_NEEDLES = "headprune.analysis.needles"
+_WEIGHTS = "headprune.analysis.weights"
 _CLARK = "[Clark et al. 2019](https://arxiv.org/abs/1906.04341)"
 _VOITA = "[Voita et al. 2019](https://arxiv.org/abs/1905.09418)"
 _OLSSON = "[Olsson et al. 2022](https://arxiv.org/abs/2209.11895)"
+_WU = "[Wu et al. 2025](https://arxiv.org/abs/2404.15574)"
+_COPY_SUPPRESSION = "[McDougall et al. 2023](https://arxiv.org/abs/2310.04625)"
+_ELHAGE = "[Elhage et al. 2021](https://transformer-circuits.pub/2021/framework/index.html)"
 _YIN = "[Yin and Steinhardt 2025](https://arxiv.org/abs/2502.14010)"
 
 _ROWS = (
@@ -211,6 +217,48 @@ _ROWS = (
         help="mean attention to the token before, where tokens mean nothing",
         source=f"{_OLSSON}; threshold of {_CLARK}",
         threshold=0.5,
+    ),
+    Role(
+        name="retrieval",
+        function=f"{_NEEDLES}:retrieval",
+        reads="needles",
+        help="how much of a code word in a long text the head looks at while the word is given as the answer (forced)",
+        source=f"{_WU}; forced: headprune's own",
+        threshold=0.1,
+        sign="R",
+    ),
+    Role(
+        name="retrieval-decoded",
+        function=f"{_NEEDLES}:retrieval",
+        reads="answers",
+        help="the same while the model says the word itself, over the trials in which it does",
+        source=_WU,
+        threshold=0.1,
+    ),
+    Role(
+        name="copying",
+        function=f"{_WEIGHTS}:copying",
+        reads="weights",
+        help="by the eigenvalues of the output-value circuit: 1 if every token that is looked at is made likelier",
+        source=f"{_ELHAGE}; 0.5 is a convention",
+        threshold=0.5,
+        sign="+",
+    ),
+    Role(
+        name="suppressing",
+        function=f"{_WEIGHTS}:suppressing",
+        reads="weights",
+        help="the same with the opposite sign: 1 if every token that is looked at is made less likely",
+        source=f"{_ELHAGE}; 0.5 is a convention",
+        threshold=0.5,
+        sign="-",
+    ),
+    Role(
+        name="own-rank",
+        function=f"{_WEIGHTS}:own_rank",
+        reads="weights",
+        help="share of 100 random tokens that, if looked at, come among the 5 likeliest, and among the 10 least likely",
+        source=_COPY_SUPPRESSION,
     ),
     Role(
         name="syntax",

@@ -1,29 +1,22 @@
 """``analyze``: what every head does, from one pass over the rows, made-up sequences, and weights."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from headprune.analysis.call import Vocabulary
-from headprune.analysis.catalogue import ROLES, Reads, Role, get_role
-from headprune.analysis.repeats import repeated_sequences
+from headprune.analysis.catalogue import ROLES, Role, get_role
 from headprune.analysis.roles import Measure, Roles, decided, rule_of
-from headprune.analysis.statistics import measure_attention
-from headprune.analysis.trees import SUFFIX, read_sentences, sentence_batches
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import Settings
-from headprune.errors import PlanError, UnsupportedError
+from headprune.errors import DataError, PlanError, UnsupportedError
 from headprune.passes import Progress
 from headprune.placement import input_device, versions
 from headprune.runs import FOLDER, ROLES_FILE, unused_run, write_roles
 from headprune.runtime.distributed import World
 from headprune.runtime.journal import Journal, open_journal
-from headprune.runtime.local import published_name
-from headprune.tasks.rows import Example, draw, fingerprint
 from headprune.workflows.record import with_recorded_rows
-from headprune.workflows.rows import rows_without_labels
+from headprune.workflows.roles import MEASURE, Material, rows_to_look_at
 from headprune.workflows.score import resumable
 from headprune.workflows.session import Session, open_session
 
@@ -67,20 +60,21 @@ def measure_roles(session: Session, chosen: Sequence[Role]) -> tuple[Roles, Jour
     Raises:
         PlanError: None of them can be measured.
     """
-    rows, batches, vocabulary = _rows(session, {role.reads for role in chosen})
+    note, batches, vocabulary = rows_to_look_at(session, {role.reads for role in chosen})
     journal = _journal(session, batches)
+    material = Material(session, batches, vocabulary, session.context(journal))
     if done := journal.count():
         session.progress.notify(f"going on with a run that was stopped; batches done: {done}")
     measures: list[Measure] = []
     undefined: dict[str, str] = {}
     with resumable(journal, session.progress):
-        for reads, measure in _MEASURE.items():
+        for reads, measure in MEASURE.items():
             asked = [role for role in chosen if role.reads == reads]
             if not asked:
                 continue
             try:
-                measures += measure(session, asked, batches, vocabulary, journal)
-            except UnsupportedError as error:
+                measures += measure(material, asked)
+            except (UnsupportedError, DataError) as error:
                 undefined |= {role.name: error.what for role in asked}
     measured = {one.role for one in measures}
     for role in chosen:
@@ -95,135 +89,7 @@ def measure_roles(session: Session, chosen: Sequence[Role]) -> tuple[Roles, Jour
         )
     order = list(ROLES)
     measures.sort(key=lambda one: order.index(one.role))
-    return _document(session, measures, undefined, rows), journal
-
-
-def _on_rows(
-    session: Session,
-    roles: Sequence[Role],
-    batches: Sequence[Batch],
-    vocabulary: Vocabulary,
-    journal: Journal,
-) -> tuple[Measure, ...]:
-    return measure_attention(
-        session.model,
-        session.anatomy,
-        roles,
-        batches=batches,
-        vocabulary=vocabulary,
-        context=session.context(journal),
-        name="what heads look at",
-    )
-
-
-def _on_repeats(
-    session: Session,
-    roles: Sequence[Role],
-    batches: Sequence[Batch],
-    vocabulary: Vocabulary,
-    journal: Journal,
-) -> tuple[Measure, ...]:
-    """Measure on random tokens said twice, which a causal model alone can use.
-
-    Raises:
-        UnsupportedError: The model isn't one.
-    """
-    if not session.task.row.reads_forward:
-        raise UnsupportedError(
-            "only a causal language model reads made-up sequences",
-            where=session.source.name,
-            hint="leave the role out",
-        )
-    del batches
-    settings, tokenizer = session.settings, session.tokenizer
-    taken = session.model.config.get_text_config()
-    longest = (
-        getattr(taken, "max_position_embeddings", None) or 2 * settings.analyze.sequence_length + 1
-    )
-    sequences = repeated_sequences(
-        vocabulary=min(len(tokenizer), taken.vocab_size),
-        special=tokenizer.all_special_ids,
-        start=tokenizer.bos_token_id,
-        length=min(settings.analyze.sequence_length, (longest - 1) // 2),
-        count=settings.analyze.num_sequences,
-        seed=settings.data.seed,
-    )
-    return measure_attention(
-        session.model,
-        session.anatomy,
-        roles,
-        batches=sequences,
-        vocabulary=vocabulary,
-        context=session.context(journal),
-        name="random tokens said twice",
-    )
-
-
-Measuring = Callable[
-    [Session, Sequence[Role], Sequence[Batch], Vocabulary, Journal], tuple[Measure, ...]
-]
-
-
-def _on_trees(
-    session: Session,
-    roles: Sequence[Role],
-    batches: Sequence[Batch],
-    vocabulary: Vocabulary,
-    journal: Journal,
-) -> tuple[Measure, ...]:
-    """Measure on parsed sentences.
-
-    Raises:
-        UnsupportedError: The data isn't parsed.
-    """
-    if not vocabulary.trees:
-        raise UnsupportedError(
-            f"it takes parsed sentences, a {SUFFIX} file",
-            where="`data`",
-            hint="universaldependencies.org has them in many languages",
-        )
-    return _on_rows(session, roles, batches, vocabulary, journal)
-
-
-def _rows(
-    session: Session, reads: Collection[Reads]
-) -> tuple[dict[str, Any], Sequence[Batch], Vocabulary]:
-    """Return the facts about the rows, the rows as batches, and what is known of their tokens; nothing where none are read."""
-    settings = session.settings
-    most = min(settings.score.num_samples, settings.data.limit or settings.score.num_samples)
-    if not {"rows", "trees"} & set(reads) or settings.data.data is None:
-        return {}, (), Vocabulary.of(session.tokenizer, ())
-    path = Path(settings.data.data)
-    if path.suffix != SUFFIX:
-        rows = rows_without_labels(session, most)
-        batches = session.batches(rows.examples)
-        return dict(rows.note), batches, Vocabulary.of(session.tokenizer, batches)
-    examples = {Example(texts=(one.text,)): one for one in read_sentences(path)}
-    drawn = draw(tuple(examples), most, seed=settings.data.seed)
-    sentences = [examples[example] for example in drawn]
-    config = session.model.config
-    start = getattr(config, "decoder_start_token_id", None) if config.is_encoder_decoder else None
-    batches, trees = sentence_batches(
-        sentences, session.tokenizer, max_length=session.max_length, decoder_start=start
-    )
-    relations = sorted({name for one in sentences for name in one.relations})
-    vocabulary = Vocabulary.of(session.tokenizer, batches)
-    note = {
-        "name": published_name(path.name),
-        "task": session.task.name,
-        "max_length": session.max_length,
-        "fingerprint": fingerprint(drawn),
-        "n": len(drawn),
-    }
-    return note, batches, replace(vocabulary, trees=trees, relations=tuple(relations))
-
-
-_MEASURE: dict[Reads, Measuring] = {
-    "rows": _on_rows,
-    "repeats": _on_repeats,
-    "trees": _on_trees,
-}
-"""How roles are measured, by what they read."""
+    return _document(session, measures, undefined, note), journal
 
 
 def _journal(session: Session, batches: Sequence[Batch]) -> Journal:
