@@ -59,11 +59,11 @@ class Vocabulary:
     needles: Mapping[int, Needle] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, tokenizer: Any, batches: Sequence[Batch]) -> "Vocabulary":
+    def of(cls, tokenizer: Any | None, batches: Sequence[Batch]) -> "Vocabulary":
         """Return what a tokenizer and the rows tell.
 
         Args:
-            tokenizer: The model's.
+            tokenizer: The model's, where it is known.
             batches: The rows.
         """
         ids = [batch.inputs.get("input_ids") for batch in batches]
@@ -77,6 +77,8 @@ class Vocabulary:
         table = torch.zeros(max(counts, default=-1) + 1, dtype=torch.long)
         for token, count in counts.items():
             table[token] = count
+        if tokenizer is None:
+            return cls(counts=table if counts else None)
         marks = tokenizer.convert_ids_to_tokens(sorted(counts)) if counts else []
         points = [
             token

@@ -34,14 +34,16 @@ class Role:
         unit: Of the number; empty for a share or a mean weight.
         baseline: What the number is compared with: attention spread evenly, or at the best fixed distance.
         least: The fewest queries (or trials) by which a head is judged; below, it is undecided.
-        sign: Letter in the map of heads.
+        sign: Letter in the map of heads; heads are told to have a role that has one.
+        noun: What a head that has the role is; empty: "<name> head".
+        phrase: What several heads that have it do; empty: "are <noun>s".
     """
 
     name: str
     function: str
-    reads: Reads
     help: str
     source: str
+    reads: Reads = "rows"
     threshold: float | None = None
     margin: float | None = None
     top: float | None = None
@@ -49,6 +51,13 @@ class Role:
     baseline: Literal["even", "offset"] = "even"
     least: int = 20
     sign: str = ""
+    noun: str = ""
+    phrase: str = ""
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether a head has it or not, rather than more or less of it."""
+        return any(rule is not None for rule in (self.threshold, self.margin, self.top))
 
     def load(self) -> Callable[..., Any]:
         """Import the role's function."""
@@ -73,107 +82,116 @@ _ROWS = (
     Role(
         name="sink",
         function=f"{_TOKENS}:sink",
-        reads="rows",
         help="mean attention to the first token",
         source="[Gu et al. 2025](https://arxiv.org/abs/2410.10781)",
         threshold=0.3,
         sign="s",
+        noun="sink",
     ),
     Role(
         name="previous",
         function=f"{_POSITIONS}:previous",
-        reads="rows",
         help="mean attention to the token before",
         source=_CLARK,
         threshold=0.5,
         sign="p",
+        noun="previous-token head",
+        phrase="look at the previous token",
     ),
     Role(
         name="next",
         function=f"{_POSITIONS}:following",
-        reads="rows",
         help="mean attention to the token after",
         source=_CLARK,
         threshold=0.5,
         sign="n",
+        noun="next-token head",
+        phrase="look at the next token",
     ),
     Role(
         name="offset",
         function=f"{_POSITIONS}:offset",
-        reads="rows",
         help="how often the largest weight is at one and the same distance",
         source=_VOITA,
         threshold=0.9,
         sign="o",
+        noun="fixed-distance head",
+        phrase="look at one fixed distance",
     ),
     Role(
         name="self",
         function=f"{_POSITIONS}:self_attention",
-        reads="rows",
         help="mean attention of a token to itself",
         source=_CLARK,
         threshold=0.5,
         sign="=",
+        noun="own-token head",
+        phrase="look at the token itself",
     ),
     Role(
         name="cls",
         function=f"{_TOKENS}:cls",
-        reads="rows",
         help="mean attention to [CLS]",
         source=_CLARK,
         threshold=0.6,
         sign="c",
+        noun="[CLS] head",
+        phrase="look at [CLS]",
     ),
     Role(
         name="sep",
         function=f"{_TOKENS}:sep",
-        reads="rows",
         help="mean attention to [SEP]",
         source=_CLARK,
         threshold=0.6,
         sign="e",
+        noun="[SEP] head",
+        phrase="look at [SEP]",
     ),
     Role(
         name="punctuation",
         function=f"{_TOKENS}:punctuation",
-        reads="rows",
         help="mean attention to full stops and commas",
         source=_CLARK,
         threshold=0.6,
         sign=".",
+        noun="punctuation head",
+        phrase="look at full stops and commas",
     ),
     Role(
         name="rare",
         function=f"{_TOKENS}:rare",
-        reads="rows",
         help="how often the largest weight is on the rarest token of the row, by the rows' own counts",
         source=_VOITA,
         threshold=0.5,
         sign="r",
+        noun="rare-token head",
+        phrase="look at the rarest token",
     ),
     Role(
         name="broad",
         function=f"{_POSITIONS}:broad",
-        reads="rows",
         help="entropy of the attention weights",
         source=_CLARK,
         threshold=3.8,
         unit="nats",
         sign="b",
+        noun="broad head",
+        phrase="look at many tokens at once",
     ),
     Role(
         name="confident",
         function=f"{_POSITIONS}:confident",
-        reads="rows",
         help="largest attention weight of a token, on average",
         source=_VOITA,
         threshold=0.8,
         sign="!",
+        noun="confident head",
+        phrase="look at one token at a time",
     ),
     Role(
         name="distance",
         function=f"{_POSITIONS}:distance",
-        reads="rows",
         help="mean distance that attention spans",
         source="[Vig and Belinkov 2019](https://arxiv.org/abs/1906.04284)",
         unit="tokens",
@@ -181,14 +199,12 @@ _ROWS = (
     Role(
         name="window",
         function=f"{_POSITIONS}:window",
-        reads="rows",
         help="share of the tokens before and after that the mask lets a token see: below 1, attention is causal or local",
         source="the model's own mask",
     ),
     Role(
         name="diagonal",
         function=f"{_POSITIONS}:diagonal",
-        reads="rows",
         help="how near cross-attention is to the diagonal: 1 - the mean difference of relative positions",
         source="headprune's own",
     ),
@@ -200,6 +216,7 @@ _ROWS = (
         source=f"{_OLSSON}; the top 2 % as in {_YIN}",
         top=0.02,
         sign="i",
+        noun="induction head",
     ),
     Role(
         name="duplicate",
@@ -209,6 +226,7 @@ _ROWS = (
         source="[Wang et al. 2023](https://arxiv.org/abs/2211.00593)",
         top=0.02,
         sign="d",
+        noun="duplicate-token head",
     ),
     Role(
         name="previous-random",
@@ -269,6 +287,7 @@ _ROWS = (
         margin=0.1,
         baseline="offset",
         sign="y",
+        noun="syntax head",
     ),
 )
 

@@ -1,61 +1,271 @@
-"""What a detector that runs the model itself is given."""
+"""A request to measure roles, and the function that answers it: each detector is given what it reads."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from headprune.analysis.roles import Measure
+from headprune.analysis.call import Needle, Vocabulary
+from headprune.analysis.catalogue import ROLES, Reads, Role
+from headprune.analysis.needles import Trial, answered, decoded, make_trials
+from headprune.analysis.repeats import repeated_sequences
+from headprune.analysis.roles import Measure, Roles, decided, rule_of
+from headprune.analysis.statistics import measure_attention
+from headprune.analysis.trees import SUFFIX
 from headprune.anatomy import Anatomy
-from headprune.passes import RunContext
+from headprune.batch import Batch
+from headprune.config import AnalyzeSpec
+from headprune.errors import DataError, UnsupportedError
+from headprune.passes import SILENT, RunContext
+from headprune.placement import versions
 
 
 @dataclass(frozen=True, eq=False)
 class RoleRequest:
-    """The one argument of detectors that read weights.
+    """Whose heads are looked at, and on what.
 
     Args:
         model: The model, in eval mode.
         anatomy: Where its heads are.
-        tokenizer: Its tokenizer.
-        context: How the work runs: progress, journal, processes.
-        seed: Of what is drawn.
+        batches: The user's data; none, where no role reads it.
+        vocabulary: What is known of its tokens.
+        tokenizer: The model's, where it is known.
+        spec: How many sequences are made up, and how long.
+        seed: Of what is made up.
+        predicts_next: Whether it is a causal language model.
+        context: How the work runs.
     """
 
     model: PreTrainedModel
     anatomy: Anatomy
-    tokenizer: Any
-    context: RunContext
+    batches: Sequence[Batch] = ()
+    vocabulary: Vocabulary = field(default_factory=Vocabulary)
+    tokenizer: Any = None
+    spec: AnalyzeSpec = field(default_factory=AnalyzeSpec)
     seed: int = 0
+    predicts_next: bool = False
+    context: RunContext = SILENT
+
+    @property
+    def special_ids(self) -> list[int]:
+        """Ids that are no words, by the tokenizer or the config."""
+        if self.tokenizer is not None:
+            return list(self.tokenizer.all_special_ids)
+        config = self.model.config.get_text_config()
+        named = (config.pad_token_id, config.bos_token_id, config.eos_token_id)
+        return [
+            one
+            for ids in named
+            if ids is not None
+            for one in (ids if isinstance(ids, list) else [ids])
+        ]
+
+    @property
+    def longest(self) -> int | None:
+        """The longest row that the model takes, in tokens; None where its config doesn't say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @cached_property
+    def trials(self) -> tuple[Trial, ...]:
+        """Texts with a code word, of the user's data.
+
+        Raises:
+            UnsupportedError: The model isn't a causal language model, or its tokenizer isn't known.
+            DataError: There is too little text.
+        """
+        require_causal(self)
+        if self.tokenizer is None:
+            raise UnsupportedError(
+                "it takes the model's tokenizer", where="`tokenizer`", hint="give it"
+            )
+        special = set(self.special_ids)
+        text = [
+            token
+            for batch in self.batches
+            for token in batch.inputs["input_ids"].flatten().tolist()
+            if token not in special
+        ]
+        return make_trials(
+            text,
+            self.tokenizer,
+            count=self.spec.num_needles,
+            longest=min(self.spec.needle_length, self.longest or self.spec.needle_length),
+            seed=self.seed,
+        )
 
 
-def measure_of_shares(
-    role: str,
-    shares: Sequence[float | None],
-    *,
-    errors: Sequence[float] | None,
-    baseline: float,
-    n: int,
-) -> Measure:
-    """Return a measure of one number per head.
-
-    Args:
-        role: The role.
-        shares: The numbers; None where a head has none.
-        errors: Their standard errors; None where nothing was sampled.
-        baseline: What chance comes to.
-        n: How many tokens each number is of.
-    """
-    half = [0.0] * len(shares) if errors is None else [1.96 * error for error in errors]
-    pairs = list(zip(shares, half, strict=True))
-    known = errors is not None
-    return Measure(
-        role=role,
-        values=tuple(shares),
-        low=tuple(value - wide if value is not None and known else None for value, wide in pairs),
-        high=tuple(value + wide if value is not None and known else None for value, wide in pairs),
-        baseline=tuple(None if value is None else baseline for value in shares),
-        queries=tuple(0 if value is None else n for value in shares),
-        examples=tuple(0 if value is None else n for value in shares),
+def measure(request: RoleRequest, chosen: Sequence[Role]) -> Roles:
+    """Return what heads do, by the roles chosen; roles that can't be measured are in ``undefined``, with the reason."""
+    measures: list[Measure] = []
+    undefined: dict[str, str] = {}
+    for reads, function in _MEASURE.items():
+        asked = [role for role in chosen if role.reads == reads]
+        if not asked:
+            continue
+        try:
+            measures += function(request, asked)
+        except (UnsupportedError, DataError) as error:
+            undefined |= {role.name: error.what for role in asked}
+    measured = dict.fromkeys(one.role for one in measures)
+    for role in chosen:
+        if role.name not in measured:
+            undefined.setdefault(role.name, "the model has no such positions or tokens")
+    order = list(ROLES)
+    measures.sort(key=lambda one: order.index(one.role))
+    return Roles(
+        heads=request.anatomy.heads,
+        measures=decided(measures),
+        undefined=undefined,
+        thresholds={name: rule for name in measured if (rule := rule_of(ROLES[name]))},
+        seed=request.seed,
+        versions=versions(),
     )
+
+
+def _on_attention(
+    request: RoleRequest,
+    roles: Sequence[Role],
+    *,
+    batches: Sequence[Batch],
+    name: str,
+    **facts: Any,
+) -> tuple[Measure, ...]:
+    """Measure on attention weights; ``facts`` are what is known of these batches alone."""
+    return measure_attention(
+        request.model,
+        request.anatomy,
+        roles,
+        batches=batches,
+        vocabulary=replace(request.vocabulary, **facts),
+        context=request.context,
+        name=name,
+    )
+
+
+def _on_rows(request: RoleRequest, roles: Sequence[Role]) -> tuple[Measure, ...]:
+    """Measure on the user's data.
+
+    Raises:
+        UnsupportedError: There is none, or an attention doesn't hand out its weights.
+    """
+    if not request.batches:
+        raise UnsupportedError(
+            "there are no rows to look at",
+            where="`batches`",
+            hint="give some, or leave the role out",
+        )
+    return _on_attention(request, roles, batches=request.batches, name="what heads look at")
+
+
+def _on_repeats(request: RoleRequest, roles: Sequence[Role]) -> tuple[Measure, ...]:
+    """Measure on random tokens said twice.
+
+    Raises:
+        UnsupportedError: The model isn't a causal language model.
+    """
+    require_causal(request)
+    tokenizer, spec = request.tokenizer, request.spec
+    config = request.model.config.get_text_config()
+    longest = request.longest or 2 * spec.sequence_length + 1
+    sequences = repeated_sequences(
+        vocabulary=min(config.vocab_size, len(tokenizer) if tokenizer else config.vocab_size),
+        special=request.special_ids,
+        start=(tokenizer or config).bos_token_id,
+        length=min(spec.sequence_length, (longest - 1) // 2),
+        count=spec.num_sequences,
+        seed=request.seed,
+    )
+    return _on_attention(
+        request, roles, batches=sequences, name="random tokens said twice", trees={}
+    )
+
+
+def _on_needles(request: RoleRequest, roles: Sequence[Role]) -> tuple[Measure, ...]:
+    """Measure on texts with a code word, which is given as the answer."""
+    batches, needles = answered(request.trials, [trial.code for trial in request.trials])
+    return _retrieved(request, roles, batches, needles, name="code words, given")
+
+
+def _on_answers(request: RoleRequest, roles: Sequence[Role]) -> tuple[Measure, ...]:
+    """Measure on texts with a code word, which the model has to say.
+
+    Raises:
+        UnsupportedError: It never does.
+    """
+    end = request.tokenizer.eos_token_id if request.tokenizer else None
+    right, answers = decoded(request.model, request.trials, end=end)
+    count = len(request.trials)
+    request.context.notify(f"code words: {len(right)} of {count} are said rightly")
+    if not right:
+        raise UnsupportedError(
+            f"the model says none of {count} code words rightly",
+            where=type(request.model).__name__,
+            hint="the role retrieval gives it the words",
+        )
+    batches, needles = answered(right, answers)
+    return _retrieved(request, roles, batches, needles, name="code words, said")
+
+
+def _retrieved(
+    request: RoleRequest,
+    roles: Sequence[Role],
+    batches: Sequence[Batch],
+    needles: Mapping[int, Needle],
+    *,
+    name: str,
+) -> tuple[Measure, ...]:
+    return _on_attention(request, roles, batches=batches, name=name, trees={}, needles=needles)
+
+
+def _on_weights(request: RoleRequest, roles: Sequence[Role]) -> tuple[Measure, ...]:
+    """Measure on weights alone.
+
+    Raises:
+        UnsupportedError: The model isn't a causal language model.
+    """
+    require_causal(request)
+    return tuple(one for role in roles for one in role.load()(request))
+
+
+def require_causal(request: RoleRequest) -> None:
+    """Refuse models that don't predict the next token: what is made up says nothing to them.
+
+    Raises:
+        UnsupportedError: The model doesn't.
+    """
+    if not request.predicts_next:
+        raise UnsupportedError(
+            "it takes a causal language model",
+            where=type(request.model).__name__,
+            hint="leave the role out",
+        )
+
+
+def _on_trees(request: RoleRequest, roles: Sequence[Role]) -> tuple[Measure, ...]:
+    """Measure on parsed sentences.
+
+    Raises:
+        UnsupportedError: The data isn't parsed.
+    """
+    if not request.vocabulary.trees:
+        raise UnsupportedError(
+            f"it takes parsed sentences, a {SUFFIX} file",
+            where="`data`",
+            hint="universaldependencies.org has them in many languages",
+        )
+    return _on_rows(request, roles)
+
+
+Measuring = Callable[[RoleRequest, Sequence[Role]], tuple[Measure, ...]]
+
+_MEASURE: dict[Reads, Measuring] = {
+    "rows": _on_rows,
+    "repeats": _on_repeats,
+    "trees": _on_trees,
+    "needles": _on_needles,
+    "answers": _on_answers,
+    "weights": _on_weights,
+}
+"""How roles are measured, by what they read."""

@@ -5,7 +5,7 @@ looks there, so ``z`` of unit vectors is ``V_h``, whatever projections, groups o
 of unit vectors.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headprune.analysis.request import RoleRequest, measure_of_shares
+from headprune.analysis.request import RoleRequest
 from headprune.analysis.roles import Measure
 from headprune.anatomy import Site
 from headprune.batch import forward
@@ -100,15 +100,17 @@ def own_rank(request: RoleRequest) -> tuple[Measure, ...]:
         ]
         errors = [sqrt((share or 0) * (1 - (share or 0)) / (n - 1)) for share in shares]
         chance = (high - low) / size
-        one = measure_of_shares("own-rank", shares, errors=errors, baseline=chance, n=n)
+        one = _measure("own-rank", shares, errors=errors, baseline=chance, n=n)
         measures.append(one.model_copy(update={"column": column}))
     return tuple(measures)
 
 
 def _random_tokens(request: RoleRequest) -> Tensor:
     """Return random tokens, none of them special."""
-    usual = torch.arange(min(len(_embeddings(request)[1]), len(request.tokenizer)))
-    special = torch.tensor(request.tokenizer.all_special_ids, dtype=torch.long)
+    size = len(_embeddings(request)[1])
+    known = len(request.tokenizer) if request.tokenizer else size
+    usual = torch.arange(min(size, known))
+    special = torch.tensor(request.special_ids, dtype=torch.long)
     usual = usual[~torch.isin(usual, special)]
     generator = torch.Generator().manual_seed(request.seed)
     return usual[torch.randperm(len(usual), generator=generator)[:_TOKENS]]
@@ -125,7 +127,7 @@ def _eigenvalues(request: RoleRequest, *, role: str, sign: int) -> Measure:
         for head, number in zip(maps.site.heads, share.tolist(), strict=True):
             shares[maps.site.id, head] = number
     numbers = [shares.get(tuple(head)) for head in request.anatomy.heads]
-    return measure_of_shares(role, numbers, errors=None, baseline=0.0, n=len(unembedding))
+    return _measure(role, numbers, errors=None, baseline=0.0, n=len(unembedding))
 
 
 def _embeddings(request: RoleRequest) -> tuple[Tensor, Tensor]:
@@ -177,7 +179,7 @@ def ov_maps(request: RoleRequest) -> Iterator[OvMaps]:
 @torch.no_grad()
 def _calls(request: RoleRequest) -> dict[Any, tuple[tuple[Any, ...], dict[str, Any]]]:
     """Return how each attention is called in a forward of one token."""
-    model, tokenizer = request.model, request.tokenizer
+    model = request.model
     calls: dict[Any, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     def note(name: Any) -> Callable[..., None]:
@@ -191,7 +193,7 @@ def _calls(request: RoleRequest) -> dict[Any, tuple[tuple[Any, ...], dict[str, A
         for site in request.anatomy.sites
         if site.id.kind == "self"
     ]
-    start = tokenizer.bos_token_id or 0
+    start = model.config.get_text_config().bos_token_id or 0
     try:
         forward(model, {"input_ids": torch.tensor([[start]], device=input_device(model))})
     finally:
@@ -255,3 +257,34 @@ def _after_first_block(request: RoleRequest, tokens: Tensor) -> Float[Tensor, "t
     inputs: dict[str, Any] = {"input_ids": ids, "output_hidden_states": True}
     states: Tensor = forward(model, inputs).hidden_states[1]
     return states[:, 0].float()
+
+
+def _measure(
+    role: str,
+    shares: Sequence[float | None],
+    *,
+    errors: Sequence[float] | None,
+    baseline: float,
+    n: int,
+) -> Measure:
+    """Return a measure of one number per head.
+
+    Args:
+        role: The role.
+        shares: The numbers; None where a head has none.
+        errors: Their standard errors; None where nothing was sampled.
+        baseline: What chance comes to.
+        n: How many tokens each number is of.
+    """
+    half = [0.0] * len(shares) if errors is None else [1.96 * error for error in errors]
+    pairs = list(zip(shares, half, strict=True))
+    known = errors is not None
+    return Measure(
+        role=role,
+        values=tuple(shares),
+        low=tuple(value - wide if value is not None and known else None for value, wide in pairs),
+        high=tuple(value + wide if value is not None and known else None for value, wide in pairs),
+        baseline=tuple(None if value is None else baseline for value in shares),
+        queries=tuple(0 if value is None else n for value in shares),
+        examples=tuple(0 if value is None else n for value in shares),
+    )

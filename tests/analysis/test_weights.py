@@ -16,7 +16,7 @@ from headprune.passes import RunContext
 
 
 def request_for(model, anatomy):
-    return RoleRequest(model, anatomy, toy_tokenizer(), RunContext())
+    return RoleRequest(model, anatomy, tokenizer=toy_tokenizer(), predicts_next=True)
 
 
 def projections(model, head):
