@@ -149,6 +149,13 @@ _RULES = (
         "leave it out, or say --steps 2",
     ),
     _Rule(
+        ("analyze",),
+        ("plan",),
+        lambda call: call.settings.analyze.similarity,
+        "heads aren't compared with each other",
+        "leave it out, or say --similarity",
+    ),
+    _Rule(
         ("score", "prune", "run"),
         ("compile",),
         lambda call: "ablation" in _methods(call),

@@ -62,7 +62,9 @@ class OwnOptions(Section):
         None, "A second text in its row; what a decoder beside an encoder reads.", metavar="TEXT"
     )
     layers: Names = option((), "Only these layers, such as 0,3-5.", metavar="N[,N-N]")
-    roles: Path | None = option(None, "Roles to show. (default: beside the model)", metavar="FILE")
+    shown_roles: Path | None = option(
+        None, "Roles to show. (default: beside the model)", metavar="FILE"
+    )
     as_json: bool = option(False, "One JSON document on stdout.", off="")
     quiet: bool = option(False, "No messages on stderr.", off="", short="-q")
     verbose: bool = option(False, "Keep progress bars; full warnings.", off="", short="-v")
@@ -130,7 +132,16 @@ ACTING: dict[str, tuple[str, ...]] = {
         *(*_UNJUDGED, *WORK),
     ),
     "view": (
-        *(*_MODEL, "shown_text", "text_pair", "layers", "scores", "roles", "out", "overwrite"),
+        *(
+            *_MODEL,
+            "shown_text",
+            "text_pair",
+            "layers",
+            "scores",
+            "shown_roles",
+            "out",
+            "overwrite",
+        ),
         *("max_length", "device", "dtype"),
     ),
     "prune": (*_MODEL, *_PRUNING),
@@ -202,7 +213,12 @@ _METAVARS = {
     ("check", "model"): "MODEL|RESULTS.json",
     ("view", "out"): "FILE",
 }
-_FLAGS = {"methods": ("--method", "--methods"), "as_json": ("--json",), "shown_text": ("--text",)}
+_FLAGS = {
+    "methods": ("--method", "--methods"),
+    "as_json": ("--json",),
+    "shown_text": ("--text",),
+    "shown_roles": ("--roles",),
+}
 _ARGUMENTS = ("model", "file")
 MEASURING = ("eval", "check")
 """Commands that read one data set."""

@@ -7,12 +7,12 @@ from headprune.cli.options import Call
 
 def analyze(call: Call) -> None:
     """Show what every head does: sinks, positions, induction, ... with baselines, intervals and published thresholds."""
-    from headprune.report.roles import relations_table, roles_map, roles_table
+    from headprune.report.roles import relations_table, roles_map, roles_table, similarity_table
     from headprune.runtime.distributed import join_world, leave_world
     from headprune.workflows.analyze import analyze as analyze_model
 
     world = join_world(cpu=call.settings.model.device == "cpu")
-    roles, path = analyze_model(call.settings, progress=call.progress, world=world)
+    roles, similarity, path = analyze_model(call.settings, progress=call.progress, world=world)
     leave_world(world)
     if path is None:
         return
@@ -25,6 +25,9 @@ def analyze(call: Call) -> None:
         if (relations := relations_table(roles)) is not None:
             call.show("")
             call.show(relations)
+        if similarity is not None:
+            call.show("")
+            call.show(similarity_table(similarity))
     call.progress.notify(f"written: {path}")
 
 
@@ -35,7 +38,7 @@ def view(call: Call) -> None:
     from headprune.workflows.view import view as view_text
 
     own, settings = call.own, call.settings
-    viewed = Viewed(own.shown_text or "", own.text_pair, own.layers, own.roles)
+    viewed = Viewed(own.shown_text or "", own.text_pair, own.layers, own.shown_roles)
     if "out" not in call.given:  # a file's is where a model goes
         settings = settings.replaced(out=None)
     maps, path = view_text(settings, viewed, progress=call.progress)
