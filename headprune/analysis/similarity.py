@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.analysis.call import Vocabulary, attention_call
+from headprune.analysis.distances import clustered, scaled
 from headprune.anatomy import Anatomy, Site
 from headprune.artefact import Artefact
 from headprune.attention import WeightReader, plain_attention, weight_reader
@@ -28,7 +26,6 @@ from headprune.placement import input_device
 SMOOTHING = 0.001
 """Share of every head's attention that is spread evenly over the keys before heads are compared, as Clark et al.'s code does."""
 _MOST_QUERIES = 64
-_MOST_CLUSTERS = 12
 _MOST_NUMBERS = 2**25
 _Z = 1.96
 
@@ -132,8 +129,8 @@ def compare_heads(
     The divergence of two heads is the mean over queries of ``JS(p, q) = H((p + q) / 2) - (H(p) + H(q)) / 2``, with p and q
     their attention, 0.001 of it spread evenly over the row's keys (Clark et al. 2019, section 6, who sum over queries; the
     smoothing is that of their code). It is the square of a distance in a Euclidean space (Fuglede and Topsoe 2004), so classical
-    scaling would show it without loss if all its dimensions were taken. Clusters are made of these distances by the linkage of Ward (1963),
-    as many as make the mean silhouette largest (Rousseeuw 1987). Standard errors are those of a ratio over examples.
+    scaling would show it without loss if all its dimensions were taken. Clusters are made of these distances by the linkage of
+    Ward (1963), as many as make the mean silhouette largest (Rousseeuw 1987). Standard errors are those of a ratio over examples.
 
     Only sums over pairs of heads are kept. Of a row with more than 64 queries, 64 count, evenly spread.
 
@@ -268,49 +265,6 @@ def _compared(group: _Group, sums: Float[Tensor, " sums"]) -> Compared:
         explained=explained,
         clusters=clustered(np.sqrt(square)),
     )
-
-
-def scaled(squares: NDArray[np.float64]) -> tuple[tuple[tuple[float, float], ...], float]:
-    """Return a map in two dimensions by classical scaling (Torgerson 1952), and the share of the squared distances that it shows.
-
-    Args:
-        squares: Squared distances [heads, heads].
-    """
-    centred = squares - squares.mean(0) - squares.mean(1)[:, None] + squares.mean()
-    values, vectors = np.linalg.eigh(-centred / 2)
-    values = np.clip(values, 0, None)
-    places = vectors[:, :-3:-1] * np.sqrt(values[:-3:-1])
-    # The sign of a dimension is nobody's choice: its largest number is positive.
-    places *= np.sign(places[np.abs(places).argmax(0), range(places.shape[1])] + 1e-300)
-    explained = float(values[-2:].sum() / max(values.sum(), 1e-300))
-    return tuple((float(x), float(y)) for x, y in places), explained
-
-
-def clustered(distances: NDArray[np.float64]) -> tuple[int, ...]:
-    """Return the cluster of every head, by the linkage of Ward (1963); as many as make the mean silhouette largest.
-
-    Args:
-        distances: Distances [heads, heads].
-    """
-    tree = linkage(squareform(distances, checks=False), method="ward")
-    most = min(_MOST_CLUSTERS, len(distances) - 1)
-    cuts = [fcluster(tree, count, criterion="maxclust") for count in range(2, most + 1)]
-    several = [labels for labels in cuts if len(set(labels.tolist())) > 1]
-    if not several:
-        return (1,) * len(distances)
-    return tuple(max(several, key=lambda labels: _silhouette(distances, labels)).tolist())
-
-
-def _silhouette(distances: NDArray[np.float64], labels: NDArray[np.int32]) -> float:
-    """Return the mean silhouette: how much nearer heads are to their own cluster than to the next; 0 for a cluster of one."""
-    members = np.stack([labels == label for label in np.unique(labels)])
-    sums, sizes = distances @ members.T, members.sum(1)
-    own = members.T
-    inside = sums[own] / np.maximum(1, sizes[labels - 1] - 1)
-    outside = np.where(own, np.inf, sums / sizes).min(1)
-    widths = (outside - inside) / np.maximum(np.maximum(outside, inside), 1e-300)
-    alone = sizes[labels - 1] == 1
-    return float(np.where(alone, 0.0, widths).mean())
 
 
 def closest(groups: Sequence[Compared], *, count: int = 10) -> tuple[Pair, ...]:

@@ -62,9 +62,7 @@ class OwnOptions(Section):
         None, "A second text in its row; what a decoder beside an encoder reads.", metavar="TEXT"
     )
     layers: Names = option((), "Only these layers, such as 0,3-5.", metavar="N[,N-N]")
-    shown_roles: Path | None = option(
-        None, "Roles to show. (default: beside the model)", metavar="FILE"
-    )
+    shown_roles: Path | None = option(None, "Roles. (default: beside the model)", metavar="FILE")
     as_json: bool = option(False, "One JSON document on stdout.", off="")
     quiet: bool = option(False, "No messages on stderr.", off="", short="-q")
     verbose: bool = option(False, "Keep progress bars; full warnings.", off="", short="-v")
@@ -88,10 +86,10 @@ def _option(match: re.Match[str]) -> str:
     name, value = match[1], match[2]
     if name not in _NAMES:
         return match[0]
-    dashed = name.replace("_", "-")
+    dashed = name.removeprefix(_SHOWN).replace("_", "-")
     if value in ("True", "False"):
         return f"--{dashed}" if value == "True" else _OFF.get(name, f"--no-{dashed}")
-    option = "MODEL" if name == "model" else _FLAGS.get(name, (f"--{dashed}",))[-1]
+    option = "MODEL" if name == "model" else f"--{dashed}"
     return option if value is None else f"{option} {value}"
 
 
@@ -132,17 +130,8 @@ ACTING: dict[str, tuple[str, ...]] = {
         *(*_UNJUDGED, *WORK),
     ),
     "view": (
-        *(
-            *_MODEL,
-            "shown_text",
-            "text_pair",
-            "layers",
-            "scores",
-            "shown_roles",
-            "out",
-            "overwrite",
-        ),
-        *("max_length", "device", "dtype"),
+        *(*_MODEL, "shown_text", "text_pair", "layers", "shown_roles", "scores", "out"),
+        *("overwrite", "max_length", "device", "dtype"),
     ),
     "prune": (*_MODEL, *_PRUNING),
     "sweep": (
@@ -213,12 +202,8 @@ _METAVARS = {
     ("check", "model"): "MODEL|RESULTS.json",
     ("view", "out"): "FILE",
 }
-_FLAGS = {
-    "methods": ("--method", "--methods"),
-    "as_json": ("--json",),
-    "shown_text": ("--text",),
-    "shown_roles": ("--roles",),
-}
+_FLAGS = {"methods": ("--method", "--methods"), "as_json": ("--json",)}
+_SHOWN = "shown_"  # begins names of options whose flag is a setting's elsewhere: --text
 _ARGUMENTS = ("model", "file")
 MEASURING = ("eval", "check")
 """Commands that read one data set."""
@@ -246,7 +231,7 @@ def annotation_of(command: str, name: str) -> Any:
     if name in _ARGUMENTS:
         return Annotated[str | None, typer.Argument(**shown)]
     flags = [
-        *_FLAGS.get(name, (f"--{name.replace('_', '-')}",)),
+        *_FLAGS.get(name, (f"--{name.removeprefix(_SHOWN).replace('_', '-')}",)),
         *filter(None, [extra.get("short")]),
     ]
     if bool in (kind, *get_args(kind)):

@@ -52,7 +52,7 @@ def analyze(
     run_dir, spec = settings.run.run_dir, settings.analyze
     plan = read_artefact(PruningPlan, Path(spec.plan)) if spec.plan else None
     with unused_run(run_dir, file=ROLES_FILE) if world.is_main else nullcontext():
-        session = open_session(settings, progress=progress, world=world)
+        session = open_session(settings, progress=progress, world=world, looks=True)
         removed = select_heads(plan.remove if plan else (), session.anatomy.heads)
         seen = _seen(session, {role.reads for role in chosen})
         if spec.similarity and not seen.batches:
