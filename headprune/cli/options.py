@@ -53,6 +53,12 @@ class OwnOptions(Section):
     format: Literal["text", "json", "markdown", "github", "junit"] | None = option(
         None, "Of stdout. (default: text)"
     )
+    runs: tuple[Path, ...] = option(
+        (), "Runs, pruned models, or JSON documents of headprune's.", metavar="RUN_OR_DIR..."
+    )
+    pictures: Path | None = option(
+        None, "Write every chart there, too, as PNG and SVG.", metavar="DIR"
+    )
     gguf: Path | None = option(None, "The file to write, for llama.cpp.", metavar="FILE")
     tokenizer: bool = option(True, "--no-tokenizer: weights alone, the engine is given token ids.")
     as_json: bool = option(False, "One JSON document on stdout.", off="")
@@ -133,6 +139,7 @@ ACTING: dict[str, tuple[str, ...]] = {
     "convert": (*_MODEL, "dtype", "out", "overwrite", "allow_pickle"),
     "run": ("file", "revision", *_PRUNING),
     "export": (*_MODEL, "dtype", "gguf", "tokenizer", "overwrite"),
+    "report": ("runs", "out", "pictures", "overwrite"),
     "methods": (),
     "tasks": (),
     "metrics": (),
@@ -181,13 +188,24 @@ _HELP = {
         "run_dir",
     ): "Where checkpoints are kept. (default: headprune-runs/heal-..., until the model is saved)",
     ("check", "model"): "A model, which is evaluated, or results of `prune` or `eval --json`.",
+    ("report", "out"): "The file to write. (default: NAME-report.html beside the first run)",
+    ("report", "overwrite"): "Replace a report, or pictures, of that name.",
     ("export", "overwrite"): "Replace a GGUF file of this name.",
 }
-_METAVARS = {("heal", "model"): "DIR", ("check", "model"): "MODEL|RESULTS.json"}
+_METAVARS = {
+    ("heal", "model"): "DIR",
+    ("check", "model"): "MODEL|RESULTS.json",
+    ("report", "out"): "FILE",
+}
 _FLAGS = {"methods": ("--method", "--methods"), "as_json": ("--json",)}
-_ARGUMENTS = ("model", "file")
+_ARGUMENTS = ("model", "file", "runs")
 MEASURING = ("eval", "check")
 """Commands that read one data set."""
+
+
+def takes_recipe(command: str) -> bool:
+    """Whether a command reads a file of settings, and then works on a model."""
+    return not {"config", "file"}.isdisjoint(ACTING[command])
 
 
 def field_name(command: str, name: str) -> str:
@@ -209,8 +227,9 @@ def annotation_of(command: str, name: str) -> Any:
         "show_default": False,
         "metavar": _METAVARS.get(key, extra.get("metavar")),
     }
+    values: Any = list[str] if get_origin(kind) is tuple else str
     if name in _ARGUMENTS:
-        return Annotated[str | None, typer.Argument(**shown)]
+        return Annotated[values | None, typer.Argument(**shown)]
     flags = [
         *_FLAGS.get(name, (f"--{name.replace('_', '-')}",)),
         *filter(None, [extra.get("short")]),
@@ -220,7 +239,6 @@ def annotation_of(command: str, name: str) -> Any:
         flags[0] += f"/--{off}" if off else ""
         return Annotated[bool | None, typer.Option(*flags, **shown)]
     shown["metavar"] = shown["metavar"] or _metavar(kind)
-    values: Any = list[str] if get_origin(kind) is tuple else str
     return Annotated[values | None, typer.Option(*flags, **shown)]
 
 
@@ -284,13 +302,13 @@ def prepare(command: str, options: Mapping[str, Any]) -> Call:
     progress = ConsoleProgress(
         quiet=own.quiet or launched_rank() > 0, verbose=own.verbose, rewrite=as_options
     )
-    if not ACTING[command]:
-        return Call(Settings(), own, progress)
     fields = {
         field_name(command, name): given[name]
         for name in given
         if name not in OwnOptions.model_fields
     }
+    if not takes_recipe(command):
+        return Call(Settings.of(**fields), own, progress, frozenset(given))
     settings, origin = load_settings(
         fields,
         file=own.file or own.config,

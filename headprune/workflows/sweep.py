@@ -19,7 +19,7 @@ from headprune.placement import input_device, versions
 from headprune.planning import knee, last_within, make_plan
 from headprune.planning.constraints import as_dict, selected_sites, with_keep
 from headprune.plans import HeadScores
-from headprune.report.charts import sweep_picture
+from headprune.report.sweeps import sweep_picture
 from headprune.results import Curve, Sweep, SweepPoint
 from headprune.runs import FOLDER, file_name, next_run
 from headprune.runtime.journal import Journal, open_journal
