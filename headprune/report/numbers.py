@@ -3,6 +3,7 @@
 import math
 
 from headprune.artefact import Latency
+from headprune.gate import spaced
 
 
 def number(value: float, *, sign: str = "-") -> str:
@@ -24,11 +25,6 @@ def milliseconds_interval(took: Latency) -> str:
     """Return the interval of a time; empty where there is none."""
     ends = " ".join((f"[{milliseconds(took.interval[0])},", f"{milliseconds(took.interval[1])}]"))
     return ends if took.repeats else ""
-
-
-def spaced(name: str) -> str:
-    """Return a name without its underscores."""
-    return name.replace("_", " ")
 
 
 def timed(name: str) -> str:

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from headprune.artefact import EvalResult, Latency, Proof
-from headprune.gate import Verdict
+from headprune.gate import Verdict, spaced
 from headprune.plans import PruningPlan
 from headprune.report.ci import headline
 from headprune.report.numbers import (
@@ -14,7 +14,6 @@ from headprune.report.numbers import (
     milliseconds,
     milliseconds_interval,
     number,
-    spaced,
     timed,
 )
 from headprune.report.terminal import Prose, Row, Sheet, line, prose
