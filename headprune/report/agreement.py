@@ -78,7 +78,9 @@ def _draw_agreement(
     axes.set_ylim(len(labels) - 0.5, -0.5)
     places = [str(place) for place in range(1, 1 + len(labels))]
     axes.set_xticks(range(len(labels)), places)
-    named = [f"{place}: {label}" for label, place in zip(labels, places, strict=True)]
+    named = [
+        drawing.short(f"{place}: {label}") for label, place in zip(labels, places, strict=True)
+    ]
     axes.set_yticks(range(len(labels)), named)
     axes.xaxis.tick_top()
     axes.tick_params(length=0)

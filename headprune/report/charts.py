@@ -84,6 +84,24 @@ class Drawing:
         artist.set_gid(f"mark-{len(self.marks)}")
         self.marks.append(tuple(texts))
 
+    def short(self, text: str) -> str:
+        """Return a name as far as there is room for it beside a chart; marks and tables have it whole."""
+        most = 20 if self.is_narrow else 50
+        return text if len(text) <= most else f"{text[: most - 1]}…"
+
+    def label_rows(self, axes: "Axes", labels: Sequence[str], *, most: int = 40) -> None:
+        """Name the rows of a chart, from above; of very many only some."""
+        apart = 1 + (len(labels) - 1) // most
+        axes.set_yticks(range(0, len(labels), apart), [*map(self.short, labels)][::apart])
+        axes.set_ylim(len(labels) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+
+    def name_colours(self, axes: "Axes", *, columns: int) -> None:
+        """Put a legend above a chart, from the left."""
+        place: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1.01), "borderaxespad": 0}
+        axes.legend(ncols=columns, **place)
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -217,7 +235,7 @@ def numbered(name: str, index: int) -> str:
     return name if index == 0 else f"{name}-{index + 1}"
 
 
-def square(x: float, y: float, *, gap: float) -> list[tuple[float, float]]:
+def square(x: int, y: int, *, gap: float) -> list[tuple[float, float]]:
     """Return the corners of a cell of a grid, a little smaller than the cell."""
     half = 0.5 - gap
     return [(x - half, y - half), (x + half, y - half), (x + half, y + half), (x - half, y + half)]
@@ -227,18 +245,3 @@ def cell_ink(colour: str) -> str:
     """Return the colour of letters on a cell: of these two neither is the page's, which would change with its light."""
     red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
     return "#111112" if 0.299 * red + 0.587 * green + 0.114 * blue > 125 else "#fffffe"
-
-
-def legend_above(axes: "Axes", *, columns: int) -> None:
-    """Name the colours above a chart, from the left."""
-    place: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1.01), "borderaxespad": 0}
-    axes.legend(ncols=columns, **place)
-
-
-def label_rows(axes: "Axes", labels: Sequence[str], *, most: int = 40) -> None:
-    """Name the rows of a chart, from above; of very many only some."""
-    apart = 1 + (len(labels) - 1) // most
-    axes.set_yticks(range(0, len(labels), apart), labels[::apart])
-    axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)

@@ -26,17 +26,34 @@ A = TypeVar("A", bound=Artefact)
 _RECORD = "headprune.yaml"
 _HINT = "name a run, a model that was pruned, or a file that --json wrote"
 _FORMAT = re.compile(rb'"format"\s*:\s*1\b')
-_TOLD_BY: tuple[tuple[type[Artefact], frozenset[str]], ...] = (
-    (Verdict, frozenset({"findings", "baseline", "result"})),
-    (Results, frozenset({"proofs", "removed", "auto_class"})),
-    (Sweep, frozenset({"curves", "metric"})),
-    (Roles, frozenset({"measures", "heads"})),
-    (PruningPlan, frozenset({"remove", "kept_per_site"})),
-    (HeadScores, frozenset({"method", "heads", "values"})),
-    (EvalResult, frozenset({"metric", "value", "seed"})),
-    (Baseline, frozenset({"metric", "value"})),
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of document.
+
+    Args:
+        type: What it is read as.
+        word: What it is called.
+        keys: Keys that tell it.
+    """
+
+    type: type[Artefact]
+    word: str
+    keys: frozenset[str]
+
+
+KINDS = (
+    Kind(Verdict, "verdict", frozenset({"findings", "baseline", "result"})),
+    Kind(Results, "results", frozenset({"proofs", "removed", "auto_class"})),
+    Kind(Sweep, "sweep", frozenset({"curves", "metric"})),
+    Kind(Roles, "roles", frozenset({"measures", "heads"})),
+    Kind(PruningPlan, "plan", frozenset({"remove", "kept_per_site"})),
+    Kind(HeadScores, "scores", frozenset({"method", "heads", "values"})),
+    Kind(EvalResult, "evaluation", frozenset({"metric", "value", "seed"})),
+    Kind(Baseline, "baseline", frozenset({"metric", "value"})),
 )
-"""Kinds of documents, and keys that tell them; the first that fits."""
+"""All kinds; a document is of the first that it has the keys of."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +62,13 @@ class Document:
 
     Args:
         value: What it says.
+        kind: What kind of document it is, in a word.
         folder: The directory it lies in, as it was named.
         name: The name of its file.
     """
 
     value: Artefact
+    kind: str
     folder: str
     name: str
 
@@ -176,15 +195,15 @@ def _in_file(path: Path, *, any_kind: bool = False) -> list[Document]:
             hint="it takes scores, plans, results, roles, sweeps, and what eval and check wrote with --json",
         )
     return [
-        Document(as_artefact(kind, content, path), str(path.parent), path.name)
+        Document(as_artefact(kind.type, content, path), kind.word, str(path.parent), path.name)
         for kind, content in zip(kinds, contents, strict=True)
         if kind is not None
     ]
 
 
-def _kind(content: Any) -> type[Artefact] | None:
+def _kind(content: Any) -> Kind | None:
     names = content.keys() if isinstance(content, dict) else set()
-    return next((kind for kind, keys in _TOLD_BY if names >= keys), None)
+    return next((kind for kind in KINDS if names >= kind.keys), None)
 
 
 def _runs_in(folder: Path) -> str:

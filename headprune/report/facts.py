@@ -132,12 +132,14 @@ def subjects(documents: Documents) -> Iterator[Subject]:
 
 
 def _roles_of_heads(roles: Roles) -> dict[HeadId, dict[str, str]]:
-    """Return the roles of each head, in the catalogue's order, each with its number and the rule that it passed."""
-    found: dict[HeadId, dict[str, str]] = {head: {} for head in roles.heads}
+    """Return the roles of each head, each with its number and rule: of a role with several numbers, its largest."""
+    found: dict[HeadId, dict[str, tuple[float, str]]] = {head: {} for head in roles.heads}
     for measure in roles.measures:
         rule = roles.thresholds.get(measure.role, "")
+        column = f"{measure.column} " if measure.column else ""
         for head, value, passes in zip(roles.heads, measure.values, measure.passes, strict=True):
             if passes and value is not None:
-                column = f"{measure.column} " if measure.column else ""
-                found[head].setdefault(measure.role, f"{column}{value:.3g} ({rule})")
-    return found
+                text = f"{column}{value:.3g} ({rule})" if rule else f"{column}{value:.3g}"
+                known = found[head].get(measure.role, (value, text))
+                found[head][measure.role] = max(known, (value, text))
+    return {head: {role: text for role, (_, text) in each.items()} for head, each in found.items()}

@@ -16,8 +16,6 @@ from headprune.report.charts import (
     Chart,
     Drawing,
     cell_ink,
-    label_rows,
-    legend_above,
     numbered,
     square,
 )
@@ -114,7 +112,8 @@ def _draw_heads(drawing: Drawing, facts: Sequence[HeadFacts], sites: Sequence[Si
     axes.add_collection(cells)
     axes.add_collection(LineCollection(crosses, colors=SOFT, linewidths=0.7, alpha=0.5, zorder=2))
     drawing.mark(cells, [fact.text(count=len(facts)) for fact in facts])
-    _label_grid(axes, across, [str(site) for site in sites], most=8 if drawing.is_narrow else 16)
+    drawing.label_rows(axes, [str(site) for site in sites])
+    _label_grid(axes, across, len(sites), most=8 if drawing.is_narrow else 16)
     if any(fact.rank is not None for fact in facts):
         _draw_scale(axes, len(sites), narrow=drawing.is_narrow)
 
@@ -128,11 +127,10 @@ def _colour(fact: HeadFacts, count: int) -> str:
     return STEPS[min(len(STEPS) - 1, (fact.rank - 1) * len(STEPS) // max(1, count - 1))]
 
 
-def _label_grid(axes: "Axes", across: int, rows: Sequence[str], *, most: int) -> None:
-    """Label a grid: heads above, layers on the left."""
-    label_rows(axes, rows)
+def _label_grid(axes: "Axes", across: int, rows: int, *, most: int) -> None:
+    """Make square cells, and name the heads above them."""
     axes.set_xlim(-0.5, across - 0.5)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_ylim(rows - 0.5, -0.5)
     axes.set_aspect("equal", anchor="NW")
     axes.xaxis.tick_top()
     apart = 1 + (across - 1) // most
@@ -208,7 +206,7 @@ def _draw_roles(
             }
             points = axes.scatter(across, [row] * len(some), **style)
             drawing.mark(points, [fact.text(count=len(facts)) for fact in some])
-    label_rows(axes, [f"{role} ({len(group)})" for role, group in groups.items()])
+    drawing.label_rows(axes, [f"{role} ({len(group)})" for role, group in groups.items()])
     axes.set_xlim(0, len(facts) + 1)
     axes.grid(axis="y")
     axes.set_xlabel("rank of importance (1: least important)" if is_ranked else "heads, in order")
@@ -291,8 +289,8 @@ def _draw_layers(
         starts = ends
     axes.autoscale_view()
     axes.set_xlim(min(0.0, *starts), max(starts) * 1.01 or 1.0)
-    label_rows(axes, list(bars))
+    drawing.label_rows(axes, list(bars))
     axes.grid(axis="x")
     axes.set_xlabel("heads" if len(labels) > 1 else labels[0])
     if len(labels) > 1:
-        legend_above(axes, columns=len(labels))
+        drawing.name_colours(axes, columns=len(labels))

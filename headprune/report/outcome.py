@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from headprune.artefact import EvalResult
-from headprune.report.charts import COLOURS, SOFT, Chart, Drawing, label_rows, numbered
+from headprune.report.charts import COLOURS, SOFT, Chart, Drawing, numbered
 from headprune.report.documents import Documents
 from headprune.report.numbers import (
     interval,
@@ -166,7 +166,7 @@ def _draw_intervals(
         axes.plot(row.ends, [place] * 2, color=colour, lw=3, alpha=0.45, solid_capstyle="round")
         point = axes.scatter([row.value], [place], color=colour, s=46, zorder=3)
         drawing.mark(point, [row.text])
-    label_rows(axes, [row.label for row in rows])
+    drawing.label_rows(axes, [row.label for row in rows])
     axes.xaxis.set_major_locator(MaxNLocator(4 if drawing.is_narrow else 8))
     axes.grid(axis="x")
-    axes.set_xlabel(axis)
+    axes.set_xlabel(drawing.short(axis))

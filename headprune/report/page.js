@@ -18,17 +18,21 @@
     now = null;
     tip.hidden = true;
   };
+  const place = () => {
+    if (!now) return;
+    const [x, , box] = middle(now);
+    const room = document.documentElement.clientWidth - tip.offsetWidth - 8;
+    const above = box.y - tip.offsetHeight - 8;
+    tip.style.left = `${Math.min(Math.max(8, x - tip.offsetWidth / 2), room)}px`;
+    tip.style.top = `${above > 8 ? above : box.y + box.height + 8}px`;
+  };
   const show = (mark) => {
     hide();
     now = mark;
     mark.classList.add("now");
     tip.textContent = texts.get(mark);
     tip.hidden = false;
-    const [x, y, box] = middle(mark);
-    const left = Math.min(Math.max(8, x - tip.offsetWidth / 2), document.documentElement.clientWidth - tip.offsetWidth - 8);
-    const above = box.y - tip.offsetHeight - 8;
-    tip.style.left = `${left}px`;
-    tip.style.top = `${above > 8 ? above : box.y + box.height + 8}px`;
+    place();
   };
   const towards = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] };
   const next = (chart, [right, down]) => {
@@ -49,7 +53,7 @@
     if (mark) show(mark);
     else hide();
   });
-  document.addEventListener("scroll", hide, { passive: true });
+  document.addEventListener("scroll", place, { passive: true });
   document.addEventListener("focusout", hide);
   document.addEventListener("keydown", (event) => {
     const chart = event.target.closest(".chart");

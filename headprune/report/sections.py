@@ -153,11 +153,11 @@ def _origin(document: Document) -> tuple[str, ...]:
     value, told = document.value, _measured(document.value)
     data, model = getattr(told, "data", {}), getattr(told, "model", {})
     seed = getattr(told, "seed", None)
-    what = f"{value.method} scores" if isinstance(value, HeadScores) else value.written_by
+    method = f", {value.method}" if isinstance(value, HeadScores) else ""
     count = f", {data['n']} rows" if data.get("n") else ""
     return (
         document.source,
-        what,
+        f"{document.kind}{method}",
         _named(model),
         _named({**data, "name": f"{data.get('name') or ''}", "revision": data.get("split")})
         + count,

@@ -11,7 +11,6 @@ from headprune.report.charts import (
     SOFT,
     Chart,
     Drawing,
-    legend_above,
     numbered,
     picture,
 )
@@ -81,8 +80,8 @@ def _draw_sweep(drawing: Drawing, sweep: Sweep) -> None:
     for index, curve in enumerate(sweep.curves):
         _draw_curve(drawing, axes, curve, index)
     _draw_limits(axes, sweep)
-    _label_axes(axes, sweep)
-    legend_above(axes, columns=2 if drawing.is_narrow else 6)
+    _label_axes(drawing, axes, sweep)
+    drawing.name_colours(axes, columns=2 if drawing.is_narrow else 6)
 
 
 def _draw_curve(drawing: Drawing, axes: "Axes", curve: Curve, index: int) -> None:
@@ -93,7 +92,9 @@ def _draw_curve(drawing: Drawing, axes: "Axes", curve: Curve, index: int) -> Non
     axes.fill_between(shares, low, high, color=colour, alpha=0.13, linewidth=0)
     dashes = DASHES[index // len(COLOURS) % len(DASHES)]
     line: dict[str, Any] = {"color": colour, "linestyle": dashes, "linewidth": 1.8}
-    axes.plot(shares, values, marker=marker, markersize=4.5, label=curve.method, **line)
+    axes.plot(
+        shares, values, marker=marker, markersize=4.5, label=drawing.short(curve.method), **line
+    )
     points = axes.scatter(shares, values, marker=marker, s=24, color=colour, zorder=3)
     drawing.mark(
         points,
@@ -119,7 +120,7 @@ def _draw_limits(axes: "Axes", sweep: Sweep) -> None:
         axes.axhline(sweep.whole.value + worse, linestyle=(0, (1, 2)), label="allowed", **line)
 
 
-def _label_axes(axes: "Axes", sweep: Sweep) -> None:
+def _label_axes(drawing: Drawing, axes: "Axes", sweep: Sweep) -> None:
     from matplotlib.ticker import LogFormatter, PercentFormatter
 
     if sweep.is_logarithmic:
@@ -131,6 +132,6 @@ def _label_axes(axes: "Axes", sweep: Sweep) -> None:
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(axis="y", color=LINE, linewidth=0.8)
     named = sweep.constraints.get("sites")
-    sites = f" in {', '.join(map(str, named))}" if named else ""
+    sites = drawing.short(f" in {', '.join(map(str, named))}") if named else ""
     axes.set_xlabel(f"share of the heads kept{sites} ({sweep.num_heads} in all)")
-    axes.set_ylabel(sweep.metric)
+    axes.set_ylabel(drawing.short(sweep.metric))
