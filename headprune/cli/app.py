@@ -41,7 +41,7 @@ from headprune.cli.options import (
     takes_recipe,
 )
 from headprune.cli.report import report
-from headprune.cli.roles import analyze, roles
+from headprune.cli.roles import analyze, roles, view
 from headprune.cli.signals import discard, received
 from headprune.cli.surroundings import (
     ReaderGoneError,
@@ -65,6 +65,7 @@ _MORE_WORDS = re.compile(r"Got unexpected extra arguments?(\(s\))?")
 _COMMANDS: dict[str, Callable[[Call], None]] = {
     "score": score,
     "analyze": analyze,
+    "view": view,
     "prune": prune,
     "sweep": sweep,
     "eval": evaluate,
