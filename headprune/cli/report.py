@@ -8,22 +8,20 @@ from headprune.cli.options import Call
 def report(call: Call) -> None:
     """Make one HTML file of what lies in runs and pruned models: charts and tables, without model, data or network."""
     from headprune.artefact import dump_json
+    from headprune.models.manifest import refuse_unusable_output
     from headprune.report.documents import read_documents
-    from headprune.report.page import (
-        contents,
-        page,
-        refuse_unusable_report,
-        write_pictures,
-        write_report,
-    )
+    from headprune.report.html import refuse_unusable_page, write_page
+    from headprune.report.page import contents, page, write_pictures
     from headprune.report.terminal import key_value_table
 
     runs, pictures, run = call.own.runs, call.own.pictures, call.settings.run
     out = Path(run.out) if run.out else _beside(runs[0])
-    refuse_unusable_report(out, pictures=pictures, overwrite=run.overwrite)
+    refuse_unusable_page(out, command="report", overwrite=run.overwrite)
+    if pictures is not None:
+        refuse_unusable_output(pictures, overwrite=run.overwrite)
     documents = read_documents(runs)
     shown = contents(documents)
-    write_report(page(documents, shown), out, overwrite=run.overwrite)
+    write_page(page(documents, shown), out, command="report", overwrite=run.overwrite)
     names = [] if pictures is None else write_pictures(shown, pictures, overwrite=run.overwrite)
     if call.own.as_json:
         sections = [row.name for row in shown]

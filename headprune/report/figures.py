@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _KEPT, _REMOVED = COLOURS[:2]
-_LARGEST_CELL = 42
+_LARGEST_CELL = 56
 _SIGNS = 2
 """Letters that fit a cell."""
 _NAMED = 12

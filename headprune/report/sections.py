@@ -71,7 +71,8 @@ def _latency_tile(label: str, before: Latency, after: Latency) -> Tile:
     change, ends = before.change_to(after)
     tone = _tone(ends, higher_is_better=False)
     word = {"good": "surely faster", "bad": "surely slower"}.get(tone, "within noise")
-    detail = f"{change:+.0%} [{ends[0]:+.0%}, {ends[1]:+.0%}], {word}"
+    busy = "; the machine was busy" if before.busy or after.busy else ""
+    detail = f"{change:+.0%} [{ends[0]:+.0%}, {ends[1]:+.0%}], {word}{busy}"
     return Tile(label, f"{milliseconds(before.ms)} → {milliseconds(after.ms)} ms", detail, tone)
 
 

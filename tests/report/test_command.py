@@ -47,7 +47,7 @@ def test_nothing_of_anyone_elses_is_replaced(run_dir, run_here, command_line):
     (run_here / "pictures" / "mine.png").write_bytes(b"mine")
     code, _, err = command_line("report", run_dir, "--out", "r.html", "--overwrite")
     assert code == 2
-    assert "no report of headprune's" in err
+    assert "no page of headprune report" in err
     words = ("--out", "s.html", "--pictures", "pictures", "--overwrite")
     code, _, err = command_line("report", run_dir, *words)
     assert code == 2
