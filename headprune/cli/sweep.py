@@ -4,7 +4,7 @@ from headprune.cli.options import Call
 
 
 def sweep(call: Call) -> None:
-    """Measure the metric against the share of heads kept, for several scores side by side, by masking."""
+    """Measure the metric against the share of heads kept: what prune makes of the model, and what scores alone do."""
     from headprune.report.tables import sweep_table
     from headprune.workflows.sweep import sweep as sweep_model
 

@@ -2,7 +2,6 @@
 
 from headprune.planning.constraints import Target, target_of
 from headprune.planning.costs import CostModel, Resources, cost_model, resources_of, savings
-from headprune.planning.knee import knee, last_within
 from headprune.planning.plan import make_plan, score_in_steps
 from headprune.planning.problem import Problem, check_constraints
 
@@ -13,8 +12,6 @@ __all__ = [
     "Target",
     "check_constraints",
     "cost_model",
-    "knee",
-    "last_within",
     "make_plan",
     "resources_of",
     "savings",

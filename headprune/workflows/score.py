@@ -82,7 +82,7 @@ def find_scores(
     Args:
         session: The model, with its settings.
         rows: What to score on.
-        plan: The constraints of the plan that is made from the scores.
+        plan: The cut that steps lead to.
         keep_parts: Whether finished batches are kept on disk, to resume an interrupted run.
 
     Raises:
@@ -94,7 +94,8 @@ def find_scores(
     path, scores = scores_by_name(session)
     compare(
         scores,
-        settings.model_copy(update={"plan": plan}),
+        settings,
+        plan,
         path=path,
         metric=session.task.metric,
         rows=rows,
@@ -119,6 +120,7 @@ def scores_by_name(session: Session) -> tuple[Path, HeadScores]:
 def compare(
     scores: HeadScores,
     settings: Settings,
+    plan: Constraints,
     *,
     path: Path,
     metric: str | None,
@@ -130,6 +132,7 @@ def compare(
     Args:
         scores: The scores.
         settings: The settings.
+        plan: The cut that steps lead to.
         path: The file.
         metric: The metric if the settings name none.
         rows: The rows that would be scored on; None if no rows are read.
@@ -138,7 +141,7 @@ def compare(
     Raises:
         PlanError: The latest run's scores are asked for, and they differ.
     """
-    differences = list(_differences(scores, settings, metric=metric, rows=rows))
+    differences = list(_differences(scores, settings, plan, metric=metric, rows=rows))
     if differences and settings.run.scores == LATEST:
         raise PlanError(
             f"the scores of the latest run aren't those that these settings would make: {'; '.join(differences)}",
@@ -150,7 +153,12 @@ def compare(
 
 
 def _differences(
-    scores: HeadScores, settings: Settings, *, metric: str | None, rows: Rows | None
+    scores: HeadScores,
+    settings: Settings,
+    plan: Constraints,
+    *,
+    metric: str | None,
+    rows: Rows | None,
 ) -> Iterator[str]:
     """Yield how scores differ from the scores that the settings would make; scores in a named file may be of any method."""
     spec, data = settings.score, settings.data
@@ -172,7 +180,7 @@ def _differences(
     for name, made, asked in pairs:
         if made != asked:
             yield f"{name}: the scores have {_shown(made)}, the settings {_shown(asked)}"
-    if not steps_fit(scores, settings):
+    if not steps_fit(scores, settings, plan):
         manner = "once"
         if scores.steps:
             between = (
@@ -191,7 +199,7 @@ def _shown(value: Any) -> str:
 
 
 def score_each(
-    session: Session, sections: Sequence[ScoreSpec], rows: Rows | None, *, plan: Constraints
+    session: Session, sections: Sequence[ScoreSpec], rows: Rows | None, *, plan: Constraints | None
 ) -> dict[str, Scored]:
     """Score by several methods; a pass that several methods need runs once, and is then read from the journal.
 
@@ -199,7 +207,7 @@ def score_each(
         session: The model.
         sections: How heads are scored, by one method each.
         rows: What to score on; None if no method reads rows.
-        plan: The constraints of the plan that is made from the scores.
+        plan: The cut that steps lead to; None scores once, for any.
     """
     scored: dict[str, Scored] = {}
     objective = session.objective(rows.examples) if rows else None
@@ -217,7 +225,7 @@ def compute_scores(
     score: ScoreSpec,
     rows: Rows | None,
     *,
-    plan: Constraints,
+    plan: Constraints | None,
     keep_parts: bool = True,
     is_first: bool = True,
     objective: Objective | None = None,

@@ -33,13 +33,13 @@ class Scoring:
 
     Args:
         score: The method, and in how many steps.
-        plan: The cut that the steps lead to.
+        plan: The cut that the steps lead to; None scores once, for any.
         reconstruct: Whether the remaining heads are reconstructed in between.
         seed: For methods that draw random numbers.
     """
 
     score: ScoreSpec
-    plan: Constraints
+    plan: Constraints | None
     reconstruct: ReconstructSpec
     seed: int = 0
 
@@ -92,10 +92,10 @@ def score_with_steps(
             scores = score_heads(request, method=method.name, normalize=score.normalize)
         return scores.model_copy(update={"objective": score.objective})
 
-    steps = num_steps(score, scoring.plan)
-    if steps == 1:
+    plan, steps = scoring.plan, num_steps(score, scoring.plan)
+    if plan is None or steps == 1:
         return rescore(())
-    scores = score_in_steps(anatomy, rescore=rescore, constraints=scoring.plan, steps=steps)
+    scores = score_in_steps(anatomy, rescore=rescore, constraints=plan, steps=steps)
     note = scores.steps and scores.steps.model_copy(update={"reconstructed": between})
     return scores.model_copy(update={"steps": note})
 

@@ -1,6 +1,6 @@
 """Checks across sections: :func:`check_settings` needs no model, :func:`steps_fit` needs scores."""
 
-from headprune.config import ReconstructSpec, ScoreSpec, Settings
+from headprune.config import Constraints, ReconstructSpec, ScoreSpec, Settings
 from headprune.config.checks import check_score, methods_of
 from headprune.measured import FitMethod
 from headprune.planning import target_of
@@ -50,14 +50,15 @@ def check_settings(
         check_score(score, settings.plan, processes=world.size if world else 1)
 
 
-def steps_fit(scores: HeadScores, settings: Settings) -> bool:
+def steps_fit(scores: HeadScores, settings: Settings, plan: Constraints) -> bool:
     """Whether scores were made in the steps that settings ask for; if steps is unset, scores made in steps for the same cut fit.
 
     Args:
         scores: The scores, made once or in steps.
-        settings: The settings.
+        settings: How heads are scored, and reconstructed in between.
+        plan: The cut that the steps lead to.
     """
-    plan, steps, made = settings.plan, settings.score.steps, scores.steps
+    steps, made = settings.score.steps, scores.steps
     if made is None or (plan.keep is None and plan.heads is None):
         return made is None and steps in (None, 1)
     same_cut = made.heads == plan.heads if plan.keep is None else made.keep == plan.keep
