@@ -10,21 +10,20 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import stock_class
+from headprune.artefact import LoadMethod
 from headprune.batch import batches_for
 from headprune.config import Constraints, ScoreSpec, Settings
 from headprune.config.checks import check_score
 from headprune.heads import HeadId, HeadSelection
 from headprune.inspection import inspect as inspect_model
 from headprune.masking import checked_gates, gated, gates_by_site
-from headprune.measured import LoadMethod
 from headprune.models.classes import auto_class_of
-from headprune.models.facts import weights_bytes
 from headprune.models.find import ModelSource
 from headprune.models.load import load
 from headprune.models.manifest import refuse_source
 from headprune.models.save import MAX_SHARD_SIZE, let_it_save_itself
 from headprune.passes import SILENT
-from headprune.placement import count_parameters, input_device, staged
+from headprune.placement import count_parameters, input_device, staged, weights_bytes
 from headprune.planning import cost_model, make_plan
 from headprune.planning.constraints import require_budget
 from headprune.plans import HeadScores, PruningPlan

@@ -1,8 +1,8 @@
 """Some examples, ready for the model; and what a loss is."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -238,6 +238,18 @@ def asks_for_padding(model: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
     return several and (real is None or bool(real.all()))
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run a block without dropout, in every module; they are as they were afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 class _DecoderReachedError(Exception):
     """Ends a forward where its decoder starts."""
 
@@ -259,19 +271,15 @@ def with_decoder_inputs(
     Raises:
         DataError: The model makes none.
     """
+    takes_labels = bool(getattr(model.config, "is_encoder_decoder", False))
     for batch in batches:
-        labels = None if isinstance(batch, Batch) else batch.get("labels")
-        takes_labels = bool(getattr(model.config, "is_encoder_decoder", False))
-        if (
-            isinstance(batch, Batch)
-            or labels is None
-            or labels.dim() < 2
-            or not takes_labels
-            or any(batch.get(name) is not None for name in _DECODER_INPUTS)
-        ):
+        if isinstance(batch, Batch) or not takes_labels:
             yield batch
-        else:
-            yield {**batch, **_shifted(model, batch)}
+            continue
+        labels = batch.get("labels")
+        is_given = any(batch.get(name) is not None for name in _DECODER_INPUTS)
+        is_whole = labels is None or labels.dim() < 2 or is_given
+        yield batch if is_whole else {**batch, **_shifted(model, batch)}
 
 
 def _shifted(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -285,17 +293,13 @@ def _shifted(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, T
         raise _DecoderReachedError
 
     handle = decoder.register_forward_pre_hook(catch, with_kwargs=True)
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     try:
-        with torch.no_grad(), suppress(_DecoderReachedError):
+        with evaluating(model), torch.no_grad(), suppress(_DecoderReachedError):
             model(**{name: value.to(input_device(model)) for name, value in batch.items()})
     except Exception as error:  # of the model, given what the user gave
         raise _refusal(model, f"{with_type(error)}") from error
     finally:
         handle.remove()
-        for module in training:
-            module.training = True
     tokens, mask = reached[0] if reached else (None, None)
     if not isinstance(tokens, Tensor):
         raise _refusal(model, "none reach its decoder")

@@ -91,11 +91,7 @@ def locate_model(name: str) -> Path:
 
 
 def locate_data(name: str, split: str) -> Path:
-    """Return the file of a split of a demo data set.
-
-    Args:
-        name: ``demo:stsb``.
-        split: ``train``, ``dev`` or ``test``.
+    """Return the file of a split (``train``, ``dev`` or ``test``) of a demo data set, such as ``demo:stsb``.
 
     Raises:
         DataError: There is no such data set or split.

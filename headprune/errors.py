@@ -127,7 +127,7 @@ def package_error(error: BaseException, *, what: str, where: str) -> ModelError 
     )
 
 
-def first_line(error: BaseException, *, longest: int = 300) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of what an exception of a library says, or what it is called where it says nothing.
 
     >>> first_line(ValueError("no such layer")), first_line(KeyError())
@@ -136,7 +136,7 @@ def first_line(error: BaseException, *, longest: int = 300) -> str:
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
     if isinstance(error, KeyError) and error.args:  # it says the key alone
         line = f"KeyError: {line}"
-    return line if len(line) <= longest else f"{line[:longest]}..."
+    return line if len(line) <= 300 else f"{line[:300]}..."
 
 
 def with_type(error: BaseException) -> str:
@@ -179,12 +179,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 @cache
 def warn_missing(part: str, *, consequence: str) -> None:
-    """Log, once, that a private part of a library isn't where it was: a newer version moved it.
-
-    Args:
-        part: Which part, as Python names it.
-        consequence: What is done otherwise, or not at all, without it.
-    """
+    """Log, once, that a private part of a library isn't where it was: a newer version moved it; and what becomes of that."""
     logging.getLogger("headprune").warning(
         "%s is not there (a newer version than this headprune knows?), so %s", part, consequence
     )

@@ -60,13 +60,7 @@ def predict(
     batches: Sequence[Batch],
     track: Callable[[Sequence[Batch], str], Iterable[Batch]] | None = None,
 ) -> Predictions:
-    """Run the model over the data once.
-
-    Args:
-        model: The model, in eval mode.
-        task: What is measured.
-        batches: The data.
-        track: ``(batches, description) -> batches``, showing progress.
+    """Run the model over the data once; ``track(batches, description)`` shows progress.
 
     Raises:
         ModelError: A prediction is infinite or not a number.
@@ -201,14 +195,9 @@ def metric_with_interval(
     other: Predictions | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> MetricValue:
-    """Return a metric's value and its interval.
+    """Return a metric's value and its interval; of the paired difference to another model's predictions where there are some.
 
-    Args:
-        predictions: What the model predicted.
-        metric: The metric.
-        seed: Of the bootstrap.
-        other: What another model predicted on the same examples: then the value is the difference to it.
-        notify: Called where the metric takes so long that the interval is of fewer resamples.
+    ``notify`` is called where the metric takes so long that the interval is of fewer resamples.
 
     Raises:
         DataError: The metric isn't defined on these examples.
@@ -233,13 +222,7 @@ def metric_with_interval(
 
 
 def doubts_of(predictions: Predictions, task: Task, config: Any) -> tuple[str, ...]:
-    """Return what predictions make doubtful of the labels that they are compared with.
-
-    Args:
-        predictions: What the model predicts, and the labels.
-        task: The task.
-        config: The model's config, which names its classes.
-    """
+    """Return what predictions make doubtful of the labels that they are compared with."""
     sides = predictions.predictions, predictions.references
     if task.row.predicts == "classes":
         return doubts_of_classes(*sides, config.id2label)

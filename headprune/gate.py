@@ -6,10 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from headprune.artefact import Artefact, Latency, read_artefact
+from headprune.artefact import Artefact, EvalResult, Latency, Measurement, read_artefact
 from headprune.config import GateSpec
 from headprune.errors import CheckpointError, ConfigError
-from headprune.measured import EvalResult, Measurement
 from headprune.runtime.files import write_text
 from headprune.runtime.targets import refuse_unwritable
 
@@ -167,12 +166,6 @@ def refuse_other_rows(
     baseline: Baseline, *, metric: str, limit: int | None, data: dict[str, Any]
 ) -> None:
     """Refuse to compare what is, or would be, measured on other rows or by another metric.
-
-    Args:
-        baseline: What it would be compared with.
-        metric: The metric's name.
-        limit: The most rows that are read.
-        data: What is noted of the rows: name, split, n, fingerprint, max_length.
 
     Raises:
         ConfigError: One of them differs.

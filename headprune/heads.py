@@ -121,12 +121,7 @@ HeadName: TypeAlias = Annotated[HeadId, BeforeValidator(_head_from_json), PlainS
 
 
 def head_map(caption: str, cells: Mapping[HeadId, tuple[str, str]]) -> str:
-    """Return a table for a notebook, layers down and heads across.
-
-    Args:
-        caption: What it shows.
-        cells: The colour of each head, and what is shown where the mouse rests on it.
-    """
+    """Return a table for a notebook, layers down and heads across."""
     rows: dict[SiteId, list[str]] = {}
     for head, (colour, title) in cells.items():
         rows.setdefault(head.site, []).append(

@@ -73,10 +73,7 @@ def gates_by_site(
 ) -> Float[Tensor, "rows heads"] | Float[Tensor, " heads"]:
     """Put gates of sites, and lists of heads to silence, together in the columns of ``anatomy.heads``.
 
-    Args:
-        anatomy: The model's anatomy.
-        parts: By site, gates [heads] or [rows, heads], or the indices of the heads to silence.
-        device: Where the gates go.
+    ``parts`` holds, by site, gates [heads] or [rows, heads], or the indices of the heads to silence.
 
     Raises:
         PlanError: A site or head isn't there, or gates have another shape.

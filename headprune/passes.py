@@ -40,10 +40,6 @@ class Progress(Protocol):
         """Yield the items, showing progress."""
 
 
-def _ignore(_text: str) -> None:
-    """Tell nobody."""
-
-
 @dataclass(frozen=True)
 class RunContext:
     """How to go over the data.
@@ -58,7 +54,7 @@ class RunContext:
     """
 
     track: Track | None = None
-    notify: Callable[[str], None] = _ignore
+    notify: Callable[[str], None] = lambda _text: None
     journal: Journal | None = None
     world: World = field(default_factory=World)
     compile: bool = False

@@ -1,18 +1,23 @@
-"""Where a model's weights lie: on one device, over several, or waiting in CPU memory until their layer runs (accelerate).
+"""Devices, data types, memory; and where weights lie: on one device, over several, or waiting in CPU memory (accelerate).
 
 A weight that waits elsewhere is a parameter on the meta device: it has a shape and no numbers, and of tied weights each is a
-parameter of its own. What counts or reads parameters does so through here.
+parameter of its own. What counts or reads parameters does so through here, as does the hash that tells models apart.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import hashlib
+import platform
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from importlib import metadata
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 from transformers import PreTrainedModel
 
-from headprune.errors import ModelError, UnsupportedError
+from headprune.errors import ConfigError, ModelError, UnsupportedError, first_line
+from headprune.untrusted.weights import weight_files
 
 
 def input_device(model: nn.Module) -> torch.device:
@@ -106,19 +111,15 @@ def saving_aside(model: nn.Module) -> AbstractContextManager[None]:
     return save_on_cpu() if is_offloaded(model) else nullcontext()
 
 
-def refuse_offloaded(model: PreTrainedModel, *, to: str) -> None:
-    """Refuse to change weights that aren't there.
-
-    Args:
-        model: The model.
-        to: What was to be done: ``be cut``.
+def refuse_offloaded(model: PreTrainedModel) -> None:
+    """Refuse to cut weights that aren't there.
 
     Raises:
         UnsupportedError: Some of the model's weights wait in CPU memory or on disk.
     """
     if is_offloaded(model):
         raise UnsupportedError(
-            f"the model is spread, and weights that wait in CPU memory or on disk can't {to}",
+            "the model is spread, and weights that wait in CPU memory or on disk can't be cut",
             where=f"{type(model).__name__} on {describe(model)}",
             hint="score it spread (`device`: spread), then prune it from file to file with these scores (`scores`, `stream`)",
         )
@@ -148,3 +149,81 @@ def release_memory() -> None:
     """Give freed GPU memory back, so that larger tensors, and other processes, find room in one piece."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device a name stands for; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"the device {name!r} can't be used: {first_line(error)}",
+            where="`device`",
+            hint="use auto, cpu, cuda, cuda:0, mps, or spread (over all GPUs)",
+        ) from error
+    return device
+
+
+def choose_dtype(name: str) -> torch.dtype | str:
+    """Return the dtype a name stands for; ``auto`` is the checkpoint's own."""
+    return _DTYPES.get(name, "auto")
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Return a hash of the model's parameters: names, shapes, dtypes and a spread of values of each."""
+    return fingerprint_of((name, value, value.dtype) for name, value in values_of(model))
+
+
+def fingerprint_of(parameters: Iterable[tuple[str, Tensor, torch.dtype]]) -> str:
+    """Return the fingerprint of parameters given one by one, sorted by name, each with the dtype that it is compared in."""
+    digest = hashlib.sha256()
+    for name, parameter, dtype in parameters:
+        digest.update(f"{name}{tuple(parameter.shape)}{dtype}".encode())
+        flat = parameter.detach().flatten()
+        if flat.numel():
+            # Places spread by a multiplicative hash: an even stride would fall into one column of a matrix.
+            indices = torch.arange(min(4096, flat.numel())) * 2_654_435_761 % flat.numel()
+            values = flat[indices.to(flat.device)].to(dtype)
+            digest.update(values.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def weights_bytes(directory: Path) -> int:
+    """Return the size of the weights in a directory."""
+    return sum(path.stat().st_size for path in weight_files(directory))
+
+
+def available_memory() -> int | None:
+    """Return how many bytes a process can still allocate on this machine or in its container; None where that isn't known."""
+    limits: list[int] = []
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        line = next(line for line in lines if line.startswith("MemAvailable:"))
+        limits.append(int(line.split()[1]) * 1024)
+    with suppress(OSError, ValueError, StopIteration):  # "max" where there is no limit
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        # Pages of files count as used, and are given back when somebody needs them.
+        lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+        line = next(line for line in lines if line.startswith("inactive_file "))
+        limits.append(limit - used + int(line.split()[1]))
+    return min(limits, default=None)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computed a number."""
+    names = ("headprune", "torch", "transformers")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}

@@ -5,11 +5,18 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from headprune.artefact import Artefact, read_artefact
+from headprune.artefact import (
+    Artefact,
+    EvalResult,
+    Heal,
+    LoadMethod,
+    Proof,
+    Reconstruct,
+    read_artefact,
+)
 from headprune.config.checks import PRUNE
 from headprune.errors import CheckpointError
 from headprune.heads import HeadName
-from headprune.measured import EvalResult, Heal, LoadMethod, Proof, Reconstruct
 from headprune.tasks.catalogue import is_logarithmic
 from headprune.untrusted.documents import read_json
 
@@ -156,9 +163,9 @@ class Curve(BaseModel):
         reconstruct: How what is left was reconstructed, as ``prune --reconstruct`` says it; None on curves of scores alone.
         scored_on: Number of calibration rows that it read.
         points: The cuts.
-        knee: Keep ratio of the knee, see :func:`headprune.workflows.curves.knee`; None where the curve has none.
+        knee: Keep ratio of the knee, see :func:`headprune.planning.knee`; None where the curve has none.
         within_drop: The smallest keep ratio down to which no drop goes beyond the limit, see
-            :func:`headprune.workflows.curves.last_within`; None where none was given.
+            :func:`headprune.planning.last_within`; None where none was given.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from headprune.analysis.roles import Roles
 from headprune.artefact import read_artefact
 from headprune.errors import CheckpointError, PlanError
 from headprune.plans import HeadScores
@@ -12,38 +13,41 @@ from headprune.runtime.targets import exclusive, naming, refuse_unwritable
 
 FOLDER = Path("headprune-runs")
 SCORES = "scores.json"
+ROLES_FILE = "roles.json"
 LATEST = "latest"
 """What ``--scores`` calls the scores of the run with the highest number."""
 _ANY_SCORES = "scores*.json"
 
 
-def refuse_used_run(run: str) -> None:
-    """Refuse, before any work, a run directory that holds scores already.
+def refuse_used_run(run: str, *, file: str = SCORES) -> None:
+    """Refuse, before any work, a run directory that holds scores (or ``file``) already.
 
     Raises:
         CheckpointError: It does.
     """
-    path = Path(run) / SCORES
+    path = Path(run) / file
     refuse_unwritable(path, where=f"`run_dir={run}`")
     if path.exists():
         raise CheckpointError(
-            f"{run} holds scores already", where=f"`run_dir={run}`", hint="choose another `run_dir`"
+            f"{run} holds {path.stem} already",
+            where=f"`run_dir={run}`",
+            hint="choose another `run_dir`",
         )
 
 
 @contextmanager
-def unused_run(run: str | None) -> Iterator[None]:
-    """Hold a run directory from the start of the work to its end; without one the next numbered is taken when scores are there.
+def unused_run(run: str | None, *, file: str = SCORES) -> Iterator[None]:
+    """Hold a run directory from the start of the work to its end; without one the next numbered is taken when ``file`` is there.
 
     Raises:
-        CheckpointError: It holds scores already, or another process holds it, or it can't be written.
+        CheckpointError: It holds such a file already, or another process holds it, or it can't be written.
     """
     if run is None:
-        refuse_unwritable(FOLDER / "000-run" / SCORES, where=str(FOLDER))
+        refuse_unwritable(FOLDER / "000-run" / file, where=str(FOLDER))
         next_run("run")
         yield
         return
-    refuse_used_run(run)
+    refuse_used_run(run, file=file)
     with exclusive(Path(run), where=f"`run_dir={run}`"):
         yield
 
@@ -65,6 +69,19 @@ def write_scores(scores: Sequence[HeadScores], run: str | None) -> tuple[Path, .
     for path, content in written.items():
         write_text(path, content.to_json(), overwrite=False)
     return folder / SCORES, *(path for path in written if path.name != SCORES)
+
+
+def write_roles(roles: Roles, run: str | None) -> Path:
+    """Write what heads do to ``run``, or to the next numbered directory; returns the file.
+
+    Raises:
+        CheckpointError: ``run`` holds roles already, or can't be written.
+    """
+    if run is not None:
+        refuse_used_run(run, file=ROLES_FILE)
+    path = (_make_next_run("roles") if run is None else Path(run)) / ROLES_FILE
+    write_text(path, roles.to_json(), overwrite=False)
+    return path
 
 
 def _make_next_run(name: str) -> Path:
@@ -125,11 +142,7 @@ def scores_file(named: str, *, method: str) -> Path:
 
 
 def named_scores(path: Path, *, fingerprint: str) -> HeadScores:
-    """Read scores that a user names.
-
-    Args:
-        path: The file.
-        fingerprint: Of the model that they must be of.
+    """Read scores that a user names; they must be of the model with this fingerprint.
 
     Raises:
         CheckpointError: It is no scores file.

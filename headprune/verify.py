@@ -12,12 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
+from headprune.artefact import LoadMethod, Proof
 from headprune.batch import asks_for_padding, forward, main_output
 from headprune.errors import MemoryLimitError, ProofError, UnprovenError, is_out_of_memory
-from headprune.measured import LoadMethod, Proof
 from headprune.models.fresh import load_afresh
-from headprune.models.shards import count_stored, differing, stored_tensors
-from headprune.models.stream import Cut, wrong_cuts
+from headprune.models.stream import Cut, count_stored, differing, stored_tensors, wrong_cuts
 from headprune.models.tokenizer import awkward_ids
 from headprune.passes import Parts, halves_of_inputs
 from headprune.placement import count_parameters, input_device, moved_away
@@ -96,14 +95,14 @@ def heads_are_the_same(before: Anatomy, after: Anatomy) -> Proof:
         for anatomy in (before, after)
     ]
     off = [site for site in {**sites[0], **sites[1]} if sites[0].get(site) != sites[1].get(site)]
-    return Proof(
-        name="same heads",
-        passed=not off,
-        measured=float(len(off)),
-        limit=0.0,
-        detail=", ".join(map(str, off[:3]))
-        or f"{len(after.heads)} heads in {len(after.sites)} attentions, as before",
-    )
+    fine = f"{len(after.heads)} heads in {len(after.sites)} attentions, as before"
+    return _nothing_wrong("same heads", list(map(str, off)), fine)
+
+
+def _nothing_wrong(name: str, wrong: Sequence[str], fine: str) -> Proof:
+    """Return a proof that nothing is wrong, which tells ``fine`` then."""
+    detail = "; ".join(wrong[:3]) or fine
+    return Proof(name=name, passed=not wrong, measured=float(len(wrong)), limit=0.0, detail=detail)
 
 
 @proving("parameters add up")
@@ -111,16 +110,12 @@ def parameters_add_up(
     *, before: int, removed: int, directory: Path, model: PreTrainedModel
 ) -> Proof:
     """Check that the plan's arithmetic, the model in memory and the file on disk agree."""
-    after = count_parameters(model)
-    on_disk = count_stored(directory)
-    in_memory = _saved_numbers(model)
-    off = max(abs(before - removed - after), abs(on_disk - in_memory))
-    return Proof(
-        name="parameters add up",
-        passed=off == 0,
-        measured=float(off),
-        limit=0.0,
-        detail=f"{before:,} - {removed:,} = {after:,}; {on_disk:,} numbers on disk",
+    return numbers_add_up(
+        before=before,
+        after=count_parameters(model),
+        removed=removed,
+        on_disk=count_stored(directory),
+        expected=_saved_numbers(model),
     )
 
 
@@ -233,14 +228,8 @@ def loads_afresh(
     """
     complaints, _none = load_afresh(_job(directory, auto_class, route), ids=awkward_ids(tokenizer))
     new = [line for line in complaints if line not in known]
-    return Proof(
-        name="loads in a fresh process",
-        passed=not new,
-        measured=float(len(new)),
-        limit=0.0,
-        detail="; ".join(new[:3])
-        or f"{auto_class}.from_pretrained, {_how(route)}: every name and shape is there, none is left over",
-    )
+    fine = f"{auto_class}.from_pretrained, {_how(route)}: every name and shape is there, none is left over"
+    return _nothing_wrong("loads in a fresh process", new, fine)
 
 
 @proving("files are exact")
@@ -254,30 +243,19 @@ def files_are_exact(source: Path, directory: Path, *, cuts: Sequence[Cut]) -> Pr
         *differing((stored for name, stored in old.items() if name not in cut), new),
         *(name for name in new if name not in old),
     ]
-    return Proof(
-        name="files are exact",
-        passed=not wrong,
-        measured=float(len(wrong)),
-        limit=0.0,
-        detail=", ".join(wrong[:3])
-        or f"{len(old) - len(cut)} tensors are the source's bit for bit, {len(cut)} its rows that stay",
+    fine = (
+        f"{len(old) - len(cut)} tensors are the source's bit for bit, {len(cut)} its rows that stay"
     )
+    return _nothing_wrong("files are exact", wrong, fine)
 
 
-def numbers_add_up(*, before: int, after: int, removed: int, files: tuple[int, int]) -> Proof:
-    """Check that the plan's arithmetic, the shapes and the files agree.
-
-    Args:
-        before: Parameters of the model.
-        after: Parameters of the smaller one.
-        removed: Those that the plan takes.
-        files: Numbers in the files, before and after.
-    """
-    off = max(abs(before - removed - after), abs(files[0] - removed - files[1]))
+def numbers_add_up(*, before: int, after: int, removed: int, on_disk: int, expected: int) -> Proof:
+    """Check that the plan's arithmetic, the numbers of parameters and those in the files agree."""
+    off = max(abs(before - removed - after), abs(on_disk - expected))
     return Proof(
         name="parameters add up",
         passed=off == 0,
         measured=float(off),
         limit=0.0,
-        detail=f"{before:,} - {removed:,} = {after:,}; {files[1]:,} numbers on disk",
+        detail=f"{before:,} - {removed:,} = {after:,}; {on_disk:,} numbers on disk",
     )

@@ -31,10 +31,6 @@ _USES_IN_PROGRAMS = frozenset[Use]({"inspect", "mask", "prune"})
 def unwrapped(given: Any, *, use: Use) -> PreTrainedModel:
     """Return the model of transformers that was given, or the one inside what was given where using that is exact.
 
-    Args:
-        given: A model; or one that is compiled, parallel, in a pipeline or in sentence-transformers.
-        use: What will be done to it.
-
     Raises:
         ModelError: It isn't one, and using the model inside would not be the same; the error names that model.
     """
@@ -65,11 +61,7 @@ def _modules(given: Any) -> list[nn.Module]:
 
 
 def _refuse_wrapped_parts(model: PreTrainedModel) -> None:
-    """Refuse a model that has something around its layers.
-
-    Raises:
-        ModelError: It has; the error names the part.
-    """
+    """Refuse a model that has something around its layers."""
     for name, module in model.named_modules():
         if type(module).__name__ in _AROUND_MODELS:
             by, attribute, _ = _AROUND_MODELS[type(module).__name__]

@@ -8,7 +8,7 @@ import headprune as hp
 from headprune.models.manifest import write_manifest
 from headprune.models.save import write_model
 from headprune.scoring.request import ScoreRequest
-from headprune.scoring.score import score as run_method
+from headprune.scoring.request import score as run_method
 
 WORDS = [f"w{number}" for number in range(80)]
 _PLAIN = {

@@ -14,9 +14,14 @@ from torch.nn.functional import normalize
 
 import headprune as hp
 from headprune.config import DistillSpec
-from headprune.distillation.adapters import refuse_adapters
-from headprune.distillation.checkpoints import Checkpoints, last_checkpoint, open_checkpoints
-from headprune.distillation.settings import parse_pairs, trainer_settings
+from headprune.distillation.settings import (
+    Checkpoints,
+    last_checkpoint,
+    open_checkpoints,
+    parse_pairs,
+    refuse_adapters,
+    trainer_settings,
+)
 from headprune.distillation.teacher import DistillJob, distance_between, mean_distance
 from headprune.distillation.trainer import train
 from headprune.errors import (

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headprune.artefact import EvalResult
 from headprune.config import GateSpec
 from headprune.errors import CheckpointError, ConfigError
 from headprune.gate import (
@@ -16,7 +17,6 @@ from headprune.gate import (
     refuse_unusable_baseline,
     write_baseline,
 )
-from headprune.measured import EvalResult
 from headprune.report.ci import FORMATS
 
 

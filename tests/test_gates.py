@@ -27,7 +27,7 @@ from headprune.runtime.journal import Journal
 from headprune.scoring.derivatives import derivatives
 from headprune.scoring.gates import open_probability, sample, settled
 from headprune.scoring.request import ScoreRequest
-from headprune.workflows.validate import check_settings
+from headprune.workflows.stepwise import check_settings
 
 PLACES = torch.tensor([-4.0, -1.0, -0.3, 0.0, 0.8, 2.0, 5.0], dtype=torch.float64)
 

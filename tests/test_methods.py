@@ -16,7 +16,7 @@ from headprune.errors import ConfigError, DataError, UnsupportedError
 from headprune.masking import gated
 from headprune.passes import RunContext
 from headprune.runtime.journal import Journal
-from headprune.scoring import shapley as shapley_module
+from headprune.scoring import ablation as ablation_module
 from headprune.scoring.catalogue import METHODS
 
 
@@ -287,7 +287,7 @@ def four_heads():
 
 @pytest.mark.parametrize("at_once", [1, 3, 32])
 def test_shapley_shares_agree_with_all_subsets(at_once, monkeypatch):
-    monkeypatch.setattr(shapley_module, "_AT_ONCE", at_once)
+    monkeypatch.setattr(ablation_module, "_AT_ONCE", at_once)
     model, batch, loss = four_heads()
     anatomy = inspected(model)
     value = {}
@@ -315,14 +315,14 @@ def test_shapley_shares_agree_with_all_subsets(at_once, monkeypatch):
 
 def test_an_order_ends_where_nothing_is_left_to_lose(monkeypatch):
     """Everything is near the end if the tolerance is large: the first chunk of every order is all that is run."""
-    monkeypatch.setattr(shapley_module, "_AT_ONCE", 1)
-    monkeypatch.setattr(shapley_module, "_TOLERANCE", 1e9)
+    monkeypatch.setattr(ablation_module, "_AT_ONCE", 1)
+    monkeypatch.setattr(ablation_module, "_TOLERANCE", 1e9)
     model, batch, loss = four_heads()
     ran = []
     model.bert.encoder.layer[0].register_forward_pre_hook(lambda _m, args: ran.append(len(args[0])))
     short = hp.score(model, [batch], loss=loss, method="shapley")
     once, ran[:] = len(ran), []
-    monkeypatch.setattr(shapley_module, "_TOLERANCE", 0.0)
+    monkeypatch.setattr(ablation_module, "_TOLERANCE", 0.0)
     whole = hp.score(model, [batch], loss=loss, method="shapley")
     assert len(ran) > 2 * once
     assert short.values != whole.values

@@ -12,7 +12,7 @@ from headprune.batch import as_batches
 from headprune.masking import gated
 from headprune.replay import losses
 from headprune.scoring.request import ScoreRequest
-from headprune.scoring.score import score as run_method
+from headprune.scoring.request import score as run_method
 from headprune.tasks.distill import predictions_as_loss, with_teacher_targets
 from headprune.tasks.load_metric import load_metric
 from headprune.tasks.task import get_task

@@ -16,7 +16,7 @@ from headprune.evaluation import Predictions
 from headprune.masking import gated
 from headprune.replay import losses
 from headprune.replay.record import tensors_in
-from headprune.replay.walk import (
+from headprune.replay.resume import (
     advance_through,
     block_or_attention,
     reads_last_only,

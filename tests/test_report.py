@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 from test_gate import result_of
 
-from headprune.artefact import Latency
+from headprune.artefact import Heal, Latency, Proof
 from headprune.config import GateSpec
 from headprune.gate import Baseline, compare
 from headprune.heads import HeadId, SiteId
-from headprune.measured import Heal, Proof
 from headprune.plans import HeadScores, PruningPlan
 from headprune.report.heads import agreement_table, heatmap, score_table, survey_table
 from headprune.report.tables import eval_table, plan_table, prune_table, sweep_table

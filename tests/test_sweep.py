@@ -25,6 +25,7 @@ from headprune.errors import ConfigError, ModelError, PlanError, UnsupportedErro
 from headprune.evaluation import metric_with_interval, predict, predict_masked
 from headprune.models.find import ModelSource
 from headprune.passes import SILENT, RunContext
+from headprune.planning import knee, last_within
 from headprune.plans import HeadScores
 from headprune.replay import losses
 from headprune.report.charts import sweep_picture
@@ -34,7 +35,7 @@ from headprune.runtime.journal import Journal
 from headprune.tasks.catalogue import TASKS
 from headprune.tasks.rows import Example, noted_rows
 from headprune.tasks.task import get_task
-from headprune.workflows.curves import Pruning, knee, last_within, measure_curves
+from headprune.workflows.curves import Pruning, measure_curves
 from headprune.workflows.prune import prune as prune_model
 from headprune.workflows.rows import separate_rows
 from headprune.workflows.session import Session, open_session
@@ -588,5 +589,5 @@ def test_without_all_weights_here_nothing_is_pruned(run_here, tokenizer):
     accelerate.cpu_offload(session.model, execution_device=torch.device("cpu"))
     assert not _can_prune(session)
     named = dataclasses.replace(session, settings=settings.replaced(methods=("prune",)))
-    with pytest.raises(UnsupportedError, match="can't be reconstructed"):
+    with pytest.raises(UnsupportedError, match="can't be cut"):
         _can_prune(named)

@@ -26,7 +26,7 @@ def document(
         as_root: Whether root tried it.
         earlier: What other runs found of campaigns that this one left out.
     """
-    from headprune.models.facts import versions
+    from headprune.placement import versions
 
     words = [f"--seed {request.seed}"]
     words += ["--quick"] if request.quick else []

@@ -7,7 +7,7 @@ def read_rows(name: str) -> str:
     """Read a data file as ``--data`` does, as rows of classification (or as texts); return what was read."""
     from headprune.tasks.batches import InputFormat
     from headprune.tasks.columns import choose_columns, examples_of
-    from headprune.tasks.data import read_table
+    from headprune.tasks.rows import read_table
     from headprune.tasks.task import get_task
 
     table = read_table(name)

@@ -25,8 +25,7 @@ from benchmarks.gpu.page import Results
 from benchmarks.speed.cases import Case
 from benchmarks.speed.flops import Peak
 from benchmarks.speed.machine import describe
-from headprune.models.facts import choose_device
-from headprune.placement import release_memory
+from headprune.placement import choose_device, release_memory
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

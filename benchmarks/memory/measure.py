@@ -119,8 +119,8 @@ def write_model(directory: Path, settings: dict[str, Any], dtype_name: str, scor
     from safetensors.torch import save_file
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from headprune.models.facts import fingerprint
     from headprune.models.load import load
+    from headprune.placement import fingerprint
 
     dtype = getattr(torch, dtype_name)
     config = LlamaConfig(**settings, dtype=dtype_name, architectures=["LlamaForCausalLM"])

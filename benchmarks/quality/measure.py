@@ -30,8 +30,7 @@ from headprune.surgery.fit import restoring
 from headprune.tasks.distill import NO_OBJECTIVE
 from headprune.workflows.reconstruct import reconstruct_if_asked
 from headprune.workflows.session import Session
-from headprune.workflows.stepwise import Scoring, score_with_steps
-from headprune.workflows.validate import method_of
+from headprune.workflows.stepwise import Scoring, method_of, score_with_steps
 
 
 class Measured(BaseModel):

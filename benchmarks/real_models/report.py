@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.real_models.subject import Law, Report, Round, Sanity
-from headprune.models.facts import versions
+from headprune.placement import versions
 
 
 def show(reports: Sequence[Report], console: Console) -> None:

@@ -15,11 +15,10 @@ from benchmarks.speed.settings import Sizes
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
 from headprune.config import Settings
-from headprune.models.facts import choose_device
 from headprune.passes import Item
+from headprune.placement import choose_device
 from headprune.tasks.columns import choose_columns
-from headprune.tasks.data import read_table
-from headprune.tasks.rows import Example, draw
+from headprune.tasks.rows import Example, draw, read_table
 from headprune.tasks.task import Task, get_task
 from headprune.workflows.session import Session, open_session
 

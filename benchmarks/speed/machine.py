@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from headprune.models.facts import versions
+from headprune.placement import versions
 
 
 def describe(device: torch.device) -> dict[str, Any]:

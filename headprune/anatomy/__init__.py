@@ -3,11 +3,10 @@
 from headprune.anatomy.locate import locate
 from headprune.anatomy.ownership import Pattern
 from headprune.anatomy.probe import Probe, probe
-from headprune.anatomy.sites import Anatomy, Attribute, Execution, Run, Site, Slice
+from headprune.anatomy.sites import Anatomy, Execution, Run, Site, Slice
 
 __all__ = [
     "Anatomy",
-    "Attribute",
     "Execution",
     "Pattern",
     "Probe",

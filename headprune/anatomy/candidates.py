@@ -55,7 +55,7 @@ def candidates(
             yield call.module, list(_after_call(call, recording.calls[index + 1 :]))
     for span in recording.spans:
         path = names[span.module]
-        if not _is_near(path, through_interface) and _is_innermost(span, recording.spans):
+        if not is_near(path, through_interface) and _is_innermost(span, recording.spans):
             yield span.module, list(_around_span(span, recording.calls))
 
 
@@ -134,7 +134,8 @@ def _is_innermost(span: Span, spans: Iterable[Span]) -> bool:
     )
 
 
-def _is_near(path: str, known: Iterable[str]) -> bool:
+def is_near(path: str, known: Iterable[str]) -> bool:
+    """Whether a module is a known attention, holds one, or lies in one (BertAttention holds BertSelfAttention)."""
     return any(
         f"{other}.".startswith(f"{path}.") or f"{path}.".startswith(f"{other}.") for other in known
     )

@@ -165,14 +165,6 @@ def refuse_uneven(model: PreTrainedModel) -> None:
         )
 
 
-def differs_by_layer(config: PreTrainedConfig) -> bool:
-    """Whether a config, or one inside it, says of single layers what differs there; not so one that pruning left."""
-    inner = (getattr(config, name, None) for name in getattr(type(config), "sub_configs", ()))
-    return not pruning_record(config) and any(
-        getattr(part, "is_heterogeneous", False) for part in (config, *inner)
-    )
-
-
 def _small_config(
     config: PreTrainedConfig, kind: type[PreTrainedModel], size: Size
 ) -> PreTrainedConfig:

@@ -137,10 +137,9 @@ ENCODERS_WITHOUT_AUTO_MODEL = _types(
 def longest_full_attention(settings: Callable[[str], Any]) -> int | None:
     """Return how many tokens a row may have until block-sparse attention begins; None where a model has none.
 
-    BigBird gives full attention up for good at the first row that is longer: its outputs would depend on the rows before.
+    ``settings`` returns a setting of the model's config by its name.
 
-    Args:
-        settings: Returns a setting of the model's config by its name.
+    BigBird gives full attention up for good at the first row that is longer: its outputs would depend on the rows before.
     """
     names = ("attention_type", "num_random_blocks", "block_size")
     kind, blocks, size = map(settings, names)

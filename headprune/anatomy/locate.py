@@ -13,6 +13,7 @@ from fractions import Fraction
 from torch import nn
 from transformers import PreTrainedModel
 
+from headprune.anatomy.candidates import is_near
 from headprune.anatomy.clone import pruning_record
 from headprune.anatomy.exceptions import CROSS_ATTENTION
 from headprune.anatomy.ownership import Pattern
@@ -49,7 +50,7 @@ def locate(
                 problems[path] = pattern_or_reason
         elif where in reasons:
             problems[path] = reasons[where]
-        elif looks_like_attention(module) and not _is_near(where, by_template):
+        elif looks_like_attention(module) and not is_near(where, by_template):
             problems[path] = UNSEEN
     names = name_sites(list(matched))
     record = pruning_record(model.config)
@@ -192,13 +193,6 @@ def _at(name: str, path_in_clone: str, path: str) -> str:
             break
         parts[index] = new
     return ".".join(parts)
-
-
-def _is_near(template: str, known: Mapping[str, object]) -> bool:
-    """Whether a module holds a known attention, or lies in one (BertAttention holds BertSelfAttention)."""
-    return any(
-        other.startswith(f"{template}.") or template.startswith(f"{other}.") for other in known
-    )
 
 
 def name_sites(paths: Sequence[str]) -> dict[str, SiteId]:

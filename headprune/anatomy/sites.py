@@ -158,15 +158,11 @@ class Site:
         """Query heads that share one key/value head in the unpruned model (1: multi-head attention)."""
         return self.num_heads // self.num_key_value_heads
 
-    def group_of(self, head: int) -> int:
-        """Return the key/value head that query head ``head`` reads."""
-        return head // self.group_size
-
     def groups(self, heads: Iterable[int]) -> dict[int, tuple[int, ...]]:
         """Return ``heads`` by the key/value head they read."""
         found: dict[int, list[int]] = {}
         for head in sorted(heads):
-            found.setdefault(self.group_of(head), []).append(head)
+            found.setdefault(head // self.group_size, []).append(head)
         return {group: tuple(members) for group, members in found.items()}
 
     def is_lawful(self, kept: Collection[int]) -> bool:
@@ -260,10 +256,7 @@ class Anatomy:
         return found
 
     def mask(self, removed: HeadSelection) -> Tensor:
-        """Return a head mask [heads]: 1 keeps a head, 0 silences it, in the order of :attr:`heads`.
-
-        Args:
-            removed: The heads to silence: names, HeadIds or ``{"L0": [1, 3]}``.
+        """Return a head mask [heads] without heads in any form: 1 keeps a head, 0 silences it, in the order of :attr:`heads`.
 
         Raises:
             PlanError: A head is named that the model doesn't have.

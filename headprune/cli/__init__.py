@@ -1,21 +1,14 @@
-"""The command line; one file per command; parse, call a workflow, render.
+"""The command line: parse, call a workflow, render.
 
 Nothing is imported before :func:`main` runs: Ctrl-C in the first second is answered as any later one is.
 """
 
 import signal
 import sys
+from contextlib import suppress
 from functools import partial
 
-from headprune.cli.signals import (
-    again,
-    answer,
-    answered,
-    discard,
-    interrupt,
-    received,
-    stopped_exit_code,
-)
+from headprune.cli.signals import again, answer, answered, discard, interrupt, received
 
 __all__ = ["main"]
 
@@ -46,3 +39,18 @@ def main() -> None:
         except (OSError, ValueError):
             discard(stream)
     sys.exit(code)
+
+
+def stopped_exit_code(stopped: KeyboardInterrupt) -> int:
+    """Say in one line what can be resumed."""
+    notes = getattr(stopped, "__notes__", [])
+    with suppress(OSError, ValueError):  # nobody listens any more
+        if sys.stderr is not None:
+            told = "; ".join(notes) or "nothing was left half-written"
+            if notes:  # where there are some, more than this was imported already
+                from headprune.cli.options import as_options
+
+                told = as_options(told)
+            sys.stderr.write(f"\nstopped; {told}\n")
+            sys.stderr.flush()
+    return 130

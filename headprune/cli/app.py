@@ -15,17 +15,24 @@ from typing import Annotated, Any
 
 import typer
 
-from headprune.cli.catalogues import methods, metrics, tasks
-from headprune.cli.check import check, error_on_stdout
 from headprune.cli.checks import is_file_of_results, refuse_idle, refuse_missing
-from headprune.cli.convert import convert
-from headprune.cli.evaluate import evaluate
-from headprune.cli.export import export
-from headprune.cli.heal import heal
-from headprune.cli.inspect import inspect
-from headprune.cli.options import ACTING, TALK, Call, annotation_of, prepare
-from headprune.cli.prune import prune
-from headprune.cli.score import score
+from headprune.cli.commands import (
+    check,
+    convert,
+    error_on_stdout,
+    evaluate,
+    export,
+    heal,
+    inspect,
+    methods,
+    metrics,
+    prune,
+    score,
+    sweep,
+    tasks,
+)
+from headprune.cli.options import ACTING, TALK, Call, annotation_of, as_options, prepare
+from headprune.cli.roles import analyze, roles
 from headprune.cli.signals import discard, received
 from headprune.cli.surroundings import (
     ReaderGoneError,
@@ -34,8 +41,6 @@ from headprune.cli.surroundings import (
     stdout_error,
     system_error,
 )
-from headprune.cli.sweep import sweep
-from headprune.cli.words import as_options
 from headprune.errors import ConfigError, HeadpruneError, ModelError, is_out_of_memory, with_type
 
 _MODELS = "transformers.models."
@@ -50,6 +55,7 @@ app = typer.Typer(
 _MORE_WORDS = re.compile(r"Got unexpected extra arguments?(\(s\))?")
 _COMMANDS: dict[str, Callable[[Call], None]] = {
     "score": score,
+    "analyze": analyze,
     "prune": prune,
     "sweep": sweep,
     "eval": evaluate,
@@ -62,6 +68,7 @@ _COMMANDS: dict[str, Callable[[Call], None]] = {
     "methods": methods,
     "tasks": tasks,
     "metrics": metrics,
+    "roles": roles,
 }
 
 
@@ -81,7 +88,7 @@ def _add_command(name: str, function: Callable[[Call], None]) -> None:
     def run(**options: Any) -> None:
         try:
             check_surroundings()
-            if name != "score":
+            if name not in ("score", "analyze"):
                 refuse_several_processes(name)
             call = prepare(name, options)
             refuse_missing(call, name)
@@ -240,11 +247,7 @@ def _module_that_failed(error: BaseException) -> str | None:
 
 
 def _failed(error: BaseException, *, options: Mapping[str, Any] | None = None) -> int:
-    """Say what is wrong, in three parts, and return the exit code; by the options of ``check`` on stdout, too.
-
-    Raises:
-        KeyboardInterrupt: It comes of a signal to stop.
-    """
+    """Say what is wrong, in three parts, and return the exit code; by the options of ``check`` on stdout, too."""
     if received:
         raise KeyboardInterrupt from error
     if os.environ.get("HEADPRUNE_DEBUG") == "1":

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
-from headprune.cli.options import ACTING, LIMITS, ROWS, TIMES, WORK, Call
-from headprune.cli.words import as_options
+from headprune.cli.options import ACTING, LIMITS, ROWS, TIMES, WORK, Call, as_options
 from headprune.config.checks import check_score, methods_of, num_steps, shows_prune
 from headprune.errors import ConfigError
 
@@ -75,11 +74,7 @@ def refuse_missing(call: Call, command: str) -> None:
 
 
 def _refuse_wrong_scoring(call: Call, command: str) -> None:
-    """Refuse steps that lead nowhere, and ways of scoring that a method doesn't have.
-
-    Raises:
-        ConfigError: There are such settings.
-    """
+    """Refuse steps that lead nowhere, and ways of scoring that a method doesn't have."""
     from headprune.runtime.launcher import launched_size
 
     if {"steps", "keep"} <= {*ACTING[command]}:  # of a sweep every point is a cut

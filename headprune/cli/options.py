@@ -1,29 +1,88 @@
-"""Which options a command has, and what becomes of them. They are made from the fields of the settings.
+"""Which options a command has, what becomes of them, and how errors name them. They are made from the fields of the settings.
 
 Nothing heavy is imported here: ``--help`` must be there at once.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from headprune.cli.own import OwnOptions
 from headprune.cli.surroundings import writing_stdout
-from headprune.cli.words import as_options
 from headprune.config import (
     BUDGETS,
     CHECK,
     SECTION_OF,
+    AnalyzeSpec,
     DataSpec,
     GateSpec,
     Settings,
     load_settings,
 )
+from headprune.config.fields import Section, option
 
 if TYPE_CHECKING:
     from headprune.report.terminal import ConsoleProgress
+
+
+class OwnOptions(Section):
+    """Options that are no settings: how a command is called, and what of it is wanted."""
+
+    config: Path | None = option(
+        None, "YAML file of settings. (default: ./headprune.yaml)", short="-c"
+    )
+    file: Path | None = option(None, "All settings; options override it.", metavar="RECIPE.yaml")
+    trust_metric_code: bool = option(
+        False,
+        "Load a metric that isn't built in although a file names it, not you: it is code that runs.",
+    )
+    stream: bool | None = option(
+        None,
+        "Cut from file to file, one tensor in memory at a time; needs --scores, reads no data, measures nothing. "
+        "(default: where the weights are larger than the memory left)",
+    )
+    no_baseline: bool = option(
+        False, "Leave aside the baseline that a file names.", off="with-baseline"
+    )
+    dry_run: bool = option(False, "Show the plan and what it saves; write no model.")
+    resume: bool = option(False, "Go on from the last checkpoint.")
+    update_baseline: bool = option(False, "Make this result the baseline.")
+    format: Literal["text", "json", "markdown", "github", "junit"] | None = option(
+        None, "Of stdout. (default: text)"
+    )
+    gguf: Path | None = option(None, "The file to write, for llama.cpp.", metavar="FILE")
+    tokenizer: bool = option(True, "--no-tokenizer: weights alone, the engine is given token ids.")
+    as_json: bool = option(False, "One JSON document on stdout.", off="")
+    quiet: bool = option(False, "No messages on stderr.", off="", short="-q")
+    verbose: bool = option(False, "Keep progress bars; full warnings.", off="", short="-v")
+
+
+_FIELD = re.compile(r"`([a-z][a-z_]*)(?:=([^`]*))?`")
+_NAMES = {*(name.removeprefix(CHECK) for name in SECTION_OF), *OwnOptions.model_fields}
+_OFF = {"higher_is_better": "--lower-is-better"}
+
+
+def as_options(text: str) -> str:
+    """Return a message with options in place of the fields that it names in backticks.
+
+    >>> as_options("`max_drop=1%` and `keep`; `latency=False`; `name: value`; `model`; `prune`")
+    '--max-drop 1% and --keep; --no-latency; `name: value`; MODEL; `prune`'
+    """
+    return _FIELD.sub(_option, text)
+
+
+def _option(match: re.Match[str]) -> str:
+    name, value = match[1], match[2]
+    if name not in _NAMES:
+        return match[0]
+    dashed = name.replace("_", "-")
+    if value in ("True", "False"):
+        return f"--{dashed}" if value == "True" else _OFF.get(name, f"--no-{dashed}")
+    option = "MODEL" if name == "model" else f"--{dashed}"
+    return option if value is None else f"{option} {value}"
 
 
 TALK = ("as_json", "quiet", "verbose")
@@ -50,12 +109,17 @@ _PRUNING = (
         *TIMES,
     ),
 )
+_UNJUDGED = ("task", "data", "split", "text", "max_length", "limit", "seed")
 _TRAINING = ("teacher", "epochs", "max_steps", "learning_rate", "lora", "trainer", "run_dir")
 
 ACTING: dict[str, tuple[str, ...]] = {
     "score": (
         *(*_MODEL, "methods", *_SCORING, "steps", "keep", "heads", "reconstruct", "run_dir"),
         *(*ROWS, *WORK),
+    ),
+    "analyze": (
+        *(*_MODEL, *AnalyzeSpec.model_fields, "num_samples", "run_dir"),
+        *(*_UNJUDGED, *WORK),
     ),
     "prune": (*_MODEL, *_PRUNING),
     "sweep": (
@@ -72,6 +136,7 @@ ACTING: dict[str, tuple[str, ...]] = {
     "methods": (),
     "tasks": (),
     "metrics": (),
+    "roles": (),
 }
 """The options that act on a command. It has no others but those of :data:`TALK`."""
 
@@ -92,6 +157,8 @@ _HELP = {
         "run_dir",
     ): "Where scores.json is written, and scores.METHOD.json of further methods. "
     "(default: headprune-runs/NNN-METHOD)",
+    ("analyze", "num_samples"): "Rows to look at, at most.",
+    ("analyze", "run_dir"): "Where roles.json is written. (default: headprune-runs/NNN-roles)",
     (
         "prune",
         "out",
@@ -205,11 +272,7 @@ class Call:
 
 
 def prepare(command: str, options: Mapping[str, Any]) -> Call:
-    """Return the call of a command.
-
-    Args:
-        command: Its name.
-        options: Its options as typer read them; None, or nothing in a list, where one wasn't given.
+    """Return the call of a command from its options as typer read them: None, or nothing in a list, where one wasn't given.
 
     Raises:
         ConfigError: A value can't be used, or the file's can't.

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -55,18 +54,3 @@ def answer(numbers: list[int], handler: Any) -> None:
     """Set what answers these signals."""
     for number in numbers:
         signal.signal(number, handler)
-
-
-def stopped_exit_code(stopped: KeyboardInterrupt) -> int:
-    """Say in one line what can be resumed."""
-    notes = getattr(stopped, "__notes__", [])
-    with suppress(OSError, ValueError):  # nobody listens any more
-        if sys.stderr is not None:
-            told = "; ".join(notes) or "nothing was left half-written"
-            if notes:  # where there are some, more than this was imported already
-                from headprune.cli.words import as_options
-
-                told = as_options(told)
-            sys.stderr.write(f"\nstopped; {told}\n")
-            sys.stderr.flush()
-    return 130

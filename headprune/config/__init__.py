@@ -1,17 +1,11 @@
 """Settings: fields with their help, one section for each stage, and what wins where a setting is given twice."""
 
 from headprune.config.fields import Drop
-from headprune.config.load import (
-    RECIPE_FILE,
-    is_record,
-    load_settings,
-    merged,
-    recorded_rows,
-)
 from headprune.config.sections import (
     BUDGETS,
     MAX_LENGTH,
     OF_THE_ROWS,
+    AnalyzeSpec,
     Constraints,
     DataSpec,
     DistillSpec,
@@ -21,7 +15,17 @@ from headprune.config.sections import (
     RunSpec,
     ScoreSpec,
 )
-from headprune.config.settings import CHECK, DEMO, PRESETS, SECTION_OF, Settings
+from headprune.config.settings import (
+    CHECK,
+    DEMO,
+    PRESETS,
+    RECIPE_FILE,
+    SECTION_OF,
+    Settings,
+    load_settings,
+    merged,
+    recorded_rows,
+)
 
 __all__ = [
     "BUDGETS",
@@ -32,6 +36,7 @@ __all__ = [
     "PRESETS",
     "RECIPE_FILE",
     "SECTION_OF",
+    "AnalyzeSpec",
     "Constraints",
     "DataSpec",
     "DistillSpec",
@@ -42,7 +47,6 @@ __all__ = [
     "RunSpec",
     "ScoreSpec",
     "Settings",
-    "is_record",
     "load_settings",
     "merged",
     "recorded_rows",

@@ -10,11 +10,7 @@ PRUNE = "prune"
 
 
 def methods_of(score: ScoreSpec, *names: str) -> tuple[ScoreSpec, ...]:
-    """Return one section per compared method, each method once.
-
-    Args:
-        score: The settings.
-        *names: The methods, if not those of the settings.
+    """Return one section per compared method, each once: ``names``, or those of the settings.
 
     Raises:
         ConfigError: There is no such method.
@@ -33,9 +29,7 @@ def shows_prune(score: ScoreSpec) -> bool:
 def num_steps(score: ScoreSpec, plan: Constraints | None) -> int:
     """Return in how many steps heads are removed: as set, else 2 if the remaining heads can be scored again, else 1.
 
-    Args:
-        score: How heads are scored.
-        plan: The cut that the steps lead to; None where heads are scored once, for any.
+    ``plan`` is the cut that the steps lead to; None where heads are scored once, for any.
     """
     if plan is None:
         return 1
@@ -49,11 +43,6 @@ def num_steps(score: ScoreSpec, plan: Constraints | None) -> int:
 
 def check_score(score: ScoreSpec, plan: Constraints | None, *, processes: int = 1) -> None:
     """Refuse steps without a number of heads to reach, and options of scoring that a method doesn't support.
-
-    Args:
-        score: How heads are scored, by one method.
-        plan: The cut that the steps lead to; None where heads are scored once, for any.
-        processes: How many processes share the work.
 
     Raises:
         ConfigError: There are such settings, or a method that needs one process was started in several.

@@ -130,6 +130,16 @@ class ScoreSpec(Section):
     )
 
 
+class AnalyzeSpec(Section):
+    """Which roles of heads are measured, and on how many made-up sequences."""
+
+    role: Names = option(
+        (), "Which roles. (default: all that model and data allow)", metavar="NAME[,NAME]"
+    )
+    num_sequences: int = option(200, "How many random sequences are said twice.", ge=2, le=100_000)
+    sequence_length: int = option(50, "Their length in tokens, once.", ge=4, le=10_000)
+
+
 class Constraints(Section):
     """What a plan must keep to: how much is kept, and of what."""
 

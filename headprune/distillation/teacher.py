@@ -24,12 +24,7 @@ Distance: TypeAlias = Callable[[Any, Any, Mapping[str, Tensor]], Tensor]
 
 
 def distance_between(student: Distillation, teacher: Distillation) -> Distance:
-    """Return how far the outputs of a student are from its teacher's, by the task's distance.
-
-    Args:
-        student: How the student's task does without labels.
-        teacher: The same of the teacher's, whose embeddings may be pooled in another way.
-    """
+    """Return how far a student's outputs are from its teacher's, which may be pooled in another way, by the task's distance."""
     return lambda outputs, others, inputs: student.distance(
         student.outputs(outputs, inputs), teacher.outputs(others, inputs), inputs
     )

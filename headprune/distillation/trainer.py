@@ -25,8 +25,9 @@ from transformers import (
 )
 
 from headprune.anatomy import Anatomy
+from headprune.artefact import Proof
 from headprune.batch import forward
-from headprune.distillation.adapters import add_adapters
+from headprune.distillation.settings import add_adapters
 from headprune.distillation.teacher import DistillJob
 from headprune.errors import (
     CheckpointError,
@@ -36,7 +37,6 @@ from headprune.errors import (
     first_line,
     is_out_of_memory,
 )
-from headprune.measured import Proof
 from headprune.surgery import dead_indices
 from headprune.verify import merged_equals_adapted, run
 
@@ -128,11 +128,6 @@ def train(model: PreTrainedModel, anatomy: Anatomy, job: DistillJob) -> Trained:
     Weights of half precision are trained in single precision and rounded once, at the end; under adapters they are frozen as
     they are, and what is rounded is their sum with the adapters. Dead weight of padded heads stays zero. There is no dropout:
     student and teacher see the same.
-
-    Args:
-        model: The student.
-        anatomy: Its anatomy.
-        job: What is learned from whom.
 
     Raises:
         CheckpointError: A checkpoint can't be written.

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from headprune.artefact import Artefact
+from headprune.artefact import Artefact, Proof
 from headprune.errors import CheckpointError, ConfigError, UnsupportedError
 from headprune.export.layout import Layout, lay_out, rope_factors
 from headprune.export.readback import file_equals_model
 from headprune.export.vocabulary import Vocabulary
-from headprune.measured import Proof
 from headprune.runtime.files import staged_file
 from headprune.runtime.targets import refuse_unwritable
 from headprune.verify import require
@@ -89,11 +88,7 @@ def refuse_unusable_file(path: Path, *, overwrite: bool, needed_bytes: int = 0) 
 
 
 def _refuse_other_files(path: Path) -> None:
-    """Refuse to replace a file that isn't GGUF.
-
-    Raises:
-        CheckpointError: It isn't.
-    """
+    """Refuse to replace a file that isn't GGUF."""
     with path.open("rb") as file:
         start = file.read(len(_MAGIC))
     if start != _MAGIC:

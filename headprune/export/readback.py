@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from headprune.artefact import Proof
 from headprune.export.vocabulary import Vocabulary
-from headprune.measured import Proof
 from headprune.verify import proving
 
 if TYPE_CHECKING:

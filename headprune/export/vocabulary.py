@@ -65,12 +65,7 @@ _RULES: tuple[tuple[list[dict[str, Any]], bool, str], ...] = (
 
 
 def read_vocabulary(tokenizer: Any, *, rows: int, where: str) -> Vocabulary:
-    """Return a tokenizer as GGUF has it.
-
-    Args:
-        tokenizer: A tokenizer of transformers.
-        rows: Number of rows of the model's embedding.
-        where: Where it came from, for errors.
+    """Return a tokenizer as GGUF has it, for a model whose embedding has so many rows.
 
     Raises:
         UnsupportedError: It isn't byte-level BPE, or does something that a file can't say.

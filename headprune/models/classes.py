@@ -6,10 +6,7 @@ from typing import Any
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from headprune.errors import (
-    CheckpointError,
-    ModelError,
-)
+from headprune.errors import CheckpointError, ModelError
 from headprune.models.find import ModelSource, stock_architecture
 from headprune.surgery import modeling_headprune
 
@@ -47,9 +44,7 @@ _HEADS = ("ForSequenceClassification", "ForCausalLM", "ForMaskedLM")
 def model_class(source: ModelSource, auto_class: str | None) -> Any:
     """Return the class that loads a model: transformers' own, or the one that cuts it to its pruned sizes first.
 
-    Args:
-        source: The model.
-        auto_class: Which ``AutoModel...`` to load it as; None is the class it was saved as.
+    ``auto_class`` says which ``AutoModel...`` to load it as; None is the class it was saved as.
     """
     config = source.config
     saved_as = stock_architecture(config)
@@ -90,11 +85,7 @@ _CLASSIFIER = "ForSequenceClassification"
 
 
 def _refuse_other_head(source: ModelSource, saved_as: Any, stock: Any) -> None:
-    """Refuse a classifier whose head was trained for another task: its tensors may have the same names and sizes.
-
-    Raises:
-        ModelError: The model was saved with a head that classifies something else than texts.
-    """
+    """Refuse a classifier whose head was trained for another task: its tensors may have the same names and sizes."""
     if saved_as is None or not stock.__name__.endswith(_CLASSIFIER):
         return
     head = saved_as.__name__.partition("For")[2]

@@ -27,9 +27,9 @@ from headprune.anatomy.clone import (
     stock_class,
 )
 from headprune.anatomy.exceptions import SAME_MATHEMATICS
+from headprune.artefact import LoadMethod
 from headprune.errors import CheckpointError
 from headprune.heads import SiteId
-from headprune.measured import LoadMethod
 from headprune.models.classes import auto_classes
 from headprune.surgery import layer_counts, modeling_headprune
 from headprune.surgery.modeling_headprune import unfolded, width_kept
@@ -52,10 +52,6 @@ class Description:
 def describe(model: PreTrainedModel, anatomy: Anatomy) -> Description:
     """Find the config with which a model loads; nothing is written.
 
-    Args:
-        model: The model, pruned or not.
-        anatomy: The model's anatomy as it is now.
-
     Raises:
         CheckpointError: There is none.
     """
@@ -74,10 +70,6 @@ def stock_config(model: PreTrainedModel, anatomy: Anatomy) -> PreTrainedConfig |
     """Return a stock config that builds exactly the tensors of ``model``, or None.
 
     Each candidate's model is built without memory, and names and shapes are compared.
-
-    Args:
-        model: The model, pruned or not.
-        anatomy: The model's anatomy as it is now.
     """
     expected = _shapes(model)
     for config, kind in _candidates(model, anatomy):
@@ -141,10 +133,6 @@ def _changed(
 def remote_config(model: PreTrainedModel, anatomy: Anatomy) -> PreTrainedConfig:
     """Return the config that makes transformers use ``modeling_headprune.py`` with the sizes of ``model``.
 
-    Args:
-        model: The model, pruned or not.
-        anatomy: The model's anatomy as it is now.
-
     Raises:
         CheckpointError: Such a config describes other tensors than the model has, or transformers knows no such class.
     """
@@ -195,11 +183,7 @@ def _built_shapes(model: PreTrainedModel, config: PreTrainedConfig) -> _Shapes |
 def _refuse_undescribed(
     model: PreTrainedModel, kind: type[PreTrainedModel], built: Mapping[str, torch.Size]
 ) -> None:
-    """Refuse a model that has other tensors than its config describes: once written, it could not be loaded.
-
-    Raises:
-        CheckpointError: It is such a model, or a part that transformers loads by no name.
-    """
+    """Refuse a model that has other tensors than its config describes: once written, it could not be loaded."""
     elsewhere = "heads were pruned in a model inside or around it: prune the very one that is saved"
     if not hasattr(transformers, kind.__name__):
         raise CheckpointError(
@@ -223,12 +207,7 @@ def _refuse_undescribed(
 
 
 def has_uneven_cache(model: PreTrainedModel, anatomy: Anatomy) -> bool:
-    """Whether some attention has another number of key/value heads than the config gives for all of them.
-
-    Args:
-        model: The model, pruned or not.
-        anatomy: The model's anatomy as it is now.
-    """
+    """Whether some attention has another number of key/value heads than the config gives for all of them."""
     counts = original_head_counts(model.config)
     expected = counts.get("num_key_value_heads", counts.get("num_attention_heads"))
     return any(

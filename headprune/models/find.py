@@ -11,12 +11,7 @@ import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from headprune import demo
-from headprune.errors import (
-    ModelError,
-    did_you_mean,
-    first_line,
-    package_error,
-)
+from headprune.errors import ModelError, did_you_mean, first_line, package_error
 from headprune.untrusted.directories import (
     module_entries,
     refuse_damaged_settings,
@@ -70,11 +65,7 @@ class ModelSource:
 
 @contextmanager
 def _reading_files() -> Iterator[None]:
-    """Turn a failed read of a model's file into an error that names it.
-
-    Raises:
-        ModelError: There is one.
-    """
+    """Turn a failed read of a model's file into an error that names it."""
     try:
         yield
     except OSError as error:
@@ -140,11 +131,7 @@ def find(
 
 
 def _check_weights(source: ModelSource) -> None:
-    """Refuse missing, truncated and pickled weights.
-
-    Raises:
-        ModelError: They are one of these, or their names show a wrapper.
-    """
+    """Refuse missing, truncated and pickled weights."""
     if not source.weight_files:
         what = f"no weights ({WHOLE}, or several files and their index)"
         hint = f"name the directory that holds {WHOLE}"
@@ -170,11 +157,7 @@ NAME_IT = "name the directory that holds config.json and model.safetensors"
 
 
 def _directory_of(name: str, revision: str | None, *, weights: bool) -> tuple[Path, str | None]:
-    """Return where a model's files lie, and the commit of a hub model.
-
-    Raises:
-        ModelError: There is no such directory or hub id.
-    """
+    """Return where a model's files lie, and the commit of a hub model."""
     try:
         is_here, is_directory = Path(name).exists(), Path(name).is_dir()
     except (OSError, ValueError) as error:
@@ -229,12 +212,7 @@ _SAVED_AS = "architectures: "
 
 
 def _read_config(name: str, directory: Path) -> tuple[PreTrainedConfig, str | None]:
-    """Return the config of a model, and the code of its own that it names.
-
-    Raises:
-        ModelError: It is damaged, says what no model is, or is of a type that transformers doesn't have.
-        UnsupportedError: It is of packed weights.
-    """
+    """Return the config of a model, and the code of its own that it names."""
     path = directory / "config.json"
     settings = read_json(
         path, error=ModelError, hint="fetch the model again", most_bytes=_MOST_BYTES

@@ -29,10 +29,7 @@ def load_afresh(
 ) -> tuple[list[str], Tensor | None]:
     """Load a directory in a fresh process, without headprune.
 
-    Args:
-        job: What :mod:`~headprune.models.fresh_process` is to do.
-        inputs: What the model is run on; None only loads it.
-        ids: Texts, and the token ids that they must have.
+    ``job`` is what :mod:`~headprune.models.fresh_process` is to do; without ``inputs`` it only loads. ``ids`` are texts' tokens.
 
     Returns:
         What loading complained of, or why it failed; and the output, if there is one.
@@ -73,11 +70,7 @@ def _split_otherwise(report: Mapping[str, Any], ids: Mapping[str, Sequence[int]]
 
 
 def _failure(child: "subprocess.CompletedProcess[str]") -> str:
-    """Return why loading failed.
-
-    Raises:
-        UnprovenError: Memory ran out, or somebody killed the process, as is done where memory runs out.
-    """
+    """Return why loading failed."""
     lines = child.stderr.strip().splitlines() or ["it ended without a word"]
     if memory := [line for line in lines if says_out_of_memory(line)]:
         raise _unproven(f"memory ran out: {memory[-1].strip()[:200]}")

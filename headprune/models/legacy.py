@@ -19,7 +19,7 @@ from headprune.errors import ModelError, first_line
 from headprune.heads import HeadId
 from headprune.inspection import inspect
 from headprune.models.describe import remote_config
-from headprune.models.shards import write_index
+from headprune.models.stream import write_index
 from headprune.surgery import cut
 from headprune.untrusted.directories import lies_within
 from headprune.untrusted.weights import indexed_files
@@ -53,10 +53,6 @@ def refuse_pruned_parts(config: PreTrainedConfig) -> None:
 
 def converted_config(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedConfig:
     """Return the config with which a checkpoint that transformers v4 pruned loads; no weights are read.
-
-    Args:
-        config: A config with ``pruned_heads``.
-        kind: The stock class.
 
     Raises:
         ModelError: The heads it names are not there, or it has several stacks that could be meant.
@@ -110,13 +106,9 @@ def pickled_weights(directory: Path) -> tuple[Path, ...]:
 
 
 def rewritten(directory: Path, folder: Path) -> Path:
-    """Write a model whose weights are pickled into ``folder``, its weights as safetensors.
+    """Write a model whose weights are pickled into an empty folder, its weights as safetensors.
 
     Of the pickles only tensors are read (``weights_only=True``): whatever else they'd do is refused by torch.
-
-    Args:
-        directory: The model.
-        folder: An empty directory.
 
     Returns:
         ``folder``.

@@ -12,20 +12,14 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from headprune.anatomy.clone import quiet
-from headprune.errors import (
-    ModelError,
-    is_out_of_memory,
-    package_error,
-    what_it_says,
-)
+from headprune.errors import ModelError, is_out_of_memory, package_error, what_it_says
 from headprune.models.classes import model_class
-from headprune.models.facts import choose_device, choose_dtype
 from headprune.models.find import ModelSource, find
 from headprune.models.legacy import converted_config, pruned_heads, refuse_pruned_parts
 from headprune.models.load_errors import incomplete, random_pooler, unloadable, unread
 from headprune.models.manifest import check_manifest
-from headprune.models.shards import count_stored
-from headprune.placement import count_parameters
+from headprune.models.stream import count_stored
+from headprune.placement import choose_device, choose_dtype, count_parameters
 
 # Heads and poolers that a task adds, and tables that are computed.
 _SLACK = 10_000_000
@@ -125,10 +119,6 @@ def load_shapes(
 ) -> tuple[PreTrainedModel, frozenset[str]]:
     """Load names, shapes and dtypes of a model on the meta device, as the class it was saved as; no number is read.
 
-    Args:
-        source: The model.
-        notify: Called with warnings.
-
     Returns:
         The model, and what loading complained of.
 
@@ -215,14 +205,7 @@ def _without_kernels(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _refuse_larger_than_weights(source: ModelSource, kind: Any) -> PreTrainedModel:
-    """Refuse a config that describes a model far larger than its weights: loading would first allocate all of it.
-
-    Returns:
-        The model that the config describes, without memory.
-
-    Raises:
-        ModelError: It does, or no model can be built from it.
-    """
+    """Return the model that a config describes, without memory; refused where it is far larger than the weights."""
     empty = _build_empty(source, kind)
     described = count_parameters(empty)
     stored = count_stored(source.directory)
@@ -243,11 +226,7 @@ def _refuse_larger_than_weights(source: ModelSource, kind: Any) -> PreTrainedMod
 
 
 def _build_empty(source: ModelSource, kind: Any) -> PreTrainedModel:
-    """Build the model of a config on the meta device, in the dtype the config names; no weights are read.
-
-    Raises:
-        ModelError: No model can be built from the config.
-    """
+    """Build the model of a config on the meta device, in the dtype the config names; no weights are read."""
     config = _without_kernels(source.config)
     try:
         with quiet(), torch.device("meta"):

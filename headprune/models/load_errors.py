@@ -16,8 +16,7 @@ from headprune.errors import (
     what_it_says,
 )
 from headprune.models.find import ModelSource
-from headprune.models.shards import stored_tensors
-from headprune.models.stream import names_in_memory
+from headprune.models.stream import names_in_memory, stored_tensors
 from headprune.untrusted.recognise import unwrapping
 
 _TOGETHER = "check that config.json and the weights belong together"
@@ -26,13 +25,7 @@ _TOGETHER = "check that config.json and the weights belong together"
 def unloadable(
     error: Exception, source: ModelSource, *, empty: PreTrainedModel | None = None
 ) -> HeadpruneError:
-    """Return the error to raise where a library failed to load a model.
-
-    Args:
-        error: What it raised.
-        source: The model.
-        empty: The model that its config describes, without numbers.
-    """
+    """Return the error to raise where a library failed to load a model; ``empty`` is what its config describes."""
     where = str(source.directory)
     if is_out_of_memory(error):
         return MemoryLimitError(
@@ -87,14 +80,7 @@ def _stored_shapes(source: ModelSource) -> dict[str, tuple[int, ...]]:
 def incomplete(
     missing: Sequence[str], model: PreTrainedModel, source: ModelSource, *, kind: str
 ) -> ModelError:
-    """Return the error to raise where the weights lack tensors that a model needs.
-
-    Args:
-        missing: Names in the model that no tensor was found for, sorted.
-        model: The model, with random numbers in their places.
-        source: Where it lies.
-        kind: The class that it was loaded as.
-    """
+    """Return the error to raise where the weights lack tensors that a model needs, which has random numbers in their places."""
     stored = _stored_shapes(source)
     prefix = _foreign_prefix(model, stored, missing)
     there = names_in_memory(model, stored).values()
@@ -140,12 +126,7 @@ def _foreign_prefix(
 
 
 def unread(unexpected: Iterable[str], model: PreTrainedModel) -> str | None:
-    """Return a warning about tensors that the model doesn't use, such as the head that a task drops; None without any.
-
-    Args:
-        unexpected: Names of tensors in the files that the model doesn't have.
-        model: The model.
-    """
+    """Return a warning about tensors that the model doesn't use, such as the head that a task drops; None without any."""
     prefix = f"{model.base_model_prefix}."
     tables = tuple(name.removeprefix(prefix) for name, _ in model.named_buffers())
     names = sorted(name for name in unexpected if not (tables and name.endswith(tables)))

@@ -211,11 +211,7 @@ def refuse_unusable_output(
 ) -> None:
     """Check, before any work starts, that a directory can be written later, and holds nothing that headprune didn't write.
 
-    Args:
-        out: The directory.
-        overwrite: Whether what is there may be replaced.
-        needed_bytes: How much will be written.
-        notify: Tells the user that what a run that was killed had moved aside is back.
+    ``notify`` tells the user that what a run that was killed had moved aside is back.
 
     Raises:
         CheckpointError: See :func:`headprune.runtime.files.refuse_unusable_target` and :func:`refuse_strangers`.
@@ -228,10 +224,6 @@ def refuse_unusable_output(
 
 def refuse_source(out: Path, source: Path) -> None:
     """Refuse an output directory that is, or contains, the model that is read, however the two paths are written.
-
-    Args:
-        out: The output directory.
-        source: The directory of the model that is read.
 
     Raises:
         CheckpointError: It does.
@@ -252,10 +244,6 @@ def refuse_source(out: Path, source: Path) -> None:
 
 def output_directory(out: Path, *, overwrite: bool) -> AbstractContextManager[Path]:
     """Yield an empty directory that becomes ``out`` when the block ends well; only what headprune wrote is replaced.
-
-    Args:
-        out: The directory.
-        overwrite: Whether what is there may be replaced.
 
     Raises:
         CheckpointError: See :func:`headprune.runtime.files.staged_directory` and :func:`refuse_strangers`.

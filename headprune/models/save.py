@@ -13,18 +13,19 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import quiet
+from headprune.artefact import LoadMethod
 from headprune.errors import CheckpointError, UnsupportedError
 from headprune.inspection import inspect
-from headprune.measured import LoadMethod
 from headprune.models.describe import Description, describe, has_uneven_cache
 from headprune.models.manifest import MANIFEST, claims_to_be_ours
 from headprune.models.side_files import (
     change_settings,
     copy_side_files,
     drop_foreign_code,
+    write_config,
     write_tokenizer,
+    writing,
 )
-from headprune.models.writing import write_config, writing
 from headprune.surgery import head_settings, modeling_headprune
 from headprune.surgery.modeling_headprune import UNEVEN_CACHE
 
@@ -77,13 +78,6 @@ def write_side_files(
     source: Path | None = None,
 ) -> None:
     """Write all that a load needs but the weights; names and shapes of ``model`` are enough.
-
-    Args:
-        model: The model.
-        directory: Where to.
-        description: Its config, and how it loads.
-        tokenizer: The tokenizer; None stands for the source's own.
-        source: The directory of the model that it was made from.
 
     Raises:
         CheckpointError: A file of the source is a link to somewhere else, or can't be written.
@@ -180,10 +174,7 @@ def own_save(model: PreTrainedModel) -> OwnSave | None:
 def let_it_save_itself(model: PreTrainedModel, anatomy: Anatomy, *, source: str) -> None:
     """Let ``save_pretrained`` of a model, and of the models inside it, write a directory that loads; no class is changed.
 
-    Args:
-        model: A model that was just pruned.
-        anatomy: Its anatomy as it is now.
-        source: Where it was loaded from, before it was pruned.
+    ``source`` is where it was loaded from, before it was pruned.
     """
     before = own_save(model)
     source = source or (before.source if before else "")

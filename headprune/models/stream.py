@@ -1,7 +1,7 @@
 """Prune a model on disk without ever having it in memory: tensor by tensor, from file to file.
 
 What is cut, and to which shapes, is known from a model without memory; only the tensors that lose heads are read at all, the
-others are copied as bytes. Names, files and dtypes stay those of the source.
+others are copied as bytes. Names, files and dtypes stay those of the source. No file is read or written but one tensor at a time.
 """
 
 import json
@@ -12,14 +12,83 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site, Slice
-from headprune.errors import warn_missing
-from headprune.models.shards import shards, stored_tensors, write_index
+from headprune.errors import ModelError, warn_missing
 from headprune.surgery.cut import cut_tensor
-from headprune.untrusted.weights import WHOLE, Stored, read_header
+from headprune.untrusted.weights import INDEX, WHOLE, Stored, read_header, weight_files
+
+
+def shards(directory: Path) -> tuple[Path, ...]:
+    """Return the files that transformers reads: the one file, or those that the index names.
+
+    Raises:
+        ModelError: The index names a file that isn't there, or is damaged.
+    """
+    files = weight_files(directory)
+    if not files:
+        raise ModelError(
+            f"there is neither {WHOLE} nor {INDEX}",
+            where=str(directory),
+            hint="fetch the model again",
+        )
+    return files
+
+
+def stored_tensors(directory: Path) -> tuple[Stored, ...]:
+    """Return every tensor of a model, in the order in which they lie there."""
+    return tuple(stored for path in shards(directory) for stored in read_header(path).tensors)
+
+
+def count_stored(directory: Path) -> int:
+    """Return how many numbers the weights of a directory hold."""
+    return sum(math.prod(stored.shape) for stored in stored_tensors(directory))
+
+
+def write_index(directory: Path, files: Mapping[str, str], *, total_size: int) -> None:
+    """Write the index of sharded weights: the file of each tensor, and the bytes of all."""
+    index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(files.items()))}
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def differing(ones: Iterable[Stored], others: Mapping[str, Stored]) -> list[str]:
+    """Return the names of those tensors that aren't the same, bit for bit, among ``others``."""
+    return [
+        one.name
+        for one in ones
+        if (other := others.get(one.name)) is None
+        or (one.dtype, one.shape, one.stop - one.start)
+        != (other.dtype, other.shape, other.stop - other.start)
+        or any(a != b for a, b in zip(one.chunks(), other.chunks(), strict=True))
+    ]
+
+
+def untie_as_stored(model: PreTrainedModel, directory: Path) -> None:
+    """Give a model without memory the parameters that ``from_pretrained`` would give it where the weights lie in ``directory``.
+
+    Where they don't, or can't be read, the config's word stands.
+    """
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    try:
+        stored = {item.name: item for item in stored_tensors(directory)} if tied else {}
+    except ModelError:
+        return
+    apart = {
+        name
+        for name, source in tied.items()
+        if name in stored
+        and source in stored
+        and not torch.equal(stored[name].read(), stored[source].read())
+    }
+    for name in apart:
+        home, _, attribute = name.rpartition(".")
+        owner = model.get_submodule(home)
+        setattr(owner, attribute, nn.Parameter(torch.empty_like(owner.get_parameter(attribute))))
+    model.all_tied_weights_keys = {
+        name: source for name, source in tied.items() if name not in apart
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +136,6 @@ def names_in_memory(model: PreTrainedModel, names: Iterable[str]) -> dict[str, s
     """Return the name in the model of each tensor in the files, by its name there.
 
     Tensors that it fuses, splits or turns on the way, and those that the model has no use for, are left out.
-
-    Args:
-        model: The model; its names alone are read.
-        names: Names in the files.
     """
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -108,14 +173,7 @@ def find_cuts(
     before: Anatomy,
     after: Anatomy,
 ) -> tuple[Cut, ...] | str:
-    """Return what is cut from each tensor in the files, or the reason why that can't be told.
-
-    Args:
-        model: The model before, without memory.
-        tensors: What lies in the files.
-        before: The anatomy of the model.
-        after: Its anatomy when the heads are gone.
-    """
+    """Return what is cut from each tensor in the files, or the reason why that can't be told."""
     shapes = {stored.name: stored.shape for stored in tensors}
     names_by_parameter: dict[str, list[str]] = {}
     for name, parameter in names_in_memory(model, shapes).items():
@@ -135,13 +193,7 @@ def find_cuts(
 
 
 def rewrite(directory: Path, target: Path, *, cuts: Iterable[Cut]) -> None:
-    """Write the weights of ``directory`` to ``target``: the same files, some tensors cut, the others byte for byte.
-
-    Args:
-        directory: A model.
-        target: Where to.
-        cuts: What is cut from which tensors.
-    """
+    """Write the weights of ``directory`` to ``target``: the same files, some tensors cut, the others byte for byte."""
     by_name = {cut.name: cut for cut in cuts}
     paths = shards(directory)
     total = sum(_rewrite_file(path, target / path.name, cuts=by_name) for path in paths)
@@ -183,13 +235,7 @@ def _rewrite_file(path: Path, target: Path, *, cuts: Mapping[str, Cut]) -> int:
 def wrong_cuts(
     cuts: Iterable[Cut], *, before: Mapping[str, Stored], after: Mapping[str, Stored]
 ) -> list[str]:
-    """Return the names of cut tensors that, read back, aren't bit for bit the kept rows of the source.
-
-    Args:
-        cuts: What was cut.
-        before: The source's tensors, by name in the files.
-        after: The tensors that were written, by name.
-    """
+    """Return the names of cut tensors that, read back, aren't bit for bit the kept rows of the source."""
     return [cut.name for cut in cuts if not _is_right(cut, before[cut.name], after.get(cut.name))]
 
 

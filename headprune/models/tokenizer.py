@@ -12,12 +12,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from headprune.anatomy.clone import quiet
-from headprune.errors import (
-    ModelError,
-    missing_package,
-    package_error,
-    what_it_says,
-)
+from headprune.errors import ModelError, missing_package, package_error, what_it_says
 from headprune.models.find import ModelSource
 from headprune.untrusted.recognise import own_files_alone
 
@@ -47,12 +42,7 @@ _AWKWARD = (
 
 
 def tokenizer_files(source: Path, tokenizer: Any = None) -> Iterator[Path]:
-    """Yield the paths of a tokenizer's files, below the directory of its model.
-
-    Args:
-        source: The directory of a model.
-        tokenizer: A tokenizer whose class may name further files.
-    """
+    """Yield the paths of a tokenizer's files, below the directory of its model; the tokenizer's class may name further ones."""
     own = tuple((getattr(tokenizer, "vocab_files_names", None) or {}).values())
     for path in sorted(source.iterdir()):
         if any(fnmatchcase(path.name, pattern) for pattern in (*_PATTERNS, *own)):

@@ -86,13 +86,7 @@ def cost_model(
     constraints: Constraints,
     batches: Callable[[], Sequence[Batch]],
 ) -> CostModel | None:
-    """Return what a plan's target is counted in; None where its budget is one of heads.
-
-    Args:
-        model: The model; its shapes are enough but for latency.
-        anatomy: Where its heads are.
-        constraints: The budget.
-        batches: Gives the data that latency is measured on.
+    """Return what a plan's target is counted in; None where its budget is one of heads. Latency is measured on ``batches()``.
 
     Raises:
         PlanError: The model takes none of what is counted.
@@ -131,14 +125,7 @@ def resources_of(model: nn.Module, anatomy: Anatomy) -> Resources:
 def savings(
     model: nn.Module, anatomy: Anatomy, *, removed: Collection[HeadId], pad: bool = False
 ) -> Resources:
-    """Return what removing heads saves, from the shapes alone.
-
-    Args:
-        model: The model.
-        anatomy: Where its heads are.
-        removed: The heads.
-        pad: Whether key/value groups are evened out with dead weight.
-    """
+    """Return what removing heads saves, from the shapes alone; with ``pad``, groups are evened out with dead weight."""
     kept = anatomy.kept_per_site(removed)
     parts = [_site_savings(model, site, kept[site.id], pad=pad) for site in anatomy.sites]
     return Resources(*map(sum, zip(*parts, strict=True))) if parts else Resources(0, 0, 0)

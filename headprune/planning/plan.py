@@ -27,12 +27,6 @@ def make_plan(
 ) -> PruningPlan:
     """Return the plan that meets the budget and removes the least importance within the constraints.
 
-    Args:
-        scores: The importance of every head.
-        anatomy: Where the heads are.
-        constraints: The budget, and what else to keep to.
-        costs: The costs that a target limits.
-
     Raises:
         PlanError: The scores are of other heads, or :func:`check_constraints` says no.
     """
@@ -81,12 +75,6 @@ def score_in_steps(
     What one head does depends on which others are there. Each step removes as many heads as the others, within the
     constraints; one that would remove none (a unit is larger) is left out. In the result every head has the score that it had
     last, and the step in which it was removed: a plan for the same cut, made from these scores, removes the same heads.
-
-    Args:
-        anatomy: Where the heads are.
-        rescore: Scores the heads without the removed ones.
-        constraints: Which cut the steps lead to: a keep ratio or a number of heads.
-        steps: How many there are; 1 is scoring once.
 
     Raises:
         PlanError: The constraints contradict each other or the architecture.

@@ -63,10 +63,7 @@ def check_constraints(
 ) -> Problem:
     """Return the problem that constraints pose, before any scores are computed.
 
-    Args:
-        anatomy: Where the heads are.
-        constraints: The budget, and what else to keep to.
-        costs: The costs that a target limits; without them it isn't checked whether the target is within reach.
+    Without ``costs`` it isn't checked whether a target is within reach.
 
     Raises:
         PlanError: The constraints contradict each other or the architecture.
@@ -125,11 +122,7 @@ def _fewest(menu: Menu) -> int:
 
 
 def _checked_uniform(problem: Problem, menus: Sequence[Menu]) -> Menu:
-    """Return the options that keep the same number of heads in every attention.
-
-    Raises:
-        PlanError: No option meets the budget.
-    """
+    """Return the options that keep the same number of heads in every attention."""
     constraints = problem.constraints
     if len({len(site.heads) for site in problem.anatomy.sites}) > 1:
         raise PlanError(

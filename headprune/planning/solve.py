@@ -43,10 +43,6 @@ def choose(problem: Problem, values: Mapping[HeadId, float]) -> Choice:
     It is exact, by dynamic programming over the options of the attentions; only where savings have no common divisor are they
     counted on a grid, rounded down.
 
-    Args:
-        problem: The cut.
-        values: The importance of each head.
-
     Raises:
         PlanError: The target is out of reach.
     """
@@ -152,11 +148,9 @@ class Combinations:
 def combine(gains: Sequence[Sequence[int]], costs: Sequence[Sequence[float]]) -> Combinations:
     """Return the cheapest combination of one option per attention for every total gain.
 
-    Exact: ``best[i][t] = min_o best[i - 1][t - gain_o] + cost_o``. Of equally cheap ones it takes the earlier option.
+    ``gains`` and ``costs`` hold, for each attention, a number of 0 or more for each of its options.
 
-    Args:
-        gains: For each attention, what each of its options gains; 0 or more.
-        costs: The same of costs.
+    Exact: ``best[i][t] = min_o best[i - 1][t - gain_o] + cost_o``. Of equally cheap ones it takes the earlier option.
     """
     best = np.zeros(1)
     picks: list[NDArray[np.int32]] = []
@@ -179,14 +173,11 @@ def cheapest_for(
 ) -> tuple[list[int], Amount | None]:
     """Return the options that gain ``least`` or more and cost the least together.
 
+    ``gains`` and ``costs`` are as for :func:`combine`; ``least`` is within reach.
+
     Whole numbers are counted in units of their common divisor, which is exact. Where that makes too many totals, and for
     fractions, gains are rounded down to a grid: the options then still gain what they must, and may gain a little more
     than is needed (at most one step of the grid per attention).
-
-    Args:
-        gains: For each attention, what each of its options gains; ``least`` is within reach.
-        costs: The same of costs; 0 or more.
-        least: What must be gained.
 
     Returns:
         Which option of each attention, and the step of the grid; None where the choice is exact.
@@ -219,19 +210,13 @@ def rearranged(
     *,
     protected: Collection[HeadId],
 ) -> frozenset[HeadId]:
-    """Return as many heads of every attention as are in ``heads``: the ones whose joint loss is least.
+    """Return as many heads of every attention as ``heads``, which sorting chose, has of it: the ones whose joint loss is least.
 
     By second order, what a set ``Z`` of heads adds to the loss is half of ``sum_{i, j in Z} F_ij``, and scores see no more than
     the diagonal. From the ``k`` cheapest heads on, every other one is let in, and the one whose leaving makes the sum smallest
     leaves. Attentions whose heads share keys and values stay as they are.
 
     Source: Kwon et al., "A Fast Post-Training Pruning Framework for Transformers", NeurIPS 2022, section 4.2.
-
-    Args:
-        heads: What sorting chose.
-        anatomy: Where the heads are.
-        products: The Fisher information of every attention's gates.
-        protected: Heads that are kept.
     """
     together: set[HeadId] = set()
     for site in anatomy.sites:

@@ -62,12 +62,6 @@ def menu_of(
 
     Of units of one size it is the cheapest that are removed: no other choice of as many costs less.
 
-    Args:
-        site: The attention.
-        values: The importance of each head.
-        protected: Heads that are kept.
-        constraints: What to keep to.
-
     Raises:
         PlanError: There is none: no multiple can be kept.
     """

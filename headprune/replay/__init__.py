@@ -7,6 +7,6 @@ the attention that it starts in: tried first (:mod:`~headprune.replay.modes`).
 
 from headprune.replay.logits import example_losses
 from headprune.replay.losses import losses
-from headprune.replay.record import Tape, read_by
+from headprune.replay.record import Tape
 
-__all__ = ["Tape", "example_losses", "losses", "read_by"]
+__all__ = ["Tape", "example_losses", "losses"]

@@ -187,11 +187,6 @@ def tokens_that_fit(run: Callable[[int], object], *, per_copy: int, device: torc
 
     ``run(copies)`` is timed with 1, 2, 4, ... copies of a batch, as far as the memory that one took lets expect room for more,
     until twice as many are hardly faster per token.
-
-    Args:
-        run: Runs so many copies of a batch in one forward.
-        per_copy: Tokens of one copy.
-        device: Where it runs.
     """
 
     def seconds(copies: int) -> float:
@@ -239,11 +234,6 @@ def in_chunks(
     """Return ``run`` of all masks, ``size`` of them at a time; half as many where memory runs out, nothing done twice.
 
     Where memory runs out on a single mask, that is raised: whoever made the batch makes it smaller.
-
-    Args:
-        masks: The masks.
-        size: How many at a time.
-        run: Returns a row for every mask.
 
     Returns:
         The results, and how many at a time fitted where it was fewer than ``size``, else None.

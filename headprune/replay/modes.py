@@ -53,10 +53,6 @@ class ReplayModes:
 
         Its modules may run in another order, or something that isn't its rows may have the length of its rows by chance: then two
         copies of it aren't twice what it is.
-
-        Args:
-            state: The batch.
-            stacks: Whether several masks will share a forward.
         """
         if not self.by_site:
             return self.by_site

@@ -19,13 +19,7 @@ _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
 
 def model_card(results: Results, plan: PruningPlan, *, source: ModelSource | None) -> str:
-    """Return the card: what was removed, before and after with intervals where measured, the proofs, and how to load it.
-
-    Args:
-        results: What was done, proven and (perhaps) measured.
-        plan: Which heads each attention keeps.
-        source: The model that it was made from; None where that is gone.
-    """
+    """Return the card: what was removed, before and after with intervals where measured, the proofs, and how to load it."""
     data = ModelCardData(
         library_name="transformers",
         tags=["headprune", "attention-head-pruning"],

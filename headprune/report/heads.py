@@ -48,11 +48,11 @@ def heatmap(scores: HeadScores, plan: PruningPlan | None = None) -> RenderableTy
         (f"   ×: removed ({len(removed)} of {len(ranked)})" if plan else "", "dim"),
         (facts, "dim"),
     )
-    return Group(_Grid(cells), prose(legend))
+    return Group(Grid(cells), prose(legend))
 
 
 @dataclass(frozen=True)
-class _Grid:
+class Grid:
     """Cells by layer and head; where not all heads fit beside each other, the further ones follow below."""
 
     cells: Mapping[SiteId, Mapping[int, Text]]

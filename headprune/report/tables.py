@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from headprune.artefact import Latency
+from headprune.artefact import EvalResult, Latency, Proof
 from headprune.gate import Verdict
-from headprune.measured import EvalResult, Proof
 from headprune.plans import PruningPlan
 from headprune.report.ci import headline
 from headprune.report.terminal import Prose, Row, Sheet, line, prose

@@ -63,9 +63,6 @@ def join_world(*, cpu: bool = False) -> World:
 
     They meet on the CPU (gloo) whatever they compute on: results are put together once a pass, and are small.
 
-    Args:
-        cpu: Compute on the CPU although there are GPUs.
-
     Raises:
         WorkerError: The others can't be reached.
     """

@@ -38,11 +38,6 @@ def refuse_unusable_target(
 
     What a run that was killed while it replaced the directory had moved aside is put back first.
 
-    Args:
-        directory: Where something will be written.
-        may_replace: Refuses what may not be replaced; None where nothing may be.
-        needed_bytes: How much will be written.
-
     Returns:
         Whether something was put back.
 
@@ -172,11 +167,6 @@ def staged_file(target: Path, *, may_replace: Check | None = _anything) -> Itera
 def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:
     """Write a small file atomically, replacing what was there unless ``overwrite`` is off.
 
-    Args:
-        path: The file.
-        text: Its new content.
-        overwrite: Whether a file that is there may be replaced.
-
     Raises:
         CheckpointError: The write failed; the file is as it was.
     """
@@ -243,14 +233,7 @@ def _taken(target: Path) -> CheckpointError:
 
 
 def _swap(staging: Path, target: Path) -> Path:
-    """Replace a directory by ``staging``; it is moved aside first, and comes back on failure.
-
-    Returns:
-        Where the old directory lies now.
-
-    Raises:
-        CheckpointError: Neither could be put there; it says where both are.
-    """
+    """Replace a directory by ``staging``; it is moved aside first, and comes back on failure."""
     old = leftovers.old_name(staging)
     try:
         target.rename(old)

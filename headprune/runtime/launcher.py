@@ -26,12 +26,6 @@ def launched_rank() -> int:
 def variable(name: str, *, default: int, least: int, below: int | None = None) -> int:
     """Return a number that a launcher's variable holds.
 
-    Args:
-        name: The environment variable.
-        default: What it is where it isn't set.
-        least: The least that it may be.
-        below: What it must be less than.
-
     Raises:
         ConfigError: It is no such number.
     """

@@ -34,12 +34,7 @@ _STALE_SECONDS = 24 * 3600
 
 @contextmanager
 def temporary(target: Path, *, is_file: bool) -> Iterator[Path]:
-    """Yield a new, empty file or directory beside ``target``, locked until the block ends; it is removed then, if still there.
-
-    Args:
-        target: What it will replace.
-        is_file: Whether it is a file.
-    """
+    """Yield a new, empty file or directory beside ``target``, locked until the block ends; it is removed then, if still there."""
     path, descriptor = _make_locked(target, is_file=is_file)
     try:
         yield path
@@ -67,13 +62,7 @@ def is_stranded(temporary: Path) -> bool:
 
 
 def put_aside(path: Path, target: Path, word: str) -> Path:
-    """Rename a file or directory to ``TARGET.word``, or the next such name that nothing has yet, and return it.
-
-    Args:
-        path: What is renamed.
-        target: The name that it gets is made of this one.
-        word: The end of the new name.
-    """
+    """Rename ``path`` to a new name, made of its target's and a word."""
     names = (f"{target.name}.{word}" + (f"-{number}" if number > 1 else "") for number in count(1))
     asides = map(target.with_name, names)
     if not path.is_dir():
@@ -91,12 +80,7 @@ def put_aside(path: Path, target: Path, word: str) -> Path:
 
 
 def put_unless_taken(temporary: Path, target: Path) -> bool:
-    """Put a temporary file in its place if nothing is there, in one step; return whether it is there now.
-
-    Args:
-        temporary: The file.
-        target: Where to.
-    """
+    """Put a temporary file in its place if nothing is there, in one step; return whether it is there now."""
     try:
         os.link(temporary, target)
     except FileExistsError:

@@ -103,12 +103,7 @@ def note_places(places: Mapping[str, str]) -> None:
 
 
 def place_of(fingerprint: object, *, name: str) -> str | None:
-    """Return the path that was noted for a fingerprint, if something called ``name`` is still there.
-
-    Args:
-        fingerprint: Of a model or data.
-        name: Its name, of which the last part is compared.
-    """
+    """Return the path that was noted for a fingerprint, if something called ``name`` is still there."""
     folder = state_folder()
     if folder is None or not _FINGERPRINT.fullmatch(str(fingerprint)):
         return None

@@ -18,11 +18,7 @@ def refuse_unwritable(
 ) -> None:
     """Check that a file or directory could be made, or replaced; temporaries of it that killed runs left are removed.
 
-    Args:
-        path: The file or directory.
-        where: What the user said it with.
-        needed_bytes: How much will be written.
-        is_file: Whether it is a file.
+    ``where`` is what the user said it with.
 
     Raises:
         CheckpointError: Something else lies there, its name is too long to be written beside, the place may not be written
@@ -56,10 +52,6 @@ def exclusive(directory: Path, *, where: str) -> Iterator[None]:
     Where the file system knows no locks, the block is entered all the same. Directories that were made for this are removed
     in the end if nothing came to lie in them.
 
-    Args:
-        directory: The directory.
-        where: What errors name as the place.
-
     Raises:
         CheckpointError: Another process holds it, or it can't be made.
     """
@@ -92,12 +84,7 @@ def naming(target: Path) -> Iterator[None]:
 
 
 def named_error(error: OSError, target: Path) -> CheckpointError:
-    """Return an error that says which target a failed system call kept from being written.
-
-    Args:
-        error: What the system said.
-        target: What was to be written.
-    """
+    """Return an error that says which target a failed system call kept from being written."""
     hint = (
         "free some space, or choose a place on another disk"
         if error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -158,11 +145,6 @@ def kind_if_special(path: Path) -> str | None:
 def refuse_other_kinds(path: Path, *, where: str, is_file: bool) -> None:
     """Refuse to replace a directory by a file, a file by a directory, or anything else by either.
 
-    Args:
-        path: Where something will be written.
-        where: What errors name as the place.
-        is_file: Whether it will be a file.
-
     Raises:
         CheckpointError: It is something else.
     """
@@ -180,11 +162,7 @@ def refuse_other_kinds(path: Path, *, where: str, is_file: bool) -> None:
 
 
 def _refuse_long_names(target: Path, *, parent: Path, where: str) -> None:
-    """Refuse a name beside which no temporary can be made.
-
-    Raises:
-        CheckpointError: It is too long.
-    """
+    """Refuse a name beside which no temporary can be made."""
     longest = _longest_name(parent) - leftovers.LONGER_BY
     length = len(os.fsencode(target.name))
     if length > longest:
@@ -259,10 +237,6 @@ def umask() -> int:
 
 def append_text(path: Path, text: str) -> None:
     """Append to a file, or make it; nothing is replaced, and a pipe that nobody reads doesn't hold us up.
-
-    Args:
-        path: The file.
-        text: What is appended.
 
     Raises:
         CheckpointError: It can't be written.

@@ -1,4 +1,4 @@
-"""Methods that read what heads put out: moments of ``z`` over the positions of the data, in one forward."""
+"""What heads put out: moments of ``z`` over the positions of the data, in one forward; and two methods without data."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -123,3 +123,18 @@ def _sums(site: Site, calls: Sequence[Tensor], batch: Batch) -> Float64[Tensor, 
             [values.abs().sum(0), values.sum(0), values.square().sum(0), ones.sum(0)]
         )
     return total
+
+
+def magnitude(request: ScoreRequest) -> Estimate:
+    """Score heads by the Frobenius norm of their columns of the output projection, ``||W_O,h||_F``."""
+    norms = [
+        output_weight(request.model, site).flatten(1).norm(dim=1) for site in request.anatomy.sites
+    ]
+    return Estimate(torch.cat(norms), None, 0)
+
+
+def random(request: ScoreRequest) -> Estimate:
+    """Score heads by uniform random numbers from the seed: whatever a method does, it must beat this."""
+    generator = torch.Generator().manual_seed(request.seed)
+    values = torch.rand(len(request.anatomy.heads), generator=generator, dtype=torch.float64)
+    return Estimate(values, None, 0)

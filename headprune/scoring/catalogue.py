@@ -64,7 +64,7 @@ class Method:
 _GRADIENTS = "headprune.scoring.gradients"
 _ACTIVATIONS = "headprune.scoring.activations"
 _ATTENTION = "headprune.scoring.attention"
-_BASELINES = "headprune.scoring.baselines"
+_BASELINES = "headprune.scoring.activations"
 _ONE_PASS = "1 forward, 1 backward"
 _MICHEL = "[Michel et al. 2019](https://arxiv.org/abs/1905.10650)"
 _KWON = "[Kwon et al. 2022](https://arxiv.org/abs/2204.09656)"
@@ -141,7 +141,7 @@ _ROWS = (
     ),
     Method(
         name="shapley",
-        function="headprune.scoring.shapley:shapley",
+        function="headprune.scoring.ablation:shapley",
         help="what removing the head costs, on average over 16 orders of removal",
         cost="up to 16 forwards per head",
         use="see heads that stand in for each other",

@@ -1,17 +1,22 @@
 """The only place where weights change."""
 
-from headprune.measured import Reconstruct
-from headprune.surgery.bias import AddedBiases, add_zero_biases, remove_biases
 from headprune.surgery.cut import cut, dead_indices
 from headprune.surgery.head_settings import head_settings, layer_counts, named_heads
-from headprune.surgery.reconstruct import RECONSTRUCT_METHODS, HeldOut, Measured, reconstruct
+from headprune.surgery.reconstruct import (
+    RECONSTRUCT_METHODS,
+    AddedBiases,
+    HeldOut,
+    Measured,
+    add_zero_biases,
+    reconstruct,
+    remove_biases,
+)
 
 __all__ = [
     "RECONSTRUCT_METHODS",
     "AddedBiases",
     "HeldOut",
     "Measured",
-    "Reconstruct",
     "add_zero_biases",
     "cut",
     "dead_indices",

@@ -46,7 +46,7 @@ def cut(
             none of the heads is left that the model's settings name. Nothing was changed then.
         UnsupportedError: Weights wait in CPU memory or on disk until their layer runs.
     """
-    refuse_offloaded(model, to="be cut")
+    refuse_offloaded(model)
     unknown = set(remove) - set(anatomy.heads)
     if unknown:
         raise PlanError(
@@ -104,14 +104,7 @@ def _cut_site(model: PreTrainedModel, before: Site, after: Site) -> None:
 
 
 def cut_tensor(tensor: Tensor, item: Slice, *, before: Site, after: Site) -> Tensor:
-    """Return what is left of a parameter, the same bits; the tensor itself where nothing changes.
-
-    Args:
-        tensor: The parameter's values, in memory or as read from a file.
-        item: The dimension that is cut.
-        before: Its attention before the cut.
-        after: And afterwards.
-    """
+    """Return what is left of a parameter, the same bits; the tensor itself where nothing changes."""
     kept = item.kept_indices(present=before.slots, kept=after.slots)
     new = tensor
     if len(kept) != tensor.shape[item.dim]:

@@ -18,12 +18,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from headprune.anatomy import Anatomy, Site
+from headprune.artefact import FitMethod
 from headprune.batch import Batch
 from headprune.masking import gated, places_of, real_positions, row_of_position
-from headprune.measured import FitMethod
 from headprune.passes import Parts
 from headprune.placement import input_device
-from headprune.replay.walk import (
+from headprune.replay.resume import (
     CompletedCalls,
     advance_through,
     block_or_attention,
@@ -65,14 +65,6 @@ def fit(
 
     Those that aren't linear in ``z`` (a norm or a function stands in between), and those that run more than once a forward, stay
     as they are.
-
-    Args:
-        model: The model; it is left as it was.
-        anatomy: Its anatomy.
-        batches: What is fitted on.
-        mask: 0 for the heads that will be removed.
-        methods: What is solved.
-        ridges: Those to choose from, if not :data:`~headprune.surgery.least_squares.RIDGES`.
 
     Raises:
         MemoryLimitError: Memory ran out with one example a batch.

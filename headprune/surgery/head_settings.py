@@ -37,11 +37,6 @@ def named_heads_after(
 ) -> list[tuple[Any, list[list[int]]]]:
     """Return each settings object that names heads, with the names that hold after the cut; nothing is changed.
 
-    Args:
-        model: The model.
-        before: Its attentions before the cut.
-        after: And afterwards.
-
     Raises:
         PlanError: No head that is named would be left.
     """

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from headprune.measured import FitMethod
+from headprune.artefact import FitMethod
 
 FOLDS = 4
 RIDGES: dict[FitMethod, tuple[float, ...]] = {

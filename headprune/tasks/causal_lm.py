@@ -65,12 +65,6 @@ def to_examples(table: Table, columns: Columns, input_format: InputFormat) -> tu
 def prose_of(table: Table, row: int, column: str, tokenizer: Any) -> str:
     """Return the text of a row: as it stands there, or a chat by the model's template.
 
-    Args:
-        table: The rows.
-        row: The index of the row.
-        column: The name of the column.
-        tokenizer: The model's tokenizer, whose template writes chats out.
-
     Raises:
         DataError: The cell is neither, or the model has no template that takes it.
     """

@@ -194,13 +194,7 @@ def _holds_words(table: Table, column: str) -> bool:
 
 
 def text_of(table: Table, row: int, column: str, *, may_be_empty: bool = False) -> str:
-    """Return a text cell.
-
-    Args:
-        table: The rows.
-        row: The index of the row.
-        column: The name of the column.
-        may_be_empty: Whether a text of spaces alone will do.
+    """Return a text cell; ``may_be_empty`` takes a text of spaces alone.
 
     Raises:
         DataError: The cell is not a text, or is empty where it may not be.
@@ -238,12 +232,7 @@ def texts_of(table: Table, row: int, columns: Columns) -> tuple[str, ...]:
 def examples_of(
     table: Table, columns: Columns, targets: Sequence[float | int | None] | None = None
 ) -> tuple[Example, ...]:
-    """Return every row as an example.
-
-    Args:
-        table: The rows.
-        columns: Which columns hold the texts.
-        targets: One per row; None without labels.
+    """Return every row as an example, with a target for each where there are labels.
 
     Raises:
         DataError: A text is empty, or no text.

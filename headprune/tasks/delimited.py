@@ -69,10 +69,6 @@ def read_text(path: Path) -> str:
 def refuse_other_content(raw: bytes, expected: str) -> None:
     """Refuse a file that holds something else than its ending tells.
 
-    Args:
-        raw: Its first bytes.
-        expected: What it should be, as its kind's hint ends.
-
     Raises:
         FormatError: It does.
     """

@@ -77,11 +77,7 @@ def with_teacher_targets(
 ) -> Objective:
     """Run the whole model over ``batches`` and return them with its outputs as targets.
 
-    Args:
-        model: The whole model.
-        distillation: How the task does without labels.
-        batches: The rows.
-        seed: Every example draws from a generator of its own, so that neither batches nor their order matter.
+    Every example draws from a generator of its own, so that neither batches nor their order matter.
 
     Raises:
         MemoryLimitError: Memory ran out on a single example.

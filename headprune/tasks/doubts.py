@@ -56,13 +56,7 @@ def doubts_of_classes(
 def doubts_of_numbers(
     predictions: Numbers, references: Numbers, *, same_scale: bool
 ) -> tuple[str, ...]:
-    """Return a remark on numbers that fall as the model's rise, or that lie on another scale.
-
-    Args:
-        predictions: The model's.
-        references: The data's.
-        same_scale: Whether the loss takes both to be on one scale.
-    """
+    """Return a remark on numbers that fall as the model's rise, or that lie on another scale."""
     count = len(references)
     if count < _FEWEST:
         return ()

@@ -121,12 +121,6 @@ def read_modules(
 ) -> tuple[tuple[Step, ...], list[str]]:
     """Read the modules after the transformer in their order: return their functions, and what they are in words.
 
-    Args:
-        entries: The modules.
-        directory: The directory of the model.
-        token_width: How many numbers a token's state has; None where it isn't known.
-        prompt_length: Counts the tokens of the prompt, asked for where they don't count.
-
     Raises:
         ModelError: One isn't known, is damaged, or doesn't fit what comes before it; or no sentence's embedding is made.
     """

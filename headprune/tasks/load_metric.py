@@ -1,4 +1,4 @@
-"""A metric by its name: built in, or one that :func:`evaluate.load` knows, asked what it takes and tried before any work."""
+"""A metric by its name: built in, or one of :func:`evaluate.load`, tried before any work; and what importance is about."""
 
 import warnings
 from pathlib import Path
@@ -6,22 +6,23 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
+from headprune.batch import Batch
 from headprune.errors import ConfigError, did_you_mean, first_line, with_type
 from headprune.late import load_function
+from headprune.scoring.catalogue import ObjectiveName
 from headprune.tasks.catalogue import METRICS, MetricRow, Predicted, require_metric
+from headprune.tasks.distill import Objective, predictions_as_loss, with_teacher_targets
 from headprune.tasks.metrics import Metric, Numbers, UndefinedMetricError
+from headprune.tasks.task import Task
 
 _INPUTS = ("predictions", "references")
 _MAX_CLASSES_TRIED = 50
 
 
 def _load_custom_metric(name: str, *, higher_is_better: bool) -> Metric:
-    """Load a metric of ``evaluate``; what it compares is read from the features that it declares.
-
-    Raises:
-        ConfigError: It can't be loaded, or takes something that no task gives.
-    """
+    """Load a metric of ``evaluate``; what it compares is read from the features that it declares."""
     import evaluate  # takes seconds, and most metrics are built in
 
     if Path(name).name == name and Path(name).suffix != ".py" and Path(name).exists():
@@ -70,11 +71,7 @@ def _load_custom_metric(name: str, *, higher_is_better: bool) -> Metric:
 
 
 def _try_metric(metric: Metric, *, classes: int | None) -> None:
-    """Run a metric on a few rows, of numbers, or in which every class occurs.
-
-    Raises:
-        ConfigError: It fails.
-    """
+    """Run a metric on a few rows, of numbers, or in which every class occurs."""
     references = np.linspace(0.0, 1.0, 8)
     predictions = references[::-1] ** 2
     if classes is not None:
@@ -160,3 +157,37 @@ def load_metric(
             _try_metric(metric, classes=classes if predicted == "classes" else None)
         require_metric(name, predicted=predicted, row=metric.row)
     return metric.for_classes(tuple(map(float, range(classes)))) if classes else metric
+
+
+def metric_for(
+    task: Task, config: Any, *, name: str | None = None, higher_is_better: bool | None = None
+) -> Metric:
+    """Return a metric (or the task's own) of what a task's model predicts.
+
+    Raises:
+        ConfigError: It doesn't compare what the task predicts, or fails on a few rows.
+    """
+    return load_metric(
+        name or task.metric,
+        higher_is_better=higher_is_better,
+        predicted=task.row.predicts,
+        classes=task.num_classes(config),
+    )
+
+
+def objective_for(
+    task: Task,
+    model: PreTrainedModel,
+    batches: tuple[Batch, ...],
+    *,
+    kind: ObjectiveName,
+    metric: Metric,
+    seed: int,
+) -> Objective:
+    """Return what importance is about."""
+    if kind == "distill":
+        return with_teacher_targets(model, task.distillation, batches, seed=seed)
+    if kind == "metric":
+        predictions = task.predicted_loss or predictions_as_loss(task.predict)
+        return Objective(batches, batches, predictions, metric)
+    return Objective(batches, batches, task.loss)

@@ -72,12 +72,7 @@ def matthews_correlation(predictions: Numbers, references: Numbers) -> float:
 
 
 def perplexity(predictions: Numbers, references: Numbers) -> float:
-    """``exp(sum of negative log-likelihoods / number of tokens)``.
-
-    Args:
-        predictions: Summed negative log-likelihood of each window.
-        references: Number of predicted tokens of each window.
-    """
+    """``exp(sum of negative log-likelihoods / number of tokens)``, of the sum and the number of each window."""
     mean = float(predictions.sum() / references.sum())
     return math.exp(mean) if mean < 700 else math.inf
 
@@ -118,13 +113,7 @@ class Metric:
             return math.nan
 
     def num_resamples(self, seconds: float, *, largest: int, smallest: int) -> int:
-        """Return how many resamples a dozen seconds allow where the metric isn't built in.
-
-        Args:
-            seconds: What one of them takes.
-            largest: As many as there would be.
-            smallest: As many as there must be.
-        """
+        """Return how many resamples a dozen seconds allow where the metric isn't built in, and one takes ``seconds``."""
         if self.row.function:
             return largest
         return max(smallest, min(largest, int(_MAX_SECONDS / max(seconds, 1e-9))))
@@ -160,13 +149,6 @@ def interval(
 
     Two sets of predictions are resampled together, so that their interval is that of the paired difference. The classes are
     the same in every resample, whichever occur in it. A metric that isn't built in may be undefined on some resamples.
-
-    Args:
-        metric: The metric.
-        predictions: One model's, [examples], or two models'.
-        references: What they are compared with, [examples].
-        seed: Of the bootstrap.
-        resamples: How many of them.
 
     Raises:
         DataError: There are fewer than two examples, or the metric is undefined on most resamples.

@@ -56,11 +56,9 @@ class _PositionTables(TorchFunctionMode):
 def longest_row(model: PreTrainedModel, *, special: Sequence[int] = ()) -> int | None:
     """Return how many tokens a row may have: what the config says, and what fits every table of positions that is read.
 
-    Where a table is read from is seen in a forward: some families leave its first rows to padding.
+    ``special`` are ids that mean more than a word; they are kept out of the trial.
 
-    Args:
-        model: The model.
-        special: Ids that mean more than a word; they are kept out of the trial.
+    Where a table is read from is seen in a forward: some families leave its first rows to padding.
 
     Returns:
         None where nothing limits it.
@@ -88,11 +86,6 @@ def filling(model: PreTrainedModel, compared: Compared, tokenizer: Any) -> Fill:
     A model tells by an id of its own where a text ends, or reads all that it is given, whatever the attention mask says. So the
     ids that could be meant are tried: with the right one a row has the same outputs in a batch as alone. The function returns
     None where there is no such id: then only rows of one length can share a forward.
-
-    Args:
-        model: The model.
-        compared: What of its outputs counts.
-        tokenizer: Its tokenizer, whose pad token is tried after the model's own.
 
     Raises:
         ModelError: A row holds an id for which the model has no embedding, or the model fails on one; raised when rows come.
@@ -210,10 +203,6 @@ def _is_close(values: Tensor, expected: Tensor, model: PreTrainedModel) -> bool:
 @torch.no_grad()
 def refuse_reading_ahead(model: PreTrainedModel, *, special: Sequence[int] = ()) -> None:
     """Refuse a model whose prediction of a token reads that token: what it would be measured by is no language modelling.
-
-    Args:
-        model: The model.
-        special: Ids that mean more than a word; they are kept out of the trial.
 
     Raises:
         ModelError: Other tokens later in a text change the outputs at earlier ones.

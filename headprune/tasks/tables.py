@@ -149,12 +149,7 @@ def _from_objects(rows: Sequence[Any]) -> Table:
 
 
 def _parsed(text: str, line: int | None = None) -> Any:
-    """Return a JSON value in which no key stands twice.
-
-    Args:
-        text: The JSON.
-        line: The line that it is, where it is one.
-    """
+    """Return a JSON value in which no key stands twice; ``line`` is its line, where it is one."""
     hint = "repair it: a .json file is a list of objects, a .jsonl file has one object a line"
     try:
         return json.loads(text, object_pairs_hook=_object)

@@ -79,12 +79,6 @@ def get_task(
 ) -> Task:
     """Return a task by name; what a sentence-embedding model does beside its transformer is read from its directory.
 
-    Args:
-        name: Its name.
-        model_directory: The directory of the model, with ``modules.json`` where it is one of sentence-transformers.
-        config: The model's config.
-        tokenizer: The model's tokenizer.
-
     Raises:
         ConfigError: There is no such task.
         ModelError: The model embeds in a way that isn't known, or names code that isn't run.
@@ -100,10 +94,6 @@ def get_task(
 
 def detect_task(config: Any, *, model_directory: Path | None = None) -> str:
     """Return the name of the task that a model was made for: embedding where it says so, else by the class it was saved as.
-
-    Args:
-        config: The model's config.
-        model_directory: Its directory, with ``modules.json`` where it is one of sentence-transformers.
 
     Raises:
         ConfigError: It can't be told.
@@ -130,11 +120,6 @@ def for_outputs(name: str, config: Any) -> str:
 
 def refuse_other_head(name: str, config: Any, *, model_directory: Path) -> None:
     """Refuse a task for which a model that was saved with the head of another would lose it.
-
-    Args:
-        name: The name of the task.
-        config: The model's config.
-        model_directory: Its directory: sentence-transformers embed with models of any head.
 
     Raises:
         ConfigError: The model has such a head.

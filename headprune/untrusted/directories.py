@@ -48,12 +48,7 @@ def kind_by_content(raw: bytes) -> tuple[str, str] | None:
 
 
 def lies_within(directory: Path, path: Path) -> bool:
-    """Whether a path, all links followed, lies in a directory, or in the hub's cache that the directory is a part of.
-
-    Args:
-        directory: The directory.
-        path: A file or folder, or a link.
-    """
+    """Whether a path, all links followed, lies in a directory, or in the hub's cache that the directory is a part of."""
     real = path.resolve()
     return any(real.is_relative_to(home) for home in _homes(directory))
 

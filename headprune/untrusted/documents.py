@@ -26,13 +26,7 @@ def read_json(
     hint: str = _AGAIN,
     most_bytes: int = MOST_BYTES,
 ) -> dict[str, Any]:
-    """Read a JSON document that is an object.
-
-    Args:
-        path: The file.
-        error: The class of the errors.
-        hint: What the errors advise.
-        most_bytes: A larger file isn't read.
+    """Read a JSON document that is an object, no larger than ``most_bytes``.
 
     Raises:
         HeadpruneError: The file can't be read, or is no such document.
@@ -43,12 +37,7 @@ def read_json(
 
 
 def read_json_list(path: Path, *, hint: str = _AGAIN, most_bytes: int = MOST_BYTES) -> list[Any]:
-    """Read a JSON document that is a list.
-
-    Args:
-        path: The file.
-        hint: What the errors advise.
-        most_bytes: A larger file isn't read.
+    """Read a JSON document that is a list, no larger than ``most_bytes``.
 
     Raises:
         ModelError: The file can't be read, or is no such document.
@@ -67,14 +56,7 @@ def read_text(
     most_bytes: int = MOST_BYTES,
     called: str = "",
 ) -> str:
-    """Read a text in UTF-8.
-
-    Args:
-        path: The file.
-        error: The class of the errors.
-        hint: What the errors advise.
-        most_bytes: A larger file isn't read.
-        called: What the errors call the file; its own name by default.
+    """Read a text in UTF-8, no larger than ``most_bytes``; errors call it by its own name, or as ``called`` says.
 
     Raises:
         HeadpruneError: The file can't be read, is too large, or is not UTF-8.
@@ -107,12 +89,6 @@ def readable(
     path: Path, *, error: type[HeadpruneError], hint: str, called: str = ""
 ) -> Iterator[None]:
     """Refuse a path that is a pipe or a device, and name the file that the block can't read.
-
-    Args:
-        path: The file.
-        error: The class of the errors.
-        hint: What the errors advise for a pipe or a device.
-        called: What the errors call the file; its own name by default.
 
     Raises:
         HeadpruneError: It is a pipe or a device, or the block raised an OSError.
@@ -209,11 +185,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def _refuse_unusable(document: Any) -> None:
-    """Refuse depths, numbers and texts that break the code that walks through or prints the document.
-
-    Raises:
-        ValueError: There is one.
-    """
+    """Refuse depths, numbers and texts that break the code that walks through or prints the document."""
     level = [document]
     for _ in range(MOST_DEPTH):
         if not level:

@@ -1,7 +1,7 @@
 """What a model's directory is, told from its files before anything is loaded: adapters, quantised, wrapped, code of its own."""
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +37,15 @@ _NO_MODELS = ("Tokenizer", "Processor", "FeatureExtractor")
 def refuse_adapters(directory: Path, *, name: str) -> tuple[str, ...]:
     """Refuse adapters that are taken for a model, or that a load would put into it.
 
-    Args:
-        directory: Where the files lie.
-        name: What the user calls it.
-
     Returns:
         What is to be said of adapters that lie there and do nothing.
 
     Raises:
         ModelError: There are adapters alone, or adapters that transformers puts into the model as it loads it.
     """
-    for folder in (directory, *_module_folders(directory)):
+    # Sentence-transformers loads models from folders, too.
+    modules = (path for path in directory.glob("[0-9]*_Transformer") if path.is_dir())
+    for folder in (directory, *modules):
         if (folder / _ADAPTER).is_file() or _holds_adapters_alone(folder):
             raise _adapters(folder, name=name)
     elsewhere = sorted(path.parent.name for path in directory.glob(f"*/{_ADAPTER}"))
@@ -60,11 +58,6 @@ def refuse_adapters(directory: Path, *, name: str) -> tuple[str, ...]:
         if unused
         else ()
     )
-
-
-def _module_folders(directory: Path) -> Iterator[Path]:
-    """Yield the folders that sentence-transformers loads models from."""
-    yield from (path for path in directory.glob("[0-9]*_Transformer") if path.is_dir())
 
 
 def _holds_adapters_alone(folder: Path) -> bool:
@@ -100,11 +93,6 @@ def _adapters(folder: Path, *, name: str) -> ModelError:
 def refuse_quantised_config(settings: dict[str, Any], *, name: str, where: str) -> None:
     """Refuse a config of packed weights, whatever library packed them, also of a model inside.
 
-    Args:
-        settings: The content of ``config.json``.
-        name: What the user calls the model.
-        where: The path of ``config.json``.
-
     Raises:
         UnsupportedError: It is one.
     """
@@ -124,11 +112,6 @@ def _quantised(name: str, method: str, where: str, key: str) -> UnsupportedError
 
 def refuse_wrapped_names(names: Collection[str], *, name: str, where: str) -> None:
     """Refuse weights whose names show that they were saved with a wrapper around the model, or adapters in it.
-
-    Args:
-        names: Of the tensors in the files.
-        name: What the user calls the model.
-        where: Where the files lie.
 
     Raises:
         ModelError: They were saved compiled, parallel, with adapters, or packed.

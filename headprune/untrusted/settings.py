@@ -71,11 +71,7 @@ class _Record(BaseModel):
 
 
 def check_settings(settings: dict[str, Any], *, where: str) -> None:
-    """Refuse a config with values that no model has.
-
-    Args:
-        settings: The content of ``config.json``.
-        where: Its path.
+    """Refuse a ``config.json`` with values that no model has.
 
     Raises:
         ModelError: A value has the wrong type, a size is absurd, or code of somebody else is named.
@@ -118,11 +114,7 @@ def _label2id(settings: dict[str, Any]) -> dict[str, int] | None:
 
 
 def _refuse_contradicting_classes(settings: dict[str, Any], *, where: str) -> None:
-    """Refuse ``id2label`` and ``label2id`` that contradict each other.
-
-    Raises:
-        ModelError: They do, or an index is no number.
-    """
+    """Refuse ``id2label`` and ``label2id`` that contradict each other."""
     try:
         named, indexed = _id2label(settings), _label2id(settings)
     except (TypeError, ValueError) as error:

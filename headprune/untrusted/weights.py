@@ -115,11 +115,7 @@ def _parsed(path: Path, file: BinaryIO) -> Header:
 
 
 def _stored(path: Path, name: str, value: Any, *, first: int) -> Stored:
-    """Return one entry.
-
-    Raises:
-        ValueError: The format doesn't allow it.
-    """
+    """Return one entry."""
     if not isinstance(value, dict) or not {"dtype", "shape", "data_offsets"} <= set(value):
         raise ValueError(f"its header doesn't describe {name} (dtype, shape, data_offsets)")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
@@ -156,9 +152,7 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
 def weight_names(directory: Path, *, fetched: bool = True) -> tuple[str, ...]:
     """Return the names of the weights: the file that the config names, the one file, or those that the index lists.
 
-    Args:
-        directory: A model.
-        fetched: Whether the weights should be there already.
+    With ``fetched``, they should be there already.
 
     Raises:
         ModelError: An index is damaged, or names something that isn't a file of the directory.
@@ -177,10 +171,7 @@ def weight_names(directory: Path, *, fetched: bool = True) -> tuple[str, ...]:
 def indexed_files(directory: Path, index: str = INDEX, *, fetched: bool = True) -> tuple[str, ...]:
     """Return the names of the files that an index lists; none where there is no such index.
 
-    Args:
-        directory: A model.
-        index: The name of the index.
-        fetched: Whether the files should be there already.
+    With ``fetched``, they should be there already.
 
     Raises:
         ModelError: The index is damaged, or names something that isn't a file of the directory.

@@ -29,10 +29,6 @@ from headprune.workflows.session import find_model, model_name
 def convert(settings: Settings, *, progress: Progress) -> Results:
     """Write a model that transformers v4 pruned, or pickled, so that it loads today.
 
-    Args:
-        settings: The settings; ``out`` must be there.
-        progress: Where progress is reported.
-
     Raises:
         CheckpointError: The model isn't one, or ``out`` isn't empty.
         ModelError: Its weights are pickled and the settings are without ``allow_pickle``; or it can't be loaded.
@@ -102,13 +98,7 @@ def _readable(settings: Settings, *, progress: Progress) -> Iterator[tuple[Model
 
 
 def export(settings: Settings, *, gguf: Path, with_tokenizer: bool, progress: Progress) -> Exported:
-    """Write a model as GGUF.
-
-    Args:
-        settings: The settings; ``dtype`` is the file's too.
-        gguf: The file.
-        with_tokenizer: Whether the tokenizer goes into it.
-        progress: Where progress is reported.
+    """Write a model as GGUF, in the dtype of the settings, with its tokenizer or without.
 
     Raises:
         ProofError: What was read back isn't the model; nothing was saved.

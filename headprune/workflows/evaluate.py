@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from headprune.artefact import Latency
+from headprune.artefact import EvalResult, Latency
 from headprune.batch import Batch
 from headprune.config import Settings
 from headprune.errors import ConfigError, HeadpruneError
@@ -14,10 +14,8 @@ from headprune.evaluation import Predictions, doubts_of, metric_with_interval, p
 from headprune.footprint import kv_cache_bytes_per_token, latency_ms, sizes
 from headprune.gate import Baseline, refuse_other_revision, refuse_other_rows
 from headprune.inspection import inspect
-from headprune.measured import EvalResult
-from headprune.models.facts import versions
 from headprune.passes import Progress
-from headprune.placement import count_parameters
+from headprune.placement import count_parameters, versions
 from headprune.tasks.catalogue import METRICS
 from headprune.workflows.record import with_recorded_rows
 from headprune.workflows.rows import Rows, evaluation_rows
@@ -28,11 +26,6 @@ def evaluate(
     settings: Settings, *, progress: Progress, baseline: Baseline | None = None
 ) -> EvalResult:
     """Evaluate a model, pruned or not.
-
-    Args:
-        settings: The settings.
-        progress: Where progress is reported.
-        baseline: What the result will be compared with.
 
     Raises:
         ConfigError: The result couldn't be compared with ``baseline``; nothing was evaluated.
@@ -74,15 +67,7 @@ def measure(
     timed: bool = True,
     note: dict[str, Any] | None = None,
 ) -> tuple[EvalResult, Predictions]:
-    """Measure the session's metric and, where ``timed``, how long forwards take.
-
-    Args:
-        session: The model.
-        rows: What it is measured on.
-        heads: How many heads it has, if that is known.
-        timed: Whether forwards are timed, too.
-        note: The facts about the model to record, if they are known already.
-    """
+    """Measure the session's metric and, where ``timed``, how long forwards take."""
     model, notify = session.model, session.progress.notify
     batches = session.batches(rows.examples)
     predictions = predict(model, session.task, batches=batches, track=session.progress.track)
@@ -141,13 +126,7 @@ def refuse_lengths(session: Session) -> None:
 def times_of(
     models: Sequence[PreTrainedModel], session: Session, *, batches: Sequence[Batch]
 ) -> list[dict[str, Latency]]:
-    """Return for each model how long its forwards take, in turns; empty if the settings ask for no latency.
-
-    Args:
-        models: The models.
-        session: Says at which sizes.
-        batches: The data that they are timed on.
-    """
+    """Return for each model how long its forwards take, in turns; empty if the settings ask for no latency."""
     run, progress = session.settings.run, session.progress
     if not run.latency:
         return [{} for _ in models]

@@ -1,8 +1,7 @@
 """How every command saves a model: into a temporary directory, proven, described, sealed, and then moved to its place."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import quiet, stock_class
 from headprune.anatomy.inputs import example_inputs
-from headprune.batch import forward, main_output
+from headprune.artefact import LoadMethod, Proof
+from headprune.batch import evaluating, forward, main_output
 from headprune.config import RunSpec
-from headprune.measured import LoadMethod, Proof
 from headprune.models.classes import auto_class_of, auto_classes
-from headprune.models.facts import weights_bytes
 from headprune.models.find import ModelSource
 from headprune.models.load import complaints
 from headprune.models.manifest import (
@@ -28,7 +26,7 @@ from headprune.models.manifest import (
     write_manifest,
 )
 from headprune.models.save import MAX_SHARD_SIZE, write_model
-from headprune.placement import count_parameters, input_device
+from headprune.placement import count_parameters, input_device, weights_bytes
 from headprune.plans import HeadScores, PruningPlan
 from headprune.report.card import model_card
 from headprune.results import Results
@@ -127,7 +125,7 @@ class InMemory:
         auto_class = self.auto_class or auto_class_of(kind)
         known = frozenset[str]() if self.inputs else _absent(self.model)
         splitter = self.splitter or self.tokenizer
-        with _evaluating(self.model):
+        with evaluating(self.model):
             inputs = self.inputs or _steady_inputs(self.model)
             if inputs is None:
                 return (
@@ -160,15 +158,7 @@ def documents_of(
     source: ModelSource | None,
     settings: str | None = None,
 ) -> dict[str, str]:
-    """Return the files that describe a model, by name.
-
-    Args:
-        results: What was done and proven.
-        plan: Which heads were removed, and how many each attention keeps; without it there is no card.
-        scores: What the plan was made from.
-        source: The model that it was made from; None if that can't be found.
-        settings: The settings as YAML.
-    """
+    """Return the files that describe a model, by name; without a plan there is no card."""
     texts = {
         "scores.json": scores.to_json() if scores else None,
         "plan.json": plan.to_json() if plan else None,
@@ -188,18 +178,6 @@ def _absent(model: PreTrainedModel) -> frozenset[str]:
         return frozenset()
     names = whole.state_dict().keys() - model.state_dict().keys()
     return complaints({"missing_keys": names})
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Without dropout, in every module; as they were afterwards."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 def _steady_inputs(model: PreTrainedModel) -> dict[str, Tensor] | None:
@@ -227,10 +205,6 @@ def _steady_inputs(model: PreTrainedModel) -> dict[str, Tensor] | None:
 
 def refuse_output(run: RunSpec, *, source: Path) -> None:
     """Refuse an output directory that holds the source, or whose disk is too small.
-
-    Args:
-        run: Says where the model is to lie.
-        source: The directory that is read.
 
     Raises:
         CheckpointError: See above.

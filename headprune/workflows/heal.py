@@ -10,19 +10,23 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from headprune.anatomy import Anatomy
+from headprune.artefact import Heal, Proof
 from headprune.batch import Batch
 from headprune.config import Settings
-from headprune.distillation.adapters import refuse_adapters
-from headprune.distillation.checkpoints import Checkpoints, last_checkpoint, open_checkpoints
-from headprune.distillation.settings import trainer_settings
+from headprune.distillation.settings import (
+    Checkpoints,
+    last_checkpoint,
+    open_checkpoints,
+    refuse_adapters,
+    trainer_settings,
+)
 from headprune.distillation.teacher import DistillJob, distance_between, mean_distance
 from headprune.errors import ConfigError, DataError, ModelError
 from headprune.evaluation import metric_with_interval
 from headprune.inspection import inspect
-from headprune.measured import Heal, Proof
-from headprune.models.facts import choose_device, versions, weights_bytes
 from headprune.models.manifest import refuse_unusable_output
 from headprune.passes import Progress
+from headprune.placement import choose_device, versions, weights_bytes
 from headprune.plans import PruningPlan
 from headprune.results import Results
 from headprune.runs import FOLDER
@@ -80,12 +84,7 @@ class _Lesson:
 
 
 def heal(settings: Settings, *, resume: bool, progress: Progress) -> Results:
-    """Train a pruned model towards its source, measure, prove and save.
-
-    Args:
-        settings: The settings; ``out`` must be there.
-        resume: Whether to resume an interrupted training from its last checkpoint.
-        progress: Where progress is reported.
+    """Train a pruned model towards its source (or go on from the last checkpoint of that), measure, prove and save.
 
     Raises:
         ProofError: A proof said no; nothing was saved.
@@ -110,11 +109,7 @@ def heal(settings: Settings, *, resume: bool, progress: Progress) -> Results:
 
 
 def _arguments(settings: Settings, folder: Path) -> TrainingArguments:
-    """Return Trainer's arguments; a mistake in them is found before anything is loaded.
-
-    Raises:
-        ConfigError: There is a mistake.
-    """
+    """Return Trainer's arguments; a mistake in them is found before anything is loaded."""
     spec, device = settings.distill, settings.model.device
     if device not in ("auto", "cpu", "cuda", "mps"):
         raise ConfigError(

@@ -10,30 +10,35 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
+from headprune.artefact import Reconstruct
 from headprune.batch import Batch, batches_for, num_examples
 from headprune.config import ScoreSpec, Settings
 from headprune.errors import ConfigError, PlanError
 from headprune.heads import HeadId, select_heads
 from headprune.inspection import inspect
-from headprune.measured import Reconstruct
-from headprune.models.facts import fingerprint, versions
 from headprune.models.save import own_save
 from headprune.models.side_files import root_of
 from headprune.models.tokenizer import home_of
 from headprune.passes import SILENT
+from headprune.placement import fingerprint, versions
 from headprune.planning import check_constraints, cost_model, make_plan
 from headprune.plans import HeadScores, PruningPlan
 from headprune.scoring.catalogue import get_method
 from headprune.surgery import RECONSTRUCT_METHODS, cut, reconstruct
 from headprune.surgery.fit import can_fit
 from headprune.tasks.distill import NO_OBJECTIVE, Objective
-from headprune.tasks.objective import metric_for, objective_for
+from headprune.tasks.load_metric import metric_for, objective_for
 from headprune.tasks.task import Task, get_task
 from headprune.workflows.plan import with_named_heads
 from headprune.workflows.reconstruct import HeldOutRows, allowed_biases, take_back_unmoved
 from headprune.workflows.rows import Purpose, num_fitted
-from headprune.workflows.stepwise import Scoring, score_with_steps
-from headprune.workflows.validate import FEWEST_TO_RECONSTRUCT, check_settings, method_of
+from headprune.workflows.stepwise import (
+    FEWEST_TO_RECONSTRUCT,
+    Scoring,
+    check_settings,
+    method_of,
+    score_with_steps,
+)
 
 Loss: TypeAlias = Callable[[Any, Batch], Tensor]
 Batches: TypeAlias = Iterable[Batch | Mapping[str, Tensor]]
@@ -62,15 +67,7 @@ def shrink_model(
     *,
     settings: Settings,
 ) -> tuple[Anatomy, ShrinkReport]:
-    """Score, plan, reconstruct and cut, in place; return the anatomy of the remaining heads, and a report.
-
-    Args:
-        model: The model.
-        anatomy: Where its heads are.
-        objective: The rows, and their loss.
-        task: The named task, if any: its metric then also decides whether reconstruction helped.
-        settings: How heads are scored, the plan's constraints, and how the remaining heads are reconstructed.
-    """
+    """Score, plan, reconstruct and cut, in place; return the anatomy of the remaining heads, and a report."""
     spec, seed, notify = settings.reconstruct, settings.data.seed, SILENT.notify
     check_settings(settings)
     constraints = with_named_heads(model, anatomy, settings.plan, notify=notify)
@@ -115,14 +112,6 @@ def objective_of(
     seed: int,
 ) -> tuple[Objective, Task | None]:
     """Return what scores measure, and the task that was named.
-
-    Args:
-        model: The model.
-        batches: The rows.
-        loss: One loss per example.
-        task: The name of the task whose loss it is, instead.
-        score: How heads are scored: some methods need no rows, or no loss; and what importance is about.
-        seed: Of what is drawn.
 
     Raises:
         ConfigError: Neither a loss nor a task is given, or there is no such task, or its batches aren't plain mappings.
@@ -193,12 +182,7 @@ def noted(model: PreTrainedModel, scores: HeadScores) -> HeadScores:
 
 
 def removed_heads(model: PreTrainedModel, anatomy: Anatomy, heads: Any) -> tuple[HeadId, ...]:
-    """Return the heads that are named in any form.
-
-    Args:
-        model: The model that a plan must be of.
-        anatomy: Where its heads are.
-        heads: Names, HeadIds, ``{"L0": [1, 3]}``, a plan, or a list of any of these.
+    """Return the heads that are named in any form: names, HeadIds, ``{"L0": [1, 3]}``, a plan, or a list of any of these.
 
     Raises:
         PlanError: A head isn't there, or a plan is of another model.

@@ -8,14 +8,14 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
 from headprune.anatomy.clone import pruning_record
+from headprune.artefact import LoadMethod
 from headprune.config import Constraints, Settings
 from headprune.errors import PlanError
 from headprune.inspection import inspect as inspect_model
-from headprune.measured import LoadMethod
 from headprune.models.describe import stock_config
 from headprune.models.legacy import pruned_heads
 from headprune.models.load import empty_model
-from headprune.models.shards import untie_as_stored
+from headprune.models.stream import untie_as_stored
 from headprune.passes import Progress
 from headprune.placement import count_parameters
 from headprune.planning import make_plan, savings
@@ -32,10 +32,6 @@ def inspect(settings: Settings, *, progress: Progress) -> Survey:
     """Look at a model; ``config.json`` is enough, and no memory is taken.
 
     If weights are there, tied parameters are read from them.
-
-    Args:
-        settings: The settings.
-        progress: Where progress is reported.
     """
     source = find_model(settings.model, weights=False)
     for note in source.notes:

@@ -24,7 +24,8 @@ from headprune.planning import (
 from headprune.planning.constraints import conflicting_fields, with_keep
 from headprune.plans import HeadScores, PruningPlan
 from headprune.surgery import named_heads
-from headprune.workflows.reconstruct import as_pruned, with_rows
+from headprune.tasks.rows import noted_rows
+from headprune.workflows.reconstruct import as_pruned
 from headprune.workflows.rows import RowParts
 from headprune.workflows.score import Scored, find_scores
 from headprune.workflows.session import Session
@@ -41,11 +42,7 @@ def plan_for(
 ) -> tuple[Scored, PruningPlan]:
     """Return scores and the plan made from them; constraints that can't be met are refused before scoring.
 
-    Args:
-        session: The model and its settings.
-        parts: The rows.
-        show: Shows scores and plan.
-        keep_parts: Whether finished batches are kept on disk, to resume an interrupted run.
+    With ``keep_parts``, finished batches are kept on disk, to resume an interrupted run.
 
     Raises:
         PlanError: The budget is out of reach, or constraints contradict each other.
@@ -87,14 +84,7 @@ def with_named_heads(
     *,
     notify: Callable[[str], None],
 ) -> Constraints:
-    """Return the constraints; heads that the model's settings name by index are protected and reported.
-
-    Args:
-        model: The model.
-        anatomy: Where its heads are.
-        constraints: What the plan must keep to.
-        notify: Told which.
-    """
+    """Return the constraints; heads that the model's settings name by index are protected and reported."""
     named = [str(head) for head in named_heads(model, anatomy)]
     if named:
         notify(
@@ -113,14 +103,6 @@ def choose(
     progress: Progress,
 ) -> PruningPlan:
     """Make the plan, with its savings; report what a target comes to, and a number of heads that differs from the one asked for.
-
-    Args:
-        model: The model; its shapes are enough.
-        anatomy: Where its heads are.
-        scores: How important they are.
-        constraints: What the plan must keep to.
-        costs: The costs that a target limits.
-        progress: Where progress is reported.
 
     Raises:
         PlanError: The budget is out of reach.
@@ -178,7 +160,8 @@ def _plan_within(
         return make_plan(scored.scores, session.anatomy, constraints=with_keep(constraints, keep))
 
     plan = _deepest(session, parts, keeps, plan_at)
-    return replace(scored, scores=with_rows(scored.scores, parts.decide)), plan
+    rows = noted_rows(parts.decide.examples, earlier=scored.scores.rows)
+    return replace(scored, scores=scored.scores.model_copy(update={"rows": rows})), plan
 
 
 def _deepest(
@@ -191,9 +174,6 @@ def _deepest(
 
     Bisect keep ratios to the smallest whose paired interval is within tolerance. Every cut is reconstructed as in ``prune``.
     Each of up to five looks has its own 95 % interval, not corrected for the others. The model is left as it was.
-
-    Raises:
-        PlanError: No keep ratio stays within the tolerance.
     """
     max_drop, notify = session.settings.plan.max_drop, session.progress.notify
     if max_drop is None:
@@ -248,10 +228,6 @@ def metric_of(
 def lawful_keeps(anatomy: Anatomy, constraints: Constraints) -> tuple[float, ...]:
     """Return the feasible keep ratios, descending by 5 % from 95 %.
 
-    Args:
-        anatomy: Where the heads are.
-        constraints: What every cut keeps to.
-
     Raises:
         PlanError: No keep ratio is feasible.
     """
@@ -286,13 +262,7 @@ def refusal_at(anatomy: Anatomy, constraints: Constraints, keep: float) -> PlanE
 
 
 def bisect(points: Sequence[float], look: Callable[[float], Look], *, allowed: float) -> list[Look]:
-    """Bisect, assuming shallower cuts also pass; return the cuts that were measured.
-
-    Args:
-        points: The keep ratios, descending.
-        look: Measures the cut at one keep ratio.
-        allowed: The largest drop.
-    """
+    """Bisect descending keep ratios, assuming shallower cuts also pass; return the cuts that were measured."""
     looks: list[Look] = []
     low, high = -1, len(points)  # the last known to be within, the first known not to be
     while high - low > 1:

@@ -10,21 +10,21 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record
+from headprune.artefact import EvalResult, Proof, Reconstruct
 from headprune.batch import Batch
 from headprune.config import Settings
 from headprune.errors import ConfigError
 from headprune.evaluation import MetricValue, metric_with_interval
 from headprune.gate import Baseline
 from headprune.masking import gated
-from headprune.measured import EvalResult, Proof, Reconstruct
-from headprune.models.facts import weights_bytes
 from headprune.models.manifest import refuse_unusable_output
 from headprune.passes import Progress
-from headprune.placement import input_device, refuse_offloaded
+from headprune.placement import input_device, refuse_offloaded, weights_bytes
 from headprune.planning import check_constraints, savings
 from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results
 from headprune.surgery import cut
+from headprune.tasks.rows import noted_rows
 from headprune.verify import masked_equals_pruned, require, run
 from headprune.workflows.evaluate import measure, refuse_lengths, refuse_other_evaluation, times_of
 from headprune.workflows.finish import (
@@ -36,13 +36,13 @@ from headprune.workflows.finish import (
     refuse_output,
 )
 from headprune.workflows.plan import Show, plan_for
-from headprune.workflows.reconstruct import make_ready, with_rows
+from headprune.workflows.reconstruct import make_ready
 from headprune.workflows.record import note_where, record_of, with_recorded_rows
 from headprune.workflows.rows import Purpose, RowParts, separate_rows
 from headprune.workflows.score import scores_by_name
 from headprune.workflows.session import Session, open_session
+from headprune.workflows.stepwise import check_settings
 from headprune.workflows.stream import is_too_large, plan_streamed, prune_streamed
-from headprune.workflows.validate import check_settings
 
 _TWIN_BYTES = 2_000_000_000
 
@@ -50,14 +50,7 @@ _TWIN_BYTES = 2_000_000_000
 def plan(
     settings: Settings, *, progress: Progress, show: Show, stream: bool | None = None
 ) -> PruningPlan:
-    """Choose the heads that would be removed, and write nothing.
-
-    Args:
-        settings: The settings; a budget must be there.
-        progress: Where progress is reported.
-        show: Shows scores and plan.
-        stream: Whether the model stays on disk; None decides by its size.
-    """
+    """Choose the heads that would be removed, and write nothing; ``stream=None`` lets the model's size decide."""
     if stream is None:
         stream = is_too_large(settings, progress=progress)
     if stream:
@@ -110,7 +103,7 @@ def prune(
     session = open_session(settings, progress=progress)
     refuse_lengths(session)
     refuse_output(settings.run, source=session.source.directory)
-    refuse_offloaded(session.model, to="be cut")
+    refuse_offloaded(session.model)
     check_constraints(session.anatomy, settings.plan)
     used = scores_by_name(session)[1].rows if settings.run.scores is not None else ()
     decides = settings.plan.max_drop is not None
@@ -143,7 +136,8 @@ def _cut_and_save(
     """Measure, reconstruct and cut in place, measure again, save, and prove each step."""
     smaller = _cut(session, plan, parts)
     if smaller.reconstructed is not None:
-        scores = with_rows(scores, parts.calibrate)
+        rows = noted_rows(parts.calibrate.examples, earlier=scores.rows)  # they mustn't report
+        scores = scores.model_copy(update={"rows": rows})
     settings, source = session.settings, session.source
 
     def results(written: Written, size: int) -> Results:

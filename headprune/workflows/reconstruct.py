@@ -17,15 +17,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
+from headprune.artefact import Reconstruct
 from headprune.config import ReconstructSpec
 from headprune.errors import DataError
 from headprune.evaluation import Predictions, predict_masked
 from headprune.inspection import inspect
 from headprune.masking import gated
-from headprune.measured import Reconstruct
 from headprune.placement import count_parameters
 from headprune.planning import savings
-from headprune.plans import HeadScores, PruningPlan
+from headprune.plans import PruningPlan
 from headprune.replay import losses
 from headprune.surgery import (
     RECONSTRUCT_METHODS,
@@ -39,11 +39,10 @@ from headprune.surgery import (
 from headprune.surgery.fit import can_fit, has_bias, restoring
 from headprune.tasks.distill import Objective
 from headprune.tasks.metrics import Metric, bootstrap
-from headprune.tasks.rows import noted_rows
 from headprune.tasks.task import Task
-from headprune.workflows.rows import RowParts, Rows
+from headprune.workflows.rows import RowParts
 from headprune.workflows.session import Session
-from headprune.workflows.validate import FEWEST_TO_RECONSTRUCT
+from headprune.workflows.stepwise import FEWEST_TO_RECONSTRUCT
 
 Compute: TypeAlias = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
 
@@ -114,13 +113,7 @@ def as_pruned(session: Session, plan: PruningPlan, parts: RowParts) -> Iterator[
 def reconstruct_if_asked(
     session: Session, anatomy: Anatomy, plan: PruningPlan, parts: RowParts
 ) -> Reconstruct | None:
-    """Refit the output projections for the heads that will be kept, where the settings say so.
-
-    Args:
-        session: The model, its heads still there; changed in place where reconstruction helps.
-        anatomy: Its anatomy.
-        plan: Which heads will be removed.
-        parts: The rows: ``fit`` rows fit, ``held_out`` rows decide whether that helped.
+    """Refit, in place, the output projections for the heads that will be kept, where the settings say so and it helps.
 
     Raises:
         DataError: There are too few rows.
@@ -170,15 +163,7 @@ def allowed_biases(
     *,
     notify: Callable[[str], None],
 ) -> AddedBiases | None:
-    """Create biases for reconstruction to move, where the settings allow it and the family knows them.
-
-    Args:
-        model: The model; changed in place, and its anatomy must be looked up again where biases are returned.
-        anatomy: Its anatomy.
-        plan: Which heads will be removed, and the budget.
-        spec: Whether biases may be created.
-        notify: Told why none is created.
-    """
+    """Create biases for reconstruction to move, where the settings allow it and the family knows them."""
     if not spec.allow_bias or spec.reconstruct == "none" or not plan.remove:
         return None
     if plan.budget.get("target") == "parameters":
@@ -258,10 +243,7 @@ class HeldOutRows:
 def best_of(looks: Sequence[Measured], worth: Compute, *, seed: int) -> int:
     """Return the index of the least loss, unless another has a clearly better metric.
 
-    Args:
-        looks: The measured candidates, each with predictions for the same examples.
-        worth: The metric, negated if lower is better.
-        seed: Of the bootstrap.
+    ``worth`` is the metric, negated if lower is better.
     """
     first = least_loss(looks)
     gains = [
@@ -307,8 +289,3 @@ def described(outcome: Reconstruct) -> str:
         )
     without = f"instead of {outcome.without_reconstruction:.4g}"
     return f"reconstructed ({outcome.kept.method}): {outcome.judged_by} on {rows} is {outcome.kept.value:.4g} {without}"
-
-
-def with_rows(scores: HeadScores, rows: Rows) -> HeadScores:
-    """Add rows that also chose to those that must not report."""
-    return scores.model_copy(update={"rows": noted_rows(rows.examples, earlier=scores.rows)})

@@ -19,13 +19,7 @@ _PATHS = ("model", "data", "eval_data", "teacher", "scores", "run_dir", "out", "
 def with_recorded_rows(
     settings: Settings, *, progress: Progress, measures: bool = False
 ) -> Settings:
-    """Return the settings; if they name no data, with the rows and metric of the run that made the model.
-
-    Args:
-        settings: The settings.
-        progress: Where progress is reported.
-        measures: Whether one data set is read, and measured.
-    """
+    """Return the settings; if they name no data, with the rows and metric of the run that made the model."""
     home = Path(settings.model.model or "")
     record = home / RECIPE_FILE
     if settings.data.data is not None or settings.model.model is None or not _is_file(record):
@@ -88,13 +82,7 @@ def record_of(settings: Settings) -> str:
 
 
 def note_where(settings: Settings, *, results: Results, model: Mapping[str, Any]) -> None:
-    """Note on this machine the full paths of a run's model and data: saved files have only the file names.
-
-    Args:
-        settings: The settings, as the user wrote them.
-        results: What is saved.
-        model: What it says of the model, its fingerprint among it.
-    """
+    """Note on this machine the full paths of a run's model and data: saved files have only the file names."""
     data = settings.data
     paths = {str(model.get("fingerprint")): settings.model.model}
     if results.after is not None:

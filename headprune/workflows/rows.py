@@ -9,12 +9,12 @@ from headprune.evaluation import doubts_of, predict
 from headprune.runtime.local import count_noted_elsewhere, published_name
 from headprune.tasks.causal_lm import is_chat
 from headprune.tasks.columns import Columns, choose_columns
-from headprune.tasks.data import read_table
 from headprune.tasks.rows import (
     Example,
     draw,
     hold_out,
     prose_without_rows_of,
+    read_table,
     set_apart,
     with_targets,
     without_inputs,
@@ -28,8 +28,7 @@ from headprune.workflows.session import Session, tokenizing
 TIMES = 5
 """So many times the calibration rows are drawn where some decide how far to go: one part scores, the rest decides."""
 _FEWEST_TO_SCORE = 8
-_FEW = 256
-"""Rows by which labels are checked against what the model says of them."""
+_FEW = 256  # rows by which labels are checked against what the model says of them
 
 
 @dataclass(frozen=True)
@@ -62,14 +61,7 @@ class RowParts:
     def of(
         cls, calibrate: Rows, report: Rows, *, decide: Rows | None = None, held_out: float = 0.25
     ) -> "RowParts":
-        """Return the parts, the last of the calibration rows held out.
-
-        Args:
-            calibrate: The calibration rows.
-            report: The reporting rows.
-            decide: The deciding rows, if there are any.
-            held_out: The share of the calibration rows that nothing is fitted on.
-        """
+        """Return the parts, the last of the calibration rows held out."""
         fitted = num_fitted(len(calibrate.examples), held_out)
         fit, others = set_apart(calibrate.examples, fitted)
         return cls(calibrate, fit, others, decide or Rows((), {}), report)
@@ -182,6 +174,13 @@ def _set_deciding_apart(
     return parts[0], parts[1]
 
 
+def rows_without_labels(session: Session, count: int) -> Rows:
+    """Return at most ``count`` rows that are only looked at: no label is read, and none reports."""
+    data = session.settings.data
+    table, columns = _read(session, data.data, data.split, labelled=False)
+    return _noted(session, draw(_examples(session, table, columns), count, seed=data.seed), table)
+
+
 def evaluation_rows(session: Session) -> Rows:
     """Return the rows of ``eval`` and ``check``: all of the evaluation data, or of the data where there is no other."""
     data = session.settings.data
@@ -211,11 +210,7 @@ def _without_used(
 
 
 def _without(session: Session, table: Table, other: Table, columns: Columns) -> Table:
-    """Return the table without the rows that are in the other table, too, and report how many were left out.
-
-    Raises:
-        DataError: All rows are in the other table.
-    """
+    """Return the table without the rows that are in the other table, too, and report how many were left out."""
     if session.task.row.reads_prose:
         free, count = prose_without_rows_of(table, other, column=columns.texts[0])
     else:

@@ -10,9 +10,8 @@ from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import Constraints, ScoreSpec, Settings
 from headprune.config.checks import methods_of, num_steps
 from headprune.errors import HeadpruneError, PlanError
-from headprune.models.facts import versions
 from headprune.passes import Progress
-from headprune.placement import input_device
+from headprune.placement import input_device, versions
 from headprune.plans import HeadScores
 from headprune.runs import FOLDER, LATEST, named_scores, scores_file, unused_run, write_scores
 from headprune.runtime.distributed import World
@@ -23,8 +22,13 @@ from headprune.tasks.rows import noted_rows
 from headprune.workflows.record import with_recorded_rows
 from headprune.workflows.rows import Purpose, Rows, separate_rows
 from headprune.workflows.session import Session, open_session
-from headprune.workflows.stepwise import Scoring, score_with_steps
-from headprune.workflows.validate import check_settings, method_of, steps_fit
+from headprune.workflows.stepwise import (
+    Scoring,
+    check_settings,
+    method_of,
+    score_with_steps,
+    steps_fit,
+)
 
 # Facts about rows that must be the same for scores to fit the current rows, and their names in messages.
 _SAME_ROWS = {"fingerprint": "rows (fingerprint)", "max_length": "max length", "task": "task"}
@@ -46,12 +50,9 @@ class Scored:
 def score(
     settings: Settings, *, progress: Progress, world: World | None = None
 ) -> tuple[tuple[HeadScores, ...], tuple[Path, ...]]:
-    """Score every head on the calibration rows (methods that need no data read none), and write the scores.
+    """Score every head by each method on the calibration rows (methods that need no data read none), and write the scores.
 
-    Args:
-        settings: The settings; with ``methods``, heads are scored by each; methods that need the same pass share it.
-        progress: Where progress is reported.
-        world: The processes that share the work. The first one writes; the others return no paths.
+    Of several processes the first one writes; the others return no paths.
     """
     world = world or World()
     settings = with_recorded_rows(settings, progress=progress)
@@ -79,11 +80,7 @@ def find_scores(
 ) -> Scored:
     """Return the scores that the settings name, or compute them. Scores of an earlier run are reused only if you ask.
 
-    Args:
-        session: The model, with its settings.
-        rows: What to score on.
-        plan: The cut that steps lead to.
-        keep_parts: Whether finished batches are kept on disk, to resume an interrupted run.
+    With ``keep_parts``, finished batches are kept on disk, to resume an interrupted run.
 
     Raises:
         PlanError: The latest run's scores are asked for, and the settings would make other scores.
@@ -128,15 +125,6 @@ def compare(
     progress: Progress,
 ) -> None:
     """Report how scores of a file differ from the scores that the settings would make; the latest run's mustn't differ.
-
-    Args:
-        scores: The scores.
-        settings: The settings.
-        plan: The cut that steps lead to.
-        path: The file.
-        metric: The metric if the settings name none.
-        rows: The rows that would be scored on; None if no rows are read.
-        progress: Where progress is reported.
 
     Raises:
         PlanError: The latest run's scores are asked for, and they differ.
@@ -201,14 +189,7 @@ def _shown(value: Any) -> str:
 def score_each(
     session: Session, sections: Sequence[ScoreSpec], rows: Rows | None, *, plan: Constraints | None
 ) -> dict[str, Scored]:
-    """Score by several methods; a pass that several methods need runs once, and is then read from the journal.
-
-    Args:
-        session: The model.
-        sections: How heads are scored, by one method each.
-        rows: What to score on; None if no method reads rows.
-        plan: The cut that steps lead to; None scores once, for any.
-    """
+    """Score by several methods; a pass that several methods need runs once, and is then read from the journal."""
     scored: dict[str, Scored] = {}
     objective = session.objective(rows.examples) if rows else None
     for section in sections:

@@ -19,12 +19,11 @@ from headprune.batch import Batch
 from headprune.config import MAX_LENGTH, ModelSpec, Settings
 from headprune.errors import ConfigError, ModelError, PlanError, first_line
 from headprune.inspection import inspect
-from headprune.models.facts import fingerprint
 from headprune.models.find import ModelSource, find
 from headprune.models.load import load_model
 from headprune.models.tokenizer import load_tokenizer
 from headprune.passes import Progress, RunContext
-from headprune.placement import describe
+from headprune.placement import describe, fingerprint
 from headprune.plans import HeadScores
 from headprune.results import Results
 from headprune.runtime.distributed import World
@@ -33,9 +32,9 @@ from headprune.runtime.local import published_name
 from headprune.tasks.batches import Fill, InputFormat, ignore
 from headprune.tasks.catalogue import METRICS, require_metric, task_row
 from headprune.tasks.distill import Objective
+from headprune.tasks.load_metric import metric_for, objective_for
 from headprune.tasks.metrics import Metric
 from headprune.tasks.model_inputs import filling, longest_row, refuse_reading_ahead
-from headprune.tasks.objective import metric_for, objective_for
 from headprune.tasks.rows import Example
 from headprune.tasks.task import Task, detect_task, for_outputs, get_task, refuse_other_head
 
@@ -98,12 +97,7 @@ class Session:
     def batches(
         self, examples: Sequence[Example], *, batch_size: int | None = None
     ) -> tuple[Batch, ...]:
-        """Turn examples into batches; of the settings' size, once for each tuple of examples.
-
-        Args:
-            examples: The examples.
-            batch_size: How many share a batch; None stands for the settings' batch size.
-        """
+        """Turn examples into batches; of the settings' size, once for each tuple of examples."""
         size = batch_size or self.settings.data.batch_size
         if batch_size is None and id(examples) in self._batches:
             return self._batches[id(examples)][1]
@@ -116,12 +110,7 @@ class Session:
     def input_format(
         self, *, batch_size: int | None = None, notify: Callable[[str], None] = ignore
     ) -> InputFormat:
-        """Return how texts become inputs of the model.
-
-        Args:
-            batch_size: How many examples share a batch; None packs to a budget of tokens.
-            notify: Called with remarks about unusual labels.
-        """
+        """Return how texts become inputs of the model, packed to a budget of tokens where no batch size is given."""
         return InputFormat(
             tokenizer=self.tokenizer,
             max_length=self.max_length,
@@ -174,11 +163,6 @@ class Session:
 
 def open_session(settings: Settings, *, progress: Progress, world: World | None = None) -> Session:
     """Find and load the model and its tokenizer, and settle the task.
-
-    Args:
-        settings: All settings.
-        progress: Where progress is reported.
-        world: The processes that share the work: each has a device of its own.
 
     Raises:
         ConfigError: No model is named, or its task or metric can't be settled.
@@ -258,11 +242,7 @@ def tokenizing(source: ModelSource) -> Iterator[None]:
 
 
 def find_model(spec: ModelSpec, *, weights: bool = True) -> ModelSource:
-    """Find the model that the settings name.
-
-    Args:
-        spec: The settings.
-        weights: Whether they are needed; without them its config is enough.
+    """Find the model that the settings name; without ``weights`` its config is enough.
 
     Raises:
         ConfigError: None is named, or a revision of a directory.

@@ -1,4 +1,4 @@
-"""Score once, or in steps: heads are removed, the remaining heads reconstructed, and scored again."""
+"""Score once, or in steps: heads are removed, the remaining heads reconstructed, and scored again; what allows it."""
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
@@ -8,23 +8,71 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
+from headprune.artefact import FitMethod
 from headprune.batch import Batch, num_examples
-from headprune.config import Constraints, ReconstructSpec, ScoreSpec
-from headprune.config.checks import num_steps
+from headprune.config import Constraints, ReconstructSpec, ScoreSpec, Settings
+from headprune.config.checks import check_score, methods_of, num_steps
 from headprune.heads import HeadId
 from headprune.masking import gated
-from headprune.measured import FitMethod
 from headprune.passes import RunContext
 from headprune.placement import input_device
-from headprune.planning import score_in_steps
+from headprune.planning import score_in_steps, target_of
+from headprune.planning.constraints import as_dict
 from headprune.plans import HeadScores
 from headprune.runtime.distributed import World
-from headprune.scoring.catalogue import get_method
+from headprune.scoring.catalogue import DEFAULT_METHOD, get_method
 from headprune.scoring.request import ScoreRequest
-from headprune.scoring.score import score as score_heads
+from headprune.scoring.request import score as score_heads
+from headprune.surgery import RECONSTRUCT_METHODS
 from headprune.surgery.fit import can_fit, fit, swapped_weights
 from headprune.tasks.distill import Objective
-from headprune.workflows.validate import method_between_steps, method_of
+
+FEWEST_TO_RECONSTRUCT = 8
+"""Fewest calibration rows to reconstruct: some fit, the others decide."""
+
+
+def method_of(score: ScoreSpec) -> str:
+    """Return how heads are scored."""
+    return score.method or DEFAULT_METHOD
+
+
+def method_between_steps(reconstruct: ReconstructSpec, examples: int) -> FitMethod | None:
+    """Return how the remaining heads are reconstructed before they are scored again: by the strongest of the methods tried.
+
+    With too few examples to fit on, nothing is reconstructed.
+    """
+    if reconstruct.reconstruct == "none" or examples < FEWEST_TO_RECONSTRUCT:
+        return None
+    return RECONSTRUCT_METHODS[reconstruct.reconstruct or "best"][-1]
+
+
+def check_settings(
+    settings: Settings, *, compares: bool = False, world: World | None = None
+) -> None:
+    """Refuse settings that contradict each other; with ``compares``, for every method of ``methods``.
+
+    Raises:
+        ConfigError: There are such settings, or a method that needs one process was started in several.
+        PlanError: A target can't be read as a share or a number.
+    """
+    target_of(settings.plan)
+    for score in methods_of(settings.score) if compares else (settings.score,):
+        check_score(score, settings.plan, processes=world.size if world else 1)
+
+
+def steps_fit(scores: HeadScores, settings: Settings, plan: Constraints) -> bool:
+    """Whether scores were made in the steps that settings ask for, towards ``plan``; if unset, in any for that cut."""
+    steps, made = settings.score.steps, scores.steps
+    if made is None or (plan.keep is None and plan.heads is None):
+        return made is None and steps in (None, 1)
+    same_cut = made.heads == plan.heads if plan.keep is None else made.keep == plan.keep
+    return (
+        same_cut
+        and (made.heads is None) == (plan.heads is None)
+        and steps in (None, 1, made.count)
+        and made.reconstructed == method_between_steps(settings.reconstruct, scores.n)
+        and made.constraints == as_dict(plan)
+    )
 
 
 @dataclass(frozen=True)
@@ -52,16 +100,9 @@ def score_with_steps(
     *,
     context: RunContext,
 ) -> HeadScores:
-    """Score the heads once, or once per step, without the heads removed so far.
+    """Score the heads once, or once per step, without the heads removed so far; the model is left as it was.
 
     The remaining heads are scored as they will be saved: reconstructed, if the settings say so.
-
-    Args:
-        model: The model; it is left as it was.
-        anatomy: Where its heads are.
-        objective: What scores measure.
-        scoring: How heads are scored.
-        context: How the work runs.
     """
     score = scoring.score
     method = get_method(method_of(score))

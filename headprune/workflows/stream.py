@@ -12,22 +12,26 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record, stock_class
-from headprune.artefact import read_artefact
+from headprune.artefact import LoadMethod, Proof, read_artefact
 from headprune.config import Settings
 from headprune.errors import ConfigError
-from headprune.measured import LoadMethod, Proof
 from headprune.models.classes import auto_class_of
 from headprune.models.describe import describe
-from headprune.models.facts import available_memory, fingerprint_of, weights_bytes
 from headprune.models.find import ModelSource
 from headprune.models.load import load_model, load_shapes
 from headprune.models.manifest import refuse_unusable_output
 from headprune.models.save import write_model, write_side_files
-from headprune.models.shards import count_stored, stored_tensors
-from headprune.models.stream import Cut, find_cuts, names_in_memory, rewrite
+from headprune.models.stream import (
+    Cut,
+    count_stored,
+    find_cuts,
+    names_in_memory,
+    rewrite,
+    stored_tensors,
+)
 from headprune.models.tokenizer import tokenizer_of
 from headprune.passes import Progress
-from headprune.placement import count_parameters
+from headprune.placement import available_memory, count_parameters, fingerprint_of, weights_bytes
 from headprune.planning import check_constraints, cost_model, savings
 from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results
@@ -45,7 +49,7 @@ from headprune.workflows.plan import Show, choose, with_named_heads
 from headprune.workflows.record import note_where, record_of
 from headprune.workflows.score import compare
 from headprune.workflows.session import find_model, origin_of, proven_anatomy
-from headprune.workflows.validate import method_of
+from headprune.workflows.stepwise import method_of
 
 
 @dataclass(frozen=True)
@@ -97,11 +101,6 @@ def prune_streamed(settings: Settings, *, progress: Progress, show: Show) -> Res
     """Cut heads out of a model on disk, one tensor at a time, prove it, and save; no data is read.
 
     If the names in the files don't allow it, the model is loaded after all, and that is reported.
-
-    Args:
-        settings: The settings; scores, a budget and ``out`` must be there.
-        progress: Where progress is reported.
-        show: Called with scores and plan before anything is cut.
 
     Raises:
         ConfigError: No scores are named, or another dtype is asked for.
@@ -169,11 +168,13 @@ def _stream(
     _note_origin(on_disk, smaller)
     description = describe(smaller, after)
     write_side_files(smaller, staging, description, source=on_disk.source.root)
+    removed = on_disk.parameters_removed
     sums = numbers_add_up(
         before=count_parameters(on_disk.model),
         after=count_parameters(smaller),
-        removed=on_disk.parameters_removed,
-        files=(count_stored(source), count_stored(staging)),
+        removed=removed,
+        on_disk=count_stored(staging),
+        expected=count_stored(source) - removed,
     )
     return description.load_method, files_are_exact(source, staging, cuts=cuts), sums
 
@@ -192,11 +193,7 @@ def _load_and_cut(on_disk: _OnDisk, staging: Path) -> tuple[LoadMethod, Proof]:
 
 
 def _refuse_what_runs_the_model(settings: Settings) -> None:
-    """Refuse settings that need a loaded model.
-
-    Raises:
-        ConfigError: There is such a setting.
-    """
+    """Refuse settings that need a loaded model."""
     dtype, plan, spec = settings.model.dtype, settings.plan, settings.reconstruct
     score = "headprune score MODEL --run-dir RUN where it fits, then prune with `scores=RUN/scores.json`"
     another = "use another budget: `target_flops=0.9`, for example"
@@ -268,13 +265,7 @@ def _scores(
 
 
 def _fingerprint(source: ModelSource, model: PreTrainedModel, *, dtype: Any) -> str | None:
-    """Return the fingerprint that the model would have in memory; None if it can't be computed from its files alone.
-
-    Args:
-        source: Where the files are.
-        model: Names, shapes and dtypes.
-        dtype: The dtype that it was scored in, should it not be its own.
-    """
+    """Return the fingerprint that the model would have in memory (scored in ``dtype``); None if its files don't tell it."""
     stored = {tensor.name: tensor for tensor in stored_tensors(source.directory)}
     in_files = {name: stored_name for stored_name, name in names_in_memory(model, stored).items()}
     aliases: dict[Tensor, list[str]] = {}

@@ -10,10 +10,9 @@ from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import Constraints, ScoreSpec, Settings
 from headprune.config.checks import PRUNE, check_score, methods_of, shows_prune
 from headprune.errors import PlanError
-from headprune.models.facts import versions
 from headprune.models.manifest import output_directory, refuse_unusable_output, write_manifest
 from headprune.passes import Progress, attempt
-from headprune.placement import input_device, is_offloaded, refuse_offloaded
+from headprune.placement import input_device, is_offloaded, refuse_offloaded, versions
 from headprune.planning.constraints import as_dict, with_keep
 from headprune.planning.costs import latency_costs
 from headprune.plans import HeadScores
@@ -138,7 +137,7 @@ def _can_prune(session: Session) -> bool:
     if not shows_prune(score) or not is_offloaded(session.model):
         return shows_prune(score)
     if score.methods:
-        refuse_offloaded(session.model, to="be reconstructed")
+        refuse_offloaded(session.model)
     session.progress.notify("no curve `prune`: some weights wait in CPU memory or on disk")
     return False
 

@@ -10,12 +10,11 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy.clone import pruning_record
 from headprune.errors import ConfigError, ModelError
-from headprune.models.facts import fingerprint, fingerprint_of
 from headprune.models.find import ModelSource, find
 from headprune.models.load import load_model
 from headprune.models.manifest import refuse_source
 from headprune.models.tokenizer import load_tokenizer
-from headprune.placement import values_of
+from headprune.placement import fingerprint, fingerprint_of, values_of
 from headprune.runtime.local import place_of, published_name
 from headprune.tasks.batches import fill_with_zero
 from headprune.tasks.rows import Example
@@ -69,7 +68,9 @@ def open_teacher(session: Session) -> Teacher:
         "revision": source.revision,
         "fingerprint": fingerprint(model),
     }
-    if recorded and recorded not in (note["fingerprint"], _as_pruned(model, session.model.dtype)):
+    # In the dtype in which it was pruned, too.
+    as_pruned = ((name, value, session.model.dtype) for name, value in values_of(model))
+    if recorded and recorded not in (note["fingerprint"], fingerprint_of(as_pruned)):
         raise ModelError(
             f"{source.name} is no longer the model that {session.source.name} was pruned from (its weights differ)",
             where=f"{session.source.directory}/config.json (headprune.source)",
@@ -115,17 +116,8 @@ def _find_teacher(session: Session) -> tuple[ModelSource, str | None]:
         ) from error
 
 
-def _as_pruned(model: PreTrainedModel, dtype: torch.dtype) -> str:
-    """Return the fingerprint of a model as it is in the dtype in which it was pruned."""
-    return fingerprint_of((name, value, dtype) for name, value in values_of(model))
-
-
 def _refuse_other_head(session: Session, teacher: PreTrainedModel, *, name: str) -> None:
-    """Refuse a teacher whose outputs have another width, or another order of classes.
-
-    Raises:
-        ModelError: The teacher's outputs differ in this way.
-    """
+    """Refuse a teacher whose outputs have another width, or another order of classes."""
     student = session.model
     for fact, meaning in session.task.row.teacher_shares.items():
         own, other = getattr(student.config, fact, None), getattr(teacher.config, fact, None)

@@ -9,10 +9,8 @@ import typer
 from test_gate import result_of
 
 from headprune.cli import app as application
-from headprune.cli import options
-from headprune.cli.options import ACTING, TALK
-from headprune.cli.signals import stopped_exit_code
-from headprune.cli.words import as_options
+from headprune.cli import options, stopped_exit_code
+from headprune.cli.options import ACTING, TALK, as_options
 from headprune.config import SECTION_OF, Settings
 from headprune.scoring.catalogue import METHODS
 from headprune.tasks.catalogue import METRICS, TASKS

@@ -25,7 +25,7 @@ from headprune.models.load import load_model
 from headprune.report.ci import to_github, to_junit
 from headprune.runs import unused_run
 from headprune.runtime.launcher import launched_rank, launched_size
-from headprune.tasks.data import read_table
+from headprune.tasks.rows import read_table
 
 # Stdout, the working directory, the environment.
 

@@ -9,8 +9,7 @@ from families import build, inspected, sentences, token_inputs
 import headprune as hp
 from gpu.subjects import batches, loss
 from headprune.errors import UnsupportedError
-from headprune.models.facts import fingerprint
-from headprune.placement import count_parameters, describe, is_offloaded, values_of
+from headprune.placement import count_parameters, describe, fingerprint, is_offloaded, values_of
 from headprune.verify import parameters_add_up, reload_is_identical, run
 
 

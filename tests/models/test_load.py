@@ -270,7 +270,7 @@ def test_records_may_be_absent_but_not_damaged(copy):
 
 
 def test_the_fingerprint_sees_a_change_anywhere():
-    from headprune.models.facts import fingerprint
+    from headprune.placement import fingerprint
 
     model = build("bert")
     before = fingerprint(model)

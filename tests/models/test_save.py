@@ -16,9 +16,8 @@ import headprune as hp
 from headprune.errors import CheckpointError, ModelError, PlanError, ProofError, UnsupportedError
 from headprune.models.classes import auto_class_of
 from headprune.models.find import find
-from headprune.models.side_files import copy_side_files
+from headprune.models.side_files import copy_side_files, with_old_names
 from headprune.models.tokenizer import load_tokenizer, tokenizer_files
-from headprune.models.writing import with_old_names
 from headprune.surgery.head_settings import named_heads_after
 from headprune.verify import loads_afresh
 

@@ -31,7 +31,7 @@ from headprune.footprint import fastest_ms, kv_cache_bytes_per_token
 from headprune.planning import CostModel, Target, cost_model, make_plan, savings, score_in_steps
 from headprune.planning.solve import cheapest_for, combine
 from headprune.surgery import cut
-from headprune.workflows.validate import check_settings
+from headprune.workflows.stepwise import check_settings
 
 
 @st.composite

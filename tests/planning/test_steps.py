@@ -20,8 +20,13 @@ from headprune.plans import HeadScores
 from headprune.runtime.journal import Journal
 from headprune.surgery.fit import can_fit, fit, write_weights
 from headprune.tasks.distill import Objective
-from headprune.workflows.stepwise import Scoring, score_with_steps
-from headprune.workflows.validate import FEWEST_TO_RECONSTRUCT, check_settings, steps_fit
+from headprune.workflows.stepwise import (
+    FEWEST_TO_RECONSTRUCT,
+    Scoring,
+    check_settings,
+    score_with_steps,
+    steps_fit,
+)
 
 
 def scores_of(anatomy, values):

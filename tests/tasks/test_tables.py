@@ -20,8 +20,7 @@ from headprune.errors import DataError
 from headprune.tasks.batches import InputFormat
 from headprune.tasks.causal_lm import prose_of
 from headprune.tasks.columns import Columns, choose_columns, number_of, texts_of
-from headprune.tasks.data import read_table
-from headprune.tasks.rows import prose_without_rows_of, without_rows_of
+from headprune.tasks.rows import prose_without_rows_of, read_table, without_rows_of
 from headprune.tasks.tables import Table
 from headprune.tasks.task import get_task
 

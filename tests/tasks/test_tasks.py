@@ -17,9 +17,8 @@ from headprune.tasks import metrics
 from headprune.tasks.batches import InputFormat, pack
 from headprune.tasks.catalogue import METRICS, TASKS, require_metric
 from headprune.tasks.columns import choose_columns
-from headprune.tasks.data import read_table
 from headprune.tasks.load_metric import load_metric
-from headprune.tasks.rows import Example, draw, fingerprint, hold_out, without_inputs
+from headprune.tasks.rows import Example, draw, fingerprint, hold_out, read_table, without_inputs
 from headprune.tasks.task import detect_task, get_task
 
 ROWS = [{"sentence": text, "label": index % 2} for index, text in enumerate(sentences(9))]

@@ -19,12 +19,12 @@ from transformers import BertTokenizer
 from headprune.artefact import read_artefact
 from headprune.errors import CheckpointError, HeadpruneError, ModelError, UnsupportedError
 from headprune.inspection import inspect
-from headprune.models.facts import weights_bytes
 from headprune.models.find import find
 from headprune.models.load import empty_model, load_model
-from headprune.models.shards import shards
 from headprune.models.side_files import copy_side_files, drop_foreign_code
+from headprune.models.stream import shards
 from headprune.models.tokenizer import load_tokenizer
+from headprune.placement import weights_bytes
 from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results, read_result
 from headprune.untrusted.directories import refuse_foreign_files

@@ -1,0 +1,161 @@
+"""What a detector is given: one attention on some rows, with what its positions are."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from headprune.anatomy import Site
+from headprune.batch import Batch
+from headprune.masking import padding_mask
+
+_DECODER_IDS = "decoder_input_ids"
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """What is known of tokens.
+
+    Args:
+        cls: The id of [CLS], or of what the tokenizer calls so; None: there is none.
+        sep: The id of [SEP].
+        punctuation: Ids of full stops and commas.
+        counts: How often each id occurs in the rows.
+    """
+
+    cls: int | None = None
+    sep: int | None = None
+    punctuation: tuple[int, ...] = ()
+    counts: Int[Tensor, " vocabulary"] | None = None
+
+    @classmethod
+    def of(cls, tokenizer: Any, batches: Sequence[Batch]) -> "Vocabulary":
+        """Return what a tokenizer and the rows tell.
+
+        Args:
+            tokenizer: The model's.
+            batches: The rows.
+        """
+        ids = [batch.inputs.get("input_ids") for batch in batches]
+        counts: Counter[int] = Counter()
+        for batch, row in zip(batches, ids, strict=True):
+            if row is not None:
+                real = batch.inputs.get("attention_mask", torch.ones_like(row)).bool()
+                counts.update(
+                    row[real].tolist() if real.shape == row.shape else row.flatten().tolist()
+                )
+        table = torch.zeros(max(counts, default=-1) + 1, dtype=torch.long)
+        for token, count in counts.items():
+            table[token] = count
+        marks = tokenizer.convert_ids_to_tokens(sorted(counts)) if counts else []
+        points = [
+            token
+            for token, text in zip(sorted(counts), marks, strict=True)
+            if str(text).strip("Ġ▁ ") in (".", ",")
+        ]
+        return cls(
+            tokenizer.cls_token_id,
+            tokenizer.sep_token_id,
+            tuple(points),
+            table if counts else None,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """The attention weights of one attention on some rows.
+
+    Args:
+        weights: The weights; the last ones along the heads may be made up, as a baseline.
+        is_query: Which positions ask: no padding, and no row that a window made up.
+        is_key: Which positions can be looked at.
+        query_ids: Tokens at the queries; None where positions are no tokens.
+        key_ids: Tokens at the keys.
+        is_cross: Whether queries and keys are of two sequences.
+        vocabulary: What is known of tokens.
+    """
+
+    weights: Float[Tensor, "rows heads queries keys"]
+    is_query: Bool[Tensor, "rows queries"]
+    is_key: Bool[Tensor, "rows keys"]
+    query_ids: Int[Tensor, "rows queries"] | None
+    key_ids: Int[Tensor, "rows keys"] | None
+    is_cross: bool
+    vocabulary: Vocabulary
+
+    @property
+    def offsets(self) -> Int[Tensor, "queries keys"]:
+        """How far behind each query each key lies: -1 is the position before."""
+        queries, keys = self.weights.shape[-2:]
+        device = self.weights.device
+        return torch.arange(keys, device=device) - torch.arange(queries, device=device)[:, None]
+
+    def to(self, mask: Bool[Tensor, "rows keys"]) -> Float[Tensor, "rows heads queries"]:
+        """Return the attention of every query to the keys that a mask names."""
+        return (self.weights * mask[:, None, None, :]).sum(-1)
+
+    def along(self, pattern: Tensor) -> Float[Tensor, "rows heads queries"]:
+        """Return the attention along a pattern [queries, keys] or [rows, queries, keys] of zeros and ones."""
+        full = pattern if pattern.dim() == 3 else pattern[None]
+        return (self.weights * full[:, None]).sum(-1)
+
+    def largest(self) -> Float[Tensor, "rows heads queries keys"]:
+        """Return 1 at the largest weight of every query, shared where several are as large."""
+        top = self.weights == self.weights.amax(-1, keepdim=True)
+        return top / top.sum(-1, keepdim=True)
+
+
+def attention_call(
+    site: Site,
+    weights: Float[Tensor, "rows heads queries keys"],
+    batch: Batch,
+    vocabulary: Vocabulary,
+) -> AttentionCall:
+    """Return the weights with what their positions are, and one more head that spreads its attention evenly.
+
+    Args:
+        site: The attention.
+        weights: Its weights.
+        batch: What the model was given.
+        vocabulary: What is known of tokens.
+    """
+    rows, _, queries, keys = weights.shape
+    device = weights.device
+    is_cross = site.id.kind == "cross"
+    asking = _positions(padding_mask(site, batch), (rows, queries), device)
+    looked_at = (
+        asking
+        if not is_cross
+        else _positions(batch.inputs.get("attention_mask"), (rows, keys), device)
+    )
+    if looked_at.shape[1] != keys:
+        looked_at = torch.ones(rows, keys, dtype=torch.bool, device=device)
+    own = (
+        _DECODER_IDS if site.id.stack == "decoder" and _DECODER_IDS in batch.inputs else "input_ids"
+    )
+    seen = (weights.amax(1, keepdim=True) > 0).float()
+    even = seen / seen.sum(-1, keepdim=True).clamp_min(1)
+    return AttentionCall(
+        torch.cat([weights, even], dim=1),
+        asking,
+        looked_at,
+        _ids(batch.inputs.get(own), (rows, queries)),
+        _ids(batch.inputs.get("input_ids" if is_cross else own), (rows, keys)),
+        is_cross,
+        vocabulary,
+    )
+
+
+def _positions(mask: Tensor | None, shape: tuple[int, int], device: torch.device) -> Tensor:
+    """Return which positions are real; all where that isn't told, or rows were rearranged."""
+    if mask is None or tuple(mask.shape) != shape:
+        return torch.ones(shape, dtype=torch.bool, device=device)
+    return mask.bool()
+
+
+def _ids(ids: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
+    return ids if ids is not None and tuple(ids.shape) == shape else None

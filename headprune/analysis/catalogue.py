@@ -1,0 +1,231 @@
+"""The catalogue of roles: one row describes a detector, and nothing heavy is imported for it.
+
+To add one, add a row here and write its function in the module that the row names. What the function is given depends on
+``reads``: for ``rows``, ``repeats`` and ``trees`` it takes an :class:`~headprune.analysis.call.AttentionCall` and returns numbers
+of every query; for the others it takes a :class:`~headprune.analysis.request.RoleRequest` and returns
+:class:`~headprune.analysis.roles.Measure` values.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from headprune.errors import ConfigError, did_you_mean
+from headprune.late import load_function
+
+Reads = Literal["rows", "repeats", "trees", "needles", "weights"]
+"""What a detector reads: the user's rows, random sequences said twice, parsed sentences, facts to be found in a text, weights."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """One role, and how heads that have it are told.
+
+    Args:
+        name: What users call it.
+        function: Where its function is, ``module:function``; imported when it is called.
+        reads: What it reads.
+        help: What its number is, in one line.
+        source: Where it comes from.
+        threshold: The published threshold; a head has the role above it. None: there is none.
+        margin: How far above its baseline a head must be instead, where a margin is what was published.
+        top: The share of heads that have the role instead, the highest first, where neither is published.
+        unit: Of the number; empty for a share or a mean weight.
+        baseline: What the number is compared with: attention spread evenly, or at the best fixed distance.
+        least: The fewest queries (or trials) by which a head is judged; below, it is undecided.
+        sign: Letter in the map of heads.
+    """
+
+    name: str
+    function: str
+    reads: Reads
+    help: str
+    source: str
+    threshold: float | None = None
+    margin: float | None = None
+    top: float | None = None
+    unit: str = ""
+    baseline: Literal["even", "offset"] = "even"
+    least: int = 20
+    sign: str = ""
+
+    def load(self) -> Callable[..., Any]:
+        """Import the role's function."""
+        loaded: Callable[..., Any] = load_function(self.function)
+        return loaded
+
+
+_POSITIONS = "headprune.analysis.positions"
+_TOKENS = "headprune.analysis.tokens"
+_REPEATS = "headprune.analysis.repeats"
+_CLARK = "[Clark et al. 2019](https://arxiv.org/abs/1906.04341)"
+_VOITA = "[Voita et al. 2019](https://arxiv.org/abs/1905.09418)"
+_OLSSON = "[Olsson et al. 2022](https://arxiv.org/abs/2209.11895)"
+_YIN = "[Yin and Steinhardt 2025](https://arxiv.org/abs/2502.14010)"
+
+_ROWS = (
+    Role(
+        name="sink",
+        function=f"{_TOKENS}:sink",
+        reads="rows",
+        help="mean attention to the first token",
+        source="[Gu et al. 2025](https://arxiv.org/abs/2410.10781)",
+        threshold=0.3,
+        sign="s",
+    ),
+    Role(
+        name="previous",
+        function=f"{_POSITIONS}:previous",
+        reads="rows",
+        help="mean attention to the token before",
+        source=_CLARK,
+        threshold=0.5,
+        sign="p",
+    ),
+    Role(
+        name="next",
+        function=f"{_POSITIONS}:following",
+        reads="rows",
+        help="mean attention to the token after",
+        source=_CLARK,
+        threshold=0.5,
+        sign="n",
+    ),
+    Role(
+        name="offset",
+        function=f"{_POSITIONS}:offset",
+        reads="rows",
+        help="how often the largest weight is at one and the same distance",
+        source=_VOITA,
+        threshold=0.9,
+        sign="o",
+    ),
+    Role(
+        name="self",
+        function=f"{_POSITIONS}:self_attention",
+        reads="rows",
+        help="mean attention of a token to itself",
+        source=_CLARK,
+        threshold=0.5,
+        sign="=",
+    ),
+    Role(
+        name="cls",
+        function=f"{_TOKENS}:cls",
+        reads="rows",
+        help="mean attention to [CLS]",
+        source=_CLARK,
+        threshold=0.6,
+        sign="c",
+    ),
+    Role(
+        name="sep",
+        function=f"{_TOKENS}:sep",
+        reads="rows",
+        help="mean attention to [SEP]",
+        source=_CLARK,
+        threshold=0.6,
+        sign="e",
+    ),
+    Role(
+        name="punctuation",
+        function=f"{_TOKENS}:punctuation",
+        reads="rows",
+        help="mean attention to full stops and commas",
+        source=_CLARK,
+        threshold=0.6,
+        sign=".",
+    ),
+    Role(
+        name="rare",
+        function=f"{_TOKENS}:rare",
+        reads="rows",
+        help="how often the largest weight is on the rarest token of the row, by the rows' own counts",
+        source=_VOITA,
+        threshold=0.5,
+        sign="r",
+    ),
+    Role(
+        name="broad",
+        function=f"{_POSITIONS}:broad",
+        reads="rows",
+        help="entropy of the attention weights",
+        source=_CLARK,
+        threshold=3.8,
+        unit="nats",
+        sign="b",
+    ),
+    Role(
+        name="confident",
+        function=f"{_POSITIONS}:confident",
+        reads="rows",
+        help="largest attention weight of a token, on average",
+        source=_VOITA,
+        threshold=0.8,
+        sign="!",
+    ),
+    Role(
+        name="distance",
+        function=f"{_POSITIONS}:distance",
+        reads="rows",
+        help="mean distance that attention spans",
+        source="[Vig and Belinkov 2019](https://arxiv.org/abs/1906.04284)",
+        unit="tokens",
+    ),
+    Role(
+        name="window",
+        function=f"{_POSITIONS}:window",
+        reads="rows",
+        help="share of the tokens before and after that the mask lets a token see: below 1, attention is causal or local",
+        source="the model's own mask",
+    ),
+    Role(
+        name="diagonal",
+        function=f"{_POSITIONS}:diagonal",
+        reads="rows",
+        help="how near cross-attention is to the diagonal: 1 - the mean difference of relative positions",
+        source="headprune's own",
+    ),
+    Role(
+        name="induction",
+        function=f"{_REPEATS}:induction",
+        reads="repeats",
+        help="mean attention to the token after the earlier copy of this one",
+        source=f"{_OLSSON}; the top 2 % as in {_YIN}",
+        top=0.02,
+        sign="i",
+    ),
+    Role(
+        name="duplicate",
+        function=f"{_REPEATS}:duplicate",
+        reads="repeats",
+        help="mean attention to the earlier copy of this token",
+        source="[Wang et al. 2023](https://arxiv.org/abs/2211.00593)",
+        top=0.02,
+        sign="d",
+    ),
+    Role(
+        name="previous-random",
+        function=f"{_POSITIONS}:previous",
+        reads="repeats",
+        help="mean attention to the token before, where tokens mean nothing",
+        source=f"{_OLSSON}; threshold of {_CLARK}",
+        threshold=0.5,
+    ),
+)
+
+ROLES: dict[str, Role] = {row.name: row for row in _ROWS}
+"""All roles, by name."""
+
+
+def get_role(name: str) -> Role:
+    """Return the row of a role.
+
+    Raises:
+        ConfigError: There is no such role.
+    """
+    if name not in ROLES:
+        raise ConfigError(
+            f"there is no role {name!r}", where="`roles`", hint=did_you_mean(name, ROLES)
+        )
+    return ROLES[name]

@@ -1,0 +1,137 @@
+"""Roles of heads as a document: every number with its baseline, n and interval. Knows no model, imports no torch."""
+
+from collections.abc import Iterable, Sequence
+from math import ceil
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from headprune.analysis.catalogue import ROLES, Role
+from headprune.artefact import Artefact
+from headprune.heads import HeadId, HeadName
+
+Numbers = tuple[float | None, ...]
+
+
+class Measure(BaseModel):
+    """One number of every head; its lists are parallel to the document's heads, None where a head has no such number.
+
+    Args:
+        role: The role.
+        column: Which of the role's numbers it is, where it has several: an offset, a relation; empty where it has one.
+        values: The numbers.
+        low: Lower ends of the 95 % intervals; None where there is one example.
+        high: Upper ends.
+        baseline: The same number of attention that is spread evenly, or at the best fixed distance.
+        queries: How many queries (or trials) each number is a mean of.
+        examples: How many examples (rows, sequences, sentences) those come from.
+        passes: Whether the head has the role by it; None where that is undecided.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    role: str
+    column: str = ""
+    values: Numbers
+    low: Numbers
+    high: Numbers
+    baseline: Numbers
+    queries: tuple[int, ...]
+    examples: tuple[int, ...]
+    passes: tuple[bool | None, ...] = ()
+
+
+class Roles(Artefact):
+    """What every head does, with what it was measured on.
+
+    ``undefined`` says of roles that weren't measured, why. ``thresholds`` are those that ``passes`` were decided by.
+    """
+
+    written_by = "analyze"
+
+    heads: tuple[HeadName, ...]
+    measures: tuple[Measure, ...]
+    undefined: dict[str, str] = {}
+    thresholds: dict[str, str] = {}
+    seed: int = 0
+    data: dict[str, Any] = {}
+    model: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _lists_are_parallel(self) -> "Roles":
+        for one in self.measures:
+            lists = (one.values, one.low, one.high, one.baseline, one.queries, one.examples)
+            if {len(self.heads), len(one.passes)} != {len(self.heads), *map(len, lists)}:
+                raise ValueError(f"the lists of {one.role} haven't the length of heads")
+        return self
+
+    def heads_with(self, role: str) -> tuple[HeadId, ...]:
+        """Return the heads that have a role, in the model's order."""
+        having = [one.passes for one in self.measures if one.role == role]
+        return tuple(
+            head for index, head in enumerate(self.heads) if any(one[index] for one in having)
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The roles that were measured, in the catalogue's order."""
+        return tuple(dict.fromkeys(one.role for one in self.measures))
+
+    def of_head(self, head: HeadId) -> tuple[str, ...]:
+        """Return the roles of a head, in the catalogue's order."""
+        return tuple(name for name in self.names if head in self.heads_with(name))
+
+
+def decided(measures: Iterable[Measure]) -> tuple[Measure, ...]:
+    """Return the measures with ``passes``, by the rule of their role's row.
+
+    A head passes a published threshold (or margin above its baseline) if its value is above it. By ``top``, it passes if it
+    is among that share of all heads and its whole interval is above the baseline.
+    """
+    return tuple(
+        one.model_copy(update={"passes": _passes(ROLES[one.role], one)}) for one in measures
+    )
+
+
+def rule_of(role: Role) -> str:
+    """Return in words when a head has a role; empty where nothing decides it."""
+    unit = f" {role.unit}" if role.unit else ""
+    if role.threshold is not None:
+        return f"> {role.threshold:g}{unit}"
+    if role.margin is not None:
+        return f"> baseline + {role.margin:g}"
+    if role.top is not None:
+        return f"top {role.top:.0%}"
+    return ""
+
+
+def _passes(role: Role, measure: Measure) -> tuple[bool | None, ...]:
+    values, baseline = measure.values, measure.baseline
+    if role.top is not None:
+        chosen = _highest(values, role.top)
+        above = [
+            low is not None and base is not None and low > base
+            for low, base in zip(measure.low, baseline, strict=True)
+        ]
+        verdicts = [index in chosen and above[index] for index in range(len(values))]
+    elif role.threshold is not None:
+        verdicts = [value is not None and value > role.threshold for value in values]
+    elif role.margin is not None:
+        verdicts = [
+            value is not None and base is not None and value > base + role.margin
+            for value, base in zip(values, baseline, strict=True)
+        ]
+    else:
+        return (None,) * len(values)
+    return tuple(
+        None if value is None or queries < role.least else verdict
+        for value, queries, verdict in zip(values, measure.queries, verdicts, strict=True)
+    )
+
+
+def _highest(values: Sequence[float | None], share: float) -> set[int]:
+    """Return the places of the highest share of the values, at least one."""
+    there = [index for index, value in enumerate(values) if value is not None]
+    there.sort(key=lambda index: -(values[index] or 0.0))
+    return set(there[: max(1, ceil(share * len(there)))])

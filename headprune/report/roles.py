@@ -1,0 +1,93 @@
+"""Roles of heads on the terminal: a map, and a table of who has which."""
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from headprune.analysis.catalogue import ROLES
+from headprune.analysis.roles import Measure, Roles
+from headprune.heads import HeadId, SiteId
+from headprune.report.heads import Grid
+from headprune.report.terminal import Row, Sheet, prose
+
+_SIGNS = 3
+"""Signs that fit a cell of the map."""
+
+
+def roles_map(roles: Roles, *, removed: Sequence[HeadId] = ()) -> RenderableType:
+    """Show the signs of every head's roles as a grid, layers down and heads across; removed heads are struck out."""
+    having: dict[HeadId, str] = {head: "" for head in roles.heads}
+    for name in roles.names:
+        for head in roles.heads_with(name):
+            having[head] += ROLES[name].sign if name in ROLES else ""
+    cells: dict[SiteId, dict[int, Text]] = {head.site: {} for head in roles.heads}
+    for head, signs in having.items():
+        text = signs[:_SIGNS] or "·"
+        style = "dim" if not signs else ""
+        cells[head.site][head.head] = (
+            Text(" ×  ", style="dim") if head in set(removed) else Text(text.center(4), style=style)
+        )
+    shown = [
+        name
+        for name in roles.names
+        if name in ROLES and ROLES[name].sign and roles.heads_with(name)
+    ]
+    legend = ", ".join(f"{ROLES[name].sign} {name}" for name in shown)
+    return Group(
+        Grid(cells), prose(f"\n{legend}" if legend else "\nno head has a role", style="dim")
+    )
+
+
+def roles_table(roles: Roles) -> RenderableType:
+    """Show for every role how many heads have it, and the head with the highest number.
+
+    Beside it stand half of its 95 % interval, the baseline, and the rule by which a head has the role.
+    """
+    rows = []
+    for name in roles.names:
+        measures = [one for one in roles.measures if one.role == name]
+        best, index = max(
+            (
+                (one, place)
+                for one in measures
+                for place, value in enumerate(one.values)
+                if value is not None
+            ),
+            key=lambda pair: pair[0].values[pair[1]] or 0.0,
+        )
+        rule = roles.thresholds.get(name, "")
+        count = str(len(roles.heads_with(name))) if rule else "-"
+        at = f" {best.column}" if best.column else ""
+        rows.append(
+            Row(
+                (
+                    name,
+                    count,
+                    f"{roles.heads[index]}{at}",
+                    _number(best, index),
+                    _baseline(best, index),
+                    rule,
+                )
+            )
+        )
+    titles = ("role", f"of {len(roles.heads)}", "highest", "number", "baseline", "rule")
+    parts: list[RenderableType] = [Sheet(rows, titles=titles, right=frozenset({1}))]
+    if roles.undefined:
+        parts.append(Text())
+        parts += [
+            prose(f"not measured: {name}: {reason}", style="dim")
+            for name, reason in roles.undefined.items()
+        ]
+    return Group(*parts)
+
+
+def _number(measure: Measure, index: int) -> str:
+    value, low, high = measure.values[index], measure.low[index], measure.high[index]
+    half = "" if low is None or high is None else f" ± {(high - low) / 2:.1g}"
+    return f"{value:.3g}{half}"
+
+
+def _baseline(measure: Measure, index: int) -> str:
+    value = measure.baseline[index]
+    return "-" if value is None else f"{value:.3g}"
