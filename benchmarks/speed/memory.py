@@ -1,7 +1,7 @@
-"""Peak memory of a plain evaluation and of ablation, each in a process of its own.
+"""Peak memory of a plain evaluation, then of ablation, then of ablation on twice the rows, in a process of their own.
 
-The process that starts them must be small: Linux counts what the parent holds at the fork as the child's peak. So nothing large
-is imported here before a child's work begins.
+The process that starts it must be small: Linux counts what the parent holds at the fork as the child's peak. So nothing large
+is imported here before a child's work begins. A peak never falls: work that takes less than the work before it counts as much.
 
 glibc keeps some of what was freed, in pieces, and how much is luck: the same work peaks up to a tenth apart. So everything is run
 three times, and the middle one counts.
@@ -20,7 +20,6 @@ from benchmarks.speed.settings import Request, Sizes
 
 _ROOT = Path(__file__).parent.parent.parent
 _HEADS = 6
-_TURNS = 3
 
 
 @dataclass(frozen=True)
@@ -87,15 +86,11 @@ class Memory:
 
 
 def measure_memory(request: Request) -> Memory:
-    """Run the processes, side by side: what they hold doesn't depend on how fast they are."""
+    """Run the processes, one after the other."""
     name = request.memory_subject
     rows = request.effort.memory_rows * (8 if request.device.startswith("cuda") else 1)
     sizes = replace(request.sizes, rows={name: rows}, bert_batch=128, reference_rows=1)
-    orders = (("evaluate", 1), ("ablate", 1), ("ablate", 2))
-    found: list[list[Child]] = []
-    for _ in range(_TURNS):
-        running = [_start(work, name, sizes, request.device, times=times) for work, times in orders]
-        found.append([_finish(process) for process in running])
+    found = [_in_a_process(name, sizes, request.device) for _ in range(request.effort.memory_turns)]
     evaluation, ablation, doubled = map(_median, zip(*found, strict=True))
     return Memory(name, rows, evaluation, ablation, doubled)
 
@@ -104,33 +99,23 @@ def _median(children: Sequence[Child]) -> Child:
     return sorted(children, key=lambda child: child.own)[len(children) // 2]
 
 
-def _start(work: str, name: str, sizes: Sizes, device: str, *, times: int) -> subprocess.Popen[str]:
+def _in_a_process(name: str, sizes: Sizes, device: str) -> list[Child]:
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-    order = {
-        "work": work,
-        "name": name,
-        "sizes": asdict(sizes),
-        "device": device,
-        "times": times,
-    }
-    return subprocess.Popen(
+    order = {"name": name, "sizes": asdict(sizes), "device": device}
+    done = subprocess.run(
         [sys.executable, "-m", "benchmarks.speed.memory", json.dumps(order)],
         env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
+        check=False,
     )
+    if done.returncode != 0:
+        sys.exit(f"speed: a process that measures memory failed\n{done.stderr}")
+    return [Child(**found) for found in json.loads(done.stdout.strip().splitlines()[-1])]
 
 
-def _finish(process: subprocess.Popen[str]) -> Child:
-    output, complaint = process.communicate()
-    if process.returncode != 0:
-        sys.exit(f"speed: a process that measures memory failed\n{complaint}")
-    return Child(**json.loads(output.strip().splitlines()[-1]))
-
-
-def _work(order: Mapping[str, Any]) -> Child:
-    """Do a child's work, in that child."""
+def _work(order: Mapping[str, Any]) -> list[Child]:
+    """Do a child's work, in that child; return what it had held at most after each part of it."""
     import datasets  # noqa: F401 - is imported when rows are read
     from transformers.models.bert import modeling_bert  # noqa: F401 - when a model is loaded
 
@@ -141,11 +126,12 @@ def _work(order: Mapping[str, Any]) -> Child:
     imports = _peak(device)
     case = open_case(order["name"], Sizes(**order["sizes"]), device)
     loaded = _peak(device)
-    if order["work"] == "evaluate":
-        predict(case.model, case.task, batches=case.batches)
-    else:
-        _ablate(case, order["times"])
-    return Child(imports, loaded, _peak(device))
+    predict(case.model, case.task, batches=case.batches)
+    peaks = [_peak(device)]
+    for times in (1, 2):
+        _ablate(case, times)
+        peaks.append(_peak(device))
+    return [Child(imports, loaded, peak) for peak in peaks]
 
 
 def _ablate(case: Any, times: int) -> None:
@@ -180,4 +166,4 @@ def _peak(device: str) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(_work(json.loads(sys.argv[1])))))
+    print(json.dumps([asdict(child) for child in _work(json.loads(sys.argv[1]))]))

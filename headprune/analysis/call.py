@@ -1,14 +1,15 @@
 """What a detector is given: one attention on some rows, with what its positions are."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from headprune.analysis.trees import Tree
 from headprune.anatomy import Site
 from headprune.batch import Batch
 from headprune.masking import padding_mask
@@ -18,26 +19,30 @@ _DECODER_IDS = "decoder_input_ids"
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """What is known of tokens.
+    """What is known of the rows' tokens.
 
     Args:
         cls: The id of [CLS], or of what the tokenizer calls so; None: there is none.
         sep: The id of [SEP].
         punctuation: Ids of full stops and commas.
         counts: How often each id occurs in the rows.
+        trees: The parse of each example, by its place in the data, where there are any.
+        relations: All relations of those.
     """
 
     cls: int | None = None
     sep: int | None = None
     punctuation: tuple[int, ...] = ()
     counts: Int[Tensor, " vocabulary"] | None = None
+    trees: Mapping[int, Tree] = field(default_factory=dict)
+    relations: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, tokenizer: Any, batches: Sequence[Batch]) -> "Vocabulary":
+    def of(cls, tokenizer: Any | None, batches: Sequence[Batch]) -> "Vocabulary":
         """Return what a tokenizer and the rows tell.
 
         Args:
-            tokenizer: The model's.
+            tokenizer: The model's, where it is known.
             batches: The rows.
         """
         ids = [batch.inputs.get("input_ids") for batch in batches]
@@ -51,6 +56,8 @@ class Vocabulary:
         table = torch.zeros(max(counts, default=-1) + 1, dtype=torch.long)
         for token, count in counts.items():
             table[token] = count
+        if tokenizer is None:
+            return cls(counts=table if counts else None)
         marks = tokenizer.convert_ids_to_tokens(sorted(counts)) if counts else []
         points = [
             token
@@ -77,6 +84,7 @@ class AttentionCall:
         key_ids: Tokens at the keys.
         is_cross: Whether queries and keys are of two sequences.
         vocabulary: What is known of tokens.
+        trees: The parse of each row; nothing where rows aren't parsed.
     """
 
     weights: Float[Tensor, "rows heads queries keys"]
@@ -86,6 +94,7 @@ class AttentionCall:
     key_ids: Int[Tensor, "rows keys"] | None
     is_cross: bool
     vocabulary: Vocabulary
+    trees: tuple[Tree, ...] = ()
 
     @property
     def offsets(self) -> Int[Tensor, "queries keys"]:
@@ -104,9 +113,14 @@ class AttentionCall:
         return (self.weights * full[:, None]).sum(-1)
 
     def largest(self) -> Float[Tensor, "rows heads queries keys"]:
-        """Return 1 at the largest weight of every query, shared where several are as large."""
-        top = self.weights == self.weights.amax(-1, keepdim=True)
-        return top / top.sum(-1, keepdim=True)
+        """Return :func:`at_largest` of the weights."""
+        return at_largest(self.weights)
+
+
+def at_largest(weights: Float[Tensor, "*batch keys"]) -> Float[Tensor, "*batch keys"]:
+    """Return 1 at the largest weight of every query, shared where several are as large."""
+    top = weights == weights.amax(-1, keepdim=True)
+    return top / top.sum(-1, keepdim=True)
 
 
 def attention_call(
@@ -147,7 +161,15 @@ def attention_call(
         _ids(batch.inputs.get("input_ids" if is_cross else own), (rows, keys)),
         is_cross,
         vocabulary,
+        _trees(vocabulary, batch) if rows == batch.num_rows else (),
     )
+
+
+def _trees(vocabulary: Vocabulary, batch: Batch) -> tuple[Tree, ...]:
+    if not vocabulary.trees:
+        return ()
+    examples = batch.indices[batch.example_of_row.cpu()].tolist()
+    return tuple(vocabulary.trees[example] for example in examples)
 
 
 def _positions(mask: Tensor | None, shape: tuple[int, int], device: torch.device) -> Tensor:

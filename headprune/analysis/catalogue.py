@@ -33,7 +33,9 @@ class Role:
         unit: Of the number; empty for a share or a mean weight.
         baseline: What the number is compared with: attention spread evenly, or at the best fixed distance.
         least: The fewest queries (or trials) by which a head is judged; below, it is undecided.
-        sign: Letter in the map of heads.
+        sign: Letter in the map of heads; heads are told to have a role that has one.
+        noun: What a head that has the role is; empty: "<name> head".
+        phrase: What several heads that have it do; empty: "are <noun>s".
     """
 
     name: str
@@ -48,6 +50,13 @@ class Role:
     baseline: Literal["even", "offset"] = "even"
     least: int = 20
     sign: str = ""
+    noun: str = ""
+    phrase: str = ""
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether a head has it or not, rather than more or less of it."""
+        return any(rule is not None for rule in (self.threshold, self.margin, self.top))
 
     def load(self) -> Callable[..., Any]:
         """Import the role's function."""
@@ -72,6 +81,7 @@ _ROWS = (
         source="[Gu et al. 2025](https://arxiv.org/abs/2410.10781)",
         threshold=0.3,
         sign="s",
+        noun="sink",
     ),
     Role(
         name="previous",
@@ -81,6 +91,8 @@ _ROWS = (
         source=_CLARK,
         threshold=0.5,
         sign="p",
+        noun="previous-token head",
+        phrase="look at the previous token",
     ),
     Role(
         name="next",
@@ -90,6 +102,8 @@ _ROWS = (
         source=_CLARK,
         threshold=0.5,
         sign="n",
+        noun="next-token head",
+        phrase="look at the next token",
     ),
     Role(
         name="offset",
@@ -99,6 +113,8 @@ _ROWS = (
         source=_VOITA,
         threshold=0.9,
         sign="o",
+        noun="fixed-distance head",
+        phrase="look at one fixed distance",
     ),
     Role(
         name="self",
@@ -108,6 +124,8 @@ _ROWS = (
         source=_CLARK,
         threshold=0.5,
         sign="=",
+        noun="own-token head",
+        phrase="look at the token itself",
     ),
     Role(
         name="cls",
@@ -117,6 +135,8 @@ _ROWS = (
         source=_CLARK,
         threshold=0.6,
         sign="c",
+        noun="[CLS] head",
+        phrase="look at [CLS]",
     ),
     Role(
         name="sep",
@@ -126,6 +146,8 @@ _ROWS = (
         source=_CLARK,
         threshold=0.6,
         sign="e",
+        noun="[SEP] head",
+        phrase="look at [SEP]",
     ),
     Role(
         name="punctuation",
@@ -135,6 +157,8 @@ _ROWS = (
         source=_CLARK,
         threshold=0.6,
         sign=".",
+        noun="punctuation head",
+        phrase="look at full stops and commas",
     ),
     Role(
         name="rare",
@@ -144,6 +168,8 @@ _ROWS = (
         source=_VOITA,
         threshold=0.5,
         sign="r",
+        noun="rare-token head",
+        phrase="look at the rarest token",
     ),
     Role(
         name="broad",
@@ -154,6 +180,8 @@ _ROWS = (
         threshold=3.8,
         unit="nats",
         sign="b",
+        noun="broad head",
+        phrase="look at many tokens at once",
     ),
     Role(
         name="confident",
@@ -163,6 +191,8 @@ _ROWS = (
         source=_VOITA,
         threshold=0.8,
         sign="!",
+        noun="confident head",
+        phrase="look at one token at a time",
     ),
     Role(
         name="distance",
@@ -194,6 +224,7 @@ _ROWS = (
         source=f"{_OLSSON}; the top 2 % as in {_YIN}",
         top=0.02,
         sign="i",
+        noun="induction head",
     ),
     Role(
         name="duplicate",
@@ -203,6 +234,7 @@ _ROWS = (
         source="[Wang et al. 2023](https://arxiv.org/abs/2211.00593)",
         top=0.02,
         sign="d",
+        noun="duplicate-token head",
     ),
     Role(
         name="previous-random",
@@ -211,6 +243,17 @@ _ROWS = (
         help="mean attention to the token before, where tokens mean nothing",
         source=f"{_OLSSON}; threshold of {_CLARK}",
         threshold=0.5,
+    ),
+    Role(
+        name="syntax",
+        function="headprune.analysis.syntax:syntax",
+        reads="trees",
+        help="how often the largest weight between words is on the head, or the dependent, of a relation",
+        source=f"{_CLARK}; margin of {_VOITA}",
+        margin=0.1,
+        baseline="offset",
+        sign="y",
+        noun="syntax head",
     ),
 )
 

@@ -1,6 +1,6 @@
 """Numbers of attention weights, averaged over queries while a model runs: memory doesn't grow with the rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan, sqrt
 
@@ -15,6 +15,7 @@ from headprune.analysis.roles import Measure, Numbers
 from headprune.anatomy import Anatomy, Site
 from headprune.attention import WeightReader, plain_attention, weight_reader
 from headprune.batch import Batch
+from headprune.heads import SiteId
 from headprune.passes import RunContext, Work, each_batch, summed
 from headprune.placement import input_device
 
@@ -62,47 +63,57 @@ def measure_attention(
     """
     with plain_attention(model):
         read = weight_reader(model, anatomy, batches[0])
-        first = batches[0].take(1).to(input_device(model))
-        columns = _columns(read, roles, first, vocabulary)
-        heads = sum(len(site.heads) + 1 for site in anatomy.sites)
+        first = batches[0]
+        while halves := first.halves():
+            first = halves[0]
+        first = first.to(input_device(model))
+        columns, baselines = _columns(read, roles, first, vocabulary)
+        places, start = {}, 0
+        for site in anatomy.sites:
+            places[site.id] = slice(start, start + len(site.heads) + baselines)
+            start = places[site.id].stop
         work: Work[Batch] = Work(
-            lambda batch: _sums(read, anatomy, columns, batch.to(input_device(model)), vocabulary),
-            shape=lambda _batch: (len(_SUMS), len(columns), heads),
+            lambda batch: _sums(read, places, columns, batch.to(input_device(model)), vocabulary),
+            shape=lambda _batch: (len(_SUMS), len(columns), start),
             dtype=torch.float64,
             join=summed,
         )
         key = "-" + "-".join(role.name for role in roles)
         sums = torch.stack(each_batch(batches, work, context=context, name=name, key=key)).sum(0)
-    return tuple(_measure(column, sums[:, index], anatomy) for index, column in enumerate(columns))
+    return tuple(
+        _measure(column, sums[:, index], anatomy, places) for index, column in enumerate(columns)
+    )
 
 
 def _columns(
     read: WeightReader, roles: Sequence[Role], batch: Batch, vocabulary: Vocabulary
-) -> list[_Column]:
-    """Return which numbers there are, by trying one example."""
+) -> tuple[list[_Column], int]:
+    """Return which numbers there are, and how many baselines follow an attention's heads, by trying one example."""
     names: dict[str, dict[str, None]] = {role.name: {} for role in roles}
+    baselines = 1
 
     def note(site: Site, weights: Tensor) -> None:
+        nonlocal baselines
         call = attention_call(site, weights, batch, vocabulary)
         for role in roles:
-            names[role.name].update(dict.fromkeys(role.load()(call)))
+            numbers = role.load()(call)
+            names[role.name].update(dict.fromkeys(numbers))
+            widths = (values.shape[1] - len(site.heads) for values in numbers.values())
+            baselines = max(baselines, *widths, 0)
 
     read(batch, note)
-    return [_Column(role, name) for role in roles for name in names[role.name]]
+    return [_Column(role, name) for role in roles for name in names[role.name]], baselines
 
 
 def _sums(
     read: WeightReader,
-    anatomy: Anatomy,
+    places: Mapping[SiteId, slice],
     columns: Sequence[_Column],
     batch: Batch,
     vocabulary: Vocabulary,
 ) -> Float[Tensor, "sums columns heads"]:
-    """Return the sums over a batch's examples; after the heads of an attention comes attention that is spread evenly."""
-    starts, width = {}, 0
-    for site in anatomy.sites:
-        starts[site.id] = width
-        width += len(site.heads) + 1
+    """Return the sums over a batch's examples; ``places`` are those of each attention: its heads, then the baselines."""
+    width = max(place.stop for place in places.values())
     # The sum and the number of queries of every example: an attention may run several times.
     by_example = torch.zeros(2, batch.num_examples, len(columns), width, dtype=torch.float64)
     functions = {column.role.name: column.role.load() for column in columns}
@@ -111,10 +122,11 @@ def _sums(
         call = attention_call(site, weights, batch, vocabulary)
         numbers = {name: function(call) for name, function in functions.items()}
         examples = batch.example_of_row.repeat_interleave(weights.shape[0] // batch.num_rows).cpu()
-        part = slice(starts[site.id], starts[site.id] + len(site.heads) + 1)
         for index, column in enumerate(columns):
             if (values := numbers[column.role.name].get(column.name)) is not None:
-                by_example[:, :, index, part].index_add_(1, examples, _over_queries(values, call))
+                start = places[site.id].start
+                part = by_example[:, :, index, start : start + values.shape[1]]
+                part.index_add_(1, examples, _over_queries(values, call))
 
     read(batch, add)
     total, count = by_example
@@ -131,25 +143,30 @@ def _over_queries(
     return torch.stack([total.cpu().double(), counts.sum(-1).cpu().double()])
 
 
-def _measure(column: _Column, sums: Float[Tensor, "sums heads"], anatomy: Anatomy) -> Measure:
-    """Return the means with their intervals, and attention's that is spread evenly as the baseline."""
+def _measure(
+    column: _Column,
+    sums: Float[Tensor, "sums heads"],
+    anatomy: Anatomy,
+    places: Mapping[SiteId, slice],
+) -> Measure:
+    """Return the means with their intervals, and the highest of the baselines."""
     values, low, high, baseline = [], [], [], []
     queries: list[int] = []
     examples: list[int] = []
-    start = 0
     for site in anatomy.sites:
-        stop = start + len(site.heads)
-        even, _error = _ratio(sums[:, stop].tolist())
-        for head in range(start, stop):
-            numbers = sums[:, head].tolist()
+        of_site = sums[:, places[site.id]].T.tolist()
+        heads, others = of_site[: len(site.heads)], of_site[len(site.heads) :]
+        compared = max(
+            (ratio for ratio, _ in map(_ratio, others) if ratio is not None), default=None
+        )
+        for numbers in heads:
             value, error = _ratio(numbers)
             values.append(value)
             low.append(None if value is None or error is None else value - _Z * error)
             high.append(None if value is None or error is None else value + _Z * error)
-            baseline.append(None if value is None else even)
+            baseline.append(None if value is None else compared)
             queries.append(round(numbers[1]))
             examples.append(round(numbers[-1]))
-        start = stop + 1
     lists: dict[str, Numbers] = {
         name: tuple(numbers)
         for name, numbers in zip(

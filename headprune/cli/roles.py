@@ -7,7 +7,7 @@ from headprune.cli.options import Call
 
 def analyze(call: Call) -> None:
     """Show what every head does: sinks, positions, induction, ... with baselines, intervals and published thresholds."""
-    from headprune.report.roles import roles_map, roles_table
+    from headprune.report.roles import relations_table, roles_map, roles_table
     from headprune.runtime.distributed import join_world, leave_world
     from headprune.workflows.analyze import analyze as analyze_model
 
@@ -22,6 +22,9 @@ def analyze(call: Call) -> None:
         call.show(roles_map(roles))
         call.show("")
         call.show(roles_table(roles))
+        if (relations := relations_table(roles)) is not None:
+            call.show("")
+            call.show(relations)
     call.progress.notify(f"written: {path}")
 
 

@@ -1,6 +1,7 @@
 """Roles of heads on the terminal: a map, and a table of who has which."""
 
 from collections.abc import Sequence
+from math import inf
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -13,6 +14,8 @@ from headprune.report.terminal import Row, Sheet, prose
 
 _SIGNS = 3
 """Signs that fit a cell of the map."""
+_MANY = 20
+"""So many numbers of one role have a table of their own."""
 
 
 def roles_map(roles: Roles, *, removed: Sequence[HeadId] = ()) -> RenderableType:
@@ -47,30 +50,15 @@ def roles_table(roles: Roles) -> RenderableType:
     rows = []
     for name in roles.names:
         measures = [one for one in roles.measures if one.role == name]
-        best, index = max(
-            (
-                (one, place)
-                for one in measures
-                for place, value in enumerate(one.values)
-                if value is not None
-            ),
-            key=lambda pair: pair[0].values[pair[1]] or 0.0,
-        )
         rule = roles.thresholds.get(name, "")
-        count = str(len(roles.heads_with(name))) if rule else "-"
-        at = f" {best.column}" if best.column else ""
-        rows.append(
-            Row(
-                (
-                    name,
-                    count,
-                    f"{roles.heads[index]}{at}",
-                    _number(best, index),
-                    _baseline(best, index),
-                    rule,
-                )
-            )
+        best, index = max(
+            ((one, head) for one in measures for head in range(len(roles.heads))),
+            key=lambda pair: _strength(*pair),
         )
+        count = str(len(roles.heads_with(name))) if rule else "-"
+        at = f" {best.column}" if best.column and len(measures) < _MANY else ""
+        highest = f"{roles.heads[index]}{at}"
+        rows.append(Row((name, count, highest, _number(best, index), _baseline(best, index), rule)))
     titles = ("role", f"of {len(roles.heads)}", "highest", "number", "baseline", "rule")
     parts: list[RenderableType] = [Sheet(rows, titles=titles, right=frozenset({1}))]
     if roles.undefined:
@@ -80,6 +68,27 @@ def roles_table(roles: Roles) -> RenderableType:
             for name, reason in roles.undefined.items()
         ]
     return Group(*parts)
+
+
+def relations_table(roles: Roles) -> RenderableType | None:
+    """Show the best head of every relation and direction of syntax; None where it wasn't measured."""
+    rows = []
+    for one in roles.measures:
+        if one.role == "syntax" and any(verdict is not None for verdict in one.passes):
+            index = max(range(len(roles.heads)), key=lambda head: _strength(one, head))
+            number, n = _number(one, index), f"{one.queries[index]:,}"
+            has = "yes" if one.passes[index] else "no"
+            rows.append(
+                Row((one.column, str(roles.heads[index]), number, _baseline(one, index), n, has))
+            )
+    titles = ("relation", "head", "right", "baseline", "n", "role")
+    return Sheet(rows, titles=titles, right=frozenset({4})) if rows else None
+
+
+def _strength(measure: Measure, index: int) -> tuple[bool, bool, float]:
+    """Return by what heads are compared: whether the number is decided, whether the head has the role, and the number."""
+    value, passes = measure.values[index], measure.passes[index]
+    return passes is not None, bool(passes), -inf if value is None else value
 
 
 def _number(measure: Measure, index: int) -> str:

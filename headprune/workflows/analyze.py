@@ -1,24 +1,28 @@
 """``analyze``: what every head does, from one pass over the rows, made-up sequences, and weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from headprune.analysis.call import Vocabulary
 from headprune.analysis.catalogue import ROLES, Reads, Role, get_role
-from headprune.analysis.repeats import repeated_sequences
-from headprune.analysis.roles import Measure, Roles, decided, rule_of
-from headprune.analysis.statistics import measure_attention
+from headprune.analysis.request import RoleRequest, measure
+from headprune.analysis.roles import Roles
+from headprune.analysis.trees import SUFFIX, read_sentences, sentence_batches
 from headprune.batch import Batch, fingerprint_of_batches
-from headprune.config import Settings
-from headprune.errors import PlanError, UnsupportedError
+from headprune.config import AnalyzeSpec, Settings
+from headprune.errors import PlanError
 from headprune.passes import Progress
 from headprune.placement import input_device, versions
 from headprune.runs import FOLDER, ROLES_FILE, unused_run, write_roles
 from headprune.runtime.distributed import World
 from headprune.runtime.journal import Journal, open_journal
+from headprune.runtime.local import published_name
+from headprune.tasks.rows import Example, draw, fingerprint
 from headprune.workflows.record import with_recorded_rows
-from headprune.workflows.rows import Rows, rows_without_labels
+from headprune.workflows.rows import rows_without_labels
 from headprune.workflows.score import resumable
 from headprune.workflows.session import Session, open_session
 
@@ -44,7 +48,15 @@ def analyze(
     with unused_run(run_dir, file=ROLES_FILE) if world.is_main else nullcontext():
         session = open_session(settings, progress=progress, world=world)
         _ = session.anatomy
-        roles, journal = measure_roles(session, chosen)
+        seen = _seen(session, {role.reads for role in chosen})
+        roles, journal = measure_roles(session, chosen, seen, spec=settings.analyze)
+        if not roles.measures:
+            reasons = "; ".join(f"{name}: {why}" for name, why in roles.undefined.items())
+            raise PlanError(
+                f"none of these roles can be measured: {reasons}",
+                where="`role`",
+                hint="headprune roles says what each needs",
+            )
         if not world.is_main:
             return roles, None
         path = write_roles(roles, run_dir)
@@ -52,125 +64,81 @@ def analyze(
         return roles, path
 
 
-def measure_roles(session: Session, chosen: Sequence[Role]) -> tuple[Roles, Journal]:
-    """Return what heads do, by the roles chosen, and the journal of the work.
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What is looked at: facts about the rows, the rows as batches, and what is known of their tokens."""
+
+    note: dict[str, Any] = field(default_factory=dict)
+    batches: Sequence[Batch] = ()
+    vocabulary: Vocabulary = field(default_factory=Vocabulary)
+
+
+def measure_roles(
+    session: Session, chosen: Sequence[Role], seen: Seen, *, spec: AnalyzeSpec
+) -> tuple[Roles, Journal]:
+    """Return what heads do, by the roles chosen, and the journal of the work, from which a stopped run goes on.
 
     Args:
         session: The model, with its settings.
         chosen: The roles.
-
-    Raises:
-        PlanError: None of them can be measured.
+        seen: What is looked at.
+        spec: What is made up.
     """
-    most = session.settings.score.num_samples
-    count = min(most, session.settings.data.limit or most)
-    reads_rows = any(role.reads == "rows" for role in chosen)
-    rows = rows_without_labels(session, count) if reads_rows else None
-    batches = session.batches(rows.examples) if rows else ()
-    vocabulary = Vocabulary.of(session.tokenizer, batches)
-    journal = _journal(session, batches)
+    journal = _journal(session, seen.batches, spec)
     if done := journal.count():
         session.progress.notify(f"going on with a run that was stopped; batches done: {done}")
-    measures: list[Measure] = []
-    undefined: dict[str, str] = {}
+    request = RoleRequest(
+        session.model,
+        session.anatomy,
+        seen.batches,
+        seen.vocabulary,
+        session.tokenizer,
+        spec,
+        session.settings.data.seed,
+        session.task.row.reads_forward,
+        session.context(journal),
+    )
     with resumable(journal, session.progress):
-        for reads, measure in _MEASURE.items():
-            asked = [role for role in chosen if role.reads == reads]
-            if not asked:
-                continue
-            try:
-                measures += measure(session, asked, batches, vocabulary, journal)
-            except UnsupportedError as error:
-                undefined |= {role.name: error.what for role in asked}
-    measured = {one.role for one in measures}
-    for role in chosen:
-        if role.name not in measured:
-            undefined.setdefault(role.name, "the model has no such positions or tokens")
-    if not measures:
-        raise PlanError(
-            "none of these roles can be measured: "
-            + "; ".join(f"{name}: {reason}" for name, reason in undefined.items()),
-            where="`role`",
-            hint="headprune roles says what each needs",
-        )
-    order = list(ROLES)
-    measures.sort(key=lambda one: order.index(one.role))
-    return _document(session, measures, undefined, rows), journal
+        roles = measure(request, chosen)
+    note = {"data": seen.note, "model": session.note}
+    return roles.model_copy(update=note), journal
 
 
-def _on_rows(
-    session: Session,
-    roles: Sequence[Role],
-    batches: Sequence[Batch],
-    vocabulary: Vocabulary,
-    journal: Journal,
-) -> tuple[Measure, ...]:
-    return measure_attention(
-        session.model,
-        session.anatomy,
-        roles,
-        batches=batches,
-        vocabulary=vocabulary,
-        context=session.context(journal),
-        name="what heads look at",
+def _seen(session: Session, reads: Collection[Reads]) -> Seen:
+    """Return the rows that are looked at; nothing where none are read."""
+    settings = session.settings
+    most = min(settings.score.num_samples, settings.data.limit or settings.score.num_samples)
+    if not {"rows", "trees"} & set(reads) or settings.data.data is None:
+        return Seen()
+    path = Path(settings.data.data)
+    if path.suffix != SUFFIX:
+        rows = rows_without_labels(session, most)
+        batches = session.batches(rows.examples)
+        return Seen(dict(rows.note), batches, Vocabulary.of(session.tokenizer, batches))
+    examples = {Example(texts=(one.text,)): one for one in read_sentences(path)}
+    drawn = draw(tuple(examples), most, seed=settings.data.seed)
+    sentences = [examples[example] for example in drawn]
+    config = session.model.config
+    start = getattr(config, "decoder_start_token_id", None) if config.is_encoder_decoder else None
+    batches, trees = sentence_batches(
+        sentences, session.tokenizer, max_length=session.max_length, decoder_start=start
     )
+    relations = sorted({name for one in sentences for name in one.relations})
+    vocabulary = Vocabulary.of(session.tokenizer, batches)
+    note = {
+        "name": published_name(path.name),
+        "task": session.task.name,
+        "max_length": session.max_length,
+        "fingerprint": fingerprint(drawn),
+        "n": len(drawn),
+    }
+    return Seen(note, batches, replace(vocabulary, trees=trees, relations=tuple(relations)))
 
 
-def _on_repeats(
-    session: Session,
-    roles: Sequence[Role],
-    batches: Sequence[Batch],
-    vocabulary: Vocabulary,
-    journal: Journal,
-) -> tuple[Measure, ...]:
-    """Measure on random tokens said twice, which a causal model alone can use.
-
-    Raises:
-        UnsupportedError: The model isn't one.
-    """
-    if not session.task.row.reads_forward:
-        raise UnsupportedError(
-            "only a causal language model reads made-up sequences",
-            where=session.source.name,
-            hint="leave the role out",
-        )
-    del batches
-    settings, tokenizer = session.settings, session.tokenizer
-    taken = session.model.config.get_text_config()
-    longest = (
-        getattr(taken, "max_position_embeddings", None) or 2 * settings.analyze.sequence_length + 1
-    )
-    sequences = repeated_sequences(
-        vocabulary=min(len(tokenizer), taken.vocab_size),
-        special=tokenizer.all_special_ids,
-        start=tokenizer.bos_token_id,
-        length=min(settings.analyze.sequence_length, (longest - 1) // 2),
-        count=settings.analyze.num_sequences,
-        seed=settings.data.seed,
-    )
-    return measure_attention(
-        session.model,
-        session.anatomy,
-        roles,
-        batches=sequences,
-        vocabulary=vocabulary,
-        context=session.context(journal),
-        name="random tokens said twice",
-    )
-
-
-Measuring = Callable[
-    [Session, Sequence[Role], Sequence[Batch], Vocabulary, Journal], tuple[Measure, ...]
-]
-
-_MEASURE: dict[Reads, Measuring] = {"rows": _on_rows, "repeats": _on_repeats}
-"""How roles are measured, by what they read."""
-
-
-def _journal(session: Session, batches: Sequence[Batch]) -> Journal:
+def _journal(session: Session, batches: Sequence[Batch], spec: AnalyzeSpec) -> Journal:
     settings = session.settings
     facts = {
-        "analyze": settings.analyze.model_dump(exclude={"role"}),
+        "analyze": spec.model_dump(exclude={"role"}),
         "seed": settings.data.seed,
         "heads": [str(head) for head in session.anatomy.heads],
         "model": session.note,
@@ -179,19 +147,3 @@ def _journal(session: Session, batches: Sequence[Batch]) -> Journal:
         "versions": versions(),
     }
     return open_journal(Path(settings.run.run_dir or FOLDER), facts=facts)
-
-
-def _document(
-    session: Session, measures: Sequence[Measure], undefined: dict[str, str], rows: Rows | None
-) -> Roles:
-    names = dict.fromkeys(one.role for one in measures)
-    return Roles(
-        heads=session.anatomy.heads,
-        measures=decided(measures),
-        undefined=undefined,
-        thresholds={name: rule for name in names if (rule := rule_of(ROLES[name]))},
-        seed=session.settings.data.seed,
-        data=dict(rows.note) if rows else {},
-        model=session.note,
-        versions=versions(),
-    )
