@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from headprune.analysis.catalogue import ROLES
 from headprune.cli.checks import is_file_of_results
 from headprune.cli.options import Call, as_options
 from headprune.errors import HeadpruneError
@@ -115,6 +116,29 @@ def sweep(call: Call) -> None:
     call.progress.notify(f"written: {out}/sweep.json, sweep.png, sweep.svg, and the scores")
 
 
+def analyze(call: Call) -> None:
+    """Show what every head does: sinks, positions, induction, ... with baselines, intervals and published thresholds."""
+    from headprune.report.roles import relations_table, roles_map, roles_table
+    from headprune.runtime.distributed import join_world, leave_world
+    from headprune.workflows.analyze import analyze as analyze_model
+
+    world = join_world(cpu=call.settings.model.device == "cpu")
+    roles, path = analyze_model(call.settings, progress=call.progress, world=world)
+    leave_world(world)
+    if path is None:
+        return
+    if call.own.as_json:
+        call.write(roles.to_json())
+    else:
+        call.show(roles_map(roles))
+        call.show("")
+        call.show(roles_table(roles))
+        if (relations := relations_table(roles)) is not None:
+            call.show("")
+            call.show(relations)
+    call.progress.notify(f"written: {path}")
+
+
 def evaluate(call: Call) -> None:
     """Measure a model, pruned or not: metric with interval, size, latency."""
     from headprune.report.tables import eval_table
@@ -200,20 +224,25 @@ def _rows(exported: "Exported") -> dict[str, Any]:
 
 def methods(call: Call) -> None:
     """List the scoring methods: what each says of a head, and what it costs."""
-    list_rows(call, METHODS, columns=("help", "cost", "use"))
+    _list_rows(call, METHODS, columns=("help", "cost", "use"))
 
 
 def tasks(call: Call) -> None:
     """List the tasks: what each measures, and its default metric."""
-    list_rows(call, TASKS, columns=("help", "metric"))
+    _list_rows(call, TASKS, columns=("help", "metric"))
 
 
 def metrics(call: Call) -> None:
     """List the built-in metrics: what each says, and which direction is better."""
-    list_rows(call, METRICS, columns=("help", "higher_is_better"))
+    _list_rows(call, METRICS, columns=("help", "higher_is_better"))
 
 
-def list_rows(call: Call, rows: Mapping[str, Any], *, columns: tuple[str, ...]) -> None:
+def roles(call: Call) -> None:
+    """List the roles of heads: what each says of a head, and from when on a head has it."""
+    _list_rows(call, ROLES, columns=("help", "reads", "threshold"))
+
+
+def _list_rows(call: Call, rows: Mapping[str, Any], *, columns: tuple[str, ...]) -> None:
     """Show some columns of a catalogue, or all of it as one JSON document."""
     from headprune.artefact import dump_json
     from headprune.report.terminal import Row, Sheet
