@@ -103,7 +103,8 @@ def tables(value, scale):
     sweep = Sweep(
         metric="perplexity", higher_is_better=False, n=123_456, num_heads=4096, seed=0, max_drop=0.0123,
         constraints={"sites": []}, data=after.data, calibration={}, model={"name": "m"}, limit=None, versions={},
-        curves=tuple(curves), objective="loss", normalize="none", latency={"rows": "32 rows of 24 tokens on cpu"},
+        curves=tuple(curves), objective="loss", normalize="none",
+        latency={"rows": "32 rows of 24 tokens on cpu", "busy": "load average 9.1"},
     )  # fmt: skip
     site = SurveyedSite(
         name="decoder.L31.cross", path="decoder.layers.31.cross_attention", kind="cross",

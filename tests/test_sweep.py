@@ -565,6 +565,7 @@ def test_points_tell_parameters_and_an_estimate_of_latency(sweep, place):
     assert code == 0, err
     found = Sweep.model_validate_json(out)
     assert "32 rows of " in found.latency["rows"]
+    assert bool(found.latency["busy"]) is ("is a rough estimate" in err)
     for curve in found.curves:
         whole, half = curve.points
         assert half.latency_ms <= whole.latency_ms == found.whole.latency_ms

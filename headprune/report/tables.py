@@ -100,9 +100,9 @@ def sweep_table(sweep: Sweep) -> RenderableType:
         "keep: share of the heads (and how many); params: share of the parameters left"
     )
     if took := sweep.whole.latency_ms:
-        note += (
-            f"\ntime: share of a forward's {_ms(took)} ms, estimated for {sweep.latency['rows']}"
-        )
+        rows_timed, busy = sweep.latency["rows"], sweep.latency["busy"]
+        note += f"\ntime: share of a forward's {_ms(took)} ms, estimated for {rows_timed}"
+        note += f"; roughly, for {busy}" if busy else ""
     return Group(
         Sheet(rows, titles=titles, right=frozenset(range(len(titles)))),
         prose(f"{note}\n", style="dim"),
@@ -214,9 +214,9 @@ def _curve_heading(curve: Curve) -> str:
     if curve.reconstruct is None:
         return f"{curve.method}: scored once, heads masked"
     steps = f"in {curve.steps} steps" if curve.steps > 1 else "once"
-    left = "not reconstructed" if curve.reconstruct == "none" else "reconstructed"
-    left += f" ({curve.reconstruct})" if curve.reconstruct not in ("none", "best") else ""
-    return f"{curve.name}: as headprune prune does it: scored by {curve.method} {steps}, {left}"
+    tried = "" if curve.reconstruct == "best" else f" ({curve.reconstruct})"
+    left = "" if curve.reconstruct == "none" else f", reconstructed{tried} where that helps"
+    return f"{curve.name}: scored by {curve.method} {steps}{left}"
 
 
 def _point_cells(point: SweepPoint, whole: SweepPoint) -> tuple[str, ...]:

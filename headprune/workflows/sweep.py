@@ -10,6 +10,7 @@ from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import Constraints, ScoreSpec, Settings
 from headprune.config.checks import PRUNE, check_score, methods_of, shows_prune
 from headprune.errors import PlanError
+from headprune.footprint import with_busy
 from headprune.models.manifest import output_directory, refuse_unusable_output, write_manifest
 from headprune.passes import Progress, attempt
 from headprune.placement import input_device, is_offloaded, refuse_offloaded, versions
@@ -198,17 +199,20 @@ def _with_latency(
         return tuple(curves), {}
     notify("timing the model with fewer and fewer heads")
     time = partial(latency_costs, model, anatomy, constraints=constraints, batches=batches)
-    costs, _reason = attempt(time)
-    if costs is None:
+    measured, _reason = attempt(partial(with_busy, time, model))
+    if measured is None:
         notify("latency isn't estimated: memory doesn't hold the forward that is timed")
         return tuple(curves), {}
+    costs, doubt = measured
+    if doubt:
+        notify(f"careful: {doubt}: the latency of the points is a rough estimate")
 
     def timed(point: SweepPoint) -> SweepPoint:
         return point.model_copy(update={"latency_ms": costs.left(anatomy, point.removed)})
 
     return tuple(
         curve.model_copy(update={"points": tuple(map(timed, curve.points))}) for curve in curves
-    ), dict(costs.note)
+    ), {**costs.note, "busy": doubt}
 
 
 def _sweep(
