@@ -32,6 +32,7 @@ from headprune.cli.commands import (
     score,
     sweep,
     tasks,
+    view,
 )
 from headprune.cli.options import ACTING, TALK, Call, annotation_of, as_options, prepare
 from headprune.cli.signals import discard, received
@@ -57,6 +58,7 @@ _MORE_WORDS = re.compile(r"Got unexpected extra arguments?(\(s\))?")
 _COMMANDS: dict[str, Callable[[Call], None]] = {
     "score": score,
     "analyze": analyze,
+    "view": view,
     "prune": prune,
     "sweep": sweep,
     "eval": evaluate,
