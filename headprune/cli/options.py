@@ -182,7 +182,6 @@ _HELP = {
         "methods",
     ): "Curves, side by side: prune is what headprune prune makes, others mask heads scored once. "
     "(default: prune,gradient,magnitude,random)",
-    ("sweep", "latency"): "Estimate how long forwards take, for some seconds.",
     (
         "sweep",
         "max_drop",
