@@ -94,8 +94,8 @@ ACTING: dict[str, tuple[str, ...]] = {
     ),
     "prune": (*_MODEL, *_PRUNING),
     "sweep": (
-        *(*_MODEL, "methods", "points", "max_drop", *_PLAN, *_SCORING, "out", "overwrite"),
-        *(*ROWS, *WORK),
+        *(*_MODEL, "methods", "points", "max_drop", *_PLAN, *_SCORING, "steps"),
+        *("reconstruct", "allow_bias", "latency", "out", "overwrite", *ROWS, *WORK),
     ),
     "eval": (*_MODEL, *ROWS, *WORK, *TIMES),
     "heal": (*_MODEL, "out", "overwrite", "num_samples", *_TRAINING, "resume", *ROWS, *WORK),
@@ -140,7 +140,8 @@ _HELP = {
     (
         "sweep",
         "methods",
-    ): "How heads are scored, side by side. (default: gradient,magnitude,random)",
+    ): "Curves, side by side: prune is what headprune prune makes, others mask heads scored once. "
+    "(default: prune,gradient,magnitude,random)",
     (
         "sweep",
         "max_drop",

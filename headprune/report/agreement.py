@@ -99,13 +99,13 @@ def contest(sweep: Sweep) -> Table:
     ordered = sorted(sweep.curves, key=mean, reverse=sweep.higher_is_better)
     rows = tuple(
         (
-            curve.method,
+            curve.name,
             number(mean(curve)),
             "none" if curve.knee is None else f"{curve.knee:g}",
         )
         for curve in ordered
     )
-    titles = ("scored by", f"mean {sweep.metric} of {len(shared)} cuts", "knee at keep")
+    titles = ("curve", f"mean {sweep.metric} of {len(shared)} cuts", "knee at keep")
     return Table(
         titles, rows, right=frozenset({1, 2}), caption="Whose cuts did best, the best first"
     )

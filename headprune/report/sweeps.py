@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def sweep_picture(sweep: Sweep, *, kind: Literal["png", "svg"]) -> bytes:
-    """Draw the metric against the share of heads kept, one curve with its 95 % band per method.
+    """Draw the metric against the share of heads kept, one curve with its 95 % band per method, that of ``prune`` bold.
 
     The same sweep makes the same bytes: no date, no random names, whatever the user's own matplotlib settings are.
     """
@@ -60,7 +60,7 @@ def sweep_chart(sweep: Sweep, *, name: str = "sweep") -> Chart:
 def _table(sweep: Sweep) -> Table:
     rows = tuple(
         (
-            curve.method,
+            curve.name,
             f"{point.keep:g}",
             str(point.heads),
             number(point.value),
@@ -71,7 +71,7 @@ def _table(sweep: Sweep) -> Table:
         for curve in sweep.curves
         for point in curve.points
     )
-    titles = ("scored by", "keep", "heads", sweep.metric, "95 %", "change", "95 %")
+    titles = ("curve", "keep", "heads", sweep.metric, "95 %", "change", "95 %")
     return Table(titles, rows, right=frozenset(range(1, 7)), caption="Every point")
 
 
@@ -91,15 +91,16 @@ def _draw_curve(drawing: Drawing, axes: "Axes", curve: Curve, index: int) -> Non
     low, high = zip(*(point.interval for point in curve.points), strict=True)
     axes.fill_between(shares, low, high, color=colour, alpha=0.13, linewidth=0)
     dashes = DASHES[index // len(COLOURS) % len(DASHES)]
-    line: dict[str, Any] = {"color": colour, "linestyle": dashes, "linewidth": 1.8}
+    width = 1.8 if curve.reconstruct is None else 2.8
+    line: dict[str, Any] = {"color": colour, "linestyle": dashes, "linewidth": width}
     axes.plot(
-        shares, values, marker=marker, markersize=4.5, label=drawing.short(curve.method), **line
+        shares, values, marker=marker, markersize=4.5, label=drawing.short(curve.name), **line
     )
     points = axes.scatter(shares, values, marker=marker, s=24, color=colour, zorder=3)
     drawing.mark(
         points,
         [
-            f"{curve.method}, keep {point.keep:g}: {point.heads} heads\n{number(point.value)} {interval(point.interval)}\n"
+            f"{curve.name}, keep {point.keep:g}: {point.heads} heads\n{number(point.value)} {interval(point.interval)}\n"
             f"change {number(point.difference, sign='+')} {interval(point.difference_interval, sign='+')}"
             for point in curve.points
         ],
