@@ -66,9 +66,12 @@ def roles_table(roles: Roles) -> RenderableType:
     parts: list[RenderableType] = [Sheet(rows, titles=titles, right=frozenset({1}))]
     if roles.undefined:
         parts.append(Text())
+        names: dict[str, list[str]] = {}
+        for name, reason in roles.undefined.items():
+            names.setdefault(reason, []).append(name)
         parts += [
-            prose(f"not measured: {name}: {reason}", style="dim")
-            for name, reason in roles.undefined.items()
+            prose(f"not measured: {', '.join(alike)}: {reason}", style="dim")
+            for reason, alike in names.items()
         ]
     return Group(*parts)
 
