@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from headprune.artefact import Artefact
 from headprune.errors import PlanError
+from headprune.fate import RoleFates
 from headprune.heads import COLOURS, HeadId, HeadName, SiteId, head_map, select_heads
 
 # Heads that a short text names.
@@ -156,7 +157,8 @@ class PruningPlan(Artefact):
     """Which heads are removed, and why. Pure: it can be read, edited, reviewed and applied later.
 
     ``budget`` is what was asked and what it came to; ``constraints`` are the settings that shaped the plan; ``sites`` say what
-    every attention must keep; ``reasons`` has a sentence for each head whose fate was not decided by its score alone.
+    every attention must keep; ``reasons`` has a sentence for each head whose fate was not decided by its score alone; ``roles``
+    say what becomes of the heads of every role.
     :meth:`without` and :meth:`with_removed` edit it; a file that was edited by hand must lose its checksum.
     """
 
@@ -168,6 +170,7 @@ class PruningPlan(Artefact):
     budget: dict[str, Any] = {}
     constraints: dict[str, Any] = {}
     reasons: dict[str, str] = {}
+    roles: RoleFates | None = None
     model: dict[str, Any] = {}
 
     @property
@@ -251,6 +254,7 @@ class PruningPlan(Artefact):
                 "kept_per_site": counts,
                 "budget": {**budget, "heads_after": sum(counts.values())},
                 "reasons": {**self.reasons, **dict.fromkeys(map(str, changed), reason)},
+                "roles": self.roles and self.roles.given(removed),
             }
         )
 
@@ -269,6 +273,12 @@ class PruningPlan(Artefact):
         if number % multiple and not self.is_padded:
             return f"{'groups' if counts_groups else 'heads'} are kept in multiples of {multiple}"
         return None
+
+    @property
+    def roles_sentence(self) -> str:
+        """How many of the removed heads have which role; empty where no roles are known."""
+        total = len(self.remove) + sum(self.kept_per_site.values())
+        return self.roles.sentence(removed=len(self.remove), total=total) if self.roles else ""
 
     def __repr__(self) -> str:
         """In a line: the document is ``to_json()``."""
@@ -297,6 +307,7 @@ class PruningPlan(Artefact):
         if "saves" in self.budget:
             saved, whole = (self.budget[name]["parameters"] for name in ("saves", "whole"))
             lines.append(f"saves {saved:,} of {whole:,} parameters")
+        lines += [self.roles_sentence] if self.roles else []
         return "\n  ".join(lines)
 
     def _repr_html_(self) -> str:

@@ -158,6 +158,31 @@ def named_scores(path: Path, *, fingerprint: str) -> HeadScores:
     return scores
 
 
+def named_roles(named: str, *, fingerprint: str | None) -> tuple[Path, Roles]:
+    """Read roles that a user names; for ``latest`` those of the run with the highest number.
+
+    Raises:
+        CheckpointError: It is no roles file, or there is no earlier run.
+        PlanError: The roles are of another model.
+    """
+    files = sorted(_numbered(f"*-*/{ROLES_FILE}")) if named == LATEST else [(0, Path(named))]
+    if not files:
+        raise CheckpointError(
+            f"no earlier run has left roles in {FOLDER}",
+            where=f"`roles={LATEST}`",
+            hint="measure them first: headprune analyze MODEL; or leave `roles` out",
+        )
+    path = files[-1][1]
+    roles = read_artefact(Roles, path)
+    if fingerprint is not None and roles.model.get("fingerprint", fingerprint) != fingerprint:
+        raise PlanError(
+            f"the roles are of another model ({roles.model.get('name')})",
+            where=f"`roles={path}`",
+            hint="measure this one's: headprune analyze MODEL; or leave `roles` out",
+        )
+    return path, roles
+
+
 def _numbered(pattern: str) -> list[tuple[int, Path]]:
     """Return what the pattern finds in numbered directories, each with its number."""
     if FOLDER.is_dir():

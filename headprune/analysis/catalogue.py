@@ -261,14 +261,16 @@ ROLES: dict[str, Role] = {row.name: row for row in _ROWS}
 """All roles, by name."""
 
 
-def get_role(name: str) -> Role:
+def get_role(name: str, *, where: str = "`roles`") -> Role:
     """Return the row of a role.
+
+    Args:
+        name: Its name.
+        where: Which setting named it.
 
     Raises:
         ConfigError: There is no such role.
     """
     if name not in ROLES:
-        raise ConfigError(
-            f"there is no role {name!r}", where="`roles`", hint=did_you_mean(name, ROLES)
-        )
+        raise ConfigError(f"there is no role {name!r}", where=where, hint=did_you_mean(name, ROLES))
     return ROLES[name]

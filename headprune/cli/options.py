@@ -93,10 +93,12 @@ ROWS = (*(name for name in DataSpec.model_fields if name != "batch_size"), "trus
 WORK = ("device", "dtype", "batch_size")
 TIMES = ("latency", "latency_length", "latency_batch")
 LIMITS = tuple(GateSpec.model_fields)
+_ROLES = ("protect_role", "roles")
 _PLAN = ("multiple_of", "min_heads", "protect", "uniform", "gqa", "sites")
 _SCORING = ("objective", "normalize", "num_samples", "compile")
 _PRUNING = (
-    *(*BUDGETS, "scores", "out", "overwrite", *_PLAN, "method", *_SCORING, "steps", "recipe"),
+    *(*BUDGETS, "scores", "out", "overwrite", *_PLAN, *_ROLES, "method", *_SCORING, "steps"),
+    "recipe",
     *(
         "reconstruct",
         "allow_bias",
@@ -115,7 +117,7 @@ _TRAINING = ("teacher", "epochs", "max_steps", "learning_rate", "lora", "trainer
 ACTING: dict[str, tuple[str, ...]] = {
     "score": (
         *(*_MODEL, "methods", *_SCORING, "steps", "keep", "heads", "reconstruct", "run_dir"),
-        *(*ROWS, *WORK),
+        *(*_ROLES, *ROWS, *WORK),
     ),
     "analyze": (
         *(*_MODEL, *AnalyzeSpec.model_fields, "num_samples", "run_dir"),
@@ -124,7 +126,7 @@ ACTING: dict[str, tuple[str, ...]] = {
     "prune": (*_MODEL, *_PRUNING),
     "sweep": (
         *(*_MODEL, "methods", "points", "max_drop", *_PLAN, *_SCORING, "out", "overwrite"),
-        *(*ROWS, *WORK),
+        *(*_ROLES, *ROWS, *WORK),
     ),
     "eval": (*_MODEL, *ROWS, *WORK, *TIMES),
     "heal": (*_MODEL, "out", "overwrite", "num_samples", *_TRAINING, "resume", *ROWS, *WORK),
@@ -157,6 +159,18 @@ _HELP = {
         "run_dir",
     ): "Where scores.json is written, and scores.METHOD.json of further methods. "
     "(default: headprune-runs/NNN-METHOD)",
+    (
+        "score",
+        "protect_role",
+    ): "Heads that have one of these roles are kept on the way, with --steps.",
+    (
+        "score",
+        "roles",
+    ): "Roles for --protect-role; latest: those of the latest run. (default: measured now)",
+    (
+        "sweep",
+        "roles",
+    ): "Roles for --protect-role; latest: those of the latest run. (default: measured now)",
     ("analyze", "num_samples"): "Rows to look at, at most.",
     ("analyze", "run_dir"): "Where roles.json is written. (default: headprune-runs/NNN-roles)",
     (

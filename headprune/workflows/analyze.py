@@ -23,8 +23,7 @@ from headprune.runtime.local import published_name
 from headprune.tasks.rows import Example, draw, fingerprint
 from headprune.workflows.record import with_recorded_rows
 from headprune.workflows.rows import rows_without_labels
-from headprune.workflows.score import resumable
-from headprune.workflows.session import Session, open_session
+from headprune.workflows.session import Session, open_session, resumable
 
 
 def analyze(
@@ -60,7 +59,8 @@ def analyze(
         if not world.is_main:
             return roles, None
         path = write_roles(roles, run_dir)
-        journal.drop()
+        if journal is not None:
+            journal.drop()
         return roles, path
 
 
@@ -74,8 +74,13 @@ class Seen:
 
 
 def measure_roles(
-    session: Session, chosen: Sequence[Role], seen: Seen, *, spec: AnalyzeSpec
-) -> tuple[Roles, Journal]:
+    session: Session,
+    chosen: Sequence[Role],
+    seen: Seen,
+    *,
+    spec: AnalyzeSpec,
+    keep_parts: bool = True,
+) -> tuple[Roles, Journal | None]:
     """Return what heads do, by the roles chosen, and the journal of the work, from which a stopped run goes on.
 
     Args:
@@ -83,9 +88,10 @@ def measure_roles(
         chosen: The roles.
         seen: What is looked at.
         spec: What is made up.
+        keep_parts: Whether there is a journal.
     """
-    journal = _journal(session, seen.batches, spec)
-    if done := journal.count():
+    journal = _journal(session, seen.batches, spec) if keep_parts else None
+    if done := journal.count() if journal else 0:
         session.progress.notify(f"going on with a run that was stopped; batches done: {done}")
     request = RoleRequest(
         session.model,

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from headprune.analysis.roles import Roles
 from headprune.anatomy import Anatomy
 from headprune.config import Constraints
 from headprune.errors import PlanError
@@ -21,6 +22,8 @@ from headprune.planning import (
     resources_of,
     savings,
     target_of,
+    with_role_heads,
+    with_roles,
 )
 from headprune.planning.constraints import conflicting_fields, with_keep
 from headprune.plans import HeadScores, PruningPlan
@@ -39,28 +42,44 @@ _STEP = 0.05
 _DEEPEST = 0.1
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What a plan must keep to.
+
+    Args:
+        plan: The settings' section; heads with a role to protect are protected by name. Heads are scored for it.
+        constraints: The same; heads that the model's settings name are protected, too.
+    """
+
+    plan: Constraints
+    constraints: Constraints
+
+
 def plan_for(
-    session: Session, parts: RowParts, *, show: Show, keep_parts: bool
+    session: Session, parts: RowParts, *, show: Show, keep_parts: bool, roles: Roles | None = None
 ) -> tuple[Scored, PruningPlan]:
     """Return scores and the plan made from them; constraints that can't be met are refused before scoring.
 
-    With ``keep_parts``, finished batches are kept on disk, to resume an interrupted run.
+    With ``keep_parts``, finished batches are kept on disk, to resume an interrupted run. ``roles`` say which heads have a role to
+    protect, and are noted in the plan.
 
     Raises:
         PlanError: The budget is out of reach, or constraints contradict each other.
     """
-    constraints = with_named_heads(
-        session.model, session.anatomy, session.settings.plan, notify=session.progress.notify
-    )
-    make = _plan_for_budget if constraints.max_drop is None else _plan_within
-    scored, plan = make(session, parts, constraints, keep_parts=keep_parts)
+    model, anatomy, notify = session.model, session.anatomy, session.progress.notify
+    asked = with_role_heads(session.settings.plan, roles)
+    both = _Asked(asked, with_named_heads(model, anatomy, asked, notify=notify))
+    make = _plan_for_budget if asked.max_drop is None else _plan_within
+    scored, plan = make(session, parts, both, keep_parts=keep_parts)
+    plan = with_roles(plan, roles)
     show(scored.scores, plan)
     return scored, plan
 
 
 def _plan_for_budget(
-    session: Session, parts: RowParts, plan: Constraints, *, keep_parts: bool
+    session: Session, parts: RowParts, asked: _Asked, *, keep_parts: bool
 ) -> tuple[Scored, PruningPlan]:
+    plan = asked.constraints
     model, anatomy, progress = session.model, session.anatomy, session.progress
     if plan.target_latency is not None:
         progress.notify("timing the model with fewer and fewer heads")
@@ -71,9 +90,7 @@ def _plan_for_budget(
         batches=lambda: session.batches(parts.calibrate.examples),
     )
     check_constraints(anatomy, plan, costs=costs)
-    scored = find_scores(
-        session, parts.calibrate, plan=session.settings.plan, keep_parts=keep_parts
-    )
+    scored = find_scores(session, parts.calibrate, plan=asked.plan, keep_parts=keep_parts)
     return scored, choose(
         model, anatomy, scored.scores, constraints=plan, costs=costs, progress=progress
     )
@@ -150,16 +167,17 @@ class Look:
 
 
 def _plan_within(
-    session: Session, parts: RowParts, constraints: Constraints, *, keep_parts: bool
+    session: Session, parts: RowParts, asked: _Asked, *, keep_parts: bool
 ) -> tuple[Scored, PruningPlan]:
     """Score for the deepest cut that can be made, then choose the deepest one within the tolerance; see :func:`_deepest`."""
-    keeps = lawful_keeps(session.anatomy, constraints)
-    deepest = with_keep(session.settings.plan, keeps[-1])
+    keeps = lawful_keeps(session.anatomy, asked.constraints)
+    deepest = with_keep(asked.plan, keeps[-1])
     scored = find_scores(session, parts.calibrate, plan=deepest, keep_parts=keep_parts)
 
     @cache
     def plan_at(keep: float) -> PruningPlan:
-        return make_plan(scored.scores, session.anatomy, constraints=with_keep(constraints, keep))
+        constraints = with_keep(asked.constraints, keep)
+        return make_plan(scored.scores, session.anatomy, constraints=constraints)
 
     plan = _deepest(session, parts, keeps, plan_at)
     rows = noted_rows(parts.decide.examples, earlier=scored.scores.rows)

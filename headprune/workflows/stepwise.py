@@ -11,7 +11,7 @@ from headprune.anatomy import Anatomy
 from headprune.artefact import FitMethod
 from headprune.batch import Batch, num_examples
 from headprune.config import Constraints, ReconstructSpec, ScoreSpec, Settings
-from headprune.config.checks import check_score, methods_of, num_steps
+from headprune.config.checks import check_roles, check_score, methods_of, num_steps
 from headprune.heads import HeadId
 from headprune.masking import gated
 from headprune.passes import RunContext
@@ -56,6 +56,7 @@ def check_settings(
         PlanError: A target can't be read as a share or a number.
     """
     target_of(settings.plan)
+    check_roles(settings.plan, settings.run)
     for score in methods_of(settings.score) if compares else (settings.score,):
         check_score(score, settings.plan, processes=world.size if world else 1)
 

@@ -6,29 +6,31 @@ from pathlib import Path
 
 import torch
 
+from headprune.analysis.roles import Roles
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import BUDGETS, Constraints, ScoreSpec, Settings
-from headprune.config.checks import check_score, methods_of
+from headprune.config.checks import check_roles, check_score, methods_of
 from headprune.errors import PlanError
 from headprune.evaluation import Predictions, metric_with_interval, predict_masked
 from headprune.heads import HeadId
 from headprune.models.manifest import output_directory, refuse_unusable_output, write_manifest
 from headprune.passes import Progress, RunContext
 from headprune.placement import input_device, versions
-from headprune.planning import knee, last_within, make_plan
+from headprune.planning import knee, last_within, make_plan, with_role_heads
 from headprune.planning.constraints import as_dict, selected_sites, with_keep
 from headprune.plans import HeadScores
 from headprune.report.charts import sweep_picture
 from headprune.results import Curve, Sweep, SweepPoint
-from headprune.runs import FOLDER, file_name, next_run
+from headprune.runs import FOLDER, ROLES_FILE, file_name, next_run
 from headprune.runtime.journal import Journal, open_journal
 from headprune.tasks.catalogue import is_logarithmic
 from headprune.workflows.plan import refusal_at
 from headprune.workflows.record import with_recorded_rows
+from headprune.workflows.roles import find_roles
 from headprune.workflows.rows import RowParts, separate_rows
-from headprune.workflows.score import resumable, score_each
-from headprune.workflows.session import Session, open_session
+from headprune.workflows.score import score_each
+from headprune.workflows.session import Session, open_session, resumable
 
 POINTS = tuple(tenth / 10 for tenth in range(10, 0, -1))
 _MASKED = "gradient"
@@ -62,13 +64,17 @@ def sweep(settings: Settings, *, progress: Progress) -> tuple[Sweep, Path]:
     refuse_unusable_output(out, overwrite=overwrite, notify=progress.notify)
     constraints = _for_any_cut(settings, progress=progress)
     sections = compared(settings.score)
+    check_roles(constraints, settings.run)
     for section in sections:
         check_score(section, constraints)
     session = open_session(settings, progress=progress)
-    keeps = lawful_points(
-        session.anatomy, constraints, points=settings.run.points, progress=progress
-    )
+    anatomy, points = session.anatomy, settings.run.points
+    keeps = lawful_points(anatomy, constraints, points=points, progress=progress)
     parts = separate_rows(session)
+    found = find_roles(session, parts.calibrate, shows=False)
+    if found.roles is not None:
+        constraints = with_role_heads(constraints, found.roles)
+        keeps = lawful_points(anatomy, constraints, points=points, progress=progress)
     scored = score_each(session, sections, parts.calibrate, plan=constraints)
     scores = {method: one.scores for method, one in scored.items()}
     journal = _journal(session, parts)
@@ -86,9 +92,10 @@ def sweep(settings: Settings, *, progress: Progress) -> tuple[Sweep, Path]:
     out = (
         Path(settings.run.out) if settings.run.out else next_run("sweep")
     )  # it may be taken by now
-    _write(outcome, scores, out, overwrite=overwrite)
+    _write(outcome, scores, found.roles, out, overwrite)
     for one in scored.values():
         one.discard_journal()
+    found.discard_journal()
     journal.drop()
     return outcome, out
 
@@ -295,11 +302,19 @@ def _sweep(
     )
 
 
-def _write(outcome: Sweep, scores: Mapping[str, HeadScores], out: Path, *, overwrite: bool) -> None:
+def _write(
+    outcome: Sweep,
+    scores: Mapping[str, HeadScores],
+    roles: Roles | None,
+    out: Path,
+    overwrite: bool,
+) -> None:
     with output_directory(out, overwrite=overwrite) as staging:
         (staging / "sweep.json").write_text(outcome.to_json(), encoding="utf-8")
         for method, values in scores.items():
             (staging / file_name(method)).write_text(values.to_json(), encoding="utf-8")
+        if roles is not None:
+            (staging / ROLES_FILE).write_text(roles.to_json(), encoding="utf-8")
         for kind in ("png", "svg"):
             (staging / f"sweep.{kind}").write_bytes(sweep_picture(outcome, kind=kind))
         write_manifest(staging)

@@ -1,0 +1,85 @@
+"""What becomes of heads that have a role: which are removed, which are kept, and the sentence that says so. Knows no model."""
+
+from collections.abc import Collection
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from headprune.analysis.catalogue import ROLES, Role
+from headprune.heads import HeadId, HeadName
+
+_RARE = 0.1
+"""A role is told as "k of the m" where no larger share of the heads has it, else as a count."""
+
+
+class RoleFate(BaseModel):
+    """The heads of one role that a plan removes, and those that it keeps."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    removed: tuple[HeadName, ...]
+    kept: tuple[HeadName, ...]
+
+
+class RoleFates(BaseModel):
+    """What becomes of the heads of every role, and what the roles were measured on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    by_role: dict[str, RoleFate]
+    data: dict[str, Any] = {}
+
+    def given(self, removed: Collection[HeadId]) -> "RoleFates":
+        """Return the same roles where other heads are removed."""
+        fates = {}
+        for name, fate in self.by_role.items():
+            heads = sorted((*fate.removed, *fate.kept))
+            fates[name] = RoleFate(
+                removed=tuple(head for head in heads if head in removed),
+                kept=tuple(head for head in heads if head not in removed),
+            )
+        return self.model_copy(update={"by_role": fates})
+
+    def sentence(self, *, removed: int, total: int) -> str:
+        """Return in words how many of the removed heads have which role; roles that no head has are left out.
+
+        Args:
+            removed: How many heads are removed.
+            total: How many heads there were.
+        """
+        known = [
+            (role, fate)
+            for name, role in ROLES.items()
+            if role.sign and (fate := self.by_role.get(name)) and fate.removed + fate.kept
+        ]
+        rare = [pair for pair in known if len(pair[1].removed + pair[1].kept) <= _RARE * total]
+        counts = ", ".join(
+            [_count(*pair) for pair in known if pair not in rare]
+            + [_count_of_all(*pair) for pair in rare]
+        )
+        if not counts:
+            return "no head has one of the roles that were measured"
+        heads = "head that is" if removed == 1 else "heads that are"
+        return f"of the {removed} {heads} removed: {counts}" if removed else ""
+
+    @property
+    def basis(self) -> str:
+        """What the roles were measured on, in words; empty where that was made up."""
+        if "n" not in self.data:
+            return ""
+        return f"roles were measured on {self.data['n']:,} rows of {self.data.get('name')}"
+
+
+def _count(role: Role, fate: RoleFate) -> str:
+    """Return how many heads of a role are removed, such as ``9 are sinks`` or ``1 looks at the previous token``."""
+    count, noun = len(fate.removed), role.noun or f"{role.name} head"
+    if count == 1 and not role.phrase:
+        return f"1 is {'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+    verb, _, rest = (role.phrase or f"are {noun}s").partition(" ")
+    return f"{count} {verb}{'s' if count == 1 else ''} {rest}"
+
+
+def _count_of_all(role: Role, fate: RoleFate) -> str:
+    """Return the same of a rare role: ``1 of the 5 induction heads``."""
+    noun, total = role.noun or f"{role.name} head", len(fate.removed + fate.kept)
+    return f"{len(fate.removed)} of {'' if total == 1 else 'the '}{total} {noun}s"
