@@ -9,7 +9,8 @@
     python -m benchmarks.gpu            speed on a GPU (docs/gpu.md; scripts/gpu-check runs the tests as well)
     python -m benchmarks.mutants        deliberate faults, and whether the contract test notices them
 
-Each takes ``--help``, and each but the mutants ``--quick``: a smoke run whose numbers say nothing.
+Each takes ``--help``, and each but the gates ``--quick``: the same code on tiny inputs, whose numbers mean nothing
+and go into no page of docs/. The tests run it.
 """
 
 import os

@@ -5,11 +5,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[1]
+from benchmarks import command
+from benchmarks.command import ROOT
 
 
 class Fault(NamedTuple):
@@ -189,7 +191,8 @@ def survives(fault: Fault) -> str:
         place = Path(folder)
         for name in ("headprune", "tests", "docs"):
             shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copyfile(ROOT / "pyproject.toml", place / "pyproject.toml")
+        for name in ("pyproject.toml", "constraints.txt"):
+            shutil.copyfile(ROOT / name, place / name)
         path = place / "headprune" / fault.file
         text = path.read_text(encoding="utf-8")
         if text.count(fault.right) != 1:
@@ -201,15 +204,7 @@ def survives(fault: Fault) -> str:
         ]
         child = subprocess.run(
             [
-                sys.executable,
-                "-m",
-                "pytest",
-                "-q",
-                "-x",
-                "-p",
-                "no:cacheprovider",
-                "-m",
-                "",
+                *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", ""),
                 *tests,
             ],
             cwd=place,
@@ -219,30 +214,30 @@ def survives(fault: Fault) -> str:
             check=False,
         )
     lines = child.stdout.strip().splitlines() or [child.stderr.strip()[-200:]]
-    print(
-        f"{'caught  ' if child.returncode == 1 else 'SURVIVED'} {fault.name}: {lines[-1]}",
-        flush=True,
-    )
+    said = {0: "survived", 1: "caught"}.get(child.returncode, "no result")
+    print(f"{said:9} {fault.name}: {lines[-1]}", flush=True)
     if child.returncode == 1:
         return ""
     return "the tests passed" if child.returncode == 0 else f"pytest ended with {child.returncode}"
 
 
-def main() -> None:
-    """Try every fault; first that the tests pass without any."""
-    wanted = [
-        fault for fault in FAULTS if not sys.argv[1:] or any(w in fault.name for w in sys.argv[1:])
-    ]
-    types = " ".join(sorted({name for fault in wanted for name in fault.types.split()}))
-    none = Fault(
-        "no fault at all",
-        CUT,
-        '"""Slice the Q/K/V/O weights',
-        '"""Slice the Q/K/V/O weights',
-        types,
+def main(words: Sequence[str] | None = None) -> int:
+    """Try every fault, after the tests without any; return 1 where one survives."""
+    parser = command.parser("mutants", __doc__, quick="the first of the faults")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="only faults with this in their name"
     )
-    if survives(none) != "the tests passed":
-        sys.exit("the tests fail without any fault")
+    asked = command.read(parser, words)
+    wanted = [fault for fault in FAULTS if any(word in fault.name for word in asked.names or [""])]
+    wanted = wanted[:1] if asked.quick else wanted
+    if not wanted:
+        parser.error(f"no fault has {' or '.join(asked.names)} in its name")
+    types = " ".join(sorted({name for fault in wanted for name in fault.types.split()}))
+    same = '"""Slice the Q/K/V/O weights'
+    problem = survives(Fault("no fault at all", CUT, same, same, types))
+    if problem != "the tests passed":
+        print(f"without any fault: {problem or 'the tests fail'}", file=sys.stderr)
+        return 1
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = dict(zip(wanted, pool.map(survives, wanted), strict=True))
     caught = sum(not reason for reason in found.values())
@@ -250,8 +245,8 @@ def main() -> None:
     for fault, reason in found.items():
         if reason:
             print(f"NOT CAUGHT {fault.name}: {reason}")
-    sys.exit(caught != len(found))
+    return int(caught != len(found))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

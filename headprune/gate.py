@@ -190,7 +190,7 @@ def refuse_untimed(baseline: Baseline, limits: GateSpec, *, names: Collection[st
     if limits.max_latency_increase is None or set(names) & set(baseline.latency_ms):
         return
     new, old = (
-        ", ".join(map(_spaced, sizes)) or "nothing" for sizes in (names, baseline.latency_ms)
+        ", ".join(map(spaced, sizes)) or "nothing" for sizes in (names, baseline.latency_ms)
     )
     raise ConfigError(
         f"there is no latency to compare: {new} here, {old} in the baseline",
@@ -199,7 +199,8 @@ def refuse_untimed(baseline: Baseline, limits: GateSpec, *, names: Collection[st
     )
 
 
-def _spaced(name: str) -> str:
+def spaced(name: str) -> str:
+    """Return how a person calls a size."""
     return name.replace("_", " ")
 
 
@@ -277,7 +278,7 @@ def _latency_finding(now: Baseline, baseline: Baseline, *, allowed: float) -> Fi
         doubt = "; the interval reaches the limit, so whether it is slower can't be told"
     busy = after[worst].busy or before[worst].busy
     message = (
-        f"{_spaced(worst)}: {before[worst].ms:g} -> {after[worst].ms:g} ms "
+        f"{spaced(worst)}: {before[worst].ms:g} -> {after[worst].ms:g} ms "
         f"({increase:+.1%} [{low:+.1%}, {high:+.1%}]), allowed {allowed:+.1%}{doubt}{busy and '; ' + busy}"
     )
     return _finding("max-latency-increase", low <= allowed, message)

@@ -96,10 +96,10 @@ def heads_are_the_same(before: Anatomy, after: Anatomy) -> Proof:
     ]
     off = [site for site in {**sites[0], **sites[1]} if sites[0].get(site) != sites[1].get(site)]
     fine = f"{len(after.heads)} heads in {len(after.sites)} attentions, as before"
-    return _nothing_wrong("same heads", list(map(str, off)), fine)
+    return nothing_wrong("same heads", list(map(str, off)), fine)
 
 
-def _nothing_wrong(name: str, wrong: Sequence[str], fine: str) -> Proof:
+def nothing_wrong(name: str, wrong: Sequence[str], fine: str) -> Proof:
     """Return a proof that nothing is wrong, which tells ``fine`` then."""
     detail = "; ".join(wrong[:3]) or fine
     return Proof(name=name, passed=not wrong, measured=float(len(wrong)), limit=0.0, detail=detail)
@@ -229,7 +229,7 @@ def loads_afresh(
     complaints, _none = load_afresh(_job(directory, auto_class, route), ids=awkward_ids(tokenizer))
     new = [line for line in complaints if line not in known]
     fine = f"{auto_class}.from_pretrained, {_how(route)}: every name and shape is there, none is left over"
-    return _nothing_wrong("loads in a fresh process", new, fine)
+    return nothing_wrong("loads in a fresh process", new, fine)
 
 
 @proving("files are exact")
@@ -246,7 +246,7 @@ def files_are_exact(source: Path, directory: Path, *, cuts: Sequence[Cut]) -> Pr
     fine = (
         f"{len(old) - len(cut)} tensors are the source's bit for bit, {len(cut)} its rows that stay"
     )
-    return _nothing_wrong("files are exact", wrong, fine)
+    return nothing_wrong("files are exact", wrong, fine)
 
 
 def numbers_add_up(*, before: int, after: int, removed: int, on_disk: int, expected: int) -> Proof:

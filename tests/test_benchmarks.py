@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import math
 import os
 import pkgutil
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,15 @@ import benchmarks
 from benchmarks.mutants import FAULTS
 
 ROOT = Path(__file__).parent.parent
-QUICK = ("speed", "quality", "real_models", "memory")
+# What --quick runs on every time: the sections of what --json writes, and the headings of the page.
+QUICK = {
+    "speed": (["machine", "settings", "subjects", "linear", "memory", "profiles", "targets"], []),
+    "quality": (["cuts"], ["# Quality", "## A tiny random BERT", "## Recipes"]),
+    "real_models": (["passed", "versions", "models"], []),
+    "memory": (["imports", "look", "in_memory", "stream", "model_bytes", "pruned_bytes"], []),
+    "gpu": (["failed", "no_time", "machine", "results"], ["# On a GPU", "## Kernels"]),
+}
+OPTIONS = {"speed": ["--profile"], "gpu": ["--device", "cpu"]}
 
 
 def run(name, *words, folder):
@@ -25,6 +35,36 @@ def run(name, *words, folder):
     )  # fmt: skip
 
 
+@pytest.fixture
+def benchmark(tmp_path, monkeypatch):
+    """Return a function that does what ``python -m benchmarks.NAME`` does, where all is imported: gives the exit code."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run_here(name, *words):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        monkeypatch.delitem(sys.modules, "benchmarks.mutants", raising=False)  # runs as __main__
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
+        return end.value.code or 0
+
+    return run_here
+
+
+def numbers(value, at="document"):
+    """Yield every number of a JSON document, and where it is."""
+    if isinstance(value, dict | list):
+        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from numbers(one, f"{at}.{key}")
+    elif isinstance(value, int | float):
+        yield at, value
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def test_every_module_of_the_benchmarks_can_be_imported():
     names = [module.name for module in pkgutil.walk_packages(benchmarks.__path__, "benchmarks.")]
     assert set(QUICK) <= {name.split(".")[1] for name in names}
@@ -33,19 +73,50 @@ def test_every_module_of_the_benchmarks_can_be_imported():
             importlib.import_module(name)
 
 
-def test_a_recipe_is_measured_as_its_authors_state_it(tmp_path):
+@pytest.mark.parametrize("name", QUICK)
+def test_the_smoke_run_writes_all_that_a_run_writes(name, benchmark, tmp_path, capsys):
+    sections, headings = QUICK[name]
+    out, page = tmp_path / "numbers.json", tmp_path / "page.md"
+    words = ["--json", out, *(["--page", page] if headings else []), *OPTIONS.get(name, [])]
+    code = benchmark(name, "--quick", *words)
+    printed = capsys.readouterr()
+    assert code == 0, printed.out + printed.err
+    document = {"cuts": rows(out)} if name == "quality" else json.loads(out.read_text())
+    assert [section for section in sections if document.get(section) is None] == []
+    found = list(numbers(document))
+    assert len(found) > 10
+    assert [at for at, number in found if not math.isfinite(number)] == []
+    text = page.read_text() if headings else ""
+    assert [heading for heading in headings if heading not in text] == []
+
+
+@pytest.mark.parametrize("name", [*QUICK, "faults", "mutants"])
+def test_help_says_what_the_smoke_run_is(name, benchmark, capsys):
+    assert benchmark(name, "--help") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "--quick a smoke run: the same code on tiny inputs" in told
+    assert "Its numbers mean nothing; it writes nothing into docs/" in told
+
+
+@pytest.mark.parametrize("name", [*QUICK, "faults"])
+def test_the_smoke_run_writes_nothing_into_the_documents(name, benchmark, capsys):
+    before = sorted((ROOT / "docs").iterdir())
+    assert benchmark(name, "--quick", "--json", ROOT / "docs" / "new.json") == 2
+    assert "--json can't be in docs/" in capsys.readouterr().err
+    assert sorted((ROOT / "docs").iterdir()) == before
+
+
+def test_a_recipe_is_measured_as_its_authors_state_it(benchmark, tmp_path):
     out = tmp_path / "quality.jsonl"
     recipes = ("headprune", "michel", "kwon")
-    done = run("quality", "--quick", "--json", out, "--recipe", *recipes, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["contender"] for row in rows] == list(recipes)
-    assert [row["heads"] for row in rows] == [[6, 12]] * 3
-    assert all(row["n"] == 64 for row in rows)
-    assert rows[1]["reconstruct"] is None, "michel reconstructs nothing"
-    again = run("quality", "--quick", "--json", out, "--recipe", *recipes, folder=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert len(out.read_text().splitlines()) == 3, "what is measured is not measured again"
+    assert benchmark("quality", "--quick", "--json", out, "--recipe", *recipes) == 0
+    found = rows(out)
+    assert [row["contender"] for row in found] == list(recipes)
+    assert [row["heads"] for row in found] == [[6, 12]] * 3
+    assert all(row["n"] == 64 for row in found)
+    assert found[1]["reconstruct"] is None, "michel reconstructs nothing"
+    assert benchmark("quality", "--quick", "--json", out, "--recipe", *recipes) == 0
+    assert rows(out) == found, "what is measured is not measured again"
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
@@ -54,10 +125,14 @@ def test_each_deliberate_fault_has_its_place(fault):
 
 
 @pytest.mark.nightly
-@pytest.mark.real_model
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", sorted({*QUICK} - {"quality"}))
-def test_the_smoke_run_passes(name, tmp_path):
-    done = run(name, "--quick", folder=tmp_path)
+def test_a_deliberate_fault_is_noticed(tmp_path):
+    done = run("mutants", "--quick", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout
+    assert done.stdout.splitlines()[-1] == "1 of 1 faults caught"
+
+
+@pytest.mark.nightly
+@pytest.mark.real_model
+def test_the_chain_holds_on_the_real_model_that_the_set_up_installs(tmp_path):
+    done = run("real_models", "minilm", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -28,22 +28,23 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarn
 
 
 @pytest.mark.nightly
-def test_the_quick_campaign_passes(tmp_path):
+@pytest.mark.parametrize("part", ["--quick", "--minutes=1"])
+def test_a_part_of_the_campaigns_passes(part, tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
     # --as-root: where this is root and nobody else can read this Python, the audit hook alone keeps trials in their folder.
     files = ["--json", tmp_path / "found.json", "--page", tmp_path / "page.md"]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.faults", "--quick", "--jobs", "1", "--as-root", *files],
+        [sys.executable, "-m", "benchmarks.faults", part, "--jobs", "1", "--as-root", *files],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "passed"
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     assert set(found["campaigns"]) == set(CAMPAIGNS)
-    for name, part in found["campaigns"].items():
-        assert part["tried"] >= len(CAMPAIGNS[name].quick) > 0, name
-        assert part["failed"] == 0, name
+    for name in found["campaigns"]:
+        assert found["campaigns"][name]["tried"] > 0 or part != "--quick", name
+        assert found["campaigns"][name]["failed"] == 0, name
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
     for name in CAMPAIGNS:
         assert f"## {name}" in text

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(900)
 def test_the_whole_check_passes_on_the_cpu(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     done = subprocess.run(

@@ -11,12 +11,15 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import command
 
-def main() -> None:
+
+def main(words: Sequence[str] | None = None) -> int:
     """Try, print, write; large libraries are imported late, after HF_HOME names a folder of our own."""
-    given = _parser().parse_args()
+    given = command.read(_parser(), words)
     folder = Path(tempfile.mkdtemp(prefix="headprune-faults-"))
     owner = os.getpid()
     # Read at once: what may read them may be given up soon.
@@ -32,7 +35,7 @@ def main() -> None:
             seed=given.seed,
             seconds=60 * given.minutes,
             quick=given.quick,
-            jobs=1 if given.trial is not None else given.jobs,
+            jobs=1 if given.quick or given.trial is not None else given.jobs,
             only=tuple(name for name in given.only.split(",") if name),
             trial=given.trial,
         )
@@ -41,11 +44,11 @@ def main() -> None:
             drive(request, folder), request=request, as_root=as_root, earlier=earlier
         )
         if given.json:
-            Path(given.json).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+            command.write_json(given.json, document)
         if given.page:
-            Path(given.page).write_text(page.page(document), encoding="utf-8")
+            given.page.write_text(page.page(document), encoding="utf-8")
         print("\n".join(page.summary(document)))
-        sys.exit(1 if page.failures(document) else 0)
+        return 1 if page.failures(document) else 0
     finally:
         if os.getpid() == owner and not given.keep_folder:
             shutil.rmtree(folder, ignore_errors=True)
@@ -76,7 +79,8 @@ def _own_environment(folder: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
+    parser = command.parser("faults", __doc__, quick="one trial of each campaign")
+    command.add_files(parser, page="docs/reliability.md")
     add = parser.add_argument
     add(
         "--minutes",
@@ -85,7 +89,6 @@ def _parser() -> argparse.ArgumentParser:
         help="what is not begun by then is left out (default: 60)",
     )
     add("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
-    add("--quick", action="store_true", help="a few trials of each kind, in about half a minute")
     add(
         "--only",
         metavar="A,B",
@@ -94,22 +97,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--trial", type=int, help="this trial alone, of the campaign that --only names")
     add("--jobs", type=int, default=2, help="processes that try at the same time (default: 2)")
-    add("--json", metavar="FILE", help="write everything that was found")
     add(
         "--add",
         metavar="FILE",
         action="append",
         help="what another run with --json found: its campaigns stand on the page, too",
     )
-    add("--page", metavar="FILE", help="write the page, docs/reliability.md")
     add(
         "--as-root",
         action="store_true",
         help="go on as root where no ordinary user can read this Python",
     )
     add("--keep-folder", action="store_true", help="leave the temporary folder, to look into it")
-    return parser  # fmt: skip
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -35,7 +35,7 @@ class Campaign:
         promise: What must hold.
         tried: What is done, in a sentence.
         full: Trials of the full run.
-        quick: Numbers of the trials of the quick run.
+        quick: Number of the trial of the quick run.
         weight: Share of the time.
         trial: Runs one; which numbers mean what is its own business.
     """
@@ -44,6 +44,6 @@ class Campaign:
     promise: str
     tried: str
     full: int
-    quick: tuple[int, ...]
+    quick: int
     weight: float
     trial: Trial

@@ -102,7 +102,7 @@ CAMPAIGN = Campaign(
     promise="Pruning, saving and loading in one process leaves no memory, open files, threads, hooks or temporary files behind.",
     tried="1,000 times load, prune, save over what is there, load again, in one process.",
     full=1,
-    quick=(1,),
+    quick=1,
     weight=6,
     trial=_trial,
 )

@@ -79,7 +79,7 @@ CAMPAIGN = Campaign(
     "fit; never a traceback (P6).",
     tried="The address space capped, in ten steps from nothing more than is there to what the undisturbed run takes.",
     full=60,
-    quick=(53,),
+    quick=53,
     weight=3,
     trial=_trial,
 )

@@ -74,7 +74,7 @@ CAMPAIGN = Campaign(
     "there is whole (P6).",
     tried="The same command twice, at the same time or a moment apart, on one output directory, file, run or baseline.",
     full=100,
-    quick=(0, 1),
+    quick=0,
     weight=3,
     trial=_trial,
 )

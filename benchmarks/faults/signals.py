@@ -102,7 +102,7 @@ CAMPAIGN = Campaign(
     tried="SIGINT or SIGTERM at a random moment of score, export, prune, sweep and heal; now and then while Python still "
     "imports.",
     full=200,
-    quick=(0, 1),
+    quick=0,
     weight=5,
     trial=_trial,
 )

@@ -2,19 +2,19 @@
 
 import argparse
 import gc
-import json
 import sys
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks import command
 from benchmarks.gpu import page
 from benchmarks.gpu.cases import FULL, QUICK, Size, fewest_flops, open_case
 from benchmarks.gpu.measure import (
     COMPILED,
     NO_TIME,
+    TURNS,
     Clock,
     Measured,
     in_a_line,
@@ -30,9 +30,9 @@ from headprune.placement import choose_device, release_memory
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> int:
     """Measure, and write after every case, so that whatever ends this early loses one case at the most."""
-    asked = _parser().parse_args()
+    asked = command.read(_parser(), words)
     device = choose_device(asked.device)
     disable_progress_bar()
     torch.set_float32_matmul_precision("highest")
@@ -43,21 +43,19 @@ def main() -> None:
     results: Results = {}
     for results in _measured(sizes, device, clock=clock, quick=asked.quick):
         if asked.json:
-            document = page.as_json(results, peaks=peaks, machine=machine)
-            text = json.dumps(document, indent=2, allow_nan=False) + "\n"
-            Path(asked.json).write_text(text, encoding="utf-8")
+            command.write_json(asked.json, page.as_json(results, peaks=peaks, machine=machine))
         if asked.page:
             text = page.page(results, peaks=peaks, machine=machine)
-            Path(asked.page).write_text(text, encoding="utf-8")
+            asked.page.write_text(text, encoding="utf-8")
     print("\n".join(page.table(results, peaks=peaks)))
     failed, no_time = page.problems(results)
     print("\n".join([f"failed: {line}" for line in failed] + [f"{line}" for line in no_time]))
-    sys.exit(1 if failed else 0)
+    return 1 if failed else 0
 
 
 def _peak(device: torch.device, dtype: torch.dtype) -> float:
     side = 8192 if device.type == "cuda" else 256
-    peak = Peak(device, dtype, ((side, side, side),))
+    peak = Peak(device, ((side, side, side),), dtype)
     peak.sample(times=10)
     return peak.best
 
@@ -67,6 +65,7 @@ def _measured(
 ) -> Iterator[Results]:
     """Yield what was found so far, by data type and case. What is compiled comes last, for compiling takes long."""
     results: dict[str, dict[str, Measured]] = {name: {} for name in _DTYPES}
+    turns = 1 if quick else TURNS
     each = [(dtype, name) for dtype in _DTYPES for name in sizes]
 
     def opened(dtype: str, name: str) -> Case:
@@ -75,10 +74,10 @@ def _measured(
 
     def measured(dtype: str, name: str) -> Measured:
         case = opened(dtype, name)
-        return measure(case, fewest_flops(case, sizes[name]), clock=clock)
+        return measure(case, fewest_flops(case, sizes[name]), clock=clock, turns=turns)
 
     def compiled(dtype: str, name: str) -> Measured:
-        return with_compiled(results[dtype][name], opened(dtype, name), clock=clock)
+        return with_compiled(results[dtype][name], opened(dtype, name), clock=clock, turns=turns)
 
     steps = [(measured, one) for one in each]
     steps += [(compiled, one) for one in (each[:1] if quick else each)]
@@ -98,20 +97,14 @@ def _measured(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser = command.parser("gpu", __doc__, quick="three random models of two layers, one turn")
+    command.add_files(parser, page="docs/gpu.md")
     parser.add_argument("--device", default="auto", help="auto (default), cuda, cuda:1, cpu")
     parser.add_argument(
         "--minutes", type=float, default=7, help="what is not begun by then is left out"
     )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="tiny sizes: shows that it runs, says nothing about speed",
-    )
-    parser.add_argument("--json", metavar="FILE", help="write all numbers")
-    parser.add_argument("--page", metavar="FILE", help="write the page, docs/gpu.md")
-    return parser  # fmt: skip
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -28,7 +28,7 @@ UNIQUE = "unique"
 COMPILED = "ablation --compile"
 NO_TIME = "no time was left"
 _NAIVE_HEADS = 6
-_TURNS = 3
+TURNS = 3
 # A run that takes longer is neither warmed up nor repeated.
 _LONG_SECONDS = 4.0
 # Of a loss in single precision, relative to the largest: more than rounding can do.
@@ -103,7 +103,7 @@ class Measured:
         return replace(self, problems={**self.problems, way: why})
 
 
-def measure(case: Case, flops: float, *, clock: Clock) -> Measured:
+def measure(case: Case, flops: float, *, clock: Clock, turns: int) -> Measured:
     """Run the naive loop, ablation and `unique` as far as there is time, and profile; what fails doesn't stop the others."""
     columns = spread(case.num_heads, _NAIVE_HEADS)
     said: list[str] = []
@@ -117,6 +117,7 @@ def measure(case: Case, flops: float, *, clock: Clock) -> Measured:
             ),
         },
         clock=clock,
+        turns=turns,
     )
     difference = None
     if NAIVE in found and ABLATION in found:
@@ -129,7 +130,7 @@ def measure(case: Case, flops: float, *, clock: Clock) -> Measured:
         profile = profile_ablation(case) if clock.left > 0 else None
     except Exception as error:  # noqa: BLE001 - the numbers are there all the same
         problems["profile"] = in_a_line(error)
-    forward = median(one_forward(case) for _ in range(_TURNS))
+    forward = median(one_forward(case) for _ in range(turns))
     return Measured(forward, timings, problems, difference, flops, profile, tuple(set(said)))
 
 
@@ -139,10 +140,10 @@ def _difference(ours: Tensor, others: Tensor) -> float | None:
     return largest if isfinite(largest) else None
 
 
-def with_compiled(known: Measured, case: Case, *, clock: Clock) -> Measured:
+def with_compiled(known: Measured, case: Case, *, clock: Clock, turns: int) -> Measured:
     """Return what is known and how long compiled ablation takes, the compiling itself left out."""
     ways = {COMPILED: lambda: _ablation(case, compile=True)}
-    timings, _found, problems = _attempt(case, ways, clock=clock)
+    timings, _found, problems = _attempt(case, ways, clock=clock, turns=turns)
     return replace(
         known, timings={**known.timings, **timings}, problems={**known.problems, **problems}
     )
@@ -178,7 +179,7 @@ def _forget_peak(device: torch.device) -> None:
 
 
 def _attempt(
-    case: Case, ways: Mapping[str, Callable[[], Any]], *, clock: Clock
+    case: Case, ways: Mapping[str, Callable[[], Any]], *, clock: Clock, turns: int
 ) -> tuple[dict[str, Timing], dict[str, Any], dict[str, str]]:
     """Return timings, results and problems of all ways."""
     timings: dict[str, Timing] = {}
@@ -189,7 +190,7 @@ def _attempt(
             problems[name] = NO_TIME
             continue
         try:
-            timings[name], found[name] = _timed(case, name, run, clock=clock)
+            timings[name], found[name] = _timed(case, name, run, clock=clock, turns=turns)
         except Exception as error:  # noqa: BLE001 - the others are still to be measured
             problems[name] = in_a_line(error)
         gc.collect()
@@ -197,10 +198,12 @@ def _attempt(
     return timings, found, problems
 
 
-def _timed(case: Case, name: str, run: Callable[[], Any], *, clock: Clock) -> tuple[Timing, Any]:
-    """Warm up, then run three times; what takes long is run once, and counts as it is."""
+def _timed(
+    case: Case, name: str, run: Callable[[], Any], *, clock: Clock, turns: int
+) -> tuple[Timing, Any]:
+    """Warm up, then run some times; what takes long is run once, and counts as it is."""
     seconds, found = timed(case.device, run)
-    repeats = 0 if seconds > _LONG_SECONDS or clock.left < 3 * seconds else _TURNS
+    repeats = 0 if seconds > _LONG_SECONDS or clock.left < turns * seconds else turns
     if name == COMPILED:  # the first run compiled, and is no measure
         repeats = repeats or 1
     samples: list[float] = []

@@ -1,6 +1,8 @@
-"""See :mod:`benchmarks.memory.measure`: processes that are started afresh find functions there, and not in a ``__main__``."""
+"""See :mod:`benchmarks.memory.measure`, whose processes are started from there."""
+
+import sys
 
 from benchmarks.memory.measure import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,51 +1,31 @@
 """How much memory pruning and looking take, in processes of their own.
 
-A random Llama of about 2 GB is pruned from file to file (peak <= 1.3 x its size, or exit 1) and in memory, and a 70B Llama is
-looked at from its config. Takes a few minutes and 6 GB of disk in the temporary folder.
+A 70B Llama is looked at from its config, and a random Llama of about 2 GB is pruned from file to file (peak <= 1.3 x its size, or
+exit 1) and in memory. Takes a few minutes and 6 GB of disk in the temporary folder.
 
 This process itself stays small and imports no torch: Linux counts what the parent holds at the fork as the child's peak.
 """
 
-import argparse
 import json
-import multiprocessing
 import os
 import random
+import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks import command
 from headprune.heads import HeadId, SiteId
 from headprune.plans import HeadScores
 
 LARGEST_RATIO = 1.3
 LARGEST_LOOK_BYTES = 1_000_000_000
 LONGEST_LOOK_SECONDS = 5.0
+_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
 
-IN_MEMORY = """
-import json, sys
-import headprune as hp
-model = hp.load(sys.argv[1], device="cpu")
-hp.prune(model, json.load(open(sys.argv[2]))["remove"])
-hp.save(model, sys.argv[3])
-"""
-IMPORTS = "import torch, transformers.models.llama, headprune.workflows.prune, headprune.api"
-LOOK = """
-import json, sys, time
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
-import headprune as hp
-hp.inspect
-config = LlamaConfig(**json.loads(sys.argv[1]))
-start = time.perf_counter()
-with torch.device("meta"):
-    model = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
-heads = len(hp.inspect(model).heads)
-print(json.dumps({"seconds": time.perf_counter() - start, "heads": heads}))
-"""
 LLAMA_70B = {
     "hidden_size": 8192,
     "intermediate_size": 28672,
@@ -53,6 +33,14 @@ LLAMA_70B = {
     "num_attention_heads": 64,
     "num_key_value_heads": 8,
     "vocab_size": 128256,
+}
+TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 320,
 }
 
 
@@ -84,8 +72,7 @@ def measured(*command: str) -> Child:
         text, complaint = output.read(), errors.read()
     if os.waitstatus_to_exitcode(status) != 0:
         sys.exit(f"memory: a process ended with {os.waitstatus_to_exitcode(status)}\n{complaint}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Child(seconds, usage.ru_maxrss * unit, text)
+    return Child(seconds, usage.ru_maxrss * _UNIT, text)
 
 
 def settings_of(gigabytes: float, dtype: str) -> dict[str, int]:
@@ -113,14 +100,11 @@ def batches(sizes: dict[str, int], *, most: int) -> Iterator[list[str]]:
         yield found
 
 
-def write_model(directory: Path, settings: dict[str, Any], dtype_name: str, scores: Path) -> None:
-    """Write a random model in shards of 300 MB, one at a time, and a random score for every head of it."""
+def write_model(directory: Path, settings: dict[str, Any], dtype_name: str) -> None:
+    """Write a random model in shards of at most 300 MB, one at a time."""
     import torch
     from safetensors.torch import save_file
     from transformers import LlamaConfig, LlamaForCausalLM
-
-    from headprune.models.load import load
-    from headprune.placement import fingerprint
 
     dtype = getattr(torch, dtype_name)
     config = LlamaConfig(**settings, dtype=dtype_name, architectures=["LlamaForCausalLM"])
@@ -129,7 +113,7 @@ def write_model(directory: Path, settings: dict[str, Any], dtype_name: str, scor
         model = LlamaForCausalLM._from_config(config, dtype=dtype)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     sizes = {name: shape.numel() * dtype.itemsize for name, shape in shapes.items()}
-    shards = list(batches(sizes, most=300_000_000))
+    shards = list(batches(sizes, most=min(300_000_000, sum(sizes.values()) // 3)))
     places: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -138,11 +122,10 @@ def write_model(directory: Path, settings: dict[str, Any], dtype_name: str, scor
         places |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    write_scores(scores, settings, fingerprint=fingerprint(load(directory, device="cpu")))
 
 
-def write_scores(path: Path, settings: dict[str, int], *, fingerprint: str) -> None:
-    """Write a random score for every head."""
+def random_scores(settings: dict[str, int], *, fingerprint: str) -> HeadScores:
+    """Return a random score for every head."""
     sites = [SiteId("", layer) for layer in range(settings["num_hidden_layers"])]
     heads = tuple(
         HeadId(site, head) for site in sites for head in range(settings["num_attention_heads"])
@@ -150,8 +133,7 @@ def write_scores(path: Path, settings: dict[str, int], *, fingerprint: str) -> N
     drawn = random.Random(0)
     values = tuple(drawn.random() for _ in heads)
     model = {"fingerprint": fingerprint}
-    made = HeadScores(method="random", heads=heads, values=values, n=0, seed=0, model=model)
-    path.write_text(made.to_json())
+    return HeadScores(method="random", heads=heads, values=values, n=0, seed=0, model=model)
 
 
 def weights_bytes(directory: Path) -> int:
@@ -159,63 +141,122 @@ def weights_bytes(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
 
 
-def prune_both_ways(place: Path, *, gigabytes: float, dtype: str, keep: float) -> bool:
-    """Prune from file to file and in memory; returns whether the first stayed within its limit."""
+def in_memory(order: Mapping[str, Any]) -> dict[str, Any]:
+    """Import, look at a model without memory, write another with scores of its heads, and prune it in memory.
+
+    All in one process, the least first: a peak never falls, and every process would import the same anew.
+
+    Returns:
+        What was held at most after each, and how long it took.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    import headprune as hp
+    import headprune.workflows.prune
+    from headprune.placement import fingerprint
+
+    found: dict[str, Any] = {"imports": _peak()}
+    config = LlamaConfig(**order["look"])
+    start = time.perf_counter()
+    with torch.device("meta"):
+        giant = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
+    heads = len(hp.inspect(giant).heads)
+    found["look"] = {"seconds": time.perf_counter() - start, "peak": _peak(), "heads": heads}
+
+    source = Path(order["model"])
+    write_model(source, order["settings"], order["dtype"])
+    start = time.perf_counter()
+    model = hp.load(source, device="cpu")
+    scores = random_scores(order["settings"], fingerprint=fingerprint(model))
+    Path(order["scores"]).write_text(scores.to_json(), encoding="utf-8")
+    hp.prune(model, hp.plan(scores, hp.Constraints(keep=order["keep"]), anatomy=hp.inspect(model)))
+    hp.save(model, order["out"])
+    found["in_memory"] = {"seconds": time.perf_counter() - start, "peak": _peak()}
+    return found
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT
+
+
+def measure(
+    place: Path, *, settings: Mapping[str, int], look: Mapping[str, int], dtype: str, keep: float
+) -> dict[str, Any]:
+    """Look at a model, write another and prune it in memory; then, in another process, prune it from file to file."""
     source, scores, out = place / "model", place / "scores.json", place / "streamed"
-    settings = settings_of(gigabytes, dtype)
-    writer = multiprocessing.get_context("spawn").Process(
-        target=write_model, args=(source, settings, dtype, scores)
-    )
-    writer.start()
-    writer.join()
-    if writer.exitcode != 0:
-        sys.exit("memory: the model couldn't be written")
-    size = weights_bytes(source)
-    floor = measured("-c", IMPORTS)
+    order = {"settings": settings, "look": look, "dtype": dtype, "keep": keep}
+    order |= {"model": str(source), "scores": str(scores), "out": str(place / "memory")}
+    first = measured("-m", "benchmarks.memory.measure", json.dumps(order))
     words = ("--scores", str(scores), "--keep", str(keep), "--out", str(out))
     stream = measured("-m", "headprune", "prune", str(source), "--stream", *words)
-    memory = measured("-c", IN_MEMORY, str(source), str(out / "plan.json"), str(place / "memory"))
-    shards = len(list(out.glob("*.safetensors")))
+    return {
+        **json.loads(first.output.splitlines()[-1]),
+        "stream": {"seconds": stream.seconds, "peak": stream.peak},
+        "model_bytes": weights_bytes(source),
+        "pruned_bytes": weights_bytes(out),
+        "dtype": dtype,
+        "shards": len(list(out.glob("*.safetensors"))),
+    }
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print what was measured."""
+    size, look = found["model_bytes"], found["look"]
+    pruned = found["pruned_bytes"] / 1e9
     print(
-        f"model: {size / 1e9:.2f} GB ({dtype}, {shards} shards), pruned: {weights_bytes(out) / 1e9:.2f} GB"
+        f"model: {size / 1e9:.2f} GB ({found['dtype']}, {found['shards']} shards), pruned: {pruned:.2f} GB"
     )
-    for label, child in (("imports alone", floor), ("--stream", stream), ("in memory", memory)):
+    print(
+        f"imports alone  peak {found['imports'] / 1e9:.2f} GB = {found['imports'] / size:.2f} x the model"
+    )
+    for label, name in (("--stream", "stream"), ("in memory", "in_memory")):
+        peak, seconds = found[name]["peak"], found[name]["seconds"]
         print(
-            f"{label:14} peak {child.peak / 1e9:.2f} GB = {child.peak / size:.2f} x the model, {child.seconds:.0f} s"
+            f"{label:14} peak {peak / 1e9:.2f} GB = {peak / size:.2f} x the model, {seconds:.0f} s"
         )
-    return stream.peak <= LARGEST_RATIO * size
-
-
-def look() -> bool:
-    """Look at a 70B Llama without memory; returns whether it was quick and small."""
-    child = measured("-c", LOOK, json.dumps(LLAMA_70B))
-    found = json.loads(child.output)
     print(
-        f"inspect, 70B Llama: {found['seconds']:.2f} s without imports (limit {LONGEST_LOOK_SECONDS:g} s), "
-        f"peak {child.peak / 1e9:.2f} GB (limit {LARGEST_LOOK_BYTES / 1e9:g} GB), {found['heads']} heads"
+        f"inspect: {look['seconds']:.2f} s without imports (limit {LONGEST_LOOK_SECONDS:g} s), "
+        f"peak {look['peak'] / 1e9:.2f} GB (limit {LARGEST_LOOK_BYTES / 1e9:g} GB), {look['heads']} heads"
     )
-    return found["seconds"] < LONGEST_LOOK_SECONDS and child.peak < LARGEST_LOOK_BYTES
 
 
-def main() -> None:
-    """Measure, print, and leave with 1 where a limit was passed."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def complaints(found: Mapping[str, Any]) -> list[str]:
+    """Return a line for every limit that was passed."""
+    lines = []
+    if found["stream"]["peak"] > LARGEST_RATIO * found["model_bytes"]:
+        lines.append(f"memory: --stream took more than {LARGEST_RATIO} x the model")
+    look = found["look"]
+    if look["seconds"] >= LONGEST_LOOK_SECONDS or look["peak"] >= LARGEST_LOOK_BYTES:
+        lines.append("memory: looking took too long or too much (is the machine busy?)")
+    return lines
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure and print; return 1 where a limit was passed."""
+    parser = command.parser("memory", __doc__, quick="Llamas of two layers; no limit counts")
+    command.add_files(parser)
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--keep", type=float, default=0.7)
-    parser.add_argument(
-        "--quick", action="store_true", help="a smoke run: 20 MB, and no limit counts"
-    )
-    said = parser.parse_args()
-    if said.quick:
-        said.gigabytes = 0.02
+    asked = command.read(parser, words)
+    settings = TINY if asked.quick else settings_of(asked.gigabytes, asked.dtype)
+    look = TINY if asked.quick else LLAMA_70B
     with tempfile.TemporaryDirectory() as folder:
-        small = prune_both_ways(
-            Path(folder), gigabytes=said.gigabytes, dtype=said.dtype, keep=said.keep
+        found = measure(
+            Path(folder), settings=settings, look=look, dtype=asked.dtype, keep=asked.keep
         )
-    quick = look()
-    if not small:
-        print(f"memory: --stream took more than {LARGEST_RATIO} x the model", file=sys.stderr)
-    if not quick:
-        print("memory: looking took too long or too much (is the machine busy?)", file=sys.stderr)
-    sys.exit(0 if said.quick or (small and quick) else 1)
+    show(found)
+    if asked.json:
+        command.write_json(asked.json, found)
+    if asked.quick:
+        print("A smoke run: these numbers mean nothing, and no limit counts.")
+        return 0
+    exceeded = complaints(found)
+    for line in exceeded:
+        print(line, file=sys.stderr)
+    return 1 if exceeded else 0
+
+
+if __name__ == "__main__":
+    print(json.dumps(in_memory(json.loads(sys.argv[1]))))

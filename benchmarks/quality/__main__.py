@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import command
 from benchmarks.quality.measure import Bench, Measured
 from benchmarks.quality.recipes import CONTENDERS
 from benchmarks.quality.report import page
@@ -34,16 +35,15 @@ class Quiet:
         return items
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> int:
     """Measure what isn't measured yet, one cut after the other, and keep each as it is done."""
-    asked = _read()
+    asked = _read(words)
     if asked.cost:
-        _tell_cost(asked)
-        return
+        return _tell_cost(asked)
     if asked.max_drop is not None:
-        _tell_how_far(asked)
-        return
-    done = _known(asked.json)
+        return _tell_how_far(asked)
+    rows = [] if asked.json is None else _rows(asked.json)
+    done = {(row.subject, row.contender, row.keep, row.seed) for row in rows}
     for name in asked.subject:
         for seed in asked.seeds:
             wanted = [
@@ -61,13 +61,16 @@ def main() -> None:
                 for contender, keep in wanted:
                     found = bench.measure(contender, CONTENDERS[contender].settings, keep=keep)
                     _tell(found)
-                    with asked.json.open("a", encoding="utf-8") as file:
-                        file.write(found.model_dump_json() + "\n")
-    if asked.markdown is not None:
-        asked.markdown.write_text(page(_rows(asked.json)), encoding="utf-8")
+                    rows.append(found)
+                    if asked.json is not None:
+                        with asked.json.open("a", encoding="utf-8") as file:
+                            file.write(found.model_dump_json() + "\n")
+    if asked.page is not None:
+        asked.page.write_text(page(rows), encoding="utf-8")
+    return 0
 
 
-def _tell_cost(asked: argparse.Namespace) -> None:
+def _tell_cost(asked: argparse.Namespace) -> int:
     for name in asked.subject:
         case = SUBJECTS[name](asked.seeds[0], Quiet(), asked.data)
         for keep in asked.keep:
@@ -75,9 +78,10 @@ def _tell_cost(asked: argparse.Namespace) -> None:
                 anatomy = inspect(case.session.model)
                 bench = Bench(name, case, anatomy, progress=Quiet(), folder=Path(folder))
                 print(f"{name} keep {keep:g}: {bench.cost({}, keep=keep):.1f} forwards", flush=True)
+    return 0
 
 
-def _tell_how_far(asked: argparse.Namespace) -> None:
+def _tell_how_far(asked: argparse.Namespace) -> int:
     for seed in asked.seeds:
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             found = go_within(asked.max_drop, seed=seed, progress=Quiet())
@@ -88,10 +92,11 @@ def _tell_how_far(asked: argparse.Namespace) -> None:
             f"{'within' if found.kept_its_word else 'NOT within'} what was tolerated",
             flush=True,
         )
+    return 0
 
 
-def _read() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
+def _read(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = command.parser("quality", __doc__, quick="each recipe cuts a tiny random model once")
     parser.add_argument(
         "--subject",
         nargs="+",
@@ -104,19 +109,22 @@ def _read() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder with clinc150/ and wikitext2-raw/")
     parser.add_argument("--cost", action="store_true", help="what headprune takes, in forwards")
     parser.add_argument("--max-drop", help="how far that goes on MiniLM, for each of --seeds")
-    parser.add_argument("--markdown", type=Path, help="write the page from all that is in --json")
-    parser.add_argument("--json", type=Path, default=Path("docs/quality.jsonl"))
     parser.add_argument(
-        "--quick", action="store_true", help="one cut of a tiny random model; needs --json FILE"
+        "--page", type=Path, metavar="FILE", help="write the page, docs/quality.md, from all cuts"
     )
-    asked = parser.parse_args()
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="go on from the cuts that are in here, one a line, and add to them "
+        "(default: docs/quality.jsonl; with --quick, nowhere)",
+    )
+    asked = command.read(parser, words)
     if asked.quick:
         asked.subject, asked.keep, asked.seeds = ["tiny"], [0.5], [0]
+    elif asked.json is None:
+        asked.json = command.DOCS / "quality.jsonl"
     return asked
-
-
-def _known(path: Path) -> set[tuple[str, str, float, int]]:
-    return {(row.subject, row.contender, row.keep, row.seed) for row in _rows(path)}
 
 
 def _rows(path: Path) -> list[Measured]:
@@ -133,4 +141,4 @@ def _tell(found: Measured) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

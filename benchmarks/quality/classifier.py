@@ -14,8 +14,6 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
 )
 
 from headprune.demo import cache_directory, locate_model
@@ -83,20 +81,3 @@ def _fit(head: nn.Linear, inputs: Tensor, wanted: Tensor) -> None:
         return loss
 
     optimizer.step(closure)
-
-
-def write_tiny_bert(folder: Path) -> None:
-    """Write a random BERT of three layers of four heads for two classes, with MiniLM's tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(locate_model("demo:minilm"))
-    torch.manual_seed(0)
-    classes: dict[str, Any] = {"num_labels": 2}
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=64,
-        **classes,
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

@@ -12,6 +12,7 @@ from benchmarks.quality.measure import Measured
 from benchmarks.quality.recipes import CONTENDERS, OURS
 
 _TITLES = {
+    "tiny": "A tiny random BERT (`--quick`): these numbers mean nothing",
     "minilm": "all-MiniLM-L6-v2, STS-B test, Spearman correlation; 1,024 labelled pairs of train",
     "minilm-distill": "The same without labels (`--objective distill`)",
     "smollm2": "SmolLM2-135M, WikiText-2 test, perplexity; query heads (`--gqa pad`)",

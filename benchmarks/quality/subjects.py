@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.quality import titles
-from benchmarks.quality.classifier import build_classifier, write_tiny_bert
+from benchmarks.quality.classifier import build_classifier
+from benchmarks.tiny import tiny_bert
 from headprune.config import DEMO, Settings
-from headprune.demo import cache_directory, locate_data
+from headprune.demo import locate_data
 from headprune.errors import DataError
 from headprune.models.find import find
 from headprune.models.load import load_model
 from headprune.models.tokenizer import load_tokenizer
 from headprune.passes import Progress
-from headprune.runtime.files import staged_directory
 from headprune.tasks.rows import Example
 from headprune.workflows.rows import RowParts, Rows, separate_rows
 from headprune.workflows.session import Session, open_session
@@ -105,11 +105,7 @@ def _needed(data: Path | None, name: str) -> Path:
 
 def _tiny(seed: int, progress: Progress, _data: Path | None) -> Case:
     """A random BERT of three layers that classifies sentences of STS-B by nothing: what ``--quick`` runs on."""
-    directory = cache_directory() / "tiny-bert"
-    if not (directory / "config.json").is_file():
-        with staged_directory(directory) as folder:
-            write_tiny_bert(folder)
-    asked = Settings.of(model=str(directory), task="classification", seed=seed)
+    asked = Settings.of(model=str(tiny_bert(classes=2)), task="classification", seed=seed)
     session = open_session(asked, progress=progress)
     lines = locate_data("demo:stsb", "dev").read_text(encoding="utf-8").splitlines()
     examples = tuple(

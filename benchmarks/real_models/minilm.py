@@ -1,6 +1,8 @@
 """all-MiniLM-L6-v2: a BERT encoder, on the STS benchmark. Both are headprune's own demo."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.real_models.subject import Law, Sanity, Subject, at_least
+from benchmarks.tiny import tiny_bert
 from headprune import demo
 from headprune.batch import Batch
 
@@ -18,20 +21,30 @@ _CALIBRATION_PAIRS, _HELD_OUT_PAIRS, _PAIRS_PER_BATCH = 64, 300, 16
 
 def subject() -> Subject:
     """Return MiniLM, scored on pairs of sentences of STS-B dev and measured on pairs of its test split."""
-    directory = demo.locate_model("demo:minilm")
+    found = _subject(demo.locate_model("demo:minilm"), (_CALIBRATION_PAIRS, _HELD_OUT_PAIRS))
+    return replace(found, heads={"": 72}, base=_base)
+
+
+def tiny() -> Subject:
+    """Return a tiny random BERT on a few pairs, cut once; nothing is to be expected of what it does."""
+    found = _subject(tiny_bert(), (8, 16))
+    return replace(found, heads={"": 12}, keeps=())
+
+
+def _subject(directory: Path, pairs: tuple[int, int]) -> Subject:
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    calibration = _batches("dev", _CALIBRATION_PAIRS, tokenizer)
-    held_out = _batches("test", _HELD_OUT_PAIRS, tokenizer)
+    calibration = _batches("dev", pairs[0], tokenizer)
+    held_out = _batches("test", pairs[1], tokenizer)
     return Subject(
         directory=directory,
         auto_class="AutoModel",
-        heads={"": 72},
+        heads={},
         batches=calibration,
         loss=_loss,
         inputs=held_out[0].inputs,
         numbers=lambda model: {"spearman": _spearman(model, held_out)},
         texts=lambda _model: {},
-        base=_base,
+        base=lambda _sanity: [],
         tokenizer=tokenizer,
     )
 

@@ -14,3 +14,5 @@ SUBJECTS: Mapping[str, Callable[[], Subject]] = {
     "antiberty": antibodies.antiberty,
     "sapiens": antibodies.sapiens,
 }
+TINY: Mapping[str, Callable[[], Subject]] = {"tiny": minilm.tiny}
+"""What ``--quick`` checks."""

@@ -1,9 +1,7 @@
 """The table for eyes, and the same as JSON."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -32,17 +30,16 @@ def show(reports: Sequence[Report], console: Console) -> None:
         _show_failures(report, console)
 
 
-def write_json(reports: Sequence[Report], path: Path) -> None:
-    """Write everything that was measured."""
-    document = {
+def as_json(reports: Sequence[Report]) -> dict[str, Any]:
+    """Return everything that was measured."""
+    return {
         "passed": all(report.passed for report in reports),
         "versions": versions(),
-        "models": [_as_json(report) for report in reports],
+        "models": [_model(report) for report in reports],
     }
-    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _as_json(report: Report) -> dict[str, Any]:
+def _model(report: Report) -> dict[str, Any]:
     rounds = [
         {**asdict(found), "laws": [_law_as_json(law) for law in found.laws]}
         for found in report.rounds

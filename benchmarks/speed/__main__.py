@@ -9,23 +9,24 @@ Memory comes first, in processes of its own, while this one is small; then every
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
+from benchmarks.command import write_json
 from benchmarks.speed.memory import Memory, measure_memory
 from benchmarks.speed.settings import Request, read
 
 _START = time.perf_counter()
 
 
-def main() -> None:
-    """Measure, print, and leave with 1 where a target was missed."""
-    request = read()
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure and print; return 1 where a target was missed."""
+    request = read(words)
     _tell("memory, in processes of their own")
     memory = measure_memory(request)
     passed = _timings(request, memory)
     _tell("done")
-    sys.exit(0 if passed or request.quick else 1)
+    return 0 if passed or request.quick else 1
 
 
 def _timings(request: Request, memory: Memory) -> bool:
@@ -44,7 +45,7 @@ def _timings(request: Request, memory: Memory) -> bool:
 
     device = torch.device(request.device)
     machine = describe(device)
-    peak = Peak(device)
+    peak = Peak(device, request.effort.products)
     peak.sample()  # warms up as well
     comparisons, profiles = [], {}
     for name in request.subjects:
@@ -60,8 +61,8 @@ def _timings(request: Request, memory: Memory) -> bool:
     verdicts = judge(comparisons, memory, peak=peak.best)
 
     console = Console() if sys.stdout.isatty() else Console(width=130)
-    for found in comparisons:
-        report.show_comparison(found, console, peak=peak.best)
+    for comparison in comparisons:
+        report.show_comparison(comparison, console, peak=peak.best)
     for name, operators in profiles.items():
         report.show_profile(name, operators, console)
     report.show_linear(linear, console)
@@ -70,10 +71,9 @@ def _timings(request: Request, memory: Memory) -> bool:
     if request.quick:
         console.print("A smoke run: these sizes say nothing about speed, and no target counts.")
     if request.json:
-        report.write_json(
-            Path(request.json),
+        found = report.as_json(
             machine=machine,
-            settings=asdict(request),
+            settings={**asdict(request), "json": str(request.json)},
             peak_samples=peak.samples,
             comparisons=comparisons,
             linear=linear,
@@ -81,6 +81,7 @@ def _timings(request: Request, memory: Memory) -> bool:
             profiles=profiles,
             verdicts=verdicts,
         )
+        write_json(request.json, found)
     return all(verdict.passed for verdict in verdicts)
 
 
@@ -90,4 +91,4 @@ def _tell(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import headprune as hp
 from benchmarks.speed.settings import Sizes
+from benchmarks.tiny import tiny_bert, tiny_llama
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
 from headprune.config import Settings
@@ -142,13 +143,17 @@ def _rows_at_a_time(batch: Batch, count: int) -> tuple[Batch, ...]:
 
 def _minilm(sizes: Sizes, device: str) -> Case:
     settings = Settings.of(
-        model="demo:minilm", task="similarity", data="demo:stsb", split="train", device=device
+        model=str(tiny_bert()) if sizes.tiny else "demo:minilm",
+        task="similarity",
+        data="demo:stsb",
+        split="train",
+        device=device,
     )
     subject = open_session(settings, progress=Silent())
     pairs = draw(_examples(subject), sizes.rows["minilm"], seed=0)
     return _case(
         "minilm",
-        f"all-MiniLM-L6-v2, {len(pairs)} pairs of STS-B",
+        f"{_called('all-MiniLM-L6-v2', sizes)}, {len(pairs)} pairs of STS-B",
         subject.task,
         subject.model,
         batches=subject.batches(pairs),
@@ -161,7 +166,7 @@ def _minilm(sizes: Sizes, device: str) -> Case:
 
 def _smollm2(sizes: Sizes, device: str) -> Case:
     settings = Settings.of(
-        model="demo:smollm2",
+        model=str(tiny_llama()) if sizes.tiny else "demo:smollm2",
         task="causal-lm",
         data="demo:stsb",
         split="train",
@@ -175,7 +180,7 @@ def _smollm2(sizes: Sizes, device: str) -> Case:
     windows = draw(full, sizes.rows["smollm2"], seed=0)
     return _case(
         "smollm2",
-        f"SmolLM2-135M, {len(windows)} windows of {sizes.window} tokens of STS-B sentences",
+        f"{_called('SmolLM2-135M', sizes)}, {len(windows)} windows of {sizes.window} tokens of STS-B sentences",
         subject.task,
         subject.model,
         batches=subject.batches(windows),
@@ -183,6 +188,10 @@ def _smollm2(sizes: Sizes, device: str) -> Case:
         padding=sizes.padding,
         predict=lambda outputs, _batch: outputs.logits.argmax(-1),
     )
+
+
+def _called(name: str, sizes: Sizes) -> str:
+    return f"a tiny stand-in for {name}" if sizes.tiny else name
 
 
 def _examples(subject: Session) -> tuple[Example, ...]:

@@ -9,8 +9,6 @@ from transformers import PreTrainedModel
 
 from benchmarks.speed.clock import timed
 
-_SHAPES = ((4096, 768, 3072), (4096, 3072, 768), (1024, 768, 3072), (2048, 2048, 2048))
-
 
 @dataclass(frozen=True)
 class Shape:
@@ -110,14 +108,14 @@ class Peak:
 
     Args:
         device: What is measured.
-        dtype: Of the matrices.
         shapes: ``(rows, inner, columns)`` of the products.
+        dtype: Of the matrices.
         samples: The best of each time it was measured.
     """
 
     device: torch.device
+    shapes: tuple[tuple[int, int, int], ...]
     dtype: torch.dtype = torch.float32
-    shapes: tuple[tuple[int, int, int], ...] = _SHAPES
     samples: list[float] = field(default_factory=list)
 
     @property

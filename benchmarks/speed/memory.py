@@ -20,7 +20,7 @@ from benchmarks.speed.settings import Request, Sizes
 
 _ROOT = Path(__file__).parent.parent.parent
 _HEADS = 6
-_TURNS = 3
+_WORK = ("evaluate", "ablate", "ablate twice the rows")
 
 
 @dataclass(frozen=True)
@@ -87,15 +87,15 @@ class Memory:
 
 
 def measure_memory(request: Request) -> Memory:
-    """Run the processes, side by side: what they hold doesn't depend on how fast they are."""
+    """Run the processes, one after the other."""
     name = request.memory_subject
     rows = request.effort.memory_rows * (8 if request.device.startswith("cuda") else 1)
     sizes = replace(request.sizes, rows={name: rows}, bert_batch=128, reference_rows=1)
-    orders = (("evaluate", 1), ("ablate", 1), ("ablate", 2))
-    found: list[list[Child]] = []
-    for _ in range(_TURNS):
-        running = [_start(work, name, sizes, request.device, times=times) for work, times in orders]
-        found.append([_finish(process) for process in running])
+    parts = [[work] for work in _WORK] if request.effort.memory_apart else [list(_WORK)]
+    found = [
+        [child for part in parts for child in _in_a_process(part, name, sizes, request.device)]
+        for _ in range(request.effort.memory_turns)
+    ]
     evaluation, ablation, doubled = map(_median, zip(*found, strict=True))
     return Memory(name, rows, evaluation, ablation, doubled)
 
@@ -104,33 +104,23 @@ def _median(children: Sequence[Child]) -> Child:
     return sorted(children, key=lambda child: child.own)[len(children) // 2]
 
 
-def _start(work: str, name: str, sizes: Sizes, device: str, *, times: int) -> subprocess.Popen[str]:
+def _in_a_process(part: Sequence[str], name: str, sizes: Sizes, device: str) -> list[Child]:
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-    order = {
-        "work": work,
-        "name": name,
-        "sizes": asdict(sizes),
-        "device": device,
-        "times": times,
-    }
-    return subprocess.Popen(
+    order = {"part": part, "name": name, "sizes": asdict(sizes), "device": device}
+    done = subprocess.run(
         [sys.executable, "-m", "benchmarks.speed.memory", json.dumps(order)],
         env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
+        check=False,
     )
+    if done.returncode != 0:
+        sys.exit(f"speed: a process that measures memory failed\n{done.stderr}")
+    return [Child(**found) for found in json.loads(done.stdout.strip().splitlines()[-1])]
 
 
-def _finish(process: subprocess.Popen[str]) -> Child:
-    output, complaint = process.communicate()
-    if process.returncode != 0:
-        sys.exit(f"speed: a process that measures memory failed\n{complaint}")
-    return Child(**json.loads(output.strip().splitlines()[-1]))
-
-
-def _work(order: Mapping[str, Any]) -> Child:
-    """Do a child's work, in that child."""
+def _work(order: Mapping[str, Any]) -> list[Child]:
+    """Do a child's work, in that child; return what it had held at most after each piece of it."""
     import datasets  # noqa: F401 - is imported when rows are read
     from transformers.models.bert import modeling_bert  # noqa: F401 - when a model is loaded
 
@@ -141,11 +131,14 @@ def _work(order: Mapping[str, Any]) -> Child:
     imports = _peak(device)
     case = open_case(order["name"], Sizes(**order["sizes"]), device)
     loaded = _peak(device)
-    if order["work"] == "evaluate":
-        predict(case.model, case.task, batches=case.batches)
-    else:
-        _ablate(case, order["times"])
-    return Child(imports, loaded, _peak(device))
+    found = []
+    for work in order["part"]:
+        if work == "evaluate":
+            predict(case.model, case.task, batches=case.batches)
+        else:
+            _ablate(case, 2 if work == "ablate twice the rows" else 1)
+        found.append(Child(imports, loaded, _peak(device)))
+    return found
 
 
 def _ablate(case: Any, times: int) -> None:
@@ -180,4 +173,4 @@ def _peak(device: str) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(_work(json.loads(sys.argv[1])))))
+    print(json.dumps([asdict(child) for child in _work(json.loads(sys.argv[1]))]))

@@ -1,9 +1,7 @@
 """Tables for eyes, and everything as JSON."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -136,8 +134,7 @@ def show_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
         console.print(f"{word} {escape(f'{verdict.what}: {numbers}{detail}')}", highlight=False)
 
 
-def write_json(
-    path: Path,
+def as_json(
     *,
     machine: Mapping[str, Any],
     settings: Mapping[str, Any],
@@ -147,10 +144,10 @@ def write_json(
     memory: Memory,
     profiles: Mapping[str, Sequence[Operator]],
     verdicts: Sequence[Verdict],
-) -> None:
-    """Write everything that was measured."""
+) -> dict[str, Any]:
+    """Return everything that was measured."""
     peak = max(peak_samples)
-    document = {
+    return {
         "machine": machine,
         "settings": settings,
         "peak_flops_per_second": peak,
@@ -173,4 +170,3 @@ def write_json(
         },
         "targets": [{**asdict(verdict), "passed": verdict.passed} for verdict in verdicts],
     }
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -3,7 +3,10 @@
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NoReturn
+
+from benchmarks import command
 
 SUBJECTS = ("bert-base", "minilm", "smollm2")
 
@@ -20,6 +23,7 @@ class Sizes:
         window: SmolLM2's tokens per row.
         reference_rows: Examples that the reference runs at most; the rest is extrapolated.
         padding: Tokens to which the reference pads every row.
+        tiny: Whether tiny random models stand in for MiniLM and SmolLM2.
     """
 
     rows: Mapping[str, int]
@@ -29,6 +33,7 @@ class Sizes:
     window: int = 128
     reference_rows: int = 32
     padding: int = 128
+    tiny: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,9 @@ class Effort:
         linear_rows: The smallest of the three row counts of the linear part.
         linear_lengths: Its three token lengths.
         memory_rows: Rows of the smaller memory run.
+        memory_turns: How often memory is measured; the middle counts.
+        memory_apart: Whether a process measures one thing alone; else all of them, whose peaks then never fall.
+        products: ``(rows, inner, columns)`` of the matrix products that tell the machine's peak.
     """
 
     repeats: int
@@ -50,6 +58,14 @@ class Effort:
     linear_rows: int
     linear_lengths: tuple[int, int, int]
     memory_rows: int
+    memory_turns: int = 3
+    memory_apart: bool = True
+    products: tuple[tuple[int, int, int], ...] = (
+        (4096, 768, 3072),
+        (4096, 3072, 768),
+        (1024, 768, 3072),
+        (2048, 2048, 2048),
+    )
 
 
 @dataclass(frozen=True)
@@ -61,7 +77,7 @@ class Request:
     effort: Effort
     device: str
     memory_subject: str
-    json: str | None
+    json: Path | None
     profile: bool
     quick: bool
 
@@ -72,20 +88,29 @@ GPU_ROWS = {"bert-base": 512, "minilm": 4096, "smollm2": 64}
 FULL_EFFORT = Effort(2, 12, 2, linear_rows=8, linear_lengths=(16, 32, 64), memory_rows=128)
 QUICK = Sizes(
     {"bert-base": 8, "minilm": 4, "smollm2": 2},
-    bert=(3, 4, 128, 512),
+    bert=(2, 2, 32, 64),
     bert_batch=4,
     bert_length=16,
     window=4,
     reference_rows=2,
     padding=16,
+    tiny=True,
 )
-QUICK_EFFORT = Effort(1, 2, 1, linear_rows=4, linear_lengths=(8, 16, 32), memory_rows=8)
+QUICK_EFFORT = Effort(
+    *(1, 2, 1),
+    linear_rows=2,
+    linear_lengths=(4, 8, 16),
+    memory_rows=8,
+    memory_turns=1,
+    memory_apart=False,
+    products=((128, 128, 128),),
+)
 
 
 def read(words: Sequence[str] | None = None) -> Request:
     """Read the command line."""
     parser = _parser()
-    said = parser.parse_args(words)
+    said = command.read(parser, words)
     sizes, effort = (QUICK, QUICK_EFFORT) if said.quick else (FULL, FULL_EFFORT)
     if said.device.startswith("cuda") and not said.quick:
         sizes = replace(sizes, rows=GPU_ROWS)
@@ -118,10 +143,12 @@ def read(words: Sequence[str] | None = None) -> Request:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.speed",
-        description="Measure exact leave-one-out ablation, side by side.",
+    parser = command.parser(
+        "speed",
+        "Measure exact leave-one-out ablation, side by side.",
+        quick="tiny random models, one turn, no target counts",
     )
+    command.add_files(parser)
     add = parser.add_argument
     add("--subject", action="append", choices=SUBJECTS, help="again for several; default: all")
     add("--rows", action="append", default=[], help="N, or SUBJECT=N for one subject")
@@ -135,9 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--bert-length", type=positive_number, help="its tokens per row")
     add("--window", type=token_count, help="SmolLM2's tokens per row")
     add("--memory-subject", choices=("minilm", "bert-base"), default="minilm")
-    add("--json", metavar="FILE", help="write all numbers")
     add("--profile", action="store_true", help="profile one batch of each subject, too")
-    add("--quick", action="store_true", help="a smoke run: tiny sizes, no target counts")
     return parser
 
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,7 +14,26 @@ from headprune.anatomy import Site
 from headprune.batch import Batch
 from headprune.masking import padding_mask
 
+Fact = TypeVar("Fact")
+
 _DECODER_IDS = "decoder_input_ids"
+
+
+@dataclass(frozen=True)
+class Needle:
+    """Where the code word of a trial stands.
+
+    Args:
+        start: Its first position in the text.
+        stop: The position after its last.
+        first: The position that predicts the first token of the answer.
+        length: How many tokens the answer has.
+    """
+
+    start: int
+    stop: int
+    first: int
+    length: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +47,7 @@ class Vocabulary:
         counts: How often each id occurs in the rows.
         trees: The parse of each example, by its place in the data, where there are any.
         relations: All relations of those.
+        needles: Where the code word of each example stands, where one was hidden.
     """
 
     cls: int | None = None
@@ -36,6 +56,7 @@ class Vocabulary:
     counts: Int[Tensor, " vocabulary"] | None = None
     trees: Mapping[int, Tree] = field(default_factory=dict)
     relations: tuple[str, ...] = ()
+    needles: Mapping[int, Needle] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tokenizer: Any | None, batches: Sequence[Batch]) -> "Vocabulary":
@@ -85,6 +106,7 @@ class AttentionCall:
         is_cross: Whether queries and keys are of two sequences.
         vocabulary: What is known of tokens.
         trees: The parse of each row; nothing where rows aren't parsed.
+        needles: Where the code word of each row stands; nothing where none was hidden.
     """
 
     weights: Float[Tensor, "rows heads queries keys"]
@@ -95,6 +117,7 @@ class AttentionCall:
     is_cross: bool
     vocabulary: Vocabulary
     trees: tuple[Tree, ...] = ()
+    needles: tuple[Needle, ...] = ()
 
     @property
     def offsets(self) -> Int[Tensor, "queries keys"]:
@@ -161,15 +184,17 @@ def attention_call(
         _ids(batch.inputs.get("input_ids" if is_cross else own), (rows, keys)),
         is_cross,
         vocabulary,
-        _trees(vocabulary, batch) if rows == batch.num_rows else (),
+        _of_rows(vocabulary.trees, batch, rows),
+        _of_rows(vocabulary.needles, batch, rows),
     )
 
 
-def _trees(vocabulary: Vocabulary, batch: Batch) -> tuple[Tree, ...]:
-    if not vocabulary.trees:
+def _of_rows(facts: Mapping[int, Fact], batch: Batch, rows: int) -> tuple[Fact, ...]:
+    """Return the facts about each row; nothing where there are none, or rows have become several."""
+    if not facts or rows != batch.num_rows:
         return ()
     examples = batch.indices[batch.example_of_row.cpu()].tolist()
-    return tuple(vocabulary.trees[example] for example in examples)
+    return tuple(facts[example] for example in examples)
 
 
 def _positions(mask: Tensor | None, shape: tuple[int, int], device: torch.device) -> Tensor:

@@ -1,9 +1,9 @@
 """The catalogue of roles: one row describes a detector, and nothing heavy is imported for it.
 
 To add one, add a row here and write its function in the module that the row names. What the function is given depends on
-``reads``: for ``rows``, ``repeats`` and ``trees`` it takes an :class:`~headprune.analysis.call.AttentionCall` and returns numbers
-of every query; for the others it takes a :class:`~headprune.analysis.request.RoleRequest` and returns
-:class:`~headprune.analysis.roles.Measure` values.
+``reads``: for ``weights`` it takes a :class:`~headprune.analysis.request.RoleRequest` and returns
+:class:`~headprune.analysis.roles.Measure` values; for all others it takes an :class:`~headprune.analysis.call.AttentionCall` and
+returns numbers of every query.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,9 @@ from typing import Any, Literal
 from headprune.errors import ConfigError, did_you_mean
 from headprune.late import load_function
 
-Reads = Literal["rows", "repeats", "trees", "needles", "weights"]
-"""What a detector reads: the user's rows, random sequences said twice, parsed sentences, facts to be found in a text, weights."""
+Reads = Literal["rows", "repeats", "trees", "needles", "answers", "weights"]
+"""What a detector reads: the user's rows, random tokens said twice, parsed sentences, texts with a code word, the model's own
+answers on them, or weights alone."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class Role:
 
     name: str
     function: str
-    reads: Reads
     help: str
     source: str
+    reads: Reads = "rows"
     threshold: float | None = None
     margin: float | None = None
     top: float | None = None
@@ -67,16 +68,20 @@ class Role:
 _POSITIONS = "headprune.analysis.positions"
 _TOKENS = "headprune.analysis.tokens"
 _REPEATS = "headprune.analysis.repeats"
+_NEEDLES = "headprune.analysis.needles"
+_WEIGHTS = "headprune.analysis.weights"
 _CLARK = "[Clark et al. 2019](https://arxiv.org/abs/1906.04341)"
 _VOITA = "[Voita et al. 2019](https://arxiv.org/abs/1905.09418)"
 _OLSSON = "[Olsson et al. 2022](https://arxiv.org/abs/2209.11895)"
+_WU = "[Wu et al. 2025](https://arxiv.org/abs/2404.15574)"
+_COPY_SUPPRESSION = "[McDougall et al. 2023](https://arxiv.org/abs/2310.04625)"
+_ELHAGE = "[Elhage et al. 2021](https://transformer-circuits.pub/2021/framework/index.html)"
 _YIN = "[Yin and Steinhardt 2025](https://arxiv.org/abs/2502.14010)"
 
 _ROWS = (
     Role(
         name="sink",
         function=f"{_TOKENS}:sink",
-        reads="rows",
         help="mean attention to the first token",
         source="[Gu et al. 2025](https://arxiv.org/abs/2410.10781)",
         threshold=0.3,
@@ -86,7 +91,6 @@ _ROWS = (
     Role(
         name="previous",
         function=f"{_POSITIONS}:previous",
-        reads="rows",
         help="mean attention to the token before",
         source=_CLARK,
         threshold=0.5,
@@ -97,7 +101,6 @@ _ROWS = (
     Role(
         name="next",
         function=f"{_POSITIONS}:following",
-        reads="rows",
         help="mean attention to the token after",
         source=_CLARK,
         threshold=0.5,
@@ -108,7 +111,6 @@ _ROWS = (
     Role(
         name="offset",
         function=f"{_POSITIONS}:offset",
-        reads="rows",
         help="how often the largest weight is at one and the same distance",
         source=_VOITA,
         threshold=0.9,
@@ -119,7 +121,6 @@ _ROWS = (
     Role(
         name="self",
         function=f"{_POSITIONS}:self_attention",
-        reads="rows",
         help="mean attention of a token to itself",
         source=_CLARK,
         threshold=0.5,
@@ -130,7 +131,6 @@ _ROWS = (
     Role(
         name="cls",
         function=f"{_TOKENS}:cls",
-        reads="rows",
         help="mean attention to [CLS]",
         source=_CLARK,
         threshold=0.6,
@@ -141,7 +141,6 @@ _ROWS = (
     Role(
         name="sep",
         function=f"{_TOKENS}:sep",
-        reads="rows",
         help="mean attention to [SEP]",
         source=_CLARK,
         threshold=0.6,
@@ -152,7 +151,6 @@ _ROWS = (
     Role(
         name="punctuation",
         function=f"{_TOKENS}:punctuation",
-        reads="rows",
         help="mean attention to full stops and commas",
         source=_CLARK,
         threshold=0.6,
@@ -163,7 +161,6 @@ _ROWS = (
     Role(
         name="rare",
         function=f"{_TOKENS}:rare",
-        reads="rows",
         help="how often the largest weight is on the rarest token of the row, by the rows' own counts",
         source=_VOITA,
         threshold=0.5,
@@ -174,7 +171,6 @@ _ROWS = (
     Role(
         name="broad",
         function=f"{_POSITIONS}:broad",
-        reads="rows",
         help="entropy of the attention weights",
         source=_CLARK,
         threshold=3.8,
@@ -186,7 +182,6 @@ _ROWS = (
     Role(
         name="confident",
         function=f"{_POSITIONS}:confident",
-        reads="rows",
         help="largest attention weight of a token, on average",
         source=_VOITA,
         threshold=0.8,
@@ -197,7 +192,6 @@ _ROWS = (
     Role(
         name="distance",
         function=f"{_POSITIONS}:distance",
-        reads="rows",
         help="mean distance that attention spans",
         source="[Vig and Belinkov 2019](https://arxiv.org/abs/1906.04284)",
         unit="tokens",
@@ -205,14 +199,12 @@ _ROWS = (
     Role(
         name="window",
         function=f"{_POSITIONS}:window",
-        reads="rows",
         help="share of the tokens before and after that the mask lets a token see: below 1, attention is causal or local",
         source="the model's own mask",
     ),
     Role(
         name="diagonal",
         function=f"{_POSITIONS}:diagonal",
-        reads="rows",
         help="how near cross-attention is to the diagonal: 1 - the mean difference of relative positions",
         source="headprune's own",
     ),
@@ -243,6 +235,48 @@ _ROWS = (
         help="mean attention to the token before, where tokens mean nothing",
         source=f"{_OLSSON}; threshold of {_CLARK}",
         threshold=0.5,
+    ),
+    Role(
+        name="retrieval",
+        function=f"{_NEEDLES}:retrieval",
+        reads="needles",
+        help="how much of a code word in a long text the head looks at while the word is given as the answer (forced)",
+        source=f"{_WU}; forced: headprune's own",
+        threshold=0.1,
+        sign="R",
+    ),
+    Role(
+        name="retrieval-decoded",
+        function=f"{_NEEDLES}:retrieval",
+        reads="answers",
+        help="the same while the model says the word itself, over the trials in which it does",
+        source=_WU,
+        threshold=0.1,
+    ),
+    Role(
+        name="copying",
+        function=f"{_WEIGHTS}:copying",
+        reads="weights",
+        help="by the eigenvalues of the output-value circuit: 1 if every token that is looked at is made likelier",
+        source=f"{_ELHAGE}; 0.5 is a convention",
+        threshold=0.5,
+        sign="+",
+    ),
+    Role(
+        name="suppressing",
+        function=f"{_WEIGHTS}:suppressing",
+        reads="weights",
+        help="the same with the opposite sign: 1 if every token that is looked at is made less likely",
+        source=f"{_ELHAGE}; 0.5 is a convention",
+        threshold=0.5,
+        sign="-",
+    ),
+    Role(
+        name="own-rank",
+        function=f"{_WEIGHTS}:own_rank",
+        reads="weights",
+        help="share of 100 random tokens that, if looked at, come among the 5 likeliest, and among the 10 least likely",
+        source=_COPY_SUPPRESSION,
     ),
     Role(
         name="syntax",

@@ -1,13 +1,15 @@
 """A request to measure roles, and the function that answers it: each detector is given what it reads."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from headprune.analysis.call import Vocabulary
+from headprune.analysis.call import Needle, Vocabulary
 from headprune.analysis.catalogue import ROLES, Reads, Role
+from headprune.analysis.needles import Trial, answered, decoded, make_trials
 from headprune.analysis.repeats import repeated_sequences
 from headprune.analysis.roles import Measure, Roles, decided, rule_of
 from headprune.analysis.statistics import measure_attention
@@ -15,7 +17,7 @@ from headprune.analysis.trees import SUFFIX
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
 from headprune.config import AnalyzeSpec
-from headprune.errors import UnsupportedError
+from headprune.errors import DataError, UnsupportedError
 from headprune.passes import SILENT, RunContext
 from headprune.placement import versions
 
@@ -46,6 +48,54 @@ class RoleRequest:
     predicts_next: bool = False
     context: RunContext = SILENT
 
+    @property
+    def special_ids(self) -> list[int]:
+        """Ids that are no words, by the tokenizer or the config."""
+        if self.tokenizer is not None:
+            return list(self.tokenizer.all_special_ids)
+        config = self.model.config.get_text_config()
+        names = ("pad_token_id", "bos_token_id", "eos_token_id")
+        named = [getattr(config, name, None) for name in names]
+        return [
+            one
+            for ids in named
+            if ids is not None
+            for one in (ids if isinstance(ids, list) else [ids])
+        ]
+
+    @property
+    def longest(self) -> int | None:
+        """The longest row that the model takes, in tokens; None where its config doesn't say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @cached_property
+    def trials(self) -> tuple[Trial, ...]:
+        """Texts with a code word, of the user's data.
+
+        Raises:
+            UnsupportedError: The model isn't a causal language model, or its tokenizer isn't known.
+            DataError: There is too little text.
+        """
+        require_causal(self)
+        if self.tokenizer is None:
+            raise UnsupportedError(
+                "it takes the model's tokenizer", where="`tokenizer`", hint="give it"
+            )
+        special = set(self.special_ids)
+        text = [
+            token
+            for batch in self.batches
+            for token in batch.inputs["input_ids"].flatten().tolist()
+            if token not in special
+        ]
+        return make_trials(
+            text,
+            self.tokenizer,
+            count=self.spec.num_needles,
+            longest=min(self.spec.needle_length, self.longest or self.spec.needle_length),
+            seed=self.seed,
+        )
+
 
 def measure(request: RoleRequest, chosen: Sequence[Role]) -> Roles:
     """Return what heads do, by the roles chosen; roles that can't be measured are in ``undefined``, with the reason."""
@@ -57,7 +107,7 @@ def measure(request: RoleRequest, chosen: Sequence[Role]) -> Roles:
             continue
         try:
             measures += function(request, asked)
-        except UnsupportedError as error:
+        except (UnsupportedError, DataError) as error:
             undefined |= {role.name: error.what for role in asked}
     measured = dict.fromkeys(one.role for one in measures)
     for role in chosen:
@@ -75,6 +125,26 @@ def measure(request: RoleRequest, chosen: Sequence[Role]) -> Roles:
     )
 
 
+def _on_attention(
+    request: RoleRequest,
+    roles: Sequence[Role],
+    *,
+    batches: Sequence[Batch],
+    name: str,
+    **facts: Any,
+) -> tuple[Measure, ...]:
+    """Measure on attention weights; ``facts`` are what is known of these batches alone."""
+    return measure_attention(
+        request.model,
+        request.anatomy,
+        roles,
+        batches=batches,
+        vocabulary=replace(request.vocabulary, **facts),
+        context=request.context,
+        name=name,
+    )
+
+
 def _on_rows(request: RoleRequest, roles: Sequence[Role]) -> tuple[Measure, ...]:
     """Measure on the user's data.
 
@@ -87,52 +157,91 @@ def _on_rows(request: RoleRequest, roles: Sequence[Role]) -> tuple[Measure, ...]
             where="`batches`",
             hint="give some, or leave the role out",
         )
-    return measure_attention(
-        request.model,
-        request.anatomy,
-        roles,
-        batches=request.batches,
-        vocabulary=request.vocabulary,
-        context=request.context,
-        name="what heads look at",
-    )
+    return _on_attention(request, roles, batches=request.batches, name="what heads look at")
 
 
 def _on_repeats(request: RoleRequest, roles: Sequence[Role]) -> tuple[Measure, ...]:
-    """Measure on random tokens said twice, which a causal model alone can use.
+    """Measure on random tokens said twice.
 
     Raises:
-        UnsupportedError: The model isn't one.
+        UnsupportedError: The model isn't a causal language model.
     """
-    if not request.predicts_next:
-        raise UnsupportedError(
-            "only a causal language model reads made-up sequences",
-            where=type(request.model).__name__,
-            hint="leave the role out",
-        )
+    require_causal(request)
     tokenizer, spec = request.tokenizer, request.spec
     config = request.model.config.get_text_config()
-    longest = getattr(config, "max_position_embeddings", None) or 2 * spec.sequence_length + 1
-    size, named, special = config.vocab_size, config, _special_ids(config)
-    if tokenizer is not None:
-        size, named, special = min(len(tokenizer), size), tokenizer, tokenizer.all_special_ids
+    longest = request.longest or 2 * spec.sequence_length + 1
     sequences = repeated_sequences(
-        vocabulary=size,
-        special=special,
-        start=named.bos_token_id,
+        vocabulary=min(config.vocab_size, len(tokenizer) if tokenizer else config.vocab_size),
+        special=request.special_ids,
+        start=getattr(tokenizer or config, "bos_token_id", None),
         length=min(spec.sequence_length, (longest - 1) // 2),
         count=spec.num_sequences,
         seed=request.seed,
     )
-    return measure_attention(
-        request.model,
-        request.anatomy,
-        roles,
-        batches=sequences,
-        vocabulary=request.vocabulary,
-        context=request.context,
-        name="random tokens said twice",
+    return _on_attention(
+        request, roles, batches=sequences, name="random tokens said twice", trees={}
     )
+
+
+def _on_needles(request: RoleRequest, roles: Sequence[Role]) -> tuple[Measure, ...]:
+    """Measure on texts with a code word, which is given as the answer."""
+    batches, needles = answered(request.trials, [trial.code for trial in request.trials])
+    return _retrieved(request, roles, batches, needles, name="code words, given")
+
+
+def _on_answers(request: RoleRequest, roles: Sequence[Role]) -> tuple[Measure, ...]:
+    """Measure on texts with a code word, which the model has to say.
+
+    Raises:
+        UnsupportedError: It never does.
+    """
+    end = request.tokenizer.eos_token_id if request.tokenizer else None
+    right, answers = decoded(request.model, request.trials, end=end)
+    count = len(request.trials)
+    request.context.notify(f"code words: {len(right)} of {count} are said rightly")
+    if not right:
+        raise UnsupportedError(
+            f"the model says none of {count} code words rightly",
+            where=type(request.model).__name__,
+            hint="the role retrieval gives it the words",
+        )
+    batches, needles = answered(right, answers)
+    return _retrieved(request, roles, batches, needles, name="code words, said")
+
+
+def _retrieved(
+    request: RoleRequest,
+    roles: Sequence[Role],
+    batches: Sequence[Batch],
+    needles: Mapping[int, Needle],
+    *,
+    name: str,
+) -> tuple[Measure, ...]:
+    return _on_attention(request, roles, batches=batches, name=name, trees={}, needles=needles)
+
+
+def _on_weights(request: RoleRequest, roles: Sequence[Role]) -> tuple[Measure, ...]:
+    """Measure on weights alone.
+
+    Raises:
+        UnsupportedError: The model isn't a causal language model.
+    """
+    require_causal(request)
+    return tuple(one for role in roles for one in role.load()(request))
+
+
+def require_causal(request: RoleRequest) -> None:
+    """Refuse models that don't predict the next token: what is made up says nothing to them.
+
+    Raises:
+        UnsupportedError: The model doesn't.
+    """
+    if not request.predicts_next:
+        raise UnsupportedError(
+            "it takes a causal language model",
+            where=type(request.model).__name__,
+            hint="leave the role out",
+        )
 
 
 def _on_trees(request: RoleRequest, roles: Sequence[Role]) -> tuple[Measure, ...]:
@@ -150,19 +259,14 @@ def _on_trees(request: RoleRequest, roles: Sequence[Role]) -> tuple[Measure, ...
     return _on_rows(request, roles)
 
 
-def _special_ids(config: Any) -> list[int]:
-    """Return the ids that a config names, one or several each."""
-    named = (config.pad_token_id, config.bos_token_id, config.eos_token_id)
-    return [
-        one for ids in named if ids is not None for one in (ids if isinstance(ids, list) else [ids])
-    ]
-
-
 Measuring = Callable[[RoleRequest, Sequence[Role]], tuple[Measure, ...]]
 
 _MEASURE: dict[Reads, Measuring] = {
     "rows": _on_rows,
     "repeats": _on_repeats,
     "trees": _on_trees,
+    "needles": _on_needles,
+    "answers": _on_answers,
+    "weights": _on_weights,
 }
 """How roles are measured, by what they read."""

@@ -139,6 +139,10 @@ class AnalyzeSpec(Section):
     )
     num_sequences: int = option(200, "How many random sequences are said twice.", ge=2, le=100_000)
     sequence_length: int = option(50, "Their length in tokens, once.", ge=4, le=10_000)
+    num_needles: int = option(55, "How many texts with a code word are tried.", ge=2, le=10_000)
+    needle_length: int = option(
+        512, "The longest of them, in tokens; the shortest has about 32.", ge=64, le=1_000_000
+    )
 
 
 class Constraints(Section):

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from headprune.artefact import Proof
 from headprune.export.vocabulary import Vocabulary
-from headprune.verify import proving
+from headprune.verify import nothing_wrong, proving
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
@@ -49,14 +49,8 @@ def file_equals_model(
     if vocabulary is not None:
         differences += _words_that_differ(reader, vocabulary)
     numbers = sum(int(tensor.n_elements) for tensor in reader.tensors)
-    return Proof(
-        name="file == model",
-        passed=not differences,
-        measured=float(len(differences)),
-        limit=0.0,
-        detail="; ".join(differences[:3])
-        or f"{len(reader.tensors)} tensors, {numbers:,} numbers, read back bit for bit",
-    )
+    fine = f"{len(reader.tensors)} tensors, {numbers:,} numbers, read back bit for bit"
+    return nothing_wrong("file == model", differences, fine)
 
 
 def _tensors_that_differ(reader: "GGUFReader", model: PreTrainedModel) -> Iterator[str]:

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from headprune.artefact import EvalResult, Latency, Proof
-from headprune.gate import Verdict
+from headprune.gate import Verdict, spaced
 from headprune.plans import PruningPlan
 from headprune.report.ci import headline
 from headprune.report.terminal import Prose, Row, Sheet, line, prose
@@ -184,7 +184,7 @@ def _timing_notes(*results: EvalResult) -> list[Prose]:
         for name, latency in results[-1].latency_ms.items()
         if latency.tokens is not None and "length" not in name
     )
-    doubts = dict.fromkeys(f"{_spaced(name)}: {took.busy}" for name, took in timed if took.busy)
+    doubts = dict.fromkeys(f"{spaced(name)}: {took.busy}" for name, took in timed if took.busy)
     notes = [(f"latency: median of repeats, rows of {count} tokens", "dim") for count in tokens]
     notes += [(f"latency, {doubt}: small differences can't be told", "yellow") for doubt in doubts]
     return [prose(text, style=style) for text, style in notes]
@@ -265,13 +265,9 @@ def _ms_interval(took: Latency) -> str:
     return f"[{_ms(took.interval[0])}, {_ms(took.interval[1])}]" if took.repeats else ""
 
 
-def _spaced(name: str) -> str:
-    return name.replace("_", " ")
-
-
 def _timed(name: str) -> str:
     """Return what was timed, by a size's name: ``batch_1`` or ``batch_1_length_512``."""
     batch, _, length = name.partition("_length_")
     if length:
         return f"latency, {batch.removeprefix('batch_')} x {length} tokens"
-    return f"latency, {_spaced(batch)}"
+    return f"latency, {spaced(batch)}"

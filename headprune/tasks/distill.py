@@ -229,3 +229,11 @@ TOKENS = Distillation(
     sample=lambda targets, _generators: targets,
     loss=PositionLoss(_token_likelihood, lambda batch: int(batch.inputs["input_ids"].shape[1]) - 1),
 )
+
+
+def half_square(
+    values: Float[Tensor, "*rows hidden"], expected: Float[Tensor, "*rows hidden"]
+) -> Float[Tensor, "*rows"]:
+    """Return half the squared distance: of embeddings of unit length it is 1 less their cosine."""
+    half: Tensor = (values - expected).square().sum(-1) / 2
+    return half

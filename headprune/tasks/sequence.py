@@ -15,7 +15,7 @@ from headprune.errors import ModelError
 from headprune.tasks.batches import InputFormat, make_batches, require_tokens
 from headprune.tasks.catalogue import TaskRow
 from headprune.tasks.columns import Columns, examples_of
-from headprune.tasks.distill import CLASSES, Distillation, logits_of
+from headprune.tasks.distill import CLASSES, Distillation, half_square, logits_of
 from headprune.tasks.labels import read_classes, read_numbers
 from headprune.tasks.rows import Example
 from headprune.tasks.tables import Table
@@ -32,10 +32,10 @@ def build_regression(row: TaskRow, **_model: Any) -> Task:
     """Return the task of models that put out one number."""
     distillation = Distillation(
         outputs=logits_of,
-        distance=lambda student, teacher, _inputs: _half_square(student, teacher),
+        distance=lambda student, teacher, _inputs: half_square(student.float(), teacher.float()),
         targets=_outputs,
         sample=_with_noise,
-        loss=lambda outputs, batch: _half_square(outputs.logits, batch.targets),
+        loss=lambda outputs, batch: half_square(outputs.logits.float(), batch.targets),
     )
     to_batches = partial(_to_batches, target_dtype=torch.float32)
     return Task(row, _numbers, to_batches, squared_error, output_number, distillation)
@@ -116,8 +116,3 @@ def _with_noise(
 ) -> Float[Tensor, "examples 1"]:
     noise = torch.stack([torch.randn(1, generator=generator) for generator in generators])
     return outputs + noise
-
-
-def _half_square(values: Tensor, expected: Tensor) -> Float[Tensor, " rows"]:
-    """Return half the squared difference."""
-    return (values.float() - expected.float()).square().sum(-1) / 2

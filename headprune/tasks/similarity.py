@@ -15,7 +15,7 @@ from headprune.batch import Batch, forward
 from headprune.tasks.batches import InputFormat, make_batches, require_tokens
 from headprune.tasks.catalogue import TaskRow
 from headprune.tasks.columns import Columns, examples_of
-from headprune.tasks.distill import Distillation
+from headprune.tasks.distill import Distillation, half_square
 from headprune.tasks.embedder import Embedder, lower_casing, read_embedder
 from headprune.tasks.labels import read_numbers
 from headprune.tasks.pooling import LAYERS, MASK, SENTENCE, SIMILARITIES, TOKENS
@@ -126,11 +126,3 @@ def with_noise(
     noise = torch.stack([torch.randn(size, generator=g) for g in generators])
     moved: Tensor = embeddings + noise / size[-1] ** 0.5
     return moved
-
-
-def half_square(
-    values: Float[Tensor, "*rows hidden"], expected: Float[Tensor, "*rows hidden"]
-) -> Float[Tensor, "*rows"]:
-    """Return half the squared distance of two embeddings: of unit vectors it is 1 less their cosine."""
-    half: Tensor = (values - expected).square().sum(-1) / 2
-    return half

@@ -114,7 +114,7 @@ def _seen(session: Session, reads: Collection[Reads]) -> Seen:
     """Return the rows that are looked at; nothing where none are read."""
     settings = session.settings
     most = min(settings.score.num_samples, settings.data.limit or settings.score.num_samples)
-    if not {"rows", "trees"} & set(reads) or settings.data.data is None:
+    if set(reads) <= {"repeats", "weights"} or settings.data.data is None:
         return Seen()
     path = Path(settings.data.data)
     if path.suffix != SUFFIX:

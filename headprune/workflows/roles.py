@@ -97,7 +97,7 @@ def _measured(
         UnsupportedError: Rows are long, and the roles not a must.
     """
     few = Seen()
-    if any(role.reads == "rows" for role in chosen):
+    if not {role.reads for role in chosen} <= {"repeats", "weights"}:
         few = _few(session, rows, must=must)
     made_up = min(session.settings.analyze.num_sequences, NUM_SEQUENCES)
     spec = session.settings.analyze.model_copy(update={"num_sequences": made_up})

@@ -178,7 +178,7 @@ def test_python_measures_what_batches_and_tokenizer_tell(tokenizer):
     assert "there are no rows to look at" in made_up.undefined["sink"]
     with_tokenizer = hp.analyze(build("bert"), [token_inputs()], tokenizer=tokenizer)
     assert "cls" in with_tokenizer.names
-    assert "only a causal language model" in with_tokenizer.undefined["induction"]
+    assert "it takes a causal language model" in with_tokenizer.undefined["induction"]
 
 
 def test_shrinking_keeps_protected_heads():
