@@ -158,12 +158,11 @@ def named_scores(path: Path, *, fingerprint: str) -> HeadScores:
     return scores
 
 
-def named_roles(named: str, *, fingerprint: str | None) -> tuple[Path, Roles]:
-    """Read roles that a user names; for ``latest`` those of the run with the highest number.
+def roles_file(named: str) -> Path:
+    """Return the file that ``--roles`` names; for ``latest`` that of the run with the highest number.
 
     Raises:
-        CheckpointError: It is no roles file, or there is no earlier run.
-        PlanError: The roles are of another model.
+        CheckpointError: There is no earlier run.
     """
     files = sorted(_numbered(f"*-*/{ROLES_FILE}")) if named == LATEST else [(0, Path(named))]
     if not files:
@@ -172,7 +171,16 @@ def named_roles(named: str, *, fingerprint: str | None) -> tuple[Path, Roles]:
             where=f"`roles={LATEST}`",
             hint="measure them first: headprune analyze MODEL; or leave `roles` out",
         )
-    path = files[-1][1]
+    return files[-1][1]
+
+
+def named_roles(path: Path, *, fingerprint: str | None) -> Roles:
+    """Read roles that a user names; they must be of the model with this fingerprint, where that is known.
+
+    Raises:
+        CheckpointError: It is no roles file.
+        PlanError: The roles are of another model.
+    """
     roles = read_artefact(Roles, path)
     if fingerprint is not None and roles.model.get("fingerprint", fingerprint) != fingerprint:
         raise PlanError(
@@ -180,7 +188,7 @@ def named_roles(named: str, *, fingerprint: str | None) -> tuple[Path, Roles]:
             where=f"`roles={path}`",
             hint="measure this one's: headprune analyze MODEL; or leave `roles` out",
         )
-    return path, roles
+    return roles
 
 
 def _numbered(pattern: str) -> list[tuple[int, Path]]:

@@ -62,7 +62,6 @@ class OwnOptions(Section):
         None, "A second text in its row; what a decoder beside an encoder reads.", metavar="TEXT"
     )
     layers: Names = option((), "Only these layers, such as 0,3-5.", metavar="N[,N-N]")
-    roles: Path | None = option(None, "Roles to show. (default: beside the model)", metavar="FILE")
     as_json: bool = option(False, "One JSON document on stdout.", off="")
     quiet: bool = option(False, "No messages on stderr.", off="", short="-q")
     verbose: bool = option(False, "Keep progress bars; full warnings.", off="", short="-v")
@@ -183,6 +182,10 @@ _HELP = {
         "sweep",
         "roles",
     ): "Roles for --protect-role; latest: those of the latest run. (default: measured now)",
+    (
+        "view",
+        "roles",
+    ): "Roles to show; latest: those of the latest run; none: no roles. (default: beside the model)",
     ("analyze", "num_samples"): "Rows to look at, at most.",
     ("analyze", "run_dir"): "Where roles.json is written. (default: headprune-runs/NNN-roles)",
     ("view", "scores"): "Importance to show. (default: scores.json beside a pruned model)",

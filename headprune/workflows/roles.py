@@ -11,7 +11,7 @@ from headprune.config import Settings
 from headprune.config.checks import NO_ROLES
 from headprune.errors import HeadpruneError, UnsupportedError
 from headprune.passes import Progress
-from headprune.runs import named_roles
+from headprune.runs import named_roles, roles_file
 from headprune.runtime.journal import Journal
 from headprune.runtime.local import published_name
 from headprune.tasks.rows import fingerprint as fingerprint_of_rows
@@ -81,7 +81,8 @@ def find_roles(session: Session, rows: Rows, *, shows: bool, keep_parts: bool = 
 
 def roles_by_name(settings: Settings, *, fingerprint: str | None, progress: Progress) -> Roles:
     """Return the roles of the file that the settings name, which must be of the model with this fingerprint."""
-    path, roles = named_roles(str(settings.run.roles), fingerprint=fingerprint)
+    path = roles_file(str(settings.run.roles))
+    roles = named_roles(path, fingerprint=fingerprint)
     progress.notify(f"roles: {path} ({len(roles.names)} roles)")
     _tell_protected(roles, settings, progress)
     data = {**roles.data, "file": published_name(str(path))}
