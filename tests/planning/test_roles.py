@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from families import build, inspected, sentences, token_inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -243,6 +244,9 @@ def test_prune_keeps_a_role_and_says_which_heads_of_it_were_removed(place, comma
     assert not {*map(str, heads)} & {*results.removed}
     assert results.roles.by_role["induction"].kept == tuple(sorted(heads))
     assert results.roles.data["name"] == "llama.txt"
+    steps = read_artefact(hp.HeadScores, place / "a" / "scores.json").steps
+    assert steps.count == 2
+    assert steps.constraints["protect"] == [*map(str, heads)]
     plan = read_artefact(hp.PruningPlan, place / "a" / "plan.json")
     assert plan.roles == results.roles
     assert plan.constraints["protect_role"] == ["induction"]
@@ -343,3 +347,36 @@ def test_sweep_and_score_in_steps_keep_the_role(place, command_line):
     code, _out, err = command_line("sweep", "bert", "--data", "bert.csv", "--roles", "some.json")
     assert code == 2
     assert "--roles has no effect here" in err
+
+
+def test_a_model_that_hides_its_weights_is_pruned_and_says_once_why_no_roles_are_shown(
+    run_here, tokenizer, command_line
+):
+    config = transformers.YosoConfig(
+        vocab_size=96, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=16,
+        max_position_embeddings=64, initializer_range=0.4, pad_token_id=0,
+    )  # fmt: skip
+    transformers.YosoForSequenceClassification(config).save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    rows = "".join(f"{text},{n % 2}\n" for n, text in enumerate(sentences(40)))
+    (run_here / "d.csv").write_text(f"text,label\n{rows}")
+    words = (
+        "prune",
+        "model",
+        "--data",
+        "d.csv",
+        "--keep",
+        "0.5",
+        "--method",
+        "magnitude",
+        "--dry-run",
+    )
+    code, out, err = command_line(*words)
+    assert code == 0, err
+    assert (
+        err.count("no roles of heads are shown: the attention L0 doesn't hand out its weights") == 1
+    )
+    assert "heads that are removed:" not in out
+    code, out, err = command_line(*words, "--protect-role", "sink")
+    assert code == 2
+    assert "which heads have the role sink: the attention L0 doesn't hand out its weights" in err
