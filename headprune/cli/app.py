@@ -17,6 +17,7 @@ import typer
 
 from headprune.cli.checks import is_file_of_results, refuse_idle, refuse_missing
 from headprune.cli.commands import (
+    analyze,
     check,
     convert,
     error_on_stdout,
@@ -27,12 +28,13 @@ from headprune.cli.commands import (
     methods,
     metrics,
     prune,
+    roles,
     score,
     sweep,
     tasks,
+    view,
 )
 from headprune.cli.options import ACTING, TALK, Call, annotation_of, as_options, prepare
-from headprune.cli.roles import analyze, roles, view
 from headprune.cli.signals import discard, received
 from headprune.cli.surroundings import (
     ReaderGoneError,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from headprune.cli.options import ACTING, LIMITS, ROWS, TIMES, WORK, Call, as_options
-from headprune.config.checks import check_score, methods_of, num_steps
+from headprune.config.checks import check_score, methods_of, num_steps, shows_prune
 from headprune.errors import ConfigError
 
 _JUDGED = ("metric", "higher_is_better", "trust_metric_code")
@@ -83,7 +83,7 @@ def _refuse_wrong_scoring(call: Call, command: str) -> None:
     """Refuse steps that lead nowhere, and ways of scoring that a method doesn't have."""
     from headprune.runtime.launcher import launched_size
 
-    if "steps" in ACTING[command]:
+    if {"steps", "keep"} <= {*ACTING[command]}:  # of a sweep every point is a cut
         score, plan = call.settings.score, call.settings.plan
         for each in methods_of(score) if "methods" in ACTING[command] else (score,):
             check_score(each, plan, processes=launched_size())
@@ -170,7 +170,14 @@ _RULES = (
         "leave it out, or score by ablation",
     ),
     _Rule(
-        ("prune", "run"),
+        ("sweep",),
+        ("steps", "reconstruct", "allow_bias"),
+        lambda call: shows_prune(call.settings.score),
+        "it acts on the curve prune, and the methods leave that out",
+        "leave it out, or say --methods prune,gradient",
+    ),
+    _Rule(
+        ("prune", "run", "sweep"),
         ("allow_bias",),
         lambda call: call.settings.reconstruct.reconstruct != "none",
         "biases are created for reconstruction",

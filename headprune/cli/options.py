@@ -136,8 +136,8 @@ ACTING: dict[str, tuple[str, ...]] = {
     ),
     "prune": (*_MODEL, *_PRUNING),
     "sweep": (
-        *(*_MODEL, "methods", "points", "max_drop", *_PLAN, *_SCORING, "out", "overwrite"),
-        *(*_ROLES, *ROWS, *WORK),
+        *(*_MODEL, "methods", "points", "max_drop", *_PLAN, *_ROLES, *_SCORING, "steps"),
+        *("reconstruct", "allow_bias", "latency", "out", "overwrite", *ROWS, *WORK),
     ),
     "eval": (*_MODEL, *ROWS, *WORK, *TIMES),
     "heal": (*_MODEL, "out", "overwrite", "num_samples", *_TRAINING, "resume", *ROWS, *WORK),
@@ -174,14 +174,13 @@ _HELP = {
         "score",
         "protect_role",
     ): "Heads that have one of these roles are kept on the way, with --steps.",
-    (
-        "score",
-        "roles",
-    ): "Roles for --protect-role; latest: those of the latest run. (default: measured now)",
-    (
-        "sweep",
-        "roles",
-    ): "Roles for --protect-role; latest: those of the latest run. (default: measured now)",
+    **{
+        (
+            command,
+            "roles",
+        ): "Roles for --protect-role; latest: those of the latest run. (default: measured now)"
+        for command in ("score", "sweep")
+    },
     (
         "view",
         "roles",
@@ -197,7 +196,8 @@ _HELP = {
     (
         "sweep",
         "methods",
-    ): "How heads are scored, side by side. (default: gradient,magnitude,random)",
+    ): "Curves, side by side: prune is what headprune prune makes, others mask heads scored once. "
+    "(default: prune,gradient,magnitude,random)",
     (
         "sweep",
         "max_drop",

@@ -32,7 +32,7 @@ _NO_DATE: dict[str, dict[str, Any]] = {
 
 
 def sweep_picture(sweep: Sweep, *, kind: Literal["png", "svg"]) -> bytes:
-    """Draw the metric against the share of heads kept, one curve with its 95 % band per method.
+    """Draw the metric against the share of heads kept, one curve with its 95 % band per method, that of ``prune`` bold.
 
     The same sweep makes the same bytes: no date, no random names, whatever the user's own matplotlib settings are.
     """
@@ -74,8 +74,8 @@ def _draw_curve(axes: "Axes", curve: Curve, index: int) -> None:
         linestyle=_DASHES[index // len(_COLOURS) % len(_DASHES)],
         marker=_MARKERS[index % len(_MARKERS)],
         markersize=4.5,
-        linewidth=1.8,
-        label=curve.method,
+        linewidth=1.8 if curve.reconstruct is None else 2.8,
+        label=curve.name,
     )
     within = curve.within_drop if curve.within_drop != 1 else None
     for keep, marker, size in ((curve.knee, "o", 13), (within, "s", 11)):

@@ -93,14 +93,21 @@ def sweep_table(sweep: Sweep) -> RenderableType:
     """Show every point with its interval and its paired difference to the whole model, then what is to be seen."""
     rows: list[Row] = []
     for curve in sweep.curves:
-        rows.append(Row((f"scored by {curve.method}",), "bold"))
-        rows += [Row(_point_cells(point)) for point in curve.points]
+        rows.append(Row((_curve_heading(curve),), "bold"))
+        rows += [Row(_point_cells(point, sweep.whole)) for point in curve.points]
         rows.append(Row(()))
-    titles = ("keep (heads)", sweep.metric, "95 %", "change", "95 %")
-    note = f"{_basis(sweep)}, rows that chose no head; masked, nothing cut\n"
+    titles = ("keep", "params", "time", sweep.metric, "95 %", "change", "95 %")
+    note = (
+        f"{_basis(sweep)}, rows that chose no head\n"
+        "keep: share of the heads (and how many); params: share of the parameters left"
+    )
+    if took := sweep.whole.latency_ms:
+        rows_timed, busy = sweep.latency["rows"], sweep.latency["busy"]
+        note += f"\ntime: share of a forward's {_ms(took)} ms, estimated for {rows_timed}"
+        note += f"; roughly, for {busy}" if busy else ""
     return Group(
         Sheet(rows, titles=titles, right=frozenset(range(len(titles)))),
-        prose(note, style="dim"),
+        prose(f"{note}\n", style="dim"),
         *(prose(_curve_summary(curve, sweep)) for curve in sweep.curves),
     )
 
@@ -213,9 +220,26 @@ def _loading(results: Results, directory: str) -> list[Text]:
     ]
 
 
-def _point_cells(point: SweepPoint) -> tuple[str, ...]:
+def _curve_heading(curve: Curve) -> str:
+    if curve.reconstruct is None:
+        return f"{curve.method}: scored once, heads masked"
+    steps = f"in {curve.steps} steps" if curve.steps > 1 else "once"
+    tried = "" if curve.reconstruct == "best" else f" ({curve.reconstruct})"
+    left = "" if curve.reconstruct == "none" else f", reconstructed{tried} where that helps"
+    return f"{curve.name}: scored by {curve.method} {steps}{left}"
+
+
+def _point_cells(point: SweepPoint, whole: SweepPoint) -> tuple[str, ...]:
+    shares = [
+        f"{left / of:.0%}" if left is not None and of else ""
+        for left, of in (
+            (point.parameters, whole.parameters),
+            (point.latency_ms, whole.latency_ms),
+        )
+    ]
     return (
         f"{point.keep:g} ({point.heads})",
+        *shares,
         _number(point.value),
         _interval(point.interval),
         _number(point.difference, sign="+"),
@@ -225,10 +249,10 @@ def _point_cells(point: SweepPoint) -> tuple[str, ...]:
 
 def _curve_summary(curve: Curve, sweep: Sweep) -> str:
     if curve.knee is None:
-        text = f"{curve.method}: no knee"
+        text = f"{curve.name}: no knee"
     else:
         value = _number(curve.at(curve.knee).value)
-        text = f"{curve.method}: knee at keep {curve.knee:g} ({value})"
+        text = f"{curve.name}: knee at keep {curve.knee:g} ({value})"
     if sweep.max_drop is None:
         return text
     if curve.within_drop is None or curve.within_drop == 1:

@@ -31,7 +31,6 @@ from headprune.planning import (
     check_constraints,
     cost_model,
     make_plan,
-    with_role_heads,
     with_roles,
 )
 from headprune.plans import HeadScores, PruningPlan
@@ -41,7 +40,6 @@ from headprune.surgery.fit import can_fit
 from headprune.tasks.distill import NO_OBJECTIVE, Objective
 from headprune.tasks.load_metric import metric_for, objective_for
 from headprune.tasks.task import Task, get_task
-from headprune.workflows.plan import with_named_heads
 from headprune.workflows.reconstruct import HeldOutRows, allowed_biases, take_back_unmoved
 from headprune.workflows.rows import Purpose, num_fitted
 from headprune.workflows.stepwise import (
@@ -50,6 +48,7 @@ from headprune.workflows.stepwise import (
     check_settings,
     method_of,
     score_with_steps,
+    with_protected_heads,
 )
 
 Loss: TypeAlias = Callable[[Any, Batch], Tensor]
@@ -85,17 +84,16 @@ def shrink_model(
     check_settings(settings)
     if roles is not None:
         refuse_other_roles(roles, fingerprint(model))
-    asked = with_role_heads(settings.plan, roles)
-    constraints = with_named_heads(model, anatomy, asked, notify=notify)
+    constraints = with_protected_heads(model, anatomy, settings.plan, roles=roles, notify=notify)
     batches = objective.batches
     costs = cost_model(model, anatomy, constraints=constraints, batches=lambda: batches)
     check_constraints(anatomy, constraints, costs=costs)
-    scoring = Scoring(settings.score, asked, spec, seed)
+    scoring = Scoring(settings.score, constraints, spec, seed)
     scores = noted(model, score_with_steps(model, anatomy, objective, scoring, context=SILENT))
     plan = with_roles(make_plan(scores, anatomy, constraints=constraints, costs=costs), roles)
     count = num_examples(batches)
     outcome = None
-    added = allowed_biases(model, anatomy, plan, settings, notify=notify)
+    added = allowed_biases(model, anatomy, plan, spec, notify=notify)
     anatomy = inspect(model) if added else anatomy
     is_on = spec.reconstruct != "none" and bool(plan.remove)
     if is_on and count >= FEWEST_TO_RECONSTRUCT and can_fit(model, anatomy):

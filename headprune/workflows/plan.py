@@ -12,7 +12,6 @@ from headprune.anatomy import Anatomy
 from headprune.config import Constraints
 from headprune.errors import PlanError
 from headprune.evaluation import MetricValue, Predictions, metric_with_interval, predict
-from headprune.masking import gated
 from headprune.passes import Progress
 from headprune.planning import (
     CostModel,
@@ -22,37 +21,22 @@ from headprune.planning import (
     resources_of,
     savings,
     target_of,
-    with_role_heads,
     with_roles,
 )
 from headprune.planning.constraints import conflicting_fields, with_keep
 from headprune.plans import HeadScores, PruningPlan
-from headprune.surgery import named_heads
-from headprune.surgery.fit import can_fit, restoring
 from headprune.tasks.rows import noted_rows
-from headprune.workflows.reconstruct import can_reconstruct, reconstruct_parts
+from headprune.workflows.reconstruct import as_pruned
 from headprune.workflows.rows import RowParts
 from headprune.workflows.score import Scored, find_scores
 from headprune.workflows.session import Session
+from headprune.workflows.stepwise import with_protected_heads
 
 Show = Callable[[HeadScores, PruningPlan], None]
 """Shows scores and plan."""
 
 _STEP = 0.05
 _DEEPEST = 0.1
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What a plan must keep to.
-
-    Args:
-        plan: The settings' section; heads with a role to protect are protected by name. Heads are scored for it.
-        constraints: The same; heads that the model's settings name are protected, too.
-    """
-
-    plan: Constraints
-    constraints: Constraints
 
 
 def plan_for(
@@ -66,20 +50,23 @@ def plan_for(
     Raises:
         PlanError: The budget is out of reach, or constraints contradict each other.
     """
-    model, anatomy, notify = session.model, session.anatomy, session.progress.notify
-    asked = with_role_heads(session.settings.plan, roles)
-    both = _Asked(asked, with_named_heads(model, anatomy, asked, notify=notify))
-    make = _plan_for_budget if asked.max_drop is None else _plan_within
-    scored, plan = make(session, parts, both, keep_parts=keep_parts)
+    constraints = with_protected_heads(
+        session.model,
+        session.anatomy,
+        session.settings.plan,
+        roles=roles,
+        notify=session.progress.notify,
+    )
+    make = _plan_for_budget if constraints.max_drop is None else _plan_within
+    scored, plan = make(session, parts, constraints, keep_parts=keep_parts)
     plan = with_roles(plan, roles)
     show(scored.scores, plan)
     return scored, plan
 
 
 def _plan_for_budget(
-    session: Session, parts: RowParts, asked: _Asked, *, keep_parts: bool
+    session: Session, parts: RowParts, plan: Constraints, *, keep_parts: bool
 ) -> tuple[Scored, PruningPlan]:
-    plan = asked.constraints
     model, anatomy, progress = session.model, session.anatomy, session.progress
     if plan.target_latency is not None:
         progress.notify("timing the model with fewer and fewer heads")
@@ -90,26 +77,10 @@ def _plan_for_budget(
         batches=lambda: session.batches(parts.calibrate.examples),
     )
     check_constraints(anatomy, plan, costs=costs)
-    scored = find_scores(session, parts.calibrate, plan=asked.plan, keep_parts=keep_parts)
+    scored = find_scores(session, parts.calibrate, plan=plan, keep_parts=keep_parts)
     return scored, choose(
         model, anatomy, scored.scores, constraints=plan, costs=costs, progress=progress
     )
-
-
-def with_named_heads(
-    model: PreTrainedModel,
-    anatomy: Anatomy,
-    constraints: Constraints,
-    *,
-    notify: Callable[[str], None],
-) -> Constraints:
-    """Return the constraints; heads that the model's settings name by index are protected and reported."""
-    named = [str(head) for head in named_heads(model, anatomy)]
-    if named:
-        notify(
-            f"{len(named)} heads are kept, as generation_config.json names them: {', '.join(named)}"
-        )
-    return constraints.model_copy(update={"protect": (*constraints.protect, *named)})
 
 
 def choose(
@@ -167,17 +138,16 @@ class Look:
 
 
 def _plan_within(
-    session: Session, parts: RowParts, asked: _Asked, *, keep_parts: bool
+    session: Session, parts: RowParts, constraints: Constraints, *, keep_parts: bool
 ) -> tuple[Scored, PruningPlan]:
     """Score for the deepest cut that can be made, then choose the deepest one within the tolerance; see :func:`_deepest`."""
-    keeps = lawful_keeps(session.anatomy, asked.constraints)
-    deepest = with_keep(asked.plan, keeps[-1])
+    keeps = lawful_keeps(session.anatomy, constraints)
+    deepest = with_keep(constraints, keeps[-1])
     scored = find_scores(session, parts.calibrate, plan=deepest, keep_parts=keep_parts)
 
     @cache
     def plan_at(keep: float) -> PruningPlan:
-        constraints = with_keep(asked.constraints, keep)
-        return make_plan(scored.scores, session.anatomy, constraints=constraints)
+        return make_plan(scored.scores, session.anatomy, constraints=with_keep(constraints, keep))
 
     plan = _deepest(session, parts, keeps, plan_at)
     rows = noted_rows(parts.decide.examples, earlier=scored.scores.rows)
@@ -205,7 +175,9 @@ def _deepest(
     allowed = max_drop.of(base.value)
 
     def look(keep: float) -> Look:
-        difference = metric_of(session, masked_cut(session, parts, plan_at(keep)), other=whole)
+        with as_pruned(session, plan_at(keep), parts):
+            smaller = predict(session.model, session.task, batches=batches)
+        difference = metric_of(session, smaller, other=whole)
         low, high = difference.interval
         better = base.higher_is_better
         drop, worst = (-difference.value, -low) if better else (difference.value, high)
@@ -241,17 +213,6 @@ def metric_of(
     return metric_with_interval(
         predictions, session.metric, seed=session.settings.data.seed, other=other
     )
-
-
-def masked_cut(session: Session, parts: RowParts, plan: PruningPlan) -> Predictions:
-    """Return the predictions for the deciding rows with the removed heads masked, and reconstructed if the settings say so."""
-    model, anatomy = session.model, session.anatomy
-    with restoring(model, anatomy):
-        is_on = session.settings.reconstruct.reconstruct != "none"
-        if is_on and can_reconstruct(parts) and can_fit(model, anatomy):
-            reconstruct_parts(session, anatomy, plan.remove, parts)
-        with gated(model, anatomy, gates=anatomy.mask(plan.remove)):
-            return predict(model, session.task, batches=session.batches(parts.decide.examples))
 
 
 def lawful_keeps(anatomy: Anatomy, constraints: Constraints) -> tuple[float, ...]:

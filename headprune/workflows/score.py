@@ -12,7 +12,6 @@ from headprune.config.checks import methods_of, num_steps
 from headprune.errors import PlanError
 from headprune.passes import Progress
 from headprune.placement import input_device, versions
-from headprune.planning import with_role_heads
 from headprune.plans import HeadScores
 from headprune.runs import FOLDER, LATEST, named_scores, scores_file, unused_run, write_scores
 from headprune.runtime.distributed import World
@@ -30,6 +29,7 @@ from headprune.workflows.stepwise import (
     method_of,
     score_with_steps,
     steps_fit,
+    with_protected_heads,
 )
 
 # Facts about rows that must be the same for scores to fit the current rows, and their names in messages.
@@ -67,10 +67,13 @@ def score(
         rows, plan, found = None, settings.plan, FoundRoles()
         if any(get_method(method_of(section)).needs_rows for section in sections):
             rows = separate_rows(session, Purpose(reports=False)).calibrate
-        if plan.protect_role and any(num_steps(section, plan) > 1 for section in sections):
-            rows = rows or separate_rows(session, Purpose(reports=False)).calibrate
-            found = find_roles(session, rows, shows=False)
-            plan = with_role_heads(plan, found.roles)
+        if any(num_steps(section, plan) > 1 for section in sections):
+            if plan.protect_role:
+                rows = rows or separate_rows(session, Purpose(reports=False)).calibrate
+                found = find_roles(session, rows, shows=False)
+            plan = with_protected_heads(
+                session.model, session.anatomy, plan, roles=found.roles, notify=progress.notify
+            )
         scored = score_each(session, sections, rows, plan=plan)
         scores = tuple(one.scores for one in scored.values())
         if not world.is_main:
@@ -98,7 +101,8 @@ def find_scores(
     path, scores = scores_by_name(session)
     compare(
         scores,
-        settings.model_copy(update={"plan": plan}),
+        settings,
+        plan,
         path=path,
         metric=session.task.metric,
         rows=rows,
@@ -123,6 +127,7 @@ def scores_by_name(session: Session) -> tuple[Path, HeadScores]:
 def compare(
     scores: HeadScores,
     settings: Settings,
+    plan: Constraints,
     *,
     path: Path,
     metric: str | None,
@@ -134,7 +139,7 @@ def compare(
     Raises:
         PlanError: The latest run's scores are asked for, and they differ.
     """
-    differences = list(_differences(scores, settings, metric=metric, rows=rows))
+    differences = list(_differences(scores, settings, plan, metric=metric, rows=rows))
     if differences and settings.run.scores == LATEST:
         raise PlanError(
             f"the scores of the latest run aren't those that these settings would make: {'; '.join(differences)}",
@@ -146,7 +151,12 @@ def compare(
 
 
 def _differences(
-    scores: HeadScores, settings: Settings, *, metric: str | None, rows: Rows | None
+    scores: HeadScores,
+    settings: Settings,
+    plan: Constraints,
+    *,
+    metric: str | None,
+    rows: Rows | None,
 ) -> Iterator[str]:
     """Yield how scores differ from the scores that the settings would make; scores in a named file may be of any method."""
     spec, data = settings.score, settings.data
@@ -168,7 +178,7 @@ def _differences(
     for name, made, asked in pairs:
         if made != asked:
             yield f"{name}: the scores have {_shown(made)}, the settings {_shown(asked)}"
-    if not steps_fit(scores, settings):
+    if not steps_fit(scores, settings, plan):
         manner = "once"
         if scores.steps:
             between = (
@@ -187,7 +197,7 @@ def _shown(value: Any) -> str:
 
 
 def score_each(
-    session: Session, sections: Sequence[ScoreSpec], rows: Rows | None, *, plan: Constraints
+    session: Session, sections: Sequence[ScoreSpec], rows: Rows | None, *, plan: Constraints | None
 ) -> dict[str, Scored]:
     """Score by several methods; a pass that several methods need runs once, and is then read from the journal."""
     scored: dict[str, Scored] = {}
@@ -206,7 +216,7 @@ def compute_scores(
     score: ScoreSpec,
     rows: Rows | None,
     *,
-    plan: Constraints,
+    plan: Constraints | None,
     keep_parts: bool = True,
     is_first: bool = True,
     objective: Objective | None = None,

@@ -1,12 +1,13 @@
 """Score once, or in steps: heads are removed, the remaining heads reconstructed, and scored again; what allows it."""
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
+from headprune.analysis.roles import Roles
 from headprune.anatomy import Anatomy
 from headprune.artefact import FitMethod
 from headprune.batch import Batch, num_examples
@@ -16,14 +17,14 @@ from headprune.heads import HeadId
 from headprune.masking import gated
 from headprune.passes import RunContext
 from headprune.placement import input_device
-from headprune.planning import score_in_steps, target_of
+from headprune.planning import score_in_steps, target_of, with_role_heads
 from headprune.planning.constraints import as_dict
 from headprune.plans import HeadScores
 from headprune.runtime.distributed import World
 from headprune.scoring.catalogue import DEFAULT_METHOD, get_method
 from headprune.scoring.request import ScoreRequest
 from headprune.scoring.request import score as score_heads
-from headprune.surgery import RECONSTRUCT_METHODS
+from headprune.surgery import RECONSTRUCT_METHODS, named_heads
 from headprune.surgery.fit import can_fit, fit, swapped_weights
 from headprune.tasks.distill import Objective
 
@@ -61,9 +62,32 @@ def check_settings(
         check_score(score, settings.plan, processes=world.size if world else 1)
 
 
-def steps_fit(scores: HeadScores, settings: Settings) -> bool:
-    """Whether scores were made in the steps that settings ask for; if these are unset, in any steps for the same cut."""
-    plan, steps, made = settings.plan, settings.score.steps, scores.steps
+def with_protected_heads(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    constraints: Constraints,
+    *,
+    roles: Roles | None,
+    notify: Callable[[str], None],
+) -> Constraints:
+    """Return what every cut and step keeps to: heads with a role to protect are protected by name, and so are heads that the
+    model's settings name by index, which is reported.
+
+    Raises:
+        PlanError: The roles don't say who has one that is to be protected.
+    """
+    constraints = with_role_heads(constraints, roles)
+    named = [str(head) for head in named_heads(model, anatomy)]
+    if named:
+        notify(
+            f"{len(named)} heads are kept, as generation_config.json names them: {', '.join(named)}"
+        )
+    return constraints.model_copy(update={"protect": (*constraints.protect, *named)})
+
+
+def steps_fit(scores: HeadScores, settings: Settings, plan: Constraints) -> bool:
+    """Whether scores were made in the steps that settings ask for, towards ``plan``; if unset, in any for that cut."""
+    steps, made = settings.score.steps, scores.steps
     if made is None or (plan.keep is None and plan.heads is None):
         return made is None and steps in (None, 1)
     same_cut = made.heads == plan.heads if plan.keep is None else made.keep == plan.keep
@@ -82,13 +106,13 @@ class Scoring:
 
     Args:
         score: The method, and in how many steps.
-        plan: The cut that the steps lead to.
+        plan: The cut that the steps lead to; None scores once, for any.
         reconstruct: Whether the remaining heads are reconstructed in between.
         seed: For methods that draw random numbers.
     """
 
     score: ScoreSpec
-    plan: Constraints
+    plan: Constraints | None
     reconstruct: ReconstructSpec
     seed: int = 0
 
@@ -134,10 +158,10 @@ def score_with_steps(
             scores = score_heads(request, method=method.name, normalize=score.normalize)
         return scores.model_copy(update={"objective": score.objective})
 
-    steps = num_steps(score, scoring.plan)
-    if steps == 1:
+    plan, steps = scoring.plan, num_steps(score, scoring.plan)
+    if plan is None or steps == 1:
         return rescore(())
-    scores = score_in_steps(anatomy, rescore=rescore, constraints=scoring.plan, steps=steps)
+    scores = score_in_steps(anatomy, rescore=rescore, constraints=plan, steps=steps)
     note = scores.steps and scores.steps.model_copy(update={"reconstructed": between})
     return scores.model_copy(update={"steps": note})
 

@@ -34,13 +34,7 @@ from headprune.models.stream import (
 from headprune.models.tokenizer import tokenizer_of
 from headprune.passes import Progress
 from headprune.placement import available_memory, count_parameters, fingerprint_of, weights_bytes
-from headprune.planning import (
-    check_constraints,
-    cost_model,
-    savings,
-    with_role_heads,
-    with_roles,
-)
+from headprune.planning import check_constraints, cost_model, savings, with_roles
 from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results
 from headprune.runs import named_scores, scores_file
@@ -53,12 +47,12 @@ from headprune.verify import (
     require,
 )
 from headprune.workflows.finish import Written, documents_of, finish, refuse_output
-from headprune.workflows.plan import Show, choose, with_named_heads
+from headprune.workflows.plan import Show, choose
 from headprune.workflows.record import note_where, record_of
 from headprune.workflows.roles import roles_by_name
 from headprune.workflows.score import compare
 from headprune.workflows.session import find_model, origin_of, proven_anatomy
-from headprune.workflows.stepwise import method_of
+from headprune.workflows.stepwise import method_of, with_protected_heads
 
 
 @dataclass(frozen=True)
@@ -262,12 +256,12 @@ def _look(settings: Settings, *, progress: Progress, show: Show) -> _OnDisk:
     if settings.run.roles not in (None, NO_ROLES):
         made_for = scores.model.get("fingerprint")
         roles = roles_by_name(settings, fingerprint=made_for, progress=progress)
-    asked = with_role_heads(settings.plan, roles)
-    constraints = with_named_heads(model, anatomy, asked, notify=progress.notify)
+    constraints = with_protected_heads(
+        model, anatomy, settings.plan, roles=roles, notify=progress.notify
+    )
     costs = cost_model(model, anatomy, constraints=constraints, batches=tuple)
     check_constraints(anatomy, constraints, costs=costs)
-    settings_of_plan = settings.model_copy(update={"plan": asked})
-    compare(scores, settings_of_plan, path=path, metric=None, rows=None, progress=progress)
+    compare(scores, settings, constraints, path=path, metric=None, rows=None, progress=progress)
     chosen = choose(model, anatomy, scores, constraints=constraints, costs=costs, progress=progress)
     chosen = with_roles(chosen, roles)
     show(scores, chosen)

@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+import transformers
 from families import build, sentences, toy_tokenizer
 
 from headprune.analysis.catalogue import ROLES, Role
@@ -148,3 +149,41 @@ def test_a_document_with_lists_of_other_lengths_is_refused():
     head = HeadId(SiteId("", 0), 0)
     with pytest.raises(ValueError, match="length of heads"):
         Roles(heads=(head,), measures=decided([measure("sink", (0.1, 0.2))]))
+
+
+def t5(directory):
+    config = transformers.T5Config(
+        vocab_size=96,
+        d_model=48,
+        d_kv=8,
+        num_heads=6,
+        d_ff=40,
+        num_layers=2,
+        initializer_factor=3.0,
+        decoder_start_token_id=0,
+    )
+    transformers.T5ForConditionalGeneration(config).save_pretrained(directory)
+
+
+def masked_lm(directory):
+    build("bert", cls="BertForMaskedLM").save_pretrained(directory)
+
+
+@pytest.mark.parametrize(
+    ("make", "roles"), [(t5, {"sink", "diagonal"}), (masked_lm, {"sink", "cls"})]
+)
+def test_a_model_without_a_task_here_is_looked_at_all_the_same(run_here, command_line, make, roles):
+    make(run_here / "m")
+    toy_tokenizer().save_pretrained(run_here / "m")
+    texts = sentences(12)
+    pairs = zip(texts, reversed(texts), strict=True)
+    (run_here / "d.tsv").write_text("a\tb\n" + "".join(f"{a}\t{b}\n" for a, b in pairs))
+    for columns in ("a", "a,b"):
+        code, out, err = command_line(
+            "analyze", "m", "--data", "d.tsv", "--text", columns, "--json"
+        )
+        assert code == 0, err
+        assert roles <= {one["role"] for one in json.loads(out)["measures"]}
+    code, _out, err = command_line("score", "m", "--data", "d.tsv", "--text", "a")
+    assert code == 2
+    assert "task" in err

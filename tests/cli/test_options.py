@@ -54,6 +54,7 @@ def test_settings_of_the_recipe_are_offered_by_some_command():
         (("score", "m", *DATA, "--compile"), "--compile"),
         (("score", "m", *DATA, "--method", "random", "--keep", "0.5"), "--keep"),
         (("prune", "m", *DATA, "--keep", "0.5", "--reconstruct", "none", "--allow-bias"), "--allow-bias"),
+        (("sweep", "m", *DATA, "--methods", "random", "--steps", "2"), "--steps"),
         (("prune", "m", *DATA, "--keep", "0.5", "--scores", "s.json", "--stream"), "--data"),
     ],
 )  # fmt: skip
