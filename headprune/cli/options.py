@@ -105,18 +105,8 @@ _PLAN = ("multiple_of", "min_heads", "protect", "uniform", "gqa", "sites")
 _SCORING = ("objective", "normalize", "num_samples", "compile")
 _PRUNING = (
     *(*BUDGETS, "scores", "out", "overwrite", *_PLAN, *_ROLES, "method", *_SCORING, "steps"),
-    "recipe",
-    *(
-        "reconstruct",
-        "allow_bias",
-        "rearrange",
-        "stream",
-        "no_baseline",
-        "dry_run",
-        *ROWS,
-        *WORK,
-        *TIMES,
-    ),
+    *("recipe", "reconstruct", "allow_bias", "rearrange", "stream", "no_baseline", "dry_run"),
+    *(*ROWS, *WORK, *TIMES),
 )
 _UNJUDGED = ("task", "data", "split", "text", "max_length", "limit", "seed")
 _TRAINING = ("teacher", "epochs", "max_steps", "learning_rate", "lora", "trainer", "run_dir")
@@ -170,17 +160,6 @@ _HELP = {
         "run_dir",
     ): "Where scores.json is written, and scores.METHOD.json of further methods. "
     "(default: headprune-runs/NNN-METHOD)",
-    (
-        "score",
-        "protect_role",
-    ): "Heads that have one of these roles are kept on the way, with --steps.",
-    **{
-        (
-            command,
-            "roles",
-        ): "Roles for --protect-role; latest: those of the latest run. (default: measured now)"
-        for command in ("score", "sweep")
-    },
     (
         "view",
         "roles",

@@ -186,9 +186,7 @@ class Constraints(Section):
     min_heads: int = option(1, "Heads to keep in every layer.", ge=0)
     protect: Names = option((), "A head (L0.H1) or layer (L0) to keep; repeatable.")
     protect_role: Names = option(
-        (),
-        "Heads that have one of these roles are kept; headprune roles lists them.",
-        metavar="NAME[,NAME]",
+        (), "Heads of these roles (headprune roles) are kept.", metavar="NAME[,NAME]"
     )
     uniform: bool = option(False, "The same number of heads in every layer.")
     gqa: Literal["group", "even", "pad"] = option(

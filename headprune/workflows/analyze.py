@@ -14,7 +14,7 @@ from headprune.analysis.trees import SUFFIX, read_sentences, sentence_batches
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import AnalyzeSpec, Settings
 from headprune.errors import PlanError
-from headprune.passes import Progress
+from headprune.passes import Progress, resumable
 from headprune.placement import input_device, versions
 from headprune.runs import FOLDER, ROLES_FILE, unused_run, write_roles
 from headprune.runtime.distributed import World
@@ -23,7 +23,7 @@ from headprune.runtime.local import published_name
 from headprune.tasks.rows import Example, draw, fingerprint
 from headprune.workflows.record import with_recorded_rows
 from headprune.workflows.rows import rows_without_labels
-from headprune.workflows.session import Session, open_session, resumable
+from headprune.workflows.session import Session, open_session
 
 
 def analyze(

@@ -27,10 +27,10 @@ from headprune.planning.constraints import conflicting_fields, with_keep
 from headprune.plans import HeadScores, PruningPlan
 from headprune.tasks.rows import noted_rows
 from headprune.workflows.reconstruct import as_pruned
+from headprune.workflows.roles import protecting
 from headprune.workflows.rows import RowParts
 from headprune.workflows.score import Scored, find_scores
 from headprune.workflows.session import Session
-from headprune.workflows.stepwise import with_protected_heads
 
 Show = Callable[[HeadScores, PruningPlan], None]
 """Shows scores and plan."""
@@ -50,13 +50,7 @@ def plan_for(
     Raises:
         PlanError: The budget is out of reach, or constraints contradict each other.
     """
-    constraints = with_protected_heads(
-        session.model,
-        session.anatomy,
-        session.settings.plan,
-        roles=roles,
-        notify=session.progress.notify,
-    )
+    constraints = protecting(session, roles)
     make = _plan_for_budget if constraints.max_drop is None else _plan_within
     scored, plan = make(session, parts, constraints, keep_parts=keep_parts)
     plan = with_roles(plan, roles)

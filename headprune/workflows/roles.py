@@ -7,7 +7,7 @@ from headprune.analysis.call import Vocabulary
 from headprune.analysis.catalogue import ROLES, Role, get_role
 from headprune.analysis.roles import Roles
 from headprune.batch import Batch
-from headprune.config import Settings
+from headprune.config import Constraints, Settings
 from headprune.config.checks import NO_ROLES
 from headprune.errors import HeadpruneError, UnsupportedError
 from headprune.passes import Progress
@@ -18,6 +18,7 @@ from headprune.tasks.rows import fingerprint as fingerprint_of_rows
 from headprune.workflows.analyze import Seen, measure_roles
 from headprune.workflows.rows import Rows
 from headprune.workflows.session import Session
+from headprune.workflows.stepwise import with_protected_heads
 
 NUM_ROWS, NUM_SEQUENCES = 100, 50
 """Rows that are looked at, at most, and sequences that are made up."""
@@ -77,6 +78,12 @@ def find_roles(session: Session, rows: Rows, *, shows: bool, keep_parts: bool = 
         return FoundRoles()
     _tell_protected(roles, settings, session.progress)
     return FoundRoles(roles, journal)
+
+
+def protecting(session: Session, roles: Roles | None) -> Constraints:
+    """Return the settings' constraints, with all heads protected that are to be kept for what they are."""
+    model, plan, notify = session.model, session.settings.plan, session.progress.notify
+    return with_protected_heads(model, session.anatomy, plan, roles=roles, notify=notify)
 
 
 def roles_by_name(settings: Settings, *, fingerprint: str | None, progress: Progress) -> Roles:

@@ -10,7 +10,7 @@ from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import Constraints, ScoreSpec, Settings
 from headprune.config.checks import methods_of, num_steps
 from headprune.errors import PlanError
-from headprune.passes import Progress
+from headprune.passes import Progress, resumable
 from headprune.placement import input_device, versions
 from headprune.plans import HeadScores
 from headprune.runs import FOLDER, LATEST, named_scores, scores_file, unused_run, write_scores
@@ -20,16 +20,15 @@ from headprune.scoring.catalogue import METHODS, get_method
 from headprune.tasks.distill import NO_OBJECTIVE, Objective
 from headprune.tasks.rows import noted_rows
 from headprune.workflows.record import with_recorded_rows
-from headprune.workflows.roles import FoundRoles, find_roles
+from headprune.workflows.roles import FoundRoles, find_roles, protecting
 from headprune.workflows.rows import Purpose, Rows, separate_rows
-from headprune.workflows.session import Session, open_session, resumable
+from headprune.workflows.session import Session, open_session
 from headprune.workflows.stepwise import (
     Scoring,
     check_settings,
     method_of,
     score_with_steps,
     steps_fit,
-    with_protected_heads,
 )
 
 # Facts about rows that must be the same for scores to fit the current rows, and their names in messages.
@@ -71,9 +70,7 @@ def score(
             if plan.protect_role:
                 rows = rows or separate_rows(session, Purpose(reports=False)).calibrate
                 found = find_roles(session, rows, shows=False)
-            plan = with_protected_heads(
-                session.model, session.anatomy, plan, roles=found.roles, notify=progress.notify
-            )
+            plan = protecting(session, found.roles)
         scored = score_each(session, sections, rows, plan=plan)
         scores = tuple(one.scores for one in scored.values())
         if not world.is_main:

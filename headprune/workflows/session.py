@@ -17,7 +17,7 @@ from headprune.anatomy.exceptions import reads_in_blocks
 from headprune.artefact import read_artefact
 from headprune.batch import Batch
 from headprune.config import MAX_LENGTH, DataSpec, ModelSpec, Settings
-from headprune.errors import ConfigError, HeadpruneError, ModelError, PlanError, first_line
+from headprune.errors import ConfigError, ModelError, PlanError, first_line
 from headprune.inspection import inspect
 from headprune.models.find import ModelSource, find
 from headprune.models.load import load_model
@@ -243,21 +243,6 @@ def proven_anatomy(model: PreTrainedModel, *, name: str, progress: Progress) -> 
     if not anatomy.heads:
         raise PlanError("the model has no head that can be pruned", where=name, hint="see above")
     return anatomy
-
-
-@contextmanager
-def resumable(journal: Journal | None, progress: Progress) -> Iterator[None]:
-    """If the work is interrupted or fails, report how many batches are done and that the same command resumes."""
-    try:
-        yield
-    except (KeyboardInterrupt, HeadpruneError) as error:
-        if journal is not None and (done := journal.count()):
-            text = f"batches done: {done}; the same command goes on from there"
-            if isinstance(error, KeyboardInterrupt):
-                error.add_note(text)
-            else:
-                progress.notify(text)
-        raise
 
 
 @contextmanager

@@ -70,8 +70,7 @@ def with_protected_heads(
     roles: Roles | None,
     notify: Callable[[str], None],
 ) -> Constraints:
-    """Return what every cut and step keeps to: heads with a role to protect are protected by name, and so are heads that the
-    model's settings name by index, which is reported.
+    """Return what all cuts and steps keep to: heads of a role to protect are protected, and those that the model's settings name.
 
     Raises:
         PlanError: The roles don't say who has one that is to be protected.

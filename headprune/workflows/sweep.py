@@ -25,11 +25,10 @@ from headprune.runtime.journal import Journal, open_journal
 from headprune.workflows.curves import Pruning, measure_curves
 from headprune.workflows.plan import refusal_at
 from headprune.workflows.record import with_recorded_rows
-from headprune.workflows.roles import find_roles
+from headprune.workflows.roles import find_roles, protecting
 from headprune.workflows.rows import RowParts, separate_rows
 from headprune.workflows.score import score_each
 from headprune.workflows.session import Session, open_session
-from headprune.workflows.stepwise import with_protected_heads
 
 POINTS = tuple(tenth / 10 for tenth in range(10, 0, -1))
 _MASKED = "gradient"
@@ -69,9 +68,7 @@ def sweep(settings: Settings, *, progress: Progress) -> tuple[Sweep, Path]:
     session = open_session(settings, progress=progress)
     parts = separate_rows(session)
     found = find_roles(session, parts.calibrate, shows=False)
-    constraints = with_protected_heads(
-        session.model, session.anatomy, settings.plan, roles=found.roles, notify=progress.notify
-    )
+    constraints = protecting(session, found.roles)
     keeps = lawful_points(
         session.anatomy, constraints, points=settings.run.points, progress=progress
     )
@@ -95,8 +92,9 @@ def sweep(settings: Settings, *, progress: Progress) -> tuple[Sweep, Path]:
         Path(settings.run.out) if settings.run.out else next_run("sweep")
     )  # it may be taken by now
     _write(outcome, scores, found.roles, out, overwrite)
-    for one in (*scored.values(), found, *([pruning.first] if pruning else [])):
+    for one in (*scored.values(), *([pruning.first] if pruning else [])):
         one.discard_journal()
+    found.discard_journal()
     journal.drop()
     return outcome, out
 
