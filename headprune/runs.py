@@ -14,6 +14,7 @@ from headprune.runtime.targets import exclusive, naming, refuse_unwritable
 FOLDER = Path("headprune-runs")
 SCORES = "scores.json"
 ROLES_FILE = "roles.json"
+SIMILARITY_FILE = "similarity.json"
 LATEST = "latest"
 """What ``--scores`` calls the scores of the run with the highest number."""
 _ANY_SCORES = "scores*.json"

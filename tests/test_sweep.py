@@ -28,7 +28,7 @@ from headprune.passes import SILENT, RunContext
 from headprune.planning import knee, last_within
 from headprune.plans import HeadScores
 from headprune.replay import losses
-from headprune.report.charts import sweep_picture
+from headprune.report.sweeps import sweep_picture
 from headprune.report.terminal import ConsoleProgress
 from headprune.results import Sweep
 from headprune.runtime.journal import Journal

@@ -59,6 +59,15 @@ class Role:
         """Whether a head has it or not, rather than more or less of it."""
         return any(rule is not None for rule in (self.threshold, self.margin, self.top))
 
+    @property
+    def rule(self) -> str:
+        """When a head has the role, in words; empty where nothing decides it."""
+        if self.threshold is not None:
+            return f"> {self.threshold:g} {self.unit}".rstrip()
+        if self.margin is not None:
+            return f"> baseline + {self.margin:g}"
+        return "" if self.top is None else f"top {self.top:.0%}"
+
     def load(self) -> Callable[..., Any]:
         """Import the role's function."""
         loaded: Callable[..., Any] = load_function(self.function)
@@ -308,3 +317,21 @@ def get_role(name: str, *, where: str = "`roles`") -> Role:
     if name not in ROLES:
         raise ConfigError(f"there is no role {name!r}", where=where, hint=did_you_mean(name, ROLES))
     return ROLES[name]
+
+
+def require_decided(name: str, *, where: str) -> None:
+    """Refuse a role that no head has or hasn't: it is a number of every head.
+
+    Args:
+        name: Its name.
+        where: Which setting named it.
+
+    Raises:
+        ConfigError: It is one, or there is no such role.
+    """
+    if not get_role(name, where=where).is_decided:
+        raise ConfigError(
+            f"{name} is a number of every head, and no role that a head has or hasn't",
+            where=where,
+            hint="headprune roles says by which rule a head has a role",
+        )

@@ -34,7 +34,16 @@ from headprune.cli.commands import (
     tasks,
     view,
 )
-from headprune.cli.options import ACTING, TALK, Call, annotation_of, as_options, prepare
+from headprune.cli.options import (
+    ACTING,
+    TALK,
+    Call,
+    annotation_of,
+    as_options,
+    prepare,
+    takes_recipe,
+)
+from headprune.cli.report import report
 from headprune.cli.signals import discard, received
 from headprune.cli.surroundings import (
     ReaderGoneError,
@@ -68,6 +77,7 @@ _COMMANDS: dict[str, Callable[[Call], None]] = {
     "convert": convert,
     "run": prune,
     "export": export,
+    "report": report,
     "methods": methods,
     "tasks": tasks,
     "metrics": metrics,
@@ -96,7 +106,7 @@ def _add_command(name: str, function: Callable[[Call], None]) -> None:
             call = prepare(name, options)
             refuse_missing(call, name)
             refuse_idle(call, name)
-            if ACTING[name] and not call.progress.verbose and not is_file_of_results(call):
+            if takes_recipe(name) and not (call.progress.verbose or is_file_of_results(call)):
                 _calm_libraries()
             function(call)
         except typer.Exit:

@@ -51,6 +51,12 @@ _REQUIRED: dict[str, tuple[Callable[[Call], Any], str, str, str]] = {
         "`out`",
         "headprune convert MODEL `out=DIR`",
     ),
+    "report": (
+        lambda call: call.own.runs,
+        "it isn't said what to report of",
+        "RUN_OR_DIR",
+        "headprune report headprune-models/NAME headprune-runs/NNN-sweep",
+    ),
     "view": (
         lambda call: call.own.shown_text,
         "no text is named to look at",
@@ -161,6 +167,13 @@ _RULES = (
         lambda call: bool(call.settings.plan.protect_role),
         "no role is protected",
         "leave it out, or say --protect-role sink",
+    ),
+    _Rule(
+        ("analyze",),
+        ("plan",),
+        lambda call: call.settings.analyze.similarity,
+        "heads aren't compared with each other",
+        "leave it out, or say --similarity",
     ),
     _Rule(
         ("score", "prune", "run"),

@@ -118,12 +118,12 @@ def sweep(call: Call) -> None:
 
 def analyze(call: Call) -> None:
     """Show what every head does: sinks, positions, induction, ... with baselines, intervals and published thresholds."""
-    from headprune.report.roles import relations_table, roles_map, roles_table
+    from headprune.report.roles import relations_table, roles_map, roles_table, similarity_table
     from headprune.runtime.distributed import join_world, leave_world
     from headprune.workflows.analyze import analyze as analyze_model
 
     world = join_world(cpu=call.settings.model.device == "cpu")
-    roles, path = analyze_model(call.settings, progress=call.progress, world=world)
+    roles, similarity, path = analyze_model(call.settings, progress=call.progress, world=world)
     leave_world(world)
     if path is None:
         return
@@ -131,11 +131,10 @@ def analyze(call: Call) -> None:
         call.write(roles.to_json())
     else:
         call.show(roles_map(roles))
-        call.show("")
-        call.show(roles_table(roles))
-        if (relations := relations_table(roles)) is not None:
+        alike = similarity and similarity_table(similarity)
+        for table in filter(None, (roles_table(roles), relations_table(roles), alike)):
             call.show("")
-            call.show(relations)
+            call.show(table)
     call.progress.notify(f"written: {path}")
 
 
@@ -254,7 +253,7 @@ def metrics(call: Call) -> None:
 
 def roles(call: Call) -> None:
     """List the roles of heads: what each says of a head, and from when on a head has it."""
-    _list_rows(call, ROLES, columns=("help", "reads", "threshold"))
+    _list_rows(call, ROLES, columns=("help", "reads", "rule"))
 
 
 def _list_rows(call: Call, rows: Mapping[str, Any], *, columns: tuple[str, ...]) -> None:

@@ -6,11 +6,11 @@ Nothing heavy is imported here: ``--help`` must be there at once.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
+from headprune.cli.own_options import OwnOptions
 from headprune.cli.surroundings import writing_stdout
 from headprune.config import (
     BUDGETS,
@@ -22,49 +22,9 @@ from headprune.config import (
     Settings,
     load_settings,
 )
-from headprune.config.fields import Names, Section, option
 
 if TYPE_CHECKING:
     from headprune.report.terminal import ConsoleProgress
-
-
-class OwnOptions(Section):
-    """Options that are no settings: how a command is called, and what of it is wanted."""
-
-    config: Path | None = option(
-        None, "YAML file of settings. (default: ./headprune.yaml)", short="-c"
-    )
-    file: Path | None = option(None, "All settings; options override it.", metavar="RECIPE.yaml")
-    trust_metric_code: bool = option(
-        False,
-        "Load a metric that isn't built in although a file names it, not you: it is code that runs.",
-    )
-    stream: bool | None = option(
-        None,
-        "Cut from file to file, one tensor in memory at a time; needs --scores, reads no data, measures nothing. "
-        "(default: where the weights are larger than the memory left)",
-    )
-    no_baseline: bool = option(
-        False, "Leave aside the baseline that a file names.", off="with-baseline"
-    )
-    dry_run: bool = option(False, "Show the plan and what it saves; write no model.")
-    resume: bool = option(False, "Go on from the last checkpoint.")
-    update_baseline: bool = option(False, "Make this result the baseline.")
-    format: Literal["text", "json", "markdown", "github", "junit"] | None = option(
-        None, "Of stdout. (default: text)"
-    )
-    gguf: Path | None = option(None, "The file to write, for llama.cpp.", metavar="FILE")
-    tokenizer: bool = option(True, "--no-tokenizer: weights alone, the engine is given token ids.")
-    shown_text: str | None = option(
-        None, "What is looked at; of an encoder-decoder what its encoder reads.", metavar="TEXT"
-    )
-    text_pair: str | None = option(
-        None, "A second text in its row; what a decoder beside an encoder reads.", metavar="TEXT"
-    )
-    layers: Names = option((), "Only these layers, such as 0,3-5.", metavar="N[,N-N]")
-    as_json: bool = option(False, "One JSON document on stdout.", off="")
-    quiet: bool = option(False, "No messages on stderr.", off="", short="-q")
-    verbose: bool = option(False, "Keep progress bars; full warnings.", off="", short="-v")
 
 
 _FIELD = re.compile(r"`([a-z][a-z_]*)(?:=([^`]*))?`")
@@ -85,10 +45,10 @@ def _option(match: re.Match[str]) -> str:
     name, value = match[1], match[2]
     if name not in _NAMES:
         return match[0]
-    dashed = name.replace("_", "-")
+    dashed = name.removeprefix(_SHOWN).replace("_", "-")
     if value in ("True", "False"):
         return f"--{dashed}" if value == "True" else _OFF.get(name, f"--no-{dashed}")
-    option = "MODEL" if name == "model" else _FLAGS.get(name, (f"--{dashed}",))[-1]
+    option = "MODEL" if name == "model" else f"--{dashed}"
     return option if value is None else f"{option} {value}"
 
 
@@ -121,8 +81,8 @@ ACTING: dict[str, tuple[str, ...]] = {
         *(*_UNJUDGED, *WORK),
     ),
     "view": (
-        *(*_MODEL, "shown_text", "text_pair", "layers", "scores", "roles", "out", "overwrite"),
-        *("max_length", "device", "dtype"),
+        *(*_MODEL, "shown_text", "text_pair", "layers", "roles", "scores", "out"),
+        *("overwrite", "max_length", "device", "dtype"),
     ),
     "prune": (*_MODEL, *_PRUNING),
     "sweep": (
@@ -136,6 +96,7 @@ ACTING: dict[str, tuple[str, ...]] = {
     "convert": (*_MODEL, "dtype", "out", "overwrite", "allow_pickle"),
     "run": ("file", "revision", *_PRUNING),
     "export": (*_MODEL, "dtype", "gguf", "tokenizer", "overwrite"),
+    "report": ("runs", "out", "pictures", "overwrite"),
     "methods": (),
     "tasks": (),
     "metrics": (),
@@ -191,17 +152,26 @@ _HELP = {
         "run_dir",
     ): "Where checkpoints are kept. (default: headprune-runs/heal-..., until the model is saved)",
     ("check", "model"): "A model, which is evaluated, or results of `prune` or `eval --json`.",
+    ("report", "out"): "The file to write. (default: NAME-report.html beside the first run)",
+    ("report", "overwrite"): "Replace a report, or pictures, of that name.",
     ("export", "overwrite"): "Replace a GGUF file of this name.",
 }
 _METAVARS = {
     ("heal", "model"): "DIR",
     ("check", "model"): "MODEL|RESULTS.json",
+    ("report", "out"): "FILE",
     ("view", "out"): "FILE",
 }
-_FLAGS = {"methods": ("--method", "--methods"), "as_json": ("--json",), "shown_text": ("--text",)}
-_ARGUMENTS = ("model", "file")
+_FLAGS = {"methods": ("--method", "--methods"), "as_json": ("--json",)}
+_SHOWN = "shown_"  # begins names of options whose flag is a setting's elsewhere: --text
+_ARGUMENTS = ("model", "file", "runs")
 MEASURING = ("eval", "check")
 """Commands that read one data set."""
+
+
+def takes_recipe(command: str) -> bool:
+    """Whether a command reads a file of settings, and then works on a model."""
+    return not {"config", "file"}.isdisjoint(ACTING[command])
 
 
 def field_name(command: str, name: str) -> str:
@@ -223,10 +193,11 @@ def annotation_of(command: str, name: str) -> Any:
         "show_default": False,
         "metavar": _METAVARS.get(key, extra.get("metavar")),
     }
+    values: Any = list[str] if get_origin(kind) is tuple else str
     if name in _ARGUMENTS:
-        return Annotated[str | None, typer.Argument(**shown)]
+        return Annotated[values | None, typer.Argument(**shown)]
     flags = [
-        *_FLAGS.get(name, (f"--{name.replace('_', '-')}",)),
+        *_FLAGS.get(name, (f"--{name.removeprefix(_SHOWN).replace('_', '-')}",)),
         *filter(None, [extra.get("short")]),
     ]
     if bool in (kind, *get_args(kind)):
@@ -234,7 +205,6 @@ def annotation_of(command: str, name: str) -> Any:
         flags[0] += f"/--{off}" if off else ""
         return Annotated[bool | None, typer.Option(*flags, **shown)]
     shown["metavar"] = shown["metavar"] or _metavar(kind)
-    values: Any = list[str] if get_origin(kind) is tuple else str
     return Annotated[values | None, typer.Option(*flags, **shown)]
 
 
@@ -298,13 +268,13 @@ def prepare(command: str, options: Mapping[str, Any]) -> Call:
     progress = ConsoleProgress(
         quiet=own.quiet or launched_rank() > 0, verbose=own.verbose, rewrite=as_options
     )
-    if not ACTING[command]:
-        return Call(Settings(), own, progress)
     fields = {
         field_name(command, name): given[name]
         for name in given
         if name not in OwnOptions.model_fields
     }
+    if not takes_recipe(command):
+        return Call(Settings.of(**fields), own, progress, frozenset(given))
     settings, origin = load_settings(
         fields,
         file=own.file or own.config,

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from headprune.analysis.catalogue import get_role
+from headprune.analysis.catalogue import require_decided
 from headprune.config.fields import (
     MOST,
     AllowedDrop,
@@ -143,6 +143,12 @@ class AnalyzeSpec(Section):
     needle_length: int = option(
         512, "The longest of them, in tokens; the shortest has about 32.", ge=64, le=1_000_000
     )
+    similarity: bool = option(False, "Compare heads with each other, too: similarity.json.")
+    plan: str | None = option(
+        None,
+        "With --similarity: which kept head is nearest to each that this plan removes.",
+        metavar="FILE",
+    )
 
 
 class Constraints(Section):
@@ -222,12 +228,7 @@ class Constraints(Section):
     @model_validator(mode="after")
     def _refuse_roles_that_no_head_has(self) -> "Constraints":
         for name in self.protect_role:
-            if not get_role(name, where="`protect_role`").is_decided:
-                raise ConfigError(
-                    f"{name} is a number of every head, and no role that a head has or hasn't",
-                    where="`protect_role`",
-                    hint="headprune roles says from which threshold on a head has a role",
-                )
+            require_decided(name, where="`protect_role`")
         return self
 
 

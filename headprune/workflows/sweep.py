@@ -18,7 +18,7 @@ from headprune.placement import input_device, is_offloaded, refuse_offloaded, ve
 from headprune.planning.constraints import as_dict, with_keep
 from headprune.planning.costs import latency_costs
 from headprune.plans import HeadScores
-from headprune.report.charts import sweep_picture
+from headprune.report.sweeps import sweep_picture
 from headprune.results import Curve, Sweep, SweepPoint
 from headprune.runs import FOLDER, ROLES_FILE, file_name, next_run
 from headprune.runtime.journal import Journal, open_journal
