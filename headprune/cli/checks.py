@@ -145,9 +145,9 @@ _RULES = (
     _Rule(
         ("score", "prune", "run"),
         ("compile",),
-        lambda call: "ablation" in _methods(call),
-        "only ablation runs blocks often enough",
-        "leave it out, or score by ablation",
+        lambda call: {"ablation", "only"} & {*_methods(call)},
+        "only masking one head after the other runs blocks often enough",
+        "leave it out, or score by ablation or only",
     ),
     _Rule(
         ("prune", "run"),
