@@ -63,7 +63,7 @@ def write_scores(scores: Sequence[HeadScores], run: str | None) -> tuple[Path, .
     first, *others = scores
     if run is not None:
         refuse_used_run(run)
-    folder = _make_next_run(_word(first.method)) if run is None else Path(run)
+    folder = make_next_run(_word(first.method)) if run is None else Path(run)
     written = {folder / file_name(other.method): other for other in others}
     written[folder / SCORES] = first  # the last: a directory that has it has all
     for path, content in written.items():
@@ -79,12 +79,12 @@ def write_roles(roles: Roles, run: str | None) -> Path:
     """
     if run is not None:
         refuse_used_run(run, file=ROLES_FILE)
-    path = (_make_next_run("roles") if run is None else Path(run)) / ROLES_FILE
+    path = (make_next_run("roles") if run is None else Path(run)) / ROLES_FILE
     write_text(path, roles.to_json(), overwrite=False)
     return path
 
 
-def _make_next_run(name: str) -> Path:
+def make_next_run(name: str) -> Path:
     """Make the next numbered directory; another process that does so at the same time gets another number."""
     with naming(FOLDER):
         while True:

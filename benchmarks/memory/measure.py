@@ -207,7 +207,9 @@ def show(found: Mapping[str, Any]) -> None:
     print(
         f"model: {size / 1e9:.2f} GB ({found['dtype']}, {found['shards']} shards), pruned: {pruned:.2f} GB"
     )
-    print(f"imports alone  peak {found['imports'] / 1e9:.2f} GB = {found['imports'] / size:.2f} x")
+    print(
+        f"imports alone  peak {found['imports'] / 1e9:.2f} GB = {found['imports'] / size:.2f} x the model"
+    )
     for label, name in (("--stream", "stream"), ("in memory", "in_memory")):
         peak, seconds = found[name]["peak"], found[name]["seconds"]
         print(

@@ -1,7 +1,7 @@
-"""Peak memory of a plain evaluation, then of ablation, then of ablation on twice the rows, in a process of their own.
+"""Peak memory of a plain evaluation and of ablation, each in a process of its own.
 
-The process that starts it must be small: Linux counts what the parent holds at the fork as the child's peak. So nothing large
-is imported here before a child's work begins. A peak never falls: work that takes less than the work before it counts as much.
+The process that starts them must be small: Linux counts what the parent holds at the fork as the child's peak. So nothing large
+is imported here before a child's work begins.
 
 glibc keeps some of what was freed, in pieces, and how much is luck: the same work peaks up to a tenth apart. So everything is run
 three times, and the middle one counts.
@@ -20,6 +20,7 @@ from benchmarks.speed.settings import Request, Sizes
 
 _ROOT = Path(__file__).parent.parent.parent
 _HEADS = 6
+_WORK = ("evaluate", "ablate", "ablate twice the rows")
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,11 @@ def measure_memory(request: Request) -> Memory:
     name = request.memory_subject
     rows = request.effort.memory_rows * (8 if request.device.startswith("cuda") else 1)
     sizes = replace(request.sizes, rows={name: rows}, bert_batch=128, reference_rows=1)
-    found = [_in_a_process(name, sizes, request.device) for _ in range(request.effort.memory_turns)]
+    parts = [[work] for work in _WORK] if request.effort.memory_apart else [list(_WORK)]
+    found = [
+        [child for part in parts for child in _in_a_process(part, name, sizes, request.device)]
+        for _ in range(request.effort.memory_turns)
+    ]
     evaluation, ablation, doubled = map(_median, zip(*found, strict=True))
     return Memory(name, rows, evaluation, ablation, doubled)
 
@@ -99,9 +104,9 @@ def _median(children: Sequence[Child]) -> Child:
     return sorted(children, key=lambda child: child.own)[len(children) // 2]
 
 
-def _in_a_process(name: str, sizes: Sizes, device: str) -> list[Child]:
+def _in_a_process(part: Sequence[str], name: str, sizes: Sizes, device: str) -> list[Child]:
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-    order = {"name": name, "sizes": asdict(sizes), "device": device}
+    order = {"part": part, "name": name, "sizes": asdict(sizes), "device": device}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.speed.memory", json.dumps(order)],
         env={**os.environ, "PYTHONPATH": path},
@@ -115,7 +120,7 @@ def _in_a_process(name: str, sizes: Sizes, device: str) -> list[Child]:
 
 
 def _work(order: Mapping[str, Any]) -> list[Child]:
-    """Do a child's work, in that child; return what it had held at most after each part of it."""
+    """Do a child's work, in that child; return what it had held at most after each piece of it."""
     import datasets  # noqa: F401 - is imported when rows are read
     from transformers.models.bert import modeling_bert  # noqa: F401 - when a model is loaded
 
@@ -126,12 +131,14 @@ def _work(order: Mapping[str, Any]) -> list[Child]:
     imports = _peak(device)
     case = open_case(order["name"], Sizes(**order["sizes"]), device)
     loaded = _peak(device)
-    predict(case.model, case.task, batches=case.batches)
-    peaks = [_peak(device)]
-    for times in (1, 2):
-        _ablate(case, times)
-        peaks.append(_peak(device))
-    return [Child(imports, loaded, peak) for peak in peaks]
+    found = []
+    for work in order["part"]:
+        if work == "evaluate":
+            predict(case.model, case.task, batches=case.batches)
+        else:
+            _ablate(case, 2 if work == "ablate twice the rows" else 1)
+        found.append(Child(imports, loaded, _peak(device)))
+    return found
 
 
 def _ablate(case: Any, times: int) -> None:

@@ -48,6 +48,7 @@ class Effort:
         linear_lengths: Its three token lengths.
         memory_rows: Rows of the smaller memory run.
         memory_turns: How often memory is measured; the middle counts.
+        memory_apart: Whether a process measures one thing alone; else all of them, whose peaks then never fall.
         products: ``(rows, inner, columns)`` of the matrix products that tell the machine's peak.
     """
 
@@ -58,6 +59,7 @@ class Effort:
     linear_lengths: tuple[int, int, int]
     memory_rows: int
     memory_turns: int = 3
+    memory_apart: bool = True
     products: tuple[tuple[int, int, int], ...] = (
         (4096, 768, 3072),
         (4096, 3072, 768),
@@ -100,6 +102,7 @@ QUICK_EFFORT = Effort(
     linear_lengths=(4, 8, 16),
     memory_rows=8,
     memory_turns=1,
+    memory_apart=False,
     products=((128, 128, 128),),
 )
 

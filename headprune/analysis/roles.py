@@ -61,8 +61,8 @@ class Roles(Artefact):
     @model_validator(mode="after")
     def _lists_are_parallel(self) -> "Roles":
         for one in self.measures:
-            lists = (one.values, one.low, one.high, one.baseline, one.queries, one.examples)
-            if {len(self.heads), len(one.passes)} != {len(self.heads), *map(len, lists)}:
+            lists = (one.values, one.low, one.high, one.baseline, one.passes)
+            if {*map(len, lists), len(one.queries), len(one.examples)} != {len(self.heads)}:
                 raise ValueError(f"the lists of {one.role} haven't the length of heads")
         return self
 

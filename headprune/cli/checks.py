@@ -51,6 +51,12 @@ _REQUIRED: dict[str, tuple[Callable[[Call], Any], str, str, str]] = {
         "`out`",
         "headprune convert MODEL `out=DIR`",
     ),
+    "view": (
+        lambda call: call.own.shown_text,
+        "no text is named to look at",
+        "`shown_text`",
+        'headprune view MODEL --text "The cat sat on the mat."',
+    ),
     "export": (
         lambda call: call.own.gguf,
         "no file is named to write to",

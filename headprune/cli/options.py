@@ -22,7 +22,7 @@ from headprune.config import (
     Settings,
     load_settings,
 )
-from headprune.config.fields import Section, option
+from headprune.config.fields import Names, Section, option
 
 if TYPE_CHECKING:
     from headprune.report.terminal import ConsoleProgress
@@ -55,6 +55,14 @@ class OwnOptions(Section):
     )
     gguf: Path | None = option(None, "The file to write, for llama.cpp.", metavar="FILE")
     tokenizer: bool = option(True, "--no-tokenizer: weights alone, the engine is given token ids.")
+    shown_text: str | None = option(
+        None, "What is looked at; of an encoder-decoder what its encoder reads.", metavar="TEXT"
+    )
+    text_pair: str | None = option(
+        None, "A second text in its row; what a decoder beside an encoder reads.", metavar="TEXT"
+    )
+    layers: Names = option((), "Only these layers, such as 0,3-5.", metavar="N[,N-N]")
+    roles: Path | None = option(None, "Roles to show. (default: beside the model)", metavar="FILE")
     as_json: bool = option(False, "One JSON document on stdout.", off="")
     quiet: bool = option(False, "No messages on stderr.", off="", short="-q")
     verbose: bool = option(False, "Keep progress bars; full warnings.", off="", short="-v")
@@ -81,7 +89,7 @@ def _option(match: re.Match[str]) -> str:
     dashed = name.replace("_", "-")
     if value in ("True", "False"):
         return f"--{dashed}" if value == "True" else _OFF.get(name, f"--no-{dashed}")
-    option = "MODEL" if name == "model" else f"--{dashed}"
+    option = "MODEL" if name == "model" else _FLAGS.get(name, (f"--{dashed}",))[-1]
     return option if value is None else f"{option} {value}"
 
 
@@ -121,6 +129,10 @@ ACTING: dict[str, tuple[str, ...]] = {
         *(*_MODEL, *AnalyzeSpec.model_fields, "num_samples", "run_dir"),
         *(*_UNJUDGED, *WORK),
     ),
+    "view": (
+        *(*_MODEL, "shown_text", "text_pair", "layers", "scores", "roles", "out", "overwrite"),
+        *("max_length", "device", "dtype"),
+    ),
     "prune": (*_MODEL, *_PRUNING),
     "sweep": (
         *(*_MODEL, "methods", "points", "max_drop", *_PLAN, *_SCORING, "out", "overwrite"),
@@ -159,6 +171,8 @@ _HELP = {
     "(default: headprune-runs/NNN-METHOD)",
     ("analyze", "num_samples"): "Rows to look at, at most.",
     ("analyze", "run_dir"): "Where roles.json is written. (default: headprune-runs/NNN-roles)",
+    ("view", "scores"): "Importance to show. (default: scores.json beside a pruned model)",
+    ("view", "out"): "The page. (default: headprune-runs/NNN-view/view.html)",
     (
         "prune",
         "out",
@@ -183,8 +197,12 @@ _HELP = {
     ("check", "model"): "A model, which is evaluated, or results of `prune` or `eval --json`.",
     ("export", "overwrite"): "Replace a GGUF file of this name.",
 }
-_METAVARS = {("heal", "model"): "DIR", ("check", "model"): "MODEL|RESULTS.json"}
-_FLAGS = {"methods": ("--method", "--methods"), "as_json": ("--json",)}
+_METAVARS = {
+    ("heal", "model"): "DIR",
+    ("check", "model"): "MODEL|RESULTS.json",
+    ("view", "out"): "FILE",
+}
+_FLAGS = {"methods": ("--method", "--methods"), "as_json": ("--json",), "shown_text": ("--text",)}
 _ARGUMENTS = ("model", "file")
 MEASURING = ("eval", "check")
 """Commands that read one data set."""

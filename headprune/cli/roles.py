@@ -28,6 +28,21 @@ def analyze(call: Call) -> None:
     call.progress.notify(f"written: {path}")
 
 
+def view(call: Call) -> None:
+    """Draw what every head looks at in a text, as one page that a browser opens from disk."""
+    from headprune.report.roles import view_table
+    from headprune.workflows.view import Viewed
+    from headprune.workflows.view import view as view_text
+
+    own, settings = call.own, call.settings
+    viewed = Viewed(own.shown_text or "", own.text_pair, own.layers, own.roles)
+    if "out" not in call.given:  # a file's is where a model goes
+        settings = settings.replaced(out=None)
+    maps, path = view_text(settings, viewed, progress=call.progress)
+    call.write(maps.to_json()) if own.as_json else call.show(view_table(maps))
+    call.progress.notify(f"written: {path}")
+
+
 def roles(call: Call) -> None:
     """List the roles of heads: what each says of a head, and from when on a head has it."""
     list_rows(call, ROLES, columns=("help", "reads", "threshold"))

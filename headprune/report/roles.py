@@ -7,10 +7,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from headprune.analysis.catalogue import ROLES
+from headprune.analysis.maps import AttentionView
 from headprune.analysis.roles import Measure, Roles
 from headprune.heads import HeadId, SiteId
 from headprune.report.heads import Grid
-from headprune.report.terminal import Row, Sheet, prose
+from headprune.report.terminal import Row, Sheet, key_value_table, prose
 
 _SIGNS = 3
 """Signs that fit a cell of the map."""
@@ -100,3 +101,21 @@ def _number(measure: Measure, index: int) -> str:
 def _baseline(measure: Measure, index: int) -> str:
     value = measure.baseline[index]
     return "-" if value is None else f"{value:.3g}"
+
+
+def view_table(view: AttentionView) -> RenderableType:
+    """Show what is in a page of attention."""
+    removed = sum(head.is_removed for head in view.heads)
+    rows = {
+        "attentions": len({one.site for one in view.maps}),
+        "heads": f"{len(view.heads)}, {removed} of them removed" if removed else len(view.heads),
+    }
+    for name, tokens in view.tokens.items():
+        text = f"{len(tokens)} tokens"
+        text += f" of {view.cut[name]:,}" if name in view.cut else ""
+        rows[name] = text + (
+            ", written by the model" if view.is_decoded and name == "target" else ""
+        )
+    rows["importance"] = view.scores.get("method", "not known: --scores FILE")
+    rows["roles"] = "shown" if view.roles else "not known: --roles FILE"
+    return key_value_table(rows)

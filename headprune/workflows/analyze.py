@@ -46,7 +46,7 @@ def analyze(
     chosen = [get_role(name) for name in settings.analyze.role] or list(ROLES.values())
     run_dir = settings.run.run_dir
     with unused_run(run_dir, file=ROLES_FILE) if world.is_main else nullcontext():
-        session = open_session(settings, progress=progress, world=world)
+        session = open_session(settings, progress=progress, world=world, looks=True)
         _ = session.anatomy
         seen = _seen(session, {role.reads for role in chosen})
         roles, journal = measure_roles(session, chosen, seen, spec=settings.analyze)

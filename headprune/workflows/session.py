@@ -16,7 +16,7 @@ from headprune.anatomy.clone import config_value, pruning_record
 from headprune.anatomy.exceptions import reads_in_blocks
 from headprune.artefact import read_artefact
 from headprune.batch import Batch
-from headprune.config import MAX_LENGTH, ModelSpec, Settings
+from headprune.config import MAX_LENGTH, DataSpec, ModelSpec, Settings
 from headprune.errors import ConfigError, ModelError, PlanError, first_line
 from headprune.inspection import inspect
 from headprune.models.find import ModelSource, find
@@ -35,6 +35,7 @@ from headprune.tasks.distill import Objective
 from headprune.tasks.load_metric import metric_for, objective_for
 from headprune.tasks.metrics import Metric
 from headprune.tasks.model_inputs import filling, longest_row, refuse_reading_ahead
+from headprune.tasks.plain import plain_task
 from headprune.tasks.rows import Example
 from headprune.tasks.task import Task, detect_task, for_outputs, get_task, refuse_other_head
 
@@ -161,8 +162,16 @@ class Session:
         return RunContext(progress.track, progress.notify, journal, self.world, compiled)
 
 
-def open_session(settings: Settings, *, progress: Progress, world: World | None = None) -> Session:
+def open_session(
+    settings: Settings, *, progress: Progress, world: World | None = None, looks: bool = False
+) -> Session:
     """Find and load the model and its tokenizer, and settle the task.
+
+    Args:
+        settings: The settings.
+        progress: Where progress is reported.
+        world: The processes that share the work.
+        looks: Whether heads are only looked at, which takes no task: a model that has none here reads texts as they are.
 
     Raises:
         ConfigError: No model is named, or its task or metric can't be settled.
@@ -170,15 +179,13 @@ def open_session(settings: Settings, *, progress: Progress, world: World | None 
     """
     world, spec, data = world or World(), settings.model, settings.data
     source = find_model(spec)
-    name = data.task or detect_task(source.config, model_directory=source.root)
-    refuse_other_head(name, source.config, model_directory=source.root)
-    name = for_outputs(name, source.config)
-    row = task_row(name)
-    require_metric(
-        data.metric or row.metric, higher_is_better=data.higher_is_better, predicted=row.predicts
-    )
     tokenizer = load_tokenizer(source)
-    task = get_task(name, model_directory=source.root, config=source.config, tokenizer=tokenizer)
+    try:
+        task = _task(source, data, tokenizer)
+    except ConfigError:
+        if not looks or data.task is not None:
+            raise
+        task = plain_task()
     metric = None
     if data.metric not in (None, *METRICS):
         better = data.higher_is_better
@@ -186,13 +193,13 @@ def open_session(settings: Settings, *, progress: Progress, world: World | None 
     has_own_device = world.size > 1 and spec.device in ("auto", "cuda")
     model = load_model(
         source,
-        auto_class=task.auto_class,
+        auto_class=task.auto_class or None,
         device=world.device if has_own_device else spec.device,
         dtype=spec.dtype,
         notify=progress.notify,
     )
     progress.notify(
-        f"model {spec.model} ({model.config.model_type}), task {name}, on {describe(model)}"
+        f"model {spec.model} ({model.config.model_type}), task {task.name}, on {describe(model)}"
     )
     session = Session(settings, source, model, tokenizer, task, progress, world, metric)
     if session.max_length < (data.max_length or 0):
@@ -206,6 +213,22 @@ def open_session(settings: Settings, *, progress: Progress, world: World | None 
             f"embeddings: {task.described}; texts are cut at {session.max_length} tokens"
         )
     return session
+
+
+def _task(source: ModelSource, data: DataSpec, tokenizer: Any) -> Task:
+    """Return what a model is for.
+
+    Raises:
+        ConfigError: It can't be told, or the metric doesn't fit.
+    """
+    name = data.task or detect_task(source.config, model_directory=source.root)
+    refuse_other_head(name, source.config, model_directory=source.root)
+    name = for_outputs(name, source.config)
+    row = task_row(name)
+    require_metric(
+        data.metric or row.metric, higher_is_better=data.higher_is_better, predicted=row.predicts
+    )
+    return get_task(name, model_directory=source.root, config=source.config, tokenizer=tokenizer)
 
 
 def proven_anatomy(model: PreTrainedModel, *, name: str, progress: Progress) -> Anatomy:

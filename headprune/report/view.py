@@ -1,0 +1,76 @@
+"""The page of ``headprune view``: attention of every head on one text, in one file that asks nobody for anything."""
+
+import json
+from base64 import b64encode
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from headprune.analysis.catalogue import ROLES
+from headprune.analysis.maps import AttentionView
+from headprune.errors import CheckpointError
+from headprune.heads import COLOURS
+
+_HERE = Path(__file__).parent
+_GENERATOR = '<meta name="generator" content="headprune view">'
+
+
+def attention_page(view: AttentionView) -> str:
+    """Return the page: its data, style and script inside, and a policy that lets it run these and fetch nothing.
+
+    Args:
+        view: What it shows. Texts of tokens are strangers': they only ever become text.
+    """
+    style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("view.css", "view.js"))
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
+        (_HERE / "view.html.jinja").read_text(encoding="utf-8")
+    )
+    removed = sum(head.is_removed for head in view.heads)
+    return template.render(
+        generator=Markup(_GENERATOR),
+        name=view.model.get("name") or "a model",
+        view=view,
+        num_heads=len(view.heads),
+        num_removed=removed,
+        style=Markup(style),
+        script=Markup(script),
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+        data=_data(view),
+    )
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+
+
+def _data(view: AttentionView) -> Markup:
+    """Return what the script reads, as JSON in which no ``<`` can end the element that it stands in."""
+    shown: dict[str, Any] = view.model_dump(
+        mode="json", include={"tokens", "heads", "maps", "scores"}
+    )
+    shown["signs"] = {
+        name: {"sign": row.sign, "help": row.help} for name, row in ROLES.items() if row.sign
+    }
+    shown["colours"] = COLOURS
+    text = json.dumps(shown, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace("&", "\\u0026"))
+
+
+def refuse_other_pages(path: Path) -> None:
+    """Refuse to replace a file that no ``headprune view`` wrote.
+
+    Raises:
+        CheckpointError: It is one.
+    """
+    with path.open("rb") as file:
+        is_ours = _GENERATOR.encode() in file.read(400)
+    if not is_ours:
+        raise CheckpointError(
+            f"{path} is no page of headprune view, and is not replaced",
+            where="`out`",
+            hint="choose another name, or remove it yourself",
+        )
