@@ -32,7 +32,7 @@ from headprune.cli.commands import (
     tasks,
 )
 from headprune.cli.options import ACTING, TALK, Call, annotation_of, as_options, prepare
-from headprune.cli.roles import analyze, roles, view
+from headprune.cli.roles import analyze, compare, roles, view
 from headprune.cli.signals import discard, received
 from headprune.cli.surroundings import (
     ReaderGoneError,
@@ -57,6 +57,7 @@ _COMMANDS: dict[str, Callable[[Call], None]] = {
     "score": score,
     "analyze": analyze,
     "view": view,
+    "compare": compare,
     "prune": prune,
     "sweep": sweep,
     "eval": evaluate,

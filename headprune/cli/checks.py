@@ -151,7 +151,7 @@ _RULES = (
     _Rule(
         ("score", "prune", "run"),
         ("compile",),
-        lambda call: {"ablation", "only"} & {*_methods(call)},
+        lambda call: bool({"ablation", "only"} & {*_methods(call)}),
         "only masking one head after the other runs blocks often enough",
         "leave it out, or score by ablation or only",
     ),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from headprune.cli.surroundings import writing_stdout
+from headprune.cli.wording import HELP, METAVARS
 from headprune.config import (
     BUDGETS,
     CHECK,
@@ -22,7 +23,7 @@ from headprune.config import (
     Settings,
     load_settings,
 )
-from headprune.config.fields import Names, Section, option
+from headprune.config.fields import Names, Pairs, Section, option
 
 if TYPE_CHECKING:
     from headprune.report.terminal import ConsoleProgress
@@ -60,6 +61,11 @@ class OwnOptions(Section):
     )
     text_pair: str | None = option(
         None, "A second text in its row; what a decoder beside an encoder reads.", metavar="TEXT"
+    )
+    documents: Pairs = option(
+        (),
+        "roles.json, scores.json, a run's directory, or what prune saved; two or more.",
+        metavar="A B ...",
     )
     layers: Names = option((), "Only these layers, such as 0,3-5.", metavar="N[,N-N]")
     roles: Path | None = option(None, "Roles to show. (default: beside the model)", metavar="FILE")
@@ -145,6 +151,7 @@ ACTING: dict[str, tuple[str, ...]] = {
     "convert": (*_MODEL, "dtype", "out", "overwrite", "allow_pickle"),
     "run": ("file", "revision", *_PRUNING),
     "export": (*_MODEL, "dtype", "gguf", "tokenizer", "overwrite"),
+    "compare": ("documents", "run_dir"),
     "methods": (),
     "tasks": (),
     "metrics": (),
@@ -152,58 +159,8 @@ ACTING: dict[str, tuple[str, ...]] = {
 }
 """The options that act on a command. It has no others but those of :data:`TALK`."""
 
-_HELP = {
-    (
-        "score",
-        "methods",
-    ): "How heads are scored; several share what passes they can. (default: unique)",
-    ("score", "keep"): "Share of the heads that would be kept, for --steps.",
-    ("score", "heads"): "How many heads would be kept, for --steps.",
-    (
-        "score",
-        "reconstruct",
-    ): "How what is left will be reconstructed: it is before it is scored again, with --steps. "
-    "(default: best)",
-    (
-        "score",
-        "run_dir",
-    ): "Where scores.json is written, and scores.METHOD.json of further methods. "
-    "(default: headprune-runs/NNN-METHOD)",
-    ("analyze", "num_samples"): "Rows to look at, at most.",
-    ("analyze", "run_dir"): "Where roles.json is written. (default: headprune-runs/NNN-roles)",
-    ("view", "scores"): "Importance to show. (default: scores.json beside a pruned model)",
-    ("view", "out"): "The page. (default: headprune-runs/NNN-view/view.html)",
-    (
-        "prune",
-        "out",
-    ): "Where the model goes. (default: headprune-models/NAME-keep-KEEP, NAME-heads-N, ...)",
-    (
-        "sweep",
-        "methods",
-    ): "How heads are scored, side by side. (default: gradient,magnitude,random)",
-    (
-        "sweep",
-        "max_drop",
-    ): "Mark how many heads can be removed with the metric surely no worse than this: in its own units "
-    "(0.01), or a share (1%).",
-    ("sweep", "out"): "Where curves and pictures go. (default: headprune-runs/NNN-sweep)",
-    ("heal", "model"): "What headprune prune saved.",
-    ("heal", "out"): "Where the healed model goes. (default: DIR-healed)",
-    ("heal", "num_samples"): "Rows to train on. (default: as when it was pruned; 1024)",
-    (
-        "heal",
-        "run_dir",
-    ): "Where checkpoints are kept. (default: headprune-runs/heal-..., until the model is saved)",
-    ("check", "model"): "A model, which is evaluated, or results of `prune` or `eval --json`.",
-    ("export", "overwrite"): "Replace a GGUF file of this name.",
-}
-_METAVARS = {
-    ("heal", "model"): "DIR",
-    ("check", "model"): "MODEL|RESULTS.json",
-    ("view", "out"): "FILE",
-}
 _FLAGS = {"methods": ("--method", "--methods"), "as_json": ("--json",), "shown_text": ("--text",)}
-_ARGUMENTS = ("model", "file")
+_ARGUMENTS = ("model", "file", "documents")
 MEASURING = ("eval", "check")
 """Commands that read one data set."""
 
@@ -219,16 +176,17 @@ def annotation_of(command: str, name: str) -> Any:
     field = section.model_fields[name]
     extra: Any = field.json_schema_extra
     key = (command, name)
-    text, default, kind = _HELP.get(key, field.description or ""), field.default, field.annotation
+    text, default, kind = HELP.get(key, field.description or ""), field.default, field.annotation
     if "(default" not in text and default not in (None, (), False):
         text += f" (default: {'yes' if default is True else default})"
     shown: dict[str, Any] = {
         "help": text,
         "show_default": False,
-        "metavar": _METAVARS.get(key, extra.get("metavar")),
+        "metavar": METAVARS.get(key, extra.get("metavar")),
     }
+    values: Any = list[str] if get_origin(kind) is tuple else str
     if name in _ARGUMENTS:
-        return Annotated[str | None, typer.Argument(**shown)]
+        return Annotated[values | None, typer.Argument(**shown)]
     flags = [
         *_FLAGS.get(name, (f"--{name.replace('_', '-')}",)),
         *filter(None, [extra.get("short")]),
@@ -238,7 +196,6 @@ def annotation_of(command: str, name: str) -> Any:
         flags[0] += f"/--{off}" if off else ""
         return Annotated[bool | None, typer.Option(*flags, **shown)]
     shown["metavar"] = shown["metavar"] or _metavar(kind)
-    values: Any = list[str] if get_origin(kind) is tuple else str
     return Annotated[values | None, typer.Option(*flags, **shown)]
 
 
@@ -302,13 +259,13 @@ def prepare(command: str, options: Mapping[str, Any]) -> Call:
     progress = ConsoleProgress(
         quiet=own.quiet or launched_rank() > 0, verbose=own.verbose, rewrite=as_options
     )
-    if not ACTING[command]:
-        return Call(Settings(), own, progress)
     fields = {
         field_name(command, name): given[name]
         for name in given
         if name not in OwnOptions.model_fields
     }
+    if not {"model", "file"} & {*ACTING[command]}:  # it reads no settings of a model
+        return Call(Settings.of(**fields), own, progress, frozenset(given))
     settings, origin = load_settings(
         fields,
         file=own.file or own.config,

@@ -43,6 +43,19 @@ def view(call: Call) -> None:
     call.progress.notify(f"written: {path}")
 
 
+def compare(call: Call) -> None:
+    """Compare what heads do and how much they matter, across models, before and after pruning, or across sets of rows."""
+    from headprune.report.compare import comparison_tables
+    from headprune.workflows.compare import compare_documents
+
+    comparison, path = compare_documents(call.own.documents, run_dir=call.settings.run.run_dir)
+    if call.own.as_json:
+        call.write(comparison.to_json())
+    else:
+        call.show(comparison_tables(comparison))
+    call.progress.notify(f"written: {path}")
+
+
 def roles(call: Call) -> None:
     """List the roles of heads: what each says of a head, and from when on a head has it."""
     list_rows(call, ROLES, columns=("help", "reads", "threshold"))

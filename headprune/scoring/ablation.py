@@ -133,7 +133,8 @@ class _Measured:
 
         def drops(rows: Any, compute: Compute) -> Numbers:
             values = np.array([compute(one[rows], references[rows]) for one in by_mask])
-            return sign * (values[better] - values[worse])
+            found: Numbers = sign * (values[better] - values[worse])
+            return found
 
         start = perf_counter()
         whole = torch.from_numpy(drops(slice(None), metric.compute))
