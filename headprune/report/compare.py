@@ -64,7 +64,10 @@ def _depths(comparison: Comparison) -> RenderableType:
     ends = ["0", *(f".{edge * 10 // BINS}" for edge in range(1, BINS)), "1"]
     edges = [f"{start}-{end}" for start, end in pairwise(ends)]
     titles = ("by depth", "in", "all", *edges)
-    told = "depth: from the first layer, 0, to the last, 1; a role: the share of heads that have it; a score: the mean rank of heads, from 0 to 1, the most important"
+    told = (
+        "depth: from the first layer, 0, to the last, 1; a role: the share of heads that have it; "
+        "a score: the mean rank of heads, from 0 to 1, the most important"
+    )
     return Group(
         Sheet(rows, titles=titles, right=frozenset(range(2, len(titles)))),
         prose(f"\n{told}", style="dim"),
@@ -78,7 +81,7 @@ def _correlations(comparison: Comparison) -> RenderableType:
         Row((_shown(measure), *(_correlation(cells.get((measure, *pair))) for pair in pairs)))
         for measure in dict.fromkeys(one.measure for one in comparison.correlations)
     ]
-    titles = ("same order (Spearman)", *(f"{first}, {second}" for first, second in pairs))
+    titles = ("Spearman", *(f"{first}, {second}" for first, second in pairs))
     return Sheet(rows, titles=titles)
 
 
