@@ -66,7 +66,16 @@ def read_artefact(kind: type[A], path: Path) -> A:
     Raises:
         CheckpointError: The file is missing, is not JSON, is not a ``kind``, or was changed since.
     """
-    document = read_json(path, hint=f"write it again: headprune {kind.written_by}")
+    hint = f"write it again: headprune {kind.written_by}"
+    return as_artefact(kind, read_json(path, hint=hint), path)
+
+
+def as_artefact(kind: type[A], document: object, path: Path) -> A:
+    """Return the value of a document that was read from ``path``, alone or with others.
+
+    Raises:
+        CheckpointError: It is not a ``kind``, or was changed since.
+    """
     try:
         return kind.model_validate(document)
     except ValidationError as error:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from statistics import median
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from scipy.stats import binom
@@ -44,6 +44,7 @@ class Size(NamedTuple):
     is_asked: bool
 
 
+Times = TypeVar("Times")
 Track = Callable[[Sequence[Size], str], Iterable[Size]]
 
 
@@ -95,7 +96,7 @@ def latency_ms(
             )
             continue
         measure = partial(times_in_turns, models, batch=size.batch, rows=size.rows, seconds=seconds)
-        measured, _reason = attempt(partial(_with_busy, measure, models[0]))
+        measured, _reason = attempt(partial(with_busy, measure, models[0]))
         if measured is None:
             notify(f"{name} isn't timed: memory doesn't hold it")
             continue
@@ -126,9 +127,7 @@ def _latency(seconds: Sequence[float], batch: Batch, *, busy: str) -> Latency:
     )
 
 
-def _with_busy(
-    measure: Callable[[], list[list[float]]], model: PreTrainedModel
-) -> tuple[list[list[float]], str]:
+def with_busy(measure: Callable[[], Times], model: PreTrainedModel) -> tuple[Times, str]:
     """Measure, and return with the times what kept the machine from its work meanwhile, if anything did."""
     wall, own = time.perf_counter(), time.process_time()
     times = measure()

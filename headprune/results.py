@@ -14,6 +14,7 @@ from headprune.artefact import (
     Reconstruct,
     read_artefact,
 )
+from headprune.config.checks import PRUNE
 from headprune.errors import CheckpointError
 from headprune.heads import HeadName
 from headprune.tasks.catalogue import is_logarithmic
@@ -120,13 +121,15 @@ class Survey(Artefact):
 
 
 class SweepPoint(BaseModel):
-    """One cut, measured by masking.
+    """One cut, measured in memory: the removed heads masked, and on the curve ``prune`` what is left reconstructed.
 
     Args:
         keep: The keep ratio that was asked for.
         share: What it came to: the share of the heads that stay, of those that may go.
         heads: Number of heads that stay, of all.
         removed: The heads that are silent.
+        parameters: Number of parameters that are left when they are cut; None in documents of earlier versions.
+        latency_ms: An estimate of how long a forward then takes, see ``Sweep.latency``; None where nothing was timed.
         value: The metric.
         interval: Its 95 % bootstrap interval.
         difference: What it is more than that of the whole model.
@@ -141,6 +144,8 @@ class SweepPoint(BaseModel):
     share: float
     heads: int
     removed: tuple[HeadName, ...]
+    parameters: int | None = None
+    latency_ms: float | None = None
     value: float
     interval: tuple[float, float]
     difference: float
@@ -150,10 +155,12 @@ class SweepPoint(BaseModel):
 
 
 class Curve(BaseModel):
-    """The cuts that one method's scores make, from all heads to the fewest.
+    """The cuts that one method's scores make, from all heads to the fewest; or those that ``prune`` makes.
 
     Args:
         method: How the heads were scored.
+        steps: In how many steps.
+        reconstruct: How what is left was reconstructed, as ``prune --reconstruct`` says it; None on curves of scores alone.
         scored_on: Number of calibration rows that it read.
         points: The cuts.
         knee: Keep ratio of the knee, see :func:`headprune.planning.knee`; None where the curve has none.
@@ -164,10 +171,17 @@ class Curve(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str
+    steps: int = 1
+    reconstruct: str | None = None
     scored_on: int
     points: tuple[SweepPoint, ...]
     knee: float | None
     within_drop: float | None
+
+    @property
+    def name(self) -> str:
+        """What it is called: ``prune``, or its method."""
+        return self.method if self.reconstruct is None else PRUNE
 
     def at(self, keep: float) -> SweepPoint:
         """The point of this keep ratio."""
@@ -179,6 +193,7 @@ class Sweep(Artefact):
 
     ``data`` are the rows that report, ``calibration`` those that chose; no input is in both. ``seed`` is that of the scores, the
     rows drawn, and the bootstrap; ``objective`` and ``normalize`` are the scores'. Every curve begins with the whole model.
+    ``latency`` says what was timed for the points' estimates, and holds the table that they are read from.
     """
 
     written_by = "sweep"
@@ -194,6 +209,7 @@ class Sweep(Artefact):
     normalize: str
     limit: int | None
     seed: int
+    latency: dict[str, Any] = {}
     calibration: dict[str, Any]
     data: dict[str, Any]
     model: dict[str, Any]

@@ -14,6 +14,8 @@ from headprune.runtime.targets import exclusive, naming, refuse_unwritable
 FOLDER = Path("headprune-runs")
 SCORES = "scores.json"
 ROLES_FILE = "roles.json"
+SIMILARITY_FILE = "similarity.json"
+COMPARISON_FILE = "compare.json"
 LATEST = "latest"
 """What ``--scores`` calls the scores of the run with the highest number."""
 _ANY_SCORES = "scores*.json"
@@ -109,13 +111,6 @@ def make_next_run(name: str) -> Path:
 def file_name(method: str) -> str:
     """Return the name of the file of a method's scores, beside ``scores.json`` of a run's first."""
     return f"scores.{_word(method)}.json"
-
-
-def score_files(folder: Path) -> tuple[Path, ...]:
-    """Return the files of a directory that hold scores: a run's own first, then those by further methods."""
-    return tuple(
-        sorted(folder.glob(_ANY_SCORES), key=lambda path: (path.name != SCORES, path.name))
-    )
 
 
 def _word(method: str) -> str:

@@ -29,7 +29,7 @@ COMMANDS = {
     "score": ("score", "MODEL", "--data", "DATA", "--method", "gradient"),
     "prune": ("prune", "MODEL", "--data", "DATA", "--method", "magnitude", "--keep", "0.5", "--out", "o"),
     "eval": ("eval", "MODEL", "--data", "DATA", "--no-latency"),
-    "sweep": ("sweep", "MODEL", "--data", "DATA", "--methods", "random", "--points", "0.5"),
+    "sweep": ("sweep", "MODEL", "--data", "DATA", "--methods", "random", "--points", "0.5", "--no-latency"),
     "heal": ("heal", "pruned", "--teacher", "MODEL", "--data", "DATA", "--out", "o", "--max-steps", "1"),
     "check": ("check", "MODEL", "--data", "DATA", "--baseline", "baseline.json", "--no-latency"),
 }  # fmt: skip

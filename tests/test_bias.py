@@ -76,12 +76,15 @@ def prune(run_here, tokenizer, command_line, monkeypatch):
     tokenizer.save_pretrained("llama")
     (run_here / "prose.txt").write_text("\n".join(sentences(240, seed=1)))
     data = ("--data", "prose.txt", "--max-length", "16", "--method", "magnitude")
-    return partial(command_line, "prune", "llama", *data, "--keep", "0.5", "--json")
+    return partial(command_line, "prune", "llama", *data, "--json")
+
+
+HALF = ("--keep", "0.5")
 
 
 def test_prune_creates_biases_where_it_is_allowed_to(prune, run_here):
     """Reconstructed with them, cut, saved as what the family reads, and reloaded."""
-    code, out, err = prune("--reconstruct", "bias", "--allow-bias", "--out", "given")
+    code, out, err = prune(*HALF, "--reconstruct", "bias", "--allow-bias", "--out", "given")
     assert code == 0, err
     found = json.loads(out)
     assert found["reconstruct"]["kept"]["method"] == "bias"
@@ -92,8 +95,20 @@ def test_prune_creates_biases_where_it_is_allowed_to(prune, run_here):
     assert any(float(bias.abs().max()) > 0 for bias in biases)
 
 
+def test_cuts_are_looked_at_with_the_biases_that_prune_creates(prune, run_here):
+    """Within a tolerance: each look creates them and takes them back, and the last cut keeps them."""
+    tolerance = ("--max-drop", "100000%", "--num-samples", "20")
+    code, out, err = prune(*tolerance, "--reconstruct", "bias", "--allow-bias", "--out", "given")
+    assert code == 0, err
+    looks = err.count("reconstructed (bias)")
+    assert looks > 1
+    assert json.loads(out)["reconstruct"]["kept"]["method"] == "bias"
+    biases = [name for name in hp.load("given").state_dict() if name.endswith("o_proj.bias")]
+    assert len(biases) == 3
+
+
 def test_prune_takes_biases_back_that_nothing_moved(prune, run_here):
-    code, _out, err = prune("--reconstruct", "scale", "--allow-bias", "--out", "scaled")
+    code, _out, err = prune(*HALF, "--reconstruct", "scale", "--allow-bias", "--out", "scaled")
     assert code == 0, err
     assert not json.loads((run_here / "scaled" / "config.json").read_text())["attention_bias"]
     assert not [name for name in hp.load("scaled").state_dict() if name.endswith("bias")]

@@ -91,18 +91,20 @@ def tables(value, scale):
         },
     )  # fmt: skip
     point = SweepPoint(
-        keep=0.35, share=0.4, heads=1234, removed=(), value=value, interval=before.interval,
+        keep=0.35, share=0.4, heads=1234, removed=(), parameters=10**11, latency_ms=scale, value=value, interval=before.interval,
         difference=-value / 3, difference_interval=(-value, value), loss=1.0, loss_standard_error=0.1,
     )  # fmt: skip
-    whole = point.model_copy(update={"keep": 1.0})
+    whole = point.model_copy(update={"keep": 1.0, "parameters": 10**12, "latency_ms": 2.5 * scale})
     curves = [
         Curve(method=method, scored_on=9, points=(whole, point), knee=0.35, within_drop=0.35)
         for method in METHODS
     ]
+    curves[0] = curves[0].model_copy(update={"steps": 2, "reconstruct": "refit"})
     sweep = Sweep(
         metric="perplexity", higher_is_better=False, n=123_456, num_heads=4096, seed=0, max_drop=0.0123,
         constraints={"sites": []}, data=after.data, calibration={}, model={"name": "m"}, limit=None, versions={},
         curves=tuple(curves), objective="loss", normalize="none",
+        latency={"rows": "32 rows of 24 tokens on cpu", "busy": "load average 9.1"},
     )  # fmt: skip
     site = SurveyedSite(
         name="decoder.L31.cross", path="decoder.layers.31.cross_attention", kind="cross",

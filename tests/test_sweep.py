@@ -1,6 +1,7 @@
 """Curves of the metric against the share of heads kept: what they hold, and what they look like."""
 
 import copy
+import dataclasses
 import itertools
 import json
 import math
@@ -20,23 +21,26 @@ from test_processes import DyingJournal, StoppedError
 import headprune as hp
 from headprune.artefact import read_artefact
 from headprune.config import Settings
-from headprune.errors import ConfigError, ModelError, PlanError
+from headprune.errors import ConfigError, ModelError, PlanError, UnsupportedError
 from headprune.evaluation import metric_with_interval, predict, predict_masked
 from headprune.models.find import ModelSource
 from headprune.passes import SILENT, RunContext
 from headprune.planning import knee, last_within
 from headprune.plans import HeadScores
 from headprune.replay import losses
-from headprune.report.charts import sweep_picture
+from headprune.report.sweeps import sweep_picture
 from headprune.report.terminal import ConsoleProgress
 from headprune.results import Sweep
 from headprune.runtime.journal import Journal
 from headprune.tasks.catalogue import TASKS
 from headprune.tasks.rows import Example, noted_rows
 from headprune.tasks.task import get_task
+from headprune.workflows.curves import Pruning, measure_curves
+from headprune.workflows.prune import prune as prune_model
 from headprune.workflows.rows import separate_rows
 from headprune.workflows.session import Session, open_session
-from headprune.workflows.sweep import compared, lawful_points, measure_curves
+from headprune.workflows.sweep import _can_prune, compared, lawful_points
+from headprune.workflows.sweep import sweep as sweep_model
 
 KEEPS = (1.0, 0.7, 0.5, 0.3)
 QUIET = ConsoleProgress(quiet=True)
@@ -286,6 +290,8 @@ def test_methods_are_those_named_or_a_method_and_its_controls():
 
     assert names() == ("gradient", "magnitude", "random")
     assert names(method="fisher") == ("fisher", "magnitude", "random")
+    assert names(methods="prune,fisher") == ("fisher",)
+    assert names(methods="prune") == ()
     assert names(methods="random, ablation,random") == ("random", "ablation")
     with pytest.raises(ConfigError, match="no method 'gradiant'"):
         names(methods=("gradiant",))
@@ -311,7 +317,15 @@ def sweep(place, command_line):
 
 
 def test_the_command_writes_curves_pictures_and_scores(sweep, place):
-    words = ("--methods", "gradient,random", "--points", "0.8,0.5", "--max-drop", "1")
+    words = (
+        "--methods",
+        "gradient,random",
+        "--points",
+        "0.8,0.5",
+        "--max-drop",
+        "1",
+        "--no-latency",
+    )
     code, out, err = sweep(*words)
     assert code == 0, err
     assert "drop surely within 1 down to keep 0.5" in out
@@ -341,7 +355,8 @@ def test_the_command_writes_curves_pictures_and_scores(sweep, place):
 
 
 def test_rows_that_chose_are_not_rows_that_report(sweep, place):
-    code, out, err = sweep("--methods", "gradient,magnitude", "--points", "0.5", "--json")
+    words = ("--methods", "gradient,magnitude", "--points", "0.5", "--no-latency")
+    code, out, err = sweep(*words, "--json")
     assert code == 0, err
     found = json.loads(out)
     asked = Settings.of(data="train.csv", eval_data="test.csv", model="model")
@@ -373,7 +388,7 @@ def test_rows_that_chose_are_not_rows_that_report(sweep, place):
 
 
 def test_nothing_is_overwritten_unasked(sweep, place):
-    words = ("--methods", "random", "--points", "0.5", "--out", "out")
+    words = ("--methods", "random", "--points", "0.5", "--no-latency", "--out", "out")
     (place / "out").mkdir()
     (place / "out" / "thesis.tex").write_text("years of work")
     code, _out, err = sweep(*words, "--overwrite")
@@ -391,7 +406,7 @@ def test_nothing_is_overwritten_unasked(sweep, place):
 @pytest.mark.parametrize("done", [2, 5])
 def test_the_same_command_goes_on_where_it_was_stopped(sweep, place, monkeypatch, done):
     """Four batches score, and four are evaluated under each of two masks."""
-    words = ("--methods", "gradient", "--points", "0.5", "--json")
+    words = ("--methods", "gradient", "--points", "0.5", "--no-latency", "--json")
     assert sweep(*words, "--out", "whole")[0] == 0
     one, left = Journal.put, iter([False] * done + [True])
 
@@ -420,11 +435,12 @@ def test_the_same_command_goes_on_where_it_was_stopped(sweep, place, monkeypatch
 
 def test_what_leads_to_one_cut_is_left_aside_aloud(sweep, place):
     (place / "headprune.yaml").write_text(
-        "steps: 3\nreconstruct: refit\nheads: 4\nmethod: magnitude\n"
+        "steps: 3\nreconstruct: refit\nheads: 4\nmethods: [magnitude, random]\n"
     )
-    code, out, err = sweep("--points", "0.5", "--multiple-of", "2", "--json")
+    code, out, err = sweep("--points", "0.5", "--multiple-of", "2", "--no-latency", "--json")
     assert code == 0, err
-    assert "masked at every point: --heads, --steps, --reconstruct" in err
+    assert "its own points and scores: --heads" in err
+    assert "masked at every point: --steps, --reconstruct" in err
     found = json.loads(out)
     assert found["constraints"]["multiple_of"] == 2
     assert [curve["method"] for curve in found["curves"]] == ["magnitude", "random"]
@@ -452,3 +468,127 @@ def test_pictures_are_the_same_bytes_and_leave_settings_alone(measured):
     assert sweep_picture(found, kind="png") == png
     assert png.startswith(b"\x89PNG")
     assert int.from_bytes(png[16:20], "big") > 1000
+
+
+PRUNED = {
+    "bert": {},
+    "llama": {"steps": 3, "reconstruct": "refit", "protect": ("L0",)},
+    "gpt2": {"steps": 1, "method": "fisher"},
+}
+
+
+def subject_on_disk(name, tokenizer, **settings):
+    """Write a model and rows; return the settings that name them."""
+    build(name).save_pretrained(name)
+    tokenizer.save_pretrained(name)
+    texts = sentences(90, seed=1)
+    Path("rows.csv").write_text(
+        "text,label\n" + "".join(f"{text},{row % 2}\n" for row, text in enumerate(texts))
+    )
+    Path("prose.txt").write_text("\n".join(sentences(300, seed=1)))
+    data = "rows.csv" if name == "bert" else "prose.txt"
+    fixed = {"max_length": 16, "num_samples": 40, "batch_size": 8, "latency": False}
+    return Settings.of(model=name, data=data, **fixed, **settings)
+
+
+@pytest.mark.parametrize("name", PRUNED)
+def test_a_point_of_prune_is_what_prune_makes(name, run_here, tokenizer):
+    """The same heads, the same parameters, and the same metric and loss of the model that it writes."""
+    settings = subject_on_disk(name, tokenizer, **PRUNED[name])
+    chosen = settings.replaced(methods=("prune",), points=(0.8, 0.6))
+    (curve,) = sweep_model(chosen, progress=QUIET)[0].curves
+    assert (curve.name, curve.steps) == ("prune", settings.score.steps or 2)
+    reconstructed = 0
+    for point in curve.points[1:]:
+        asked = settings.replaced(keep=point.keep, out=f"out-{point.keep}")
+        results = prune_model(asked, progress=QUIET, show=lambda *_: None)
+        reconstructed += results.reconstruct.kept is not None
+        assert [str(head) for head in point.removed] == list(results.removed)
+        assert (point.heads, point.parameters) == (results.heads[1], results.parameters[1])
+        assert point.value == pytest.approx(results.after.value, rel=1e-5)
+        assert point.interval == pytest.approx(results.after.interval, rel=1e-5)
+        assert point.difference == pytest.approx(results.difference, rel=1e-4, abs=1e-6)
+        session = open_session(settings, progress=QUIET)
+        batches = session.batches(separate_rows(session).report.examples)
+        found = predict(hp.load(f"out-{point.keep}"), session.task, batches=batches)
+        assert point.loss == pytest.approx(found.losses.mean(), rel=1e-5)
+    assert reconstructed, "what is compared is reconstructed somewhere"
+
+
+@pytest.mark.parametrize("allow_bias", [False, True])
+def test_a_sweep_leaves_every_weight_as_it_was(allow_bias, run_here, tokenizer):
+    settings = subject_on_disk("llama", tokenizer, reconstruct="refit", allow_bias=allow_bias)
+    session = open_session(settings, progress=QUIET)
+    model = session.model
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    config, parts = model.config.to_dict(), separate_rows(session)
+    pruning = Pruning.of(session, parts, session.settings.plan)
+    settings = {"keeps": (1.0, 0.5), "constraints": session.settings.plan, "context": SILENT}
+    batches = session.batches(parts.report.examples)
+    (curve,) = measure_curves(session, {}, batches=batches, pruning=pruning, **settings)
+    masks = session.anatomy.mask(curve.points[1].removed)[None]
+    (masked,) = predict_masked(model, session.anatomy, session.task, batches=batches, masks=masks)
+    assert curve.points[1].loss != pytest.approx(masked.losses.mean(), rel=1e-4), "reconstructed"
+    assert model.config.to_dict() == config
+    assert list(model.state_dict()) == list(weights)
+    for name, tensor in model.state_dict().items():
+        assert tensor.numpy().tobytes() == weights[name].numpy().tobytes(), name
+
+
+def test_a_point_of_prune_that_is_done_is_not_done_again(sweep, place, monkeypatch):
+    words = ("--methods", "prune", "--points", "0.8,0.5", "--no-latency")
+    assert sweep(*words, "--out", "whole")[0] == 0
+    one, done = Journal.put, []
+
+    def stop(self, name, tensor):
+        done.extend([name] if name.startswith("prune-") else [])
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        one(self, name, tensor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "put", stop)
+        code, _out, err = sweep(*words, "--out", "out")
+    assert code == 130
+    assert "prune at keep 0.5" in err
+    code, _out, err = sweep(*words, "--out", "out")
+    assert code == 0, err
+    assert "prune at keep 0.8" not in err
+    assert "prune at keep 0.5" in err
+    for path in (place / "whole").iterdir():
+        assert (place / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert not (place / "headprune-runs" / "partial").exists()
+
+
+def test_points_tell_parameters_and_an_estimate_of_latency(sweep, place):
+    code, out, err = sweep("--methods", "prune,random", "--points", "0.5", "--json")
+    assert code == 0, err
+    found = Sweep.model_validate_json(out)
+    assert "32 rows of " in found.latency["rows"]
+    assert bool(found.latency["busy"]) is ("is a rough estimate" in err)
+    for curve in found.curves:
+        whole, half = curve.points
+        assert half.latency_ms <= whole.latency_ms == found.whole.latency_ms
+        smaller = hp.prune(build("bert"), half.removed)
+        assert half.parameters == sum(one.numel() for one in smaller.parameters())
+        assert (
+            half.parameters
+            < whole.parameters
+            == sum(one.numel() for one in build("bert").parameters())
+        )
+    code, out, err = sweep("--methods", "random", "--points", "0.5", "--no-latency", "--json")
+    assert code == 0, err
+    found = Sweep.model_validate_json(out)
+    assert (found.latency, found.whole.latency_ms) == ({}, None)
+
+
+def test_without_all_weights_here_nothing_is_pruned(run_here, tokenizer):
+    accelerate = pytest.importorskip("accelerate")
+    settings = subject_on_disk("bert", tokenizer)
+    session = open_session(settings, progress=QUIET)
+    assert _can_prune(session)
+    accelerate.cpu_offload(session.model, execution_device=torch.device("cpu"))
+    assert not _can_prune(session)
+    named = dataclasses.replace(session, settings=settings.replaced(methods=("prune",)))
+    with pytest.raises(UnsupportedError, match="can't be cut"):
+        _can_prune(named)

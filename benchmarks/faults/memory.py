@@ -21,7 +21,7 @@ _COMMANDS = {
     "prune --reconstruct refit": ("prune", *_CLASSES, *CUT[:2],
         "--method", "magnitude", "--reconstruct", "refit", "--out", "out"),
     "score --method gradient": ("score", *_CLASSES, "--method", "gradient", "--run-dir", "run"),
-    "sweep": ("sweep", *_CLASSES, "--methods", "magnitude", "--points", "0.5", "--out", "sweep"),
+    "sweep": ("sweep", *_CLASSES, "--methods", "magnitude", "--points", "0.5", "--no-latency", "--out", "sweep"),
     "prune --stream": ("prune", "bert", *CUT, "--stream", "--out", "out", "-q"),
 }  # fmt: skip
 """On models whose outputs, or inner layers, are wide: 64 rows of them take a hundred megabytes and more."""

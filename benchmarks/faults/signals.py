@@ -21,6 +21,7 @@ _SWEEP = (
     "magnitude",
     "--points",
     "0.5",
+    "--no-latency",
     "-q",
     "--out",
     "sweep",

@@ -28,7 +28,7 @@ _FIRST = (
     "evaluate",
 )
 PICTURES = (
-    "headprune.report.charts",
+    "headprune.report.sweeps",
     "matplotlib.figure",
     "matplotlib.ticker",
     "matplotlib.backends.backend_agg",

@@ -4,11 +4,9 @@ from pydantic import BaseModel, ConfigDict
 
 from headprune.config import DEMO
 from headprune.evaluation import metric_with_interval, predict
-from headprune.masking import gated
 from headprune.passes import Progress
-from headprune.surgery.fit import restoring
 from headprune.workflows.plan import plan_for
-from headprune.workflows.reconstruct import reconstruct_if_asked
+from headprune.workflows.reconstruct import as_pruned
 from headprune.workflows.rows import Purpose, separate_rows
 from headprune.workflows.session import open_session
 
@@ -47,11 +45,8 @@ def go_within(max_drop: str, *, seed: int, progress: Progress) -> Within:
     _scored, plan = plan_for(session, parts, show=lambda _scores, _plan: None, keep_parts=False)
     batches = session.batches(parts.report.examples)
     whole = predict(model, session.task, batches=batches)
-    gates = anatomy.mask(plan.remove)
-    with restoring(model, anatomy):
-        reconstruct_if_asked(session, anatomy, plan, parts)
-        with gated(model, anatomy, gates=gates):
-            left = predict(model, session.task, batches=batches)
+    with as_pruned(session, plan, parts):
+        left = predict(model, session.task, batches=batches)
     metric = session.metric
     base = metric_with_interval(whole, metric, seed=seed).value
     value = metric_with_interval(left, metric, seed=seed).value

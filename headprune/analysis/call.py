@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, TypeVar
 
 import torch
@@ -44,6 +45,7 @@ class Vocabulary:
         cls: The id of [CLS], or of what the tokenizer calls so; None: there is none.
         sep: The id of [SEP].
         punctuation: Ids of full stops and commas.
+        special: Ids that are no words.
         counts: How often each id occurs in the rows.
         trees: The parse of each example, by its place in the data, where there are any.
         relations: All relations of those.
@@ -53,6 +55,7 @@ class Vocabulary:
     cls: int | None = None
     sep: int | None = None
     punctuation: tuple[int, ...] = ()
+    special: tuple[int, ...] = ()
     counts: Int[Tensor, " vocabulary"] | None = None
     trees: Mapping[int, Tree] = field(default_factory=dict)
     relations: tuple[str, ...] = ()
@@ -66,13 +69,13 @@ class Vocabulary:
             tokenizer: The model's, where it is known.
             batches: The rows.
         """
-        ids = [batch.inputs.get("input_ids") for batch in batches]
         counts: Counter[int] = Counter()
-        for batch, row in zip(batches, ids, strict=True):
-            if row is not None:
-                real = batch.inputs.get("attention_mask", torch.ones_like(row)).bool()
+        for batch, name in product(batches, ("", "decoder_")):
+            ids = batch.inputs.get(f"{name}input_ids")
+            if ids is not None:
+                real = batch.inputs.get(f"{name}attention_mask", torch.ones_like(ids)).bool()
                 counts.update(
-                    row[real].tolist() if real.shape == row.shape else row.flatten().tolist()
+                    ids[real].tolist() if real.shape == ids.shape else ids.flatten().tolist()
                 )
         table = torch.zeros(max(counts, default=-1) + 1, dtype=torch.long)
         for token, count in counts.items():
@@ -89,6 +92,7 @@ class Vocabulary:
             tokenizer.cls_token_id,
             tokenizer.sep_token_id,
             tuple(points),
+            tuple(tokenizer.all_special_ids),
             table if counts else None,
         )
 

@@ -55,13 +55,8 @@ class Subject:
     @property
     def origin(self) -> str | None:
         """The fingerprint of the model before it was ever pruned; None where that isn't known."""
-        return origin_of(self.documents[0])
-
-
-def origin_of(document: Roles | HeadScores) -> str | None:
-    """Return the fingerprint of a document's model before it was ever pruned; None where that isn't known."""
-    fingerprint: str | None = (document.model.get("source") or document.model).get("fingerprint")
-    return fingerprint
+        fingerprint: str | None = (self.model.get("source") or self.model).get("fingerprint")
+        return fingerprint
 
 
 def compare(subjects: Sequence[Subject]) -> Comparison:

@@ -41,7 +41,7 @@ def punctuation(call: AttentionCall) -> Columns:
 
 
 def rare(call: AttentionCall) -> Columns:
-    """Return whether the largest weight is on the token of the row that is rarest in all rows; ties are shared.
+    """Return whether the largest weight is on the word of the row that is rarest in all rows; ties are shared.
 
     Source: Voita et al., "Analyzing Multi-Head Self-Attention", ACL 2019, section 5.3. There, counts are the training data's
     and only sentences with a token outside the 500 most frequent count; here, they are those of the rows that are analyzed.
@@ -50,9 +50,12 @@ def rare(call: AttentionCall) -> Columns:
     if counts is None or ids is None:
         return {}
     counts = counts.to(ids.device)
-    often = counts[ids.clamp_max(len(counts) - 1)].masked_fill(~call.is_key, counts.max() + 1)
-    rarest = often == often.amin(-1, keepdim=True)
-    return {"": (call.largest() * rarest[:, None, None, :]).sum(-1)}
+    special = torch.tensor(call.vocabulary.special, dtype=torch.long, device=ids.device)
+    words = call.is_key & ~torch.isin(ids, special)
+    often = counts[ids.clamp_max(len(counts) - 1)].masked_fill(~words, counts.max() + 1)
+    rarest = words & (often == often.amin(-1, keepdim=True))
+    numbers = (call.largest() * rarest[:, None, None, :]).sum(-1)
+    return {"": numbers.masked_fill(~words.any(-1)[:, None, None], torch.nan)}
 
 
 def _to_ids(call: AttentionCall, ids: list[int | None]) -> Columns:

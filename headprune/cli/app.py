@@ -17,6 +17,7 @@ import typer
 
 from headprune.cli.checks import is_file_of_results, refuse_idle, refuse_missing
 from headprune.cli.commands import (
+    analyze,
     check,
     convert,
     error_on_stdout,
@@ -27,12 +28,22 @@ from headprune.cli.commands import (
     methods,
     metrics,
     prune,
+    roles,
     score,
     sweep,
     tasks,
+    view,
 )
-from headprune.cli.options import ACTING, TALK, Call, annotation_of, as_options, prepare
-from headprune.cli.roles import analyze, compare, roles, view
+from headprune.cli.options import (
+    ACTING,
+    TALK,
+    Call,
+    annotation_of,
+    as_options,
+    prepare,
+    takes_recipe,
+)
+from headprune.cli.report import compare, report
 from headprune.cli.signals import discard, received
 from headprune.cli.surroundings import (
     ReaderGoneError,
@@ -57,7 +68,6 @@ _COMMANDS: dict[str, Callable[[Call], None]] = {
     "score": score,
     "analyze": analyze,
     "view": view,
-    "compare": compare,
     "prune": prune,
     "sweep": sweep,
     "eval": evaluate,
@@ -67,6 +77,8 @@ _COMMANDS: dict[str, Callable[[Call], None]] = {
     "convert": convert,
     "run": prune,
     "export": export,
+    "compare": compare,
+    "report": report,
     "methods": methods,
     "tasks": tasks,
     "metrics": metrics,
@@ -95,7 +107,7 @@ def _add_command(name: str, function: Callable[[Call], None]) -> None:
             call = prepare(name, options)
             refuse_missing(call, name)
             refuse_idle(call, name)
-            if ACTING[name] and not call.progress.verbose and not is_file_of_results(call):
+            if takes_recipe(name) and not (call.progress.verbose or is_file_of_results(call)):
                 _calm_libraries()
             function(call)
         except typer.Exit:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from headprune.cli.options import ACTING, LIMITS, ROWS, TIMES, WORK, Call, as_options
-from headprune.config.checks import check_score, methods_of, num_steps
+from headprune.config.checks import check_score, methods_of, num_steps, shows_prune
 from headprune.errors import ConfigError
 
 _JUDGED = ("metric", "higher_is_better", "trust_metric_code")
@@ -51,6 +51,18 @@ _REQUIRED: dict[str, tuple[Callable[[Call], Any], str, str, str]] = {
         "`out`",
         "headprune convert MODEL `out=DIR`",
     ),
+    "compare": (
+        lambda call: len(call.own.runs) > 1,
+        "two or more are compared",
+        "RUN_OR_DIR",
+        "headprune compare headprune-runs/001-roles headprune-runs/002-roles",
+    ),
+    "report": (
+        lambda call: call.own.runs,
+        "it isn't said what to report of",
+        "RUN_OR_DIR",
+        "headprune report headprune-models/NAME headprune-runs/NNN-sweep",
+    ),
     "view": (
         lambda call: call.own.shown_text,
         "no text is named to look at",
@@ -83,7 +95,7 @@ def _refuse_wrong_scoring(call: Call, command: str) -> None:
     """Refuse steps that lead nowhere, and ways of scoring that a method doesn't have."""
     from headprune.runtime.launcher import launched_size
 
-    if "steps" in ACTING[command]:
+    if {"steps", "keep"} <= {*ACTING[command]}:  # of a sweep every point is a cut
         score, plan = call.settings.score, call.settings.plan
         for each in methods_of(score) if "methods" in ACTING[command] else (score,):
             check_score(each, plan, processes=launched_size())
@@ -149,6 +161,13 @@ _RULES = (
         "leave it out, or say --steps 2",
     ),
     _Rule(
+        ("analyze",),
+        ("plan",),
+        lambda call: call.settings.analyze.similarity,
+        "heads aren't compared with each other",
+        "leave it out, or say --similarity",
+    ),
+    _Rule(
         ("score", "prune", "run"),
         ("compile",),
         lambda call: bool({"ablation", "only"} & {*_methods(call)}),
@@ -156,7 +175,14 @@ _RULES = (
         "leave it out, or score by ablation or only",
     ),
     _Rule(
-        ("prune", "run"),
+        ("sweep",),
+        ("steps", "reconstruct", "allow_bias"),
+        lambda call: shows_prune(call.settings.score),
+        "it acts on the curve prune, and the methods leave that out",
+        "leave it out, or say --methods prune,gradient",
+    ),
+    _Rule(
+        ("prune", "run", "sweep"),
         ("allow_bias",),
         lambda call: call.settings.reconstruct.reconstruct != "none",
         "biases are created for reconstruction",

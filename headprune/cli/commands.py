@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from headprune.analysis.catalogue import ROLES
 from headprune.cli.checks import is_file_of_results
 from headprune.cli.options import Call, as_options
 from headprune.errors import HeadpruneError
@@ -107,13 +108,50 @@ def _shower(call: Call) -> "Callable[[HeadScores, PruningPlan], None]":
 
 
 def sweep(call: Call) -> None:
-    """Measure the metric against the share of heads kept, for several scores side by side, by masking."""
+    """Measure the metric against the share of heads kept: what prune makes of the model, and what scores alone do."""
     from headprune.report.tables import sweep_table
     from headprune.workflows.sweep import sweep as sweep_model
 
     curves, out = sweep_model(call.settings, progress=call.progress)
     call.write(curves.to_json()) if call.own.as_json else call.show(sweep_table(curves))
     call.progress.notify(f"written: {out}/sweep.json, sweep.png, sweep.svg, and the scores")
+
+
+def analyze(call: Call) -> None:
+    """Show what every head does: sinks, positions, induction, ... with baselines, intervals and published thresholds."""
+    from headprune.report.roles import relations_table, roles_map, roles_table, similarity_table
+    from headprune.runtime.distributed import join_world, leave_world
+    from headprune.workflows.analyze import analyze as analyze_model
+
+    world = join_world(cpu=call.settings.model.device == "cpu")
+    roles, similarity, path = analyze_model(call.settings, progress=call.progress, world=world)
+    leave_world(world)
+    if path is None:
+        return
+    if call.own.as_json:
+        call.write(roles.to_json())
+    else:
+        call.show(roles_map(roles))
+        alike = similarity and similarity_table(similarity)
+        for table in filter(None, (roles_table(roles), relations_table(roles), alike)):
+            call.show("")
+            call.show(table)
+    call.progress.notify(f"written: {path}")
+
+
+def view(call: Call) -> None:
+    """Draw what every head looks at in a text, as one page that a browser opens from disk."""
+    from headprune.report.roles import view_table
+    from headprune.workflows.view import Viewed
+    from headprune.workflows.view import view as view_text
+
+    own, settings = call.own, call.settings
+    viewed = Viewed(own.shown_text or "", own.text_pair, own.layers, own.shown_roles)
+    if "out" not in call.given:  # a file's is where a model goes
+        settings = settings.replaced(out=None)
+    maps, path = view_text(settings, viewed, progress=call.progress)
+    call.write(maps.to_json()) if own.as_json else call.show(view_table(maps))
+    call.progress.notify(f"written: {path}")
 
 
 def evaluate(call: Call) -> None:
@@ -201,20 +239,25 @@ def _rows(exported: "Exported") -> dict[str, Any]:
 
 def methods(call: Call) -> None:
     """List the scoring methods: what each says of a head, and what it costs."""
-    list_rows(call, METHODS, columns=("help", "cost", "use"))
+    _list_rows(call, METHODS, columns=("help", "cost", "use"))
 
 
 def tasks(call: Call) -> None:
     """List the tasks: what each measures, and its default metric."""
-    list_rows(call, TASKS, columns=("help", "metric"))
+    _list_rows(call, TASKS, columns=("help", "metric"))
 
 
 def metrics(call: Call) -> None:
     """List the built-in metrics: what each says, and which direction is better."""
-    list_rows(call, METRICS, columns=("help", "higher_is_better"))
+    _list_rows(call, METRICS, columns=("help", "higher_is_better"))
 
 
-def list_rows(call: Call, rows: Mapping[str, Any], *, columns: tuple[str, ...]) -> None:
+def roles(call: Call) -> None:
+    """List the roles of heads: what each says of a head, and from when on a head has it."""
+    _list_rows(call, ROLES, columns=("help", "reads", "rule"))
+
+
+def _list_rows(call: Call, rows: Mapping[str, Any], *, columns: tuple[str, ...]) -> None:
     """Show some columns of a catalogue, or all of it as one JSON document."""
     from headprune.artefact import dump_json
     from headprune.report.terminal import Row, Sheet

@@ -6,13 +6,12 @@ Nothing heavy is imported here: ``--help`` must be there at once.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
+from headprune.cli.own_options import OwnOptions
 from headprune.cli.surroundings import writing_stdout
-from headprune.cli.wording import HELP, METAVARS
 from headprune.config import (
     BUDGETS,
     CHECK,
@@ -23,55 +22,9 @@ from headprune.config import (
     Settings,
     load_settings,
 )
-from headprune.config.fields import Names, Pairs, Section, option
 
 if TYPE_CHECKING:
     from headprune.report.terminal import ConsoleProgress
-
-
-class OwnOptions(Section):
-    """Options that are no settings: how a command is called, and what of it is wanted."""
-
-    config: Path | None = option(
-        None, "YAML file of settings. (default: ./headprune.yaml)", short="-c"
-    )
-    file: Path | None = option(None, "All settings; options override it.", metavar="RECIPE.yaml")
-    trust_metric_code: bool = option(
-        False,
-        "Load a metric that isn't built in although a file names it, not you: it is code that runs.",
-    )
-    stream: bool | None = option(
-        None,
-        "Cut from file to file, one tensor in memory at a time; needs --scores, reads no data, measures nothing. "
-        "(default: where the weights are larger than the memory left)",
-    )
-    no_baseline: bool = option(
-        False, "Leave aside the baseline that a file names.", off="with-baseline"
-    )
-    dry_run: bool = option(False, "Show the plan and what it saves; write no model.")
-    resume: bool = option(False, "Go on from the last checkpoint.")
-    update_baseline: bool = option(False, "Make this result the baseline.")
-    format: Literal["text", "json", "markdown", "github", "junit"] | None = option(
-        None, "Of stdout. (default: text)"
-    )
-    gguf: Path | None = option(None, "The file to write, for llama.cpp.", metavar="FILE")
-    tokenizer: bool = option(True, "--no-tokenizer: weights alone, the engine is given token ids.")
-    shown_text: str | None = option(
-        None, "What is looked at; of an encoder-decoder what its encoder reads.", metavar="TEXT"
-    )
-    text_pair: str | None = option(
-        None, "A second text in its row; what a decoder beside an encoder reads.", metavar="TEXT"
-    )
-    documents: Pairs = option(
-        (),
-        "roles.json, scores.json, a run's directory, or what prune saved; two or more.",
-        metavar="A B ...",
-    )
-    layers: Names = option((), "Only these layers, such as 0,3-5.", metavar="N[,N-N]")
-    roles: Path | None = option(None, "Roles to show. (default: beside the model)", metavar="FILE")
-    as_json: bool = option(False, "One JSON document on stdout.", off="")
-    quiet: bool = option(False, "No messages on stderr.", off="", short="-q")
-    verbose: bool = option(False, "Keep progress bars; full warnings.", off="", short="-v")
 
 
 _FIELD = re.compile(r"`([a-z][a-z_]*)(?:=([^`]*))?`")
@@ -92,10 +45,10 @@ def _option(match: re.Match[str]) -> str:
     name, value = match[1], match[2]
     if name not in _NAMES:
         return match[0]
-    dashed = name.replace("_", "-")
+    dashed = name.removeprefix(_SHOWN).replace("_", "-")
     if value in ("True", "False"):
         return f"--{dashed}" if value == "True" else _OFF.get(name, f"--no-{dashed}")
-    option = "MODEL" if name == "model" else _FLAGS.get(name, (f"--{dashed}",))[-1]
+    option = "MODEL" if name == "model" else f"--{dashed}"
     return option if value is None else f"{option} {value}"
 
 
@@ -136,13 +89,13 @@ ACTING: dict[str, tuple[str, ...]] = {
         *(*_UNJUDGED, *WORK),
     ),
     "view": (
-        *(*_MODEL, "shown_text", "text_pair", "layers", "scores", "roles", "out", "overwrite"),
-        *("max_length", "device", "dtype"),
+        *(*_MODEL, "shown_text", "text_pair", "layers", "shown_roles", "scores", "out"),
+        *("overwrite", "max_length", "device", "dtype"),
     ),
     "prune": (*_MODEL, *_PRUNING),
     "sweep": (
-        *(*_MODEL, "methods", "points", "max_drop", *_PLAN, *_SCORING, "out", "overwrite"),
-        *(*ROWS, *WORK),
+        *(*_MODEL, "methods", "points", "max_drop", *_PLAN, *_SCORING, "steps"),
+        *("reconstruct", "allow_bias", "latency", "out", "overwrite", *ROWS, *WORK),
     ),
     "eval": (*_MODEL, *ROWS, *WORK, *TIMES),
     "heal": (*_MODEL, "out", "overwrite", "num_samples", *_TRAINING, "resume", *ROWS, *WORK),
@@ -151,7 +104,8 @@ ACTING: dict[str, tuple[str, ...]] = {
     "convert": (*_MODEL, "dtype", "out", "overwrite", "allow_pickle"),
     "run": ("file", "revision", *_PRUNING),
     "export": (*_MODEL, "dtype", "gguf", "tokenizer", "overwrite"),
-    "compare": ("documents", "run_dir"),
+    "compare": ("runs", "run_dir"),
+    "report": ("runs", "out", "pictures", "overwrite"),
     "methods": (),
     "tasks": (),
     "metrics": (),
@@ -159,10 +113,75 @@ ACTING: dict[str, tuple[str, ...]] = {
 }
 """The options that act on a command. It has no others but those of :data:`TALK`."""
 
-_FLAGS = {"methods": ("--method", "--methods"), "as_json": ("--json",), "shown_text": ("--text",)}
-_ARGUMENTS = ("model", "file", "documents")
+_HELP = {
+    (
+        "score",
+        "methods",
+    ): "How heads are scored; several share what passes they can. (default: unique)",
+    ("score", "keep"): "Share of the heads that would be kept, for --steps.",
+    ("score", "heads"): "How many heads would be kept, for --steps.",
+    (
+        "score",
+        "reconstruct",
+    ): "How what is left will be reconstructed: it is before it is scored again, with --steps. "
+    "(default: best)",
+    (
+        "score",
+        "run_dir",
+    ): "Where scores.json is written, and scores.METHOD.json of further methods. "
+    "(default: headprune-runs/NNN-METHOD)",
+    ("analyze", "num_samples"): "Rows to look at, at most.",
+    ("analyze", "run_dir"): "Where roles.json is written. (default: headprune-runs/NNN-roles)",
+    ("view", "scores"): "Importance to show. (default: scores.json beside a pruned model)",
+    ("view", "out"): "The page. (default: headprune-runs/NNN-view/view.html)",
+    (
+        "prune",
+        "out",
+    ): "Where the model goes. (default: headprune-models/NAME-keep-KEEP, NAME-heads-N, ...)",
+    (
+        "sweep",
+        "methods",
+    ): "Curves, side by side: prune is what headprune prune makes, others mask heads scored once. "
+    "(default: prune,gradient,magnitude,random)",
+    (
+        "sweep",
+        "max_drop",
+    ): "Mark how many heads can be removed with the metric surely no worse than this: in its own units "
+    "(0.01), or a share (1%).",
+    ("sweep", "out"): "Where curves and pictures go. (default: headprune-runs/NNN-sweep)",
+    ("heal", "model"): "What headprune prune saved.",
+    ("heal", "out"): "Where the healed model goes. (default: DIR-healed)",
+    ("heal", "num_samples"): "Rows to train on. (default: as when it was pruned; 1024)",
+    (
+        "heal",
+        "run_dir",
+    ): "Where checkpoints are kept. (default: headprune-runs/heal-..., until the model is saved)",
+    ("check", "model"): "A model, which is evaluated, or results of `prune` or `eval --json`.",
+    (
+        "compare",
+        "runs",
+    ): "Two or more: runs, pruned models, roles.json, scores.json.",
+    ("compare", "run_dir"): "Where compare.json is written. (default: headprune-runs/NNN-compare)",
+    ("report", "out"): "The file to write. (default: NAME-report.html beside the first run)",
+    ("report", "overwrite"): "Replace a report, or pictures, of that name.",
+    ("export", "overwrite"): "Replace a GGUF file of this name.",
+}
+_METAVARS = {
+    ("heal", "model"): "DIR",
+    ("check", "model"): "MODEL|RESULTS.json",
+    ("report", "out"): "FILE",
+    ("view", "out"): "FILE",
+}
+_FLAGS = {"methods": ("--method", "--methods"), "as_json": ("--json",)}
+_SHOWN = "shown_"  # begins names of options whose flag is a setting's elsewhere: --text
+_ARGUMENTS = ("model", "file", "runs")
 MEASURING = ("eval", "check")
 """Commands that read one data set."""
+
+
+def takes_recipe(command: str) -> bool:
+    """Whether a command reads a file of settings, and then works on a model."""
+    return not {"config", "file"}.isdisjoint(ACTING[command])
 
 
 def field_name(command: str, name: str) -> str:
@@ -176,19 +195,19 @@ def annotation_of(command: str, name: str) -> Any:
     field = section.model_fields[name]
     extra: Any = field.json_schema_extra
     key = (command, name)
-    text, default, kind = HELP.get(key, field.description or ""), field.default, field.annotation
+    text, default, kind = _HELP.get(key, field.description or ""), field.default, field.annotation
     if "(default" not in text and default not in (None, (), False):
         text += f" (default: {'yes' if default is True else default})"
     shown: dict[str, Any] = {
         "help": text,
         "show_default": False,
-        "metavar": METAVARS.get(key, extra.get("metavar")),
+        "metavar": _METAVARS.get(key, extra.get("metavar")),
     }
     values: Any = list[str] if get_origin(kind) is tuple else str
     if name in _ARGUMENTS:
         return Annotated[values | None, typer.Argument(**shown)]
     flags = [
-        *_FLAGS.get(name, (f"--{name.replace('_', '-')}",)),
+        *_FLAGS.get(name, (f"--{name.removeprefix(_SHOWN).replace('_', '-')}",)),
         *filter(None, [extra.get("short")]),
     ]
     if bool in (kind, *get_args(kind)):
@@ -264,7 +283,7 @@ def prepare(command: str, options: Mapping[str, Any]) -> Call:
         for name in given
         if name not in OwnOptions.model_fields
     }
-    if not {"model", "file"} & {*ACTING[command]}:  # it reads no settings of a model
+    if not takes_recipe(command):
         return Call(Settings.of(**fields), own, progress, frozenset(given))
     settings, origin = load_settings(
         fields,

@@ -5,22 +5,34 @@ from headprune.errors import ConfigError
 from headprune.scoring.catalogue import DEFAULT_METHOD, METHODS, get_method
 
 DEFAULT_STEPS = 2
+PRUNE = "prune"
+"""What ``methods`` of a sweep call the curve of what the command ``prune`` does."""
 
 
-def methods_of(score: ScoreSpec, *default: str) -> tuple[ScoreSpec, ...]:
-    """Return one section per compared method, each once; ``default`` where the settings name no ``methods``.
+def methods_of(score: ScoreSpec, *names: str) -> tuple[ScoreSpec, ...]:
+    """Return one section per compared method, each once: ``names``, or those of the settings.
 
     Raises:
         ConfigError: There is no such method.
     """
-    names = dict.fromkeys(score.methods or default or (score.method or DEFAULT_METHOD,))
+    unique = dict.fromkeys(names or score.methods or (score.method or DEFAULT_METHOD,))
     return tuple(
-        score.model_copy(update={"method": get_method(name).name, "methods": ()}) for name in names
+        score.model_copy(update={"method": get_method(name).name, "methods": ()}) for name in unique
     )
 
 
-def num_steps(score: ScoreSpec, plan: Constraints) -> int:
-    """Return in how many steps heads are removed: as set, else 2 if the remaining heads can be scored again, else 1."""
+def shows_prune(score: ScoreSpec) -> bool:
+    """Whether a sweep has the curve of what ``prune`` does: by default, and where ``methods`` name it."""
+    return PRUNE in (score.methods or (PRUNE,))
+
+
+def num_steps(score: ScoreSpec, plan: Constraints | None) -> int:
+    """Return in how many steps heads are removed: as set, else 2 if the remaining heads can be scored again, else 1.
+
+    ``plan`` is the cut that the steps lead to; None where heads are scored once, for any.
+    """
+    if plan is None:
+        return 1
     if score.steps is not None:
         return score.steps
     has_goal = plan.keep is not None or plan.heads is not None
@@ -29,7 +41,7 @@ def num_steps(score: ScoreSpec, plan: Constraints) -> int:
     return DEFAULT_STEPS if again else 1
 
 
-def check_score(score: ScoreSpec, plan: Constraints, *, processes: int = 1) -> None:
+def check_score(score: ScoreSpec, plan: Constraints | None, *, processes: int = 1) -> None:
     """Refuse steps without a number of heads to reach, and options of scoring that a method doesn't support.
 
     Raises:
@@ -37,6 +49,7 @@ def check_score(score: ScoreSpec, plan: Constraints, *, processes: int = 1) -> N
     """
     method = get_method(score.method or DEFAULT_METHOD)
     steps = num_steps(score, plan)
+    plan = plan or Constraints()
     if method.one_process and processes > 1:
         raise ConfigError(
             f"{method.name} runs in one process, and a launcher started {processes}",

@@ -73,6 +73,11 @@ class CostModel:
     saved: Callable[[Site, tuple[int, ...]], Amount]
     note: Mapping[str, Any] = field(default_factory=dict)
 
+    def left(self, anatomy: Anatomy, removed: Collection[HeadId]) -> Amount:
+        """Return what the model takes without these heads."""
+        kept = anatomy.kept_per_site(removed)
+        return self.whole - sum(self.saved(site, kept[site.id]) for site in anatomy.sites)
+
 
 def cost_model(
     model: PreTrainedModel,
@@ -90,7 +95,7 @@ def cost_model(
     if target is None:
         return None
     if target.resource == "latency":
-        return _measured(model, anatomy, constraints=constraints, batches=batches())
+        return latency_costs(model, anatomy, constraints=constraints, batches=batches())
     index = ("parameters", "flops", "kv_cache").index(target.resource)
     whole = resources_of(model, anatomy)[index]
     if not whole:
@@ -188,7 +193,7 @@ def _key_value_heads(site: Site, slots: tuple[int, ...]) -> int:
     return len(site.groups(slots)) if site.num_key_value_heads > 1 else min(1, len(slots))
 
 
-def _measured(
+def latency_costs(
     model: PreTrainedModel,
     anatomy: Anatomy,
     *,
@@ -201,6 +206,12 @@ def _measured(
     the whole model is timed in turns with the uncut one, and the difference is divided among them. Up to 9 numbers of heads
     are measured, numbers in between are interpolated linearly; noise by which fewer heads would be slower is levelled out
     (isotonic regression).
+
+    Args:
+        model: The model.
+        anatomy: Where its heads are.
+        constraints: Which attentions lose heads, and whether groups are padded.
+        batches: The data that is run.
     """
     if not batches:
         raise PlanError(
@@ -248,9 +259,10 @@ def _from_table(
         slots = site.after(kept, pad=constraints.gqa == "pad").slots
         return float(np.interp(len(slots), *table[_shape(model, site)]))
 
-    tokens = batch.num_tokens // batch.num_rows
+    rows = f"{ROWS} rows of {batch.num_tokens // batch.num_rows} tokens on {model.device.type}"
     note = {
-        "measured": f"milliseconds of a forward of the whole model, {ROWS} rows of {tokens} tokens on {model.device.type}; "
+        "rows": rows,
+        "measured": f"milliseconds of a forward of the whole model, {rows}; "
         "what an attention saves, from all of one shape cut alike",
         "table": [
             {"attentions": [str(site.id) for site in sites], "heads": heads, "saved_by_each": each}
@@ -284,20 +296,12 @@ def _levels(
 def _shape(model: PreTrainedModel, site: Site) -> _Shape:
     """Return what attentions have in common that take equally long."""
     weights = (tuple(model.get_parameter(item.parameter).shape) for item in site.slices)
-    return (
-        site.id.stack,
-        site.id.kind,
-        site.execution,
-        site.when_empty,
-        len(site.heads),
-        len(site.slots),
-        *weights,
-    )
+    counts = (len(site.heads), len(site.slots))
+    return (site.id.stack, site.id.kind, site.execution, site.when_empty, *counts, *weights)
 
 
 def _twin(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy that shares its tensors with the model: cutting puts smaller ones in their place."""
-    shared: dict[int, Any] = {
-        id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())
-    }
+    tensors = (*model.parameters(), *model.buffers())
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
     return copy.deepcopy(model, shared)

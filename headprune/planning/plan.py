@@ -166,8 +166,7 @@ def _budget(anatomy: Anatomy, choice: Choice, problem: Problem) -> dict[str, Any
     if target is None or costs is None:
         keep = 1.0 if constraints.keep is None else constraints.keep
         return {"keep": keep} if constraints.heads is None else {"heads": constraints.heads}
-    kept = anatomy.kept_per_site(choice.heads)
-    after = costs.whole - sum(costs.saved(site, kept[site.id]) for site in anatomy.sites)
+    after = costs.left(anatomy, choice.heads)
     return {
         "target": target.resource,
         "asked": target.text,

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.text import Text
@@ -13,6 +13,9 @@ from headprune.heads import HeadId, SiteId
 from headprune.plans import HeadScores, PruningPlan
 from headprune.report.terminal import Row, Sheet, key_value_table, line, prose
 from headprune.results import Survey, SurveyedSite
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Cividis-like steps from unimportant to important: readable for the colour-blind, in light and in dark terminals.
 _COLOURS = ("#2c3e6b", "#45506f", "#646770", "#848075", "#a59a6c", "#c9b65c", "#f1d53f")
@@ -108,18 +111,32 @@ def one_head_table(scores: HeadScores) -> RenderableType:
 
 def agreement_table(all_scores: Sequence[HeadScores]) -> RenderableType:
     """Show how alike the orders of several methods are: Spearman's rank correlation of every two."""
-    import numpy as np
-    from scipy.stats import rankdata
-
-    ranks = [rankdata(scores.values) for scores in all_scores]
-    with np.errstate(divide="ignore", invalid="ignore"):  # all heads may have the same score
-        correlations = np.atleast_2d(np.corrcoef(ranks))
     rows = [
-        Row((scores.method, *("-" if np.isnan(value) else f"{value:.2f}" for value in row)))
-        for scores, row in zip(all_scores, correlations, strict=True)
+        Row((scores.method, *("-" if value is None else f"{value:.2f}" for value in row)))
+        for scores, row in zip(all_scores, rank_correlations(all_scores), strict=True)
     ]
     titles = ("same order (Spearman)", *(scores.method for scores in all_scores))
     return Sheet(rows, titles=titles, right=frozenset(range(1, len(titles))))
+
+
+def rank_correlations(all_scores: Sequence[HeadScores]) -> list[list[float | None]]:
+    """Return Spearman's rank correlation of every two scores of the same heads; None where all heads have the same score."""
+    import numpy as np
+
+    heads = all_scores[0].heads
+    by_head = [scores.by_head() for scores in all_scores]
+    ranks = [_mean_ranks(np.array([values[head] for head in heads])) for values in by_head]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        correlations = np.atleast_2d(np.corrcoef(ranks))
+    return [[None if np.isnan(value) else float(value) for value in row] for row in correlations]
+
+
+def _mean_ranks(values: "np.ndarray") -> "np.ndarray":
+    """Return the place of each value in the order; equal ones share the mean of their places."""
+    import numpy as np
+
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[which]
 
 
 def survey_table(survey: Survey) -> RenderableType:

@@ -1,6 +1,5 @@
 """What a person reads of each result: a table per value, laid out by :mod:`headprune.report.terminal`."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 from rich.console import Group, RenderableType
@@ -10,6 +9,13 @@ from headprune.artefact import EvalResult, Latency, Proof
 from headprune.gate import Verdict, spaced
 from headprune.plans import PruningPlan
 from headprune.report.ci import headline
+from headprune.report.numbers import (
+    interval,
+    milliseconds,
+    milliseconds_interval,
+    number,
+    timed,
+)
 from headprune.report.terminal import Prose, Row, Sheet, line, prose
 from headprune.results import Curve, Results, Sweep, SweepPoint
 
@@ -20,7 +26,7 @@ _INTERVAL = "  95 % interval"
 def eval_table(result: EvalResult) -> RenderableType:
     """Show one evaluation."""
     rows = {
-        result.metric: f"{_number(result.value)} {_interval(result.interval)}",
+        result.metric: f"{number(result.value)} {interval(result.interval)}",
         "examples": _rows(result),
         "heads": "unknown" if result.heads is None else f"{result.heads:,}",
         "parameters": f"{result.parameters:,}",
@@ -28,7 +34,9 @@ def eval_table(result: EvalResult) -> RenderableType:
     if result.kv_cache_bytes_per_token is not None:
         rows[_CACHE] = f"{result.kv_cache_bytes_per_token:,} bytes"
     for name, latency in result.latency_ms.items():
-        rows[_timed(name)] = f"{_ms(latency.ms)} ms {_ms_interval(latency)}".rstrip()
+        rows[timed(name)] = (
+            f"{milliseconds(latency.ms)} ms {milliseconds_interval(latency)}".rstrip()
+        )
     return Group(Sheet([Row(row) for row in rows.items()]), *_timing_notes(result))
 
 
@@ -91,14 +99,21 @@ def sweep_table(sweep: Sweep) -> RenderableType:
     """Show every point with its interval and its paired difference to the whole model, then what is to be seen."""
     rows: list[Row] = []
     for curve in sweep.curves:
-        rows.append(Row((f"scored by {curve.method}",), "bold"))
-        rows += [Row(_point_cells(point)) for point in curve.points]
+        rows.append(Row((_curve_heading(curve),), "bold"))
+        rows += [Row(_point_cells(point, sweep.whole)) for point in curve.points]
         rows.append(Row(()))
-    titles = ("keep (heads)", sweep.metric, "95 %", "change", "95 %")
-    note = f"{_basis(sweep)}, rows that chose no head; masked, nothing cut\n"
+    titles = ("keep", "params", "time", sweep.metric, "95 %", "change", "95 %")
+    note = (
+        f"{_basis(sweep)}, rows that chose no head\n"
+        "keep: share of the heads (and how many); params: share of the parameters left"
+    )
+    if took := sweep.whole.latency_ms:
+        rows_timed, busy = sweep.latency["rows"], sweep.latency["busy"]
+        note += f"\ntime: share of a forward's {milliseconds(took)} ms, estimated for {rows_timed}"
+        note += f"; roughly, for {busy}" if busy else ""
     return Group(
         Sheet(rows, titles=titles, right=frozenset(range(len(titles)))),
-        prose(note, style="dim"),
+        prose(f"{note}\n", style="dim"),
         *(prose(_curve_summary(curve, sweep)) for curve in sweep.curves),
     )
 
@@ -109,15 +124,15 @@ def _before_and_after(results: Results) -> Sheet:
     sizes = [*_count_rows(counts), _weights_row(results)]
     if before is None or after is None or results.difference is None or ends is None:
         return _changes(sizes)
-    change = _number(results.difference, sign="+")
+    change = number(results.difference, sign="+")
     rows = [
-        Row((before.metric, _number(before.value), _number(after.value), change), "bold"),
+        Row((before.metric, number(before.value), number(after.value), change), "bold"),
         Row(
             (
                 _INTERVAL,
-                _interval(before.interval),
-                _interval(after.interval),
-                _interval(ends, sign="+"),
+                interval(before.interval),
+                interval(after.interval),
+                interval(ends, sign="+"),
             )
         ),
         *sizes,
@@ -159,9 +174,22 @@ def _weights_row(results: Results) -> Row:
 
 def _latency_rows(name: str, before: Latency, after: Latency) -> list[Row]:
     change, (low, high) = before.change_to(after)
-    rows = [Row((_timed(name), f"{_ms(before.ms)} ms", f"{_ms(after.ms)} ms", f"{change:+.0%}"))]
+    rows = [
+        Row(
+            (
+                timed(name),
+                f"{milliseconds(before.ms)} ms",
+                f"{milliseconds(after.ms)} ms",
+                f"{change:+.0%}",
+            )
+        )
+    ]
     if before.repeats and after.repeats:
-        ends = (_ms_interval(before), _ms_interval(after), f"[{low:+.0%}, {high:+.0%}]")
+        ends = (
+            milliseconds_interval(before),
+            milliseconds_interval(after),
+            f"[{low:+.0%}, {high:+.0%}]",
+        )
         rows.append(Row((_INTERVAL, *ends)))
     return rows
 
@@ -203,22 +231,39 @@ def _loading(results: Results, directory: str) -> list[Text]:
     ]
 
 
-def _point_cells(point: SweepPoint) -> tuple[str, ...]:
+def _curve_heading(curve: Curve) -> str:
+    if curve.reconstruct is None:
+        return f"{curve.method}: scored once, heads masked"
+    steps = f"in {curve.steps} steps" if curve.steps > 1 else "once"
+    tried = "" if curve.reconstruct == "best" else f" ({curve.reconstruct})"
+    left = "" if curve.reconstruct == "none" else f", reconstructed{tried} where that helps"
+    return f"{curve.name}: scored by {curve.method} {steps}{left}"
+
+
+def _point_cells(point: SweepPoint, whole: SweepPoint) -> tuple[str, ...]:
+    shares = [
+        f"{left / of:.0%}" if left is not None and of else ""
+        for left, of in (
+            (point.parameters, whole.parameters),
+            (point.latency_ms, whole.latency_ms),
+        )
+    ]
     return (
         f"{point.keep:g} ({point.heads})",
-        _number(point.value),
-        _interval(point.interval),
-        _number(point.difference, sign="+"),
-        _interval(point.difference_interval, sign="+"),
+        *shares,
+        number(point.value),
+        interval(point.interval),
+        number(point.difference, sign="+"),
+        interval(point.difference_interval, sign="+"),
     )
 
 
 def _curve_summary(curve: Curve, sweep: Sweep) -> str:
     if curve.knee is None:
-        text = f"{curve.method}: no knee"
+        text = f"{curve.name}: no knee"
     else:
-        value = _number(curve.at(curve.knee).value)
-        text = f"{curve.method}: knee at keep {curve.knee:g} ({value})"
+        value = number(curve.at(curve.knee).value)
+        text = f"{curve.name}: knee at keep {curve.knee:g} ({value})"
     if sweep.max_drop is None:
         return text
     if curve.within_drop is None or curve.within_drop == 1:
@@ -235,29 +280,3 @@ def _basis(result: EvalResult | Sweep) -> str:
 def _rows(result: EvalResult | Sweep) -> str:
     split = f" ({result.data['split']})" if result.data.get("split") else ""
     return f"{result.n:,} of {result.data.get('name')}{split}"
-
-
-def _interval(interval: tuple[float, float], *, sign: str = "-") -> str:
-    return f"[{_number(interval[0], sign=sign)}, {_number(interval[1], sign=sign)}]"
-
-
-def _number(value: float, *, sign: str = "-") -> str:
-    """Return a metric, or a difference of it, as text."""
-    return f"{value:{sign}.4f}" if abs(value) < 10 else f"{value:{sign}.2f}"
-
-
-def _ms(value: float) -> str:
-    """Return milliseconds with three digits, or all before the point."""
-    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
-
-
-def _ms_interval(took: Latency) -> str:
-    return f"[{_ms(took.interval[0])}, {_ms(took.interval[1])}]" if took.repeats else ""
-
-
-def _timed(name: str) -> str:
-    """Return what was timed, by a size's name: ``batch_1`` or ``batch_1_length_512``."""
-    batch, _, length = name.partition("_length_")
-    if length:
-        return f"latency, {batch.removeprefix('batch_')} x {length} tokens"
-    return f"latency, {spaced(batch)}"

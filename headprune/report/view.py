@@ -1,8 +1,6 @@
 """The page of ``headprune view``: attention of every head on one text, in one file that asks nobody for anything."""
 
 import json
-from base64 import b64encode
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +9,10 @@ from markupsafe import Markup
 
 from headprune.analysis.catalogue import ROLES
 from headprune.analysis.maps import AttentionView
-from headprune.errors import CheckpointError
 from headprune.heads import COLOURS
+from headprune.report.html import generator, source_of_policy
 
 _HERE = Path(__file__).parent
-_GENERATOR = '<meta name="generator" content="headprune view">'
 
 
 def attention_page(view: AttentionView) -> str:
@@ -30,21 +27,17 @@ def attention_page(view: AttentionView) -> str:
     )
     removed = sum(head.is_removed for head in view.heads)
     return template.render(
-        generator=Markup(_GENERATOR),
+        generator=Markup(generator("view")),
         name=view.model.get("name") or "a model",
         view=view,
         num_heads=len(view.heads),
         num_removed=removed,
         style=Markup(style),
         script=Markup(script),
-        style_hash=_hash(style),
-        script_hash=_hash(script),
+        style_hash=source_of_policy(style),
+        script_hash=source_of_policy(script),
         data=_data(view),
     )
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
 
 
 def _data(view: AttentionView) -> Markup:
@@ -58,19 +51,3 @@ def _data(view: AttentionView) -> Markup:
     shown["colours"] = COLOURS
     text = json.dumps(shown, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace("&", "\\u0026"))
-
-
-def refuse_other_pages(path: Path) -> None:
-    """Refuse to replace a file that no ``headprune view`` wrote.
-
-    Raises:
-        CheckpointError: It is one.
-    """
-    with path.open("rb") as file:
-        is_ours = _GENERATOR.encode() in file.read(400)
-    if not is_ours:
-        raise CheckpointError(
-            f"{path} is no page of headprune view, and is not replaced",
-            where="`out`",
-            hint="choose another name, or remove it yourself",
-        )

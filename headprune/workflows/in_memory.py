@@ -79,7 +79,7 @@ def shrink_model(
     plan = make_plan(scores, anatomy, constraints=constraints, costs=costs)
     count = num_examples(batches)
     outcome = None
-    added = allowed_biases(model, anatomy, plan, settings, notify=notify)
+    added = allowed_biases(model, anatomy, plan, spec, notify=notify)
     anatomy = inspect(model) if added else anatomy
     is_on = spec.reconstruct != "none" and bool(plan.remove)
     if is_on and count >= FEWEST_TO_RECONSTRUCT and can_fit(model, anatomy):

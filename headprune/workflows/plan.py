@@ -11,7 +11,6 @@ from headprune.anatomy import Anatomy
 from headprune.config import Constraints
 from headprune.errors import PlanError
 from headprune.evaluation import MetricValue, Predictions, metric_with_interval, predict
-from headprune.masking import gated
 from headprune.passes import Progress
 from headprune.planning import (
     CostModel,
@@ -25,9 +24,8 @@ from headprune.planning import (
 from headprune.planning.constraints import conflicting_fields, with_keep
 from headprune.plans import HeadScores, PruningPlan
 from headprune.surgery import named_heads
-from headprune.surgery.fit import can_fit, restoring
 from headprune.tasks.rows import noted_rows
-from headprune.workflows.reconstruct import can_reconstruct, reconstruct_parts
+from headprune.workflows.reconstruct import as_pruned
 from headprune.workflows.rows import RowParts
 from headprune.workflows.score import Scored, find_scores
 from headprune.workflows.session import Session
@@ -187,7 +185,9 @@ def _deepest(
     allowed = max_drop.of(base.value)
 
     def look(keep: float) -> Look:
-        difference = metric_of(session, masked_cut(session, parts, plan_at(keep)), other=whole)
+        with as_pruned(session, plan_at(keep), parts):
+            smaller = predict(session.model, session.task, batches=batches)
+        difference = metric_of(session, smaller, other=whole)
         low, high = difference.interval
         better = base.higher_is_better
         drop, worst = (-difference.value, -low) if better else (difference.value, high)
@@ -223,17 +223,6 @@ def metric_of(
     return metric_with_interval(
         predictions, session.metric, seed=session.settings.data.seed, other=other
     )
-
-
-def masked_cut(session: Session, parts: RowParts, plan: PruningPlan) -> Predictions:
-    """Return the predictions for the deciding rows with the removed heads masked, and reconstructed if the settings say so."""
-    model, anatomy = session.model, session.anatomy
-    with restoring(model, anatomy):
-        is_on = session.settings.reconstruct.reconstruct != "none"
-        if is_on and can_reconstruct(parts) and can_fit(model, anatomy):
-            reconstruct_parts(session, anatomy, plan.remove, parts)
-        with gated(model, anatomy, gates=anatomy.mask(plan.remove)):
-            return predict(model, session.task, batches=session.batches(parts.decide.examples))
 
 
 def lawful_keeps(anatomy: Anatomy, constraints: Constraints) -> tuple[float, ...]:

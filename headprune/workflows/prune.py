@@ -16,7 +16,6 @@ from headprune.config import Settings
 from headprune.errors import ConfigError
 from headprune.evaluation import MetricValue, metric_with_interval
 from headprune.gate import Baseline
-from headprune.inspection import inspect
 from headprune.masking import gated
 from headprune.models.manifest import refuse_unusable_output
 from headprune.passes import Progress
@@ -37,11 +36,7 @@ from headprune.workflows.finish import (
     refuse_output,
 )
 from headprune.workflows.plan import Show, plan_for
-from headprune.workflows.reconstruct import (
-    allowed_biases,
-    reconstruct_if_asked,
-    take_back_unmoved,
-)
+from headprune.workflows.reconstruct import make_ready
 from headprune.workflows.record import note_where, record_of, with_recorded_rows
 from headprune.workflows.rows import Purpose, RowParts, separate_rows
 from headprune.workflows.score import scores_by_name
@@ -197,12 +192,8 @@ def _cut(session: Session, plan: PruningPlan, parts: RowParts) -> _Smaller:
     twin = copy.deepcopy(model) if takes_turns else None
     timed = twin is None
     before, old = measure(session, rows, heads=len(anatomy.heads), timed=timed, note=session.note)
-    settings, notify = session.settings, session.progress.notify
-    added = allowed_biases(model, anatomy, plan, settings, notify=notify)
-    anatomy = inspect(model) if added else anatomy
-    reconstructed = reconstruct_if_asked(session, anatomy, plan, parts)
-    if added and take_back_unmoved(model, added, reconstructed):
-        added, anatomy = None, inspect(model)
+    ready = make_ready(session, plan, parts)
+    anatomy = ready.anatomy
     sample = batches[-1].take(PROOF_ROWS)
     masked = _masked_output(model, anatomy, plan, sample)
     removed = savings(model, anatomy, removed=plan.remove, pad=plan.is_padded).parameters
@@ -218,9 +209,9 @@ def _cut(session: Session, plan: PruningPlan, parts: RowParts) -> _Smaller:
     difference = metric_with_interval(
         new, session.metric, seed=session.settings.data.seed, other=old
     )
-    count = added.count if added else 0
+    count = ready.biases.count if ready.biases else 0
     return _Smaller(
-        anatomy, sample, same, removed - count, reconstructed, before, after, difference
+        anatomy, sample, same, removed - count, ready.outcome, before, after, difference
     )
 
 

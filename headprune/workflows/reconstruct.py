@@ -4,8 +4,9 @@ A loss need not agree with the metric: of a ranking, say, it counts distances.
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,11 +18,13 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.artefact import Reconstruct
-from headprune.config import Settings
+from headprune.config import ReconstructSpec
 from headprune.errors import DataError
 from headprune.evaluation import Predictions, predict_masked
-from headprune.heads import HeadId
+from headprune.inspection import inspect
 from headprune.masking import gated
+from headprune.placement import count_parameters
+from headprune.planning import savings
 from headprune.plans import PruningPlan
 from headprune.replay import losses
 from headprune.surgery import (
@@ -33,7 +36,7 @@ from headprune.surgery import (
     reconstruct,
     remove_biases,
 )
-from headprune.surgery.fit import can_fit, has_bias
+from headprune.surgery.fit import can_fit, has_bias, restoring
 from headprune.tasks.distill import Objective
 from headprune.tasks.metrics import Metric, bootstrap
 from headprune.tasks.task import Task
@@ -48,6 +51,65 @@ _RESAMPLES = 200
 _CLEAR = 0.5
 
 
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A model that is reconstructed, its heads still there.
+
+    Args:
+        anatomy: Its anatomy.
+        outcome: What reconstruction came to; None where it wasn't tried.
+        biases: Those that were created, and are kept.
+    """
+
+    anatomy: Anatomy
+    outcome: Reconstruct | None
+    biases: AddedBiases | None
+
+
+def make_ready(session: Session, plan: PruningPlan, parts: RowParts) -> Ready:
+    """Reconstruct in place for the heads that a plan keeps, as the settings say; biases are created where they allow it.
+
+    Args:
+        session: The model.
+        plan: Which heads will be removed.
+        parts: The rows.
+
+    Raises:
+        DataError: There are too few rows.
+    """
+    model, anatomy, notify = session.model, session.anatomy, session.progress.notify
+    added = allowed_biases(model, anatomy, plan, session.settings.reconstruct, notify=notify)
+    anatomy = inspect(model) if added else anatomy
+    outcome = reconstruct_if_asked(session, anatomy, plan, parts)
+    if added and take_back_unmoved(model, added, outcome):
+        added, anatomy = None, inspect(model)
+    return Ready(anatomy, outcome, added)
+
+
+@contextmanager
+def as_pruned(session: Session, plan: PruningPlan, parts: RowParts) -> Iterator[int]:
+    """Let the model put out, for the length of a block, what it would if it were pruned: reconstructed, the removed heads masked.
+
+    Args:
+        session: The model; every weight is the same again afterwards.
+        plan: Which heads are removed.
+        parts: The rows.
+
+    Yields:
+        The number of parameters that pruning would leave.
+    """
+    model = session.model
+    with restoring(model, session.anatomy):
+        ready = make_ready(session, plan, parts)
+        removed = savings(model, ready.anatomy, removed=plan.remove, pad=plan.is_padded)
+        try:
+            with gated(model, ready.anatomy, gates=ready.anatomy.mask(plan.remove)):
+                yield count_parameters(model) - removed.parameters
+        finally:
+            if ready.biases:
+                remove_biases(model, ready.biases)
+
+
 def reconstruct_if_asked(
     session: Session, anatomy: Anatomy, plan: PruningPlan, parts: RowParts
 ) -> Reconstruct | None:
@@ -56,11 +118,11 @@ def reconstruct_if_asked(
     Raises:
         DataError: There are too few rows.
     """
-    method, notify = session.settings.reconstruct.reconstruct, session.progress.notify
-    count = len(parts.calibrate.examples)
+    settings, notify = session.settings, session.progress.notify
+    method, count = settings.reconstruct.reconstruct, len(parts.calibrate.examples)
     if method == "none" or not plan.remove:
         return None
-    if not can_reconstruct(parts):
+    if count < FEWEST_TO_RECONSTRUCT:
         text = f"{count} calibration rows are too few to fit and to decide"
         if method is None:
             notify(f"not reconstructed: {text}")
@@ -76,7 +138,19 @@ def reconstruct_if_asked(
         )
         return None
     notify("reconstructing the output projections")
-    outcome = reconstruct_parts(session, anatomy, plan.remove, parts)
+    unseen = HeldOutRows(
+        session.model, anatomy, session.objective(parts.held_out), seed=settings.data.seed
+    )
+    if settings.score.objective != "distill":
+        unseen = replace(unseen, task=session.task, metric=session.metric)
+    outcome = reconstruct(
+        session.model,
+        anatomy,
+        batches=session.batches(parts.fit),
+        held_out=unseen.judge(),
+        remove=plan.remove,
+        methods=RECONSTRUCT_METHODS[method or "best"],
+    )
     notify(described(outcome))
     return outcome
 
@@ -85,16 +159,14 @@ def allowed_biases(
     model: PreTrainedModel,
     anatomy: Anatomy,
     plan: PruningPlan,
-    settings: Settings,
+    spec: ReconstructSpec,
     *,
     notify: Callable[[str], None],
 ) -> AddedBiases | None:
     """Create biases for reconstruction to move, where the settings allow it and the family knows them."""
-    spec, constraints = settings.reconstruct, settings.plan
-    tolerant = constraints.max_drop is not None
-    if not spec.allow_bias or spec.reconstruct == "none" or tolerant or not plan.remove:
+    if not spec.allow_bias or spec.reconstruct == "none" or not plan.remove:
         return None
-    if constraints.target_parameters is not None:
+    if plan.budget.get("target") == "parameters":
         notify("no bias is created: it would be parameters beyond the target")
         return None
     added = add_zero_biases(model, anatomy)
@@ -112,35 +184,6 @@ def take_back_unmoved(
     if not is_moved:
         remove_biases(model, added)
     return not is_moved
-
-
-def can_reconstruct(parts: RowParts) -> bool:
-    """Whether there are enough calibration rows to fit on some and decide on the others."""
-    return len(parts.calibrate.examples) >= FEWEST_TO_RECONSTRUCT
-
-
-def reconstruct_parts(
-    session: Session, anatomy: Anatomy, remove: Collection[HeadId], parts: RowParts
-) -> Reconstruct:
-    """Reconstruct for the heads that are kept, in place; held-out rows decide whether that helped."""
-    objective = session.objective(parts.held_out)
-    by_loss = session.settings.score.objective == "distill"
-    judge = HeldOutRows(
-        session.model,
-        anatomy,
-        objective,
-        None if by_loss else session.task,
-        None if by_loss else session.metric,
-        session.settings.data.seed,
-    )
-    return reconstruct(
-        session.model,
-        anatomy,
-        batches=session.batches(parts.fit),
-        held_out=judge.judge(),
-        remove=remove,
-        methods=RECONSTRUCT_METHODS[session.settings.reconstruct.reconstruct or "best"],
-    )
 
 
 @dataclass(frozen=True, eq=False)

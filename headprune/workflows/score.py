@@ -91,7 +91,8 @@ def find_scores(
     path, scores = scores_by_name(session)
     compare(
         scores,
-        settings.model_copy(update={"plan": plan}),
+        settings,
+        plan,
         path=path,
         metric=session.task.metric,
         rows=rows,
@@ -116,6 +117,7 @@ def scores_by_name(session: Session) -> tuple[Path, HeadScores]:
 def compare(
     scores: HeadScores,
     settings: Settings,
+    plan: Constraints,
     *,
     path: Path,
     metric: str | None,
@@ -127,7 +129,7 @@ def compare(
     Raises:
         PlanError: The latest run's scores are asked for, and they differ.
     """
-    differences = list(_differences(scores, settings, metric=metric, rows=rows))
+    differences = list(_differences(scores, settings, plan, metric=metric, rows=rows))
     if differences and settings.run.scores == LATEST:
         raise PlanError(
             f"the scores of the latest run aren't those that these settings would make: {'; '.join(differences)}",
@@ -139,7 +141,12 @@ def compare(
 
 
 def _differences(
-    scores: HeadScores, settings: Settings, *, metric: str | None, rows: Rows | None
+    scores: HeadScores,
+    settings: Settings,
+    plan: Constraints,
+    *,
+    metric: str | None,
+    rows: Rows | None,
 ) -> Iterator[str]:
     """Yield how scores differ from the scores that the settings would make; scores in a named file may be of any method."""
     spec, data = settings.score, settings.data
@@ -161,7 +168,7 @@ def _differences(
     for name, made, asked in pairs:
         if made != asked:
             yield f"{name}: the scores have {_shown(made)}, the settings {_shown(asked)}"
-    if not steps_fit(scores, settings):
+    if not steps_fit(scores, settings, plan):
         manner = "once"
         if scores.steps:
             between = (
@@ -180,7 +187,7 @@ def _shown(value: Any) -> str:
 
 
 def score_each(
-    session: Session, sections: Sequence[ScoreSpec], rows: Rows | None, *, plan: Constraints
+    session: Session, sections: Sequence[ScoreSpec], rows: Rows | None, *, plan: Constraints | None
 ) -> dict[str, Scored]:
     """Score by several methods; a pass that several methods need runs once, and is then read from the journal."""
     scored: dict[str, Scored] = {}
@@ -199,7 +206,7 @@ def compute_scores(
     score: ScoreSpec,
     rows: Rows | None,
     *,
-    plan: Constraints,
+    plan: Constraints | None,
     keep_parts: bool = True,
     is_first: bool = True,
     objective: Objective | None = None,

@@ -60,9 +60,9 @@ def check_settings(
         check_score(score, settings.plan, processes=world.size if world else 1)
 
 
-def steps_fit(scores: HeadScores, settings: Settings) -> bool:
-    """Whether scores were made in the steps that settings ask for; if these are unset, in any steps for the same cut."""
-    plan, steps, made = settings.plan, settings.score.steps, scores.steps
+def steps_fit(scores: HeadScores, settings: Settings, plan: Constraints) -> bool:
+    """Whether scores were made in the steps that settings ask for, towards ``plan``; if unset, in any for that cut."""
+    steps, made = settings.score.steps, scores.steps
     if made is None or (plan.keep is None and plan.heads is None):
         return made is None and steps in (None, 1)
     same_cut = made.heads == plan.heads if plan.keep is None else made.keep == plan.keep
@@ -81,13 +81,13 @@ class Scoring:
 
     Args:
         score: The method, and in how many steps.
-        plan: The cut that the steps lead to.
+        plan: The cut that the steps lead to; None scores once, for any.
         reconstruct: Whether the remaining heads are reconstructed in between.
         seed: For methods that draw random numbers.
     """
 
     score: ScoreSpec
-    plan: Constraints
+    plan: Constraints | None
     reconstruct: ReconstructSpec
     seed: int = 0
 
@@ -133,10 +133,10 @@ def score_with_steps(
             scores = score_heads(request, method=method.name, normalize=score.normalize)
         return scores.model_copy(update={"objective": score.objective})
 
-    steps = num_steps(score, scoring.plan)
-    if steps == 1:
+    plan, steps = scoring.plan, num_steps(score, scoring.plan)
+    if plan is None or steps == 1:
         return rescore(())
-    scores = score_in_steps(anatomy, rescore=rescore, constraints=scoring.plan, steps=steps)
+    scores = score_in_steps(anatomy, rescore=rescore, constraints=plan, steps=steps)
     note = scores.steps and scores.steps.model_copy(update={"reconstructed": between})
     return scores.model_copy(update={"steps": note})
 

@@ -241,7 +241,7 @@ def _look(settings: Settings, *, progress: Progress, show: Show) -> _OnDisk:
     costs = cost_model(model, anatomy, constraints=constraints, batches=tuple)
     check_constraints(anatomy, constraints, costs=costs)
     scores = _scores(path, source, model, progress=progress)
-    compare(scores, settings, path=path, metric=None, rows=None, progress=progress)
+    compare(scores, settings, settings.plan, path=path, metric=None, rows=None, progress=progress)
     chosen = choose(model, anatomy, scores, constraints=constraints, costs=costs, progress=progress)
     show(scores, chosen)
     return _OnDisk(settings, progress, source, model, anatomy, complaints, scores, chosen)

@@ -1,33 +1,31 @@
-"""``sweep``: the metric against the share of heads kept, method by method: scored once, cut at many points by masking."""
+"""``sweep``: the metric against the share of heads kept: what ``prune`` makes at each point, beside what scores alone make."""
 
 from collections.abc import Mapping, Sequence
-from math import log, sqrt
+from functools import partial
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, fingerprint_of_batches
-from headprune.config import BUDGETS, Constraints, ScoreSpec, Settings
-from headprune.config.checks import check_score, methods_of
+from headprune.config import Constraints, ScoreSpec, Settings
+from headprune.config.checks import PRUNE, check_score, methods_of, shows_prune
 from headprune.errors import PlanError
-from headprune.evaluation import Predictions, metric_with_interval, predict_masked
-from headprune.heads import HeadId
+from headprune.footprint import with_busy
 from headprune.models.manifest import output_directory, refuse_unusable_output, write_manifest
-from headprune.passes import Progress, RunContext
-from headprune.placement import input_device, versions
-from headprune.planning import knee, last_within, make_plan
-from headprune.planning.constraints import as_dict, selected_sites, with_keep
+from headprune.passes import Progress, attempt
+from headprune.placement import input_device, is_offloaded, refuse_offloaded, versions
+from headprune.planning.constraints import as_dict, with_keep
+from headprune.planning.costs import latency_costs
 from headprune.plans import HeadScores
-from headprune.report.charts import sweep_picture
+from headprune.report.sweeps import sweep_picture
 from headprune.results import Curve, Sweep, SweepPoint
 from headprune.runs import FOLDER, file_name, next_run
 from headprune.runtime.journal import Journal, open_journal
-from headprune.tasks.catalogue import is_logarithmic
-from headprune.workflows.plan import refusal_at
+from headprune.workflows.curves import Pruning, measure_curves
+from headprune.workflows.plan import refusal_at, with_named_heads
 from headprune.workflows.record import with_recorded_rows
 from headprune.workflows.rows import RowParts, separate_rows
-from headprune.workflows.score import resumable, score_each
+from headprune.workflows.score import score_each
 from headprune.workflows.session import Session, open_session
 
 POINTS = tuple(tenth / 10 for tenth in range(10, 0, -1))
@@ -36,17 +34,15 @@ _MASKED = "gradient"
 _CONTROLS = ("magnitude", "random")
 """They need no data: what any method must beat."""
 
-Cut = frozenset[HeadId]
-
 
 def sweep(settings: Settings, *, progress: Progress) -> tuple[Sweep, Path]:
-    """Score by several methods on the calibration rows, and measure each one's cuts on the rows that report, by masking.
+    """Measure, on the rows that report, what ``prune`` makes at every point and what scores alone make; no head is cut.
 
-    Every finished batch is saved beside the runs, so the same command resumes an interrupted sweep.
+    Every finished batch and point is saved beside the runs, so the same command resumes an interrupted sweep.
 
     Args:
-        settings: The settings; ``methods`` (by default ``method`` and two that need no data) and ``points`` (by default every
-            tenth that the model and the constraints allow) say what is compared.
+        settings: The settings; ``methods`` (by default ``prune``, ``method`` and two that need no data) and ``points`` (by
+            default every tenth that the model and the constraints allow) say what is compared.
         progress: Where progress is reported.
 
     Returns:
@@ -60,17 +56,23 @@ def sweep(settings: Settings, *, progress: Progress) -> tuple[Sweep, Path]:
     overwrite = settings.run.overwrite
     out = Path(settings.run.out) if settings.run.out else next_run("sweep")
     refuse_unusable_output(out, overwrite=overwrite, notify=progress.notify)
-    constraints = _for_any_cut(settings, progress=progress)
+    _notify_left_aside(settings, progress)
     sections = compared(settings.score)
     for section in sections:
-        check_score(section, constraints)
+        check_score(section, None)
+    if shows_prune(settings.score):
+        check_score(settings.score, with_keep(settings.plan, POINTS[-1]))  # as at any other point
     session = open_session(settings, progress=progress)
+    constraints = with_named_heads(
+        session.model, session.anatomy, settings.plan, notify=progress.notify
+    )
     keeps = lawful_points(
         session.anatomy, constraints, points=settings.run.points, progress=progress
     )
     parts = separate_rows(session)
-    scored = score_each(session, sections, parts.calibrate, plan=constraints)
+    scored = score_each(session, sections, parts.calibrate, plan=None)
     scores = {method: one.scores for method, one in scored.items()}
+    pruning = Pruning.of(session, parts, constraints) if _can_prune(session) else None
     journal = _journal(session, parts)
     if done := journal.count():
         progress.notify(f"going on with a sweep that was stopped; batches done: {done}")
@@ -81,42 +83,64 @@ def sweep(settings: Settings, *, progress: Progress) -> tuple[Sweep, Path]:
         constraints=constraints,
         batches=session.batches(parts.report.examples),
         context=session.context(journal),
+        pruning=pruning,
     )
     outcome = _sweep(session, curves, parts, constraints)
     out = (
         Path(settings.run.out) if settings.run.out else next_run("sweep")
     )  # it may be taken by now
     _write(outcome, scores, out, overwrite=overwrite)
-    for one in scored.values():
+    for one in (*scored.values(), *([pruning.first] if pruning else [])):
         one.discard_journal()
     journal.drop()
     return outcome, out
 
 
-def _for_any_cut(settings: Settings, *, progress: Progress) -> Constraints:
-    """Return the plan's section without settings that apply to one cut only, and report which are ignored."""
+def _notify_left_aside(settings: Settings, progress: Progress) -> None:
+    """Report settings that don't act: a file may serve other commands, too."""
     plan, spec = settings.plan, settings.reconstruct
-    single = {name: None for name in BUDGETS if name != "max_drop"} | {"rearrange": False}
-    aside = [name for name, value in single.items() if getattr(plan, name) not in (None, value)]
-    if settings.score.steps not in (None, 1):
-        aside.append("steps")
-    aside += ["reconstruct"] if spec.reconstruct not in (None, "none") else []
-    aside += ["allow_bias"] if spec.allow_bias else []
+    aside = [name for name in plan.budgets if name != "max_drop"]
+    aside += ["scores"] if settings.run.scores is not None else []
     if aside:
+        names = "`, `".join(aside)
+        progress.notify(f"left aside, for a sweep has its own points and scores: `{names}`")
+    idle = {
+        "steps": settings.score.steps not in (None, 1),
+        "reconstruct": spec.reconstruct not in (None, "none"),
+        "allow_bias": spec.allow_bias,
+        "rearrange": plan.rearrange,
+    }
+    if any(idle.values()) and not shows_prune(settings.score):
+        names = "`, `".join(name for name, is_given in idle.items() if is_given)
         progress.notify(
-            f"left aside, for heads are scored once, and masked at every point: `{'`, `'.join(aside)}`"
+            f"left aside, for heads are scored once, and masked at every point: `{names}`"
         )
-    return plan.model_copy(update={**single, "max_drop": None})
 
 
 def compared(score: ScoreSpec) -> tuple[ScoreSpec, ...]:
-    """Return one section per compared method: the methods named, or one method and two controls.
+    """Return one section per method whose scores alone are compared: the methods named, or one method and two controls.
 
     Raises:
         ConfigError: There is no such method.
     """
-    once = score.model_copy(update={"steps": 1})
-    return methods_of(once, score.method or _MASKED, *_CONTROLS)
+    names = score.methods or (score.method or _MASKED, *_CONTROLS)
+    methods = [name for name in names if name != PRUNE]
+    return methods_of(score, *methods) if methods else ()
+
+
+def _can_prune(session: Session) -> bool:
+    """Whether there is a curve of what ``prune`` does: by default where all weights are here.
+
+    Raises:
+        UnsupportedError: The methods name it, and some weights aren't here.
+    """
+    score = session.settings.score
+    if not shows_prune(score) or not is_offloaded(session.model):
+        return shows_prune(score)
+    if score.methods:
+        refuse_offloaded(session.model)
+    session.progress.notify("no curve `prune`: some weights wait in CPU memory or on disk")
+    return False
 
 
 def lawful_points(
@@ -166,127 +190,49 @@ def _journal(session: Session, parts: RowParts) -> Journal:
     return open_journal(FOLDER, facts=facts)
 
 
-def measure_curves(
-    session: Session,
-    scores: Mapping[str, HeadScores],
-    *,
-    keeps: Sequence[float],
-    constraints: Constraints,
-    batches: Sequence[Batch],
-    context: RunContext,
-) -> tuple[Curve, ...]:
-    """Plan every cut, run each distinct cut once, and compare it with the unpruned model.
+def _with_latency(
+    session: Session, curves: Sequence[Curve], constraints: Constraints, batches: Sequence[Batch]
+) -> tuple[tuple[Curve, ...], dict[str, Any]]:
+    """Return the curves with an estimate of every point's latency, and what was timed; as they are where nothing is."""
+    model, anatomy, notify = session.model, session.anatomy, session.progress.notify
+    if not session.settings.run.latency or is_offloaded(model):
+        return tuple(curves), {}
+    notify("timing the model with fewer and fewer heads")
+    time = partial(latency_costs, model, anatomy, constraints=constraints, batches=batches)
+    measured, _reason = attempt(partial(with_busy, time, model))
+    if measured is None:
+        notify("latency isn't estimated: memory doesn't hold the forward that is timed")
+        return tuple(curves), {}
+    costs, doubt = measured
+    if doubt:
+        notify(f"careful: {doubt}: the latency of the points is a rough estimate")
 
-    Args:
-        session: The model, with its task and settings.
-        scores: The scores of each method.
-        keeps: The keep ratios, from 1 down.
-        constraints: What every cut keeps to.
-        batches: The rows that report.
-        context: How the work runs, and where results are kept.
-    """
-    anatomy, notify = session.anatomy, session.progress.notify
-    removals = {
-        method: [_removed(one, anatomy, constraints, keep) for keep in keeps]
-        for method, one in scores.items()
-    }
-    cuts = list(
-        dict.fromkeys([Cut(), *(Cut(cut) for removed in removals.values() for cut in removed)])
-    )
-    notify(f"{len(scores)} methods, {len(keeps)} points: {len(cuts)} different cuts to evaluate")
-    with resumable(context.journal, session.progress):
-        predictions = predict_masked(
-            session.model,
-            anatomy,
-            session.task,
-            batches=batches,
-            masks=torch.stack([anatomy.mask(cut) for cut in cuts]),
-            context=context,
-        )
-    notify(f"bootstrap: {len(cuts)} cuts, samples of {len(predictions[0].references):,} rows")
-    whole = predictions[0]
-    points = {
-        cut: _measured(session, one, whole) for cut, one in zip(cuts, predictions, strict=True)
-    }
-    may_go = len(selected_sites(anatomy, constraints.sites).heads)
-
-    def point(keep: float, cut: tuple[HeadId, ...]) -> SweepPoint:
-        kept = len(anatomy.heads) - len(cut)
-        place = {"keep": keep, "share": 1 - len(cut) / may_go, "heads": kept, "removed": cut}
-        return points[Cut(cut)].model_copy(update=place)
+    def timed(point: SweepPoint) -> SweepPoint:
+        return point.model_copy(update={"latency_ms": costs.left(anatomy, point.removed)})
 
     return tuple(
-        _curve(session, scores[method], list(map(point, keeps, removed)))
-        for method, removed in removals.items()
-    )
-
-
-def _removed(
-    scores: HeadScores, anatomy: Anatomy, constraints: Constraints, keep: float
-) -> tuple[HeadId, ...]:
-    """Return the heads that are removed; none at keep 1, even if a cut would have to remove some to keep multiples."""
-    if keep == 1:
-        return ()
-    return make_plan(scores, anatomy, constraints=with_keep(constraints, keep)).remove
-
-
-def _measured(session: Session, predictions: Predictions, whole: Predictions) -> SweepPoint:
-    """Return the measurements of a cut; the curve adds its keep ratio."""
-    seed = session.settings.data.seed
-    value = metric_with_interval(predictions, session.metric, seed=seed)
-    difference = metric_with_interval(predictions, session.metric, seed=seed, other=whole)
-    losses = predictions.losses
-    assert losses is not None
-    return SweepPoint(
-        keep=1.0,
-        share=1.0,
-        heads=0,
-        removed=(),
-        value=value.value,
-        interval=value.interval,
-        difference=difference.value,
-        difference_interval=difference.interval,
-        loss=float(losses.mean()),
-        loss_standard_error=float(losses.std(ddof=1)) / sqrt(len(losses)),
-    )
-
-
-def _curve(session: Session, scores: HeadScores, points: Sequence[SweepPoint]) -> Curve:
-    """Return a method's points, with the knee and the deepest cut within the allowed drop."""
-    higher_is_better, max_drop = session.metric.higher_is_better, session.settings.plan.max_drop
-    sign = 1 if higher_is_better else -1
-    is_log = is_logarithmic(session.metric_name)
-    worth = [sign * (log(point.value) if is_log else point.value) for point in points]
-    bend = knee([point.share for point in points], worth)
-    last = None
-    if max_drop is not None:
-        ends = [point.difference_interval for point in points]
-        drops = [-low if higher_is_better else high for low, high in ends]
-        last = last_within(drops, max_drop.of(points[0].value))
-    return Curve(
-        method=scores.method,
-        scored_on=scores.n,
-        points=tuple(points),
-        knee=None if bend is None else points[bend].keep,
-        within_drop=None if last is None else points[last].keep,
-    )
+        curve.model_copy(update={"points": tuple(map(timed, curve.points))}) for curve in curves
+    ), {**costs.note, "busy": doubt}
 
 
 def _sweep(
     session: Session, curves: Sequence[Curve], parts: RowParts, constraints: Constraints
 ) -> Sweep:
     settings, max_drop = session.settings, session.settings.plan.max_drop
+    batches = session.batches(parts.report.examples)
+    curves, latency = _with_latency(session, curves, constraints, batches)
     return Sweep(
         metric=session.metric_name,
         higher_is_better=session.metric.higher_is_better,
         n=len(parts.report.examples),
         num_heads=len(session.anatomy.heads),
         max_drop=max_drop and max_drop.of(curves[0].points[0].value),
-        curves=tuple(curves),
+        curves=curves,
         constraints=as_dict(constraints),
         objective=settings.score.objective,
         normalize=settings.score.normalize,
         limit=settings.data.limit,
+        latency=latency,
         seed=settings.data.seed,
         calibration=parts.calibrate.note,
         data=parts.report.note,

@@ -13,7 +13,7 @@ from headprune.analysis.text import encode
 from headprune.anatomy import Anatomy
 from headprune.artefact import read_artefact
 from headprune.config import MAX_LENGTH, Settings
-from headprune.errors import CheckpointError, ConfigError, PlanError, UnsupportedError
+from headprune.errors import ConfigError, PlanError, UnsupportedError
 from headprune.heads import HeadId, SiteId
 from headprune.models.find import ModelSource
 from headprune.models.load import load_model
@@ -21,10 +21,9 @@ from headprune.models.tokenizer import load_tokenizer
 from headprune.passes import Progress
 from headprune.placement import describe, versions
 from headprune.plans import HeadScores
-from headprune.report.view import attention_page, refuse_other_pages
+from headprune.report.html import refuse_unusable_page, write_page
+from headprune.report.view import attention_page
 from headprune.runs import ROLES_FILE, SCORES, make_next_run, next_run, scores_file
-from headprune.runtime.files import staged_file
-from headprune.runtime.targets import refuse_unwritable
 from headprune.tasks.model_inputs import longest_row
 from headprune.workflows.session import find_model, model_note, proven_anatomy, tokenizing
 from headprune.workflows.stepwise import method_of
@@ -65,7 +64,8 @@ def view(settings: Settings, viewed: Viewed, *, progress: Progress) -> tuple[Att
         UnsupportedError: The model reads no text, or an attention doesn't hand out its weights.
     """
     out, overwrite = settings.run.out, settings.run.overwrite
-    _refuse_unusable(Path(out) if out else next_run("view") / PAGE, overwrite=overwrite)
+    target = Path(out) if out else next_run("view") / PAGE
+    refuse_unusable_page(target, command="view", overwrite=overwrite)
     source = find_model(settings.model)
     model = load_model(
         source,
@@ -102,23 +102,8 @@ def view(settings: Settings, viewed: Viewed, *, progress: Progress) -> tuple[Att
         versions=versions(),
     )
     path = Path(out) if out else make_next_run("view") / PAGE
-    with staged_file(path, may_replace=refuse_other_pages if overwrite else None) as temporary:
-        temporary.write_text(attention_page(outcome), encoding="utf-8", newline="\n")
+    write_page(attention_page(outcome), path, command="view", overwrite=overwrite)
     return outcome, path
-
-
-def _refuse_unusable(path: Path, *, overwrite: bool) -> None:
-    """Check, before any work, that the page can be written."""
-    refuse_unwritable(path, where=f"`out={path}`")
-    if not path.exists():
-        return
-    if not overwrite:
-        raise CheckpointError(
-            f"{path} is there already",
-            where="`out`",
-            hint="choose another name, or say `overwrite=True` to replace it",
-        )
-    refuse_other_pages(path)
 
 
 def _refuse_other_inputs(model: PreTrainedModel, source: ModelSource) -> None:

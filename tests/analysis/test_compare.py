@@ -14,7 +14,7 @@ from headprune.analysis.comparison import BINS, Comparison
 from headprune.analysis.roles import Measure, Roles
 from headprune.artefact import read_artefact
 from headprune.cli.app import app
-from headprune.errors import CheckpointError, ConfigError
+from headprune.errors import CheckpointError
 from headprune.heads import HeadId
 from headprune.plans import HeadScores, PruningPlan
 from headprune.report.compare import comparison_tables
@@ -200,7 +200,7 @@ def test_a_role_differs_only_if_intervals_do_not_overlap():
 def write(path, document):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(document.to_json())
-    return str(path)
+    return path
 
 
 def test_files_runs_and_pruned_models_are_read(tmp_path, monkeypatch):
@@ -211,7 +211,7 @@ def test_files_runs_and_pruned_models_are_read(tmp_path, monkeypatch):
     write(tmp_path / "smaller" / "scores.json", scored(names()))
     write(tmp_path / "smaller" / "plan.json", PruningPlan(remove=["L0.H0"], kept_per_site={}))
     alone = write(tmp_path / "other" / "roles.json", roles_of(names(), ["L2.H0"]))
-    comparison, path = compare_documents(["whole", "smaller", alone], run_dir=None)
+    comparison, path = compare_documents([tmp_path / "whole", tmp_path / "smaller", alone])
     assert read_artefact(Comparison, path) == comparison
     assert str(path).endswith("001-compare/compare.json")
     assert [(one.name, one.heads) for one in comparison.subjects] == [("whole", 12), ("smaller", 11), ("other", 12)]  # fmt: skip
@@ -226,23 +226,21 @@ def test_documents_of_an_earlier_version_are_read(tmp_path):
     earlier["race"] = None
     for name in ("a.json", "b.json"):
         (tmp_path / name).write_text(json.dumps(earlier))
-    named = [str(tmp_path / name) for name in ("a.json", "b.json")]
+    named = [tmp_path / name for name in ("a.json", "b.json")]
     comparison, _path = compare_documents(named, run_dir=str(tmp_path / "out"))
     assert comparison.correlations[0].value == pytest.approx(1)
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
     one = write(tmp_path / "a" / "scores.json", scored(names()))
-    for named in ([], [one]):
-        with pytest.raises(ConfigError, match="two or more"):
-            compare_documents(named, run_dir=str(tmp_path / "out"))
-    with pytest.raises(CheckpointError, match="there is no"):
-        compare_documents([one, str(tmp_path / "b")], run_dir=str(tmp_path / "out"))
+    with pytest.raises(CheckpointError, match="there is no|No such"):
+        compare_documents([one, tmp_path / "b"], run_dir=str(tmp_path / "out"))
+    write(tmp_path / "b" / "plan.json", PruningPlan(remove=["L0.H0"], kept_per_site={}))
     with pytest.raises(CheckpointError, match="no roles and no scores"):
-        compare_documents([one, str(tmp_path)], run_dir=str(tmp_path / "out"))
+        compare_documents([one, tmp_path / "b"], run_dir=str(tmp_path / "out"))
     write(tmp_path / "a" / "roles.json", roles_of(names(), [], model={"fingerprint": "f9"}))
     with pytest.raises(CheckpointError, match="several models"):
-        compare_documents([one, str(tmp_path / "a")], run_dir=str(tmp_path / "out"))
+        compare_documents([one, tmp_path / "a"], run_dir=str(tmp_path / "out"))
 
 
 def test_the_command_shows_it_at_80_columns_and_as_json(tmp_path, monkeypatch):
@@ -253,8 +251,9 @@ def test_the_command_shows_it_at_80_columns_and_as_json(tmp_path, monkeypatch):
         for seed, name in enumerate(["en", "de", "fr"])
     ]
     write(tmp_path / "en" / "roles.json", roles_of(heads, heads[:3]))
-    result = CliRunner().invoke(app, ["compare", "en", *paths[1:], "--json"])
+    result = CliRunner().invoke(app, ["compare", "en", *map(str, paths[1:]), "--json"])
     assert result.exit_code == 0, result.output
+    assert CliRunner().invoke(app, ["compare", "en"]).exit_code != 0
     document = json.loads(result.stdout)
     assert [one["name"] for one in document["subjects"]] == ["en", "de", "fr"]
     assert all(len(one["values"]) == BINS for one in document["profiles"])

@@ -17,7 +17,7 @@ from headprune.passes import RunContext
 from headprune.runtime.journal import Journal
 
 CLS, SEP, POINTS = 1, 2, (5, 9)
-VOCABULARY = Vocabulary(CLS, SEP, POINTS, torch.arange(96).roll(7))
+VOCABULARY = Vocabulary(CLS, SEP, POINTS, (CLS, SEP, 0), torch.arange(96).roll(7))
 ON_TOKENS = [role for role in ROLES.values() if role.reads in ("rows", "repeats")]
 
 
@@ -60,8 +60,12 @@ def top(a):
 
 
 def rarest(keys):
-    counts = [int(VOCABULARY.counts[key]) for key in keys]
-    return [s for s, count in enumerate(counts) if count == min(counts)]
+    counts = {
+        s: int(VOCABULARY.counts[key])
+        for s, key in enumerate(keys)
+        if key not in VOCABULARY.special
+    }
+    return [s for s, count in counts.items() if count == min(counts.values())]
 
 
 # Of a query t with weights a over real keys: ANY for every attention, SELF for self-attention, and by the tokens at the keys.

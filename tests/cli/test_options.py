@@ -9,9 +9,8 @@ import typer
 from test_gate import result_of
 
 from headprune.cli import app as application
-from headprune.cli import stopped_exit_code
+from headprune.cli import options, stopped_exit_code
 from headprune.cli.options import ACTING, TALK, as_options
-from headprune.cli.wording import HELP
 from headprune.config import SECTION_OF, Settings
 from headprune.scoring.catalogue import METHODS
 from headprune.tasks.catalogue import METRICS, TASKS
@@ -55,6 +54,7 @@ def test_settings_of_the_recipe_are_offered_by_some_command():
         (("score", "m", *DATA, "--compile"), "--compile"),
         (("score", "m", *DATA, "--method", "random", "--keep", "0.5"), "--keep"),
         (("prune", "m", *DATA, "--keep", "0.5", "--reconstruct", "none", "--allow-bias"), "--allow-bias"),
+        (("sweep", "m", *DATA, "--methods", "random", "--steps", "2"), "--steps"),
         (("prune", "m", *DATA, "--keep", "0.5", "--scores", "s.json", "--stream"), "--data"),
     ],
 )  # fmt: skip
@@ -105,7 +105,7 @@ def test_an_option_that_does_not_act_is_refused_with_what_may_be_meant(
 def test_options_say_what_their_fields_say():
     offered = {option.name: option for option in COMMANDS["prune"].params}
     for name, section in SECTION_OF.items():
-        if name in ACTING["prune"] and ("prune", name) not in HELP:
+        if name in ACTING["prune"] and ("prune", name) not in options._HELP:
             field = type(getattr(Settings(), section)).model_fields[name]
             assert offered[name].help.startswith(field.description)
 

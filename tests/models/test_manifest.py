@@ -310,7 +310,18 @@ WRITERS = {
     "prune": ("prune", "m", *MAGNITUDE, "--out", "x"),
     "convert": ("convert", "m", "--out", "x"),
     "heal": ("heal", "p", "--teacher", "m", "--data", "d.csv", "--out", "x", "-q"),
-    "sweep": ("sweep", "m", "--data", "d.csv", "--methods", "magnitude", "--out", "x", "-q"),
+    "sweep": (
+        "sweep",
+        "m",
+        "--data",
+        "d.csv",
+        "--methods",
+        "magnitude",
+        "--no-latency",
+        "--out",
+        "x",
+        "-q",
+    ),
 }
 
 

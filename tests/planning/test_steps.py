@@ -243,9 +243,10 @@ def test_too_few_rows_reconstruct_nothing_between_steps():
     bare = settings.replaced(reconstruct="none")
     same = scored_for(model, anatomy, Objective(batches, batches, loss), bare)
     assert found == same
-    assert steps_fit(found, settings)
-    assert steps_fit(found, bare)
-    assert not steps_fit(found.model_copy(update={"n": FEWEST_TO_RECONSTRUCT}), settings)
+    assert steps_fit(found, settings, settings.plan)
+    assert steps_fit(found, bare, bare.plan)
+    enough = found.model_copy(update={"n": FEWEST_TO_RECONSTRUCT})
+    assert not steps_fit(enough, settings, settings.plan)
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,7 @@ COMMANDS = {
     "eval": ("eval", "m"),
     "score": ("score", "m", "--method", "gradient"),
     "prune": ("prune", "m", "--method", "gradient", "--keep", "0.5", "--dry-run"),
-    "sweep": ("sweep", "m", "--methods", "random", "--points", "0.5"),
+    "sweep": ("sweep", "m", "--methods", "random", "--points", "0.5", "--no-latency"),
 }
 
 

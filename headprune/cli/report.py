@@ -1,0 +1,58 @@
+"""Commands that read documents alone: a report of them, a comparison."""
+
+from pathlib import Path
+
+from headprune.cli.options import Call
+
+
+def report(call: Call) -> None:
+    """Make one HTML file of what lies in runs and pruned models: charts and tables, without model, data or network."""
+    from headprune.artefact import dump_json
+    from headprune.models.manifest import refuse_unusable_output
+    from headprune.report.documents import read_documents
+    from headprune.report.html import refuse_unusable_page, write_page
+    from headprune.report.page import contents, page, write_pictures
+    from headprune.report.terminal import key_value_table
+
+    runs, pictures, run = call.own.runs, call.own.pictures, call.settings.run
+    out = Path(run.out) if run.out else _beside(runs[0])
+    refuse_unusable_page(out, command="report", overwrite=run.overwrite)
+    if pictures is not None:
+        refuse_unusable_output(pictures, overwrite=run.overwrite)
+    documents = read_documents(runs)
+    shown = contents(documents)
+    write_page(page(documents, shown), out, command="report", overwrite=run.overwrite)
+    names = [] if pictures is None else write_pictures(shown, pictures, overwrite=run.overwrite)
+    if call.own.as_json:
+        sections = [row.name for row in shown]
+        files = {"report": str(out), "pictures": pictures and str(pictures), "charts": [*names]}
+        call.write(dump_json({"format": 1, "sections": sections, **files}))
+        return
+    rows = {
+        "report": str(out),
+        "from": f"{len(documents.items)} documents",
+        "sections": ", ".join(row.name for row in shown),
+    }
+    if pictures is not None:
+        rows["pictures"] = f"{pictures}: {', '.join(names)} (png, svg)"
+    call.show(key_value_table(rows))
+
+
+def compare(call: Call) -> None:
+    """Compare what heads do and how much they matter, across models, before and after pruning, or across sets of rows."""
+    from headprune.report.compare import comparison_tables
+    from headprune.workflows.compare import compare_documents
+
+    run_dir = call.settings.run.run_dir
+    comparison, path = compare_documents(call.own.runs, run_dir=run_dir)
+    if call.own.as_json:
+        call.write(comparison.to_json())
+    else:
+        call.show(comparison_tables(comparison))
+    call.progress.notify(f"written: {path}")
+
+
+def _beside(run: Path) -> Path:
+    """Return where a report goes: beside its first run, never in a model's directory, whose manifest names all that is in it."""
+    place = run.absolute()
+    return run.parent / f"{place.name if run.is_dir() else place.stem}-report.html"

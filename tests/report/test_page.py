@@ -1,0 +1,305 @@
+"""A report says what its documents say, and nothing that a stranger wrote into them runs."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+import report_documents as made
+from test_earlier_documents import RESULTS, SCORES, _written
+
+from headprune.errors import CheckpointError
+from headprune.heads import HeadId
+from headprune.plans import HeadScores
+from headprune.report.catalogue import SECTIONS, ReportSection
+from headprune.report.charts import Chart, inline, picture
+from headprune.report.documents import read_documents
+from headprune.report.page import contents, page
+from headprune.report.parts import Prose, Table
+
+HOSTILE = """</script></title></svg><script>window.hacked=1</script><img src=x onerror="window.hacked=1">'$\\frac{{{7*7}}&amp;"""
+
+
+class Elements(HTMLParser):
+    """What a browser makes of a page: its elements with their attributes, and its text."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self.text = [], [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attrs]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def html_of(*paths):
+    documents = read_documents(paths)
+    return page(documents, contents(documents))
+
+
+def charts_of(documents):
+    return [
+        one for parts in contents(documents).values() for one in parts if isinstance(one, Chart)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "sections"),
+    [
+        (["scores.json"], ["summary", "heads", "layers", "made"]),
+        (["scores.json", "scores.random.json"], ["summary", "heads", "layers", "methods", "made"]),
+        (["plan.json"], ["summary", "heads", "layers", "made"]),
+        (["roles.json"], ["heads", "roles", "made"]),
+        (["sweep.json"], ["sweep", "methods", "made"]),
+        (["results.json"], ["summary", "quality", "speed", "made"]),
+        (["eval.json"], ["summary", "made"]),
+        (["verdict.json"], ["summary", "made"]),
+        ([], [*SECTIONS]),
+    ],
+)
+def test_sections_are_those_whose_documents_are_there(names, sections, tmp_path):
+    documents = read_documents([made.write(tmp_path / "run", *names)])
+    shown = contents(documents)
+    assert [row.name for row in shown] == sections
+    html = page(documents, shown)
+    assert [
+        value for tag, name, value in Elements(html).attributes if (tag, name) == ("section", "id")
+    ] == sections
+
+
+def test_files_and_directories_say_the_same(tmp_path):
+    folder = made.write(tmp_path / "run", "scores.json", "plan.json")
+    (folder / "config.json").write_text('{"hidden_size": 8}')
+    (folder / "notes.json").write_text('{"format": 1, "heads": ["L0.H0"]}')
+    assert read_documents([folder]) == read_documents(
+        [folder / "plan.json", folder / "scores.json"]
+    )
+    several = tmp_path / "both.json"
+    several.write_text(
+        json.dumps(
+            [json.loads((folder / name).read_text()) for name in ("plan.json", "scores.json")]
+        )
+    )
+    assert [one.value for one in read_documents([several]).items] == [
+        one.value for one in read_documents([folder]).items
+    ]
+
+
+def test_what_is_there_twice_is_there_once(tmp_path):
+    one, other = (made.write(tmp_path / name, "scores.json") for name in ("one", "other"))
+    assert len(read_documents([one, other]).items) == 1
+
+
+def test_the_verdict_of_prune_is_read_beside_its_results(tmp_path):
+    pair = {
+        "format": 1,
+        "results": json.loads(made.results().to_json()),
+        "verdict": json.loads(made.verdict().to_json()),
+    }
+    path = tmp_path / "pruned.json"
+    path.write_text(json.dumps(pair))
+    assert [one.value for one in read_documents([path]).items] == [made.results(), made.verdict()]
+
+
+def test_every_number_of_every_head_is_in_the_map_and_its_table(tmp_path):
+    documents = read_documents([made.write(tmp_path / "run")])
+    chart = next(chart for chart in charts_of(documents) if chart.name == "heads")
+    order = sorted(range(8), key=made.VALUES.__getitem__)
+    roles = {0: "sink", 1: "sink", 3: "previous", 7: "sink"}
+    for index, row in enumerate(chart.table.rows):
+        assert row[0] == str(made.HEADS[index])
+        assert float(row[1]) == made.VALUES[index]
+        ends = [float(end) for end in re.findall(r"[-\d.e]+", row[2])]
+        assert ends == pytest.approx(
+            [made.VALUES[index] - 0.0196, made.VALUES[index] + 0.0196], rel=0.01
+        )
+        assert int(row[3]) == 1 + order.index(index)
+        assert row[4] == roles.get(index, "")
+        assert row[5] == ("removed" if made.HEADS[index] in made.REMOVED else "kept")
+    root = ElementTree.fromstring(inline(chart)["wide"])
+    titles = [element.text for element in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert [text.splitlines()[0] for text in titles] == [str(head) for head in made.HEADS]
+    assert [text.splitlines()[-1] for text in titles] == [row[5] for row in chart.table.rows]
+
+
+def test_the_summary_says_what_became_of_it(tmp_path):
+    text = " ".join(Elements(html_of(made.write(tmp_path / "run"))).text)
+    for words in (
+        "3 of 8 heads of org/tiny were removed.",
+        "0.8100 → 0.7900",
+        "-0.0200 [-0.0600, +0.0200], within noise; n = 40",
+        "1 of 1 proofs hold: masked == pruned.",
+        "Check passed",
+        "8 → 5",
+        "2 of 3 sink, 0 of 1 previous, 1 without a role",
+    ):
+        assert words in text, words
+
+
+def test_a_plan_is_drawn_with_the_scores_of_its_own_model(tmp_path):
+    other = {**made.MODEL, "fingerprint": "0" * 16}
+    folder = made.write(tmp_path / "run", "plan.json")
+    stranger = made.scores("gradient", made.VALUES[::-1]).model_copy(update={"model": other})
+    (folder / "scores.json").write_text(stranger.to_json())
+    (folder / "scores.own.json").write_text(made.scores().to_json())
+    maps = [
+        chart for chart in charts_of(read_documents([folder])) if chart.name.startswith("heads")
+    ]
+    assert ["unique" in chart.title for chart in maps] == [True, False], (
+        "and the other model has a map of its own"
+    )
+    assert maps[0].table.rows[0][1] == "0.5"
+
+
+def test_documents_of_earlier_versions_are_read(tmp_path):
+    paths = [
+        _written(tmp_path / "scores.json", SCORES),
+        _written(tmp_path / "results.json", RESULTS),
+    ]
+    text = " ".join(Elements(html_of(*paths)).text)
+    assert "1 of 2 heads" in text
+    assert "unique" in text
+
+
+def test_the_same_documents_make_the_same_bytes(tmp_path):
+    import matplotlib as mpl
+
+    folder = made.write(tmp_path / "run")
+    first = html_of(folder)
+    chart = charts_of(read_documents([folder]))[0]
+    pictures = {kind: picture(chart, kind=kind) for kind in ("png", "svg")}
+    with mpl.rc_context({"font.size": 33, "axes.facecolor": "red"}):
+        assert html_of(folder) == first
+        assert {kind: picture(chart, kind=kind) for kind in pictures} == pictures
+        assert mpl.rcParams["font.size"] == 33
+    assert pictures["png"].startswith(b"\x89PNG")
+    ElementTree.fromstring(pictures["svg"])
+
+
+def test_names_in_a_page_are_there_once(tmp_path):
+    parsed = Elements(html_of(made.write(tmp_path / "run")))
+    names = [value for _, name, value in parsed.attributes if name == "id"]
+    assert len(names) == len(set(names))
+    referred = [value[1:] for _, name, value in parsed.attributes if name in ("href", "xlink:href")]
+    assert set(referred) <= set(names)
+
+
+def hostile(value, key=""):
+    """Return a document with every free text in it replaced."""
+    if isinstance(value, dict):
+        return {k: hostile(v, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [hostile(v, key) for v in value]
+    typed = ("heads", "remove", "removed", "loads_with", "objective", "normalize", "sha256", "role")
+    return HOSTILE if isinstance(value, str) and key not in typed else value
+
+
+@pytest.fixture
+def hostile_run(tmp_path):
+    for name, maker in made.EVERYTHING.items():
+        document = json.loads(maker().to_json())
+        document.pop("sha256")
+        (tmp_path / name).write_text(json.dumps(hostile(document)))
+    names = {f"{HOSTILE} {place}": HOSTILE for place in range(2)}
+    roles = json.loads((tmp_path / "roles.json").read_text())
+    for measure in roles["measures"]:
+        measure["role"] = HOSTILE
+    roles["thresholds"] = names
+    (tmp_path / "roles.json").write_text(json.dumps(roles))
+    (tmp_path / "headprune.yaml").write_text(f"model: {json.dumps(HOSTILE)}\n")
+    return tmp_path
+
+
+def test_what_strangers_write_is_text(hostile_run):
+    html = html_of(hostile_run)
+    parsed = Elements(html)
+    assert parsed.tags.count("script") == 1
+    assert not {"img", "iframe", "object", "link", "form"} & set(parsed.tags)
+    assert not [name for _, name, _ in parsed.attributes if name.startswith("on")]
+    assert "".join(parsed.text).count("window.hacked=1") > 20, "and it is there, as text"
+    allowed = ("#", "http://www.w3.org/")
+    for _, name, value in parsed.attributes:
+        if name in ("href", "src", "xlink:href") or name.startswith("xmlns"):
+            assert value.startswith(allowed)
+
+
+def test_a_section_is_one_row_and_one_function(tmp_path, monkeypatch):
+    row = ReportSection("count", "How many", f"{__name__}:count_documents", "any")
+    monkeypatch.setitem(SECTIONS, row.name, row)
+    text = " ".join(Elements(html_of(made.write(tmp_path / "run"))).text)
+    assert "How many" in text
+    assert "there are 8" in text
+
+
+def count_documents(documents):
+    yield Prose(f"there are {len(documents.items)}")
+
+
+def test_a_large_model_stays_below_five_megabytes(tmp_path):
+    heads = tuple(HeadId.parse(f"L{layer}.H{head}") for layer in range(80) for head in range(64))
+    values = tuple(float(place % 977) for place in range(len(heads)))
+    scores = HeadScores(
+        method="unique", heads=heads, values=values, standard_errors=values, n=9, seed=0
+    )
+    (tmp_path / "scores.json").write_text(scores.to_json())
+    assert len(html_of(tmp_path).encode()) < 5e6
+
+
+def test_charts_have_tables_and_marks_that_say_something(tmp_path):
+    charts = charts_of(read_documents([made.write(tmp_path / "run")]))
+    assert len({chart.name for chart in charts}) == len(charts) == 7
+    for chart in charts:
+        assert chart.table.rows
+        for svg in inline(chart).values():
+            assert svg.count('class="mark"') == svg.count("<title>") > 0
+            assert "<image" not in svg
+    with pytest.raises(ValueError, match="zip"):
+        inline(
+            replace(charts[0], draw=lambda drawing: drawing.mark(_one_point(drawing), ["a", "b"]))
+        )
+
+
+def _one_point(drawing):
+    return drawing.figure.add_subplot().scatter([0], [0])
+
+
+def test_tables_are_whole(tmp_path):
+    for parts in contents(read_documents([made.write(tmp_path / "run")])).values():
+        for part in parts:
+            table = part.table if isinstance(part, Chart) else part
+            if isinstance(table, Table):
+                assert {len(row) for row in table.rows} == {len(table.titles)}
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (None, "can't be read"),
+        ('{"format": 1}', "no document that a report is made of"),
+        ("{", "is damaged"),
+        ("[1]", "no document that a report is made of"),
+    ],
+)
+def test_files_that_are_no_documents_are_named(content, what, tmp_path):
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(CheckpointError, match=what):
+        read_documents([path])
+
+
+def test_directories_without_documents_are_named_and_damage_is(tmp_path):
+    made.write(tmp_path / "runs" / "001-unique", "scores.json")
+    with pytest.raises(CheckpointError, match="holds no document") as raised:
+        read_documents([tmp_path / "runs"])
+    assert "001-unique" in raised.value.hint
+    path = tmp_path / "runs" / "001-unique" / "scores.json"
+    path.write_text(path.read_text().replace("0.5", "0.6"))
+    with pytest.raises(CheckpointError, match="changed after it was written"):
+        read_documents([path.parent])
