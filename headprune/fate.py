@@ -22,10 +22,19 @@ class RoleFate(BaseModel):
 
 
 class RoleFates(BaseModel):
-    """What becomes of the heads of every role, and what the roles were measured on."""
+    """What becomes of the heads of every role.
+
+    Args:
+        removed: How many heads are removed, with a role or without.
+        total: How many heads there were.
+        by_role: The heads of each role.
+        data: What the roles were measured on.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    removed: int
+    total: int
     by_role: dict[str, RoleFate]
     data: dict[str, Any] = {}
 
@@ -38,29 +47,27 @@ class RoleFates(BaseModel):
                 removed=tuple(head for head in heads if head in removed),
                 kept=tuple(head for head in heads if head not in removed),
             )
-        return self.model_copy(update={"by_role": fates})
+        return self.model_copy(update={"by_role": fates, "removed": len(removed)})
 
-    def sentence(self, *, removed: int, total: int) -> str:
-        """Return in words how many of the removed heads have which role; roles that no head has are left out.
-
-        Args:
-            removed: How many heads are removed.
-            total: How many heads there were.
-        """
+    @property
+    def sentence(self) -> str:
+        """How many of the removed heads have which role, in words; roles that no head has are left out. Empty if none is removed."""
+        if not self.removed:
+            return ""
         known = [
             (role, fate)
             for name, role in ROLES.items()
             if role.sign and (fate := self.by_role.get(name)) and fate.removed + fate.kept
         ]
-        rare = [pair for pair in known if len(pair[1].removed + pair[1].kept) <= _RARE * total]
+        rare = [pair for pair in known if len(pair[1].removed + pair[1].kept) <= _RARE * self.total]
         counts = ", ".join(
             [_count(*pair) for pair in known if pair not in rare]
             + [_count_of_all(*pair) for pair in rare]
         )
         if not counts:
             return "no head has one of the roles that were measured"
-        heads = "head that is" if removed == 1 else "heads that are"
-        return f"of the {removed} {heads} removed: {counts}" if removed else ""
+        heads = "head that is" if self.removed == 1 else "heads that are"
+        return f"of the {self.removed} {heads} removed: {counts}"
 
     @property
     def basis(self) -> str:

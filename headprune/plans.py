@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from headprune.artefact import Artefact
 from headprune.errors import PlanError
 from headprune.fate import RoleFates
-from headprune.heads import COLOURS, HeadId, HeadName, SiteId, head_map, select_heads
+from headprune.heads import COLOURS, HeadId, HeadName, OneHead, SiteId, head_map, select_heads
 
 # Heads that a short text names.
 _SHOWN = 4
@@ -49,7 +49,8 @@ class HeadScores(Artefact):
     ``rows`` are keyed hashes of the inputs that were scored, so that they can be kept out of any report (on this machine alone:
     nobody else can compare them with a text). ``metric`` and its direction are there where it is the objective. ``steps`` is
     there where heads were removed step by step, each with the value that it had then. ``products`` are, attention by
-    attention, the mean products of the derivatives of two heads, where the method has them.
+    attention, the mean products of the derivatives of two heads, where the method has them. ``one_head`` says of each attention
+    what keeping only its best head costs, where the method measures it.
     """
 
     written_by = "score"
@@ -65,6 +66,7 @@ class HeadScores(Artefact):
     n: int
     seed: int
     products: dict[str, tuple[tuple[float, ...], ...]] | None = None
+    one_head: tuple[OneHead, ...] = ()
     rows: tuple[str, ...] = ()
     steps: Steps | None = None
     data: dict[str, Any] = {}
@@ -274,12 +276,6 @@ class PruningPlan(Artefact):
             return f"{'groups' if counts_groups else 'heads'} are kept in multiples of {multiple}"
         return None
 
-    @property
-    def roles_sentence(self) -> str:
-        """How many of the removed heads have which role; empty where no roles are known."""
-        total = len(self.remove) + sum(self.kept_per_site.values())
-        return self.roles.sentence(removed=len(self.remove), total=total) if self.roles else ""
-
     def __repr__(self) -> str:
         """In a line: the document is ``to_json()``."""
         total = len(self.remove) + sum(self.kept_per_site.values())
@@ -307,7 +303,7 @@ class PruningPlan(Artefact):
         if "saves" in self.budget:
             saved, whole = (self.budget[name]["parameters"] for name in ("saves", "whole"))
             lines.append(f"saves {saved:,} of {whole:,} parameters")
-        lines += [self.roles_sentence] if self.roles else []
+        lines += [self.roles.sentence] if self.roles else []
         return "\n  ".join(lines)
 
     def _repr_html_(self) -> str:

@@ -63,12 +63,6 @@ class Results(Artefact):
     reconstruct: Reconstruct | None = None
     heal: Heal | None = None
 
-    @property
-    def roles_sentence(self) -> str:
-        """How many of the removed heads had which role; empty where no roles are known."""
-        counts = {"removed": len(self.removed), "total": self.heads[0]}
-        return self.roles.sentence(**counts) if self.roles else ""
-
     @model_validator(mode="before")
     @classmethod
     def _with_sizes(cls, value: Any) -> Any:

@@ -84,7 +84,8 @@ def with_roles(plan: PruningPlan, roles: Roles | None) -> PruningPlan:
         for head in map(str, roles.heads_with(name)):
             if head in reasons:
                 reasons[head] = f"kept: {ROLES[name].noun or f'{name} head'}"
-    noted = RoleFates(by_role=fates, data=roles.data).given(plan.remove)
+    whole = RoleFates(removed=0, total=len(roles.heads), by_role=fates, data=roles.data)
+    noted = whole.given(plan.remove)
     return plan.model_copy(update={"reasons": reasons, "roles": noted})
 
 

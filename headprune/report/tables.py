@@ -122,10 +122,10 @@ def sweep_table(sweep: Sweep) -> RenderableType:
 
 def _roles(value: Results | PruningPlan) -> list[RenderableType]:
     """Say how many of the removed heads have which role, and on what that was measured; an empty line follows."""
-    if value.roles is None or not value.roles_sentence:
+    if value.roles is None or not value.roles.sentence:
         return []
     basis = [prose(value.roles.basis, style="dim")] if value.roles.basis else []
-    return [prose(value.roles_sentence), *basis, Text()]
+    return [prose(value.roles.sentence), *basis, Text()]
 
 
 def _before_and_after(results: Results) -> Sheet:

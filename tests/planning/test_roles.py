@@ -103,11 +103,11 @@ def test_the_reason_names_the_role_and_an_edit_tells_the_roles_anew():
     plan = hp.plan(scores, Constraints(keep=0.5, protect_role=("induction",)), anatomy=anatomy, roles=roles)  # fmt: skip
     assert plan.reasons["L0.H0"] == "kept: induction head"
     assert (
-        plan.roles_sentence
+        plan.roles.sentence
         == "of the 9 heads that are removed: 3 are sinks, 0 of 1 induction heads"
     )
-    assert plan.roles_sentence in str(plan)
-    assert "2 are sinks" in plan.without("L0.H1").roles_sentence
+    assert plan.roles.sentence in str(plan)
+    assert "2 are sinks" in plan.without("L0.H1").roles.sentence
     with pytest.raises(PlanError, match="protected"):
         plan.with_removed("L0.H0")
 
@@ -133,9 +133,9 @@ def fate(anatomy, removed, kept):
 def test_the_sentence_counts_common_roles_and_tells_rare_ones_of_all(fates, removed, sentence):
     anatomy = ANATOMIES["bert"]
     by_role = {name: fate(anatomy, *counts) for name, counts in fates.items()}
-    assert RoleFates(by_role=by_role).sentence(removed=removed, total=18) == sentence
-    many = RoleFates(by_role={"induction": fate(anatomy, 1, 4)})
-    assert many.sentence(removed=7, total=72).endswith("1 of the 5 induction heads")
+    assert RoleFates(removed=removed, total=18, by_role=by_role).sentence == sentence
+    many = RoleFates(removed=7, total=72, by_role={"induction": fate(anatomy, 1, 4)})
+    assert many.sentence.endswith("1 of the 5 induction heads")
 
 
 def test_a_role_that_no_head_can_have_is_refused():
@@ -250,8 +250,8 @@ def test_prune_keeps_a_role_and_says_which_heads_of_it_were_removed(place, comma
     plan = read_artefact(hp.PruningPlan, place / "a" / "plan.json")
     assert plan.roles == results.roles
     assert plan.constraints["protect_role"] == ["induction"]
-    assert results.roles_sentence.startswith("of the 12 heads that are removed: ")
-    assert results.roles_sentence[1:] in (place / "a" / "README.md").read_text()
+    assert results.roles.sentence.startswith("of the 12 heads that are removed: ")
+    assert results.roles.sentence[1:] in (place / "a" / "README.md").read_text()
     assert "kept for their role: 1 induction head" in err
     assert not [*place.glob("headprune-runs/.*/*")], "no journal is left"
 
