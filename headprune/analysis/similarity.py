@@ -28,7 +28,7 @@ SMOOTHING = 0.001
 """Share of every head's attention that is spread evenly over the keys before heads are compared, as Clark et al.'s code does."""
 _MOST_QUERIES = 64
 _MOST_NUMBERS = 2**19
-_TINY = 1e-30
+_TINY = 1e-30  # nothing has a logarithm
 _Z = 1.96
 
 
@@ -232,16 +232,13 @@ def _divergences(weights: Float[Tensor, "heads queries keys"]) -> Float[Tensor, 
     result = weights.new_zeros(heads, heads)
     step = max(1, _MOST_NUMBERS // (heads * keys))
     for start in range(0, queries, step):
-        part = (
-            weights[:, start : start + step].flatten(1) + _TINY
-        )  # of no weight the logarithm isn't finite
+        part = weights[:, start : start + step].flatten(1) + _TINY
         own = (part * part.log()).sum(-1)
         mass = part.sum(-1)
         for head in range(heads - 1):
             others = slice(head + 1, None)
-            both = (
-                part[head] + part[others]
-            )  # twice the mean, whose entropy is (mass log 2 - sum both log both) / 2
+            both = part[head] + part[others]
+            # Twice the entropy of their mean, which is half of both.
             mixed = (mass[head] + mass[others]) * log(2) - both.log().mul_(both).sum(-1)
             result[head, others] += (mixed + own[head] + own[others]) / 2
     return result.clamp_min_(0)
