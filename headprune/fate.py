@@ -51,7 +51,7 @@ class RoleFates(BaseModel):
 
     @property
     def sentence(self) -> str:
-        """How many of the removed heads have which role, in words; roles that no head has are left out. Empty if none is removed."""
+        """How many of the removed heads have which role, in words; roles that no head has are left out."""
         if not self.removed:
             return ""
         known = [
@@ -79,14 +79,14 @@ class RoleFates(BaseModel):
 
 def _count(role: Role, fate: RoleFate) -> str:
     """Return how many heads of a role are removed, such as ``9 are sinks`` or ``1 looks at the previous token``."""
-    count, noun = len(fate.removed), role.noun or f"{role.name} head"
-    if count == 1 and not role.phrase:
+    count, noun, does = len(fate.removed), role.noun, role.phrase[1]
+    if count == 1 and not does:
         return f"1 is {'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-    verb, _, rest = (role.phrase or f"are {noun}s").partition(" ")
+    verb, _, rest = (does or f"are {noun}s").partition(" ")
     return f"{count} {verb}{'s' if count == 1 else ''} {rest}"
 
 
 def _count_of_all(role: Role, fate: RoleFate) -> str:
     """Return the same of a rare role: ``1 of the 5 induction heads``."""
-    noun, total = role.noun or f"{role.name} head", len(fate.removed + fate.kept)
-    return f"{len(fate.removed)} of {'' if total == 1 else 'the '}{total} {noun}s"
+    total = len(fate.removed + fate.kept)
+    return f"{len(fate.removed)} of {'' if total == 1 else 'the '}{total} {role.noun}s"

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from headprune.analysis.catalogue import require_decided
+from headprune.analysis.catalogue import get_role
 from headprune.config.fields import (
     MOST,
     AllowedDrop,
@@ -228,7 +228,7 @@ class Constraints(Section):
     @model_validator(mode="after")
     def _refuse_roles_that_no_head_has(self) -> "Constraints":
         for name in self.protect_role:
-            require_decided(name, where="`protect_role`")
+            get_role(name, where="`protect_role`", decided=True)
         return self
 
 

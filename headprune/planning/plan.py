@@ -83,7 +83,7 @@ def with_roles(plan: PruningPlan, roles: Roles | None) -> PruningPlan:
     for name in plan.constraints.get("protect_role", ()):
         for head in map(str, roles.heads_with(name)):
             if head in reasons:
-                reasons[head] = f"kept: {ROLES[name].noun or f'{name} head'}"
+                reasons[head] = f"kept: {ROLES[name].noun}"
     whole = RoleFates(removed=0, total=len(roles.heads), by_role=fates, data=roles.data)
     noted = whole.given(plan.remove)
     return plan.model_copy(update={"reasons": reasons, "roles": noted})

@@ -144,10 +144,10 @@ def _tell_protected(roles: Roles, settings: Settings, progress: Progress) -> Non
     for name in settings.plan.protect_role:
         heads = roles.heads_with(name)
         names = ", ".join(map(str, heads[:_SHOWN])) + (", ..." if len(heads) > _SHOWN else "")
-        noun = ROLES[name].noun or f"{name} head"
+        noun = ROLES[name].noun
         if heads:
             progress.notify(
                 f"kept for their role: {len(heads)} {noun}{'' if len(heads) == 1 else 's'} ({names})"
             )
         elif name in roles.names:
-            progress.notify(f"careful: no head is a {noun}, so none is kept for that")
+            progress.notify(f"careful: the model has no {noun}s, so none is kept for that")
