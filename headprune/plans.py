@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from headprune.artefact import Artefact
 from headprune.errors import PlanError
-from headprune.heads import COLOURS, HeadId, HeadName, SiteId, head_map, select_heads
+from headprune.fate import RoleFates
+from headprune.heads import COLOURS, HeadId, HeadName, OneHead, SiteId, head_map, select_heads
 
 # Heads that a short text names.
 _SHOWN = 4
@@ -48,7 +49,8 @@ class HeadScores(Artefact):
     ``rows`` are keyed hashes of the inputs that were scored, so that they can be kept out of any report (on this machine alone:
     nobody else can compare them with a text). ``metric`` and its direction are there where it is the objective. ``steps`` is
     there where heads were removed step by step, each with the value that it had then. ``products`` are, attention by
-    attention, the mean products of the derivatives of two heads, where the method has them.
+    attention, the mean products of the derivatives of two heads, where the method has them. ``one_head`` says of each attention
+    what keeping only its best head costs, where the method measures it.
     """
 
     written_by = "score"
@@ -64,6 +66,7 @@ class HeadScores(Artefact):
     n: int
     seed: int
     products: dict[str, tuple[tuple[float, ...], ...]] | None = None
+    one_head: tuple[OneHead, ...] = ()
     rows: tuple[str, ...] = ()
     steps: Steps | None = None
     data: dict[str, Any] = {}
@@ -156,7 +159,8 @@ class PruningPlan(Artefact):
     """Which heads are removed, and why. Pure: it can be read, edited, reviewed and applied later.
 
     ``budget`` is what was asked and what it came to; ``constraints`` are the settings that shaped the plan; ``sites`` say what
-    every attention must keep; ``reasons`` has a sentence for each head whose fate was not decided by its score alone.
+    every attention must keep; ``reasons`` has a sentence for each head whose fate was not decided by its score alone; ``roles``
+    say what becomes of the heads of every role.
     :meth:`without` and :meth:`with_removed` edit it; a file that was edited by hand must lose its checksum.
     """
 
@@ -168,6 +172,7 @@ class PruningPlan(Artefact):
     budget: dict[str, Any] = {}
     constraints: dict[str, Any] = {}
     reasons: dict[str, str] = {}
+    roles: RoleFates | None = None
     model: dict[str, Any] = {}
 
     @property
@@ -251,6 +256,7 @@ class PruningPlan(Artefact):
                 "kept_per_site": counts,
                 "budget": {**budget, "heads_after": sum(counts.values())},
                 "reasons": {**self.reasons, **dict.fromkeys(map(str, changed), reason)},
+                "roles": self.roles and self.roles.given(removed),
             }
         )
 
@@ -297,6 +303,7 @@ class PruningPlan(Artefact):
         if "saves" in self.budget:
             saved, whole = (self.budget[name]["parameters"] for name in ("saves", "whole"))
             lines.append(f"saves {saved:,} of {whole:,} parameters")
+        lines += [self.roles.sentence] if self.roles else []
         return "\n  ".join(lines)
 
     def _repr_html_(self) -> str:

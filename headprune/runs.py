@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from headprune.analysis.roles import Roles
-from headprune.artefact import read_artefact
+from headprune.artefact import Artefact, read_artefact
 from headprune.errors import CheckpointError, PlanError
 from headprune.plans import HeadScores
 from headprune.runtime.files import write_text
@@ -15,6 +15,7 @@ FOLDER = Path("headprune-runs")
 SCORES = "scores.json"
 ROLES_FILE = "roles.json"
 SIMILARITY_FILE = "similarity.json"
+COMPARISON_FILE = "compare.json"
 LATEST = "latest"
 """What ``--scores`` calls the scores of the run with the highest number."""
 _ANY_SCORES = "scores*.json"
@@ -78,10 +79,19 @@ def write_roles(roles: Roles, run: str | None) -> Path:
     Raises:
         CheckpointError: ``run`` holds roles already, or can't be written.
     """
+    return write_document(roles, run, file=ROLES_FILE)
+
+
+def write_document(document: Artefact, run: str | None, *, file: str) -> Path:
+    """Write a document to ``run``, or to the next numbered directory, which is called like the file; returns the file.
+
+    Raises:
+        CheckpointError: ``run`` holds such a file already, or can't be written.
+    """
     if run is not None:
-        refuse_used_run(run, file=ROLES_FILE)
-    path = (make_next_run("roles") if run is None else Path(run)) / ROLES_FILE
-    write_text(path, roles.to_json(), overwrite=False)
+        refuse_used_run(run, file=file)
+    path = (make_next_run(Path(file).stem) if run is None else Path(run)) / file
+    write_text(path, document.to_json(), overwrite=False)
     return path
 
 
@@ -157,6 +167,39 @@ def named_scores(path: Path, *, fingerprint: str) -> HeadScores:
             hint="score this one: headprune score MODEL",
         )
     return scores
+
+
+def roles_file(named: str) -> Path:
+    """Return the file that ``--roles`` names; for ``latest`` that of the run with the highest number.
+
+    Raises:
+        CheckpointError: There is no earlier run.
+    """
+    files = sorted(_numbered(f"*-*/{ROLES_FILE}")) if named == LATEST else [(0, Path(named))]
+    if not files:
+        raise CheckpointError(
+            f"no earlier run has left roles in {FOLDER}",
+            where=f"`roles={LATEST}`",
+            hint="measure them first: headprune analyze MODEL; or leave `roles` out",
+        )
+    return files[-1][1]
+
+
+def named_roles(path: Path, *, fingerprint: str | None) -> Roles:
+    """Read roles that a user names; they must be of the model with this fingerprint, where that is known.
+
+    Raises:
+        CheckpointError: It is no roles file.
+        PlanError: The roles are of another model.
+    """
+    roles = read_artefact(Roles, path)
+    if fingerprint is not None and roles.model.get("fingerprint", fingerprint) != fingerprint:
+        raise PlanError(
+            f"the roles are of another model ({roles.model.get('name')})",
+            where=f"`roles={path}`",
+            hint="measure this one's: headprune analyze MODEL; or leave `roles` out",
+        )
+    return roles
 
 
 def _numbered(pattern: str) -> list[tuple[int, Path]]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def score(call: Call) -> None:
     """Score every attention head on your data, and show a heatmap."""
-    from headprune.report.heads import agreement_table, heatmap, score_table
+    from headprune.report.heads import agreement_table, heatmap, one_head_table, score_table
     from headprune.runtime.distributed import join_world, leave_world
     from headprune.workflows.score import score as score_model
 
@@ -39,6 +39,7 @@ def score(call: Call) -> None:
         call.write(documents + "\n" if len(by_method) == 1 else f"[\n{documents}\n]\n")
     else:
         tables = [table for scores in by_method for table in (heatmap(scores), score_table(scores))]
+        tables += [one_head_table(scores) for scores in by_method if scores.one_head]
         tables += [agreement_table(by_method)] if len(by_method) > 1 else []
         for number, table in enumerate(tables):
             if number:
@@ -145,7 +146,7 @@ def view(call: Call) -> None:
     from headprune.workflows.view import view as view_text
 
     own, settings = call.own, call.settings
-    viewed = Viewed(own.shown_text or "", own.text_pair, own.layers, own.shown_roles)
+    viewed = Viewed(own.shown_text or "", own.text_pair, own.layers)
     if "out" not in call.given:  # a file's is where a model goes
         settings = settings.replaced(out=None)
     maps, path = view_text(settings, viewed, progress=call.progress)
