@@ -64,6 +64,9 @@ class DataSpec(Section):
         metavar="FILE|HUB_ID[:CONFIG]",
     )
     eval_split: str | None = option(None, "Split that reports.")
+    where: str | None = option(
+        None, "Only rows that have this value in this column.", metavar="COLUMN=VALUE"
+    )
     text: Names = option((), "Text column, or two.", metavar="A[,B]")
     label: str | None = option(None, "Label column.")
     max_length: int | None = option(

@@ -57,22 +57,27 @@ def score(
     world = world or World()
     settings = with_recorded_rows(settings, progress=progress)
     check_settings(settings, compares=True, world=world)
-    sections = methods_of(settings.score)
     run_dir = settings.run.run_dir
     with unused_run(run_dir) if world.is_main else nullcontext():
-        session = open_session(settings, progress=progress, world=world)
-        _ = session.anatomy  # a model without heads is refused before rows are read
-        rows = None
-        if any(get_method(method_of(section)).needs_rows for section in sections):
-            rows = separate_rows(session, Purpose(reports=False)).calibrate
-        scored = score_each(session, sections, rows, plan=settings.plan)
-        scores = tuple(one.scores for one in scored.values())
+        scored = score_rows(settings, progress=progress, world=world)
+        scores = tuple(one.scores for one in scored)
         if not world.is_main:
             return scores, ()
         paths = write_scores(scores, run_dir)
-        for one in scored.values():
+        for one in scored:
             one.discard_journal()
         return scores, paths
+
+
+def score_rows(settings: Settings, *, progress: Progress, world: World) -> tuple[Scored, ...]:
+    """Score every head by each method, and write nothing."""
+    sections = methods_of(settings.score)
+    session = open_session(settings, progress=progress, world=world)
+    _ = session.anatomy  # a model without heads is refused before rows are read
+    rows = None
+    if any(get_method(method_of(section)).needs_rows for section in sections):
+        rows = separate_rows(session, Purpose(reports=False)).calibrate
+    return tuple(score_each(session, sections, rows, plan=settings.plan).values())
 
 
 def find_scores(
