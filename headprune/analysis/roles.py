@@ -8,7 +8,10 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from headprune.analysis.catalogue import ROLES, Role
 from headprune.artefact import Artefact
-from headprune.heads import HeadId, HeadName
+from headprune.heads import COLOURS, HeadId, HeadName, head_map
+
+_SHOWN = 4
+"""So many heads of a role are named in a short text."""
 
 Numbers = tuple[float | None, ...]
 
@@ -81,6 +84,30 @@ class Roles(Artefact):
     def of_head(self, head: HeadId) -> tuple[str, ...]:
         """Return the roles of a head, in the catalogue's order."""
         return tuple(name for name in self.names if head in self.heads_with(name))
+
+    def __repr__(self) -> str:
+        """In a line: the document is ``to_json()``."""
+        return f"<Roles: {len(self.names)} roles of {len(self.heads)} heads>"
+
+    def __str__(self) -> str:
+        """What they were measured on, and who has which."""
+        n = f", n = {self.data['n']:,}" if "n" in self.data else ""
+        lines = [f"{len(self.names)} roles of {len(self.heads)} heads{n}"]
+        for name in self.names:
+            if name in self.thresholds:
+                heads = self.heads_with(name)
+                more = f" and {len(heads) - _SHOWN} more" if len(heads) > _SHOWN else ""
+                shown = ", ".join(map(str, heads[:_SHOWN])) or "no head"
+                lines.append(f"{name} ({self.thresholds[name]}): {shown}{more}")
+        return "\n  ".join(lines)
+
+    def _repr_html_(self) -> str:
+        cells = {}
+        for head in self.heads:
+            names = self.of_head(head)
+            step = min(2 * len(names), len(COLOURS) - 1)
+            cells[head] = (COLOURS[step], ", ".join(names) or "no role")
+        return head_map(str(self).splitlines()[0] + "; the lighter, the more roles", cells)
 
 
 def decided(measures: Iterable[Measure]) -> tuple[Measure, ...]:

@@ -17,7 +17,7 @@ from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import AnalyzeSpec, Settings
 from headprune.errors import DataError, PlanError
 from headprune.heads import HeadId, select_heads
-from headprune.passes import Progress
+from headprune.passes import Progress, resumable
 from headprune.placement import input_device, versions
 from headprune.plans import PruningPlan
 from headprune.runs import FOLDER, ROLES_FILE, SIMILARITY_FILE, unused_run, write_roles
@@ -28,7 +28,6 @@ from headprune.runtime.local import published_name
 from headprune.tasks.rows import Example, draw, fingerprint
 from headprune.workflows.record import with_recorded_rows
 from headprune.workflows.rows import rows_without_labels
-from headprune.workflows.score import resumable
 from headprune.workflows.session import Session, open_session
 
 
@@ -54,7 +53,7 @@ def analyze(
         if not world.is_main:
             return found.roles, found.similarity, None
         path = found.write(run_dir)
-        found.journal.drop()
+        found.discard_journal()
         return found.roles, found.similarity, path
 
 
@@ -64,7 +63,7 @@ class Analyzed:
 
     roles: Roles
     similarity: Similarity | None
-    journal: Journal
+    journal: Journal | None
 
     def write(self, run_dir: str | None) -> Path:
         """Write the documents to ``run_dir``, or to the next numbered directory; returns ``roles.json``."""
@@ -73,6 +72,11 @@ class Analyzed:
             similarity = self.similarity.to_json()
             write_text(path.with_name(SIMILARITY_FILE), similarity, overwrite=False)
         return path
+
+    def discard_journal(self) -> None:
+        """Delete the journal, which an interrupted run would resume from."""
+        if self.journal is not None:
+            self.journal.drop()
 
 
 def look(settings: Settings, *, progress: Progress, world: World) -> Analyzed:
@@ -108,8 +112,13 @@ class Seen:
 
 
 def measure_roles(
-    session: Session, chosen: Sequence[Role], seen: Seen, *, spec: AnalyzeSpec
-) -> tuple[Roles, Journal]:
+    session: Session,
+    chosen: Sequence[Role],
+    seen: Seen,
+    *,
+    spec: AnalyzeSpec,
+    keep_parts: bool = True,
+) -> tuple[Roles, Journal | None]:
     """Return what heads do, by the roles chosen, and the journal of the work, from which a stopped run goes on.
 
     Args:
@@ -117,9 +126,10 @@ def measure_roles(
         chosen: The roles.
         seen: What is looked at.
         spec: What is made up.
+        keep_parts: Whether there is a journal.
     """
-    journal = _journal(session, seen.batches, spec)
-    if done := journal.count():
+    journal = _journal(session, seen.batches, spec) if keep_parts else None
+    if done := journal.count() if journal else 0:
         session.progress.notify(f"going on with a run that was stopped; batches done: {done}")
     request = RoleRequest(
         session.model,
@@ -177,7 +187,7 @@ def _seen(session: Session, reads: Collection[Reads]) -> Seen:
 
 
 def _compared(
-    session: Session, seen: Seen, removed: Sequence[HeadId], journal: Journal
+    session: Session, seen: Seen, removed: Sequence[HeadId], journal: Journal | None
 ) -> Similarity:
     """Return how alike heads are, and which kept ones are nearest to those that are removed."""
     context = session.context(journal)

@@ -78,9 +78,10 @@ class _Measured:
 
 def _scored(settings: Settings, *, progress: Progress, world: World) -> _Measured:
     check_settings(settings, compares=True, world=world)
-    scored = score_rows(settings, progress=progress, world=world)
+    scored, found = score_rows(settings, progress=progress, world=world)
 
     def drop() -> None:
+        found.discard_journal()
         for one in scored:
             one.discard_journal()
 
@@ -89,7 +90,7 @@ def _scored(settings: Settings, *, progress: Progress, world: World) -> _Measure
 
 def _analyzed(settings: Settings, *, progress: Progress, world: World) -> _Measured:
     found = look(settings, progress=progress, world=world)
-    return _Measured(found.write, found.journal.drop)
+    return _Measured(found.write, found.discard_journal)
 
 
 _MEASURES = {"score": (_scored, SCORES), "analyze": (_analyzed, ROLES_FILE)}
