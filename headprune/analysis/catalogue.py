@@ -1,7 +1,7 @@
 """The catalogue of roles: one row describes a detector, and nothing heavy is imported for it.
 
-To add one, add a row and write its function in the module that it names: ``f(call: AttentionCall)`` returns numbers of every query;
-of roles that read ``weights``, ``f(request: RoleRequest)`` returns ``Measure`` values.
+To add one, add a row and write its function: ``f(call: AttentionCall)`` returns numbers of every query; of roles that read
+``weights``, ``f(request: RoleRequest)`` returns ``Measure`` values.
 """
 
 import re
@@ -56,11 +56,6 @@ class Role:
     def noun(self) -> str:
         """What a head that has the role is."""
         return self.phrase[0] or f"{self.name} head"
-
-    @property
-    def is_decided(self) -> bool:
-        """Whether a head has it or not, rather than more or less of it."""
-        return any(rule is not None for rule in (self.threshold, self.margin, self.top))
 
     @property
     def rule(self) -> str:
@@ -315,7 +310,7 @@ def get_role(name: str, *, where: str = "`roles`", decided: bool = False) -> Rol
     """
     if name not in ROLES:
         raise ConfigError(f"there is no role {name!r}", where=where, hint=did_you_mean(name, ROLES))
-    if decided and not ROLES[name].is_decided:
+    if decided and not ROLES[name].rule:
         what = f"{name} is a number of every head, and no role that a head has or hasn't"
         raise ConfigError(what, where=where, hint="headprune roles shows the rules")
     return ROLES[name]
