@@ -46,6 +46,12 @@ class HeadFacts:
         """The interval of its score."""
         return "" if self.ends is None else f"[{self.ends[0]:.3g}, {self.ends[1]:.3g}]"
 
+    @property
+    def line(self) -> str:
+        """Which it is, its rank and its fate, in a line."""
+        rank = "" if self.rank is None else f"rank {self.rank}"
+        return ", ".join(filter(None, (str(self.head), rank, self.fate)))
+
     def text(self, *, count: int) -> str:
         """Return all of it, a line for each fact; ``count`` is the number of heads."""
         lines = [str(self.head)]
@@ -74,18 +80,18 @@ class Subject:
 
     @property
     def heads(self) -> tuple[HeadId, ...]:
-        """All heads that a document names."""
+        """All heads that a document names, in the model's order, which scores and roles keep."""
         named = [
             *(self.scores.heads if self.scores else ()),
             *(self.roles.heads if self.roles else ()),
         ]
         if self.plan is not None:
-            named += self.plan.remove
             sites = self.plan.sites.items()
-            named += [
-                HeadId(SiteId.parse(name), head) for name, site in sites for head in site.heads
+            planned = [
+                HeadId(SiteId.parse(name), head) for name, one in sites for head in one.heads
             ]
-        return tuple(sorted(set(named)))
+            named += sorted([*planned, *self.plan.remove])
+        return tuple(dict.fromkeys(named))
 
     def facts(self) -> tuple[HeadFacts, ...]:
         """Return what is known of each head, in the model's order."""

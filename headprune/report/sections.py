@@ -19,6 +19,8 @@ def summary(documents: Documents) -> Iterator[Tiles | Prose]:
     """Yield what was pruned, the metric before and after, what it saves, and the verdict."""
     for results in documents.of(Results):
         yield _outcome(results)
+    if not documents.of(Results):
+        yield from _without_results(documents)
     for subject in subjects(documents):
         if sentence := roles_sentence(subject):
             yield Prose(sentence)
@@ -27,8 +29,6 @@ def summary(documents: Documents) -> Iterator[Tiles | Prose]:
     for verdict in documents.of(Verdict):
         found = "; ".join(finding.message for finding in verdict.findings)
         yield Prose(f"Check {headline(verdict)}: {found}.", "good" if verdict.passed else "bad")
-    if not documents.of(Results):
-        yield from _without_results(documents)
 
 
 def _outcome(results: Results) -> Tiles:
