@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Annotated, NamedTuple, TypeAlias
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 from headprune.errors import PlanError
 
@@ -118,6 +118,26 @@ def _head_from_json(value: object) -> object:
 
 
 HeadName: TypeAlias = Annotated[HeadId, BeforeValidator(_head_from_json), PlainSerializer(str)]
+
+
+class OneHead(BaseModel):
+    """An attention that keeps one head: the one that does best alone.
+
+    Args:
+        head: The head, chosen on other examples.
+        cost: How much worse the loss (or the metric) is with only it than with all heads of the attention.
+        standard_error: Of the cost; None for one example.
+        cost_of_none: How much worse it is without any.
+        n: Examples that the costs are measured on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    head: HeadName
+    cost: float
+    standard_error: float | None
+    cost_of_none: float
+    n: int
 
 
 def head_map(caption: str, cells: Mapping[HeadId, tuple[str, str]]) -> str:

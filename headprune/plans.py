@@ -8,7 +8,15 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from headprune.artefact import Artefact
 from headprune.errors import PlanError
-from headprune.heads import COLOURS, HeadId, HeadName, SiteId, head_map, select_heads
+from headprune.heads import (
+    COLOURS,
+    HeadId,
+    HeadName,
+    OneHead,
+    SiteId,
+    head_map,
+    select_heads,
+)
 
 # Heads that a short text names.
 _SHOWN = 4
@@ -48,7 +56,8 @@ class HeadScores(Artefact):
     ``rows`` are keyed hashes of the inputs that were scored, so that they can be kept out of any report (on this machine alone:
     nobody else can compare them with a text). ``metric`` and its direction are there where it is the objective. ``steps`` is
     there where heads were removed step by step, each with the value that it had then. ``products`` are, attention by
-    attention, the mean products of the derivatives of two heads, where the method has them.
+    attention, the mean products of the derivatives of two heads, where the method has them. ``one_head`` says of each attention
+    what keeping only its best head costs, where the method measures it.
     """
 
     written_by = "score"
@@ -64,6 +73,7 @@ class HeadScores(Artefact):
     n: int
     seed: int
     products: dict[str, tuple[tuple[float, ...], ...]] | None = None
+    one_head: tuple[OneHead, ...] = ()
     rows: tuple[str, ...] = ()
     steps: Steps | None = None
     data: dict[str, Any] = {}

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from headprune.analysis.roles import Roles
-from headprune.artefact import read_artefact
+from headprune.artefact import Artefact, read_artefact
 from headprune.errors import CheckpointError, PlanError
 from headprune.plans import HeadScores
 from headprune.runtime.files import write_text
@@ -14,6 +14,8 @@ from headprune.runtime.targets import exclusive, naming, refuse_unwritable
 FOLDER = Path("headprune-runs")
 SCORES = "scores.json"
 ROLES_FILE = "roles.json"
+SIMILARITY_FILE = "similarity.json"
+COMPARISON_FILE = "compare.json"
 LATEST = "latest"
 """What ``--scores`` calls the scores of the run with the highest number."""
 _ANY_SCORES = "scores*.json"
@@ -77,10 +79,19 @@ def write_roles(roles: Roles, run: str | None) -> Path:
     Raises:
         CheckpointError: ``run`` holds roles already, or can't be written.
     """
+    return write_document(roles, run, file=ROLES_FILE)
+
+
+def write_document(document: Artefact, run: str | None, *, file: str) -> Path:
+    """Write a document to ``run``, or to the next numbered directory, which is called like the file; returns the file.
+
+    Raises:
+        CheckpointError: ``run`` holds such a file already, or can't be written.
+    """
     if run is not None:
-        refuse_used_run(run, file=ROLES_FILE)
-    path = (make_next_run("roles") if run is None else Path(run)) / ROLES_FILE
-    write_text(path, roles.to_json(), overwrite=False)
+        refuse_used_run(run, file=file)
+    path = (make_next_run(Path(file).stem) if run is None else Path(run)) / file
+    write_text(path, document.to_json(), overwrite=False)
     return path
 
 

@@ -155,6 +155,13 @@ def test_the_metric_is_measured_without_each_head(name):
     expected = [value([]) - value([head]) for head in anatomy.heads]
     assert list(found.values) == pytest.approx(expected, abs=1e-9)
     assert max(map(abs, expected)) > 0
+    of_site = {site: anatomy.heads[columns] for site, columns in anatomy.columns.items()}
+    expected = [
+        value({*of_site[head.site]} - {head}) - value(of_site[head.site]) for head in anatomy.heads
+    ]
+    found = run_method(request, method="only")
+    assert list(found.values) == pytest.approx(expected, abs=1e-9)
+    assert [one.n for one in found.one_head] == [12] * len(of_site)
 
 
 def test_perplexity_that_rises_is_a_metric_that_drops():

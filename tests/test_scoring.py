@@ -287,3 +287,37 @@ def test_embeddings_do_not_depend_on_the_side_of_padding(family, cls):
         for one in (batch, left)
     )
     assert torch.allclose(a, b, rtol=1e-5, atol=1e-5 * a.abs().max().item())
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_only_masks_all_other_heads_of_an_attention(name):
+    model, batch, loss = setting(name, rows=7)
+    anatomy = inspected(model)
+    scores = hp.score(model, [batch], loss=loss, method="only", anatomy=anatomy)
+    full = brute_force_losses(model, batch, loss, [], anatomy)
+    assert [one.head.site for one in scores.one_head] == [site.id for site in anatomy.sites]
+    for site, one in zip(anatomy.sites, scores.one_head, strict=True):
+        heads = [head for head in anatomy.heads if head.site == site.id]
+        none = brute_force_losses(model, batch, loss, heads, anatomy)
+        alone = {
+            head: brute_force_losses(model, batch, loss, [h for h in heads if h != head], anatomy)
+            for head in heads
+        }
+        for head, losses_ in alone.items():
+            gain, place = none - losses_, scores.heads.index(head)
+            error = gain.std() / len(gain) ** 0.5
+            assert scores.values[place] == pytest.approx(gain.mean().item(), abs=2e-5)
+            assert scores.standard_errors[place] == pytest.approx(error.item(), abs=2e-5)
+        assert one.head == min(heads, key=lambda head: alone[head][::2].mean())
+        cost = (alone[one.head] - full)[1::2]
+        assert (one.n, one.cost) == (3, pytest.approx(cost.mean().item(), abs=2e-5))
+        assert one.standard_error == pytest.approx((cost.std() / 3**0.5).item(), abs=2e-5)
+        assert one.cost_of_none == pytest.approx((none - full)[1::2].mean().item(), abs=2e-5)
+
+
+def test_the_only_head_of_an_attention_costs_nothing_alone(bert):
+    anatomy = inspected(bert)
+    hp.prune(bert, [head for head in anatomy.heads if head.site.layer == 0 and head.head != 2])
+    batch = {**token_inputs(), "labels": torch.tensor([0, 1, 0, 1])}
+    first = hp.score(bert, [batch], loss=classifier_loss, method="only").one_head[0]
+    assert (str(first.head), first.cost) == ("L0.H2", pytest.approx(0, abs=1e-6))

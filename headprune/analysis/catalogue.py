@@ -59,6 +59,15 @@ class Role:
         """Whether a head has it or not, rather than more or less of it."""
         return any(rule is not None for rule in (self.threshold, self.margin, self.top))
 
+    @property
+    def rule(self) -> str:
+        """When a head has the role, in words; empty where nothing decides it."""
+        if self.threshold is not None:
+            return f"> {self.threshold:g} {self.unit}".rstrip()
+        if self.margin is not None:
+            return f"> baseline + {self.margin:g}"
+        return "" if self.top is None else f"top {self.top:.0%}"
+
     def load(self) -> Callable[..., Any]:
         """Import the role's function."""
         loaded: Callable[..., Any] = load_function(self.function)

@@ -11,7 +11,7 @@ from headprune.analysis.call import Needle, Vocabulary
 from headprune.analysis.catalogue import ROLES, Reads, Role
 from headprune.analysis.needles import Trial, answered, decoded, make_trials
 from headprune.analysis.repeats import repeated_sequences
-from headprune.analysis.roles import Measure, Roles, decided, rule_of
+from headprune.analysis.roles import Measure, Roles, decided
 from headprune.analysis.statistics import measure_attention
 from headprune.analysis.trees import SUFFIX
 from headprune.anatomy import Anatomy
@@ -118,7 +118,7 @@ def measure(request: RoleRequest, chosen: Sequence[Role]) -> Roles:
         heads=request.anatomy.heads,
         measures=decided(measures),
         undefined=undefined,
-        thresholds={name: rule for name in measured if (rule := rule_of(ROLES[name]))},
+        thresholds={name: rule for name in measured if (rule := ROLES[name].rule)},
         seed=request.seed,
         versions=versions(),
     )

@@ -94,18 +94,6 @@ def decided(measures: Iterable[Measure]) -> tuple[Measure, ...]:
     )
 
 
-def rule_of(role: Role) -> str:
-    """Return in words when a head has a role; empty where nothing decides it."""
-    unit = f" {role.unit}" if role.unit else ""
-    if role.threshold is not None:
-        return f"> {role.threshold:g}{unit}"
-    if role.margin is not None:
-        return f"> baseline + {role.margin:g}"
-    if role.top is not None:
-        return f"top {role.top:.0%}"
-    return ""
-
-
 def _passes(role: Role, measure: Measure) -> tuple[bool | None, ...]:
     values, baseline = measure.values, measure.baseline
     if role.top is not None:

@@ -43,7 +43,7 @@ from headprune.cli.options import (
     prepare,
     takes_recipe,
 )
-from headprune.cli.report import report
+from headprune.cli.report import compare, report
 from headprune.cli.signals import discard, received
 from headprune.cli.surroundings import (
     ReaderGoneError,
@@ -77,6 +77,7 @@ _COMMANDS: dict[str, Callable[[Call], None]] = {
     "convert": convert,
     "run": prune,
     "export": export,
+    "compare": compare,
     "report": report,
     "methods": methods,
     "tasks": tasks,

@@ -51,6 +51,12 @@ _REQUIRED: dict[str, tuple[Callable[[Call], Any], str, str, str]] = {
         "`out`",
         "headprune convert MODEL `out=DIR`",
     ),
+    "compare": (
+        lambda call: len(call.own.runs) > 1,
+        "two or more are compared",
+        "RUN_OR_DIR",
+        "headprune compare headprune-runs/001-roles headprune-runs/002-roles",
+    ),
     "report": (
         lambda call: call.own.runs,
         "it isn't said what to report of",
@@ -155,11 +161,18 @@ _RULES = (
         "leave it out, or say --steps 2",
     ),
     _Rule(
+        ("analyze",),
+        ("plan",),
+        lambda call: call.settings.analyze.similarity,
+        "heads aren't compared with each other",
+        "leave it out, or say --similarity",
+    ),
+    _Rule(
         ("score", "prune", "run"),
         ("compile",),
-        lambda call: "ablation" in _methods(call),
-        "only ablation runs blocks often enough",
-        "leave it out, or score by ablation",
+        lambda call: bool({"ablation", "only"} & {*_methods(call)}),
+        "only masking one head after the other runs blocks often enough",
+        "leave it out, or score by ablation or only",
     ),
     _Rule(
         ("sweep",),

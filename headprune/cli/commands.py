@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def score(call: Call) -> None:
     """Score every attention head on your data, and show a heatmap."""
-    from headprune.report.heads import agreement_table, heatmap, score_table
+    from headprune.report.heads import agreement_table, heatmap, one_head_table, score_table
     from headprune.runtime.distributed import join_world, leave_world
     from headprune.workflows.score import score as score_model
 
@@ -39,6 +39,7 @@ def score(call: Call) -> None:
         call.write(documents + "\n" if len(by_method) == 1 else f"[\n{documents}\n]\n")
     else:
         tables = [table for scores in by_method for table in (heatmap(scores), score_table(scores))]
+        tables += [one_head_table(scores) for scores in by_method if scores.one_head]
         tables += [agreement_table(by_method)] if len(by_method) > 1 else []
         for number, table in enumerate(tables):
             if number:
@@ -118,12 +119,12 @@ def sweep(call: Call) -> None:
 
 def analyze(call: Call) -> None:
     """Show what every head does: sinks, positions, induction, ... with baselines, intervals and published thresholds."""
-    from headprune.report.roles import relations_table, roles_map, roles_table
+    from headprune.report.roles import relations_table, roles_map, roles_table, similarity_table
     from headprune.runtime.distributed import join_world, leave_world
     from headprune.workflows.analyze import analyze as analyze_model
 
     world = join_world(cpu=call.settings.model.device == "cpu")
-    roles, path = analyze_model(call.settings, progress=call.progress, world=world)
+    roles, similarity, path = analyze_model(call.settings, progress=call.progress, world=world)
     leave_world(world)
     if path is None:
         return
@@ -131,11 +132,10 @@ def analyze(call: Call) -> None:
         call.write(roles.to_json())
     else:
         call.show(roles_map(roles))
-        call.show("")
-        call.show(roles_table(roles))
-        if (relations := relations_table(roles)) is not None:
+        alike = similarity and similarity_table(similarity)
+        for table in filter(None, (roles_table(roles), relations_table(roles), alike)):
             call.show("")
-            call.show(relations)
+            call.show(table)
     call.progress.notify(f"written: {path}")
 
 
@@ -146,7 +146,7 @@ def view(call: Call) -> None:
     from headprune.workflows.view import view as view_text
 
     own, settings = call.own, call.settings
-    viewed = Viewed(own.shown_text or "", own.text_pair, own.layers, own.roles)
+    viewed = Viewed(own.shown_text or "", own.text_pair, own.layers, own.shown_roles)
     if "out" not in call.given:  # a file's is where a model goes
         settings = settings.replaced(out=None)
     maps, path = view_text(settings, viewed, progress=call.progress)
@@ -254,7 +254,7 @@ def metrics(call: Call) -> None:
 
 def roles(call: Call) -> None:
     """List the roles of heads: what each says of a head, and from when on a head has it."""
-    _list_rows(call, ROLES, columns=("help", "reads", "threshold"))
+    _list_rows(call, ROLES, columns=("help", "reads", "rule"))
 
 
 def _list_rows(call: Call, rows: Mapping[str, Any], *, columns: tuple[str, ...]) -> None:

@@ -45,10 +45,10 @@ def _option(match: re.Match[str]) -> str:
     name, value = match[1], match[2]
     if name not in _NAMES:
         return match[0]
-    dashed = name.replace("_", "-")
+    dashed = name.removeprefix(_SHOWN).replace("_", "-")
     if value in ("True", "False"):
         return f"--{dashed}" if value == "True" else _OFF.get(name, f"--no-{dashed}")
-    option = "MODEL" if name == "model" else _FLAGS.get(name, (f"--{dashed}",))[-1]
+    option = "MODEL" if name == "model" else f"--{dashed}"
     return option if value is None else f"{option} {value}"
 
 
@@ -89,8 +89,8 @@ ACTING: dict[str, tuple[str, ...]] = {
         *(*_UNJUDGED, *WORK),
     ),
     "view": (
-        *(*_MODEL, "shown_text", "text_pair", "layers", "scores", "roles", "out", "overwrite"),
-        *("max_length", "device", "dtype"),
+        *(*_MODEL, "shown_text", "text_pair", "layers", "shown_roles", "scores", "out"),
+        *("overwrite", "max_length", "device", "dtype"),
     ),
     "prune": (*_MODEL, *_PRUNING),
     "sweep": (
@@ -104,6 +104,7 @@ ACTING: dict[str, tuple[str, ...]] = {
     "convert": (*_MODEL, "dtype", "out", "overwrite", "allow_pickle"),
     "run": ("file", "revision", *_PRUNING),
     "export": (*_MODEL, "dtype", "gguf", "tokenizer", "overwrite"),
+    "compare": ("runs", "run_dir"),
     "report": ("runs", "out", "pictures", "overwrite"),
     "methods": (),
     "tasks": (),
@@ -156,6 +157,11 @@ _HELP = {
         "run_dir",
     ): "Where checkpoints are kept. (default: headprune-runs/heal-..., until the model is saved)",
     ("check", "model"): "A model, which is evaluated, or results of `prune` or `eval --json`.",
+    (
+        "compare",
+        "runs",
+    ): "Two or more: runs, pruned models, roles.json, scores.json.",
+    ("compare", "run_dir"): "Where compare.json is written. (default: headprune-runs/NNN-compare)",
     ("report", "out"): "The file to write. (default: NAME-report.html beside the first run)",
     ("report", "overwrite"): "Replace a report, or pictures, of that name.",
     ("export", "overwrite"): "Replace a GGUF file of this name.",
@@ -166,7 +172,8 @@ _METAVARS = {
     ("report", "out"): "FILE",
     ("view", "out"): "FILE",
 }
-_FLAGS = {"methods": ("--method", "--methods"), "as_json": ("--json",), "shown_text": ("--text",)}
+_FLAGS = {"methods": ("--method", "--methods"), "as_json": ("--json",)}
+_SHOWN = "shown_"  # begins names of options whose flag is a setting's elsewhere: --text
 _ARGUMENTS = ("model", "file", "runs")
 MEASURING = ("eval", "check")
 """Commands that read one data set."""
@@ -200,7 +207,7 @@ def annotation_of(command: str, name: str) -> Any:
     if name in _ARGUMENTS:
         return Annotated[values | None, typer.Argument(**shown)]
     flags = [
-        *_FLAGS.get(name, (f"--{name.replace('_', '-')}",)),
+        *_FLAGS.get(name, (f"--{name.removeprefix(_SHOWN).replace('_', '-')}",)),
         *filter(None, [extra.get("short")]),
     ]
     if bool in (kind, *get_args(kind)):

@@ -1,4 +1,4 @@
-"""The command that makes a report of documents."""
+"""Commands that read documents alone: a report of them, a comparison."""
 
 from pathlib import Path
 
@@ -36,6 +36,20 @@ def report(call: Call) -> None:
     if pictures is not None:
         rows["pictures"] = f"{pictures}: {', '.join(names)} (png, svg)"
     call.show(key_value_table(rows))
+
+
+def compare(call: Call) -> None:
+    """Compare what heads do and how much they matter, across models, before and after pruning, or across sets of rows."""
+    from headprune.report.compare import comparison_tables
+    from headprune.workflows.compare import compare_documents
+
+    run_dir = call.settings.run.run_dir
+    comparison, path = compare_documents(call.own.runs, run_dir=run_dir)
+    if call.own.as_json:
+        call.write(comparison.to_json())
+    else:
+        call.show(comparison_tables(comparison))
+    call.progress.notify(f"written: {path}")
 
 
 def _beside(run: Path) -> Path:

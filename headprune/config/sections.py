@@ -142,6 +142,12 @@ class AnalyzeSpec(Section):
     needle_length: int = option(
         512, "The longest of them, in tokens; the shortest has about 32.", ge=64, le=1_000_000
     )
+    similarity: bool = option(False, "Compare heads with each other, too: similarity.json.")
+    plan: str | None = option(
+        None,
+        "With --similarity: which kept head is nearest to each that this plan removes.",
+        metavar="FILE",
+    )
 
 
 class Constraints(Section):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _COLOURS = ("#2c3e6b", "#45506f", "#646770", "#848075", "#a59a6c", "#c9b65c", "#f1d53f")
 _BARS = "▁▂▃▄▅▆▇"
 _CELL = 4
+_Z = 1.96
 _LOADS = {
     "stock": "plain from_pretrained",
     "remote-code": "trust_remote_code=True, or headprune.load",
@@ -87,6 +88,25 @@ def score_table(scores: HeadScores, *, count: int = 5) -> RenderableType:
     ends = list(zip(ranked, reversed(ranked), strict=True))[:count]
     rows = [Row((str(low), shown(low), str(high), shown(high))) for low, high in ends]
     return Sheet(rows, titles=("least important", "score", "most important", "score"))
+
+
+def one_head_table(scores: HeadScores) -> RenderableType:
+    """Show for each attention what keeping only its best head costs, and in how many no cost is seen."""
+    better = scores.objective == "metric"
+    rows = []
+    enough = 0
+    for one in scores.one_head:
+        error = one.standard_error
+        enough += error is not None and one.cost <= _Z * error
+        shown = f"{one.cost:+.3g}" + ("" if error is None else f" ± {error:.1g}")
+        rows.append(Row((str(one.head), shown, f"{one.cost_of_none:+.3g}")))
+    what = f"the {scores.metric} is worse by" if better else "the loss rises by"
+    titles = ("one head in its attention", what, "without any head there")
+    counts = f"{enough} of {len(rows)} attentions with one head are no worse, as far as these rows can tell"
+    chosen = (
+        f"(heads chosen on one half of them, measured on the other, n = {scores.one_head[0].n:,})"
+    )
+    return Group(Sheet(rows, titles=titles), prose(f"\n{counts} {chosen}", style="dim"))
 
 
 def agreement_table(all_scores: Sequence[HeadScores]) -> RenderableType:

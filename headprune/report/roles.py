@@ -1,5 +1,6 @@
 """Roles of heads on the terminal: a map, and a table of who has which."""
 
+from collections import Counter
 from collections.abc import Sequence
 from math import inf
 
@@ -9,6 +10,7 @@ from rich.text import Text
 from headprune.analysis.catalogue import ROLES
 from headprune.analysis.maps import AttentionView
 from headprune.analysis.roles import Measure, Roles
+from headprune.analysis.similarity import Similarity
 from headprune.heads import HeadId, SiteId
 from headprune.report.heads import Grid
 from headprune.report.terminal import Row, Sheet, key_value_table, prose
@@ -97,13 +99,40 @@ def _strength(measure: Measure, index: int) -> tuple[bool, bool, float]:
 
 def _number(measure: Measure, index: int) -> str:
     value, low, high = measure.values[index], measure.low[index], measure.high[index]
-    half = "" if low is None or high is None else f" ± {(high - low) / 2:.1g}"
-    return f"{value:.3g}{half}"
+    return f"{value:.3g}{_half(low, high)}"
+
+
+def _half(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" ± {(high - low) / 2:.1g}"
 
 
 def _baseline(measure: Measure, index: int) -> str:
     value = measure.baseline[index]
     return "-" if value is None else f"{value:.3g}"
+
+
+def similarity_table(similarity: Similarity) -> RenderableType:
+    """Show for every head that a plan removes the nearest kept one; without a plan the pairs that are most alike."""
+    titles = ("removed", "nearest kept") if similarity.successors else ("head", "most like")
+    rows = [
+        Row(
+            (
+                str(one.head),
+                str(one.nearest),
+                f"{one.divergence:.3g}{_half(one.low, one.high)}",
+                f"{one.closer_than:.1%} of pairs",
+            )
+        )
+        for one in similarity.successors or similarity.closest
+    ]
+    parts: list[RenderableType] = [Text()]
+    for group in similarity.groups:
+        counts = Counter(group.clusters)
+        sizes = ", ".join(str(count) for _, count in sorted(counts.items()))
+        facts = f"{group.heads[0]} to {group.heads[-1]}: {len(counts)} clusters, of {sizes} heads; median divergence "
+        facts += f"{group.median():.3g} nats (at most 0.693), n = {group.examples:,}"
+        parts.append(prose(facts, style="dim"))
+    return Group(Sheet(rows, titles=(*titles, "divergence", "closer than")), *parts)
 
 
 def view_table(view: AttentionView) -> RenderableType:

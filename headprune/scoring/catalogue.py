@@ -140,6 +140,16 @@ _ROWS = (
         objectives=("loss", "metric", "distill"),
     ),
     Method(
+        name="only",
+        function="headprune.scoring.ablation:only",
+        help="how much better the loss (or the metric) is with this one head in its attention than with none there",
+        cost="a partial forward per head and per attention",
+        use="know whether one head per layer is enough",
+        source=f"{_MICHEL}, section 3.3",
+        rescorable=False,
+        objectives=("loss", "metric", "distill"),
+    ),
+    Method(
         name="shapley",
         function="headprune.scoring.ablation:shapley",
         help="what removing the head costs, on average over 16 orders of removal",

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, Loss, evaluating, num_examples
-from headprune.heads import SiteId
+from headprune.heads import OneHead, SiteId
 from headprune.passes import SILENT, RunContext
 from headprune.placement import not_finite
 from headprune.plans import HeadScores
@@ -76,12 +76,14 @@ class Estimate:
         standard_errors: Of the scores, where they are means over examples.
         n: Number of examples they come from.
         products: Mean products of the derivatives of two heads of an attention, where a method has them.
+        one_head: What keeping only the best head of an attention costs, where a method measures it.
     """
 
     values: Float64[Tensor, " heads"]
     standard_errors: Float64[Tensor, " heads"] | None
     n: int
     products: Mapping[SiteId, Float64[Tensor, "of_site of_site"]] | None = None
+    one_head: tuple[OneHead, ...] = ()
 
 
 def mean_and_error(
@@ -133,6 +135,7 @@ def score(
         values=tuple(estimate.values.tolist()),
         standard_errors=None if errors is None else tuple(errors.tolist()),
         n=estimate.n,
+        one_head=estimate.one_head,
         seed=request.seed,
         products=products
         and {str(site): tuple(map(tuple, part.tolist())) for site, part in products.items()},

@@ -10,14 +10,19 @@ from headprune.analysis.call import Vocabulary
 from headprune.analysis.catalogue import ROLES, Reads, Role, get_role
 from headprune.analysis.request import RoleRequest, measure
 from headprune.analysis.roles import Roles
+from headprune.analysis.similarity import Similarity, closest, compare_heads, successors
 from headprune.analysis.trees import SUFFIX, read_sentences, sentence_batches
+from headprune.artefact import read_artefact
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import AnalyzeSpec, Settings
 from headprune.errors import PlanError
+from headprune.heads import HeadId, select_heads
 from headprune.passes import Progress
 from headprune.placement import input_device, versions
-from headprune.runs import FOLDER, ROLES_FILE, unused_run, write_roles
+from headprune.plans import PruningPlan
+from headprune.runs import FOLDER, ROLES_FILE, SIMILARITY_FILE, unused_run, write_roles
 from headprune.runtime.distributed import World
+from headprune.runtime.files import write_text
 from headprune.runtime.journal import Journal, open_journal
 from headprune.runtime.local import published_name
 from headprune.tasks.rows import Example, draw, fingerprint
@@ -29,8 +34,8 @@ from headprune.workflows.session import Session, open_session
 
 def analyze(
     settings: Settings, *, progress: Progress, world: World | None = None
-) -> tuple[Roles, Path | None]:
-    """Measure what every head does, and write ``roles.json``.
+) -> tuple[Roles, Similarity | None, Path | None]:
+    """Measure what every head does, and write ``roles.json``; where it is asked for, how alike heads are, ``similarity.json``.
 
     Args:
         settings: The settings; ``role`` says which roles are measured (by default all that the model and the data allow).
@@ -39,17 +44,21 @@ def analyze(
 
     Raises:
         ConfigError: There is no such role.
-        PlanError: No role that was asked for can be measured.
+        PlanError: No role that was asked for can be measured, or the plan removes heads that the model doesn't have.
     """
     world = world or World()
     settings = with_recorded_rows(settings, progress=progress)
     chosen = [get_role(name) for name in settings.analyze.role] or list(ROLES.values())
-    run_dir = settings.run.run_dir
+    run_dir, spec = settings.run.run_dir, settings.analyze
+    plan = read_artefact(PruningPlan, Path(spec.plan)) if spec.plan else None
     with unused_run(run_dir, file=ROLES_FILE) if world.is_main else nullcontext():
         session = open_session(settings, progress=progress, world=world, looks=True)
-        _ = session.anatomy
+        removed = select_heads(plan.remove if plan else (), session.anatomy.heads)
         seen = _seen(session, {role.reads for role in chosen})
-        roles, journal = measure_roles(session, chosen, seen, spec=settings.analyze)
+        if spec.similarity and not seen.batches:
+            what = "there are no rows to compare heads on"
+            raise PlanError(what, where="`similarity`", hint="name some: `data`")
+        roles, journal = measure_roles(session, chosen, seen, spec=spec)
         if not roles.measures:
             reasons = "; ".join(f"{name}: {why}" for name, why in roles.undefined.items())
             raise PlanError(
@@ -57,11 +66,14 @@ def analyze(
                 where="`role`",
                 hint="headprune roles says what each needs",
             )
+        similarity = _compared(session, seen, removed, journal) if spec.similarity else None
         if not world.is_main:
-            return roles, None
+            return roles, similarity, None
         path = write_roles(roles, run_dir)
+        if similarity is not None:
+            write_text(path.with_name(SIMILARITY_FILE), similarity.to_json(), overwrite=False)
         journal.drop()
-        return roles, path
+        return roles, similarity, path
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +120,8 @@ def _seen(session: Session, reads: Collection[Reads]) -> Seen:
     """Return the rows that are looked at; nothing where none are read."""
     settings = session.settings
     most = min(settings.score.num_samples, settings.data.limit or settings.score.num_samples)
-    if set(reads) <= {"repeats", "weights"} or settings.data.data is None:
+    reads_rows = settings.analyze.similarity or not set(reads) <= {"repeats", "weights"}
+    if not reads_rows or settings.data.data is None:
         return Seen()
     path = Path(settings.data.data)
     if path.suffix != SUFFIX:
@@ -135,10 +148,27 @@ def _seen(session: Session, reads: Collection[Reads]) -> Seen:
     return Seen(note, batches, replace(vocabulary, trees=trees, relations=tuple(relations)))
 
 
+def _compared(
+    session: Session, seen: Seen, removed: Sequence[HeadId], journal: Journal
+) -> Similarity:
+    """Return how alike heads are, and which kept ones are nearest to those that are removed."""
+    context = session.context(journal)
+    with resumable(journal, session.progress):
+        groups = compare_heads(session.model, session.anatomy, seen.batches, context=context)
+    return Similarity(
+        groups=groups,
+        closest=closest(groups),
+        successors=successors(groups, removed),
+        data=seen.note,
+        model=session.note,
+        versions=versions(),
+    )
+
+
 def _journal(session: Session, batches: Sequence[Batch], spec: AnalyzeSpec) -> Journal:
     settings = session.settings
     facts = {
-        "analyze": spec.model_dump(exclude={"role"}),
+        "analyze": spec.model_dump(exclude={"role", "similarity", "plan"}),
         "seed": settings.data.seed,
         "heads": [str(head) for head in session.anatomy.heads],
         "model": session.note,

@@ -1,0 +1,313 @@
+"""How alike heads are: the Jensen-Shannon divergence of what they look at, a map, clusters, and who does what another did."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from heapq import nsmallest
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from headprune.analysis.call import Vocabulary, attention_call
+from headprune.analysis.distances import clustered, scaled
+from headprune.anatomy import Anatomy, Site
+from headprune.artefact import Artefact
+from headprune.attention import WeightReader, plain_attention, weight_reader
+from headprune.batch import Batch
+from headprune.errors import UnsupportedError
+from headprune.heads import HeadId, HeadName
+from headprune.passes import RunContext, Work, each_batch, summed
+from headprune.placement import input_device
+
+SMOOTHING = 0.001
+"""Share of every head's attention that is spread evenly over the keys before heads are compared, as Clark et al.'s code does."""
+_MOST_QUERIES = 64
+_MOST_NUMBERS = 2**25
+_Z = 1.96
+
+
+class Compared(BaseModel):
+    """Heads that look from the same texts at the same texts, compared with each other.
+
+    Args:
+        heads: The heads.
+        divergences: Row i: the divergences of head i from heads 0 to i - 1, in nats; at most ln 2.
+        errors: Their standard errors; None where there is one example.
+        queries: How many queries each is a mean of.
+        examples: How many examples these come from.
+        positions: Where each head lies on a map of two dimensions.
+        explained: The share of the squared distances that the map shows.
+        clusters: Which cluster each head belongs to, from 1 on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    heads: tuple[HeadName, ...]
+    divergences: tuple[tuple[float, ...], ...]
+    errors: tuple[tuple[float | None, ...], ...]
+    queries: int
+    examples: int
+    positions: tuple[tuple[float, float], ...]
+    explained: float
+    clusters: tuple[int, ...]
+
+    def divergence(self, one: HeadId, other: HeadId) -> tuple[float, float | None]:
+        """Return the divergence of two heads, and its standard error."""
+        high, low = sorted((self.heads.index(one), self.heads.index(other)), reverse=True)
+        return self.divergences[high][low], self.errors[high][low]
+
+    def median(self) -> float:
+        """Return the median divergence of all pairs: what is usual."""
+        return float(np.median([value for row in self.divergences for value in row]))
+
+
+class Pair(BaseModel):
+    """How alike two heads are.
+
+    Args:
+        head: A head; where a plan removes some, a removed one.
+        nearest: The head that is nearest to it; there, of the kept ones.
+        divergence: Their divergence, in nats.
+        low: Lower end of its 95 % interval; None where there is one example.
+        high: Upper end.
+        closer_than: The share of all pairs that are further apart.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    head: HeadName
+    nearest: HeadName
+    divergence: float
+    low: float | None
+    high: float | None
+    closer_than: float
+
+
+class Similarity(Artefact):
+    """How alike the heads of a model are, with what it was measured on.
+
+    ``closest`` are the pairs that are most alike; ``successors``, where a plan removes heads, the nearest kept one of each.
+    """
+
+    written_by = "analyze"
+
+    groups: tuple[Compared, ...]
+    closest: tuple[Pair, ...]
+    successors: tuple[Pair, ...] = ()
+    smoothing: float = SMOOTHING
+    data: dict[str, Any] = {}
+    model: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Attentions that look from the same texts at the same texts."""
+
+    sites: tuple[Site, ...]
+
+    @property
+    def heads(self) -> tuple[HeadId, ...]:
+        return tuple(HeadId(site.id, head) for site in self.sites for head in site.heads)
+
+    @property
+    def pairs(self) -> Tensor:
+        """Indices of both heads of every pair: [2, pairs], the smaller first."""
+        return torch.triu_indices(len(self.heads), len(self.heads), 1)
+
+
+@torch.no_grad()
+def compare_heads(
+    model: PreTrainedModel, anatomy: Anatomy, batches: Sequence[Batch], *, context: RunContext
+) -> tuple[Compared, ...]:
+    """Return how alike heads are that look from the same texts at the same texts.
+
+    The divergence of two heads is the mean over queries of ``JS(p, q) = H((p + q) / 2) - (H(p) + H(q)) / 2``, with p and q
+    their attention, 0.001 of it spread evenly over the row's keys (Clark et al. 2019, section 6, who sum over queries; the
+    smoothing is that of their code). It is the square of a distance in a Euclidean space (Fuglede and Topsoe 2004), so classical
+    scaling would show it without loss if all its dimensions were taken. Clusters are made of these distances by the linkage of
+    Ward (1963), as many as make the mean silhouette largest (Rousseeuw 1987). Standard errors are those of a ratio over examples.
+
+    Only sums over pairs of heads are kept. Of a row with more than 64 queries, 64 count, evenly spread.
+
+    Args:
+        model: The model, in eval mode.
+        anatomy: Where its heads are.
+        batches: What it is given.
+        context: How the work runs.
+
+    Raises:
+        UnsupportedError: An attention doesn't hand out its weights.
+    """
+    groups = _groups(anatomy)
+    sizes = [3 * group.pairs.shape[1] + 3 for group in groups]
+    with plain_attention(model):
+        read = weight_reader(model, anatomy, batches[0])
+        work: Work[Batch] = Work(
+            lambda batch: _sums(read, groups, batch.to(input_device(model))),
+            shape=lambda _batch: (sum(sizes),),
+            dtype=torch.float64,
+            join=summed,
+        )
+        parts = each_batch(batches, work, context=context, name="how alike heads are")
+    sums = torch.stack(parts).sum(0).split(sizes)
+    return tuple(_compared(group, part) for group, part in zip(groups, sums, strict=True))
+
+
+def _groups(anatomy: Anatomy) -> tuple[_Group, ...]:
+    """Return the attentions by stack and kind; those with fewer than two heads have nothing to compare."""
+    by_kind: dict[tuple[str, str], list[Site]] = {}
+    for site in anatomy.sites:
+        by_kind.setdefault((site.id.stack, site.id.kind), []).append(site)
+    groups = (_Group(tuple(sites)) for sites in by_kind.values())
+    return tuple(group for group in groups if len(group.heads) > 1)
+
+
+def _sums(read: WeightReader, groups: Sequence[_Group], batch: Batch) -> Float[Tensor, " sums"]:
+    """Return, group by group, sums over examples: of totals, of their squares and products with counts, and of counts."""
+    calls: dict[tuple[Any, int], Float[Tensor, "queries heads keys"]] = {}
+    owners: dict[Any, Tensor] = {}
+
+    def keep(site: Site, weights: Tensor) -> None:
+        call = attention_call(site, weights, batch, Vocabulary())
+        chosen = _spread(call.is_query)
+        real = call.is_key[:, None, None].float()
+        smooth = (1 - SMOOTHING) * weights + SMOOTHING * real / real.sum(-1, keepdim=True)
+        times = sum(key[0] == site.id for key in calls)
+        calls[site.id, times] = smooth.transpose(1, 2)[chosen]
+        rows = batch.example_of_row.repeat_interleave(len(weights) // batch.num_rows)
+        owners[site.id] = rows.to(chosen.device)[chosen.nonzero()[:, 0]]
+
+    read(batch, keep)
+    return torch.cat([_sums_of_group(group, calls, owners, batch.num_examples) for group in groups])
+
+
+def _sums_of_group(
+    group: _Group, calls: dict[tuple[Any, int], Tensor], owners: dict[Any, Tensor], examples: int
+) -> Float[Tensor, " sums"]:
+    first, second = group.pairs
+    total, squares, products = torch.zeros(3, len(first), dtype=torch.float64)
+    counts = torch.zeros(3, dtype=torch.float64)
+    sites = [site for site in group.sites if site.heads]
+    times = min(sum(key[0] == site.id for key in calls) for site in sites)
+    shapes = {(len(calls[site.id, 0]), calls[site.id, 0].shape[2]) for site in sites}
+    if len(shapes) > 1:
+        raise UnsupportedError(
+            f"the attentions {sites[0].id} to {sites[-1].id} look at different positions, and can't be compared",
+            where="similarity",
+            hint="leave `similarity` out",
+        )
+    for example in range(examples):
+        mine = [owners[site.id] == example for site in sites]
+        together = torch.zeros(len(first), dtype=torch.float64)
+        for time in range(times):
+            weights = [calls[site.id, time][own] for site, own in zip(sites, mine, strict=True)]
+            every = _divergences(torch.cat(weights, dim=1).transpose(0, 1))
+            together += every[first, second].cpu().double()
+        count = int(mine[0].sum()) * times
+        total += together
+        squares += together**2
+        products += together * count
+        counts += torch.tensor([count, count**2, count > 0])
+    return torch.cat([total, squares, products, counts])
+
+
+def _spread(is_query: Bool[Tensor, "rows queries"]) -> Bool[Tensor, "rows queries"]:
+    """Return which queries count: all of a row, or so many of them, evenly spread."""
+    rank = is_query.cumsum(1) - 1
+    count = is_query.sum(1, keepdim=True).clamp_min(1)
+    steps = rank * _MOST_QUERIES // count
+    return is_query & ((rank == 0) | (steps != (rank - 1) * _MOST_QUERIES // count))
+
+
+def _divergences(weights: Float[Tensor, "heads queries keys"]) -> Float[Tensor, "heads heads"]:
+    """Return the Jensen-Shannon divergences of heads, summed over queries; above the diagonal."""
+    heads, queries, keys = weights.shape
+    result = weights.new_zeros(heads, heads)
+    step = max(1, _MOST_NUMBERS // max(1, heads * keys))
+    for start in range(0, queries, step):
+        part = weights[:, start : start + step]
+        entropies = torch.special.entr(part).sum(-1)
+        for head in range(heads - 1):
+            mixed = torch.special.entr((part[head] + part[head + 1 :]) / 2).sum(-1)
+            gain = mixed - (entropies[head] + entropies[head + 1 :]) / 2
+            result[head, head + 1 :] += gain.clamp_min(0).sum(-1)
+    return result
+
+
+def _compared(group: _Group, sums: Float[Tensor, " sums"]) -> Compared:
+    """Return the means with their standard errors, the map and the clusters."""
+    first, second = group.pairs
+    total, squares, products = sums[:-3].view(3, -1)
+    count, counts_squared, examples = sums[-3:].tolist()
+    mean = total / max(1.0, count)
+    spread = (squares - 2 * mean * products + mean**2 * counts_squared).clamp_min(0)
+    error = (spread * examples / max(1.0, examples - 1)).sqrt() / max(1.0, count)
+    size = len(group.heads)
+    full, full_error = torch.zeros(2, size, size, dtype=torch.float64)
+    full[second, first], full_error[second, first] = mean, error
+    square = (full + full.T).numpy()
+    positions, explained = scaled(square)
+    return Compared(
+        heads=group.heads,
+        divergences=tuple(tuple(full[row, :row].tolist()) for row in range(size)),
+        errors=tuple(
+            tuple(full_error[row, :row].tolist() if examples > 1 else [None] * row)
+            for row in range(size)
+        ),
+        queries=round(count),
+        examples=round(examples),
+        positions=positions,
+        explained=explained,
+        clusters=clustered(np.sqrt(square)),
+    )
+
+
+def closest(groups: Sequence[Compared], *, count: int = 10) -> tuple[Pair, ...]:
+    """Return the pairs of heads that are most alike, the closest first.
+
+    Args:
+        groups: The heads compared.
+        count: How many pairs.
+    """
+    every = (
+        (value, group, row, column)
+        for group in groups
+        for row, values in enumerate(group.divergences)
+        for column, value in enumerate(values)
+    )
+    best = nsmallest(count, every, key=lambda one: one[0])
+    return tuple(_pair(group, group.heads[low], group.heads[high]) for _, group, high, low in best)
+
+
+def successors(groups: Sequence[Compared], removed: Collection[HeadId]) -> tuple[Pair, ...]:
+    """Return for every removed head the kept head that is nearest to it; none where no head of its group is kept.
+
+    Args:
+        groups: The heads compared.
+        removed: The heads that are removed.
+    """
+    return tuple(
+        _pair(group, head, min(kept, key=lambda other: group.divergence(head, other)[0]))
+        for group in groups
+        if (kept := [head for head in group.heads if head not in removed])
+        for head in group.heads
+        if head in removed
+    )
+
+
+def _pair(group: Compared, head: HeadId, nearest: HeadId) -> Pair:
+    value, error = group.divergence(head, nearest)
+    every = [other for row in group.divergences for other in row]
+    return Pair(
+        head=head,
+        nearest=nearest,
+        divergence=value,
+        low=None if error is None else max(0.0, value - _Z * error),
+        high=None if error is None else value + _Z * error,
+        closer_than=sum(other > value for other in every) / len(every),
+    )
