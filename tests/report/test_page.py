@@ -138,6 +138,8 @@ def test_the_summary_says_what_became_of_it(tmp_path):
         "1 of 1 proofs hold: masked == pruned.",
         "Check passed",
         "8 → 5",
+        "-37.5%",
+        "-25% [-39%, -8%], surely faster",
         "2 of 3 sink, 0 of 1 previous, 1 without a role",
     ):
         assert words in text, words
