@@ -8,26 +8,51 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from headprune.api import inspect, load, masked, plan, prune, save, score, shrink
-    from headprune.config import Constraints, ScoreSpec, Settings
+    from headprune.analysis.roles import Roles
+    from headprune.api import (
+        analyze,
+        inspect,
+        load,
+        masked,
+        plan,
+        prune,
+        save,
+        score,
+        shrink,
+    )
+    from headprune.config import AnalyzeSpec, Constraints, ScoreSpec, Settings
     from headprune.heads import HeadId
     from headprune.plans import HeadScores, PruningPlan
 
 _HOMES = {
-    "headprune.api": ("inspect", "load", "masked", "plan", "prune", "save", "score", "shrink"),
-    "headprune.config": ("Constraints", "ScoreSpec", "Settings"),
+    "headprune.analysis.roles": ("Roles",),
+    "headprune.api": (
+        "analyze",
+        "inspect",
+        "load",
+        "masked",
+        "plan",
+        "prune",
+        "save",
+        "score",
+        "shrink",
+    ),
+    "headprune.config": ("AnalyzeSpec", "Constraints", "ScoreSpec", "Settings"),
     "headprune.heads": ("HeadId",),
     "headprune.plans": ("HeadScores", "PruningPlan"),
 }
 
 __all__ = [
+    "AnalyzeSpec",
     "Constraints",
     "HeadId",
     "HeadScores",
     "PruningPlan",
+    "Roles",
     "ScoreSpec",
     "Settings",
     "__version__",
+    "analyze",
     "inspect",
     "load",
     "masked",

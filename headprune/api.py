@@ -8,29 +8,26 @@ from typing import Any, TypeAlias
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from headprune.analysis.roles import Roles
 from headprune.anatomy import Anatomy
-from headprune.anatomy.clone import stock_class
 from headprune.artefact import LoadMethod
 from headprune.batch import batches_for
-from headprune.config import Constraints, ScoreSpec, Settings
+from headprune.config import AnalyzeSpec, Constraints, ScoreSpec, Settings
 from headprune.config.checks import check_score
 from headprune.heads import HeadId, HeadSelection
 from headprune.inspection import inspect as inspect_model
 from headprune.masking import checked_gates, gated, gates_by_site
-from headprune.models.classes import auto_class_of
-from headprune.models.find import ModelSource
 from headprune.models.load import load
 from headprune.models.manifest import refuse_source
 from headprune.models.save import MAX_SHARD_SIZE, let_it_save_itself
 from headprune.passes import SILENT
-from headprune.placement import count_parameters, input_device, staged, weights_bytes
-from headprune.planning import cost_model, make_plan
+from headprune.placement import input_device, staged
+from headprune.planning import cost_model, make_plan, with_role_heads, with_roles
 from headprune.planning.constraints import require_budget
 from headprune.plans import HeadScores, PruningPlan
-from headprune.results import Results
 from headprune.scoring.catalogue import DEFAULT_METHOD, get_method
 from headprune.surgery import cut
-from headprune.workflows.finish import InMemory, Written, documents_of, finish
+from headprune.workflows.finish import InMemory, save_described
 from headprune.workflows.in_memory import (
     Batches,
     Loss,
@@ -38,13 +35,15 @@ from headprune.workflows.in_memory import (
     home_directory,
     noted,
     objective_of,
+    refuse_other_roles,
     removed_heads,
+    roles_of,
     shrink_model,
 )
 from headprune.workflows.stepwise import Scoring, score_with_steps
 from headprune.wrapped import refuse_own_code, unwrapped
 
-__all__ = ["inspect", "load", "masked", "plan", "prune", "save", "score", "shrink"]
+__all__ = ["analyze", "inspect", "load", "masked", "plan", "prune", "save", "score", "shrink"]
 
 Heads: TypeAlias = (
     PruningPlan
@@ -141,6 +140,38 @@ def score(
     return noted(model, scores)
 
 
+def analyze(
+    model: PreTrainedModel,
+    batches: Batches = (),
+    *,
+    roles: Sequence[str] | AnalyzeSpec = (),
+    tokenizer: Any = None,
+    seed: int = 0,
+    anatomy: Anatomy | None = None,
+) -> Roles:
+    """Measure what every head of ``model`` does: sinks, positions, induction, ...
+
+    Args:
+        model: The model; run in eval mode, with its plain attention, and left as it was.
+        batches: Data as :func:`score` takes it; no label is read. Roles of causal language models on made-up sequences need none.
+        roles: Names that ``headprune roles`` lists (default: all), or an ``hp.AnalyzeSpec`` that also says what is made up.
+        tokenizer: The model's; without it, roles that ask for certain tokens ([CLS], punctuation) aren't measured.
+        seed: Of what is made up.
+        anatomy: The model's anatomy, if it is known already.
+
+    Returns:
+        The roles; those that couldn't be measured are in ``undefined``, with the reason.
+
+    Raises:
+        ConfigError: There is no such role.
+        UnsupportedError: The model's heads can't be found.
+    """
+    model = unwrapped(model, use="score")
+    spec = roles if isinstance(roles, AnalyzeSpec) else AnalyzeSpec(role=tuple(roles))
+    anatomy = anatomy or inspect_model(model)
+    return roles_of(model, anatomy, spec, batches=batches, tokenizer=tokenizer, seed=seed)
+
+
 def plan(
     scores: HeadScores,
     constraints: Constraints,
@@ -148,6 +179,7 @@ def plan(
     anatomy: Anatomy,
     model: PreTrainedModel | None = None,
     batches: Batches = (),
+    roles: Roles | None = None,
 ) -> PruningPlan:
     """Choose the heads to remove: the least important ones that the budget, the architecture and the constraints allow.
 
@@ -159,16 +191,20 @@ def plan(
         anatomy: Where the heads are.
         model: The model, for targets.
         batches: For ``target_latency``: data as :func:`score` takes it; the time is measured here, on the model.
+        roles: What heads do (:func:`analyze`), for ``Constraints(protect_role=...)``; the plan says what becomes of them.
 
     Raises:
-        PlanError: There is no budget, or it is out of reach; the constraints contradict each other or the model.
+        PlanError: There is no budget, or it is out of reach; the constraints contradict each other or the model; scores and roles
+            are of different models.
     """
     require_budget(constraints, where="`constraints`")
+    refuse_other_roles(roles, scores.model.get("fingerprint"))
+    constraints = with_role_heads(constraints, roles)
     costs = None
     if model is not None:
         rows = batches_for(model, batches) if constraints.target_latency and batches else ()
         costs = cost_model(model, anatomy, constraints=constraints, batches=lambda: rows)
-    return make_plan(scores, anatomy, constraints=constraints, costs=costs)
+    return with_roles(make_plan(scores, anatomy, constraints=constraints, costs=costs), roles)
 
 
 def prune(
@@ -206,6 +242,7 @@ def shrink(
     task: str | None = None,
     keep: float | Constraints,
     settings: Settings | None = None,
+    roles: Roles | None = None,
 ) -> tuple[PreTrainedModel, ShrinkReport]:
     """Score, plan, reconstruct and cut, in place, as ``headprune prune`` does: the same heads and weights for the same rows.
 
@@ -217,6 +254,7 @@ def shrink(
         task: The task whose loss and metric they are, instead.
         keep: The share of the heads to keep, or all that the plan must keep to.
         settings: How heads are scored and the remaining heads reconstructed: ``hp.Settings.of(method="fisher", steps=1)``.
+        roles: What heads do (:func:`analyze`), for ``Constraints(protect_role=...)``; the plan says what becomes of them.
 
     Returns:
         The model, and what was done.
@@ -235,7 +273,7 @@ def shrink(
     objective, known = objective_of(
         model, batches, loss, task, score=settings.score, seed=settings.data.seed
     )
-    smaller, report = shrink_model(model, anatomy, objective, known, settings=settings)
+    smaller, report = shrink_model(model, anatomy, objective, known, settings=settings, roles=roles)
     let_it_save_itself(model, smaller, source=source or "")
     return model, report
 
@@ -271,31 +309,9 @@ def save(
     """
     model = unwrapped(model, use="save")
     refuse_own_code(model)
-    anatomy, out, home = inspect_model(model), Path(directory), home_directory(model)
+    home, out = home_directory(model), Path(directory)
     if home is not None:
         refuse_source(out, home)
-    removed = plan.remove if plan else ()
-    saves = (plan.budget.get("saves") or {}) if plan else {"parameters": 0}
-    size, kept = count_parameters(model), len(anatomy.heads)
+    anatomy = inspect_model(model)
     saved = InMemory(model, anatomy, home, tokenizer=tokenizer, max_shard_size=max_shard_size)
-
-    def results(written: Written, weights: int) -> Results:
-        return Results(
-            heads=(kept + len(removed), kept),
-            parameters=(size + saves["parameters"] if "parameters" in saves else None, size),
-            proofs=written.proofs,
-            weights_bytes=((weights_bytes(home) or None) if home else None, weights),
-            removed=tuple(map(str, removed)),
-            loads_with=written.loads_with,
-            auto_class=auto_class_of(stock_class(model)),
-            calibration={**scores.data, "method": scores.method, "n": scores.n} if scores else {},
-        )
-
-    def documents(results: Results) -> dict[str, str]:
-        source = ModelSource(home.name, home, None, model.config) if home else None
-        is_told = plan is not None or scores is not None
-        return documents_of(results, plan, scores, source=source) if is_told else {}
-
-    write = saved.write
-    done = finish(out, overwrite=overwrite, write=write, results=results, documents=documents)
-    return done.loads_with
+    return save_described(saved, out, plan=plan, scores=scores, overwrite=overwrite)

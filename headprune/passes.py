@@ -4,6 +4,7 @@ Where memory runs out, a batch is halved and the pass goes on; what can't be hal
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from headprune.batch import Batch
-from headprune.errors import MemoryLimitError, is_out_of_memory
+from headprune.errors import HeadpruneError, MemoryLimitError, is_out_of_memory
 from headprune.placement import release_memory
 from headprune.runtime.distributed import World
 from headprune.runtime.journal import Journal
@@ -77,6 +78,21 @@ class RunContext:
             if self.journal is not None:
                 self.journal.put(name, done)
         return done
+
+
+@contextmanager
+def resumable(journal: Journal | None, progress: Progress) -> Iterator[None]:
+    """If the work is interrupted or fails, report how many batches are done and that the same command resumes."""
+    try:
+        yield
+    except (KeyboardInterrupt, HeadpruneError) as error:
+        if journal is not None and (done := journal.count()):
+            text = f"batches done: {done}; the same command goes on from there"
+            if isinstance(error, KeyboardInterrupt):
+                error.add_note(text)
+            else:
+                progress.notify(text)
+        raise
 
 
 SILENT = RunContext()

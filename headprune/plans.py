@@ -8,15 +8,8 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from headprune.artefact import Artefact
 from headprune.errors import PlanError
-from headprune.heads import (
-    COLOURS,
-    HeadId,
-    HeadName,
-    OneHead,
-    SiteId,
-    head_map,
-    select_heads,
-)
+from headprune.fate import RoleFates
+from headprune.heads import COLOURS, HeadId, HeadName, OneHead, SiteId, head_map, select_heads
 
 # Heads that a short text names.
 _SHOWN = 4
@@ -166,7 +159,8 @@ class PruningPlan(Artefact):
     """Which heads are removed, and why. Pure: it can be read, edited, reviewed and applied later.
 
     ``budget`` is what was asked and what it came to; ``constraints`` are the settings that shaped the plan; ``sites`` say what
-    every attention must keep; ``reasons`` has a sentence for each head whose fate was not decided by its score alone.
+    every attention must keep; ``reasons`` has a sentence for each head whose fate was not decided by its score alone; ``roles``
+    say what becomes of the heads of every role.
     :meth:`without` and :meth:`with_removed` edit it; a file that was edited by hand must lose its checksum.
     """
 
@@ -178,6 +172,7 @@ class PruningPlan(Artefact):
     budget: dict[str, Any] = {}
     constraints: dict[str, Any] = {}
     reasons: dict[str, str] = {}
+    roles: RoleFates | None = None
     model: dict[str, Any] = {}
 
     @property
@@ -261,6 +256,7 @@ class PruningPlan(Artefact):
                 "kept_per_site": counts,
                 "budget": {**budget, "heads_after": sum(counts.values())},
                 "reasons": {**self.reasons, **dict.fromkeys(map(str, changed), reason)},
+                "roles": self.roles and self.roles.given(removed),
             }
         )
 
@@ -307,6 +303,7 @@ class PruningPlan(Artefact):
         if "saves" in self.budget:
             saved, whole = (self.budget[name]["parameters"] for name in ("saves", "whole"))
             lines.append(f"saves {saved:,} of {whole:,} parameters")
+        lines += [self.roles.sentence] if self.roles else []
         return "\n  ".join(lines)
 
     def _repr_html_(self) -> str:

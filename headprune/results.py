@@ -16,6 +16,7 @@ from headprune.artefact import (
 )
 from headprune.config.checks import PRUNE
 from headprune.errors import CheckpointError
+from headprune.fate import RoleFates
 from headprune.heads import HeadName
 from headprune.tasks.catalogue import is_logarithmic
 from headprune.untrusted.documents import read_json
@@ -30,6 +31,7 @@ class Results(Artefact):
         proofs: What was proven, with the numbers.
         weights_bytes: Size of the weights on disk, before (None as above) and after.
         removed: Names of the heads that were removed in this run.
+        roles: Which heads of every role were removed and kept; None where no roles are known.
         loads_with: ``stock`` or ``remote-code``.
         auto_class: The ``AutoModel...`` class that loads it.
         before: The model as it was; None where no data was read.
@@ -49,6 +51,7 @@ class Results(Artefact):
     proofs: tuple[Proof, ...]
     weights_bytes: tuple[int | None, int]
     removed: tuple[str, ...]
+    roles: RoleFates | None = None
     loads_with: LoadMethod
     auto_class: str
     before: EvalResult | None = None

@@ -169,6 +169,39 @@ def named_scores(path: Path, *, fingerprint: str) -> HeadScores:
     return scores
 
 
+def roles_file(named: str) -> Path:
+    """Return the file that ``--roles`` names; for ``latest`` that of the run with the highest number.
+
+    Raises:
+        CheckpointError: There is no earlier run.
+    """
+    files = sorted(_numbered(f"*-*/{ROLES_FILE}")) if named == LATEST else [(0, Path(named))]
+    if not files:
+        raise CheckpointError(
+            f"no earlier run has left roles in {FOLDER}",
+            where=f"`roles={LATEST}`",
+            hint="measure them first: headprune analyze MODEL; or leave `roles` out",
+        )
+    return files[-1][1]
+
+
+def named_roles(path: Path, *, fingerprint: str | None) -> Roles:
+    """Read roles that a user names; they must be of the model with this fingerprint, where that is known.
+
+    Raises:
+        CheckpointError: It is no roles file.
+        PlanError: The roles are of another model.
+    """
+    roles = read_artefact(Roles, path)
+    if fingerprint is not None and roles.model.get("fingerprint", fingerprint) != fingerprint:
+        raise PlanError(
+            f"the roles are of another model ({roles.model.get('name')})",
+            where=f"`roles={path}`",
+            hint="measure this one's: headprune analyze MODEL; or leave `roles` out",
+        )
+    return roles
+
+
 def _numbered(pattern: str) -> list[tuple[int, Path]]:
     """Return what the pattern finds in numbered directories, each with its number."""
     if FOLDER.is_dir():

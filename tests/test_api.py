@@ -283,7 +283,7 @@ def test_shrinking_creates_biases_where_it_is_allowed_to_and_takes_back_those_th
 def test_shrinking_keeps_heads_that_the_model_s_settings_name(monkeypatch):
     model = build("bert")
     named = [hp.HeadId.parse("L0.H1"), hp.HeadId.parse("L2.H0")]
-    monkeypatch.setattr("headprune.workflows.plan.named_heads", lambda *_: named)
+    monkeypatch.setattr("headprune.workflows.stepwise.named_heads", lambda *_: named)
     settings = hp.Settings.of(method="random", reconstruct="none")
     for seed in range(2):
         seeded = settings.replaced(seed=seed)

@@ -43,6 +43,7 @@ def test_results_of_an_earlier_version_are_read(tmp_path):
     assert results.parameters == (100, 80)
     assert results.reconstruct.without_reconstruction == 0.4
     assert results.reconstruct.kept.method == "refit"
+    assert results.roles is None
 
 
 @pytest.mark.parametrize("change", [{"values": [2.0, 1.0]}, {"race": {"decided": 1}}])

@@ -35,8 +35,7 @@ class Role:
         baseline: What the number is compared with: attention spread evenly, or at the best fixed distance.
         least: The fewest queries (or trials) by which a head is judged; below, it is undecided.
         sign: Letter in the map of heads; heads are told to have a role that has one.
-        noun: What a head that has the role is; empty: "<name> head".
-        phrase: What several heads that have it do; empty: "are <noun>s".
+        phrase: What a head that has the role is (empty: "<name> head"), and what several do (empty: "are" that).
     """
 
     name: str
@@ -51,8 +50,12 @@ class Role:
     baseline: Literal["even", "offset"] = "even"
     least: int = 20
     sign: str = ""
-    noun: str = ""
-    phrase: str = ""
+    phrase: tuple[str, str] = ("", "")
+
+    @property
+    def noun(self) -> str:
+        """What a head that has the role is."""
+        return self.phrase[0] or f"{self.name} head"
 
     @property
     def is_decided(self) -> bool:
@@ -95,7 +98,7 @@ _ROWS = (
         source="[Gu et al. 2025](https://arxiv.org/abs/2410.10781)",
         threshold=0.3,
         sign="s",
-        noun="sink",
+        phrase=("sink", ""),
     ),
     Role(
         name="previous",
@@ -104,8 +107,7 @@ _ROWS = (
         source=_CLARK,
         threshold=0.5,
         sign="p",
-        noun="previous-token head",
-        phrase="look at the previous token",
+        phrase=("previous-token head", "look at the previous token"),
     ),
     Role(
         name="next",
@@ -114,8 +116,7 @@ _ROWS = (
         source=_CLARK,
         threshold=0.5,
         sign="n",
-        noun="next-token head",
-        phrase="look at the next token",
+        phrase=("next-token head", "look at the next token"),
     ),
     Role(
         name="offset",
@@ -124,8 +125,7 @@ _ROWS = (
         source=_VOITA,
         threshold=0.9,
         sign="o",
-        noun="fixed-distance head",
-        phrase="look at one fixed distance",
+        phrase=("fixed-distance head", "look at one fixed distance"),
     ),
     Role(
         name="self",
@@ -134,8 +134,7 @@ _ROWS = (
         source=_CLARK,
         threshold=0.5,
         sign="=",
-        noun="own-token head",
-        phrase="look at the token itself",
+        phrase=("own-token head", "look at the token itself"),
     ),
     Role(
         name="cls",
@@ -144,8 +143,7 @@ _ROWS = (
         source=_CLARK,
         threshold=0.6,
         sign="c",
-        noun="[CLS] head",
-        phrase="look at [CLS]",
+        phrase=("[CLS] head", "look at [CLS]"),
     ),
     Role(
         name="sep",
@@ -154,8 +152,7 @@ _ROWS = (
         source=_CLARK,
         threshold=0.6,
         sign="e",
-        noun="[SEP] head",
-        phrase="look at [SEP]",
+        phrase=("[SEP] head", "look at [SEP]"),
     ),
     Role(
         name="punctuation",
@@ -164,8 +161,7 @@ _ROWS = (
         source=_CLARK,
         threshold=0.6,
         sign=".",
-        noun="punctuation head",
-        phrase="look at full stops and commas",
+        phrase=("punctuation head", "look at full stops and commas"),
     ),
     Role(
         name="rare",
@@ -174,8 +170,7 @@ _ROWS = (
         source=_VOITA,
         threshold=0.5,
         sign="r",
-        noun="rare-token head",
-        phrase="look at the rarest token",
+        phrase=("rare-token head", "look at the rarest token"),
     ),
     Role(
         name="broad",
@@ -185,8 +180,7 @@ _ROWS = (
         threshold=3.8,
         unit="nats",
         sign="b",
-        noun="broad head",
-        phrase="look at many tokens at once",
+        phrase=("broad head", "look at many tokens at once"),
     ),
     Role(
         name="confident",
@@ -195,8 +189,7 @@ _ROWS = (
         source=_VOITA,
         threshold=0.8,
         sign="!",
-        noun="confident head",
-        phrase="look at one token at a time",
+        phrase=("confident head", "look at one token at a time"),
     ),
     Role(
         name="distance",
@@ -225,7 +218,7 @@ _ROWS = (
         source=f"{_OLSSON}; the top 2 % as in {_YIN}",
         top=0.02,
         sign="i",
-        noun="induction head",
+        phrase=("induction head", ""),
     ),
     Role(
         name="duplicate",
@@ -235,7 +228,7 @@ _ROWS = (
         source="[Wang et al. 2023](https://arxiv.org/abs/2211.00593)",
         top=0.02,
         sign="d",
-        noun="duplicate-token head",
+        phrase=("duplicate-token head", ""),
     ),
     Role(
         name="previous-random",
@@ -296,7 +289,7 @@ _ROWS = (
         margin=0.1,
         baseline="offset",
         sign="y",
-        noun="syntax head",
+        phrase=("syntax head", ""),
     ),
 )
 
@@ -304,14 +297,20 @@ ROLES: dict[str, Role] = {row.name: row for row in _ROWS}
 """All roles, by name."""
 
 
-def get_role(name: str) -> Role:
+def get_role(name: str, *, where: str = "`roles`", decided: bool = False) -> Role:
     """Return the row of a role.
+
+    Args:
+        name: Its name.
+        where: Which setting named it.
+        decided: Whether it must be one that a head has or hasn't, and no number of every head.
 
     Raises:
         ConfigError: There is no such role.
     """
     if name not in ROLES:
-        raise ConfigError(
-            f"there is no role {name!r}", where="`roles`", hint=did_you_mean(name, ROLES)
-        )
+        raise ConfigError(f"there is no role {name!r}", where=where, hint=did_you_mean(name, ROLES))
+    if decided and not ROLES[name].is_decided:
+        what = f"{name} is a number of every head, and no role that a head has or hasn't"
+        raise ConfigError(what, where=where, hint="headprune roles shows the rules")
     return ROLES[name]

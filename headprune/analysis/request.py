@@ -54,7 +54,8 @@ class RoleRequest:
         if self.tokenizer is not None:
             return list(self.tokenizer.all_special_ids)
         config = self.model.config.get_text_config()
-        named = (config.pad_token_id, config.bos_token_id, config.eos_token_id)
+        names = ("pad_token_id", "bos_token_id", "eos_token_id")
+        named = [getattr(config, name, None) for name in names]
         return [
             one
             for ids in named
@@ -172,7 +173,7 @@ def _on_repeats(request: RoleRequest, roles: Sequence[Role]) -> tuple[Measure, .
     sequences = repeated_sequences(
         vocabulary=min(config.vocab_size, len(tokenizer) if tokenizer else config.vocab_size),
         special=request.special_ids,
-        start=(tokenizer or config).bos_token_id,
+        start=getattr(tokenizer or config, "bos_token_id", None),
         length=min(spec.sequence_length, (longest - 1) // 2),
         count=spec.num_sequences,
         seed=request.seed,

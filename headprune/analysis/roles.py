@@ -1,6 +1,6 @@
 """Roles of heads as a document: every number with its baseline, n and interval. Knows no model, imports no torch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from math import ceil
 from typing import Any
 
@@ -8,7 +8,11 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from headprune.analysis.catalogue import ROLES, Role
 from headprune.artefact import Artefact
-from headprune.heads import HeadId, HeadName
+from headprune.fate import RoleFate, RoleFates
+from headprune.heads import COLOURS, HeadId, HeadName, head_map
+
+_SHOWN = 4
+"""So many heads of a role are named in a short text."""
 
 Numbers = tuple[float | None, ...]
 
@@ -78,9 +82,43 @@ class Roles(Artefact):
         """The roles that were measured, in the catalogue's order."""
         return tuple(dict.fromkeys(one.role for one in self.measures))
 
+    def fates(self, removed: Collection[HeadId]) -> RoleFates:
+        """Return what becomes of the heads of every role that a rule decides."""
+        fates = {
+            name: RoleFate(removed=(), kept=self.heads_with(name))
+            for name in self.names
+            if name in self.thresholds
+        }
+        whole = RoleFates(removed=0, total=len(self.heads), by_role=fates, data=self.data)
+        return whole.given(removed)
+
     def of_head(self, head: HeadId) -> tuple[str, ...]:
         """Return the roles of a head, in the catalogue's order."""
         return tuple(name for name in self.names if head in self.heads_with(name))
+
+    def __repr__(self) -> str:
+        """In a line: the document is ``to_json()``."""
+        return f"<Roles: {len(self.names)} roles of {len(self.heads)} heads>"
+
+    def __str__(self) -> str:
+        """What they were measured on, and who has which."""
+        n = f", n = {self.data['n']:,}" if "n" in self.data else ""
+        lines = [f"{len(self.names)} roles of {len(self.heads)} heads{n}"]
+        for name in self.names:
+            if name in self.thresholds:
+                heads = self.heads_with(name)
+                more = f" and {len(heads) - _SHOWN} more" if len(heads) > _SHOWN else ""
+                shown = ", ".join(map(str, heads[:_SHOWN])) or "no head"
+                lines.append(f"{name} ({self.thresholds[name]}): {shown}{more}")
+        return "\n  ".join(lines)
+
+    def _repr_html_(self) -> str:
+        cells = {}
+        for head in self.heads:
+            names = self.of_head(head)
+            step = min(2 * len(names), len(COLOURS) - 1)
+            cells[head] = (COLOURS[step], ", ".join(names) or "no role")
+        return head_map(str(self).splitlines()[0] + "; the lighter, the more roles", cells)
 
 
 def decided(measures: Iterable[Measure]) -> tuple[Measure, ...]:

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
+from math import log
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ from headprune.placement import input_device
 SMOOTHING = 0.001
 """Share of every head's attention that is spread evenly over the keys before heads are compared, as Clark et al.'s code does."""
 _MOST_QUERIES = 64
-_MOST_NUMBERS = 2**25
+_MOST_NUMBERS = 2**19
+_TINY = 1e-30  # nothing has a logarithm
 _Z = 1.96
 
 
@@ -228,15 +230,18 @@ def _divergences(weights: Float[Tensor, "heads queries keys"]) -> Float[Tensor, 
     """Return the Jensen-Shannon divergences of heads, summed over queries; above the diagonal."""
     heads, queries, keys = weights.shape
     result = weights.new_zeros(heads, heads)
-    step = max(1, _MOST_NUMBERS // max(1, heads * keys))
+    step = max(1, _MOST_NUMBERS // (heads * keys))
     for start in range(0, queries, step):
-        part = weights[:, start : start + step]
-        entropies = torch.special.entr(part).sum(-1)
+        part = weights[:, start : start + step].flatten(1) + _TINY
+        own = (part * part.log()).sum(-1)
+        mass = part.sum(-1)
         for head in range(heads - 1):
-            mixed = torch.special.entr((part[head] + part[head + 1 :]) / 2).sum(-1)
-            gain = mixed - (entropies[head] + entropies[head + 1 :]) / 2
-            result[head, head + 1 :] += gain.clamp_min(0).sum(-1)
-    return result
+            others = slice(head + 1, None)
+            both = part[head] + part[others]
+            # Twice the entropy of their mean, which is half of both.
+            mixed = (mass[head] + mass[others]) * log(2) - both.log().mul_(both).sum(-1)
+            result[head, others] += (mixed + own[head] + own[others]) / 2
+    return result.clamp_min_(0)
 
 
 def _compared(group: _Group, sums: Float[Tensor, " sums"]) -> Compared:

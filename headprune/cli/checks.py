@@ -161,6 +161,20 @@ _RULES = (
         "leave it out, or say --steps 2",
     ),
     _Rule(
+        ("score",),
+        ("protect_role",),
+        _has_steps,
+        "nothing is removed on the way, as all heads are scored once",
+        "leave it out, or say --keep 0.7 --steps 2",
+    ),
+    _Rule(
+        ("score", "sweep"),
+        ("roles",),
+        lambda call: bool(call.settings.plan.protect_role),
+        "no role is protected",
+        "leave it out, or say --protect-role sink",
+    ),
+    _Rule(
         ("analyze",),
         ("plan",),
         lambda call: call.settings.analyze.similarity,

@@ -146,7 +146,7 @@ def view(call: Call) -> None:
     from headprune.workflows.view import view as view_text
 
     own, settings = call.own, call.settings
-    viewed = Viewed(own.shown_text or "", own.text_pair, own.layers, own.shown_roles)
+    viewed = Viewed(own.shown_text or "", own.text_pair, own.layers)
     if "out" not in call.given:  # a file's is where a model goes
         settings = settings.replaced(out=None)
     maps, path = view_text(settings, viewed, progress=call.progress)

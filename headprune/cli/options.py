@@ -60,21 +60,13 @@ ROWS = (*(name for name in DataSpec.model_fields if name != "batch_size"), "trus
 WORK = ("device", "dtype", "batch_size")
 TIMES = ("latency", "latency_length", "latency_batch")
 LIMITS = tuple(GateSpec.model_fields)
+_ROLES = ("protect_role", "roles")
 _PLAN = ("multiple_of", "min_heads", "protect", "uniform", "gqa", "sites")
 _SCORING = ("objective", "normalize", "num_samples", "compile")
 _PRUNING = (
-    *(*BUDGETS, "scores", "out", "overwrite", *_PLAN, "method", *_SCORING, "steps", "recipe"),
-    *(
-        "reconstruct",
-        "allow_bias",
-        "rearrange",
-        "stream",
-        "no_baseline",
-        "dry_run",
-        *ROWS,
-        *WORK,
-        *TIMES,
-    ),
+    *(*BUDGETS, "scores", "out", "overwrite", *_PLAN, *_ROLES, "method", *_SCORING, "steps"),
+    *("recipe", "reconstruct", "allow_bias", "rearrange", "stream", "no_baseline", "dry_run"),
+    *(*ROWS, *WORK, *TIMES),
 )
 _UNJUDGED = ("task", "data", "split", "text", "max_length", "limit", "seed")
 _TRAINING = ("teacher", "epochs", "max_steps", "learning_rate", "lora", "trainer", "run_dir")
@@ -82,19 +74,19 @@ _TRAINING = ("teacher", "epochs", "max_steps", "learning_rate", "lora", "trainer
 ACTING: dict[str, tuple[str, ...]] = {
     "score": (
         *(*_MODEL, "methods", *_SCORING, "steps", "keep", "heads", "reconstruct", "run_dir"),
-        *(*ROWS, *WORK),
+        *(*_ROLES, *ROWS, *WORK),
     ),
     "analyze": (
         *(*_MODEL, *AnalyzeSpec.model_fields, "num_samples", "run_dir"),
         *(*_UNJUDGED, *WORK),
     ),
     "view": (
-        *(*_MODEL, "shown_text", "text_pair", "layers", "shown_roles", "scores", "out"),
+        *(*_MODEL, "shown_text", "text_pair", "layers", "roles", "scores", "out"),
         *("overwrite", "max_length", "device", "dtype"),
     ),
     "prune": (*_MODEL, *_PRUNING),
     "sweep": (
-        *(*_MODEL, "methods", "points", "max_drop", *_PLAN, *_SCORING, "steps"),
+        *(*_MODEL, "methods", "points", "max_drop", *_PLAN, *_ROLES, *_SCORING, "steps"),
         *("reconstruct", "allow_bias", "latency", "out", "overwrite", *ROWS, *WORK),
     ),
     "eval": (*_MODEL, *ROWS, *WORK, *TIMES),
@@ -130,6 +122,10 @@ _HELP = {
         "run_dir",
     ): "Where scores.json is written, and scores.METHOD.json of further methods. "
     "(default: headprune-runs/NNN-METHOD)",
+    (
+        "view",
+        "roles",
+    ): "Roles to show; latest: those of the latest run; none: no roles. (default: beside the model)",
     ("analyze", "num_samples"): "Rows to look at, at most.",
     ("analyze", "run_dir"): "Where roles.json is written. (default: headprune-runs/NNN-roles)",
     ("view", "scores"): "Importance to show. (default: scores.json beside a pruned model)",

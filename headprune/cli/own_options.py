@@ -46,7 +46,6 @@ class OwnOptions(Section):
         None, "A second text in its row; what a decoder beside an encoder reads.", metavar="TEXT"
     )
     layers: Names = option((), "Only these layers, such as 0,3-5.", metavar="N[,N-N]")
-    shown_roles: Path | None = option(None, "Roles. (default: beside the model)", metavar="FILE")
     as_json: bool = option(False, "One JSON document on stdout.", off="")
     quiet: bool = option(False, "No messages on stderr.", off="", short="-q")
     verbose: bool = option(False, "Keep progress bars; full warnings.", off="", short="-v")

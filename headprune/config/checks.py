@@ -1,10 +1,12 @@
 """Values and contradictions that depend on several sections of the settings; they need no model, data or scores."""
 
-from headprune.config.sections import Constraints, ScoreSpec
+from headprune.config.sections import Constraints, RunSpec, ScoreSpec
 from headprune.errors import ConfigError
 from headprune.scoring.catalogue import DEFAULT_METHOD, METHODS, get_method
 
 DEFAULT_STEPS = 2
+NO_ROLES = "none"
+"""What ``--roles`` says where no roles are looked at."""
 PRUNE = "prune"
 """What ``methods`` of a sweep call the curve of what the command ``prune`` does."""
 
@@ -39,6 +41,20 @@ def num_steps(score: ScoreSpec, plan: Constraints | None) -> int:
     at_once = plan.rearrange or score.normalize != "none" or score.objective == "metric"
     again = has_goal and not at_once and get_method(score.method or DEFAULT_METHOD).rescorable
     return DEFAULT_STEPS if again else 1
+
+
+def check_roles(plan: Constraints, run: RunSpec) -> None:
+    """Refuse to protect roles that aren't to be looked at.
+
+    Raises:
+        ConfigError: The settings say so.
+    """
+    if plan.protect_role and run.roles == NO_ROLES:
+        raise ConfigError(
+            "who has a role isn't known where no roles are looked at",
+            where=f"`protect_role={','.join(plan.protect_role)}`, `roles={NO_ROLES}`",
+            hint="leave one of them out",
+        )
 
 
 def check_score(score: ScoreSpec, plan: Constraints | None, *, processes: int = 1) -> None:

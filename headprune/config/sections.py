@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
+from headprune.analysis.catalogue import get_role
 from headprune.config.fields import (
     MOST,
     AllowedDrop,
@@ -190,6 +191,9 @@ class Constraints(Section):
     )
     min_heads: int = option(1, "Heads to keep in every layer.", ge=0)
     protect: Names = option((), "A head (L0.H1) or layer (L0) to keep; repeatable.")
+    protect_role: Names = option(
+        (), "Heads of these roles (headprune roles) are kept.", metavar="NAME[,NAME]"
+    )
     uniform: bool = option(False, "The same number of heads in every layer.")
     gqa: Literal["group", "even", "pad"] = option(
         "group",
@@ -219,6 +223,12 @@ class Constraints(Section):
                 where=", ".join(f"`{name}={value}`" for name, value in self.budgets.items()),
                 hint="leave all but one out; in a file, the limits of the check stand under `check:`",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_roles_that_no_head_has(self) -> "Constraints":
+        for name in self.protect_role:
+            get_role(name, where="`protect_role`", decided=True)
         return self
 
 
@@ -283,6 +293,12 @@ class RunSpec(Section):
         None,
         "Scores to use; latest: those of the latest run, if these settings would make them. (default: score now)",
         metavar="FILE|latest",
+    )
+    roles: str | None = option(
+        None,
+        "Roles of heads to use; latest: those of the latest run; none: no roles are looked at. "
+        "(default: measured now, on 100 calibration rows and 50 made-up sequences at most)",
+        metavar="FILE|latest|none",
     )
     out: str | None = option(None, "Where the model goes.", metavar="DIR")
     overwrite: bool = option(False, "Replace what is in --out.")

@@ -24,7 +24,10 @@ MANIFEST = "manifest.json"
 # May be edited freely; whatever is loaded may not.
 _FREE = ("README.md",)
 # May be absent, in a copy that has only what a load needs; but not damaged.
-_RECORDS = ("scores.json", "plan.json", "results.json", "proofs.json", "headprune.yaml")
+_RECORDS = (
+    *("scores.json", "roles.json", "plan.json", "results.json", "proofs.json"),
+    "headprune.yaml",
+)
 _NEEDED = (".safetensors", ".json", ".py", ".txt", ".model", ".jinja", ".yaml")
 # What a load reads where it finds it, whether or not we wrote it: weights and adapters, configs, tokenizers, code.
 _LOADED = (

@@ -1,8 +1,14 @@
 """From scores, a budget and constraints to a plan."""
 
-from headprune.planning.constraints import Target, knee, last_within, target_of
+from headprune.planning.constraints import (
+    Target,
+    knee,
+    last_within,
+    target_of,
+    with_role_heads,
+)
 from headprune.planning.costs import CostModel, cost_model, resources_of, savings
-from headprune.planning.plan import make_plan, score_in_steps
+from headprune.planning.plan import make_plan, score_in_steps, with_roles
 from headprune.planning.problem import check_constraints
 
 __all__ = [
@@ -17,4 +23,6 @@ __all__ = [
     "savings",
     "score_in_steps",
     "target_of",
+    "with_role_heads",
+    "with_roles",
 ]

@@ -7,10 +7,14 @@ from decimal import Decimal
 from math import floor
 from typing import Any, Literal, TypeAlias, get_args
 
+from headprune.analysis.roles import Roles
 from headprune.anatomy import Anatomy
 from headprune.config import BUDGETS, Constraints
 from headprune.errors import PlanError
 from headprune.heads import HeadId, SiteId, select_heads
+
+_SHOWN = 4
+"""So many names of heads are listed in an error."""
 
 Resource = Literal["parameters", "flops", "kv_cache", "latency"]
 Amount: TypeAlias = int | float
@@ -126,7 +130,10 @@ def conflicting_fields(constraints: Constraints) -> str:
     """Return the budget and the fields that may contradict it."""
     fields = {**constraints.budgets, "min_heads": constraints.min_heads}
     if constraints.protect:
-        fields["protect"] = ",".join(constraints.protect)
+        more = ",..." if len(constraints.protect) > _SHOWN else ""
+        fields["protect"] = ",".join(constraints.protect[:_SHOWN]) + more
+    if constraints.protect_role:
+        fields["protect_role"] = ",".join(constraints.protect_role)
     if constraints.multiple_of > 1:
         fields["multiple_of"] = constraints.multiple_of
     return ", ".join(f"`{name}={value}`" for name, value in fields.items())
@@ -142,7 +149,28 @@ def as_dict(constraints: Constraints) -> dict[str, Any]:
         "sites": list(constraints.sites),
         **({"multiple_of": constraints.multiple_of} if constraints.multiple_of > 1 else {}),
         **({"rearrange": True} if constraints.rearrange else {}),
+        **({"protect_role": list(constraints.protect_role)} if constraints.protect_role else {}),
     }
+
+
+def with_role_heads(constraints: Constraints, roles: Roles | None) -> Constraints:
+    """Return the constraints; heads that have a role to protect are protected by name.
+
+    Raises:
+        PlanError: The roles don't say who has it.
+    """
+    named: list[str] = []
+    for role in constraints.protect_role:
+        if roles is None or role not in roles.names:
+            reason = "" if roles is None else f": {roles.undefined.get(role, 'the file lacks it')}"
+            raise PlanError(
+                f"it isn't known which heads have the role {role}{reason}",
+                where=f"`protect_role={role}`",
+                hint="measure it: headprune analyze MODEL, then `roles=FILE`; in Python roles=hp.analyze(model, batches)",
+            )
+        named += map(str, roles.heads_with(role))
+    names = dict.fromkeys((*constraints.protect, *named))
+    return constraints.model_copy(update={"protect": tuple(names)})
 
 
 def selected_sites(anatomy: Anatomy, names: Sequence[str]) -> Anatomy:

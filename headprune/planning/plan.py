@@ -4,6 +4,8 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+from headprune.analysis.catalogue import ROLES
+from headprune.analysis.roles import Roles
 from headprune.anatomy import Anatomy, Site
 from headprune.config import Constraints
 from headprune.errors import PlanError
@@ -65,6 +67,18 @@ def make_plan(
         reasons=_reasons(scores, choice, problem.protected),
         model=scores.model,
     )
+
+
+def with_roles(plan: PruningPlan, roles: Roles | None) -> PruningPlan:
+    """Return the plan with what becomes of the heads of every role, and which role a head is kept for."""
+    if roles is None:
+        return plan
+    reasons = dict(plan.reasons)
+    for name in plan.constraints.get("protect_role", ()):
+        for head in map(str, roles.heads_with(name)):
+            if head in reasons:
+                reasons[head] = f"kept: {ROLES[name].noun}"
+    return plan.model_copy(update={"reasons": reasons, "roles": roles.fates(plan.remove)})
 
 
 def score_in_steps(

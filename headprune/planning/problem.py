@@ -100,7 +100,8 @@ def _check_number_of_heads(problem: Problem, menus: Sequence[Menu]) -> None:
     if kept < least:
         enough = f"`heads={least}`" if constraints.heads else f"`keep={least / total + 0.005:.2f}`"
         raise PlanError(
-            f"{_budget(constraints)} keeps {kept} of {total} heads, and at least {least} must be kept",
+            f"{_budget(constraints)} keeps {kept} of {total} heads, and at least {least} must be kept"
+            + _of_roles(problem),
             where=conflicting_fields(constraints),
             hint=f"use {enough} or more, or loosen the other",
         )
@@ -111,6 +112,13 @@ def _check_number_of_heads(problem: Problem, menus: Sequence[Menu]) -> None:
             where=conflicting_fields(constraints),
             hint=f"use `heads={most}`, or another `multiple_of`",
         )
+
+
+def _of_roles(problem: Problem) -> str:
+    """Return whose heads these are, where roles are protected."""
+    roles = problem.constraints.protect_role
+    heads = f" ({len(problem.protected)} are protected, by role: {', '.join(roles)})"
+    return heads if roles else ""
 
 
 def _budget(constraints: Constraints) -> str:

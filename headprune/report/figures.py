@@ -169,7 +169,7 @@ def _draw_scale(axes: "Axes", rows: int, *, cell: float) -> None:
 
 def roles(documents: Documents) -> Iterator[Chart]:
     """Yield how important the heads of each role are, and which of them are removed."""
-    having = [subject for subject in subjects(documents) if subject.roles is not None]
+    having = [subject for subject in subjects(documents) if subject.has_roles]
     for index, subject in enumerate(having):
         yield roles_chart(subject, name=numbered("roles", index))
 

@@ -60,6 +60,7 @@ def prune_table(
         apart = f"rows that chose no head{' and that nothing was trained on' if heal else ''}"
         note = f"{_basis(after)}, {apart}"
     parts.append(prose(f"\n{note}\n", style="dim"))
+    parts += _roles(results)
     return Group(
         *parts,
         *map(_proof_line, results.proofs),
@@ -78,7 +79,8 @@ def plan_table(plan: PruningPlan) -> RenderableType:
         Row((site, str(kept), " ".join(removed.get(site, []))))
         for site, kept in plan.kept_per_site.items()
     ]
-    layers = Sheet(rows, titles=("layer", "heads kept", "removed"), right=frozenset({1}), prose=2)
+    sheet = Sheet(rows, titles=("layer", "heads kept", "removed"), right=frozenset({1}), prose=2)
+    layers = Group(sheet, *([Text(), *_roles(plan)[:-1]] if plan.roles else []))
     whole, saves = plan.budget.get("whole"), plan.budget.get("saves")
     if not whole or not saves:
         return layers
@@ -116,6 +118,14 @@ def sweep_table(sweep: Sweep) -> RenderableType:
         prose(f"{note}\n", style="dim"),
         *(prose(_curve_summary(curve, sweep)) for curve in sweep.curves),
     )
+
+
+def _roles(value: Results | PruningPlan) -> list[RenderableType]:
+    """Say how many of the removed heads have which role, and on what that was measured; an empty line follows."""
+    if value.roles is None or not value.roles.sentence:
+        return []
+    basis = [prose(value.roles.basis, style="dim")] if value.roles.basis else []
+    return [prose(value.roles.sentence), *basis, Text()]
 
 
 def _before_and_after(results: Results) -> Sheet:

@@ -17,7 +17,7 @@ from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import AnalyzeSpec, Settings
 from headprune.errors import PlanError
 from headprune.heads import HeadId, select_heads
-from headprune.passes import Progress
+from headprune.passes import Progress, resumable
 from headprune.placement import input_device, versions
 from headprune.plans import PruningPlan
 from headprune.runs import FOLDER, ROLES_FILE, SIMILARITY_FILE, unused_run, write_roles
@@ -28,7 +28,6 @@ from headprune.runtime.local import published_name
 from headprune.tasks.rows import Example, draw, fingerprint
 from headprune.workflows.record import with_recorded_rows
 from headprune.workflows.rows import rows_without_labels
-from headprune.workflows.score import resumable
 from headprune.workflows.session import Session, open_session
 
 
@@ -72,7 +71,8 @@ def analyze(
         path = write_roles(roles, run_dir)
         if similarity is not None:
             write_text(path.with_name(SIMILARITY_FILE), similarity.to_json(), overwrite=False)
-        journal.drop()
+        if journal is not None:
+            journal.drop()
         return roles, similarity, path
 
 
@@ -86,8 +86,13 @@ class Seen:
 
 
 def measure_roles(
-    session: Session, chosen: Sequence[Role], seen: Seen, *, spec: AnalyzeSpec
-) -> tuple[Roles, Journal]:
+    session: Session,
+    chosen: Sequence[Role],
+    seen: Seen,
+    *,
+    spec: AnalyzeSpec,
+    keep_parts: bool = True,
+) -> tuple[Roles, Journal | None]:
     """Return what heads do, by the roles chosen, and the journal of the work, from which a stopped run goes on.
 
     Args:
@@ -95,9 +100,10 @@ def measure_roles(
         chosen: The roles.
         seen: What is looked at.
         spec: What is made up.
+        keep_parts: Whether there is a journal.
     """
-    journal = _journal(session, seen.batches, spec)
-    if done := journal.count():
+    journal = _journal(session, seen.batches, spec) if keep_parts else None
+    if done := journal.count() if journal else 0:
         session.progress.notify(f"going on with a run that was stopped; batches done: {done}")
     request = RoleRequest(
         session.model,
@@ -149,7 +155,7 @@ def _seen(session: Session, reads: Collection[Reads]) -> Seen:
 
 
 def _compared(
-    session: Session, seen: Seen, removed: Sequence[HeadId], journal: Journal
+    session: Session, seen: Seen, removed: Sequence[HeadId], journal: Journal | None
 ) -> Similarity:
     """Return how alike heads are, and which kept ones are nearest to those that are removed."""
     context = session.context(journal)

@@ -17,7 +17,7 @@ from headprune.config import Constraints
 from headprune.config.checks import PRUNE, num_steps
 from headprune.evaluation import MetricValue, Predictions, predict, predict_masked
 from headprune.heads import HeadId
-from headprune.passes import RunContext
+from headprune.passes import RunContext, resumable
 from headprune.placement import count_parameters
 from headprune.planning import knee, last_within, make_plan, savings
 from headprune.planning.constraints import selected_sites, with_keep
@@ -29,7 +29,7 @@ from headprune.tasks.distill import Objective
 from headprune.workflows.plan import metric_of
 from headprune.workflows.reconstruct import as_pruned
 from headprune.workflows.rows import RowParts
-from headprune.workflows.score import Scored, compute_scores, resumable
+from headprune.workflows.score import Scored, compute_scores
 from headprune.workflows.session import Session
 from headprune.workflows.stepwise import method_between_steps, method_of
 
@@ -117,7 +117,7 @@ class Pruning:
                 session,
                 settings.score,
                 self.parts.calibrate,
-                plan=with_keep(settings.plan, keep),
+                plan=with_keep(self.constraints, keep),
                 is_first=False,
                 objective=self.objective,
             ).scores

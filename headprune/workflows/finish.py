@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from headprune.analysis.roles import Roles
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import quiet, stock_class
 from headprune.anatomy.inputs import example_inputs
@@ -150,6 +151,43 @@ class InMemory:
             )
 
 
+def save_described(
+    saved: InMemory,
+    out: Path,
+    *,
+    plan: PruningPlan | None,
+    scores: HeadScores | None,
+    overwrite: bool,
+) -> LoadMethod:
+    """Save a model with what its plan and scores tell of it; nothing was measured. Return how it loads."""
+    model, home = saved.model, saved.source
+    removed = plan.remove if plan else ()
+    saves = (plan.budget.get("saves") or {}) if plan else {"parameters": 0}
+    size, kept = count_parameters(model), len(saved.anatomy.heads)
+
+    def results(written: Written, weights: int) -> Results:
+        return Results(
+            heads=(kept + len(removed), kept),
+            parameters=(size + saves["parameters"] if "parameters" in saves else None, size),
+            proofs=written.proofs,
+            weights_bytes=((weights_bytes(home) or None) if home else None, weights),
+            removed=tuple(map(str, removed)),
+            roles=plan.roles if plan else None,
+            loads_with=written.loads_with,
+            auto_class=auto_class_of(stock_class(model)),
+            calibration={**scores.data, "method": scores.method, "n": scores.n} if scores else {},
+        )
+
+    def documents(results: Results) -> dict[str, str]:
+        source = ModelSource(home.name, home, None, model.config) if home else None
+        is_told = plan is not None or scores is not None
+        return documents_of(results, plan, scores, source=source) if is_told else {}
+
+    write = saved.write
+    done = finish(out, overwrite=overwrite, write=write, results=results, documents=documents)
+    return done.loads_with
+
+
 def documents_of(
     results: Results,
     plan: PruningPlan | None,
@@ -157,10 +195,12 @@ def documents_of(
     *,
     source: ModelSource | None,
     settings: str | None = None,
+    roles: Roles | None = None,
 ) -> dict[str, str]:
     """Return the files that describe a model, by name; without a plan there is no card."""
     texts = {
         "scores.json": scores.to_json() if scores else None,
+        "roles.json": roles.to_json() if roles else None,
         "plan.json": plan.to_json() if plan else None,
         "results.json": results.to_json(),
         "headprune.yaml": settings,

@@ -274,14 +274,14 @@ def _noted_settings(settings: Settings, arguments: TrainingArguments) -> dict[st
 
 
 def _documents(lesson: _Lesson, results: Results) -> dict[str, str]:
-    """Return the files that describe the model; plan and scores are copied from the pruned directory."""
+    """Return the files that describe the model; plan, scores and roles are copied from the pruned directory."""
     source, settings = lesson.session.source, lesson.session.settings
     note_where(settings, results=results, model=lesson.session.note)
     kept = {str(site.id): len(site.heads) for site in lesson.anatomy.sites}
     plan = PruningPlan(remove=(), kept_per_site=kept)
     texts = documents_of(results, plan, None, source=source, settings=record_of(settings))
     del texts["plan.json"]
-    for name in ("scores.json", "plan.json"):
+    for name in ("scores.json", "roles.json", "plan.json"):
         if (source.directory / name).is_file():
             texts[name] = (source.directory / name).read_text(encoding="utf-8")
     return texts

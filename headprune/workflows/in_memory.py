@@ -9,19 +9,30 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from headprune.analysis.call import Vocabulary
+from headprune.analysis.catalogue import ROLES, get_role
+from headprune.analysis.request import RoleRequest, measure
+from headprune.analysis.roles import Roles
 from headprune.anatomy import Anatomy
+from headprune.anatomy.clone import stock_class
 from headprune.artefact import Reconstruct
-from headprune.batch import Batch, batches_for, num_examples
-from headprune.config import ScoreSpec, Settings
+from headprune.batch import Batch, batches_for, evaluating, num_examples
+from headprune.config import AnalyzeSpec, ScoreSpec, Settings
 from headprune.errors import ConfigError, PlanError
 from headprune.heads import HeadId, select_heads
 from headprune.inspection import inspect
+from headprune.models.classes import auto_class_of
 from headprune.models.save import own_save
 from headprune.models.side_files import root_of
 from headprune.models.tokenizer import home_of
 from headprune.passes import SILENT
 from headprune.placement import fingerprint, versions
-from headprune.planning import check_constraints, cost_model, make_plan
+from headprune.planning import (
+    check_constraints,
+    cost_model,
+    make_plan,
+    with_roles,
+)
 from headprune.plans import HeadScores, PruningPlan
 from headprune.scoring.catalogue import get_method
 from headprune.surgery import RECONSTRUCT_METHODS, cut, reconstruct
@@ -29,7 +40,6 @@ from headprune.surgery.fit import can_fit
 from headprune.tasks.distill import NO_OBJECTIVE, Objective
 from headprune.tasks.load_metric import metric_for, objective_for
 from headprune.tasks.task import Task, get_task
-from headprune.workflows.plan import with_named_heads
 from headprune.workflows.reconstruct import HeldOutRows, allowed_biases, take_back_unmoved
 from headprune.workflows.rows import Purpose, num_fitted
 from headprune.workflows.stepwise import (
@@ -38,6 +48,7 @@ from headprune.workflows.stepwise import (
     check_settings,
     method_of,
     score_with_steps,
+    with_protected_heads,
 )
 
 Loss: TypeAlias = Callable[[Any, Batch], Tensor]
@@ -66,17 +77,20 @@ def shrink_model(
     task: Task | None,
     *,
     settings: Settings,
+    roles: Roles | None = None,
 ) -> tuple[Anatomy, ShrinkReport]:
     """Score, plan, reconstruct and cut, in place; return the anatomy of the remaining heads, and a report."""
     spec, seed, notify = settings.reconstruct, settings.data.seed, SILENT.notify
     check_settings(settings)
-    constraints = with_named_heads(model, anatomy, settings.plan, notify=notify)
+    if roles is not None:
+        refuse_other_roles(roles, fingerprint(model))
+    constraints = with_protected_heads(model, anatomy, settings.plan, roles=roles, notify=notify)
     batches = objective.batches
     costs = cost_model(model, anatomy, constraints=constraints, batches=lambda: batches)
     check_constraints(anatomy, constraints, costs=costs)
-    scoring = Scoring(settings.score, settings.plan, spec, seed)
+    scoring = Scoring(settings.score, constraints, spec, seed)
     scores = noted(model, score_with_steps(model, anatomy, objective, scoring, context=SILENT))
-    plan = make_plan(scores, anatomy, constraints=constraints, costs=costs)
+    plan = with_roles(make_plan(scores, anatomy, constraints=constraints, costs=costs), roles)
     count = num_examples(batches)
     outcome = None
     added = allowed_biases(model, anatomy, plan, spec, notify=notify)
@@ -179,6 +193,44 @@ def noted(model: PreTrainedModel, scores: HeadScores) -> HeadScores:
     """Return the scores with the facts about their model."""
     note = {"model_type": model.config.model_type, "fingerprint": fingerprint(model)}
     return scores.model_copy(update={"model": note, "versions": versions()})
+
+
+def roles_of(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    spec: AnalyzeSpec,
+    *,
+    batches: Batches,
+    tokenizer: Any,
+    seed: int,
+) -> Roles:
+    """Measure roles, and note the facts about the model."""
+    chosen = [get_role(name) for name in spec.role] or list(ROLES.values())
+    given = tuple(batches)
+    rows = batches_for(model, given) if given else ()
+    is_causal = auto_class_of(stock_class(model)) == "AutoModelForCausalLM"
+    vocabulary = Vocabulary.of(tokenizer, rows)
+    with evaluating(model):
+        request = RoleRequest(model, anatomy, rows, vocabulary, tokenizer, spec, seed, is_causal)
+        roles = measure(request, chosen)
+    note = {"model_type": model.config.model_type, "fingerprint": fingerprint(model)}
+    data = {"n": num_examples(rows)} if rows else {}
+    return roles.model_copy(update={"model": note, "data": data})
+
+
+def refuse_other_roles(roles: Roles | None, made_for: str | None) -> None:
+    """Refuse roles that are of another model than the one with this fingerprint.
+
+    Raises:
+        PlanError: They are.
+    """
+    own = roles.model.get("fingerprint") if roles else None
+    if own is not None and made_for is not None and own != made_for:
+        raise PlanError(
+            "the roles are of another model",
+            where="`roles`",
+            hint="measure this one's: roles=hp.analyze(model, batches)",
+        )
 
 
 def removed_heads(model: PreTrainedModel, anatomy: Anatomy, heads: Any) -> tuple[HeadId, ...]:

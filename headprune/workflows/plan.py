@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from headprune.analysis.roles import Roles
 from headprune.anatomy import Anatomy
 from headprune.config import Constraints
 from headprune.errors import PlanError
@@ -20,12 +21,13 @@ from headprune.planning import (
     resources_of,
     savings,
     target_of,
+    with_roles,
 )
 from headprune.planning.constraints import conflicting_fields, with_keep
 from headprune.plans import HeadScores, PruningPlan
-from headprune.surgery import named_heads
 from headprune.tasks.rows import noted_rows
 from headprune.workflows.reconstruct import as_pruned
+from headprune.workflows.roles import protecting
 from headprune.workflows.rows import RowParts
 from headprune.workflows.score import Scored, find_scores
 from headprune.workflows.session import Session
@@ -38,20 +40,20 @@ _DEEPEST = 0.1
 
 
 def plan_for(
-    session: Session, parts: RowParts, *, show: Show, keep_parts: bool
+    session: Session, parts: RowParts, *, show: Show, keep_parts: bool, roles: Roles | None = None
 ) -> tuple[Scored, PruningPlan]:
     """Return scores and the plan made from them; constraints that can't be met are refused before scoring.
 
-    With ``keep_parts``, finished batches are kept on disk, to resume an interrupted run.
+    With ``keep_parts``, finished batches are kept on disk, to resume an interrupted run. ``roles`` say which heads have a role to
+    protect, and are noted in the plan.
 
     Raises:
         PlanError: The budget is out of reach, or constraints contradict each other.
     """
-    constraints = with_named_heads(
-        session.model, session.anatomy, session.settings.plan, notify=session.progress.notify
-    )
+    constraints = protecting(session, roles)
     make = _plan_for_budget if constraints.max_drop is None else _plan_within
     scored, plan = make(session, parts, constraints, keep_parts=keep_parts)
+    plan = with_roles(plan, roles)
     show(scored.scores, plan)
     return scored, plan
 
@@ -69,28 +71,10 @@ def _plan_for_budget(
         batches=lambda: session.batches(parts.calibrate.examples),
     )
     check_constraints(anatomy, plan, costs=costs)
-    scored = find_scores(
-        session, parts.calibrate, plan=session.settings.plan, keep_parts=keep_parts
-    )
+    scored = find_scores(session, parts.calibrate, plan=plan, keep_parts=keep_parts)
     return scored, choose(
         model, anatomy, scored.scores, constraints=plan, costs=costs, progress=progress
     )
-
-
-def with_named_heads(
-    model: PreTrainedModel,
-    anatomy: Anatomy,
-    constraints: Constraints,
-    *,
-    notify: Callable[[str], None],
-) -> Constraints:
-    """Return the constraints; heads that the model's settings name by index are protected and reported."""
-    named = [str(head) for head in named_heads(model, anatomy)]
-    if named:
-        notify(
-            f"{len(named)} heads are kept, as generation_config.json names them: {', '.join(named)}"
-        )
-    return constraints.model_copy(update={"protect": (*constraints.protect, *named)})
 
 
 def choose(
@@ -152,7 +136,7 @@ def _plan_within(
 ) -> tuple[Scored, PruningPlan]:
     """Score for the deepest cut that can be made, then choose the deepest one within the tolerance; see :func:`_deepest`."""
     keeps = lawful_keeps(session.anatomy, constraints)
-    deepest = with_keep(session.settings.plan, keeps[-1])
+    deepest = with_keep(constraints, keeps[-1])
     scored = find_scores(session, parts.calibrate, plan=deepest, keep_parts=keep_parts)
 
     @cache

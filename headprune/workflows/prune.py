@@ -38,6 +38,7 @@ from headprune.workflows.finish import (
 from headprune.workflows.plan import Show, plan_for
 from headprune.workflows.reconstruct import make_ready
 from headprune.workflows.record import note_where, record_of, with_recorded_rows
+from headprune.workflows.roles import FoundRoles, find_roles
 from headprune.workflows.rows import Purpose, RowParts, separate_rows
 from headprune.workflows.score import scores_by_name
 from headprune.workflows.session import Session, open_session
@@ -61,7 +62,8 @@ def plan(
     _ = session.anatomy
     decides = settings.plan.max_drop is not None
     parts = separate_rows(session, Purpose(decides=decides, reports=decides))
-    return plan_for(session, parts, show=show, keep_parts=False)[1]
+    found = find_roles(session, parts.calibrate, shows=True, keep_parts=False)
+    return plan_for(session, parts, show=show, keep_parts=False, roles=found.roles)[1]
 
 
 def prune(
@@ -110,9 +112,11 @@ def prune(
     parts = separate_rows(session, Purpose(decides=decides), used=used)
     if baseline is not None:
         refuse_other_evaluation(baseline, session, parts.report)
-    scored, chosen = plan_for(session, parts, show=show, keep_parts=True)
-    results = _cut_and_save(session, chosen, scored.scores, parts, out=out)
+    found = find_roles(session, parts.calibrate, shows=True)
+    scored, chosen = plan_for(session, parts, show=show, keep_parts=True, roles=found.roles)
+    results = _cut_and_save(session, chosen, scored.scores, parts, found, out=out)
     scored.discard_journal()
+    found.discard_journal()
     return results
 
 
@@ -131,11 +135,17 @@ class _Smaller:
 
 
 def _cut_and_save(
-    session: Session, plan: PruningPlan, scores: HeadScores, parts: RowParts, *, out: Path
+    session: Session,
+    plan: PruningPlan,
+    scores: HeadScores,
+    parts: RowParts,
+    found: FoundRoles,
+    *,
+    out: Path,
 ) -> Results:
     """Measure, reconstruct and cut in place, measure again, save, and prove each step."""
     smaller = _cut(session, plan, parts)
-    if smaller.reconstructed is not None:
+    if smaller.reconstructed is not None or (found.journal and session.settings.plan.protect_role):
         rows = noted_rows(parts.calibrate.examples, earlier=scores.rows)  # they mustn't report
         scores = scores.model_copy(update={"rows": rows})
     settings, source = session.settings, session.source
@@ -151,6 +161,7 @@ def _cut_and_save(
             proofs=(smaller.same, *written.proofs),
             weights_bytes=(weights_bytes(source.directory), size),
             removed=tuple(str(head) for head in plan.remove),
+            roles=plan.roles,
             loads_with=written.loads_with,
             auto_class=session.task.auto_class,
             calibration={**scores.data, "method": scores.method, "n": scores.n},
@@ -159,7 +170,10 @@ def _cut_and_save(
 
     def documents(results: Results) -> dict[str, str]:
         note_where(settings, results=results, model=smaller.before.model)
-        return documents_of(results, plan, scores, source=source, settings=record_of(settings))
+        record = record_of(settings)
+        return documents_of(
+            results, plan, scores, source=source, settings=record, roles=found.roles
+        )
 
     in_memory = InMemory(
         session.model,

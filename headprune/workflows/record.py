@@ -12,7 +12,17 @@ from headprune.runtime.local import note_places, place_of, published_name
 from headprune.untrusted.directories import refuse_foreign_files
 from headprune.untrusted.documents import read_json
 
-_PATHS = ("model", "data", "eval_data", "teacher", "scores", "run_dir", "out", "check.baseline")
+_PATHS = (
+    "model",
+    "data",
+    "eval_data",
+    "teacher",
+    "scores",
+    "roles",
+    "run_dir",
+    "out",
+    "check.baseline",
+)
 """Settings that may be paths."""
 
 

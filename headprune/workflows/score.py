@@ -1,7 +1,7 @@
 """Scores for a model: computed once or in steps, or read from a file that the user names."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,8 @@ from typing import Any
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import Constraints, ScoreSpec, Settings
 from headprune.config.checks import methods_of, num_steps
-from headprune.errors import HeadpruneError, PlanError
-from headprune.passes import Progress
+from headprune.errors import PlanError
+from headprune.passes import Progress, resumable
 from headprune.placement import input_device, versions
 from headprune.plans import HeadScores
 from headprune.runs import FOLDER, LATEST, named_scores, scores_file, unused_run, write_scores
@@ -20,6 +20,7 @@ from headprune.scoring.catalogue import METHODS, get_method
 from headprune.tasks.distill import NO_OBJECTIVE, Objective
 from headprune.tasks.rows import noted_rows
 from headprune.workflows.record import with_recorded_rows
+from headprune.workflows.roles import FoundRoles, find_roles, protecting
 from headprune.workflows.rows import Purpose, Rows, separate_rows
 from headprune.workflows.session import Session, open_session
 from headprune.workflows.stepwise import (
@@ -62,16 +63,22 @@ def score(
     with unused_run(run_dir) if world.is_main else nullcontext():
         session = open_session(settings, progress=progress, world=world)
         _ = session.anatomy  # a model without heads is refused before rows are read
-        rows = None
+        rows, plan, found = None, settings.plan, FoundRoles()
         if any(get_method(method_of(section)).needs_rows for section in sections):
             rows = separate_rows(session, Purpose(reports=False)).calibrate
-        scored = score_each(session, sections, rows, plan=settings.plan)
+        if any(num_steps(section, plan) > 1 for section in sections):
+            if plan.protect_role:
+                rows = rows or separate_rows(session, Purpose(reports=False)).calibrate
+                found = find_roles(session, rows, shows=False)
+            plan = protecting(session, found.roles)
+        scored = score_each(session, sections, rows, plan=plan)
         scores = tuple(one.scores for one in scored.values())
         if not world.is_main:
             return scores, ()
         paths = write_scores(scores, run_dir)
         for one in scored.values():
             one.discard_journal()
+        found.discard_journal()
         return scores, paths
 
 
@@ -244,21 +251,6 @@ def compute_scores(
         "versions": versions(),
     }
     return Scored(scores.model_copy(update=note), journal)
-
-
-@contextmanager
-def resumable(journal: Journal | None, progress: Progress) -> Iterator[None]:
-    """If the work is interrupted or fails, report how many batches are done and that the same command resumes."""
-    try:
-        yield
-    except (KeyboardInterrupt, HeadpruneError) as error:
-        if journal is not None and (done := journal.count()):
-            text = f"batches done: {done}; the same command goes on from there"
-            if isinstance(error, KeyboardInterrupt):
-                error.add_note(text)
-            else:
-                progress.notify(text)
-        raise
 
 
 def _journal(session: Session, batches: Sequence[Batch]) -> Journal:

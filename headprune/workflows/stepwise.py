@@ -1,29 +1,30 @@
 """Score once, or in steps: heads are removed, the remaining heads reconstructed, and scored again; what allows it."""
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
+from headprune.analysis.roles import Roles
 from headprune.anatomy import Anatomy
 from headprune.artefact import FitMethod
 from headprune.batch import Batch, num_examples
 from headprune.config import Constraints, ReconstructSpec, ScoreSpec, Settings
-from headprune.config.checks import check_score, methods_of, num_steps
+from headprune.config.checks import check_roles, check_score, methods_of, num_steps
 from headprune.heads import HeadId
 from headprune.masking import gated
 from headprune.passes import RunContext
 from headprune.placement import input_device
-from headprune.planning import score_in_steps, target_of
+from headprune.planning import score_in_steps, target_of, with_role_heads
 from headprune.planning.constraints import as_dict
 from headprune.plans import HeadScores
 from headprune.runtime.distributed import World
 from headprune.scoring.catalogue import DEFAULT_METHOD, get_method
 from headprune.scoring.request import ScoreRequest
 from headprune.scoring.request import score as score_heads
-from headprune.surgery import RECONSTRUCT_METHODS
+from headprune.surgery import RECONSTRUCT_METHODS, named_heads
 from headprune.surgery.fit import can_fit, fit, swapped_weights
 from headprune.tasks.distill import Objective
 
@@ -56,8 +57,31 @@ def check_settings(
         PlanError: A target can't be read as a share or a number.
     """
     target_of(settings.plan)
+    check_roles(settings.plan, settings.run)
     for score in methods_of(settings.score) if compares else (settings.score,):
         check_score(score, settings.plan, processes=world.size if world else 1)
+
+
+def with_protected_heads(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    constraints: Constraints,
+    *,
+    roles: Roles | None,
+    notify: Callable[[str], None],
+) -> Constraints:
+    """Return what all cuts and steps keep to: heads of a role to protect are protected, and those that the model's settings name.
+
+    Raises:
+        PlanError: The roles don't say who has one that is to be protected.
+    """
+    constraints = with_role_heads(constraints, roles)
+    named = [str(head) for head in named_heads(model, anatomy)]
+    if named:
+        notify(
+            f"{len(named)} heads are kept, as generation_config.json names them: {', '.join(named)}"
+        )
+    return constraints.model_copy(update={"protect": (*constraints.protect, *named)})
 
 
 def steps_fit(scores: HeadScores, settings: Settings, plan: Constraints) -> bool:

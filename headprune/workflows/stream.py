@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from headprune.analysis.roles import Roles
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record, stock_class
 from headprune.artefact import LoadMethod, Proof, read_artefact
 from headprune.config import Settings
+from headprune.config.checks import NO_ROLES, check_roles
 from headprune.errors import ConfigError
 from headprune.models.classes import auto_class_of
 from headprune.models.describe import describe
@@ -32,7 +34,7 @@ from headprune.models.stream import (
 from headprune.models.tokenizer import tokenizer_of
 from headprune.passes import Progress
 from headprune.placement import available_memory, count_parameters, fingerprint_of, weights_bytes
-from headprune.planning import check_constraints, cost_model, savings
+from headprune.planning import check_constraints, cost_model, savings, with_roles
 from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results
 from headprune.runs import named_scores, scores_file
@@ -45,11 +47,12 @@ from headprune.verify import (
     require,
 )
 from headprune.workflows.finish import Written, documents_of, finish, refuse_output
-from headprune.workflows.plan import Show, choose, with_named_heads
+from headprune.workflows.plan import Show, choose
 from headprune.workflows.record import note_where, record_of
+from headprune.workflows.roles import roles_by_name
 from headprune.workflows.score import compare
 from headprune.workflows.session import find_model, origin_of, proven_anatomy
-from headprune.workflows.stepwise import method_of
+from headprune.workflows.stepwise import method_of, with_protected_heads
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class _OnDisk:
     complaints: frozenset[str]
     scores: HeadScores
     plan: PruningPlan
+    roles: Roles | None
 
     @property
     def pad(self) -> bool:
@@ -138,6 +142,7 @@ def prune_streamed(settings: Settings, *, progress: Progress, show: Show) -> Res
             proofs=written.proofs,
             weights_bytes=(weights_bytes(source), size),
             removed=tuple(map(str, plan.remove)),
+            roles=plan.roles,
             loads_with=written.loads_with,
             auto_class=auto_class,
             streamed=not isinstance(cuts, str),
@@ -147,7 +152,9 @@ def prune_streamed(settings: Settings, *, progress: Progress, show: Show) -> Res
     def documents(results: Results) -> dict[str, str]:
         note_where(settings, results=results, model=scores.model)
         record = record_of(settings)
-        return documents_of(results, plan, scores, source=on_disk.source, settings=record)
+        return documents_of(
+            results, plan, scores, source=on_disk.source, settings=record, roles=on_disk.roles
+        )
 
     outcome = finish(out, overwrite=overwrite, write=write, results=results, documents=documents)
     progress.notify(f"quality was not measured: headprune eval {out} --data FILE")
@@ -200,6 +207,12 @@ def _refuse_what_runs_the_model(settings: Settings) -> None:
     needs = (
         (settings.run.scores is None, "no scores are named", "", score),
         (
+            bool(plan.protect_role) and settings.run.roles is None,
+            "who has a role is measured",
+            ", `protect_role`",
+            "headprune analyze MODEL --run-dir RUN where it fits, then prune with `roles=RUN/roles.json`",
+        ),
+        (
             dtype != "auto",
             f"`dtype` asks for {dtype}, and tensors are copied as they are",
             ", `dtype`",
@@ -230,6 +243,7 @@ def _refuse_what_runs_the_model(settings: Settings) -> None:
 
 def _look(settings: Settings, *, progress: Progress, show: Show) -> _OnDisk:
     _refuse_what_runs_the_model(settings)
+    check_roles(settings.plan, settings.run)
     path = scores_file(str(settings.run.scores), method=method_of(settings.score))
     source = find_model(settings.model)
     model, complaints = load_shapes(source, notify=progress.notify)
@@ -237,14 +251,21 @@ def _look(settings: Settings, *, progress: Progress, show: Show) -> _OnDisk:
         f"model {settings.model.model} ({model.config.model_type}), its weights left on disk"
     )
     anatomy = proven_anatomy(model, name=source.name, progress=progress)
-    constraints = with_named_heads(model, anatomy, settings.plan, notify=progress.notify)
+    scores = _scores(path, source, model, progress=progress)
+    roles = None
+    if settings.run.roles not in (None, NO_ROLES):
+        made_for = scores.model.get("fingerprint")
+        roles = roles_by_name(settings, fingerprint=made_for, progress=progress)
+    constraints = with_protected_heads(
+        model, anatomy, settings.plan, roles=roles, notify=progress.notify
+    )
     costs = cost_model(model, anatomy, constraints=constraints, batches=tuple)
     check_constraints(anatomy, constraints, costs=costs)
-    scores = _scores(path, source, model, progress=progress)
-    compare(scores, settings, settings.plan, path=path, metric=None, rows=None, progress=progress)
+    compare(scores, settings, constraints, path=path, metric=None, rows=None, progress=progress)
     chosen = choose(model, anatomy, scores, constraints=constraints, costs=costs, progress=progress)
+    chosen = with_roles(chosen, roles)
     show(scores, chosen)
-    return _OnDisk(settings, progress, source, model, anatomy, complaints, scores, chosen)
+    return _OnDisk(settings, progress, source, model, anatomy, complaints, scores, chosen, roles)
 
 
 def _scores(

@@ -5,10 +5,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from headprune.analysis.roles import Roles
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import Constraints, ScoreSpec, Settings
-from headprune.config.checks import PRUNE, check_score, methods_of, shows_prune
+from headprune.config.checks import PRUNE, check_roles, check_score, methods_of, shows_prune
 from headprune.errors import PlanError
 from headprune.footprint import with_busy
 from headprune.models.manifest import output_directory, refuse_unusable_output, write_manifest
@@ -19,11 +20,12 @@ from headprune.planning.costs import latency_costs
 from headprune.plans import HeadScores
 from headprune.report.sweeps import sweep_picture
 from headprune.results import Curve, Sweep, SweepPoint
-from headprune.runs import FOLDER, file_name, next_run
+from headprune.runs import FOLDER, ROLES_FILE, file_name, next_run
 from headprune.runtime.journal import Journal, open_journal
 from headprune.workflows.curves import Pruning, measure_curves
-from headprune.workflows.plan import refusal_at, with_named_heads
+from headprune.workflows.plan import refusal_at
 from headprune.workflows.record import with_recorded_rows
+from headprune.workflows.roles import find_roles, protecting
 from headprune.workflows.rows import RowParts, separate_rows
 from headprune.workflows.score import score_each
 from headprune.workflows.session import Session, open_session
@@ -56,6 +58,7 @@ def sweep(settings: Settings, *, progress: Progress) -> tuple[Sweep, Path]:
     overwrite = settings.run.overwrite
     out = Path(settings.run.out) if settings.run.out else next_run("sweep")
     refuse_unusable_output(out, overwrite=overwrite, notify=progress.notify)
+    check_roles(settings.plan, settings.run)
     _notify_left_aside(settings, progress)
     sections = compared(settings.score)
     for section in sections:
@@ -63,13 +66,12 @@ def sweep(settings: Settings, *, progress: Progress) -> tuple[Sweep, Path]:
     if shows_prune(settings.score):
         check_score(settings.score, with_keep(settings.plan, POINTS[-1]))  # as at any other point
     session = open_session(settings, progress=progress)
-    constraints = with_named_heads(
-        session.model, session.anatomy, settings.plan, notify=progress.notify
-    )
+    parts = separate_rows(session)
+    found = find_roles(session, parts.calibrate, shows=False)
+    constraints = protecting(session, found.roles)
     keeps = lawful_points(
         session.anatomy, constraints, points=settings.run.points, progress=progress
     )
-    parts = separate_rows(session)
     scored = score_each(session, sections, parts.calibrate, plan=None)
     scores = {method: one.scores for method, one in scored.items()}
     pruning = Pruning.of(session, parts, constraints) if _can_prune(session) else None
@@ -89,9 +91,10 @@ def sweep(settings: Settings, *, progress: Progress) -> tuple[Sweep, Path]:
     out = (
         Path(settings.run.out) if settings.run.out else next_run("sweep")
     )  # it may be taken by now
-    _write(outcome, scores, out, overwrite=overwrite)
+    _write(outcome, scores, found.roles, out, overwrite)
     for one in (*scored.values(), *([pruning.first] if pruning else [])):
         one.discard_journal()
+    found.discard_journal()
     journal.drop()
     return outcome, out
 
@@ -241,11 +244,19 @@ def _sweep(
     )
 
 
-def _write(outcome: Sweep, scores: Mapping[str, HeadScores], out: Path, *, overwrite: bool) -> None:
+def _write(
+    outcome: Sweep,
+    scores: Mapping[str, HeadScores],
+    roles: Roles | None,
+    out: Path,
+    overwrite: bool,
+) -> None:
     with output_directory(out, overwrite=overwrite) as staging:
         (staging / "sweep.json").write_text(outcome.to_json(), encoding="utf-8")
         for method, values in scores.items():
             (staging / file_name(method)).write_text(values.to_json(), encoding="utf-8")
+        if roles is not None:
+            (staging / ROLES_FILE).write_text(roles.to_json(), encoding="utf-8")
         for kind in ("png", "svg"):
             (staging / f"sweep.{kind}").write_bytes(sweep_picture(outcome, kind=kind))
         write_manifest(staging)

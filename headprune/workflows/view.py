@@ -13,6 +13,7 @@ from headprune.analysis.text import encode
 from headprune.anatomy import Anatomy
 from headprune.artefact import read_artefact
 from headprune.config import MAX_LENGTH, Settings
+from headprune.config.checks import NO_ROLES
 from headprune.errors import ConfigError, PlanError, UnsupportedError
 from headprune.heads import HeadId, SiteId
 from headprune.models.find import ModelSource
@@ -23,7 +24,7 @@ from headprune.placement import describe, versions
 from headprune.plans import HeadScores
 from headprune.report.html import refuse_unusable_page, write_page
 from headprune.report.view import attention_page
-from headprune.runs import ROLES_FILE, SCORES, make_next_run, next_run, scores_file
+from headprune.runs import ROLES_FILE, SCORES, make_next_run, next_run, roles_file, scores_file
 from headprune.tasks.model_inputs import longest_row
 from headprune.workflows.session import find_model, model_note, proven_anatomy, tokenizing
 from headprune.workflows.stepwise import method_of
@@ -39,20 +40,18 @@ class Viewed:
         text: The text; of an encoder-decoder what its encoder reads.
         pair: A second text in the same row; of an encoder-decoder what its decoder reads.
         layers: Numbers of layers, and ranges of them; nothing: all.
-        roles: A file of roles; None: ``roles.json`` beside the model, if there is one.
     """
 
     text: str
     pair: str | None = None
     layers: tuple[str, ...] = ()
-    roles: Path | None = None
 
 
 def view(settings: Settings, viewed: Viewed, *, progress: Progress) -> tuple[AttentionView, Path]:
     """Write a page that shows what every head of a model looks at in a text.
 
     Args:
-        settings: The settings; ``out`` is the page, ``scores`` a file of scores.
+        settings: The settings; ``out`` is the page, ``scores`` and ``roles`` are files of these.
         viewed: What is looked at.
         progress: Where progress is reported.
 
@@ -89,7 +88,7 @@ def view(settings: Settings, viewed: Viewed, *, progress: Progress) -> tuple[Att
             f"the {name} has {before:,} tokens, and is cut at {longest}: `max_length` and `layers` say how much fits"
         )
     note = model_note(source, model)
-    scores, roles = _scores(settings, source, note), _roles(viewed, source, note)
+    scores, roles = _scores(settings, source, note), _roles(settings, source, note)
     outcome = AttentionView(
         tokens=texts.tokens,
         cut=texts.cut,
@@ -155,12 +154,12 @@ def _scores(settings: Settings, source: ModelSource, note: Mapping[str, Any]) ->
     return scores
 
 
-def _roles(viewed: Viewed, source: ModelSource, note: Mapping[str, Any]) -> Roles | None:
+def _roles(settings: Settings, source: ModelSource, note: Mapping[str, Any]) -> Roles | None:
     """Return the roles that are named, or that lie beside the model; None: there are none."""
-    beside = source.directory / ROLES_FILE
-    path = viewed.roles or (beside if beside.is_file() else None)
-    if path is None:
+    named, beside = settings.run.roles, source.directory / ROLES_FILE
+    if named == NO_ROLES or (named is None and not beside.is_file()):
         return None
+    path = roles_file(named) if named else beside
     roles = read_artefact(Roles, path)
     _refuse_other_model(roles.model, note, path, what="roles")
     return roles

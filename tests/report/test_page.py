@@ -140,9 +140,23 @@ def test_the_summary_says_what_became_of_it(tmp_path):
         "8 → 5",
         "-37.5%",
         "-25% [-39%, -8%], surely faster",
-        "2 of 3 sink, 0 of 1 previous, 1 without a role",
+        "Of the 3 heads that are removed: 2 are sinks, 0 look at the previous token.",
     ):
         assert words in text, words
+
+
+def test_roles_that_a_plan_notes_are_shown_without_their_numbers(tmp_path):
+    folder = made.write(tmp_path / "run", "scores.json")
+    noted = made.plan().model_copy(update={"roles": made.roles().fates(made.REMOVED)})
+    (folder / "plan.json").write_text(noted.to_json())
+    documents = read_documents([folder])
+    with_numbers = charts_of(read_documents([made.write(tmp_path / "all")]))[:2]
+    for chart, other in zip(charts_of(documents)[:2], with_numbers, strict=True):
+        column = chart.table.titles.index("roles" if chart.name == "heads" else "heads")
+        assert [row[column] for row in chart.table.rows] == [
+            row[column] for row in other.table.rows
+        ]
+    assert "2 are sinks" in " ".join(Elements(html_of(folder)).text)
 
 
 def test_a_plan_is_drawn_with_the_scores_of_its_own_model(tmp_path):
