@@ -133,7 +133,9 @@ def analyze(call: Call) -> None:
     else:
         call.show(roles_map(roles))
         alike = similarity and similarity_table(similarity)
-        for table in filter(None, (roles_table(roles), relations_table(roles), alike)):
+        why = {name: as_options(reason) for name, reason in roles.undefined.items()}
+        named = roles_table(roles.model_copy(update={"undefined": why}))
+        for table in filter(None, (named, relations_table(roles), alike)):
             call.show("")
             call.show(table)
     call.progress.notify(f"written: {path}")
