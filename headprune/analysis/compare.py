@@ -121,8 +121,8 @@ def _profiles(subject: Subject, subjects: Sequence[Subject]) -> Iterator[Profile
         for part, of_part in parts.items():
             bins: list[list[float]] = [[] for _ in range(BINS)]
             for head, value in of_part.items():
-                depth = head.site.layer / max(1, layers[head.site.stack] - 1)
-                bins[min(BINS - 1, int(depth * BINS))].append(value)
+                place = head.site.layer * BINS // max(1, layers[head.site.stack] - 1)
+                bins[min(BINS - 1, place)].append(value)
             yield Profile(
                 measure=measure,
                 subject=subject.name,
@@ -253,15 +253,15 @@ def _only_in(subject: Subject, subjects: Sequence[Subject]) -> Iterator[OnlyIn]:
         for one in subjects
         if one is not subject and not _difference(subject, one)
     ]
-    found: dict[str, dict[HeadId, None]] = {}
+    found: dict[str, set[HeadId]] = {}
     for (measure, column), by_head in _findings_of_heads(subject).items():
         elsewhere = [one[measure, column] for one in others if (measure, column) in one]
         for head, finding in by_head.items():
             there = [one[head] for one in elsewhere if head in one]
             if there and all(finding.is_beyond(one) for one in there):
-                found.setdefault(measure, {})[head] = None
+                found.setdefault(measure, set()).add(head)
     for measure, heads in found.items():
-        yield OnlyIn(measure=measure, subject=subject.name, heads=tuple(heads))
+        yield OnlyIn(measure=measure, subject=subject.name, heads=tuple(sorted(heads)))
 
 
 def _findings_of_heads(subject: Subject) -> dict[tuple[str, str], dict[HeadId, _Finding]]:

@@ -25,15 +25,12 @@ from headprune.cli.commands import (
     export,
     heal,
     inspect,
-    methods,
-    metrics,
     prune,
-    roles,
     score,
     sweep,
-    tasks,
     view,
 )
+from headprune.cli.lists import methods, metrics, roles, tasks
 from headprune.cli.options import (
     ACTING,
     TALK,

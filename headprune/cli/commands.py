@@ -2,18 +2,15 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from headprune.analysis.catalogue import ROLES
 from headprune.cli.checks import is_file_of_results
 from headprune.cli.options import Call, as_options
+from headprune.cli.report import measure_by_group
 from headprune.errors import HeadpruneError
-from headprune.scoring.catalogue import METHODS
-from headprune.tasks.catalogue import METRICS, TASKS
 
 if TYPE_CHECKING:
     from headprune.artefact import EvalResult
@@ -29,6 +26,9 @@ def score(call: Call) -> None:
     from headprune.runtime.distributed import join_world, leave_world
     from headprune.workflows.score import score as score_model
 
+    if call.own.by:
+        measure_by_group(call, "score")
+        return
     world = join_world(cpu=call.settings.model.device == "cpu")
     by_method, paths = score_model(call.settings, progress=call.progress, world=world)
     leave_world(world)
@@ -123,6 +123,9 @@ def analyze(call: Call) -> None:
     from headprune.runtime.distributed import join_world, leave_world
     from headprune.workflows.analyze import analyze as analyze_model
 
+    if call.own.by:
+        measure_by_group(call, "analyze")
+        return
     world = join_world(cpu=call.settings.model.device == "cpu")
     roles, similarity, path = analyze_model(call.settings, progress=call.progress, world=world)
     leave_world(world)
@@ -133,9 +136,7 @@ def analyze(call: Call) -> None:
     else:
         call.show(roles_map(roles))
         alike = similarity and similarity_table(similarity)
-        why = {name: as_options(reason) for name, reason in roles.undefined.items()}
-        named = roles_table(roles.model_copy(update={"undefined": why}))
-        for table in filter(None, (named, relations_table(roles), alike)):
+        for table in filter(None, (roles_table(roles, as_options), relations_table(roles), alike)):
             call.show("")
             call.show(table)
     call.progress.notify(f"written: {path}")
@@ -237,42 +238,6 @@ def _rows(exported: "Exported") -> dict[str, Any]:
         "tokenizer": exported.tokenizer or "none: give token ids",
         **{f"✓ {proof.name}": proof.detail for proof in exported.proofs},
     }
-
-
-def methods(call: Call) -> None:
-    """List the scoring methods: what each says of a head, and what it costs."""
-    _list_rows(call, METHODS, columns=("help", "cost", "use"))
-
-
-def tasks(call: Call) -> None:
-    """List the tasks: what each measures, and its default metric."""
-    _list_rows(call, TASKS, columns=("help", "metric"))
-
-
-def metrics(call: Call) -> None:
-    """List the built-in metrics: what each says, and which direction is better."""
-    _list_rows(call, METRICS, columns=("help", "higher_is_better"))
-
-
-def roles(call: Call) -> None:
-    """List the roles of heads: what each says of a head, and from when on a head has it."""
-    _list_rows(call, ROLES, columns=("help", "reads", "rule"))
-
-
-def _list_rows(call: Call, rows: Mapping[str, Any], *, columns: tuple[str, ...]) -> None:
-    """Show some columns of a catalogue, or all of it as one JSON document."""
-    from headprune.artefact import dump_json
-    from headprune.report.terminal import Row, Sheet
-
-    if call.own.as_json:
-        call.write(dump_json({"format": 1, "rows": [asdict(row) for row in rows.values()]}))
-        return
-    cells = [
-        (name, *(as_options(str(getattr(row, column))) for column in columns))
-        for name, row in rows.items()
-    ]
-    titles = ("name", *(column.replace("_", " ") for column in columns))
-    call.show(Sheet([Row(row) for row in cells], titles=titles, prose=1))
 
 
 def check(call: Call) -> None:

@@ -68,16 +68,16 @@ _PRUNING = (
     *("recipe", "reconstruct", "allow_bias", "rearrange", "stream", "no_baseline", "dry_run"),
     *(*ROWS, *WORK, *TIMES),
 )
-_UNJUDGED = ("task", "data", "split", "text", "max_length", "limit", "seed")
+_UNJUDGED = ("task", "data", "split", "where", "text", "max_length", "limit", "seed")
 _TRAINING = ("teacher", "epochs", "max_steps", "learning_rate", "lora", "trainer", "run_dir")
 
 ACTING: dict[str, tuple[str, ...]] = {
     "score": (
-        *(*_MODEL, "methods", *_SCORING, "steps", "keep", "heads", "reconstruct", "run_dir"),
-        *(*_ROLES, *ROWS, *WORK),
+        *(*_MODEL, "methods", *_SCORING, "steps", "keep", "heads", "reconstruct", "by"),
+        *("run_dir", *_ROLES, *ROWS, *WORK),
     ),
     "analyze": (
-        *(*_MODEL, *AnalyzeSpec.model_fields, "num_samples", "run_dir"),
+        *(*_MODEL, *AnalyzeSpec.model_fields, "num_samples", "by", "run_dir"),
         *(*_UNJUDGED, *WORK),
     ),
     "view": (

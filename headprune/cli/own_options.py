@@ -34,6 +34,11 @@ class OwnOptions(Section):
     runs: tuple[Path, ...] = option(
         (), "Runs, pruned models, or JSON documents of headprune's.", metavar="RUN_OR_DIR..."
     )
+    by: Names = option(
+        (),
+        "Once for each value of a column, or for each file; then compared.",
+        metavar="COLUMN|NAME=FILE,...",
+    )
     pictures: Path | None = option(
         None, "Write every chart there, too, as PNG and SVG.", metavar="DIR"
     )

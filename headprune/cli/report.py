@@ -1,8 +1,12 @@
-"""Commands that read documents alone: a report of them, a comparison."""
+"""Commands that make something of the documents of others: a report, a comparison."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from headprune.cli.options import Call
+
+if TYPE_CHECKING:
+    from headprune.analysis.comparison import Comparison
 
 
 def report(call: Call) -> None:
@@ -40,11 +44,30 @@ def report(call: Call) -> None:
 
 def compare(call: Call) -> None:
     """Compare what heads do and how much they matter, across models, before and after pruning, or across sets of rows."""
-    from headprune.report.compare import comparison_tables
     from headprune.workflows.compare import compare_documents
 
     run_dir = call.settings.run.run_dir
     comparison, path = compare_documents(call.own.runs, run_dir=run_dir)
+    _show_comparison(call, comparison, path)
+
+
+def measure_by_group(call: Call, command: Literal["score", "analyze"]) -> None:
+    """Score or analyze every group of rows, and show what the groups have in common."""
+    from headprune.runtime.distributed import join_world, leave_world
+    from headprune.workflows.groups import measure_groups
+
+    world = join_world(cpu=call.settings.model.device == "cpu")
+    measured = measure_groups(
+        command, call.settings, call.own.by, progress=call.progress, world=world
+    )
+    leave_world(world)
+    if measured is not None:
+        _show_comparison(call, *measured)
+
+
+def _show_comparison(call: Call, comparison: "Comparison", path: Path) -> None:
+    from headprune.report.compare import comparison_tables
+
     if call.own.as_json:
         call.write(comparison.to_json())
     else:

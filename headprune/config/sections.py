@@ -65,6 +65,9 @@ class DataSpec(Section):
         metavar="FILE|HUB_ID[:CONFIG]",
     )
     eval_split: str | None = option(None, "Split that reports.")
+    where: str | None = option(
+        None, "Only rows that have this value in this column.", metavar="COLUMN=VALUE"
+    )
     text: Names = option((), "Text column, or two.", metavar="A[,B]")
     label: str | None = option(None, "Label column.")
     max_length: int | None = option(
@@ -309,12 +312,8 @@ class RunSpec(Section):
     )
     latency: bool = option(True, "Time the model, for a few seconds.")
     latency_length: Sizes = option(
-        (),
-        "Time it at so many tokens per row. (default: the data's median)",
-        metavar="128,512",
+        (), "Time it at so many tokens per row. (default: the data's median)", metavar="128,512"
     )
     latency_batch: Sizes = option(
-        (),
-        "Time it at so many rows. (default: 1, and 32 where that takes seconds)",
-        metavar="1,32",
+        (), "Time it at so many rows. (default: 1, and 32 where that takes seconds)", metavar="1,32"
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from headprune.errors import DataError, first_line
+from headprune.errors import DataError, did_you_mean, first_line
 from headprune.tasks.delimited import (
     FormatError,
     lines_of,
@@ -50,6 +50,38 @@ class Table:
     def where(self, row: int) -> str:
         """Return where a row came from, as messages say it."""
         return f"`data={self.name}`, {self.name_of(row)}"
+
+    def groups(self, column: str) -> tuple[str, ...]:
+        """Return the values of a column, as texts in the order of the rows; rows without one are in no group.
+
+        Raises:
+            DataError: There is no such column.
+        """
+        if column not in self.columns:
+            raise self.error(
+                f"there is no column {column!r}", hint=did_you_mean(column, self.columns)
+            )
+        values = (row[column] for row in self.rows)
+        return tuple(dict.fromkeys(str(value) for value in values if value not in (None, "")))
+
+    def only(self, where: str) -> "Table":
+        """Return the rows with a value in a column, ``COLUMN=VALUE``.
+
+        Raises:
+            DataError: There is no such column, or no such row.
+        """
+        column, _, value = where.partition("=")
+        groups = self.groups(column)
+        if value not in groups:
+            raise self.error(
+                f"no row has {value!r} in {column!r}", hint=did_you_mean(value, groups[:20])
+            )
+        kept = [index for index, row in enumerate(self.rows) if str(row[column]) == value]
+        return replace(
+            self,
+            rows=[self.rows[index] for index in kept],
+            lines=[self.lines[index] for index in kept] if self.lines else (),
+        )
 
     def error(self, what: str, *, hint: str) -> DataError:
         """Return an error of these data."""

@@ -15,7 +15,7 @@ from headprune.analysis.trees import SUFFIX, read_sentences, sentence_batches
 from headprune.artefact import read_artefact
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import AnalyzeSpec, Settings
-from headprune.errors import PlanError
+from headprune.errors import DataError, PlanError
 from headprune.heads import HeadId, select_heads
 from headprune.passes import Progress, resumable
 from headprune.placement import input_device, versions
@@ -47,33 +47,59 @@ def analyze(
     """
     world = world or World()
     settings = with_recorded_rows(settings, progress=progress)
-    chosen = [get_role(name) for name in settings.analyze.role] or list(ROLES.values())
-    run_dir, spec = settings.run.run_dir, settings.analyze
-    plan = read_artefact(PruningPlan, Path(spec.plan)) if spec.plan else None
+    run_dir = settings.run.run_dir
     with unused_run(run_dir, file=ROLES_FILE) if world.is_main else nullcontext():
-        session = open_session(settings, progress=progress, world=world, looks=True)
-        removed = select_heads(plan.remove if plan else (), session.anatomy.heads)
-        seen = _seen(session, {role.reads for role in chosen})
-        if spec.similarity and not seen.batches:
-            what = "there are no rows to compare heads on"
-            raise PlanError(what, where="`similarity`", hint="name some: `data`")
-        roles, journal = measure_roles(session, chosen, seen, spec=spec)
-        if not roles.measures:
-            reasons = "; ".join(f"{name}: {why}" for name, why in roles.undefined.items())
-            raise PlanError(
-                f"none of these roles can be measured: {reasons}",
-                where="`role`",
-                hint="headprune roles says what each needs",
-            )
-        similarity = _compared(session, seen, removed, journal) if spec.similarity else None
+        found = look(settings, progress=progress, world=world)
         if not world.is_main:
-            return roles, similarity, None
-        path = write_roles(roles, run_dir)
-        if similarity is not None:
-            write_text(path.with_name(SIMILARITY_FILE), similarity.to_json(), overwrite=False)
-        if journal is not None:
-            journal.drop()
-        return roles, similarity, path
+            return found.roles, found.similarity, None
+        path = found.write(run_dir)
+        found.discard_journal()
+        return found.roles, found.similarity, path
+
+
+@dataclass(frozen=True, eq=False)
+class Analyzed:
+    """What heads do, how alike they are where that was asked for, and the journal of the work."""
+
+    roles: Roles
+    similarity: Similarity | None
+    journal: Journal | None
+
+    def write(self, run_dir: str | None) -> Path:
+        """Write the documents to ``run_dir``, or to the next numbered directory; returns ``roles.json``."""
+        path = write_roles(self.roles, run_dir)
+        if self.similarity is not None:
+            similarity = self.similarity.to_json()
+            write_text(path.with_name(SIMILARITY_FILE), similarity, overwrite=False)
+        return path
+
+    def discard_journal(self) -> None:
+        """Delete the journal, which an interrupted run would resume from."""
+        if self.journal is not None:
+            self.journal.drop()
+
+
+def look(settings: Settings, *, progress: Progress, world: World) -> Analyzed:
+    """Measure what every head does, and write nothing."""
+    chosen = [get_role(name) for name in settings.analyze.role] or list(ROLES.values())
+    spec = settings.analyze
+    plan = read_artefact(PruningPlan, Path(spec.plan)) if spec.plan else None
+    session = open_session(settings, progress=progress, world=world, looks=True)
+    removed = select_heads(plan.remove if plan else (), session.anatomy.heads)
+    seen = _seen(session, {role.reads for role in chosen})
+    if spec.similarity and not seen.batches:
+        what = "there are no rows to compare heads on"
+        raise PlanError(what, where="`similarity`", hint="name some: `data`")
+    roles, journal = measure_roles(session, chosen, seen, spec=spec)
+    if not roles.measures:
+        reasons = "; ".join(f"{name}: {why}" for name, why in roles.undefined.items())
+        raise PlanError(
+            f"none of these roles can be measured: {reasons}",
+            where="`role`",
+            hint="headprune roles says what each needs",
+        )
+    similarity = _compared(session, seen, removed, journal) if spec.similarity else None
+    return Analyzed(roles, similarity, journal)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +160,12 @@ def _seen(session: Session, reads: Collection[Reads]) -> Seen:
         rows = rows_without_labels(session, most)
         batches = session.batches(rows.examples)
         return Seen(dict(rows.note), batches, Vocabulary.of(session.tokenizer, batches))
+    if settings.data.where is not None:
+        raise DataError(
+            "parsed sentences have no columns",
+            where="`where`",
+            hint="leave it out, or keep the sentences in files of their own",
+        )
     examples = {Example(texts=(one.text,)): one for one in read_sentences(path)}
     drawn = draw(tuple(examples), most, seed=settings.data.seed)
     sentences = [examples[example] for example in drawn]

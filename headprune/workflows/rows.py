@@ -259,6 +259,7 @@ def _read(
         )
     data, row = session.settings.data, session.task.row
     table = read_table(source, split=split)
+    table = table if data.where is None else table.only(data.where)
     columns = choose_columns(
         table,
         texts=data.text,
@@ -268,7 +269,7 @@ def _read(
         names=row.columns,
     )
     label = f", label {columns.label!r}" if columns.label else ""
-    shown = f"{source} {table.split}" if table.split else source
+    shown = " ".join(filter(None, [source, table.split, data.where]))
     read = (*columns.texts, columns.label)
     others = [name for name in table.columns if name not in read]
     unread = f"; not read: {', '.join(map(repr, others[:8]))}{' ...' if len(others) > 8 else ''}"

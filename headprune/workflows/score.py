@@ -58,28 +58,35 @@ def score(
     world = world or World()
     settings = with_recorded_rows(settings, progress=progress)
     check_settings(settings, compares=True, world=world)
-    sections = methods_of(settings.score)
     run_dir = settings.run.run_dir
     with unused_run(run_dir) if world.is_main else nullcontext():
-        session = open_session(settings, progress=progress, world=world)
-        _ = session.anatomy  # a model without heads is refused before rows are read
-        rows, plan, found = None, settings.plan, FoundRoles()
-        if any(get_method(method_of(section)).needs_rows for section in sections):
-            rows = separate_rows(session, Purpose(reports=False)).calibrate
-        if any(num_steps(section, plan) > 1 for section in sections):
-            if plan.protect_role:
-                rows = rows or separate_rows(session, Purpose(reports=False)).calibrate
-                found = find_roles(session, rows, shows=False)
-            plan = protecting(session, found.roles)
-        scored = score_each(session, sections, rows, plan=plan)
-        scores = tuple(one.scores for one in scored.values())
+        scored, found = score_rows(settings, progress=progress, world=world)
+        scores = tuple(one.scores for one in scored)
         if not world.is_main:
             return scores, ()
         paths = write_scores(scores, run_dir)
-        for one in scored.values():
+        for one in scored:
             one.discard_journal()
         found.discard_journal()
         return scores, paths
+
+
+def score_rows(
+    settings: Settings, *, progress: Progress, world: World
+) -> tuple[tuple[Scored, ...], FoundRoles]:
+    """Score every head by each method, and write nothing; returns the roles that steps protect, too."""
+    sections = methods_of(settings.score)
+    session = open_session(settings, progress=progress, world=world)
+    _ = session.anatomy  # a model without heads is refused before rows are read
+    rows, plan, found = None, settings.plan, FoundRoles()
+    if any(get_method(method_of(section)).needs_rows for section in sections):
+        rows = separate_rows(session, Purpose(reports=False)).calibrate
+    if any(num_steps(section, plan) > 1 for section in sections):
+        if plan.protect_role:
+            rows = rows or separate_rows(session, Purpose(reports=False)).calibrate
+            found = find_roles(session, rows, shows=False)
+        plan = protecting(session, found.roles)
+    return tuple(score_each(session, sections, rows, plan=plan).values()), found
 
 
 def find_scores(

@@ -307,3 +307,25 @@ def test_processes_share_the_trials_and_agree_on_the_answers():
     first, second = (part.view(5, 8) for part in gathered)
     assert not first[1::2].any()
     assert not second[::2].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_circuits_are_found_in_every_type_of_weights(dtype):
+    whole = build("llama")
+    expected = copying(request_for(whole, inspected(whole)))[0].values
+    model = build("llama").to(dtype)
+    values = copying(request_for(model, hp.inspect(model)))[0].values
+    assert None not in values
+    assert max(abs(a - b) for a, b in zip(values, expected, strict=True)) < 0.1
+
+
+def test_a_head_that_writes_nothing_has_no_number():
+    model = build("gpt2")
+    with torch.no_grad():
+        model.transformer.h[1].attn.c_proj.weight[:8] = 0
+    anatomy = inspected(model)
+    values = dict(
+        zip(map(str, anatomy.heads), copying(request_for(model, anatomy))[0].values, strict=True)
+    )
+    assert values.pop("L1.H0") is None
+    assert None not in values.values()
