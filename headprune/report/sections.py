@@ -19,16 +19,16 @@ def summary(documents: Documents) -> Iterator[Tiles | Prose]:
     """Yield what was pruned, the metric before and after, what it saves, and the verdict."""
     for results in documents.of(Results):
         yield _outcome(results)
+    if not documents.of(Results):
+        yield from _without_results(documents)
     for subject in subjects(documents):
-        if sentence := roles_sentence(subject):
+        if sentence := _roles_sentence(subject):
             yield Prose(sentence)
     for results in documents.of(Results):
         yield _proofs(results)
     for verdict in documents.of(Verdict):
         found = "; ".join(finding.message for finding in verdict.findings)
         yield Prose(f"Check {headline(verdict)}: {found}.", "good" if verdict.passed else "bad")
-    if not documents.of(Results):
-        yield from _without_results(documents)
 
 
 def _outcome(results: Results) -> Tiles:
@@ -82,18 +82,14 @@ def _tone(ends: tuple[float, float], *, higher_is_better: bool) -> Tone:
     return "good" if low > 0 else "bad" if high < 0 else "even"
 
 
-def roles_sentence(subject: Subject) -> str:
-    """Return which of the removed heads had which role; empty without a plan or roles."""
-    if subject.plan is None or subject.roles is None:
+def _roles_sentence(subject: Subject) -> str:
+    """Return which of the removed heads had which role; empty where that isn't known."""
+    if subject.plan is None:
         return ""
-    facts = [fact for fact in subject.facts() if fact.roles is not None]
-    removed = [fact for fact in facts if fact.is_removed]
-    parts = []
-    for role in dict.fromkeys(role for fact in facts for role in fact.roles or ()):
-        lost, had = (sum(role in (one.roles or ()) for one in some) for some in (removed, facts))
-        parts.append(f"{lost} of {had} {role}")
-    parts.append(f"{sum(not fact.roles for fact in removed)} without a role")
-    return f"Roles of the {len(removed)} removed heads: {', '.join(parts)}."
+    noted = subject.plan.roles
+    fates = subject.roles.fates(subject.plan.remove) if subject.roles is not None else noted
+    words = fates.sentence if fates is not None else ""
+    return f"{words[:1].upper()}{words[1:]}." if words else ""
 
 
 def _proofs(results: Results) -> Prose:
