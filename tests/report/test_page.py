@@ -1,23 +1,29 @@
 """A report says what its documents say, and nothing that a stranger wrote into them runs."""
 
+import io
 import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import report_documents as made
+from rich.console import Console
 from test_earlier_documents import RESULTS, SCORES, _written
 
+from headprune.analysis.roles import Roles
 from headprune.errors import CheckpointError
 from headprune.heads import HeadId
 from headprune.plans import HeadScores
 from headprune.report.catalogue import SECTIONS, ReportSection
 from headprune.report.charts import Chart, inline, picture
+from headprune.report.compare import comparison_tables
 from headprune.report.documents import read_documents
 from headprune.report.page import contents, page
 from headprune.report.parts import Prose, Table
+from headprune.untrusted.documents import MOST_BYTES
 
 HOSTILE = """</script></title></svg><script>window.hacked=1</script><img src=x onerror="window.hacked=1">'$\\frac{{{7*7}}&amp;"""
 
@@ -60,6 +66,8 @@ def charts_of(documents):
         (["results.json"], ["summary", "quality", "speed", "made"]),
         (["eval.json"], ["summary", "made"]),
         (["verdict.json"], ["summary", "made"]),
+        (["similarity.json"], ["similarity", "made"]),
+        (["compare.json"], ["comparison", "made"]),
         ([], [*SECTIONS]),
     ],
 )
@@ -157,6 +165,56 @@ def test_a_plan_is_drawn_with_the_scores_of_its_own_model(tmp_path):
     assert maps[0].table.rows[0][1] == "0.5"
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_the_document_with_the_most_roles_is_shown_unless_a_file_is_named(order, tmp_path):
+    """A plan's directory has the few roles that cost little."""
+    every, few = made.roles(), made.roles()
+    few = few.model_copy(update={"measures": few.measures[:1]})
+    run = made.write(tmp_path / "run", "plan.json")
+    (run / "roles.json").write_text(few.to_json())
+    paths = [run, made.write(tmp_path / "analyzed", "roles.json")]
+    named = [*(paths[place] for place in order)]
+    assert read_documents(named).beside(made.plan(), Roles) == every
+    assert read_documents([*named, run / "roles.json"]).beside(made.plan(), Roles) == few
+    assert read_documents([run]).beside(made.plan(), Roles) == few
+
+
+def test_a_file_too_large_for_a_document_is_not_read(tmp_path, monkeypatch):
+    folder = made.write(tmp_path / "run", "scores.json")
+    with (folder / "large.json").open("wb") as file:
+        file.write(b'{"format": 1}')
+        file.truncate(MOST_BYTES + 1)
+    opened = []
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path.name) or b"")
+    assert read_documents([folder / "scores.json"]).items
+    with pytest.raises(CheckpointError, match="no document"):
+        read_documents([folder])
+    assert opened == ["scores.json"]
+
+
+def test_heads_that_are_alike_have_a_colour(tmp_path):
+    documents = read_documents([made.write(tmp_path / "run", "similarity.json")])
+    (chart,) = charts_of(documents)
+    assert [row[:2] for row in chart.table.rows] == [("1", "4"), ("2", "4")]
+    assert chart.table.rows[0][2] == "L0.H0, L0.H1, L0.H2, L0.H3"
+    text = inline(chart)["wide"]
+    assert len(re.findall(r"<title>L\d.H\d\ncluster [12], of 4 heads</title>", text)) == 8
+    assert text.count("var(--c0)") > text.count("var(--c2)") == 0
+
+
+def test_a_comparison_says_in_a_report_what_it_says_on_the_terminal(tmp_path):
+    documents = read_documents([made.write(tmp_path / "run", "compare.json")])
+    console = Console(width=200, file=io.StringIO(), color_system=None)
+    console.print(comparison_tables(made.comparison()))
+    shown = console.file.getvalue()
+    parts = list(SECTIONS["comparison"].load()(documents))
+    assert {type(part) for part in parts} == {Table, Prose}
+    for part in parts:
+        rows = part.rows if isinstance(part, Table) else ((part.text,),)
+        for cell in (cell for row in rows for cell in row):
+            assert cell in " ".join(shown.split()), cell
+
+
 def test_documents_of_earlier_versions_are_read(tmp_path):
     paths = [
         _written(tmp_path / "scores.json", SCORES),
@@ -196,7 +254,20 @@ def hostile(value, key=""):
         return {k: hostile(v, k) for k, v in value.items()}
     if isinstance(value, list):
         return [hostile(v, key) for v in value]
-    typed = ("heads", "remove", "removed", "loads_with", "objective", "normalize", "sha256", "role")
+    typed = (
+        "head",
+        "nearest",
+        "sink",
+        "previous",
+        "heads",
+        "remove",
+        "removed",
+        "loads_with",
+        "objective",
+        "normalize",
+        "sha256",
+        "role",
+    )
     return HOSTILE if isinstance(value, str) and key not in typed else value
 
 
@@ -234,7 +305,7 @@ def test_a_section_is_one_row_and_one_function(tmp_path, monkeypatch):
     monkeypatch.setitem(SECTIONS, row.name, row)
     text = " ".join(Elements(html_of(made.write(tmp_path / "run"))).text)
     assert "How many" in text
-    assert "there are 8" in text
+    assert "there are 10" in text
 
 
 def count_documents(documents):
@@ -253,7 +324,7 @@ def test_a_large_model_stays_below_five_megabytes(tmp_path):
 
 def test_charts_have_tables_and_marks_that_say_something(tmp_path):
     charts = charts_of(read_documents([made.write(tmp_path / "run")]))
-    assert len({chart.name for chart in charts}) == len(charts) == 7
+    assert len({chart.name for chart in charts}) == len(charts) == 8
     for chart in charts:
         assert chart.table.rows
         for svg in inline(chart).values():
