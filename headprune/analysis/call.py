@@ -107,6 +107,7 @@ class AttentionCall:
         is_key: Which positions can be looked at.
         query_ids: Tokens at the queries; None where positions are no tokens.
         key_ids: Tokens at the keys.
+        starts: Which keys are the first of a text: of the row, or of each text that was packed into it.
         is_cross: Whether queries and keys are of two sequences.
         vocabulary: What is known of tokens.
         trees: The parse of each row; nothing where rows aren't parsed.
@@ -118,6 +119,7 @@ class AttentionCall:
     is_key: Bool[Tensor, "rows keys"]
     query_ids: Int[Tensor, "rows queries"] | None
     key_ids: Int[Tensor, "rows keys"] | None
+    starts: Bool[Tensor, "rows keys"]
     is_cross: bool
     vocabulary: Vocabulary
     trees: tuple[Tree, ...] = ()
@@ -129,6 +131,14 @@ class AttentionCall:
         queries, keys = self.weights.shape[-2:]
         device = self.weights.device
         return torch.arange(keys, device=device) - torch.arange(queries, device=device)[:, None]
+
+    @property
+    def is_same_text(self) -> Bool[Tensor, "rows queries keys"]:
+        """Whether query and key are of one text; between two sequences all keys are."""
+        texts = self.starts.cumsum(-1)
+        if self.is_cross or self.is_query.shape != self.is_key.shape:
+            return self.is_key[:, None].expand(-1, self.weights.shape[2], -1)
+        return (texts[:, :, None] == texts[:, None, :]) & self.is_key[:, None]
 
     def to(self, mask: Bool[Tensor, "rows keys"]) -> Float[Tensor, "rows heads queries"]:
         """Return the attention of every query to the keys that a mask names."""
@@ -175,20 +185,20 @@ def attention_call(
     )
     if looked_at.shape[1] != keys:
         looked_at = torch.ones(rows, keys, dtype=torch.bool, device=device)
-    own = (
-        _DECODER_IDS if site.id.stack == "decoder" and _DECODER_IDS in batch.inputs else "input_ids"
-    )
+    in_decoder = site.id.stack == "decoder" and _DECODER_IDS in batch.inputs
+    own = _DECODER_IDS if in_decoder else "input_ids"
     seen = (weights.amax(1, keepdim=True) > 0).float()
     even = seen / seen.sum(-1, keepdim=True).clamp_min(1)
     return AttentionCall(
         torch.cat([weights, even], dim=1),
         asking,
         looked_at,
-        _ids(batch.inputs.get(own), (rows, queries)),
-        _ids(batch.inputs.get("input_ids" if is_cross else own), (rows, keys)),
+        _ids(batch.inputs.get(own), (rows, queries), device),
+        _ids(batch.inputs.get("input_ids" if is_cross else own), (rows, keys), device),
+        _starts(looked_at, None if is_cross else batch.inputs.get("position_ids")),
         is_cross,
         vocabulary,
-        _of_rows(vocabulary.trees, batch, rows),
+        _of_rows(vocabulary.trees, batch, rows) if own == "input_ids" else (),
         _of_rows(vocabulary.needles, batch, rows),
     )
 
@@ -205,8 +215,16 @@ def _positions(mask: Tensor | None, shape: tuple[int, int], device: torch.device
     """Return which positions are real; all where that isn't told, or rows were rearranged."""
     if mask is None or tuple(mask.shape) != shape:
         return torch.ones(shape, dtype=torch.bool, device=device)
-    return mask.bool()
+    return mask.bool().to(device)
 
 
-def _ids(ids: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
-    return ids if ids is not None and tuple(ids.shape) == shape else None
+def _ids(ids: Tensor | None, shape: tuple[int, int], device: torch.device) -> Tensor | None:
+    return ids.to(device) if ids is not None and tuple(ids.shape) == shape else None
+
+
+def _starts(real: Tensor, position_ids: Tensor | None) -> Tensor:
+    """Return which real positions are the first of a text: those where positions count from 0 again, too."""
+    first = real & (real.cumsum(-1) == 1)
+    if position_ids is None or position_ids.shape != real.shape:
+        return first
+    return first | (real & (position_ids == 0).to(real.device))

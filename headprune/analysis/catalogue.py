@@ -1,11 +1,10 @@
 """The catalogue of roles: one row describes a detector, and nothing heavy is imported for it.
 
-To add one, add a row here and write its function in the module that the row names. What the function is given depends on
-``reads``: for ``weights`` it takes a :class:`~headprune.analysis.request.RoleRequest` and returns
-:class:`~headprune.analysis.roles.Measure` values; for all others it takes an :class:`~headprune.analysis.call.AttentionCall` and
-returns numbers of every query.
+To add one, add a row and write its function: ``f(call: AttentionCall)`` returns numbers of every query; of roles that read
+``weights``, ``f(request: RoleRequest)`` returns ``Measure`` values.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,9 +12,10 @@ from typing import Any, Literal
 from headprune.errors import ConfigError, did_you_mean
 from headprune.late import load_function
 
+_LINK, _NAME = re.compile(r"\[(.*?)\]\(.*?\)"), r"\1"
+
 Reads = Literal["rows", "repeats", "trees", "needles", "answers", "weights"]
-"""What a detector reads: the user's rows, random tokens said twice, parsed sentences, texts with a code word, the model's own
-answers on them, or weights alone."""
+"""The user's rows, random tokens said twice, parsed sentences, texts with a code word, the model's answers on them, weights."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Role:
         margin: How far above its baseline a head must be instead, where a margin is what was published.
         top: The share of heads that have the role instead, the highest first, where neither is published.
         unit: Of the number; empty for a share or a mean weight.
-        baseline: What the number is compared with: attention spread evenly, or at the best fixed distance.
+        is_ceiling: Whether no head can be above the baseline.
         least: The fewest queries (or trials) by which a head is judged; below, it is undecided.
         sign: Letter in the map of heads; heads are told to have a role that has one.
         phrase: What a head that has the role is (empty: "<name> head"), and what several do (empty: "are" that).
@@ -47,7 +47,7 @@ class Role:
     margin: float | None = None
     top: float | None = None
     unit: str = ""
-    baseline: Literal["even", "offset"] = "even"
+    is_ceiling: bool = False
     least: int = 20
     sign: str = ""
     phrase: tuple[str, str] = ("", "")
@@ -58,11 +58,6 @@ class Role:
         return self.phrase[0] or f"{self.name} head"
 
     @property
-    def is_decided(self) -> bool:
-        """Whether a head has it or not, rather than more or less of it."""
-        return any(rule is not None for rule in (self.threshold, self.margin, self.top))
-
-    @property
     def rule(self) -> str:
         """When a head has the role, in words; empty where nothing decides it."""
         if self.threshold is not None:
@@ -70,6 +65,11 @@ class Role:
         if self.margin is not None:
             return f"> baseline + {self.margin:g}"
         return "" if self.top is None else f"top {self.top:.0%}"
+
+    @property
+    def about(self) -> str:
+        """What its number is, and where it comes from."""
+        return f"{self.help} ({_LINK.sub(_NAME, self.source)})"
 
     def load(self) -> Callable[..., Any]:
         """Import the role's function."""
@@ -178,6 +178,7 @@ _ROWS = (
         help="entropy of the attention weights",
         source=_CLARK,
         threshold=3.8,
+        is_ceiling=True,
         unit="nats",
         sign="b",
         phrase=("broad head", "look at many tokens at once"),
@@ -287,7 +288,6 @@ _ROWS = (
         help="how often the largest weight between words is on the head, or the dependent, of a relation",
         source=f"{_CLARK}; margin of {_VOITA}",
         margin=0.1,
-        baseline="offset",
         sign="y",
         phrase=("syntax head", ""),
     ),
@@ -310,7 +310,7 @@ def get_role(name: str, *, where: str = "`roles`", decided: bool = False) -> Rol
     """
     if name not in ROLES:
         raise ConfigError(f"there is no role {name!r}", where=where, hint=did_you_mean(name, ROLES))
-    if decided and not ROLES[name].is_decided:
+    if decided and not ROLES[name].rule:
         what = f"{name} is a number of every head, and no role that a head has or hasn't"
         raise ConfigError(what, where=where, hint="headprune roles shows the rules")
     return ROLES[name]

@@ -73,10 +73,11 @@ def distance(call: AttentionCall) -> Columns:
 
 
 def window(call: AttentionCall) -> Columns:
-    """Return the share of the row's tokens that get any attention by any head: what the mask lets a query see."""
-    seen = (call.weights > 0).any(1, keepdim=True) & call.is_key[:, None, None]
-    share = seen.sum(-1) / call.is_key.sum(-1)[:, None, None]
-    return {"": share.expand(call.weights.shape[:3])}
+    """Return the share of the text's tokens that get any attention by any head: what the mask lets a query see."""
+    text = call.is_same_text
+    seen = (call.weights > 0).any(1) & text
+    share = seen.sum(-1) / text.sum(-1).clamp_min(1)
+    return {"": share[:, None].expand(call.weights.shape[:3])}
 
 
 def diagonal(call: AttentionCall) -> Columns:

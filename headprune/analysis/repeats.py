@@ -23,7 +23,8 @@ def repeated_sequences(
         seed: Of the draw.
     """
     generator = torch.Generator().manual_seed(seed)
-    usual = torch.tensor([token for token in range(vocabulary) if token not in set(special)])
+    left_out = set(special)
+    usual = torch.tensor([token for token in range(vocabulary) if token not in left_out])
     length = min(length, len(usual))
     rows = []
     for _ in range(count):
@@ -70,7 +71,7 @@ def _earlier_copies(call: AttentionCall) -> Bool[Tensor, "rows queries keys"] | 
     if call.is_cross or call.query_ids is None or call.key_ids is None:
         return None
     same = call.query_ids[:, :, None] == call.key_ids[:, None, :]
-    return same & (call.offsets < 0) & call.is_key[:, None, :]
+    return same & (call.offsets < 0) & call.is_same_text
 
 
 def _where_any(call: AttentionCall, pattern: Tensor) -> Tensor:

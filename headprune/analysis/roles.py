@@ -81,9 +81,18 @@ class Roles(Artefact):
         """The roles that were measured, in the catalogue's order."""
         return tuple(dict.fromkeys(one.role for one in self.measures))
 
+    def by_head(self) -> dict[HeadId, tuple[str, ...]]:
+        """Return the roles of each head, in the catalogue's order."""
+        found: dict[HeadId, dict[str, None]] = {head: {} for head in self.heads}
+        for one in self.measures:
+            for head, verdict in zip(self.heads, one.passes, strict=True):
+                if verdict:
+                    found[head][one.role] = None
+        return {head: tuple(names) for head, names in found.items()}
+
     def of_head(self, head: HeadId) -> tuple[str, ...]:
         """Return the roles of a head, in the catalogue's order."""
-        return tuple(name for name in self.names if head in self.heads_with(name))
+        return self.by_head().get(head, ())
 
     def __repr__(self) -> str:
         """In a line: the document is ``to_json()``."""
@@ -103,8 +112,7 @@ class Roles(Artefact):
 
     def _repr_html_(self) -> str:
         cells = {}
-        for head in self.heads:
-            names = self.of_head(head)
+        for head, names in self.by_head().items():
             step = min(2 * len(names), len(COLOURS) - 1)
             cells[head] = (COLOURS[step], ", ".join(names) or "no role")
         return head_map(str(self).splitlines()[0] + "; the lighter, the more roles", cells)
@@ -113,8 +121,9 @@ class Roles(Artefact):
 def decided(measures: Iterable[Measure]) -> tuple[Measure, ...]:
     """Return the measures with ``passes``, by the rule of their role's row.
 
-    A head passes a published threshold (or margin above its baseline) if its value is above it. By ``top``, it passes if it
-    is among that share of all heads and its whole interval is above the baseline.
+    A head passes a published threshold (or margin above its baseline) if its value is above it, or ``top`` if it is among that
+    share of all heads. Its whole interval must lie above the baseline, too: on short rows even attention passes some thresholds.
+    Where the baseline is the most that can be reached (entropy) and the threshold lies above, heads are undecided.
     """
     return tuple(
         one.model_copy(update={"passes": _passes(ROLES[one.role], one)}) for one in measures
@@ -122,27 +131,26 @@ def decided(measures: Iterable[Measure]) -> tuple[Measure, ...]:
 
 
 def _passes(role: Role, measure: Measure) -> tuple[bool | None, ...]:
-    values, baseline = measure.values, measure.baseline
-    if role.top is not None:
-        chosen = _highest(values, role.top)
-        above = [
-            low is not None and base is not None and low > base
-            for low, base in zip(measure.low, baseline, strict=True)
-        ]
-        verdicts = [index in chosen and above[index] for index in range(len(values))]
-    elif role.threshold is not None:
-        verdicts = [value is not None and value > role.threshold for value in values]
-    elif role.margin is not None:
-        verdicts = [
-            value is not None and base is not None and value > base + role.margin
-            for value, base in zip(values, baseline, strict=True)
-        ]
-    else:
-        return (None,) * len(values)
+    highest = _highest(measure.values, role.top) if role.top is not None else set()
     return tuple(
-        None if value is None or queries < role.least else verdict
-        for value, queries, verdict in zip(values, measure.queries, verdicts, strict=True)
+        _verdict(role, measure, index, is_highest=index in highest)
+        for index in range(len(measure.values))
     )
+
+
+def _verdict(role: Role, measure: Measure, index: int, *, is_highest: bool) -> bool | None:
+    value, low, baseline = measure.values[index], measure.low[index], measure.baseline[index]
+    if not role.rule or value is None or measure.queries[index] < role.least:
+        return None
+    if role.is_ceiling:
+        out_of_reach = baseline is not None and baseline <= (role.threshold or 0)
+        return None if out_of_reach else value > (role.threshold or 0)
+    surely = baseline is None or (value if low is None else low) > baseline
+    if role.top is not None:
+        return is_highest and surely
+    if role.margin is not None:
+        return baseline is not None and value > baseline + role.margin
+    return value > (role.threshold or 0) and surely
 
 
 def _highest(values: Sequence[float | None], share: float) -> set[int]:

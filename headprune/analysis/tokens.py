@@ -8,12 +8,11 @@ from headprune.analysis.positions import Columns
 
 
 def sink(call: AttentionCall) -> Columns:
-    """Return ``a(t, first)``, the first real position of the row, for every query.
+    """Return ``a(t, first)``, the first real position of the query's text, for every query.
 
     Source: Gu et al., "When Attention Sink Emerges in Language Models", ICLR 2025, section 3: alpha_1, a sink above 0.3.
     """
-    first = call.is_key & (call.is_key.cumsum(-1) == 1)
-    return {"": call.to(first)}
+    return {"": call.to(call.starts)}
 
 
 def cls(call: AttentionCall) -> Columns:
@@ -52,10 +51,13 @@ def rare(call: AttentionCall) -> Columns:
     counts = counts.to(ids.device)
     special = torch.tensor(call.vocabulary.special, dtype=torch.long, device=ids.device)
     words = call.is_key & ~torch.isin(ids, special)
-    often = counts[ids.clamp_max(len(counts) - 1)].masked_fill(~words, counts.max() + 1)
-    rarest = words & (often == often.amin(-1, keepdim=True))
-    numbers = (call.largest() * rarest[:, None, None, :]).sum(-1)
-    return {"": numbers.masked_fill(~words.any(-1)[:, None, None], torch.nan)}
+    most = counts.max() + 1
+    often = counts[ids.clamp_max(len(counts) - 1)].masked_fill(~words, most)
+    seen = often[:, None].where(call.is_same_text, most)
+    least = seen.amin(-1, keepdim=True)
+    rarest = (seen == least) & (least < most)
+    numbers = (call.largest() * rarest[:, None]).sum(-1)
+    return {"": numbers.masked_fill(~rarest.any(-1)[:, None], torch.nan)}
 
 
 def _to_ids(call: AttentionCall, ids: list[int | None]) -> Columns:

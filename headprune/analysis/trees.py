@@ -112,7 +112,7 @@ def sentence_batches(
         sentences: The sentences.
         tokenizer: The model's, which must tell where in the text its tokens lie.
         max_length: The longest row in tokens; what is longer is cut.
-        decoder_start: The one token that a decoder is given; None where there is none.
+        decoder_start: The token at the start of what a decoder is given, the sentence again; None where there is none.
 
     Returns:
         The batches, and the tree of each sentence by its place.
@@ -149,7 +149,9 @@ def sentence_batches(
             trees[index] = _tree(sentences[index], one, longest)
         inputs = {"input_ids": ids, "attention_mask": mask}
         if decoder_start is not None:
-            inputs["decoder_input_ids"] = torch.full((len(indices), 1), decoder_start)
+            start = torch.full((len(indices), 1), decoder_start)
+            inputs["decoder_input_ids"] = torch.cat([start, ids[:, :-1]], dim=1)
+            inputs["decoder_attention_mask"] = mask
         count = len(indices)
         batches.append(
             Batch(inputs, torch.zeros(count), torch.arange(count), torch.tensor(indices))

@@ -25,7 +25,11 @@ from headprune.placement import input_device
 _TOKENS = 100
 _TOP, _BOTTOM = 5, 10
 _LINEAR = 1e-3
-"""How far, in shares of its size, ``z`` of a random vector may be from the map found by unit vectors."""
+"""How far, in shares of its size, ``z`` of a random vector may be from the map found by unit vectors, in single precision."""
+_ROUNDINGS = 8
+"""Or so many roundings of a coarser type."""
+_CHUNK = 8192
+"""Rows of an embedding that are read at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,13 +86,22 @@ def own_rank(request: RoleRequest) -> tuple[Measure, ...]:
         UnsupportedError: As :func:`copying`.
     """
     tokens = _random_tokens(request)
-    unembedding = _embeddings(request)[1].float()
+    unembedding = _embeddings(request)[1]
+    of_tokens = unembedding[tokens.to(unembedding.device)].cpu().float()
     states = _after_first_block(request, tokens).cpu()
     ranks: dict[Any, Tensor] = {}
     for maps in ov_maps(request):
-        for place, head in enumerate(maps.site.heads):
-            logits = states @ maps.value[place].T @ maps.output[place].T @ unembedding.T
-            ranks[maps.site.id, head] = (logits > logits.gather(1, tokens[:, None])).sum(-1)
+        written = states @ maps.value.transpose(1, 2) @ maps.output.transpose(1, 2)
+        own = (written * of_tokens).sum(-1, keepdim=True)
+        above = torch.zeros(own.shape[:2], dtype=torch.long)
+        for start, part in _in_chunks(unembedding):
+            higher = written @ part.T > own
+            here = ((tokens >= start) & (tokens < start + len(part))).nonzero().flatten()
+            higher[:, here, tokens[here] - start] = (
+                False  # none is above itself, however it is rounded
+            )
+            above += higher.sum(-1)
+        ranks |= {(maps.site.id, head): above[i] for i, head in enumerate(maps.site.heads)}
     size, n = len(unembedding), len(tokens)
     bounds = {f"top {_TOP}": (0, _TOP), f"bottom {_BOTTOM}": (size - _BOTTOM, size)}
     measures = []
@@ -98,7 +111,7 @@ def own_rank(request: RoleRequest) -> tuple[Measure, ...]:
             float(within[tuple(head)].float().mean()) if tuple(head) in within else None
             for head in request.anatomy.heads
         ]
-        errors = [sqrt((share or 0) * (1 - (share or 0)) / (n - 1)) for share in shares]
+        errors = [sqrt((share or 0) * (1 - (share or 0)) / max(1, n - 1)) for share in shares]
         chance = (high - low) / size
         one = _measure("own-rank", shares, errors=errors, baseline=chance, n=n)
         measures.append(one.model_copy(update={"column": column}))
@@ -118,20 +131,26 @@ def _random_tokens(request: RoleRequest) -> Tensor:
 
 def _eigenvalues(request: RoleRequest, *, role: str, sign: int) -> Measure:
     embedding, unembedding = _embeddings(request)
-    between = embedding.T @ unembedding
+    pairs = zip(_in_chunks(embedding), _in_chunks(unembedding), strict=True)
+    between = torch.stack(
+        [first.double().T @ last.double() for (_, first), (_, last) in pairs]
+    ).sum(0)
     shares: dict[Any, float] = {}
     for maps in ov_maps(request):
         circuits = maps.value.double() @ between @ maps.output.double()
         values = torch.linalg.eigvals(circuits)
-        share = sign * values.real.sum(-1) / values.abs().sum(-1)
-        for head, number in zip(maps.site.heads, share.tolist(), strict=True):
-            shares[maps.site.id, head] = number
+        total = values.abs().sum(-1).tolist()
+        for head, real, size in zip(
+            maps.site.heads, values.real.sum(-1).tolist(), total, strict=True
+        ):
+            if size:  # a head that writes nothing neither copies nor suppresses
+                shares[maps.site.id, head] = sign * real / size
     numbers = [shares.get(tuple(head)) for head in request.anatomy.heads]
     return _measure(role, numbers, errors=None, baseline=0.0, n=len(unembedding))
 
 
 def _embeddings(request: RoleRequest) -> tuple[Tensor, Tensor]:
-    """Return embedding and unembedding [vocabulary, hidden], in double precision on the CPU.
+    """Return embedding and unembedding [vocabulary, hidden], as they are.
 
     Raises:
         UnsupportedError: One of them isn't there, or they are of different widths.
@@ -147,7 +166,13 @@ def _embeddings(request: RoleRequest) -> tuple[Tensor, Tensor]:
             hint="leave the role out",
         )
     size = min(len(first), len(last))
-    return first[:size].detach().cpu().double(), last[:size].detach().cpu().double()
+    return first[:size].detach(), last[:size].detach()
+
+
+def _in_chunks(weight: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield some rows at a time, in single precision on the CPU, with the place of the first."""
+    for start in range(0, len(weight), _CHUNK):
+        yield start, weight[start : start + _CHUNK].cpu().float()
 
 
 def ov_maps(request: RoleRequest) -> Iterator[OvMaps]:
@@ -227,7 +252,8 @@ def _value_map(
     value = linear[2:].permute(1, 2, 0)
     expected = torch.einsum("hdw,w->hd", value, probe[0].float())
     error = (expected - linear[1]).abs().max() / linear[1].abs().max().clamp_min(1e-9)
-    return value if float(error) < _LINEAR else None
+    allowed = max(_LINEAR, _ROUNDINGS * torch.finfo(states.dtype).eps)
+    return value if float(error) < allowed else None
 
 
 def _are_states(part: Any) -> bool:

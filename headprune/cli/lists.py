@@ -27,7 +27,7 @@ def metrics(call: Call) -> None:
 
 def roles(call: Call) -> None:
     """List the roles of heads: what each says of a head, and from when on a head has it."""
-    _list_rows(call, ROLES, columns=("help", "reads", "rule"))
+    _list_rows(call, ROLES, columns=("about", "reads", "rule"))
 
 
 def _list_rows(call: Call, rows: Mapping[str, Any], *, columns: tuple[str, ...]) -> None:

@@ -98,7 +98,7 @@ def _strength(measure: Measure, index: int) -> tuple[bool, bool, float]:
 
 def _number(measure: Measure, index: int) -> str:
     value, low, high = measure.values[index], measure.low[index], measure.high[index]
-    return f"{value:.3g}{_half(low, high)}"
+    return "-" if value is None else f"{value:.3g}{_half(low, high)}"
 
 
 def _half(low: float | None, high: float | None) -> str:

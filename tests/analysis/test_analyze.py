@@ -187,3 +187,12 @@ def test_a_model_without_a_task_here_is_looked_at_all_the_same(run_here, command
     code, _out, err = command_line("score", "m", "--data", "d.tsv", "--text", "a")
     assert code == 2
     assert "task" in err
+
+
+def test_even_attention_on_short_rows_has_no_role():
+    (sink,) = decided([measure("sink", (0.35, 0.5), baseline=0.37)])
+    assert sink.passes == (False, True)
+    (broad,) = decided([measure("broad", (1.2, 1.6), baseline=1.7)])
+    assert broad.passes == (None, None)
+    (broad,) = decided([measure("broad", (3.7, 3.9), baseline=4.2)])
+    assert broad.passes == (False, True)

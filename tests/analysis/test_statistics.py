@@ -375,3 +375,20 @@ def test_the_vocabulary_is_read_from_tokenizer_and_rows():
     vocabulary = Vocabulary.of(tokenizer, [as_batch(inputs)])
     assert vocabulary.cls == tokenizer.cls_token_id
     assert int(vocabulary.counts.sum()) == int(inputs["attention_mask"].sum())
+
+
+def test_texts_packed_into_a_row_are_texts_of_their_own():
+    model = build("llama", max_position_embeddings=64)
+    anatomy = inspected(model)
+    texts = rows((9, 7))
+    apart = [texts["input_ids"][0, :9], texts["input_ids"][1, :7]]
+    packed = {
+        "input_ids": torch.cat(apart)[None],
+        "position_ids": torch.cat([torch.arange(9), torch.arange(7)])[None],
+    }
+    one = measured(model, anatomy, [as_batch(packed)])
+    two = measured(model, anatomy, [as_batch(texts, example_of_row=[0, 0])])
+    for packed_one, apart_one in zip(one, two, strict=True):
+        assert packed_one.queries == apart_one.queries, packed_one.role
+        assert packed_one.values == pytest.approx(apart_one.values, abs=1e-5), packed_one.role
+        assert packed_one.baseline == pytest.approx(apart_one.baseline, abs=1e-5), packed_one.role

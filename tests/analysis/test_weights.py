@@ -190,3 +190,25 @@ def test_an_answer_counts_if_it_has_more_than_half_of_the_code_word():
     right, answers = decoded(model, trials, end=None)
     assert right == trials[:1]
     assert answers == [said]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_circuits_are_found_in_every_type_of_weights(dtype):
+    whole = build("llama")
+    expected = copying(request_for(whole, inspected(whole)))[0].values
+    model = build("llama").to(dtype)
+    values = copying(request_for(model, hp.inspect(model)))[0].values
+    assert None not in values
+    assert max(abs(a - b) for a, b in zip(values, expected, strict=True)) < 0.1
+
+
+def test_a_head_that_writes_nothing_has_no_number():
+    model = build("gpt2")
+    with torch.no_grad():
+        model.transformer.h[1].attn.c_proj.weight[:8] = 0
+    anatomy = inspected(model)
+    values = dict(
+        zip(map(str, anatomy.heads), copying(request_for(model, anatomy))[0].values, strict=True)
+    )
+    assert values.pop("L1.H0") is None
+    assert None not in values.values()
