@@ -1,6 +1,6 @@
 """Roles of heads as a document: every number with its baseline, n and interval. Knows no model, imports no torch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from math import ceil
 from typing import Any
 
@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from headprune.analysis.catalogue import ROLES, Role
 from headprune.artefact import Artefact
+from headprune.fate import RoleFate, RoleFates
 from headprune.heads import COLOURS, HeadId, HeadName, head_map
 
 _SHOWN = 4
@@ -80,6 +81,16 @@ class Roles(Artefact):
     def names(self) -> tuple[str, ...]:
         """The roles that were measured, in the catalogue's order."""
         return tuple(dict.fromkeys(one.role for one in self.measures))
+
+    def fates(self, removed: Collection[HeadId]) -> RoleFates:
+        """Return what becomes of the heads of every role that a rule decides."""
+        fates = {
+            name: RoleFate(removed=(), kept=self.heads_with(name))
+            for name in self.names
+            if name in self.thresholds
+        }
+        whole = RoleFates(removed=0, total=len(self.heads), by_role=fates, data=self.data)
+        return whole.given(removed)
 
     def by_head(self) -> dict[HeadId, tuple[str, ...]]:
         """Return the roles of each head, in the catalogue's order."""

@@ -9,7 +9,6 @@ from headprune.analysis.roles import Roles
 from headprune.anatomy import Anatomy, Site
 from headprune.config import Constraints
 from headprune.errors import PlanError
-from headprune.fate import RoleFate, RoleFates
 from headprune.heads import HeadId
 from headprune.planning.constraints import as_dict
 from headprune.planning.costs import CostModel
@@ -74,19 +73,12 @@ def with_roles(plan: PruningPlan, roles: Roles | None) -> PruningPlan:
     """Return the plan with what becomes of the heads of every role, and which role a head is kept for."""
     if roles is None:
         return plan
-    fates = {
-        name: RoleFate(removed=(), kept=roles.heads_with(name))
-        for name in roles.names
-        if name in roles.thresholds
-    }
     reasons = dict(plan.reasons)
     for name in plan.constraints.get("protect_role", ()):
         for head in map(str, roles.heads_with(name)):
             if head in reasons:
                 reasons[head] = f"kept: {ROLES[name].noun}"
-    whole = RoleFates(removed=0, total=len(roles.heads), by_role=fates, data=roles.data)
-    noted = whole.given(plan.remove)
-    return plan.model_copy(update={"reasons": reasons, "roles": noted})
+    return plan.model_copy(update={"reasons": reasons, "roles": roles.fates(plan.remove)})
 
 
 def score_in_steps(

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import ceil
 from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 
@@ -55,10 +56,13 @@ _NO_DATE: dict[str, dict[str, Any]] = {
     "png": {"Software": None},
 }
 _COLOUR = re.compile("#[0-9a-f]{6}")
+_DIGITS = re.compile(r"\d+\.\d{3,}")
 _REFERENCE = re.compile(r"(?:^|url\()#([^)\s]+)")
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
 _PIXELS_PER_INCH = 96
+_LINE_HEIGHT = 14
+"""Pixels that a line of text needs."""
 _CAPTION_WIDTH = 125
 """Letters of a caption's line, in a picture."""
 WIDTHS = {"wide": 880, "narrow": 340}
@@ -81,6 +85,7 @@ class Drawing:
 
     def mark(self, artist: "Artist", texts: Sequence[str]) -> None:
         """Let every element of an artist (a point of a scatter, a rectangle) say its text when it is pointed at."""
+        artist.set_clip_on(False)  # or each has a clip path of its own in an SVG
         artist.set_gid(f"mark-{len(self.marks)}")
         self.marks.append(tuple(texts))
 
@@ -89,9 +94,9 @@ class Drawing:
         most = 20 if self.is_narrow else 50
         return text if len(text) <= most else f"{text[: most - 1]}…"
 
-    def label_rows(self, axes: "Axes", labels: Sequence[str], *, most: int = 40) -> None:
-        """Name the rows of a chart, from above; of very many only some."""
-        apart = 1 + (len(labels) - 1) // most
+    def label_rows(self, axes: "Axes", labels: Sequence[str], *, height: float = 20.0) -> None:
+        """Name the rows of a chart, so many pixels high each, from above; where there is no room for all, only some."""
+        apart = ceil(_LINE_HEIGHT / height)
         axes.set_yticks(range(0, len(labels), apart), [*map(self.short, labels)][::apart])
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
@@ -142,7 +147,10 @@ def picture(chart: Chart, *, kind: Literal["png", "svg"]) -> bytes:
 
 
 def inline(chart: Chart) -> dict[str, str]:
-    """Draw a chart as SVG for a page, wide and narrow: text stays text, colours are the page's, marks have titles."""
+    """Draw a chart as SVG for a page, wide and narrow: text stays text, colours are the page's.
+
+    Marks of the wide one have titles; those of the narrow one are the same marks in the same order.
+    """
     svgs = {}
     for width in WIDTHS:
         name = f"{chart.name}-{width}"
@@ -150,7 +158,7 @@ def inline(chart: Chart) -> dict[str, str]:
             drawing = _drawn(chart, width)
             drawing.figure.patch.set_visible(False)
             raw = _saved(drawing.figure, "svg")
-        svgs[width] = _fitted(raw, drawing.marks, name=name)
+        svgs[width] = _fitted(raw, drawing.marks, name=name, has_titles=width == "wide")
     return svgs
 
 
@@ -188,7 +196,7 @@ def _own_style(**more: Any) -> Iterator[None]:
         yield
 
 
-def _fitted(raw: bytes, marks: Sequence[tuple[str, ...]], *, name: str) -> str:
+def _fitted(raw: bytes, marks: Sequence[tuple[str, ...]], *, name: str, has_titles: bool) -> str:
     """Return an SVG that fits a page: as wide as there is room, with names of its own, marks that say what they are."""
     ElementTree.register_namespace("", _SVG)
     ElementTree.register_namespace("xlink", _XLINK)
@@ -198,13 +206,27 @@ def _fitted(raw: bytes, marks: Sequence[tuple[str, ...]], *, name: str) -> str:
     for number, texts in enumerate(marks):
         group = root.find(f".//*[@id='mark-{number}']")
         elements = [] if group is None else list(_elements(group))
+        if group is not None:
+            _share_style(group, elements)
         for element, text in zip(elements, texts, strict=True):
             element.set("class", "mark")
-            ElementTree.SubElement(element, f"{{{_SVG}}}title").text = text
+            if has_titles:
+                ElementTree.SubElement(element, f"{{{_SVG}}}title").text = text
     for gone in ("width", "height", "version"):
         root.attrib.pop(gone, None)
     _with_own_names(root, name)
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def _share_style(group: ElementTree.Element, elements: Sequence[ElementTree.Element]) -> None:
+    """Say once, of the group, what all its elements look like: of a large model there are thousands."""
+    styles = [dict.fromkeys(element.get("style", "").split("; ")) for element in elements]
+    shared = set.intersection(*map(set, styles)) if styles else set()
+    group.set("style", "; ".join(sorted(shared)))
+    for element, style in zip(elements, styles, strict=True):
+        own = "; ".join(each for each in style if each not in shared)
+        element.attrib.pop("style", None)
+        element.attrib.update({"style": own} if own else {})
 
 
 def _elements(group: ElementTree.Element) -> Iterator[ElementTree.Element]:
@@ -217,14 +239,22 @@ def _elements(group: ElementTree.Element) -> Iterator[ElementTree.Element]:
 
 
 def _with_own_names(root: ElementTree.Element, name: str) -> None:
-    """Prefix the names that something refers to, and drop others: a page has each once. Take the page's colours."""
+    """Prefix the names that something refers to, and drop others: a page has each once. Take the page's colours.
+
+    Digits and spaces that nobody sees are left out: a large model has thousands of marks.
+    """
     values = [value for element in root.iter() for value in element.attrib.values()]
     used = {found for value in values for found in _REFERENCE.findall(value)}
     for element in root.iter():
+        element.text, element.tail = (
+            part and part.strip() for part in (element.text, element.tail)
+        )
         if element.get("id") not in used:
             element.attrib.pop("id", None)
         for key, value in element.attrib.items():
             text = _REFERENCE.sub(lambda found: found[0].replace("#", f"#{name}-"), value)
+            if key in ("d", "x", "y"):
+                text = " ".join(_DIGITS.sub(lambda digits: f"{float(digits[0]):.2f}", text).split())
             if key == "style":
                 text = _COLOUR.sub(lambda colour: _IN_A_PAGE.get(colour[0], colour[0]), text)
             element.set(key, f"{name}-{text}" if key == "id" else text)

@@ -153,7 +153,8 @@ def is_of_same_model(one: Artefact, other: Artefact) -> bool:
 
 def _heads(one: Any) -> Iterable[Any]:
     if isinstance(one, PruningPlan):
-        return [f"{site}.H{head}" for site, each in one.sites.items() for head in each.heads]
+        planned = [f"{site}.H{head}" for site, each in one.sites.items() for head in each.heads]
+        return [*planned, *one.remove]
     if isinstance(one, Results):
         return one.removed
     heads = getattr(one, "heads", ())

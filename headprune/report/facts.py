@@ -46,13 +46,19 @@ class HeadFacts:
         """The interval of its score."""
         return "" if self.ends is None else f"[{self.ends[0]:.3g}, {self.ends[1]:.3g}]"
 
+    @property
+    def line(self) -> str:
+        """Which it is, its rank and its fate, in a line."""
+        rank = "" if self.rank is None else f"rank {self.rank}"
+        return ", ".join(filter(None, (str(self.head), rank, self.fate)))
+
     def text(self, *, count: int) -> str:
         """Return all of it, a line for each fact; ``count`` is the number of heads."""
         lines = [str(self.head)]
         if self.importance is not None:
             lines.append(f"importance {self.importance:.3g} {self.interval}".rstrip())
             lines.append(f"rank {self.rank} of {count} (1 is least important)")
-        lines += [f"{role} {value}" for role, value in (self.roles or {}).items()]
+        lines += [f"{role} {value}".rstrip() for role, value in (self.roles or {}).items()]
         if self.roles == {}:
             lines.append("no role")
         return "\n".join([*lines, self.fate] if self.fate else lines)
@@ -74,18 +80,34 @@ class Subject:
 
     @property
     def heads(self) -> tuple[HeadId, ...]:
-        """All heads that a document names."""
+        """All heads that a document names, in the model's order, which scores and roles keep."""
         named = [
             *(self.scores.heads if self.scores else ()),
             *(self.roles.heads if self.roles else ()),
         ]
         if self.plan is not None:
-            named += self.plan.remove
             sites = self.plan.sites.items()
-            named += [
-                HeadId(SiteId.parse(name), head) for name, site in sites for head in site.heads
+            planned = [
+                HeadId(SiteId.parse(name), head) for name, one in sites for head in one.heads
             ]
-        return tuple(sorted(set(named)))
+            named += sorted([*planned, *self.plan.remove])
+        return tuple(dict.fromkeys(named))
+
+    @property
+    def has_roles(self) -> bool:
+        """Whether it is known what the heads do: by roles, or by what a plan notes of them."""
+        return self.roles is not None or (self.plan is not None and self.plan.roles is not None)
+
+    def _roles_of_heads(self) -> dict[HeadId, dict[str, str]]:
+        if self.roles is not None:
+            return _roles_of_heads(self.roles)
+        if self.plan is None or self.plan.roles is None:
+            return {}
+        found: dict[HeadId, dict[str, str]] = {head: {} for head in self.heads}
+        for role, fate in self.plan.roles.by_role.items():
+            for head in (*fate.removed, *fate.kept):
+                found.setdefault(head, {})[role] = ""
+        return found
 
     def facts(self) -> tuple[HeadFacts, ...]:
         """Return what is known of each head, in the model's order."""
@@ -99,7 +121,7 @@ class Subject:
         error_of = dict(zip(values, errors, strict=True)) if errors else {}
         removed = {*self.plan.remove} if self.plan else set()
         reasons = self.plan.reasons if self.plan else {}
-        roles = _roles_of_heads(self.roles) if self.roles else {}
+        roles = self._roles_of_heads()
 
         def ends(head: HeadId) -> tuple[float, float] | None:
             half = _95 * error_of.get(head, 0.0)

@@ -1,11 +1,11 @@
 """The charts of heads: where they are and what becomes of them, what they do, layer by layer."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import ceil, nan
 from typing import TYPE_CHECKING, Any
 
 from headprune.analysis.catalogue import ROLES
 from headprune.heads import COLOURS as STEPS
-from headprune.heads import SiteId
 from headprune.report.charts import (
     COLOURS,
     INK,
@@ -27,9 +27,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _KEPT, _REMOVED = COLOURS[:2]
-_LARGEST_CELL = 56
+_LARGEST_CELL = 56.0
+_LEAST_LETTERED_CELL = 18
+_NAME_WIDTH = 34
+"""Pixels that the name of a head needs."""
+_GAP = (nan, nan)
+"""Where a line ends and the next begins."""
 _SIGNS = 2
 """Letters that fit a cell."""
+_MANY = 300
+"""Heads whose marks must be smaller."""
 _NAMED = 12
 """Heads of a role that a table names."""
 
@@ -43,13 +50,11 @@ def heads(documents: Documents) -> Iterator[Chart]:
 def head_map(subject: Subject, *, name: str = "heads") -> Chart:
     """Return the map of a model's heads: importance by colour, roles by letters, removed heads crossed out."""
     facts = subject.facts()
-    sites = sorted({fact.head.site for fact in facts})
+    sites = list(dict.fromkeys(str(fact.head.site) for fact in facts))
     removed = sum(bool(fact.is_removed) for fact in facts)
-    across = max(fact.head.head for fact in facts) + 1
-    heights = [
-        round(min(_LARGEST_CELL, (width - 60) / across) * len(sites) + 70)
-        for width in WIDTHS.values()
-    ]
+    wide, narrow = (
+        round(_cell(facts, sites, width) * len(sites)) + 74 for width in WIDTHS.values()
+    )
     parts = (
         "The warmer the colour, the more important the head." if subject.scores else "",
         "A cross marks a removed head." if removed else "",
@@ -62,7 +67,7 @@ def head_map(subject: Subject, *, name: str = "heads") -> Chart:
         title=f"{len(facts)} heads{scored}{planned}",
         caption=" ".join(filter(None, parts)),
         draw=lambda drawing: _draw_heads(drawing, facts, sites),
-        heights=(heights[0], heights[1]),
+        heights=(wide, narrow),
         table=_head_table(facts),
     )
 
@@ -89,33 +94,43 @@ def _head_table(facts: Sequence[HeadFacts]) -> Table:
     return Table(titles, rows, right=frozenset({1, 2, 3}), caption="Every head")
 
 
-def _draw_heads(drawing: Drawing, facts: Sequence[HeadFacts], sites: Sequence[SiteId]) -> None:
-    from matplotlib.collections import LineCollection, PolyCollection
+def _cell(facts: Sequence[HeadFacts], sites: Sequence[str], width: int) -> float:
+    """Return how many pixels a head has on each side, beside the names of the layers."""
+    names = 24 + 6.5 * max(map(len, sites))
+    return min(_LARGEST_CELL, (width - names) / _across(facts))
+
+
+def _across(facts: Sequence[HeadFacts]) -> int:
+    return max(fact.head.head for fact in facts) + 1
+
+
+def _draw_heads(drawing: Drawing, facts: Sequence[HeadFacts], sites: Sequence[str]) -> None:
+    from matplotlib.collections import PolyCollection
 
     axes = drawing.figure.add_subplot()
     row_of = {site: row for row, site in enumerate(sites)}
-    across = max(fact.head.head for fact in facts) + 1
-    has_room = across <= (16 if drawing.is_narrow else 32)
+    cell = _cell(facts, sites, WIDTHS["narrow" if drawing.is_narrow else "wide"])
     corners, colours, crosses = [], [], []
     for fact in facts:
-        x, y = fact.head.head, row_of[fact.head.site]
-        cell, colour = square(x, y, gap=0.06), _colour(fact, len(facts))
-        corners.append(cell)
+        x, y = fact.head.head, row_of[str(fact.head.site)]
+        corner, colour = square(x, y, gap=0.06), _colour(fact, len(facts))
+        corners.append(corner)
         colours.append(colour)
         if fact.is_removed:
-            crosses += [[cell[0], cell[2]], [cell[1], cell[3]]]
+            crosses += [corner[0], corner[2], _GAP, corner[1], corner[3], _GAP]
         signs = "".join(ROLES[role].sign for role in fact.roles or () if role in ROLES)
-        if signs and has_room:
+        if signs and cell >= _LEAST_LETTERED_CELL:
             ink = INK if colour in (PAPER, LINE) else cell_ink(colour)
             axes.text(x, y, signs[:_SIGNS], ha="center", va="center", color=ink)
-    cells = PolyCollection(corners, facecolors=colours, edgecolors=SOFT, linewidths=0.4)
+    cells = PolyCollection(corners, facecolors=colours, edgecolors=SOFT, linewidths=cell / 100)
     axes.add_collection(cells)
-    axes.add_collection(LineCollection(crosses, colors=SOFT, linewidths=0.7, alpha=0.5, zorder=2))
+    if crosses:
+        axes.plot(*zip(*crosses, strict=True), color=SOFT, linewidth=cell / 60, alpha=0.5)
     drawing.mark(cells, [fact.text(count=len(facts)) for fact in facts])
-    drawing.label_rows(axes, [str(site) for site in sites])
-    _label_grid(axes, across, len(sites), most=8 if drawing.is_narrow else 16)
+    drawing.label_rows(axes, sites, height=cell)
+    _label_grid(axes, _across(facts), len(sites), cell=cell)
     if any(fact.rank is not None for fact in facts):
-        _draw_scale(axes, len(sites), narrow=drawing.is_narrow)
+        _draw_scale(axes, len(sites), cell=cell)
 
 
 def _colour(fact: HeadFacts, count: int) -> str:
@@ -127,40 +142,34 @@ def _colour(fact: HeadFacts, count: int) -> str:
     return STEPS[min(len(STEPS) - 1, (fact.rank - 1) * len(STEPS) // max(1, count - 1))]
 
 
-def _label_grid(axes: "Axes", across: int, rows: int, *, most: int) -> None:
+def _label_grid(axes: "Axes", across: int, rows: int, *, cell: float) -> None:
     """Make square cells, and name the heads above them."""
     axes.set_xlim(-0.5, across - 0.5)
     axes.set_ylim(rows - 0.5, -0.5)
     axes.set_aspect("equal", anchor="NW")
     axes.xaxis.tick_top()
-    apart = 1 + (across - 1) // most
+    apart = ceil(_NAME_WIDTH / cell)
     axes.set_xticks(range(0, across, apart), [f"H{head}" for head in range(0, across, apart)])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
 
-def _draw_scale(axes: "Axes", rows: int, *, narrow: bool) -> None:
-    """Show what the colours mean, below the grid."""
+def _draw_scale(axes: "Axes", rows: int, *, cell: float) -> None:
+    """Show what the colours mean, below the grid, in pixels of a cell."""
     from matplotlib.collections import PolyCollection
 
-    size, left, y = (0.62 if narrow else 0.4), -0.4, rows - 0.1
-    cells = [
-        [
-            (left + step * size, y),
-            (left + (step + 1) * size, y),
-            (left + (step + 1) * size, y + 0.25),
-            (left + step * size, y + 0.25),
-        ]
-        for step in range(len(STEPS))
+    left, top, width, height = -0.45, rows - 0.5 + 12 / cell, 18 / cell, 9 / cell
+    corners = [
+        [(start, top), (start + width, top), (start + width, top + height), (start, top + height)]
+        for start in (left + step * width for step in range(len(STEPS)))
     ]
-    axes.add_collection(PolyCollection(cells, facecolors=STEPS, clip_on=False))
-    text = axes.text(left, y + 0.35, "least to most important", va="top", color=SOFT)
-    text.set_in_layout(True)
+    axes.add_collection(PolyCollection(corners, facecolors=STEPS, clip_on=False))
+    axes.text(left, top + height + 4 / cell, "least to most important", va="top", color=SOFT)
 
 
 def roles(documents: Documents) -> Iterator[Chart]:
     """Yield how important the heads of each role are, and which of them are removed."""
-    having = [subject for subject in subjects(documents) if subject.roles is not None]
+    having = [subject for subject in subjects(documents) if subject.has_roles]
     for index, subject in enumerate(having):
         yield roles_chart(subject, name=numbered("roles", index))
 
@@ -200,14 +209,14 @@ def _draw_roles(
             style: Any = {
                 "marker": marker,
                 "color": colour,
-                "s": 34,
+                "s": 34 if len(facts) < _MANY else 14,
                 "alpha": 0.85,
                 "linewidths": 1.6,
             }
             points = axes.scatter(across, [row] * len(some), **style)
-            drawing.mark(points, [fact.text(count=len(facts)) for fact in some])
+            drawing.mark(points, [fact.line for fact in some])
     drawing.label_rows(axes, [f"{role} ({len(group)})" for role, group in groups.items()])
-    axes.set_xlim(0, len(facts) + 1)
+    axes.set_xlim(1 - len(facts) / 60, len(facts) * 61 / 60)
     axes.grid(axis="y")
     axes.set_xlabel("rank of importance (1: least important)" if is_ranked else "heads, in order")
 
@@ -257,7 +266,7 @@ def layers_chart(subject: Subject, *, name: str = "layers") -> Chart:
             ]
             for site, some in sites.items()
         }
-    height = round(min(28, 1600 / len(bars)) * len(bars)) + 76
+    height = round(_bar_height(len(bars)) * len(bars)) + 76
     rows = tuple((site, *(f"{value:.4g}" for value in values)) for site, values in bars.items())
     right = frozenset(range(1, 1 + len(labels)))
     return Chart(
@@ -268,6 +277,11 @@ def layers_chart(subject: Subject, *, name: str = "layers") -> Chart:
         heights=(height, height),
         table=Table(("attention", *labels), rows, right=right, caption=title),
     )
+
+
+def _bar_height(count: int) -> float:
+    """Return how many pixels a bar and its gap have."""
+    return min(28.0, 1600 / count)
 
 
 def _draw_layers(
@@ -289,7 +303,7 @@ def _draw_layers(
         starts = ends
     axes.autoscale_view()
     axes.set_xlim(min(0.0, *starts), max(starts) * 1.01 or 1.0)
-    drawing.label_rows(axes, list(bars))
+    drawing.label_rows(axes, list(bars), height=_bar_height(len(bars)))
     axes.grid(axis="x")
     axes.set_xlabel("heads" if len(labels) > 1 else labels[0])
     if len(labels) > 1:

@@ -5,9 +5,15 @@
   const said = document.getElementById("said");
   const texts = new Map();
   let now = null;
-  for (const title of document.querySelectorAll(".mark > title")) {
-    texts.set(title.parentNode, title.textContent);  // or the browser would show it, too, a second later
-    title.remove();
+  for (const figure of document.querySelectorAll("figure")) {
+    const wide = figure.querySelectorAll(".wide .mark");
+    const narrow = figure.querySelectorAll(".narrow .mark");  // the same marks, in the same order
+    wide.forEach((mark, index) => {
+      const title = mark.querySelector("title");
+      texts.set(mark, title.textContent);
+      texts.set(narrow[index], title.textContent);
+      title.remove();  // or the browser would show it, too, a second later
+    });
   }
   const middle = (mark) => {
     const box = mark.getBoundingClientRect();

@@ -8,7 +8,7 @@ from headprune.gate import Baseline, Verdict
 from headprune.plans import HeadScores, PruningPlan
 from headprune.report.ci import headline
 from headprune.report.documents import Document, Documents, source_of
-from headprune.report.facts import Subject, subjects
+from headprune.report.facts import subjects
 from headprune.report.numbers import interval, milliseconds, number, share, timed
 from headprune.report.parts import Code, Prose, Table, Tile, Tiles, Tone
 from headprune.results import Results
@@ -19,16 +19,14 @@ def summary(documents: Documents) -> Iterator[Tiles | Prose]:
     """Yield what was pruned, the metric before and after, what it saves, and the verdict."""
     for results in documents.of(Results):
         yield _outcome(results)
-    for subject in subjects(documents):
-        if sentence := roles_sentence(subject):
-            yield Prose(sentence)
+    if not documents.of(Results):
+        yield from _without_results(documents)
+    yield from map(Prose, _about_roles(documents))
     for results in documents.of(Results):
         yield _proofs(results)
     for verdict in documents.of(Verdict):
         found = "; ".join(finding.message for finding in verdict.findings)
         yield Prose(f"Check {headline(verdict)}: {found}.", "good" if verdict.passed else "bad")
-    if not documents.of(Results):
-        yield from _without_results(documents)
 
 
 def _outcome(results: Results) -> Tiles:
@@ -82,18 +80,14 @@ def _tone(ends: tuple[float, float], *, higher_is_better: bool) -> Tone:
     return "good" if low > 0 else "bad" if high < 0 else "even"
 
 
-def roles_sentence(subject: Subject) -> str:
-    """Return which of the removed heads had which role; empty without a plan or roles."""
-    if subject.plan is None or subject.roles is None:
-        return ""
-    facts = [fact for fact in subject.facts() if fact.roles is not None]
-    removed = [fact for fact in facts if fact.is_removed]
-    parts = []
-    for role in dict.fromkeys(role for fact in facts for role in fact.roles or ()):
-        lost, had = (sum(role in (one.roles or ()) for one in some) for some in (removed, facts))
-        parts.append(f"{lost} of {had} {role}")
-    parts.append(f"{sum(not fact.roles for fact in removed)} without a role")
-    return f"Roles of the {len(removed)} removed heads: {', '.join(parts)}."
+def _about_roles(documents: Documents) -> Iterator[str]:
+    """Yield which of the removed heads had which role: as the results or a plan say, or by roles that were measured apart."""
+    fates = [results.roles for results in documents.of(Results)]
+    for subject in subjects(documents):
+        if subject.plan is not None:
+            apart = subject.roles.fates(subject.plan.remove) if subject.roles else None
+            fates.append(subject.plan.roles or apart)
+    yield from dict.fromkeys(one.statement for one in fates if one and one.statement)
 
 
 def _proofs(results: Results) -> Prose:

@@ -13,10 +13,11 @@ import report_documents as made
 from rich.console import Console
 from test_earlier_documents import RESULTS, SCORES, _written
 
-from headprune.analysis.roles import Roles
+from headprune.analysis.roles import Measure, Roles
 from headprune.errors import CheckpointError
 from headprune.heads import HeadId
-from headprune.plans import HeadScores
+from headprune.plans import HeadScores, PlannedSite, PruningPlan
+from headprune.report.card import model_card
 from headprune.report.catalogue import SECTIONS, ReportSection
 from headprune.report.charts import Chart, inline, picture
 from headprune.report.compare import comparison_tables
@@ -145,9 +146,45 @@ def test_the_summary_says_what_became_of_it(tmp_path):
         "1 of 1 proofs hold: masked == pruned.",
         "Check passed",
         "8 → 5",
-        "2 of 3 sink, 0 of 1 previous, 1 without a role",
+        "-37.5%",
+        "-25% [-39%, -8%], surely faster",
+        "Of the 3 heads that are removed: 2 are sinks, 0 look at the previous token",
     ):
         assert words in text, words
+
+
+def test_roles_that_a_plan_notes_are_shown_without_their_numbers(tmp_path):
+    folder = made.write(tmp_path / "run", "scores.json")
+    noted = made.plan().model_copy(update={"roles": made.roles().fates(made.REMOVED)})
+    (folder / "plan.json").write_text(noted.to_json())
+    documents = read_documents([folder])
+    with_numbers = charts_of(read_documents([made.write(tmp_path / "all")]))[:2]
+    for chart, other in zip(charts_of(documents)[:2], with_numbers, strict=True):
+        column = chart.table.titles.index("roles" if chart.name == "heads" else "heads")
+        assert [row[column] for row in chart.table.rows] == [
+            row[column] for row in other.table.rows
+        ]
+    assert "2 are sinks" in " ".join(Elements(html_of(folder)).text)
+
+
+def test_the_page_and_the_card_say_the_same_of_roles(tmp_path):
+    """Whatever other documents of roles say: the plan was made with its own."""
+    fates = made.roles().fates(made.REMOVED)
+    plan = made.plan().model_copy(update={"roles": fates})
+    results = made.results().model_copy(update={"roles": fates})
+    card = model_card(results, plan, source=None)
+    folder = made.write(tmp_path / "run")
+    (folder / "plan.json").write_text(plan.to_json())
+    (folder / "results.json").write_text(results.to_json())
+    other = made.roles()
+    other = other.model_copy(update={"measures": other.measures[1:], "data": {}})
+    (folder / "roles.json").write_text(other.to_json())
+    counts, basis = "2 are sinks, 0 look at the previous token", "measured on 40 rows of rows.csv"
+    told = f"Of the 3 heads that are removed: {counts} (roles were {basis})."
+    for paths in ([folder], [folder / "results.json"], [folder / "plan.json"]):
+        parts = [part for parts in contents(read_documents(paths)).values() for part in parts]
+        assert [part.text for part in parts if isinstance(part, Prose)].count(told) == 1
+    assert told in card
 
 
 def test_a_plan_is_drawn_with_the_scores_of_its_own_model(tmp_path):
@@ -318,8 +355,40 @@ def test_a_large_model_stays_below_five_megabytes(tmp_path):
     scores = HeadScores(
         method="unique", heads=heads, values=values, standard_errors=values, n=9, seed=0
     )
+    numbers = {"values": values, "low": values, "high": values, "baseline": values}
+    counts = {"queries": (50,) * len(heads), "examples": (9,) * len(heads)}
+    measures = tuple(
+        Measure(role=role, **numbers, **counts, passes=tuple(value > least for value in values))
+        for role, least in (("sink", 500), ("broad", 800), ("induction", 950))
+    )
+    removed = tuple(head for head, value in zip(heads, values, strict=True) if value < 300)
+    kept = {
+        f"L{layer}": sum(head.site.layer == layer for head in {*heads} - {*removed})
+        for layer in range(80)
+    }
     (tmp_path / "scores.json").write_text(scores.to_json())
-    assert len(html_of(tmp_path).encode()) < 5e6
+    (tmp_path / "roles.json").write_text(Roles(heads=heads, measures=measures).to_json())
+    (tmp_path / "plan.json").write_text(PruningPlan(remove=removed, kept_per_site=kept).to_json())
+    html = html_of(tmp_path)
+    assert html.count("L79.H63\n") == 1
+    assert len(html.encode()) < 5e6
+
+
+def test_heads_stand_in_the_order_of_the_model(tmp_path):
+    heads = tuple(
+        map(
+            HeadId.parse, ("encoder.L0.H0", "encoder.L1.H0", "decoder.L0.H0", "decoder.L0.cross.H0")
+        )
+    )
+    scores = HeadScores(method="unique", heads=heads, values=(1.0, 2.0, 3.0, 4.0), n=9, seed=0)
+    sites = {str(head.site): PlannedSite(heads=(0,)) for head in sorted(heads)}
+    plan = PruningPlan(remove=heads[1:2], kept_per_site=dict.fromkeys(sites, 1), sites=sites)
+    (tmp_path / "scores.json").write_text(scores.to_json())
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    chart = charts_of(read_documents([tmp_path]))[0]
+    assert [row[0] for row in chart.table.rows] == [str(head) for head in heads]
+    found = re.findall(r">((?:en|de)coder[.\w]+)</text>", inline(chart)["narrow"])
+    assert found == [str(head.site) for head in heads]
 
 
 def test_charts_have_tables_and_marks_that_say_something(tmp_path):
@@ -327,8 +396,9 @@ def test_charts_have_tables_and_marks_that_say_something(tmp_path):
     assert len({chart.name for chart in charts}) == len(charts) == 8
     for chart in charts:
         assert chart.table.rows
-        for svg in inline(chart).values():
-            assert svg.count('class="mark"') == svg.count("<title>") > 0
+        svgs = inline(chart)
+        for svg in svgs.values():
+            assert svg.count('class="mark"') == svgs["wide"].count("<title>") > 0
             assert "<image" not in svg
     with pytest.raises(ValueError, match="zip"):
         inline(
