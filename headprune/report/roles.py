@@ -16,7 +16,7 @@ from headprune.report.terminal import Row, Sheet, key_value_table, prose
 
 _SIGNS = 3
 """Signs that fit a cell of the map."""
-_NAMED = 8
+_NAMED = 6
 """Heads of a cluster that are named."""
 _MANY = 20
 """So many numbers of one role have a table of their own."""
