@@ -1,5 +1,6 @@
 """Roles of heads on the terminal: a map, and a table of who has which."""
 
+from collections.abc import Callable
 from math import inf
 
 from rich.console import Group, RenderableType
@@ -44,10 +45,11 @@ def roles_map(roles: Roles) -> RenderableType:
     )
 
 
-def roles_table(roles: Roles) -> RenderableType:
+def roles_table(roles: Roles, rewrite: Callable[[str], str]) -> RenderableType:
     """Show for every role how many heads have it, and the head with the highest number.
 
-    Beside it stand half of its 95 % interval, the baseline, and the rule by which a head has the role.
+    Beside it stand half of its 95 % interval, the baseline, and the rule by which a head has the role. Below are
+    roles that weren't measured, with the reason; ``rewrite`` names options in it as the user does.
     """
     rows = []
     for name in roles.names:
@@ -69,7 +71,7 @@ def roles_table(roles: Roles) -> RenderableType:
         for name, reason in roles.undefined.items():
             names.setdefault(reason, []).append(name)
         parts += [
-            prose(f"not measured: {', '.join(alike)}: {reason}", style="dim")
+            prose(f"not measured: {', '.join(alike)}: {rewrite(reason)}", style="dim")
             for reason, alike in names.items()
         ]
     return Group(*parts)

@@ -32,6 +32,10 @@ def saved(model, directory, tokenizer=None):
     return directory
 
 
+NOT_GREEDY = {"num_beams": 3, "repetition_penalty": 9.0, "no_repeat_ngram_size": 1}
+"""Generation settings with which a token isn't the most likely one."""
+
+
 def t5():
     config = transformers.T5Config(
         vocab_size=96,
@@ -120,6 +124,8 @@ def test_removed_heads_are_marked_and_the_others_keep_their_names(family, viewed
 @pytest.mark.parametrize("target", ["w5 w6 w7 w8", None])
 def test_cross_attention_looks_from_the_target_at_the_source(target, viewed, run_here):
     model = t5()
+    for name, value in NOT_GREEDY.items():
+        setattr(model.generation_config, name, value)
     saved(model, run_here / "m")
     pair = ("--text-pair", target) if target else ()
     view = viewed("m", "--text", TEXT, *pair)
