@@ -36,7 +36,9 @@ def comparison_tables(comparison: Comparison) -> RenderableType:
         last = len(part.titles) - 1
         words = last if part.titles[last] in _WORDS else None
         sheet = Sheet(rows, titles=part.titles, right=part.right, prose=words)
-        shown += [prose(part.caption, style="bold"), *([sheet] if rows else [])]
+        if part.caption != part.titles[0]:
+            shown.append(prose(part.caption, style="bold"))
+        shown += [sheet] if rows else []
     return Group(*shown)
 
 
@@ -45,8 +47,8 @@ def _parts(comparison: Comparison) -> Iterator[Table | Prose]:
     for one in comparison.subjects:
         data = ", ".join(f"{name} (n = {n:,})" for name, n in one.data.items())
         rows.append((one.name, one.model, str(one.heads), data))
-    titles = ("", "model", "heads", "rows")
-    yield Table(titles, tuple(rows), right=frozenset({2}), caption="What is compared")
+    titles = ("compared", "model", "heads", "rows")
+    yield Table(titles, tuple(rows), right=frozenset({2}), caption=titles[0])
     if comparison.profiles:
         yield from _depths(comparison)
     if comparison.correlations:
@@ -57,7 +59,8 @@ def _parts(comparison: Comparison) -> Iterator[Table | Prose]:
             (_shown(one.measure), one.subject, " ".join(map(str, one.heads)))
             for one in comparison.only_in
         )
-        yield Table(("", "in", "heads"), cells, caption="Surely in one alone")
+        alone = "surely in one alone"
+        yield Table((alone, "in", "heads"), cells, caption=alone)
     for pair, why in comparison.different.items():
         yield Prose(f"by depth alone: {pair}: {why}")
 
@@ -81,9 +84,9 @@ def _depths(comparison: Comparison) -> Iterator[Table | Prose]:
                 rows.append((name, one.subject, *cells))
     ends = ["0", *(f".{edge * 10 // BINS}" for edge in range(1, BINS)), "1"]
     edges = [f"{start}-{end}" for start, end in pairwise(ends)]
-    titles = ("", "in", "all", *edges)
+    titles = ("by depth", "in", "all", *edges)
     right = frozenset(range(2, len(titles)))
-    yield Table(titles, tuple(rows), right=right, caption="By depth")
+    yield Table(titles, tuple(rows), right=right, caption=titles[0])
     yield Prose(
         "depth: from the first layer, 0, to the last, 1; a role: the share of heads that have it; "
         "a score: the mean rank of heads, from 0 to 1, the most important"
@@ -97,8 +100,8 @@ def _correlations(comparison: Comparison) -> Table:
         (_shown(measure), *(_correlation(cells.get((measure, *pair))) for pair in pairs))
         for measure in dict.fromkeys(one.measure for one in comparison.correlations)
     )
-    titles = ("", *(f"{first}, {second}" for first, second in pairs))
-    return Table(titles, rows, caption="Rank correlation (Spearman), with its 95 % interval")
+    titles = ("Spearman", *(f"{first}, {second}" for first, second in pairs))
+    return Table(titles, rows, caption="Spearman")
 
 
 def _correlation(one: Correlation | None) -> str:
