@@ -8,6 +8,7 @@ import pytest
 import torch
 from families import build, inspected, score, sentences, token_inputs, toy_tokenizer
 
+from headprune.analysis.roles import Roles
 from headprune.artefact import read_artefact
 from headprune.batch import as_batches
 from headprune.errors import CheckpointError
@@ -140,6 +141,8 @@ def data_and_model(tmp_path_factory):
     model = build("bert")
     model.save_pretrained(folder / "model")
     toy_tokenizer().save_pretrained(folder / "model")
+    build("llama", max_position_embeddings=64).save_pretrained(folder / "causal")
+    toy_tokenizer().save_pretrained(folder / "causal")
     rows = "\n".join(f"{text},{place % 2}" for place, text in enumerate(sentences(40)))
     (folder / "data.csv").write_text(f"text,label\n{rows}\n")
     return folder
@@ -160,6 +163,24 @@ def test_two_processes_score_like_one(data_and_model):
     # One of them talks and writes, and nothing is left of the parts.
     assert two.stderr.count("written:") == two.stdout.count("ablation scores from") == 1
     assert [path.name for path in (data_and_model / "two").iterdir()] == ["scores.json"]
+
+
+def test_two_processes_see_what_one_sees(data_and_model):
+    words = ("analyze", "causal", "--data", "data.csv", "--text", "text", "--batch-size", "4")
+    words += ("--num-sequences", "20", "--sequence-length", "12")
+    one = launch(data_and_model, *words, "--run-dir", "look-one", processes=1)
+    two = launch(data_and_model, *words, "--run-dir", "look-two")
+    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    alone, together = (
+        read_artefact(Roles, data_and_model / run / "roles.json")
+        for run in ("look-one", "look-two")
+    )
+    assert {"sink", "induction", "copying"} <= {one.role for one in alone.measures}
+    for first, second in zip(alone.measures, together.measures, strict=True):
+        assert second.values == pytest.approx(first.values, abs=1e-6), first.role
+        assert (second.queries, second.passes) == (first.queries, first.passes)
+    assert two.stderr.count("written:") == 1
+    assert [path.name for path in (data_and_model / "look-two").iterdir()] == ["roles.json"]
 
 
 def test_other_commands_want_one_process(data_and_model):
