@@ -105,7 +105,7 @@ def _listening(model: PreTrainedModel, anatomy: Anatomy, batch: Batch, see: See)
             raise UnsupportedError(
                 f"the attention {site.id} doesn't hand out its weights",
                 where=f"{type(model).__name__} ({anatomy.model_type})",
-                hint="score by gradient or ablation: they need the outputs only",
+                hint="what doesn't look at attention works: scores by gradient or ablation need the outputs only",
             )
 
 

@@ -70,6 +70,12 @@ class RoleFates(BaseModel):
         return f"of the {self.removed} {heads} removed: {counts}"
 
     @property
+    def statement(self) -> str:
+        """The sentence as it stands in a text, with what the roles were measured on; empty where nothing is removed."""
+        words, basis = self.sentence, f" ({self.basis})" if self.basis else ""
+        return f"{words[:1].upper()}{words[1:]}{basis}." if words else ""
+
+    @property
     def basis(self) -> str:
         """What the roles were measured on, in words; empty where that was made up."""
         if "n" not in self.data:

@@ -1,5 +1,8 @@
 """Documents as commands write them, of made-up numbers: two layers of four heads, of which three are removed."""
 
+from headprune.analysis.compare import Subject
+from headprune.analysis.compare import compare as compare_subjects
+from headprune.analysis.likeness import Compared, Pair, Similarity
 from headprune.analysis.roles import Measure, Roles
 from headprune.artefact import EvalResult, Latency, Proof
 from headprune.config import GateSpec
@@ -98,6 +101,33 @@ def verdict():
     return compare(AFTER, Baseline.of(BEFORE), limits=GateSpec(max_drop=0.05))
 
 
+def similarity():
+    """Two clusters: the layers."""
+    divergences = [
+        [0.01 if one.site == other.site else 0.5 for other in HEADS[:index]]
+        for index, one in enumerate(HEADS)
+    ]
+    group = Compared(
+        heads=HEADS, divergences=divergences, errors=[[0.002] * index for index in range(8)], queries=50, examples=5,
+        positions=[(head.site.layer, head.head) for head in HEADS], explained=0.9, clusters=(1,) * 4 + (2,) * 4,
+    )  # fmt: skip
+    pair = Pair(
+        head=REMOVED[0], nearest=HEADS[0], divergence=0.01, low=0.006, high=0.014, closer_than=0.5
+    )
+    return Similarity(groups=(group,), closest=(pair,), successors=(pair,), data=DATA, model=MODEL)
+
+
+def comparison():
+    """Of the model before and after."""
+    heads = frozenset(HEADS)
+    return compare_subjects(
+        [
+            Subject("before", heads, roles(), (scores(),)),
+            Subject("after", heads - {*REMOVED}, roles(), (scores(values=VALUES[::-1]),)),
+        ]
+    )
+
+
 EVERYTHING = {
     "scores.json": scores,
     "scores.random.json": lambda: scores("random", VALUES[::-1]),
@@ -107,6 +137,8 @@ EVERYTHING = {
     "sweep.json": sweep,
     "verdict.json": verdict,
     "eval.json": lambda: AFTER,
+    "similarity.json": similarity,
+    "compare.json": comparison,
 }
 
 

@@ -11,9 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from families import build, toy_tokenizer
 
 import benchmarks
 from benchmarks.mutants import FAULTS
+from headprune.config import Settings
+from headprune.report.terminal import ConsoleProgress
+from headprune.workflows.session import open_session
 
 ROOT = Path(__file__).parent.parent
 # What --quick runs on every time: the sections of what --json writes, and the headings of the page.
@@ -136,3 +140,15 @@ def test_a_deliberate_fault_is_noticed(tmp_path):
 def test_the_chain_holds_on_the_real_model_that_the_set_up_installs(tmp_path):
     done = run("real_models", "minilm", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_roles_are_tried_on_tokens_that_the_model_has(tmp_path):
+    build("llama").save_pretrained(tmp_path)
+    tokenizer = toy_tokenizer()
+    tokenizer.add_tokens([f"new{index}" for index in range(300)])
+    tokenizer.save_pretrained(tmp_path)
+    session = open_session(Settings.of(model=str(tmp_path)), progress=ConsoleProgress())
+    size = session.model.config.vocab_size
+    assert len(session.tokenizer) > size
+    for batch in importlib.import_module("benchmarks.roles.__main__").said_twice(session):
+        assert int(batch.inputs["input_ids"].max()) < size

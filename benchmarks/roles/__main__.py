@@ -50,7 +50,7 @@ def said_twice(session: Session) -> tuple[Batch, ...]:
     """Return random tokens said twice; the second time counts."""
     tokenizer = session.tokenizer
     batches = repeated_sequences(
-        vocabulary=len(tokenizer),
+        vocabulary=min(session.model.config.get_text_config().vocab_size, len(tokenizer)),
         special=tokenizer.all_special_ids,
         start=tokenizer.bos_token_id,
         length=SPEC.sequence_length,
@@ -131,7 +131,12 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the command line."""
     about = parser("roles", __doc__, quick="a few sequences")
     about.add_argument("--model", default="demo:smollm2")
-    about.add_argument("--roles", type=Path, required=True, help="roles.json of the model")
+    about.add_argument(
+        "--roles",
+        type=Path,
+        required=True,
+        help="roles.json of the model, which headprune analyze writes; --quick needs it, too",
+    )
     about.add_argument("--data", help="a text, for the code words")
     about.add_argument("--draws", type=int, default=10)
     add_files(about)

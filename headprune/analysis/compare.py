@@ -62,8 +62,8 @@ class Subject:
 def compare(subjects: Sequence[Subject]) -> Comparison:
     """Compare what documents say.
 
-    Heads are the same, by their original index, in two models that were pruned from the same one, and in two of the same type
-    with the same heads, such as checkpoints.
+    Heads are the same, by their original index, in the same model and in models that were pruned from it. What else has heads of
+    the same names, such as another checkpoint, is compared by depth.
     """
     pairs = list(combinations(subjects, 2))
     different = {
@@ -83,14 +83,12 @@ def compare(subjects: Sequence[Subject]) -> Comparison:
 
 def _difference(one: Subject, other: Subject) -> str:
     """Return why heads of the same name aren't the same head; empty where they are."""
-    if one.origin is not None and one.origin == other.origin:
+    if one.origin == other.origin and (one.origin or one.heads == other.heads):
         return ""
     types = [subject.model.get("model_type") for subject in (one, other)]
     if types[0] != types[1]:
         return f"other models ({types[0]}, {types[1]})"
-    if one.heads != other.heads:
-        return "other heads, and nothing says that both models come from one"
-    return ""
+    return "other weights, and nothing says that both models come from one"
 
 
 def _compared(subject: Subject) -> Compared:

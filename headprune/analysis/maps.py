@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy, Site
 from headprune.artefact import Artefact
 from headprune.attention import plain_attention, weight_reader
-from headprune.batch import Batch
+from headprune.batch import Batch, forward
 from headprune.errors import UnsupportedError
 from headprune.heads import HeadName, SiteId
+from headprune.masking import observed
 from headprune.placement import input_device
 
 SCALE = 65535
@@ -102,10 +103,26 @@ class AttentionView(Artefact):
     versions: dict[str, str] = {}
 
 
-def longest_text(anatomy: Anatomy, sites: Collection[SiteId]) -> int:
-    """Return how many tokens fit a page that shows these attentions."""
-    heads = sum(len(site.heads) for site in anatomy.sites if site.id in sites)
-    return isqrt(MOST_WEIGHTS // max(1, heads))
+@torch.no_grad()
+def longest_text(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    inputs: Mapping[str, Tensor],
+    sites: Collection[SiteId],
+) -> int:
+    """Return how many tokens fit a page that shows these attentions, each as often as the model calls it.
+
+    Args:
+        model: The model, in eval mode.
+        anatomy: Where its heads are.
+        inputs: What its forward takes: one short row.
+        sites: The attentions shown.
+    """
+    device = input_device(model)
+    with observed(model, anatomy) as calls:
+        forward(model, {name: tensor.to(device) for name, tensor in inputs.items()})
+    shown = sum(len(site.heads) * len(calls[site.id]) for site in anatomy.sites if site.id in sites)
+    return isqrt(MOST_WEIGHTS // max(1, shown))
 
 
 @torch.no_grad()

@@ -9,9 +9,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.analysis.call import AttentionCall, Needle
+from headprune.analysis.greedy import greedy
 from headprune.analysis.positions import Columns
 from headprune.batch import Batch
 from headprune.errors import DataError
+from headprune.passes import RunContext, Work, each_batch, one_after_another
 from headprune.placement import input_device
 
 _CODE = 4
@@ -65,12 +67,7 @@ def make_trials(
     words = _words(tokenizer)
     around = len(needle) + len(end) + len(question) + 2 * _CODE + _MORE + 1
     most = longest - around
-    if len(text) < _FEWEST or most < _FEWEST or len(words) < _CODE:
-        raise DataError(
-            f"{len(text)} tokens of text, prompts of at most {longest} tokens and {len(words)} words can't hide a code word",
-            where="`data`",
-            hint="give a longer text, or a larger `max_length`",
-        )
+    _require_room(len(text), most, len(words), least=around + _FEWEST)
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     trials = []
     for index in range(count):
@@ -86,6 +83,32 @@ def make_trials(
         prompt = [*before, *code, *end, *around_it[depth:], *question]
         trials.append(Trial(tuple(prompt), tuple(code), len(before)))
     return tuple(trials)
+
+
+def _require_room(text: int, most: int, words: int, *, least: int) -> None:
+    """Refuse what no code word can be hidden in: too short a text, too short prompts, too few words.
+
+    Raises:
+        DataError: Of that.
+    """
+    if words < _CODE:
+        raise DataError(
+            f"a tokenizer that marks {words} tokens as words can't hide a code word",
+            where="`tokenizer`",
+            hint="it takes one whose words begin with a space, as those of GPT-2 and Llama do",
+        )
+    if most < _FEWEST:
+        raise DataError(
+            f"prompts of {least - _FEWEST + most} tokens can't hide a code word: it takes {least}",
+            where="`needle_length`",
+            hint="a larger `needle_length`, where the model takes rows that long",
+        )
+    if text < _FEWEST:
+        raise DataError(
+            f"{text} tokens of text can't hide a code word",
+            where="`data`",
+            hint=f"give a text of {_FEWEST} tokens or more",
+        )
 
 
 def _words(tokenizer: Any) -> list[int]:
@@ -135,9 +158,8 @@ def answered(
     return tuple(batches), needles
 
 
-@torch.no_grad()
 def decoded(
-    model: PreTrainedModel, trials: Sequence[Trial], *, end: int | None
+    model: PreTrainedModel, trials: Sequence[Trial], *, context: RunContext
 ) -> tuple[list[Trial], list[list[int]]]:
     """Return the trials that the model answers rightly by greedy decoding, and its answers.
 
@@ -146,24 +168,34 @@ def decoded(
     Args:
         model: The model.
         trials: The trials.
-        end: The token that ends a text, if there is one.
+        context: How the work runs: trials are shared by its processes, and kept one by one.
     """
+    work: Work[Trial] = Work(
+        lambda trial: _answer(model, trial),
+        shape=lambda _trial: (_CODE + _MORE,),
+        dtype=torch.long,
+        join=one_after_another(0),
+        halves=lambda _trial: (),
+    )
     right: list[Trial] = []
     answers: list[list[int]] = []
-    for trial in trials:
-        prompt = torch.tensor([trial.prompt], device=input_device(model))
-        tokens = model.generate(  # type: ignore[operator] # of any generating class
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=_CODE + _MORE,
-            do_sample=False,
-            pad_token_id=end if end is not None else 0,
-        )
-        answer = tokens[0, prompt.shape[1] :].tolist()
+    padded = each_batch(trials, work, context=context, name="code words, asked for")
+    for trial, tokens in zip(trials, padded, strict=True):
+        answer = tokens[tokens >= 0].tolist()
         if sum(token in answer for token in trial.code) > _RECALL * len(trial.code):
             right.append(trial)
             answers.append(answer)
     return right, answers
+
+
+def _answer(model: PreTrainedModel, trial: Trial) -> Tensor:
+    """Return the tokens of the model's answer, and -1 behind its end."""
+    prompt = torch.tensor([trial.prompt], device=input_device(model))
+    inputs = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
+    answer = greedy(model, inputs, most=_CODE + _MORE)[0, prompt.shape[1] :]
+    padded = answer.new_full((_CODE + _MORE,), -1)
+    padded[: len(answer)] = answer
+    return padded
 
 
 def retrieval(call: AttentionCall) -> Columns:

@@ -17,7 +17,7 @@ from headprune.analysis.trees import SUFFIX
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch
 from headprune.config import AnalyzeSpec
-from headprune.errors import DataError, UnsupportedError
+from headprune.errors import DataError, HeadpruneError, UnsupportedError
 from headprune.passes import SILENT, RunContext
 from headprune.placement import versions
 
@@ -97,6 +97,10 @@ class RoleRequest:
         )
 
 
+_LEAVE_OUT = "leave the role out"
+_ABSENT = "neither the model nor the rows have such tokens or positions"
+
+
 def measure(request: RoleRequest, chosen: Sequence[Role]) -> Roles:
     """Return what heads do, by the roles chosen; roles that can't be measured are in ``undefined``, with the reason."""
     measures: list[Measure] = []
@@ -108,11 +112,11 @@ def measure(request: RoleRequest, chosen: Sequence[Role]) -> Roles:
         try:
             measures += function(request, asked)
         except (UnsupportedError, DataError) as error:
-            undefined |= {role.name: error.what for role in asked}
+            undefined |= {role.name: _reason(error) for role in asked}
     measured = dict.fromkeys(one.role for one in measures)
     for role in chosen:
         if role.name not in measured:
-            undefined.setdefault(role.name, "the model has no such positions or tokens")
+            undefined.setdefault(role.name, _ABSENT)
     order = list(ROLES)
     measures.sort(key=lambda one: order.index(one.role))
     return Roles(
@@ -123,6 +127,11 @@ def measure(request: RoleRequest, chosen: Sequence[Role]) -> Roles:
         seed=request.seed,
         versions=versions(),
     )
+
+
+def _reason(error: HeadpruneError) -> str:
+    """Return what is wrong, and what to do, unless that is only to leave the role out."""
+    return error.what if error.hint == _LEAVE_OUT else f"{error.what} ({error.hint})"
 
 
 def _on_attention(
@@ -155,7 +164,7 @@ def _on_rows(request: RoleRequest, roles: Sequence[Role]) -> tuple[Measure, ...]
         raise UnsupportedError(
             "there are no rows to look at",
             where="`batches`",
-            hint="give some, or leave the role out",
+            hint="name some: `data`",
         )
     return _on_attention(request, roles, batches=request.batches, name="what heads look at")
 
@@ -193,11 +202,17 @@ def _on_answers(request: RoleRequest, roles: Sequence[Role]) -> tuple[Measure, .
     """Measure on texts with a code word, which the model has to say.
 
     Raises:
-        UnsupportedError: It never does.
+        UnsupportedError: It never does, or writes nothing by itself.
     """
-    end = request.tokenizer.eos_token_id if request.tokenizer else None
-    right, answers = decoded(request.model, request.trials, end=end)
-    count = len(request.trials)
+    trials = request.trials
+    if not request.model.can_generate():
+        raise UnsupportedError(
+            "it takes a model that can generate",
+            where=type(request.model).__name__,
+            hint="the role retrieval gives it the words",
+        )
+    right, answers = decoded(request.model, trials, context=request.context)
+    count = len(trials)
     request.context.notify(f"code words: {len(right)} of {count} are said rightly")
     if not right:
         raise UnsupportedError(
@@ -240,7 +255,7 @@ def require_causal(request: RoleRequest) -> None:
         raise UnsupportedError(
             "it takes a causal language model",
             where=type(request.model).__name__,
-            hint="leave the role out",
+            hint=_LEAVE_OUT,
         )
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from headprune.analysis.greedy import end_tokens, greedy
 from headprune.analysis.maps import Text
 from headprune.batch import with_decoder_inputs
 from headprune.errors import DataError, UnsupportedError
@@ -94,7 +95,6 @@ def _row(
     return row, before
 
 
-@torch.no_grad()
 def _written(
     model: PreTrainedModel, row: Mapping[str, Tensor], *, longest: int
 ) -> Int[Tensor, "one tokens"]:
@@ -106,13 +106,9 @@ def _written(
             hint="say what its decoder reads: `text_pair`",
         )
     most = min(_MOST_DECODED, longest - 1)
-    written: Any = model.generate(  # type: ignore[operator]
-        **row, do_sample=False, num_beams=1, max_new_tokens=most
-    )
-    ends = model.generation_config.eos_token_id
-    is_ended = int(written[0, -1]) in (ends if isinstance(ends, list) else [ends])
-    tokens: Tensor = written[:, :-1] if is_ended and written.shape[1] > 1 else written
-    return tokens
+    written = greedy(model, row, most=most)
+    is_ended = int(written[0, -1]) in end_tokens(model)
+    return written[:, :-1] if is_ended and written.shape[1] > 1 else written
 
 
 def _token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from headprune.cli.checks import is_file_of_results
-from headprune.cli.options import Call
+from headprune.cli.options import Call, as_options
 from headprune.cli.report import measure_by_group
 from headprune.errors import HeadpruneError
 
@@ -136,7 +136,7 @@ def analyze(call: Call) -> None:
     else:
         call.show(roles_map(roles))
         alike = similarity and similarity_table(similarity)
-        for table in filter(None, (roles_table(roles), relations_table(roles), alike)):
+        for table in filter(None, (roles_table(roles, as_options), relations_table(roles), alike)):
             call.show("")
             call.show(table)
     call.progress.notify(f"written: {path}")

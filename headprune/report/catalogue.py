@@ -42,6 +42,12 @@ _ROWS = (
     ReportSection("summary", "Summary", f"{_SECTIONS}:summary", "any"),
     ReportSection("heads", "Every head", f"{_FIGURES}:heads", "scores, roles or a plan"),
     ReportSection("roles", "What the heads do", f"{_FIGURES}:roles", "roles"),
+    ReportSection(
+        "similarity",
+        "Which heads are alike",
+        "headprune.report.similarity:similarity",
+        "how alike heads are",
+    ),
     ReportSection("layers", "Layer by layer", f"{_FIGURES}:layers", "a plan or scores"),
     ReportSection("quality", "Before and after", f"{_OUTCOME}:quality", "results"),
     ReportSection("sweep", "How far pruning can go", "headprune.report.sweeps:sweep", "a sweep"),
@@ -52,6 +58,7 @@ _ROWS = (
         "headprune.report.agreement:methods",
         "several scores, or a sweep",
     ),
+    ReportSection("comparison", "Compared", "headprune.report.compare:comparison", "a comparison"),
     ReportSection("made", "How it was made", f"{_SECTIONS}:made", "any"),
 )
 

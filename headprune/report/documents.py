@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from headprune.analysis.comparison import Comparison
+from headprune.analysis.likeness import Similarity
 from headprune.analysis.roles import Roles
 from headprune.artefact import Artefact, EvalResult, as_artefact
 from headprune.errors import CheckpointError
@@ -14,6 +16,7 @@ from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results, Sweep
 from headprune.runtime.local import published_name
 from headprune.untrusted.documents import (
+    MOST_BYTES,
     MOST_BYTES_OF_YAML,
     read_json,
     read_json_list,
@@ -52,6 +55,8 @@ KINDS = (
     Kind(HeadScores, "scores", frozenset({"method", "heads", "values"})),
     Kind(EvalResult, "evaluation", frozenset({"metric", "value", "seed"})),
     Kind(Baseline, "baseline", frozenset({"metric", "value"})),
+    Kind(Similarity, "similarity", frozenset({"groups", "closest"})),
+    Kind(Comparison, "comparison", frozenset({"subjects", "profiles"})),
 )
 """All kinds; a document is of the first that it has the keys of."""
 
@@ -65,12 +70,14 @@ class Document:
         kind: What kind of document it is, in a word.
         folder: The directory it lies in, as it was named.
         name: The name of its file.
+        is_named: Whether the file itself was named, not its directory.
     """
 
     value: Artefact
     kind: str
     folder: str
     name: str
+    is_named: bool = field(default=False, compare=False)
 
     @property
     def source(self) -> str:
@@ -95,14 +102,17 @@ class Documents:
         return tuple(each.value for each in self.items if type(each.value) is kind)
 
     def beside(self, one: Artefact, kind: type[A]) -> A | None:
-        """Return the document of a kind that belongs to another: of the same model, from the same directory if there is one."""
+        """Return the document of a kind that belongs to another: of the same model, from the same directory if there is one.
+
+        Of roles, a file that was named goes first, then what holds the most of them: a plan's directory has few.
+        """
         folder = next((each.folder for each in self.items if each.value == one), "")
         fitting = [
             each
             for each in self.items
             if type(each.value) is kind and is_of_same_model(each.value, one)
         ]
-        fitting.sort(key=lambda each: each.folder != folder)
+        fitting.sort(key=lambda each: (_precedence(each), each.folder != folder))
         return fitting[0].value if fitting else None  # type: ignore[return-value]
 
     @property
@@ -113,6 +123,12 @@ class Documents:
             if name:
                 return published_name(str(name))
         return "a model"
+
+
+def _precedence(document: Document) -> tuple[bool, int]:
+    """Return what roles are sorted by, the ones to show first; other documents are all alike."""
+    value = document.value
+    return (not document.is_named, -len(value.names)) if isinstance(value, Roles) else (False, 0)
 
 
 def source_of(one: Any) -> dict[str, Any]:
@@ -161,7 +177,12 @@ def read_documents(paths: Sequence[Path]) -> Documents:
                 where=str(path),
                 hint=_runs_in(path) or _HINT,
             )
-        items += [one for one in found if all(one.value != other.value for other in items)]
+        for one in found:
+            same = [place for place, other in enumerate(items) if one.value == other.value]
+            if not same:
+                items.append(one)
+            elif one.is_named:
+                items[same[0]] = replace(items[same[0]], is_named=True)
         record = (path if path.is_dir() else path.parent) / _RECORD
         if record.is_file():
             name = f"{record.parent.resolve().name}/{_RECORD}"
@@ -170,15 +191,16 @@ def read_documents(paths: Sequence[Path]) -> Documents:
 
 
 def _in_folder(folder: Path) -> list[Document]:
-    """Return the documents in a directory, by their names; others' files of JSON are told by what they lack."""
+    """Return the documents in a directory, by their names; others' files of JSON are told by their size and what they lack."""
     found = []
     for path in sorted(folder.glob("*.json")):
-        if path.is_file() and _FORMAT.search(path.read_bytes()):
-            found += _in_file(path, any_kind=True)
+        is_small = path.is_file() and path.stat().st_size <= MOST_BYTES
+        if is_small and _FORMAT.search(path.read_bytes()):
+            found += _in_file(path, is_named=False)
     return found
 
 
-def _in_file(path: Path, *, any_kind: bool = False) -> list[Document]:
+def _in_file(path: Path, *, is_named: bool = True) -> list[Document]:
     """Return the documents in a file: several, where ``score --json`` used several methods or ``prune --json`` checked."""
     with readable(path, error=CheckpointError, hint=_HINT), path.open("rb") as file:
         is_list = file.read(1) == b"["
@@ -189,14 +211,20 @@ def _in_file(path: Path, *, any_kind: bool = False) -> list[Document]:
         is_pair = content.keys() >= {"results", "verdict"}
         contents = [content["results"], content["verdict"]] if is_pair else [content]
     kinds = [_kind(one) for one in contents]
-    if None in kinds and not any_kind:
+    if None in kinds and is_named:
         raise CheckpointError(
             f"{path.name} is no document that a report is made of",
             where=str(path),
-            hint="it takes scores, plans, results, roles, sweeps, and what eval and check wrote with --json",
+            hint="it takes scores, plans, results, roles, sweeps, similarities, comparisons, and the JSON of eval and check",
         )
     return [
-        Document(as_artefact(kind.type, content, path), kind.word, str(path.parent), path.name)
+        Document(
+            as_artefact(kind.type, content, path),
+            kind.word,
+            str(path.parent),
+            path.name,
+            is_named=is_named,
+        )
         for kind, content in zip(kinds, contents, strict=True)
         if kind is not None
     ]

@@ -1,28 +1,30 @@
 """Roles of heads on the terminal: a map, and a table of who has which."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable
 from math import inf
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from headprune.analysis.catalogue import ROLES
+from headprune.analysis.likeness import Compared, Similarity
 from headprune.analysis.maps import AttentionView
 from headprune.analysis.roles import Measure, Roles
-from headprune.analysis.similarity import Similarity
 from headprune.heads import HeadId, SiteId
 from headprune.report.heads import Grid
+from headprune.report.similarity import first_of, group_facts
 from headprune.report.terminal import Row, Sheet, key_value_table, prose
 
 _SIGNS = 3
 """Signs that fit a cell of the map."""
+_NAMED = 6
+"""Heads of a cluster that are named."""
 _MANY = 20
 """So many numbers of one role have a table of their own."""
 
 
-def roles_map(roles: Roles, *, removed: Sequence[HeadId] = ()) -> RenderableType:
-    """Show the signs of every head's roles as a grid, layers down and heads across; removed heads are struck out."""
+def roles_map(roles: Roles) -> RenderableType:
+    """Show the signs of every head's roles as a grid, layers down and heads across."""
     having: dict[HeadId, str] = {head: "" for head in roles.heads}
     for name in roles.names:
         for head in roles.heads_with(name):
@@ -31,9 +33,7 @@ def roles_map(roles: Roles, *, removed: Sequence[HeadId] = ()) -> RenderableType
     for head, signs in having.items():
         text = signs[:_SIGNS] or "·"
         style = "dim" if not signs else ""
-        cells[head.site][head.head] = (
-            Text(" ×  ", style="dim") if head in set(removed) else Text(text.center(4), style=style)
-        )
+        cells[head.site][head.head] = Text(text.center(4), style=style)
     shown = [
         name
         for name in roles.names
@@ -45,10 +45,11 @@ def roles_map(roles: Roles, *, removed: Sequence[HeadId] = ()) -> RenderableType
     )
 
 
-def roles_table(roles: Roles) -> RenderableType:
+def roles_table(roles: Roles, rewrite: Callable[[str], str]) -> RenderableType:
     """Show for every role how many heads have it, and the head with the highest number.
 
-    Beside it stand half of its 95 % interval, the baseline, and the rule by which a head has the role.
+    Beside it stand half of its 95 % interval, the baseline, and the rule by which a head has the role. Below are
+    roles that weren't measured, with the reason; ``rewrite`` names options in it as the user does.
     """
     rows = []
     for name in roles.names:
@@ -70,7 +71,7 @@ def roles_table(roles: Roles) -> RenderableType:
         for name, reason in roles.undefined.items():
             names.setdefault(reason, []).append(name)
         parts += [
-            prose(f"not measured: {', '.join(alike)}: {reason}", style="dim")
+            prose(f"not measured: {', '.join(alike)}: {rewrite(reason)}", style="dim")
             for reason, alike in names.items()
         ]
     return Group(*parts)
@@ -125,14 +126,20 @@ def similarity_table(similarity: Similarity) -> RenderableType:
         )
         for one in similarity.successors or similarity.closest
     ]
-    parts: list[RenderableType] = [Text()]
+    parts: list[RenderableType] = []
     for group in similarity.groups:
-        counts = Counter(group.clusters)
-        sizes = ", ".join(str(count) for _, count in sorted(counts.items()))
-        facts = f"{group.heads[0]} to {group.heads[-1]}: {len(counts)} clusters, of {sizes} heads; median divergence "
-        facts += f"{group.median():.3g} nats (at most 0.693), n = {group.examples:,}"
-        parts.append(prose(facts, style="dim"))
+        parts += [Text(), _cluster_table(group), prose(f"\n{group_facts(group)}", style="dim")]
     return Group(Sheet(rows, titles=(*titles, "divergence", "closer than")), *parts)
+
+
+def _cluster_table(group: Compared) -> RenderableType:
+    """Show the first heads of every cluster."""
+    rows = [
+        Row((str(number), str(len(heads)), first_of(heads, _NAMED)))
+        for number, heads in group.by_cluster().items()
+    ]
+    titles = ("cluster", "heads", "which")
+    return Sheet(rows, titles=titles, right=frozenset({0, 1}), prose=2)
 
 
 def view_table(view: AttentionView) -> RenderableType:

@@ -8,7 +8,7 @@ from headprune.gate import Baseline, Verdict
 from headprune.plans import HeadScores, PruningPlan
 from headprune.report.ci import headline
 from headprune.report.documents import Document, Documents, source_of
-from headprune.report.facts import Subject, subjects
+from headprune.report.facts import subjects
 from headprune.report.numbers import interval, milliseconds, number, share, timed
 from headprune.report.parts import Code, Prose, Table, Tile, Tiles, Tone
 from headprune.results import Results
@@ -21,9 +21,7 @@ def summary(documents: Documents) -> Iterator[Tiles | Prose]:
         yield _outcome(results)
     if not documents.of(Results):
         yield from _without_results(documents)
-    for subject in subjects(documents):
-        if sentence := _roles_sentence(subject):
-            yield Prose(sentence)
+    yield from map(Prose, _about_roles(documents))
     for results in documents.of(Results):
         yield _proofs(results)
     for verdict in documents.of(Verdict):
@@ -82,14 +80,14 @@ def _tone(ends: tuple[float, float], *, higher_is_better: bool) -> Tone:
     return "good" if low > 0 else "bad" if high < 0 else "even"
 
 
-def _roles_sentence(subject: Subject) -> str:
-    """Return which of the removed heads had which role; empty where that isn't known."""
-    if subject.plan is None:
-        return ""
-    noted = subject.plan.roles
-    fates = subject.roles.fates(subject.plan.remove) if subject.roles is not None else noted
-    words = fates.sentence if fates is not None else ""
-    return f"{words[:1].upper()}{words[1:]}." if words else ""
+def _about_roles(documents: Documents) -> Iterator[str]:
+    """Yield which of the removed heads had which role: as the results or a plan say, or by roles that were measured apart."""
+    fates = [results.roles for results in documents.of(Results)]
+    for subject in subjects(documents):
+        if subject.plan is not None:
+            apart = subject.roles.fates(subject.plan.remove) if subject.roles else None
+            fates.append(subject.plan.roles or apart)
+    yield from dict.fromkeys(one.statement for one in fates if one and one.statement)
 
 
 def _proofs(results: Results) -> Prose:

@@ -8,9 +8,10 @@ from typing import Any
 
 from headprune.analysis.call import Vocabulary
 from headprune.analysis.catalogue import ROLES, Reads, Role, get_role
+from headprune.analysis.likeness import Similarity
 from headprune.analysis.request import RoleRequest, measure
 from headprune.analysis.roles import Roles
-from headprune.analysis.similarity import Similarity, closest, compare_heads, successors
+from headprune.analysis.similarity import closest, compare_heads, successors
 from headprune.analysis.trees import SUFFIX, read_sentences, sentence_batches
 from headprune.artefact import read_artefact
 from headprune.batch import Batch, fingerprint_of_batches

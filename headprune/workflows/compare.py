@@ -64,4 +64,5 @@ def _read(path: Path, name: str) -> Subject:
         )
     removed = {head for plan in found.of(PruningPlan) for head in plan.remove}
     known = {head for one in documents for head in one.heads}
-    return Subject(name, frozenset(known - removed), roles[0] if roles else None, scores)
+    most = max(roles, key=lambda one: len(one.names), default=None)
+    return Subject(name, frozenset(known - removed), most, scores)

@@ -31,6 +31,9 @@ from headprune.workflows.stepwise import method_of
 
 PAGE = "view.html"
 
+_FEW = 16
+"""Tokens by which it is seen how often the model calls each attention."""
+
 
 @dataclass(frozen=True)
 class Viewed:
@@ -80,8 +83,10 @@ def view(settings: Settings, viewed: Viewed, *, progress: Progress) -> tuple[Att
     tokenizer = load_tokenizer(source)
     anatomy = proven_anatomy(model, name=source.name, progress=progress)
     sites = _chosen(anatomy, viewed.layers)
-    longest = _longest(settings, model, tokenizer, longest_text(anatomy, sites))
+    longest = _longest(settings, model, tokenizer)
     with tokenizing(source):
+        few = encode(model, tokenizer, viewed.text, viewed.pair, longest=min(longest, _FEW))
+        longest = min(longest, longest_text(model, anatomy, few.inputs, sites))
         texts = encode(model, tokenizer, viewed.text, viewed.pair, longest=longest)
     for name, before in texts.cut.items():
         progress.notify(
@@ -137,10 +142,10 @@ def _chosen(anatomy: Anatomy, layers: Sequence[str]) -> frozenset[SiteId]:
     return frozenset(site.id for site in anatomy.sites if not layers or site.id.layer in numbers)
 
 
-def _longest(settings: Settings, model: PreTrainedModel, tokenizer: Any, fits: int) -> int:
-    """Return how many tokens of a text are shown: as many as the settings say, the model takes and a page holds."""
+def _longest(settings: Settings, model: PreTrainedModel, tokenizer: Any) -> int:
+    """Return how many tokens of a text are shown, if a page holds them: as many as the settings say and the model takes."""
     taken = longest_row(model, special=tokenizer.all_special_ids)
-    return min(filter(None, (settings.data.max_length or MAX_LENGTH, taken, fits)))
+    return min(filter(None, (settings.data.max_length or MAX_LENGTH, taken)))
 
 
 def _scores(settings: Settings, source: ModelSource, note: Mapping[str, Any]) -> HeadScores | None:
@@ -187,13 +192,17 @@ def _heads(
     """Return all heads of the attentions, those that were removed among them, with what is known of them."""
     values = scores.by_head() if scores else {}
     ranks = {head: rank for rank, head in enumerate(reversed(scores.ranked()), 1)} if scores else {}
+    having: dict[HeadId, list[str]] = {}
+    for name in roles.names if roles else ():
+        for head in roles.heads_with(name) if roles else ():
+            having.setdefault(head, []).append(name)
     return tuple(
         ViewedHead(
             head=head,
             is_removed=index not in site.heads,
             importance=values.get(head),
             rank=ranks.get(head),
-            roles=roles.of_head(head) if roles else (),
+            roles=tuple(having.get(head, ())),
         )
         for site in anatomy.sites
         if site.id in sites

@@ -42,6 +42,7 @@ def test_all_roles_of_a_causal_model_are_measured_or_it_is_said_why_not(there, c
     assert {"sink", "induction", "copying", "own-rank"} <= {one.role for one in roles.measures}
     assert "diagonal" in roles.undefined
     assert roles.data["n"] > 0
+    assert "begin with a space" in roles.undefined["retrieval"]
     assert not (there / "headprune-runs" / "partial").exists()
 
 
@@ -57,11 +58,12 @@ def test_the_terminal_shows_a_map_and_a_table_of_eighty_columns(there, command_l
 
 
 def test_without_data_what_needs_none_is_measured(there, command_line):
-    code, _out, err = command_line(*WORDS, "--role", "induction,copying,sink", "--run-dir", "r")
+    code, out, err = command_line(*WORDS, "--role", "induction,copying,sink", "--run-dir", "r")
     assert code == 0, err
+    assert "not measured: sink: there are no rows to look at (name some: --data)" in out
     roles = read_artefact(Roles, there / "r" / "roles.json")
     assert {one.role for one in roles.measures} == {"induction", "copying"}
-    assert set(roles.undefined) == {"sink"}
+    assert roles.undefined == {"sink": "there are no rows to look at (name some: `data`)"}
     code, _out, err = command_line(*WORDS, "--role", "induction", "--run-dir", "r")
     assert code == 2
     assert "r holds roles already" in err
@@ -74,6 +76,8 @@ def test_an_encoder_has_no_made_up_sequences(here, command_line):
     assert {"induction", "duplicate", "retrieval", "copying", "syntax"} <= set(undefined)
     assert "causal language model" in undefined["induction"]
     assert ".conllu" in undefined["syntax"]
+    assert "universaldependencies.org" in undefined["syntax"], "what to do, too"
+    assert "leave the role out" not in undefined["induction"]
 
 
 def test_roles_that_cannot_be_measured_at_all_are_an_error(here, command_line):

@@ -13,13 +13,8 @@ from test_statistics import as_batch, rows
 
 import headprune as hp
 from headprune.analysis.distances import clustered, scaled
-from headprune.analysis.similarity import (
-    SMOOTHING,
-    Similarity,
-    closest,
-    compare_heads,
-    successors,
-)
+from headprune.analysis.likeness import SMOOTHING, Similarity
+from headprune.analysis.similarity import closest, compare_heads, successors
 from headprune.artefact import read_artefact
 from headprune.heads import HeadId
 from headprune.passes import RunContext

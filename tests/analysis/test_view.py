@@ -10,7 +10,13 @@ from browser import needs_chromium, page
 from families import build, toy_tokenizer, written
 
 import headprune as hp
-from headprune.analysis.maps import SCALE, AttentionView, longest_text
+from headprune.analysis.maps import (
+    MOST_WEIGHTS,
+    SCALE,
+    AttentionView,
+    attention_maps,
+    longest_text,
+)
 from headprune.report.view import attention_page
 
 TEXT = "w1 w2 w3 w2 w9 w40 w7"
@@ -24,6 +30,10 @@ def saved(model, directory, tokenizer=None):
     else:
         model.save_pretrained(directory)
     return directory
+
+
+NOT_GREEDY = {"num_beams": 3, "repetition_penalty": 9.0, "no_repeat_ngram_size": 1}
+"""Generation settings with which a token isn't the most likely one."""
 
 
 def t5():
@@ -40,6 +50,21 @@ def t5():
     )
     torch.manual_seed(0)
     return transformers.T5ForConditionalGeneration(config).eval()
+
+
+def albert():
+    """One attention of six heads that is called three times."""
+    config = transformers.AlbertConfig(
+        vocab_size=96,
+        embedding_size=16,
+        hidden_size=48,
+        num_attention_heads=6,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        initializer_range=0.4,
+    )
+    torch.manual_seed(0)
+    return transformers.AlbertModel(config).eval()
 
 
 @pytest.fixture
@@ -99,6 +124,8 @@ def test_removed_heads_are_marked_and_the_others_keep_their_names(family, viewed
 @pytest.mark.parametrize("target", ["w5 w6 w7 w8", None])
 def test_cross_attention_looks_from_the_target_at_the_source(target, viewed, run_here):
     model = t5()
+    for name, value in NOT_GREEDY.items():
+        setattr(model.generation_config, name, value)
     saved(model, run_here / "m")
     pair = ("--text-pair", target) if target else ()
     view = viewed("m", "--text", TEXT, *pair)
@@ -157,13 +184,18 @@ def test_a_long_text_is_cut_aloud(run_here, command_line):
     assert "cut: the text has 7" in (run_here / "v.html").read_text()
 
 
-def test_no_text_makes_a_page_too_large():
-    from families import inspected
-
-    anatomy = inspected(build("bert"))
-    sites = {site.id for site in anatomy.sites}
-    assert longest_text(anatomy, sites) ** 2 * 18 <= 4_000_000
-    assert longest_text(anatomy, [*sites][:1]) > longest_text(anatomy, sites)
+@pytest.mark.parametrize(("family", "maps"), [("bert", 18), ("albert", 18)])
+def test_no_text_makes_a_page_too_large(family, maps):
+    """A head that the model calls three times has three maps."""
+    model = albert() if family == "albert" else build(family)
+    anatomy, inputs = hp.inspect(model), {"input_ids": torch.tensor([[1, 3, 2]])}
+    sites = [site.id for site in anatomy.sites]
+    shown = attention_maps(model, anatomy, inputs, sites)
+    assert sum(len(one.heads) for one in shown) == maps
+    longest = longest_text(model, anatomy, inputs, sites)
+    assert longest**2 * maps <= MOST_WEIGHTS < (longest + 1) ** 2 * maps
+    if family == "bert":
+        assert longest_text(model, anatomy, inputs, sites[:1]) > longest
 
 
 def test_importance_and_roles_stand_beside_the_heads(here, command_line):

@@ -13,6 +13,8 @@ from headprune.analysis.statistics import measure_attention
 from headprune.analysis.weights import copying, ov_maps, own_rank, suppressing
 from headprune.errors import DataError, UnsupportedError
 from headprune.passes import RunContext
+from headprune.runtime.distributed import World
+from headprune.runtime.journal import Journal
 
 
 def request_for(model, anatomy):
@@ -137,8 +139,25 @@ def test_a_code_word_stands_once_in_every_text_at_every_depth():
 
 
 def test_too_little_text_hides_nothing():
-    with pytest.raises(DataError, match="can't hide"):
+    with pytest.raises(DataError, match="10 tokens of text can't hide") as caught:
         make_trials([7] * 10, spaced_tokenizer(), count=2, longest=120, seed=1)
+    assert caught.value.where == "`data`"
+
+
+def test_what_bounds_the_prompts_is_named():
+    text = list(range(7, 87)) * 3
+    with pytest.raises(
+        DataError, match="prompts of 40 tokens can't hide a code word: it takes"
+    ) as e:
+        make_trials(text, spaced_tokenizer(), count=2, longest=40, seed=1)
+    assert "`needle_length`" in e.value.hint
+    least = int(e.value.what.split()[-1])
+    assert make_trials(text, spaced_tokenizer(), count=2, longest=least, seed=1)
+    with pytest.raises(DataError, match=f"takes {least}"):
+        make_trials(text, spaced_tokenizer(), count=2, longest=least - 1, seed=1)
+    with pytest.raises(DataError, match="marks 0 tokens as words") as e:
+        make_trials(text, toy_tokenizer(), count=2, longest=120, seed=1)
+    assert "begin with a space" in e.value.hint
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -187,9 +206,107 @@ def test_an_answer_counts_if_it_has_more_than_half_of_the_code_word():
     prompt = tuple(prompt[0].tolist())
     half = (said[0], said[1], 1, 1) if said[0] != said[1] else (said[0], 1, 1, 1)
     trials = [Trial(prompt, tuple(said[:4]), 3), Trial(prompt, half[:1] + (1, 1, 1), 3)]
-    right, answers = decoded(model, trials, end=None)
+    right, answers = decoded(model, trials, context=RunContext())
     assert right == trials[:1]
     assert answers == [said]
+
+
+def most_likely(model, prompt, count):
+    """Return the tokens that are the most likely ones, one after another."""
+    ids = list(prompt)
+    for _ in range(count):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] == model.generation_config.eos_token_id:
+            break
+    return tuple(ids[len(prompt) :])
+
+
+def asked(model, count):
+    """Return trials whose code words are what the model says, and the answers."""
+    generator = torch.Generator().manual_seed(0)
+    prompts = [
+        tuple(torch.randint(7, 90, (12 + index,), generator=generator).tolist())
+        for index in range(count)
+    ]
+    answers = [most_likely(model, prompt, 8) for prompt in prompts]
+    pairs = zip(prompts, answers, strict=True)
+    return [Trial(prompt, answer[:4], 3) for prompt, answer in pairs], list(map(list, answers))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 9.0},
+        {"num_beams": 3},
+        {"no_repeat_ngram_size": 1},
+        {"min_length": 40, "eos_token_id": 2},
+        {"suppress_tokens": list(range(7, 60))},
+        {"do_sample": True, "temperature": 9.0},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_no_generation_setting_changes_an_answer(settings):
+    model = build("gpt2", n_positions=128)
+    model.generation_config.eos_token_id = None
+    (first,), _ = asked(model, 1)
+    if "eos_token_id" in settings:
+        settings = {**settings, "eos_token_id": first.code[2]}
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    before = model.generation_config.to_dict()
+    trials, answers = asked(model, 3)
+    assert decoded(model, trials, context=RunContext()) == (trials, answers)
+    assert model.generation_config.to_dict() == before
+
+
+def test_a_stopped_run_goes_on_from_the_answers_that_it_has(tmp_path):
+    model = build("gpt2", n_positions=128)
+    trials, answers = asked(model, 4)
+    journal = Journal(tmp_path)
+    runs = []
+    model.register_forward_hook(lambda *_: runs.append(1))
+
+    def stops(items, _name):
+        yield from items[:2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decoded(model, trials, context=RunContext(track=stops, journal=journal))
+    assert journal.count() == 2
+    half = len(runs)
+    assert decoded(model, trials, context=RunContext(journal=journal)) == (trials, answers)
+    assert half < len(runs) <= 2 * half, "what was done isn't done again"
+    count = len(runs)
+    decoded(model, trials, context=RunContext(journal=journal))
+    assert len(runs) == count
+
+
+class Alone(World):
+    """One of two processes, whose other one has the rest."""
+
+    def summed(self, tensor):
+        gathered.append(tensor)
+        return sum(gathered)
+
+
+gathered = []
+
+
+def test_processes_share_the_trials_and_agree_on_the_answers():
+    model = build("gpt2", n_positions=128)
+    model.generation_config.eos_token_id = None
+    (first, *_), _ = asked(model, 5)
+    model.generation_config.eos_token_id = first.code[2]
+    trials, answers = asked(model, 5)
+    assert len({len(answer) for answer in answers}) > 1
+    gathered.clear()
+    decoded(model, trials, context=RunContext(world=Alone(0, 2)))
+    both = decoded(model, trials, context=RunContext(world=Alone(1, 2)))
+    assert both == (trials, answers)
+    first, second = (part.view(5, 8) for part in gathered)
+    assert not first[1::2].any()
+    assert not second[::2].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -380,3 +380,4 @@ def test_a_model_that_hides_its_weights_is_pruned_and_says_once_why_no_roles_are
     code, out, err = command_line(*words, "--protect-role", "sink")
     assert code == 2
     assert "which heads have the role sink: the attention L0 doesn't hand out its weights" in err
+    assert "what doesn't look at attention works" in err

@@ -1,24 +1,30 @@
 """A report says what its documents say, and nothing that a stranger wrote into them runs."""
 
+import io
 import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import report_documents as made
+from rich.console import Console
 from test_earlier_documents import RESULTS, SCORES, _written
 
 from headprune.analysis.roles import Measure, Roles
 from headprune.errors import CheckpointError
 from headprune.heads import HeadId
 from headprune.plans import HeadScores, PlannedSite, PruningPlan
+from headprune.report.card import model_card
 from headprune.report.catalogue import SECTIONS, ReportSection
 from headprune.report.charts import Chart, inline, picture
+from headprune.report.compare import comparison_tables
 from headprune.report.documents import read_documents
 from headprune.report.page import contents, page
 from headprune.report.parts import Prose, Table
+from headprune.untrusted.documents import MOST_BYTES
 
 HOSTILE = """</script></title></svg><script>window.hacked=1</script><img src=x onerror="window.hacked=1">'$\\frac{{{7*7}}&amp;"""
 
@@ -61,6 +67,8 @@ def charts_of(documents):
         (["results.json"], ["summary", "quality", "speed", "made"]),
         (["eval.json"], ["summary", "made"]),
         (["verdict.json"], ["summary", "made"]),
+        (["similarity.json"], ["similarity", "made"]),
+        (["compare.json"], ["comparison", "made"]),
         ([], [*SECTIONS]),
     ],
 )
@@ -140,7 +148,7 @@ def test_the_summary_says_what_became_of_it(tmp_path):
         "8 → 5",
         "-37.5%",
         "-25% [-39%, -8%], surely faster",
-        "Of the 3 heads that are removed: 2 are sinks, 0 look at the previous token.",
+        "Of the 3 heads that are removed: 2 are sinks, 0 look at the previous token",
     ):
         assert words in text, words
 
@@ -159,6 +167,27 @@ def test_roles_that_a_plan_notes_are_shown_without_their_numbers(tmp_path):
     assert "2 are sinks" in " ".join(Elements(html_of(folder)).text)
 
 
+def test_the_page_and_the_card_say_the_same_of_roles(tmp_path):
+    """Whatever other documents of roles say: the plan was made with its own."""
+    fates = made.roles().fates(made.REMOVED)
+    plan = made.plan().model_copy(update={"roles": fates})
+    results = made.results().model_copy(update={"roles": fates})
+    card = model_card(results, plan, source=None)
+    folder = made.write(tmp_path / "run")
+    (folder / "plan.json").write_text(plan.to_json())
+    (folder / "results.json").write_text(results.to_json())
+    other = made.roles()
+    other = other.model_copy(update={"measures": other.measures[1:], "data": {}})
+    (folder / "roles.json").write_text(other.to_json())
+    counts, basis = "2 are sinks, 0 look at the previous token", "measured on 40 rows of rows.csv"
+    told = f"Of the 3 heads that are removed: {counts} (roles were {basis})."
+    for paths in ([folder], [folder / "results.json"], [folder / "plan.json"]):
+        parts = [part for parts in contents(read_documents(paths)).values() for part in parts]
+        texts = [part.text for part in parts if isinstance(part, Prose)]
+        assert [text for text in texts if "heads that are removed" in text] == [told]
+    assert told in card
+
+
 def test_a_plan_is_drawn_with_the_scores_of_its_own_model(tmp_path):
     other = {**made.MODEL, "fingerprint": "0" * 16}
     folder = made.write(tmp_path / "run", "plan.json")
@@ -172,6 +201,56 @@ def test_a_plan_is_drawn_with_the_scores_of_its_own_model(tmp_path):
         "and the other model has a map of its own"
     )
     assert maps[0].table.rows[0][1] == "0.5"
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_the_document_with_the_most_roles_is_shown_unless_a_file_is_named(order, tmp_path):
+    """A plan's directory has the few roles that cost little."""
+    every, few = made.roles(), made.roles()
+    few = few.model_copy(update={"measures": few.measures[:1]})
+    run = made.write(tmp_path / "run", "plan.json")
+    (run / "roles.json").write_text(few.to_json())
+    paths = [run, made.write(tmp_path / "analyzed", "roles.json")]
+    named = [*(paths[place] for place in order)]
+    assert read_documents(named).beside(made.plan(), Roles) == every
+    assert read_documents([*named, run / "roles.json"]).beside(made.plan(), Roles) == few
+    assert read_documents([run]).beside(made.plan(), Roles) == few
+
+
+def test_a_file_too_large_for_a_document_is_not_read(tmp_path, monkeypatch):
+    folder = made.write(tmp_path / "run", "scores.json")
+    with (folder / "large.json").open("wb") as file:
+        file.write(b'{"format": 1}')
+        file.truncate(MOST_BYTES + 1)
+    opened = []
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path.name) or b"")
+    assert read_documents([folder / "scores.json"]).items
+    with pytest.raises(CheckpointError, match="no document"):
+        read_documents([folder])
+    assert opened == ["scores.json"]
+
+
+def test_heads_that_are_alike_have_a_colour(tmp_path):
+    documents = read_documents([made.write(tmp_path / "run", "similarity.json")])
+    (chart,) = charts_of(documents)
+    assert [row[:2] for row in chart.table.rows] == [("1", "4"), ("2", "4")]
+    assert chart.table.rows[0][2] == "L0.H0, L0.H1, L0.H2, L0.H3"
+    text = inline(chart)["wide"]
+    assert len(re.findall(r"<title>L\d.H\d\ncluster [12], of 4 heads</title>", text)) == 8
+    assert text.count("var(--c0)") > text.count("var(--c2)") == 0
+
+
+def test_a_comparison_says_in_a_report_what_it_says_on_the_terminal(tmp_path):
+    documents = read_documents([made.write(tmp_path / "run", "compare.json")])
+    console = Console(width=200, file=io.StringIO(), color_system=None)
+    console.print(comparison_tables(made.comparison()))
+    shown = console.file.getvalue()
+    parts = list(SECTIONS["comparison"].load()(documents))
+    assert {type(part) for part in parts} == {Table, Prose}
+    for part in parts:
+        rows = part.rows if isinstance(part, Table) else ((part.text,),)
+        for cell in (cell for row in rows for cell in row):
+            assert cell in " ".join(shown.split()), cell
 
 
 def test_documents_of_earlier_versions_are_read(tmp_path):
@@ -213,7 +292,20 @@ def hostile(value, key=""):
         return {k: hostile(v, k) for k, v in value.items()}
     if isinstance(value, list):
         return [hostile(v, key) for v in value]
-    typed = ("heads", "remove", "removed", "loads_with", "objective", "normalize", "sha256", "role")
+    typed = (
+        "head",
+        "nearest",
+        "sink",
+        "previous",
+        "heads",
+        "remove",
+        "removed",
+        "loads_with",
+        "objective",
+        "normalize",
+        "sha256",
+        "role",
+    )
     return HOSTILE if isinstance(value, str) and key not in typed else value
 
 
@@ -251,7 +343,7 @@ def test_a_section_is_one_row_and_one_function(tmp_path, monkeypatch):
     monkeypatch.setitem(SECTIONS, row.name, row)
     text = " ".join(Elements(html_of(made.write(tmp_path / "run"))).text)
     assert "How many" in text
-    assert "there are 8" in text
+    assert "there are 10" in text
 
 
 def count_documents(documents):
@@ -302,7 +394,7 @@ def test_heads_stand_in_the_order_of_the_model(tmp_path):
 
 def test_charts_have_tables_and_marks_that_say_something(tmp_path):
     charts = charts_of(read_documents([made.write(tmp_path / "run")]))
-    assert len({chart.name for chart in charts}) == len(charts) == 7
+    assert len({chart.name for chart in charts}) == len(charts) == 8
     for chart in charts:
         assert chart.table.rows
         svgs = inline(chart)
