@@ -142,6 +142,10 @@ EVERYTHING = {
 }
 
 
+CHARTS = ("heads", "roles", "similarity", "layers", "quality", "sweep", "speed", "methods")
+"""The charts that all of them make."""
+
+
 def write(folder, *names):
     """Write these documents, by default all, to a folder."""
     folder.mkdir(parents=True, exist_ok=True)

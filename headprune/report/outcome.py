@@ -127,7 +127,7 @@ def _speed_of(before: EvalResult, after: EvalResult, *, name: str) -> Iterator[C
         yield Chart(
             name=name,
             title="How much longer a forward takes after pruning",
-            caption="Left of the dashed line is faster. Bars are intervals, from one's end to the other's opposite end.",
+            caption="Left of the dashed line is faster. Bars go as far as the intervals of both times allow.",
             draw=lambda drawing: _draw_intervals(
                 drawing, rows, axis="change of latency", zero=True
             ),

@@ -15,7 +15,7 @@ from headprune.report.charts import (
     picture,
 )
 from headprune.report.documents import Documents
-from headprune.report.numbers import interval, number
+from headprune.report.numbers import interval, milliseconds, number
 from headprune.report.parts import Table
 from headprune.results import Curve, Sweep
 from headprune.runtime.local import published_name
@@ -63,6 +63,8 @@ def _table(sweep: Sweep) -> Table:
             curve.name,
             f"{point.keep:g}",
             str(point.heads),
+            "" if point.parameters is None else f"{point.parameters:,}",
+            "" if point.latency_ms is None else milliseconds(point.latency_ms),
             number(point.value),
             interval(point.interval),
             number(point.difference, sign="+"),
@@ -71,8 +73,9 @@ def _table(sweep: Sweep) -> Table:
         for curve in sweep.curves
         for point in curve.points
     )
-    titles = ("curve", "keep", "heads", sweep.metric, "95 %", "change", "95 %")
-    return Table(titles, rows, right=frozenset(range(1, 7)), caption="Every point")
+    sizes = ("keep", "heads", "parameters", "ms, estimated")
+    titles = ("curve", *sizes, sweep.metric, "95 %", "change", "95 %")
+    return Table(titles, rows, right=frozenset(range(1, 9)), caption="Every point")
 
 
 def _draw_sweep(drawing: Drawing, sweep: Sweep) -> None:
