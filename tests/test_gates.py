@@ -307,5 +307,5 @@ def test_gates_are_trained_once_by_one_process():
     check_settings(settings, world=World())
     with pytest.raises(ConfigError, match="in one process"):
         check_settings(settings, world=World(0, 2))
-    with pytest.raises(ConfigError, match="use another method than ablation, shapley, gates"):
+    with pytest.raises(ConfigError, match="use another method than ablation, only, shapley, gates"):
         check_settings(settings.replaced(steps=2))

@@ -63,8 +63,8 @@ class Memory:
 
     @property
     def ratio(self) -> float:
-        """Ablation to evaluation, libraries left out."""
-        return self.ablation.own / self.evaluation.own
+        """Ablation to evaluation, libraries left out (of a process that held more before, nothing is seen)."""
+        return self.ablation.own / max(1, self.evaluation.own)
 
     @property
     def process_ratio(self) -> float:
@@ -74,7 +74,7 @@ class Memory:
     @property
     def growth(self) -> float:
         """Twice the rows to the rows, libraries left out."""
-        return self.doubled.own / self.ablation.own
+        return self.doubled.own / max(1, self.ablation.own)
 
     def as_json(self) -> dict[str, Any]:
         """Return the numbers, derived ones too."""
