@@ -93,6 +93,8 @@ def _count(role: Role, fate: RoleFate) -> str:
 
 
 def _count_of_all(role: Role, fate: RoleFate) -> str:
-    """Return the same of a rare role: ``1 of the 5 induction heads``."""
+    """Return the same of a rare role: ``1 of the 5 induction heads``, ``not the one induction head``."""
     total = len(fate.removed + fate.kept)
-    return f"{len(fate.removed)} of {'' if total == 1 else 'the '}{total} {role.noun}s"
+    if total == 1:
+        return f"{'' if fate.removed else 'not '}the one {role.noun}"
+    return f"{len(fate.removed)} of the {total} {role.noun}s"

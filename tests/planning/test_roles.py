@@ -104,7 +104,7 @@ def test_the_reason_names_the_role_and_an_edit_tells_the_roles_anew():
     assert plan.reasons["L0.H0"] == "kept: induction head"
     assert (
         plan.roles.sentence
-        == "of the 9 heads that are removed: 3 are sinks, 0 of 1 induction heads"
+        == "of the 9 heads that are removed: 3 are sinks, not the one induction head"
     )
     assert plan.roles.sentence in str(plan)
     assert "2 are sinks" in plan.without("L0.H1").roles.sentence
@@ -124,7 +124,9 @@ def fate(anatomy, removed, kept):
         ({"sink": (1, 3), "previous": (1, 2)}, 5, "of the 5 heads that are removed: 1 is a sink, 1 looks at the previous token"),
         ({"induction": (1, 5)}, 5, "of the 5 heads that are removed: 1 is an induction head"),
         ({"induction": (0, 1), "next": (2, 1)}, 5, "of the 5 heads that are removed: 2 look at the next token, "
-         "0 of 1 induction heads"),
+         "not the one induction head"),
+        ({"induction": (1, 0), "next": (2, 1)}, 5, "of the 5 heads that are removed: 2 look at the next token, "
+         "the one induction head"),
         ({"sink": (1, 3), "rare": (0, 0)}, 1, "of the 1 head that is removed: 1 is a sink"),
         ({"sink": (0, 0)}, 5, "no head has one of the roles that were measured"),
         ({"sink": (0, 3)}, 0, ""),
