@@ -95,6 +95,22 @@ def build(family, *, attention="sdpa", cls=None, seed=0, **settings):
     return model.eval()
 
 
+def t5(*, seed=0, **settings):
+    """Return a tiny random T5: encoder, decoder and cross-attention heads."""
+    sizes = {
+        "vocab_size": 96,
+        "d_model": 48,
+        "d_kv": 8,
+        "num_heads": 6,
+        "d_ff": 40,
+        "num_layers": 2,
+    }
+    starts = {"initializer_factor": 3.0, "decoder_start_token_id": 0}
+    config = transformers.T5Config(**{**sizes, **starts, **settings})
+    torch.manual_seed(seed)
+    return transformers.T5ForConditionalGeneration(config).eval()
+
+
 def token_inputs(*, rows=4, length=12, seed=0, left=False):
     """Return token ids with padding, on the right or on the left, of different lengths."""
     generator = torch.Generator().manual_seed(seed)

@@ -98,6 +98,7 @@ class RoleRequest:
 
 
 _LEAVE_OUT = "leave the role out"
+_UNPARSED = f"it takes parsed sentences, a {SUFFIX} file (universaldependencies.org has some)"
 _ABSENT = "neither the model nor the rows have such tokens or positions"
 
 
@@ -105,8 +106,10 @@ def measure(request: RoleRequest, chosen: Sequence[Role]) -> Roles:
     """Return what heads do, by the roles chosen; roles that can't be measured are in ``undefined``, with the reason."""
     measures: list[Measure] = []
     undefined: dict[str, str] = {}
+    if not request.vocabulary.trees:
+        undefined |= {role.name: _UNPARSED for role in chosen if role.reads == "trees"}
     for reads, function in _MEASURE.items():
-        asked = [role for role in chosen if role.reads == reads]
+        asked = [role for role in chosen if role.reads in reads and role.name not in undefined]
         if not asked:
             continue
         try:
@@ -155,7 +158,7 @@ def _on_attention(
 
 
 def _on_rows(request: RoleRequest, roles: Sequence[Role]) -> tuple[Measure, ...]:
-    """Measure on the user's data.
+    """Measure on the user's data, parsed or not.
 
     Raises:
         UnsupportedError: There is none, or an attention doesn't hand out its weights.
@@ -259,29 +262,13 @@ def require_causal(request: RoleRequest) -> None:
         )
 
 
-def _on_trees(request: RoleRequest, roles: Sequence[Role]) -> tuple[Measure, ...]:
-    """Measure on parsed sentences.
-
-    Raises:
-        UnsupportedError: The data isn't parsed.
-    """
-    if not request.vocabulary.trees:
-        raise UnsupportedError(
-            f"it takes parsed sentences, a {SUFFIX} file",
-            where="`data`",
-            hint="universaldependencies.org has them in many languages",
-        )
-    return _on_rows(request, roles)
-
-
 Measuring = Callable[[RoleRequest, Sequence[Role]], tuple[Measure, ...]]
 
-_MEASURE: dict[Reads, Measuring] = {
-    "rows": _on_rows,
-    "repeats": _on_repeats,
-    "trees": _on_trees,
-    "needles": _on_needles,
-    "answers": _on_answers,
-    "weights": _on_weights,
+_MEASURE: dict[tuple[Reads, ...], Measuring] = {
+    ("rows", "trees"): _on_rows,
+    ("repeats",): _on_repeats,
+    ("needles",): _on_needles,
+    ("answers",): _on_answers,
+    ("weights",): _on_weights,
 }
-"""How roles are measured, by what they read."""
+"""How roles are measured, by what they read; what reads the same rows shares a pass."""

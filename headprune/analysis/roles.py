@@ -77,6 +77,11 @@ class Roles(Artefact):
             head for index, head in enumerate(self.heads) if any(one[index] for one in having)
         )
 
+    def is_undecided(self, role: str) -> bool:
+        """Whether no head is known to have a role, nor to lack it: too few queries, or a threshold out of reach."""
+        having = [one.passes for one in self.measures if one.role == role]
+        return all(verdict is None for passes in having for verdict in passes)
+
     @property
     def names(self) -> tuple[str, ...]:
         """The roles that were measured, in the catalogue's order."""

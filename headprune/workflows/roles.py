@@ -149,5 +149,7 @@ def _tell_protected(roles: Roles, settings: Settings, progress: Progress) -> Non
             progress.notify(
                 f"kept for their role: {len(heads)} {noun}{'' if len(heads) == 1 else 's'} ({names})"
             )
-        elif name in roles.names:
+        elif roles.is_undecided(name):
+            progress.notify(f"careful: too few rows tell {noun}s, so none is kept for that")
+        else:
             progress.notify(f"careful: the model has no {noun}s, so none is kept for that")

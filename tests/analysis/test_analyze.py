@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import transformers
-from families import build, sentences, toy_tokenizer
+from families import build, sentences, t5, toy_tokenizer
 
 from headprune.analysis.catalogue import ROLES, Role
 from headprune.analysis.roles import Measure, Roles, decided
@@ -155,18 +155,8 @@ def test_a_document_with_lists_of_other_lengths_is_refused():
         Roles(heads=(head,), measures=decided([measure("sink", (0.1, 0.2))]))
 
 
-def t5(directory):
-    config = transformers.T5Config(
-        vocab_size=96,
-        d_model=48,
-        d_kv=8,
-        num_heads=6,
-        d_ff=40,
-        num_layers=2,
-        initializer_factor=3.0,
-        decoder_start_token_id=0,
-    )
-    transformers.T5ForConditionalGeneration(config).save_pretrained(directory)
+def encoder_decoder(directory):
+    t5().save_pretrained(directory)
 
 
 def masked_lm(directory):
@@ -174,7 +164,7 @@ def masked_lm(directory):
 
 
 @pytest.mark.parametrize(
-    ("make", "roles"), [(t5, {"sink", "diagonal"}), (masked_lm, {"sink", "cls"})]
+    ("make", "roles"), [(encoder_decoder, {"sink", "diagonal"}), (masked_lm, {"sink", "cls"})]
 )
 def test_a_model_without_a_task_here_is_looked_at_all_the_same(run_here, command_line, make, roles):
     make(run_here / "m")
@@ -200,3 +190,36 @@ def test_even_attention_on_short_rows_has_no_role():
     assert broad.passes == (None, None)
     (broad,) = decided([measure("broad", (3.7, 3.9), baseline=4.2)])
     assert broad.passes == (False, True)
+
+
+def test_roles_on_rows_and_on_their_trees_share_a_pass(here, command_line, monkeypatch):
+    line = "{0}\t{1}\t_\tX\t_\t_\t{2}\t{3}\t_\t_"
+    trees = [
+        "\n".join(
+            line.format(i + 1, word, i, "dep" if i else "root") for i, word in enumerate(words)
+        )
+        for words in (text.split() for text in sentences(20))
+    ]
+    (here / "d.conllu").write_text("\n\n".join(trees) + "\n")
+    forwards = []
+    forward = transformers.BertModel.forward
+
+    def counted(self, *args, **kwargs):
+        forwards.append(1)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(transformers.BertModel, "forward", counted)
+    counts = []
+    for roles in ("sink", "sink,syntax"):
+        forwards.clear()
+        words = ("--data", "d.conllu", "--role", roles, "--run-dir", roles.replace(",", "-"))
+        code, _out, err = command_line("analyze", "m", *words)
+        assert code == 0, err
+        counts.append(len(forwards))
+    assert counts[0] == counts[1]
+    alone, both = (
+        read_artefact(Roles, here / name / "roles.json") for name in ("sink", "sink-syntax")
+    )
+    assert both.measures[0].values == pytest.approx(alone.measures[0].values, abs=1e-6)
+    assert both.measures[0].baseline == pytest.approx(alone.measures[0].baseline, abs=1e-6)
+    assert {one.role for one in both.measures} == {"sink", "syntax"}

@@ -6,8 +6,7 @@ from math import log, sqrt
 import numpy as np
 import pytest
 import torch
-import transformers
-from families import build, inspected
+from families import build, inspected, t5
 from scipy.spatial.distance import cdist, jensenshannon
 from test_statistics import as_batch, rows
 
@@ -84,6 +83,7 @@ def test_batches_add_up_and_rows_of_one_example_count_together():
         for index, part in enumerate((slice(0, 2), slice(2, 4)))
     ]
     (group,) = compared(model, anatomy, parts)
+    assert group.heads == anatomy.heads
     check(group, full_maps(model, inputs), owner=[0, 0, 1, 1])
 
 
@@ -98,17 +98,7 @@ def test_a_pruned_model_compares_the_heads_that_are_left():
 
 
 def test_heads_that_look_elsewhere_are_not_compared():
-    config = transformers.T5Config(
-        vocab_size=96,
-        d_model=48,
-        d_kv=8,
-        num_heads=6,
-        d_ff=40,
-        num_layers=2,
-        initializer_factor=3.0,
-    )
-    torch.manual_seed(0)
-    model = transformers.T5ForConditionalGeneration(config).eval()
+    model = t5()
     anatomy = inspected(model)
     inputs = {**rows(), "decoder_input_ids": torch.randint(3, 20, (4, 6))}
     groups = compared(model, anatomy, [as_batch(inputs)])

@@ -5,7 +5,7 @@ from math import log, sqrt
 import pytest
 import torch
 import transformers
-from families import build, inspected, sentences, toy_tokenizer
+from families import build, inspected, sentences, t5, toy_tokenizer
 
 import headprune as hp
 from headprune.analysis.call import Vocabulary
@@ -211,17 +211,7 @@ def test_a_pruned_model_is_measured_on_the_heads_that_are_left(family):
 
 
 def test_cross_attention_has_queries_and_keys_of_its_own():
-    config = transformers.T5Config(
-        vocab_size=96,
-        d_model=48,
-        d_kv=8,
-        num_heads=6,
-        d_ff=40,
-        num_layers=2,
-        initializer_factor=3.0,
-    )
-    torch.manual_seed(0)
-    model = transformers.T5ForConditionalGeneration(config).eval()
+    model = t5()
     anatomy = inspected(model)
     inputs = {**rows(), "decoder_input_ids": torch.randint(3, 20, (4, 6))}
     measures = measured(model, anatomy, [as_batch(inputs)])

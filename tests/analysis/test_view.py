@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from browser import needs_chromium, page
-from families import build, toy_tokenizer, written
+from families import build, t5, toy_tokenizer, written
 
 import headprune as hp
 from headprune.analysis.maps import (
@@ -34,22 +34,6 @@ def saved(model, directory, tokenizer=None):
 
 NOT_GREEDY = {"num_beams": 3, "repetition_penalty": 9.0, "no_repeat_ngram_size": 1}
 """Generation settings with which a token isn't the most likely one."""
-
-
-def t5():
-    config = transformers.T5Config(
-        vocab_size=96,
-        d_model=48,
-        d_kv=8,
-        num_heads=6,
-        d_ff=40,
-        num_layers=2,
-        initializer_factor=3.0,
-        decoder_start_token_id=0,
-        eos_token_id=2,
-    )
-    torch.manual_seed(0)
-    return transformers.T5ForConditionalGeneration(config).eval()
 
 
 def albert():
@@ -123,7 +107,7 @@ def test_removed_heads_are_marked_and_the_others_keep_their_names(family, viewed
 
 @pytest.mark.parametrize("target", ["w5 w6 w7 w8", None])
 def test_cross_attention_looks_from_the_target_at_the_source(target, viewed, run_here):
-    model = t5()
+    model = t5(eos_token_id=2)
     for name, value in NOT_GREEDY.items():
         setattr(model.generation_config, name, value)
     saved(model, run_here / "m")

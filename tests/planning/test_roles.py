@@ -383,3 +383,12 @@ def test_a_model_that_hides_its_weights_is_pruned_and_says_once_why_no_roles_are
     assert code == 2
     assert "which heads have the role sink: the attention L0 doesn't hand out its weights" in err
     assert "what doesn't look at attention works" in err
+
+
+def test_a_role_that_too_few_rows_tell_is_not_called_absent(place, command_line):
+    budget = ("--keep", "0.5", "--dry-run", "--protect-role", "broad")
+    code, _out, err = command_line("prune", *words("bert", *budget))
+    assert code == 0, err
+    # Entropy can't be 3.8 nats where rows have so few tokens.
+    assert "careful: too few rows tell broad heads, so none is kept for that" in err
+    assert "the model has no" not in err
