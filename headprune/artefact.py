@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from headprune.errors import CheckpointError
 from headprune.untrusted.documents import read_json
 
+Z_95 = 1.96
+"""So many standard errors are half of a 95 % interval."""
+
 _CHECKSUM = "sha256"
 # Keys of documents as they were called before 0.1.0.
 _EARLIER = {

@@ -140,7 +140,7 @@ class AttentionCall:
             return self.is_key[:, None].expand(-1, self.weights.shape[2], -1)
         return (texts[:, :, None] == texts[:, None, :]) & self.is_key[:, None]
 
-    def to(self, mask: Bool[Tensor, "rows keys"]) -> Float[Tensor, "rows heads queries"]:
+    def attention_to(self, mask: Bool[Tensor, "rows keys"]) -> Float[Tensor, "rows heads queries"]:
         """Return the attention of every query to the keys that a mask names."""
         return (self.weights * mask[:, None, None, :]).sum(-1)
 

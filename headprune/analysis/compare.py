@@ -19,11 +19,10 @@ from headprune.analysis.comparison import (
     Profile,
 )
 from headprune.analysis.roles import Roles
+from headprune.artefact import Z_95
 from headprune.heads import HeadId
 from headprune.plans import HeadScores
 from headprune.tasks.metrics import spearman
-
-_Z = 1.96
 
 
 @dataclass(frozen=True)
@@ -189,7 +188,7 @@ def _interval(value: float, n: int) -> tuple[float, float] | None:
         return None
     if abs(value) > 1 - 1e-12:
         return value, value
-    half = _Z * sqrt((1 + value**2 / 2) / (n - 3))
+    half = Z_95 * sqrt((1 + value**2 / 2) / (n - 3))
     return tanh(atanh(value) - half), tanh(atanh(value) + half)
 
 
@@ -234,7 +233,7 @@ def _findings(subject: Subject) -> dict[tuple[str, str], dict[HeadId, _Finding]]
             values = scores.by_head()
             mean = float(np.mean([values[head] for head in _ordered(scores, subject)]))
             findings[_importance(scores), ""] = {
-                head: _Finding(_side(values[head] - mean, _Z * error))
+                head: _Finding(_side(values[head] - mean, Z_95 * error))
                 for head, error in zip(scores.heads, scores.standard_errors, strict=True)
             }
     return findings

@@ -15,6 +15,7 @@ from headprune.batch import Batch
 from headprune.errors import DataError
 from headprune.passes import RunContext, Work, each_batch, one_after_another
 from headprune.placement import input_device
+from headprune.tasks.batches import batches_of_ids
 
 _CODE = 4
 _LEAST_LETTERS = 3
@@ -134,28 +135,15 @@ def answered(
         trials: The trials.
         answers: Tokens of the answers.
     """
-    rows = [(*trial.prompt, *answer) for trial, answer in zip(trials, answers, strict=True)]
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    batches = []
+    pairs = list(zip(trials, answers, strict=True))
     needles = {
         index: Needle(
             trial.start, trial.start + len(trial.code), len(trial.prompt) - 1, len(answer)
         )
-        for index, (trial, answer) in enumerate(zip(trials, answers, strict=True))
+        for index, (trial, answer) in enumerate(pairs)
     }
-    for indices in (order[start : start + _ROWS] for start in range(0, len(order), _ROWS)):
-        longest = max(len(rows[index]) for index in indices)
-        ids = torch.zeros(len(indices), longest, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, index in enumerate(indices):
-            ids[row, : len(rows[index])] = torch.tensor(rows[index])
-            mask[row, : len(rows[index])] = 1
-        count = len(indices)
-        inputs = {"input_ids": ids, "attention_mask": mask}
-        batches.append(
-            Batch(inputs, torch.zeros(count), torch.arange(count), torch.tensor(indices))
-        )
-    return tuple(batches), needles
+    rows = [(*trial.prompt, *answer) for trial, answer in pairs]
+    return batches_of_ids(rows, batch_size=_ROWS), needles
 
 
 def decoded(

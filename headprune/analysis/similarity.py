@@ -15,7 +15,9 @@ from transformers import PreTrainedModel
 from headprune.analysis.call import Vocabulary, attention_call
 from headprune.analysis.distances import clustered, scaled
 from headprune.analysis.likeness import SMOOTHING, Compared, Pair
+from headprune.analysis.statistics import ratios
 from headprune.anatomy import Anatomy, Site
+from headprune.artefact import Z_95
 from headprune.attention import WeightReader, plain_attention, weight_reader
 from headprune.batch import Batch
 from headprune.errors import UnsupportedError
@@ -26,7 +28,6 @@ from headprune.placement import input_device
 _MOST_QUERIES = 64
 _MOST_NUMBERS = 2**19
 _TINY = 1e-30  # nothing has a logarithm
-_Z = 1.96
 
 
 @dataclass(frozen=True)
@@ -171,10 +172,8 @@ def _compared(group: _Group, sums: Float[Tensor, " sums"]) -> Compared:
     """Return the means with their standard errors, the map and the clusters."""
     first, second = group.pairs
     total, squares, products = sums[:-3].view(3, -1)
-    count, counts_squared, examples = sums[-3:].tolist()
-    mean = total / max(1.0, count)
-    spread = (squares - 2 * mean * products + mean**2 * counts_squared).clamp_min(0)
-    error = (spread * examples / max(1.0, examples - 1)).sqrt() / max(1.0, count)
+    count, counts_squared, examples = sums[-3:]
+    mean, error = ratios(total, count, squares, products, counts_squared, examples)
     size = len(group.heads)
     full, full_error = torch.zeros(2, size, size, dtype=torch.float64)
     full[second, first], full_error[second, first] = mean, error
@@ -187,8 +186,8 @@ def _compared(group: _Group, sums: Float[Tensor, " sums"]) -> Compared:
             tuple(full_error[row, :row].tolist() if examples > 1 else [None] * row)
             for row in range(size)
         ),
-        queries=round(count),
-        examples=round(examples),
+        queries=int(count),
+        examples=int(examples),
         positions=positions,
         explained=explained,
         clusters=clustered(np.sqrt(square)),
@@ -235,7 +234,7 @@ def _pair(group: Compared, head: HeadId, nearest: HeadId) -> Pair:
         head=head,
         nearest=nearest,
         divergence=value,
-        low=None if error is None else max(0.0, value - _Z * error),
-        high=None if error is None else value + _Z * error,
+        low=None if error is None else max(0.0, value - Z_95 * error),
+        high=None if error is None else value + Z_95 * error,
         closer_than=sum(other > value for other in every) / len(every),
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isnan, sqrt
+from math import inf, isnan, nan
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from headprune.analysis.call import AttentionCall, Vocabulary, attention_call
 from headprune.analysis.catalogue import Role
 from headprune.analysis.roles import Measure, Numbers
 from headprune.anatomy import Anatomy, Site
+from headprune.artefact import Z_95
 from headprune.attention import WeightReader, plain_attention, weight_reader
 from headprune.batch import Batch
 from headprune.heads import SiteId
@@ -21,7 +22,6 @@ from headprune.placement import input_device
 
 _SUMS = ("total", "count", "total squared", "total x count", "count squared", "examples")
 """What is kept of each head and column: sums over examples, from which a ratio and its standard error follow."""
-_Z = 1.96
 
 
 @dataclass(frozen=True)
@@ -150,45 +150,52 @@ def _measure(
     places: Mapping[SiteId, slice],
 ) -> Measure:
     """Return the means with their intervals, and the highest of the baselines."""
-    values, low, high, baseline = [], [], [], []
-    queries: list[int] = []
-    examples: list[int] = []
+    values, errors = ratios(*sums)
+    low, high = values - Z_95 * errors, values + Z_95 * errors
+    heads: list[int] = []
+    baseline: list[float] = []
     for site in anatomy.sites:
-        of_site = sums[:, places[site.id]].T.tolist()
-        heads, others = of_site[: len(site.heads)], of_site[len(site.heads) :]
-        compared = max(
-            (ratio for ratio, _ in map(_ratio, others) if ratio is not None), default=None
-        )
-        for numbers in heads:
-            value, error = _ratio(numbers)
-            values.append(value)
-            low.append(None if value is None or error is None else value - _Z * error)
-            high.append(None if value is None or error is None else value + _Z * error)
-            baseline.append(None if value is None else compared)
-            queries.append(round(numbers[1]))
-            examples.append(round(numbers[-1]))
-    lists: dict[str, Numbers] = {
-        name: tuple(numbers)
-        for name, numbers in zip(
-            ("values", "low", "high", "baseline"), (values, low, high, baseline), strict=True
-        )
-    }
+        place = places[site.id]
+        after = place.start + len(site.heads)
+        heads += range(place.start, after)
+        compared = values[after : place.stop].nan_to_num(-inf).max().item()
+        baseline += [compared if compared > -inf else nan] * len(site.heads)
+    is_known = ~values[heads].isnan()
     return Measure(
         role=column.role.name,
         column=column.name,
-        queries=tuple(queries),
-        examples=tuple(examples),
-        **lists,
+        values=_numbers(values[heads]),
+        low=_numbers(low[heads]),
+        high=_numbers(high[heads]),
+        baseline=_numbers(torch.tensor(baseline).double().where(is_known, nan)),
+        queries=tuple(sums[_SUMS.index("count"), heads].long().tolist()),
+        examples=tuple(sums[_SUMS.index("examples"), heads].long().tolist()),
     )
 
 
-def _ratio(sums: Sequence[float]) -> tuple[float | None, float | None]:
-    """Return a ratio of sums over examples, and its standard error; None where nothing counts, or there is one example."""
-    total, count, squares, products, counts_squared, examples = sums
-    if not count:
-        return None, None
+def _numbers(values: Float[Tensor, " heads"]) -> Numbers:
+    return tuple(None if isnan(value) else value for value in values.tolist())
+
+
+def ratios(
+    total: Tensor,
+    count: Tensor,
+    squares: Tensor,
+    products: Tensor,
+    counts_squared: Tensor,
+    examples: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return ratios of sums over examples, and their standard errors (see :func:`measure_attention`), of any shape.
+
+    Args:
+        total: The sums of ``s_n``.
+        count: The sums of ``c_n``; where they are 0, the ratio is nan.
+        squares: The sums of ``s_n ** 2``.
+        products: The sums of ``s_n c_n``.
+        counts_squared: The sums of ``c_n ** 2``.
+        examples: How many examples count; where they are fewer than 2, the error is nan.
+    """
     ratio = total / count
-    if isnan(ratio) or examples < 2:
-        return (None if isnan(ratio) else ratio), None
-    spread = max(0.0, squares - 2 * ratio * products + ratio**2 * counts_squared)
-    return ratio, sqrt(spread * examples / (examples - 1)) / count
+    spread = (squares - 2 * ratio * products + ratio**2 * counts_squared).clamp_min(0)
+    error = (spread * examples / (examples - 1)).sqrt() / count
+    return ratio, error.where(examples > 1, nan)

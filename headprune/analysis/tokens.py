@@ -12,7 +12,7 @@ def sink(call: AttentionCall) -> Columns:
 
     Source: Gu et al., "When Attention Sink Emerges in Language Models", ICLR 2025, section 3: alpha_1, a sink above 0.3.
     """
-    return {"": call.to(call.starts)}
+    return {"": call.attention_to(call.starts)}
 
 
 def cls(call: AttentionCall) -> Columns:
@@ -65,4 +65,4 @@ def _to_ids(call: AttentionCall, ids: list[int | None]) -> Columns:
     if call.key_ids is None or not known:
         return {}
     named: Tensor = torch.isin(call.key_ids, torch.tensor(known, device=call.key_ids.device))
-    return {"": call.to(named & call.is_key)}
+    return {"": call.attention_to(named & call.is_key)}

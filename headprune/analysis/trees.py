@@ -12,6 +12,8 @@ from torch import Tensor
 
 from headprune.batch import Batch
 from headprune.errors import DataError, UnsupportedError
+from headprune.tasks.batches import batches_of_ids
+from headprune.tasks.plain import with_decoder
 from headprune.untrusted.documents import read_text
 
 SUFFIX = ".conllu"
@@ -126,37 +128,27 @@ def sentence_batches(
             where=type(tokenizer).__name__,
             hint="syntax takes a fast tokenizer (tokenizer.json)",
         )
-    order = sorted(range(len(sentences)), key=lambda index: len(sentences[index].text))
-    batches, trees = [], {}
-    for indices in (order[start : start + _ROWS] for start in range(0, len(order), _ROWS)):
-        encoded = [
-            tokenizer(
-                sentences[index].text,
-                truncation=True,
-                max_length=max_length,
-                return_offsets_mapping=True,
-                return_special_tokens_mask=True,
-            )
-            for index in indices
-        ]
-        longest = max(len(one["input_ids"]) for one in encoded)
-        ids = torch.full((len(indices), longest), tokenizer.pad_token_id or 0)
-        mask = torch.zeros_like(ids)
-        for row, (index, one) in enumerate(zip(indices, encoded, strict=True)):
-            count = len(one["input_ids"])
-            ids[row, :count] = torch.tensor(one["input_ids"])
-            mask[row, :count] = 1
-            trees[index] = _tree(sentences[index], one, longest)
-        inputs = {"input_ids": ids, "attention_mask": mask}
-        if decoder_start is not None:
-            start = torch.full((len(indices), 1), decoder_start)
-            inputs["decoder_input_ids"] = torch.cat([start, ids[:, :-1]], dim=1)
-            inputs["decoder_attention_mask"] = mask
-        count = len(indices)
-        batches.append(
-            Batch(inputs, torch.zeros(count), torch.arange(count), torch.tensor(indices))
+    encoded = [
+        tokenizer(
+            sentence.text,
+            truncation=True,
+            max_length=max_length,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
         )
-    return tuple(batches), trees
+        for sentence in sentences
+    ]
+    rows, padding = [one["input_ids"] for one in encoded], tokenizer.pad_token_id or 0
+    batches = batches_of_ids(rows, batch_size=_ROWS, pad_token_id=padding)
+    trees = {
+        index: _tree(sentences[index], encoded[index], batch.inputs["input_ids"].shape[1])
+        for batch in batches
+        for index in batch.indices.tolist()
+    }
+    if decoder_start is not None:
+        again = [[decoder_start, *row[:-1]] for row in rows]
+        batches = tuple(with_decoder(batch, again, padding) for batch in batches)
+    return batches, trees
 
 
 def _tree(sentence: Sentence, encoded: Any, length: int) -> Tree:

@@ -17,6 +17,7 @@ from torch import Tensor
 from headprune.analysis.request import RoleRequest
 from headprune.analysis.roles import Measure
 from headprune.anatomy import Site
+from headprune.artefact import Z_95
 from headprune.batch import forward
 from headprune.errors import UnsupportedError
 from headprune.masking import observed
@@ -302,7 +303,7 @@ def _measure(
         baseline: What chance comes to.
         n: How many tokens each number is of.
     """
-    half = [0.0] * len(shares) if errors is None else [1.96 * error for error in errors]
+    half = [0.0] * len(shares) if errors is None else [Z_95 * error for error in errors]
     pairs = list(zip(shares, half, strict=True))
     known = errors is not None
     return Measure(

@@ -4,12 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from headprune.analysis.roles import Roles
-from headprune.artefact import Artefact
+from headprune.artefact import Z_95, Artefact
 from headprune.heads import HeadId, SiteId
 from headprune.plans import HeadScores, PruningPlan
 from headprune.report.documents import Documents, is_of_same_model
-
-_95 = 1.96
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ class Subject:
         roles = self._roles_of_heads()
 
         def ends(head: HeadId) -> tuple[float, float] | None:
-            half = _95 * error_of.get(head, 0.0)
+            half = Z_95 * error_of.get(head, 0.0)
             return (values[head] - half, values[head] + half) if head in error_of else None
 
         return tuple(

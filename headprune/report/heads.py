@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.text import Text
 
+from headprune.artefact import Z_95
 from headprune.heads import HeadId, SiteId
 from headprune.plans import HeadScores, PruningPlan
 from headprune.report.terminal import Row, Sheet, key_value_table, line, prose
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 _COLOURS = ("#2c3e6b", "#45506f", "#646770", "#848075", "#a59a6c", "#c9b65c", "#f1d53f")
 _BARS = "▁▂▃▄▅▆▇"
 _CELL = 4
-_Z = 1.96
 _LOADS = {
     "stock": "plain from_pretrained",
     "remote-code": "trust_remote_code=True, or headprune.load",
@@ -97,7 +97,7 @@ def one_head_table(scores: HeadScores) -> RenderableType:
     enough = 0
     for one in scores.one_head:
         error = one.standard_error
-        enough += error is not None and one.cost <= _Z * error
+        enough += error is not None and one.cost <= Z_95 * error
         shown = f"{one.cost:+.3g}" + ("" if error is None else f" ± {error:.1g}")
         rows.append(Row((str(one.head), shown, f"{one.cost_of_none:+.3g}")))
     what = f"the {scores.metric} is worse by" if better else "the loss rises by"

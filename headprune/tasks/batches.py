@@ -179,3 +179,20 @@ def _inputs(row: Row, accepts: Callable[[str], bool]) -> Row:
     """Return the inputs that the model takes of an encoded text, with an attention mask if the tokenizer gives none."""
     known = {"attention_mask": [1] * len(row["input_ids"]), **row}
     return {name: value for name, value in known.items() if accepts(name)}
+
+
+def batches_of_ids(
+    rows: Sequence[Sequence[int]], *, batch_size: int, pad_token_id: int = 0
+) -> tuple[Batch, ...]:
+    """Return rows of token ids as batches of rows of alike length, without targets.
+
+    Args:
+        rows: Token ids, one row an example.
+        batch_size: Rows in a batch.
+        pad_token_id: What short rows are padded with.
+    """
+    encoded = [[{"input_ids": row, "attention_mask": [1] * len(row)}] for row in rows]
+    as_given = InputFormat(
+        tokenizer=None, max_length=0, batch_size=batch_size, fill=lambda _rows: pad_token_id
+    )
+    return make_batches(encoded, [0] * len(rows), as_given, target_dtype=torch.long)

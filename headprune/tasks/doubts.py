@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
 
+from headprune.artefact import Z_95
 from headprune.tasks.metrics import Numbers, spearman
 
-_Z = 1.96
 _UNLIKELY = 0.001
 _FEWEST = 8
 _FEW = 4
@@ -62,14 +62,14 @@ def doubts_of_numbers(
         return ()
     doubts: list[str] = []
     rank = spearman(predictions, references)
-    if (abs(rank) < 1 and math.atanh(rank) + _Z / math.sqrt(count - 3) < 0) or rank <= -1:
+    if (abs(rank) < 1 and math.atanh(rank) + Z_95 / math.sqrt(count - 3) < 0) or rank <= -1:
         doubts.append(
             f"the model's numbers fall as the data's rise (Spearman {rank:.2f} on {count:,} rows), which is below chance: "
             "are they distances, or ranks?"
         )
     squares = (predictions - references) ** 2
     error = float(squares.std(ddof=1)) / math.sqrt(count)
-    if same_scale and float(squares.mean()) - _Z * error > float(references.var()):
+    if same_scale and float(squares.mean()) - Z_95 * error > float(references.var()):
         doubts.append(
             f"the model's numbers are on another scale than the data's ({predictions.mean():.3g} and {references.mean():.3g} in "
             "the mean), and the loss takes both as they are; the objective distill needs none of the data's"
@@ -79,9 +79,9 @@ def doubts_of_numbers(
 
 def _upper_end(share: float, count: int) -> float:
     """Return the upper end of the 95 % interval of a share (Wilson 1927)."""
-    square = _Z * _Z
+    square = Z_95 * Z_95
     middle = share + square / (2 * count)
-    half = _Z * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
+    half = Z_95 * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
     return (middle + half) / (1 + square / count)
 
 

@@ -60,12 +60,12 @@ def _batches(examples: Sequence[Example], input_format: InputFormat) -> tuple[Ba
         return batches
     start = config.decoder_start_token_id or 0
     said = [[start, *encoded(one.texts[-1])["input_ids"][:-1]] for one in examples]
-    return tuple(_with_decoder(batch, said, padding) for batch in batches)
+    return tuple(with_decoder(batch, said, padding) for batch in batches)
 
 
-def _with_decoder(batch: Batch, said: Sequence[list[int]], padding: int) -> Batch:
-    """Return a batch with what its decoder has said."""
-    rows = [
+def with_decoder(batch: Batch, said: Sequence[Sequence[int]], padding: int) -> Batch:
+    """Return a batch with what the decoder has said of each example, padded with ``padding``."""
+    rows: list[Row] = [
         {"input_ids": said[index], "attention_mask": [1] * len(said[index])}
         for index in batch.indices.tolist()
     ]

@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 import torch
-from families import WORDS, build, inspected, toy_tokenizer
+from families import WORDS, build, inspected, t5, toy_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -173,3 +173,27 @@ def test_a_tokenizer_that_tells_no_places_is_refused():
 
     with pytest.raises(UnsupportedError, match="where its tokens lie"):
         sentence_batches(random_sentences(1), Slow(), max_length=8, decoder_start=None)
+
+
+def test_a_decoder_says_the_sentence_again_and_only_the_encoder_has_syntax():
+    model, tokenizer = t5(), toy_tokenizer()
+    anatomy = inspected(model)
+    batches, trees = sentence_batches(
+        random_sentences(25), tokenizer, max_length=64, decoder_start=0
+    )
+    for batch in batches:
+        ids, again = batch.inputs["input_ids"], batch.inputs["decoder_input_ids"]
+        assert torch.equal(batch.inputs["decoder_attention_mask"], batch.inputs["attention_mask"])
+        real = batch.inputs["attention_mask"][:, 1:].bool()
+        assert torch.equal(again[:, 1:][real], ids[:, :-1][real])
+        assert not bool(again[:, 0].any())
+    (one, *_) = measure_attention(
+        model, anatomy, [ROLES["syntax"]], batches=batches,
+        vocabulary=Vocabulary(trees=trees, relations=RELATIONS), context=RunContext(), name="test",
+    )  # fmt: skip
+    has_it = {
+        (head.site.stack, head.site.kind)
+        for head, value in zip(anatomy.heads, one.values, strict=True)
+        if value is not None
+    }
+    assert has_it == {("encoder", "self")}
