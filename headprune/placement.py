@@ -64,16 +64,20 @@ def count_parameters(model: nn.Module) -> int:
 
 def values_of(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Yield all parameters with their numbers, sorted by name, one at a time: those that wait elsewhere are read from there."""
+    for name in sorted(parameters_once(model)):
+        path, _, leaf = name.rpartition(".")
+        yield name, value_of(model.get_submodule(path), leaf)
+
+
+def value_of(module: nn.Module, name: str) -> Tensor:
+    """Return a parameter of a module with its numbers: where it waits elsewhere, a copy in CPU memory."""
     from accelerate.utils import align_module_device
 
-    for name, parameter in sorted(parameters_once(model).items()):
-        if not parameter.is_meta:
-            yield name, parameter.detach()
-            continue
-        path, _, leaf = name.rpartition(".")
-        module = model.get_submodule(path)
-        with align_module_device(module, torch.device("cpu")):
-            yield name, module.get_parameter(leaf).detach()
+    parameter: Tensor = getattr(module, name)
+    if not parameter.is_meta:
+        return parameter.detach()
+    with align_module_device(module, torch.device("cpu")):
+        return module.get_parameter(name).detach()
 
 
 def not_finite(what: str, model: PreTrainedModel, *, where: str) -> ModelError:

@@ -21,7 +21,7 @@ from headprune.artefact import Z_95
 from headprune.batch import forward
 from headprune.errors import UnsupportedError
 from headprune.masking import observed
-from headprune.placement import input_device
+from headprune.placement import input_device, value_of
 
 _TOKENS = 100
 _TOP, _BOTTOM = 5, 10
@@ -158,8 +158,7 @@ def _embeddings(request: RoleRequest) -> tuple[Tensor, Tensor]:
     """
     model = request.model
     parts = [model.get_input_embeddings(), model.get_output_embeddings()]
-    weights = [getattr(part, "weight", None) for part in parts]
-    first, last = weights
+    first, last = (value_of(part, "weight") if hasattr(part, "weight") else None for part in parts)
     if first is None or last is None or first.shape[-1] != last.shape[-1]:
         raise UnsupportedError(
             "the model has no unembedding of its embedding's width",
@@ -167,7 +166,7 @@ def _embeddings(request: RoleRequest) -> tuple[Tensor, Tensor]:
             hint="leave the role out",
         )
     size = min(len(first), len(last))
-    return first[:size].detach(), last[:size].detach()
+    return first[:size], last[:size]
 
 
 def _in_chunks(weight: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -270,8 +269,8 @@ def _are_states(part: Any) -> bool:
 def _output_map(projection: Any, site: Site) -> Float[Tensor, "heads hidden head_dim"]:
     """Return ``O_h``: the output projection of unit vectors, without its bias."""
     slots = len(site.slots) * site.head_dim
-    weight = next(projection.parameters())
-    unit = torch.eye(slots, device=weight.device, dtype=weight.dtype)
+    dtype = next(projection.parameters()).dtype
+    unit = torch.eye(slots, device=input_device(projection), dtype=dtype)
     output: Tensor = (projection(unit) - projection(torch.zeros_like(unit[:1]))).float()
     by_slot = output.reshape(len(site.slots), site.head_dim, -1).transpose(1, 2)
     return by_slot[[site.slots.index(head) for head in site.heads]]

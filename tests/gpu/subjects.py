@@ -2,6 +2,7 @@
 
 from inspect import signature
 
+import accelerate
 import torch
 from families import build, inspected, token_inputs
 
@@ -32,6 +33,20 @@ def with_unequal_heads():
             weight = model.get_submodule(site.output).weight
             sizes = 10 ** (2 * torch.rand(len(site.heads), generator=generator) - 1.5)
             weight *= sizes.repeat_interleave(site.head_dim)
+    return model
+
+
+def partly_waiting(model, device):
+    """Let a model's blocks wait in CPU memory, and run on the device; the rest lies there."""
+    inner = getattr(model, model.base_model_prefix)
+    blocks = inner.encoder if hasattr(inner, "encoder") else inner.layers
+    model.to(device)
+    accelerate.cpu_offload(blocks.cpu(), execution_device=device)
+    if device.type != "cpu":
+        # What a spread model does at its boundaries.
+        accelerate.hooks.add_hook_to_module(
+            model, accelerate.hooks.AlignDevicesHook(execution_device=device, io_same_device=True)
+        )
     return model
 
 

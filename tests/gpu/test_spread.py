@@ -7,24 +7,10 @@ import transformers
 from families import build, inspected, sentences, token_inputs
 
 import headprune as hp
-from gpu.subjects import batches, loss
+from gpu.subjects import batches, loss, partly_waiting
 from headprune.errors import UnsupportedError
 from headprune.placement import count_parameters, describe, fingerprint, is_offloaded, values_of
 from headprune.verify import parameters_add_up, reload_is_identical, run
-
-
-def _partly_waiting(model, device):
-    """Let a model's blocks wait in CPU memory, and run on the device; the rest lies there."""
-    inner = getattr(model, model.base_model_prefix)
-    blocks = inner.encoder if hasattr(inner, "encoder") else inner.layers
-    model.to(device)
-    accelerate.cpu_offload(blocks.cpu(), execution_device=device)
-    if device.type != "cpu":
-        # What a spread model does at its boundaries.
-        accelerate.hooks.add_hook_to_module(
-            model, accelerate.hooks.AlignDevicesHook(execution_device=device, io_same_device=True)
-        )
-    return model
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
@@ -74,7 +60,7 @@ def test_scores_are_those_of_the_whole_model(method, family, device):
     whole = build(family)
     anatomy = inspected(whole)
     expected = hp.score(whole, batches(), loss=loss, method=method, anatomy=anatomy)
-    spread = _partly_waiting(build(family), device)
+    spread = partly_waiting(build(family), device)
     found = hp.score(spread, batches(), loss=loss, method=method, anatomy=anatomy)
     scale = max(map(abs, expected.values))
     assert found.values == pytest.approx(expected.values, abs=1e-4 * scale)
@@ -89,7 +75,7 @@ def test_a_backward_keeps_nothing_on_the_device_where_weights_wait_elsewhere(dev
         kept.extend([tensor.shape] if tensor.is_floating_point() else [])
         return tensor
 
-    whole, spread = build("bert").to(device), _partly_waiting(build("bert"), device)
+    whole, spread = build("bert").to(device), partly_waiting(build("bert"), device)
     for model, expected in ((whole, True), (spread, False)):
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(noted, lambda tensor: tensor):
@@ -99,12 +85,12 @@ def test_a_backward_keeps_nothing_on_the_device_where_weights_wait_elsewhere(dev
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_cutting_is_refused_and_nothing_is_changed(family, device):
-    model = _partly_waiting(build(family), device)
+    model = partly_waiting(build(family), device)
     anatomy = inspected(build(family))
     before = run(model, token_inputs())
     with pytest.raises(UnsupportedError, match="wait in CPU memory") as refused:
         hp.prune(model, [str(anatomy.heads[0])], anatomy=anatomy)
-    assert "--stream" in refused.value.hint
+    assert "`stream`" in refused.value.hint
     assert torch.equal(run(model, token_inputs()), before)
 
 
