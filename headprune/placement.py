@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import save_on_cpu
+from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel
 
 from headprune.errors import ConfigError, ModelError, UnsupportedError, first_line
@@ -110,9 +110,31 @@ def is_offloaded(model: nn.Module) -> bool:
 def saving_aside(model: nn.Module) -> AbstractContextManager[None]:
     """Let a forward keep what its backward needs in CPU memory, where weights wait for their turn there.
 
-    A graph holds every weight that it multiplied by. Kept on the device, all weights would lie there at once.
+    A graph holds every weight that it multiplied by. Kept on the device, all weights would lie there at once. What comes back
+    lies in memory as it did, as kernels choose by that: ``torch.autograd.graph.save_on_cpu`` packs a padded attention mask, and
+    the kernel that made the padding refuses it then.
     """
-    return save_on_cpu() if is_offloaded(model) else nullcontext()
+
+    def aside(tensor: Tensor) -> tuple[torch.device, Tensor]:
+        return tensor.device, _copy_as_it_lies(tensor, torch.device("cpu"))
+
+    def back(saved: tuple[torch.device, Tensor]) -> Tensor:
+        device, tensor = saved
+        return _copy_as_it_lies(tensor, device)
+
+    return saved_tensors_hooks(aside, back) if is_offloaded(model) else nullcontext()
+
+
+def _copy_as_it_lies(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a copy with the strides of ``tensor``, or without gaps where it shares memory with itself, as a window does."""
+    reach, shares = 0, False
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        shares |= size > 1 and stride <= reach
+        reach += stride * (size - 1)
+    if shares:
+        return tensor.detach().to(device, copy=True)
+    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    return empty.copy_(tensor.detach())
 
 
 def refuse_offloaded(model: PreTrainedModel) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch
 from families import build, token_inputs, written
@@ -13,7 +14,7 @@ from warm_python import REAL
 
 import headprune as hp
 from headprune.errors import UnprovenError, is_out_of_memory
-from headprune.placement import moved_away, staged
+from headprune.placement import moved_away, saving_aside, staged
 from headprune.runtime.files import staged_directory
 from headprune.verify import loads_afresh, reload_is_identical
 
@@ -180,3 +181,43 @@ def test_on_the_cpu_nothing_is_moved():
         assert {name: value.data_ptr() for name, value in model.state_dict().items()} == before
     tensor = torch.ones(3)
     assert staged(tensor, torch.device("cpu")) is tensor
+
+
+LAYOUTS = {
+    "whole": lambda: torch.randn(3, 4),
+    "transposed": lambda: torch.randn(3, 4).T,
+    "padded": lambda: torch.randn(2, 3, 12)[:, :, :11],
+    "repeated": lambda: torch.randn(3, 1).expand(3, 4),
+    "windows": lambda: torch.randn(9).unfold(0, 4, 1),
+    "windows of rows": lambda: torch.randn(2, 90)[:, :9].unfold(1, 4, 1),
+    "one number": lambda: torch.randn(()),
+    "none": lambda: torch.randn(0, 4),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_a_backward_needs_comes_back_as_it_lay(layout):
+    """Kernels choose by strides, and refuse some: a mask that was padded for one has to come back padded."""
+    spread = accelerate.cpu_offload(build("bert"), execution_device="cpu")
+    seen = []
+
+    class Kernel(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, other):
+            ctx.save_for_backward(other)
+            return x * 1
+
+        @staticmethod
+        def backward(ctx, grad):
+            seen.extend(ctx.saved_tensors)
+            return grad, None
+
+    given = LAYOUTS[layout]()
+    with saving_aside(spread):
+        result = Kernel.apply(torch.ones(1, requires_grad=True), given)
+    expected, strides = given.clone(), given.stride()
+    given.data = torch.full_like(given, 7.0)
+    result.sum().backward()
+    assert torch.equal(seen[0], expected)
+    shares_memory = layout.startswith(("repeated", "windows"))
+    assert seen[0].is_contiguous() if shares_memory else seen[0].stride() == strides
