@@ -24,8 +24,9 @@ from headprune.replay.resume import (
     without_values,
 )
 from headprune.surgery import RECONSTRUCT_METHODS, HeldOut, Measured, reconstruct
-from headprune.surgery.fit import fit, projection_weights, write_weights
+from headprune.surgery.fit import fit
 from headprune.surgery.least_squares import FOLDS, no_sums, solve
+from headprune.surgery.projections import projection_weights, write_weights
 from headprune.tasks.metrics import spearman
 from headprune.workflows.reconstruct import best_of
 

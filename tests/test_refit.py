@@ -7,7 +7,8 @@ from families import build, inspected, t5, token_inputs
 
 import headprune as hp
 from headprune.batch import as_batches
-from headprune.surgery.fit import fit, write_weights
+from headprune.surgery.fit import fit
+from headprune.surgery.projections import write_weights
 from headprune.surgery.residual import residual_sums
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -40,6 +40,7 @@ from headprune.replay.resume import (
     without_values,
 )
 from headprune.surgery.least_squares import FOLDS, RIDGES, no_sums, solve
+from headprune.surgery.projections import projection_weights, swapped_weights
 from headprune.surgery.residual import ResidualSum, read_with_stream, residual_sums
 
 _ROWS_TO_ASK = 2
@@ -304,57 +305,3 @@ def _columns(site: Site, kept: Tensor, *, width: int) -> Tensor:
     index = torch.arange(len(site.heads)) if slots is None else torch.tensor(slots)
     starts = index[kept] * site.head_dim
     return (starts[:, None] + torch.arange(site.head_dim)).flatten()
-
-
-def can_fit(model: PreTrainedModel, anatomy: Anatomy) -> bool:
-    """Whether all output projections are there: not where they wait elsewhere until their layer runs (accelerate)."""
-    outputs = (model.get_submodule(site.output) for site in anatomy.sites)
-    return not any(
-        parameter.is_meta for output in outputs for parameter in output.parameters(recurse=False)
-    )
-
-
-def has_bias(model: PreTrainedModel, anatomy: Anatomy) -> bool:
-    """Whether an output projection has a bias."""
-    outputs = (model.get_submodule(site.output) for site in anatomy.sites)
-    return any(getattr(output, "bias", None) is not None for output in outputs)
-
-
-def projection_weights(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Tensor]:
-    """Return copies of all parameters of output projections, by name."""
-    outputs = dict.fromkeys(site.output for site in anatomy.sites)
-    return {
-        f"{output}.{name}": parameter.detach().clone()
-        for output in outputs
-        for name, parameter in model.get_submodule(output).named_parameters(recurse=False)
-    }
-
-
-@torch.no_grad()
-def write_weights(model: PreTrainedModel, values: Mapping[str, Tensor]) -> None:
-    """Write parameters into the model, in place."""
-    for name, value in values.items():
-        model.get_parameter(name).copy_(value)
-
-
-@contextmanager
-def restoring(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[None]:
-    """Restore, at the end of a block, the output projections as they were."""
-    before = projection_weights(model, anatomy)
-    try:
-        yield
-    finally:
-        write_weights(model, before)
-
-
-@contextmanager
-def swapped_weights(model: PreTrainedModel, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let the model have other parameters for the length of a block."""
-    before: dict[str, Any] = {name: model.get_parameter(name).data for name in values}
-    try:
-        for name, value in values.items():
-            model.get_parameter(name).data = value
-        yield
-    finally:
-        for name, data in before.items():
-            model.get_parameter(name).data = data
