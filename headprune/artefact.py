@@ -148,6 +148,7 @@ def _checksum(document: Mapping[str, Any]) -> str:
 LoadMethod = Literal["stock", "remote-code"]
 
 FitMethod = Literal["scale", "bias", "refit"]
+DEFAULT_RECONSTRUCT: FitMethod = "refit"
 
 
 class Measurement(Artefact):

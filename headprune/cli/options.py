@@ -116,7 +116,7 @@ _HELP = {
         "score",
         "reconstruct",
     ): "How what is left will be reconstructed: it is before it is scored again, with --steps. "
-    "(default: best)",
+    "(default: refit)",
     (
         "score",
         "run_dir",

@@ -241,7 +241,7 @@ class ReconstructSpec(Section):
     reconstruct: Literal["none", "best", "scale", "bias", "refit"] | None = option(
         None,
         "Make the kept heads do what all did, in closed form: scale them, move the bias, refit the output projections; best "
-        "tries bias and refit. Kept where rows that it didn't see say so. (default: best)",
+        "tries bias and refit. Kept where rows that it didn't see say so. (default: refit)",
     )
     allow_bias: bool = option(
         False,

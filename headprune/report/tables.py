@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from headprune.artefact import EvalResult, Latency, Proof
+from headprune.artefact import DEFAULT_RECONSTRUCT, EvalResult, Latency, Proof
 from headprune.gate import Verdict, spaced
 from headprune.plans import PruningPlan
 from headprune.report.ci import headline
@@ -245,7 +245,7 @@ def _curve_heading(curve: Curve) -> str:
     if curve.reconstruct is None:
         return f"{curve.method}: scored once, heads masked"
     steps = f"in {curve.steps} steps" if curve.steps > 1 else "once"
-    tried = "" if curve.reconstruct == "best" else f" ({curve.reconstruct})"
+    tried = "" if curve.reconstruct == DEFAULT_RECONSTRUCT else f" ({curve.reconstruct})"
     left = "" if curve.reconstruct == "none" else f", reconstructed{tried} where that helps"
     return f"{curve.name}: scored by {curve.method} {steps}{left}"
 

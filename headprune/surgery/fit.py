@@ -43,8 +43,6 @@ from headprune.surgery.least_squares import FOLDS, RIDGES, no_sums, solve
 from headprune.surgery.projections import projection_weights, swapped_weights
 from headprune.surgery.residual import ResidualSum, read_with_stream, residual_sums
 
-_ROWS_TO_ASK = 2
-"""Rows on which the model is asked where its residual stream is."""
 _SMALLEST_SQUARE = 1e-6
 """The smallest mean square that a position is divided by."""
 
@@ -102,8 +100,8 @@ def _fit(
     methods: Sequence[FitMethod],
     ridges: Sequence[float] | None,
 ) -> list[Reconstructed]:
-    few = batches[0].take(_ROWS_TO_ASK).to(input_device(model))
-    sums = residual_sums(model, anatomy, few) if "refit" in methods else {}
+    one = batches[0].take(1).to(input_device(model))
+    sums = residual_sums(model, anatomy, one) if "refit" in methods else {}
     walk = _Walk(model, anatomy, batches, mask, sums)
     weights = projection_weights(model, anatomy)
     whole = _Walker(None, (), weights, [()] * len(batches))
@@ -198,13 +196,14 @@ class _Walk:
         # Folds are for choosing: without a choice there is one.
         folds = [[none] * (FOLDS if len(walker.ridges) > 1 else 1) for walker in walkers]
         scales = [self._scale(site, walker, weight) for walker in walkers]
+        project = weight.float(), None if bias is None else bias.float()
         first = 0
         for index, batch in enumerate(self.batches):
             read, example = self._read(site, index, whole)
-            output = read.z @ weight if bias is None else read.z @ weight + bias
+            output = _projected(read.z, *project)
             for walker, scale, sums in zip(walkers, scales, folds, strict=True):
                 own, _ = self._read(site, index, walker)
-                target, weights = _target(output, scale, read.stream, own.stream)
+                target, weights = _target(output, scale.to(output), read.stream, own.stream)
                 fold_of = (first + example) % len(sums)
                 for fold in fold_of.unique().tolist():
                     at = fold_of == fold
@@ -258,24 +257,24 @@ class _Walk:
         def at_real(values: Tensor) -> Tensor:
             return values if real is None else values[real.flatten().to(values.device)]
 
-        z = _double(at_real(z.flatten(0, -2)))
-        stream = None if stream is None else _double(at_real(stream.flatten(0, -2)))
+        z = _single(at_real(z.flatten(0, -2)))
+        stream = None if stream is None else _single(at_real(stream.flatten(0, -2)))
         return _Read(z, stream), at_real(example).to(z.device)
 
 
 class _Read(NamedTuple):
     """What an output projection reads, and the stream that its output is added to, where that is followed."""
 
-    z: Float64[Tensor, "positions width"]
-    stream: Float64[Tensor, "positions outputs"] | None
+    z: Float[Tensor, "positions width"]
+    stream: Float[Tensor, "positions outputs"] | None
 
 
 def _target(
-    output: Float64[Tensor, "positions outputs"],
-    scale: Float64[Tensor, " outputs"],
-    whole: Float64[Tensor, "positions outputs"] | None,
-    pruned: Float64[Tensor, "positions outputs"] | None,
-) -> tuple[Float64[Tensor, "positions outputs"], Float64[Tensor, " positions"] | None]:
+    output: Float[Tensor, "positions outputs"],
+    scale: Float[Tensor, " outputs"],
+    whole: Float[Tensor, "positions outputs"] | None,
+    pruned: Float[Tensor, "positions outputs"] | None,
+) -> tuple[Float[Tensor, "positions outputs"], Float[Tensor, " positions"] | None]:
     """Return what a projection should put out, times the factors, and how much each position counts (None: all alike)."""
     if whole is None or pruned is None:
         return output, None
@@ -286,6 +285,17 @@ def _target(
 def _unscaled(scaled: Tensor, scale: Tensor, before: Tensor) -> Tensor:
     """Return what was solved in the stream's units in those of the output; what isn't in the stream stays as it was."""
     return torch.where(scale == 0, before, scaled / scale.where(scale != 0, 1.0))
+
+
+def _projected(z: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return what an output projection makes of ``z``."""
+    output = z @ weight.to(z)
+    return output if bias is None else output + bias.to(z)
+
+
+def _single(tensor: Tensor) -> Tensor:
+    """Return it in single precision at least."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _double(tensor: Tensor) -> Tensor:

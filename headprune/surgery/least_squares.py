@@ -21,12 +21,14 @@ from math import isfinite
 from typing import NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from headprune.artefact import FitMethod
 
 FOLDS = 4
+_OUTPUTS = 128
+"""From so many outputs on, evenly spread ones choose the ridge: each is a regression of its own, and all have the same ridge."""
 RIDGES: dict[FitMethod, tuple[float, ...]] = {
     "scale": (0.001, 0.01, 0.1, 1.0),
     "bias": (),
@@ -49,16 +51,21 @@ class Sums:
 
     def plus(
         self,
-        z: Float64[Tensor, "positions inputs"],
-        target: Float64[Tensor, "positions outputs"],
-        weights: Float64[Tensor, " positions"] | None = None,
+        z: Float[Tensor, "positions inputs"],
+        target: Float[Tensor, "positions outputs"],
+        weights: Float[Tensor, " positions"] | None = None,
     ) -> "Sums":
         """Return the sums with some more positions, each counted as often as ``weights`` say (None: once)."""
+        z, target = z.to(self.gram), target.to(self.cross)
         with_one = torch.cat([z, z.new_ones(len(z), 1)], dim=1)
         if weights is not None:
-            root = weights.sqrt()[:, None]
+            root = weights.to(self.gram).sqrt()[:, None]
             with_one, target = with_one * root, target * root
         return Sums(self.gram + with_one.T @ with_one, self.cross + with_one.T @ target)
+
+    def at(self, outputs: slice) -> "Sums":
+        """Return the sums of some of the outputs."""
+        return Sums(self.gram, self.cross[:, outputs])
 
     def __add__(self, other: "Sums") -> "Sums":
         """Return the sums over the positions of both."""
@@ -116,8 +123,13 @@ def solve(
     parts = [fold for fold in folds if float(fold.gram[-1, -1])]
     ridge = ridges[0]
     if len(ridges) > 1 and len(parts) > 1:
+        some = slice(None, None, max(1, len(weight[0]) // _OUTPUTS) if method == "refit" else 1)
+        start = weight[:, some], None if bias is None else bias[some]
         errors = [
-            sum(_error(part, *solver(every - part, weight, bias, ridge=tried)) for part in parts)
+            sum(
+                _error(part.at(some), *solver((every - part).at(some), *start, ridge=tried))
+                for part in parts
+            )
             for tried in ridges
         ]
         known = [error for error in errors if isfinite(error)]

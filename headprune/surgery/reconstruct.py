@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import quiet
 from headprune.anatomy.exceptions import BIAS_SWITCHES
-from headprune.artefact import FitMethod, Reconstruct, Tried
+from headprune.artefact import DEFAULT_RECONSTRUCT, FitMethod, Reconstruct, Tried
 from headprune.batch import Batch
 from headprune.heads import HeadId
 from headprune.surgery.fit import fit
@@ -142,7 +142,7 @@ def reconstruct(
     batches: Sequence[Batch],
     held_out: HeldOut,
     remove: Collection[HeadId],
-    methods: Sequence[FitMethod] = RECONSTRUCT_METHODS["best"],
+    methods: Sequence[FitMethod] = RECONSTRUCT_METHODS[DEFAULT_RECONSTRUCT],
 ) -> Reconstruct:
     """Reconstruct the output projections of ``model``, whose heads are still there, for when ``remove`` are removed.
 

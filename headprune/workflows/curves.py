@@ -12,6 +12,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from headprune.anatomy import Anatomy
+from headprune.artefact import DEFAULT_RECONSTRUCT
 from headprune.batch import Batch
 from headprune.config import Constraints
 from headprune.config.checks import PRUNE, num_steps
@@ -84,7 +85,7 @@ class Pruning:
         spec, rows = self.session.settings.reconstruct, self.parts.calibrate.examples
         can = can_fit(self.session.model, self.session.anatomy)
         does = can and method_between_steps(spec, len(rows)) is not None
-        return spec.reconstruct or "best" if does else "none"
+        return spec.reconstruct or DEFAULT_RECONSTRUCT if does else "none"
 
     def at(self, keep: float, whole: Predictions, context: RunContext) -> Made:
         """Return what pruning makes of the model, from the journal if it was done before.

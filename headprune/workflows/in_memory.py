@@ -15,7 +15,7 @@ from headprune.analysis.request import RoleRequest, measure
 from headprune.analysis.roles import Roles
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import stock_class
-from headprune.artefact import Reconstruct
+from headprune.artefact import DEFAULT_RECONSTRUCT, Reconstruct
 from headprune.batch import Batch, batches_for, evaluating, num_examples
 from headprune.config import AnalyzeSpec, ScoreSpec, Settings
 from headprune.errors import ConfigError, PlanError
@@ -108,7 +108,7 @@ def shrink_model(
             batches=_examples(batches, range(fitted)),
             held_out=held_out.judge(),
             remove=plan.remove,
-            methods=RECONSTRUCT_METHODS[spec.reconstruct or "best"],
+            methods=RECONSTRUCT_METHODS[spec.reconstruct or DEFAULT_RECONSTRUCT],
         )
     if added and take_back_unmoved(model, added, outcome):
         anatomy = inspect(model)

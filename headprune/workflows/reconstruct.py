@@ -17,10 +17,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.artefact import Reconstruct
+from headprune.artefact import DEFAULT_RECONSTRUCT, Reconstruct
 from headprune.config import ReconstructSpec
 from headprune.errors import DataError
-from headprune.evaluation import Predictions, predict_masked
+from headprune.evaluation import Predictions, predict
 from headprune.inspection import inspect
 from headprune.masking import gated
 from headprune.placement import count_parameters
@@ -149,7 +149,7 @@ def reconstruct_if_asked(
         batches=session.batches(parts.fit),
         held_out=unseen.judge(),
         remove=plan.remove,
-        methods=RECONSTRUCT_METHODS[method or "best"],
+        methods=RECONSTRUCT_METHODS[method or DEFAULT_RECONSTRUCT],
     )
     notify(described(outcome))
     return outcome
@@ -233,9 +233,8 @@ class HeldOutRows:
     def _look(self, mask: Float[Tensor, " heads"]) -> Measured:
         assert self.task is not None
         assert self.metric is not None
-        (predictions,) = predict_masked(
-            self.model, self.anatomy, self.task, batches=self.objective.batches, masks=mask[None]
-        )
+        with gated(self.model, self.anatomy, gates=mask):
+            predictions = predict(self.model, self.task, batches=self.objective.batches)
         value = self.metric.compute(predictions.predictions, predictions.references)
         return Measured(value, float(predictions.losses.mean()), predictions)
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from headprune.analysis.roles import Roles
 from headprune.anatomy import Anatomy
-from headprune.artefact import FitMethod
+from headprune.artefact import DEFAULT_RECONSTRUCT, FitMethod
 from headprune.batch import Batch, num_examples
 from headprune.config import Constraints, ReconstructSpec, ScoreSpec, Settings
 from headprune.config.checks import check_roles, check_score, methods_of, num_steps
@@ -45,7 +45,7 @@ def method_between_steps(reconstruct: ReconstructSpec, examples: int) -> FitMeth
     """
     if reconstruct.reconstruct == "none" or examples < FEWEST_TO_RECONSTRUCT:
         return None
-    return RECONSTRUCT_METHODS[reconstruct.reconstruct or "best"][-1]
+    return RECONSTRUCT_METHODS[reconstruct.reconstruct or DEFAULT_RECONSTRUCT][-1]
 
 
 def check_settings(
