@@ -14,6 +14,7 @@ from headprune.config.fields import (
     Section,
     Shares,
     Sizes,
+    Steps,
     Target,
     option,
 )
@@ -252,17 +253,32 @@ class ReconstructSpec(Section):
 class DistillSpec(Section):
     """How a pruned model learns from its source."""
 
+    heal: Steps = option(
+        None,
+        "Then train it to put out what the whole model does, without labels, in so many steps; auto: as many as take three "
+        "times as long as scoring. Kept where rows that it wasn't trained on say so.",
+        metavar="auto|N|none",
+    )
+    heal_weights: Literal["all", "attention"] = option(
+        "all", "What is trained: all weights, or those of the attentions, which takes less memory."
+    )
+    heal_data: str | None = option(
+        None,
+        "Texts to train on. (default: rows of --data that neither report nor decide)",
+        metavar="FILE|HUB_ID[:CONFIG]",
+    )
+    heal_split: str | None = option(None, "Split of --heal-data. (default: train)")
     teacher: str | None = option(
         None, "Whom it learns from. (default: what it came from)", metavar="MODEL"
     )
     epochs: float = option(3, "How often the rows are trained on.", gt=0)
     max_steps: int | None = option(None, "Steps of the optimizer, whatever the epochs.", ge=1)
     learning_rate: float | None = option(
-        None, "Of the optimizer. (default: 5e-5; 1e-3 with --lora)", gt=0
+        None, "Of the optimizer. (default: by command and by what is trained)", gt=0
     )
     lora: int | None = option(
         None,
-        "Train adapters of this rank, merged at the end. (default: all weights)",
+        "Train adapters of this rank, merged at the end. (default: the weights themselves)",
         metavar="RANK",
         ge=1,
         le=MOST,

@@ -123,6 +123,7 @@ _BELONGS_TO: dict[str, tuple[str, ...]] = {
     "model": ("revision",),
     "data": ("split",),
     "eval_data": ("eval_split",),
+    "heal_data": ("heal_split",),
     "metric": ("higher_is_better",),
     "epochs": ("max_steps",),
     **dict.fromkeys(("method", "recipe", "objective", "normalize"), ("scores",)),
