@@ -1,20 +1,21 @@
-"""``prune``: score, plan, reconstruct, cut, prove, save; in memory, or from file to file where memory can't hold the model."""
+"""``prune``: score, plan, reconstruct, cut, heal, prove, save; in memory, or from file to file where that is too small."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record
-from headprune.artefact import EvalResult, Proof, Reconstruct
+from headprune.artefact import EvalResult, Heal, Proof, Reconstruct
 from headprune.batch import Batch
 from headprune.config import Settings
+from headprune.distillation.settings import Checkpoints
 from headprune.errors import ConfigError
-from headprune.evaluation import MetricValue, metric_with_interval
+from headprune.evaluation import MetricValue, Predictions, metric_with_interval
 from headprune.gate import Baseline
 from headprune.masking import gated
 from headprune.models.manifest import refuse_unusable_output
@@ -35,6 +36,8 @@ from headprune.workflows.finish import (
     finish,
     refuse_output,
 )
+from headprune.workflows.heal_cut import heal_cut
+from headprune.workflows.healing import check_training, refuse_training
 from headprune.workflows.plan import Show, plan_for
 from headprune.workflows.reconstruct import make_ready
 from headprune.workflows.record import note_where, record_of, with_recorded_rows
@@ -44,6 +47,7 @@ from headprune.workflows.score import scores_by_name
 from headprune.workflows.session import Session, open_session
 from headprune.workflows.stepwise import check_settings
 from headprune.workflows.stream import is_too_large, plan_streamed, prune_streamed
+from headprune.workflows.teacher import Teacher, copy_of
 
 _TWIN_BYTES = 2_000_000_000
 
@@ -88,8 +92,15 @@ def prune(
         ProofError: A proof said no; nothing was saved.
     """
     remedy = "leave out `stream`" if stream else "free some memory"
+    heals = settings.distill.heal is not None
     if stream is None:
         stream = is_too_large(settings, progress=progress)
+    if stream and heals:
+        raise ConfigError(
+            "from file to file nothing is trained",
+            where=f"`heal={settings.distill.heal}`",
+            hint=f"{remedy}, or leave `heal` out and heal on another machine: headprune heal DIR",
+        )
     if stream and baseline is not None:
         raise ConfigError(
             "from file to file nothing is measured that could be compared with a baseline",
@@ -102,14 +113,18 @@ def prune(
     out = Path(settings.run.out or "")
     refuse_unusable_output(out, overwrite=settings.run.overwrite, notify=progress.notify)
     check_settings(settings)
+    if heals:
+        check_training(settings)
     session = open_session(settings, progress=progress)
     refuse_lengths(session)
     refuse_output(settings.run, source=session.source.directory)
     refuse_offloaded(session.model)
     check_constraints(session.anatomy, settings.plan)
+    if heals:
+        refuse_training(session, session.anatomy, has_teacher=False)
     used = scores_by_name(session)[1].rows if settings.run.scores is not None else ()
     decides = settings.plan.max_drop is not None
-    parts = separate_rows(session, Purpose(decides=decides), used=used)
+    parts = separate_rows(session, Purpose(decides=decides, trains=heals), used=used)
     if baseline is not None:
         refuse_other_evaluation(baseline, session, parts.report)
     found = find_roles(session, parts.calibrate, shows=True)
@@ -120,18 +135,40 @@ def prune(
     return results
 
 
+class _Measured(NamedTuple):
+    """What was measured on the rows that report, and how much more the metric is than the whole model's."""
+
+    result: EvalResult
+    difference: MetricValue
+
+
 @dataclass(frozen=True, eq=False)
 class _Smaller:
-    """The smaller model in memory, and the facts about it."""
+    """The smaller model in memory, and the facts about it.
+
+    Args:
+        anatomy: Its anatomy.
+        sample: The rows that proofs are made on.
+        proofs: What was proven.
+        parameters_removed: How many parameters the cut took.
+        reconstructed: What reconstruction did.
+        before: The whole model, and its predictions.
+        cut: The smaller model as it was cut.
+        heal: What healing did.
+        healed: The model after that; None where its weights are still those from before.
+        checkpoints: Of the healing, to be dropped once the model is saved.
+    """
 
     anatomy: Anatomy
     sample: Batch
-    same: Proof
+    proofs: tuple[Proof, ...]
     parameters_removed: int
     reconstructed: Reconstruct | None
-    before: EvalResult
-    after: EvalResult
-    difference: MetricValue
+    before: tuple[EvalResult, Predictions]
+    cut: _Measured
+    heal: Heal | None = None
+    healed: _Measured | None = None
+    checkpoints: Checkpoints | None = None
 
 
 def _cut_and_save(
@@ -143,22 +180,32 @@ def _cut_and_save(
     *,
     out: Path,
 ) -> Results:
-    """Measure, reconstruct and cut in place, measure again, save, and prove each step."""
-    smaller = _cut(session, plan, parts)
-    if smaller.reconstructed is not None or (found.journal and session.settings.plan.protect_role):
+    """Measure, reconstruct and cut in place, heal, measure again, save, and prove each step."""
+    settings, source = session.settings, session.source
+    teacher = None
+    if settings.distill.heal is not None and plan.remove:
+        teacher = copy_of(session, session.anatomy)
+    smaller = _cut(session, plan, parts, teacher)
+    if teacher is not None:
+        smaller = _heal(session, smaller, teacher, parts)
+    if smaller.reconstructed or smaller.heal or (found.journal and settings.plan.protect_role):
         rows = noted_rows(parts.calibrate.examples, earlier=scores.rows)  # they mustn't report
         scores = scores.model_copy(update={"rows": rows})
-    settings, source = session.settings, session.source
+    before, (after, difference) = smaller.before[0], smaller.healed or smaller.cut
+    cut_model, cut_change = smaller.cut if smaller.healed else (None, None)
 
     def results(written: Written, size: int) -> Results:
         return Results(
-            heads=(smaller.before.heads or 0, smaller.after.heads or 0),
-            parameters=(smaller.before.parameters, smaller.after.parameters),
-            before=smaller.before,
-            after=smaller.after,
-            difference=smaller.difference.value,
-            difference_interval=smaller.difference.interval,
-            proofs=(smaller.same, *written.proofs),
+            heads=(before.heads or 0, after.heads or 0),
+            parameters=(before.parameters, after.parameters),
+            before=before,
+            cut=cut_model,
+            cut_difference=cut_change and cut_change.value,
+            cut_difference_interval=cut_change and cut_change.interval,
+            after=after,
+            difference=difference.value,
+            difference_interval=difference.interval,
+            proofs=(*smaller.proofs, *written.proofs),
             weights_bytes=(weights_bytes(source.directory), size),
             removed=tuple(str(head) for head in plan.remove),
             roles=plan.roles,
@@ -166,10 +213,11 @@ def _cut_and_save(
             auto_class=session.task.auto_class,
             calibration={**scores.data, "method": scores.method, "n": scores.n},
             reconstruct=smaller.reconstructed,
+            heal=smaller.heal,
         )
 
     def documents(results: Results) -> dict[str, str]:
-        note_where(settings, results=results, model=smaller.before.model)
+        note_where(settings, results=results, model=before.model)
         record = record_of(settings)
         return documents_of(
             results, plan, scores, source=source, settings=record, roles=found.roles
@@ -182,19 +230,22 @@ def _cut_and_save(
         splitter=session.tokenizer,
         inputs=smaller.sample.inputs,
         auto_class=session.task.auto_class,
-        parameters=(smaller.before.parameters, smaller.parameters_removed),
+        parameters=(before.parameters, smaller.parameters_removed),
     )
     session.progress.notify("saving it, and loading it again in a fresh process")
-    return finish(
+    saved = finish(
         out,
         overwrite=settings.run.overwrite,
         write=in_memory.write,
         results=results,
         documents=documents,
     )
+    if smaller.checkpoints is not None:
+        smaller.checkpoints.drop()
+    return saved
 
 
-def _cut(session: Session, plan: PruningPlan, parts: RowParts) -> _Smaller:
+def _cut(session: Session, plan: PruningPlan, parts: RowParts, teacher: Teacher | None) -> _Smaller:
     model, anatomy, rows = session.model, session.anatomy, parts.report
     batches = session.batches(rows.examples)
     # Before and after are timed in turns where both fit in memory with ease; a GPU's clock is as good one after the other.
@@ -203,7 +254,7 @@ def _cut(session: Session, plan: PruningPlan, parts: RowParts) -> _Smaller:
         and input_device(model).type == "cpu"
         and sum(parameter.nbytes for parameter in model.parameters()) <= _TWIN_BYTES
     )
-    twin = copy.deepcopy(model) if takes_turns else None
+    twin = (teacher.model if teacher else copy.deepcopy(model)) if takes_turns else None
     timed = twin is None
     before, old = measure(session, rows, heads=len(anatomy.heads), timed=timed, note=session.note)
     ready = make_ready(session, plan, parts)
@@ -215,18 +266,42 @@ def _cut(session: Session, plan: PruningPlan, parts: RowParts) -> _Smaller:
     model.config.headprune = {**pruning_record(model.config), "source": _origin(before)}
     same = masked_equals_pruned(masked, run(model, sample.inputs), rows=sample.num_rows)
     require([same])
-    after, new = measure(session, rows, heads=len(anatomy.heads), timed=timed)
+    after, difference = _measured(session, parts, anatomy, old, timed=timed)
     if twin is not None:
         slow, fast = times_of([twin, model], session, batches=batches)
         before = before.model_copy(update={"latency_ms": slow})
         after = after.model_copy(update={"latency_ms": fast})
-    difference = metric_with_interval(
-        new, session.metric, seed=session.settings.data.seed, other=old
+    removed -= ready.biases.count if ready.biases else 0
+    cut_model = _Measured(after, difference)
+    return _Smaller(anatomy, sample, (same,), removed, ready.outcome, (before, old), cut_model)
+
+
+def _heal(session: Session, smaller: _Smaller, teacher: Teacher, parts: RowParts) -> _Smaller:
+    """Heal in place, and measure once more where that was kept; the healed model takes as long as the cut one."""
+    anatomy, (cut_model, _difference) = smaller.anatomy, smaller.cut
+    healed, proofs, checkpoints = heal_cut(session, teacher, anatomy, parts, smaller.sample)
+    require(proofs)
+    measured = None
+    if healed.kept:
+        measured = _measured(session, parts, anatomy, smaller.before[1], timed=False)
+        timed = measured.result.model_copy(update={"latency_ms": cut_model.latency_ms})
+        measured = measured._replace(result=timed)
+    return replace(
+        smaller,
+        proofs=(*smaller.proofs, *proofs),
+        heal=healed,
+        healed=measured,
+        checkpoints=checkpoints,
     )
-    count = ready.biases.count if ready.biases else 0
-    return _Smaller(
-        anatomy, sample, same, removed - count, ready.outcome, before, after, difference
-    )
+
+
+def _measured(
+    session: Session, parts: RowParts, anatomy: Anatomy, old: Predictions, *, timed: bool
+) -> _Measured:
+    """Measure the model as it is now, and compare it with predictions of the whole one."""
+    result, new = measure(session, parts.report, heads=len(anatomy.heads), timed=timed)
+    seed = session.settings.data.seed
+    return _Measured(result, metric_with_interval(new, session.metric, seed=seed, other=old))
 
 
 def _origin(before: EvalResult) -> dict[str, Any]:

@@ -138,14 +138,12 @@ def separate_rows(
         report = _doubted(session, report)
     else:
         report = replace(report, note={**report.note, "warnings": chosen.note["warnings"]})
-    calibrate, decide = chosen, None
-    if purpose.decides:
-        calibrate, decide = _set_deciding_apart(session, chosen, size, used)
+    apart = _set_deciding_apart(session, chosen, size, used) if purpose.decides else None
+    calibrate, decide = apart or (chosen, None)
     parts = RowParts.of(calibrate, report, decide=decide, held_out=purpose.held_out)
     if purpose.trains:
-        taken = (*choosing, *reporting)
-        train = _rows_to_train_on(session, parts, candidates, taken, (table, other, other_columns))
-        parts = replace(parts, train=train)
+        taken, tables = (*choosing, *reporting), (table, other, other_columns)
+        parts = replace(parts, train=_rows_to_train_on(session, parts, candidates, taken, tables))
     return parts
 
 
