@@ -120,7 +120,7 @@ def refuse_idle(call: Call, command: str) -> None:
 
 def _is_taken_back(call: Call, name: str) -> bool:
     """Whether an option says that nothing is wanted (``--no-x``, ``--x none``)."""
-    own = getattr(call.own, name, None)
+    own = getattr(call.own, name, "")
     return call.settings.flat.get(name, own) in (None, False, "none")
 
 

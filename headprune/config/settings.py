@@ -8,16 +8,15 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from headprune.config.recovery import DistillSpec, ReconstructSpec
 from headprune.config.sections import (
     BUDGETS,
     OF_THE_ROWS,
     AnalyzeSpec,
     Constraints,
     DataSpec,
-    DistillSpec,
     GateSpec,
     ModelSpec,
-    ReconstructSpec,
     RunSpec,
     ScoreSpec,
 )

@@ -5,9 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
-from transformers import PreTrainedModel
-
 from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record
 from headprune.artefact import EvalResult, Heal, Proof, Reconstruct
@@ -92,23 +89,12 @@ def prune(
         ProofError: A proof said no; nothing was saved.
     """
     remedy = "leave out `stream`" if stream else "free some memory"
-    heals = settings.distill.heal is not None
     if stream is None:
         stream = is_too_large(settings, progress=progress)
-    if stream and heals:
-        raise ConfigError(
-            "from file to file nothing is trained",
-            where=f"`heal={settings.distill.heal}`",
-            hint=f"{remedy}, or leave `heal` out and heal on another machine: headprune heal DIR",
-        )
-    if stream and baseline is not None:
-        raise ConfigError(
-            "from file to file nothing is measured that could be compared with a baseline",
-            where="`baseline`",
-            hint=f"{remedy}, or say `baseline=False` and check on another machine: headprune check",
-        )
     if stream:
+        _refuse_streaming(settings, baseline, remedy=remedy)
         return prune_streamed(settings, progress=progress, show=show)
+    heals = settings.distill.heal is not None
     settings = with_recorded_rows(settings, progress=progress)
     out = Path(settings.run.out or "")
     refuse_unusable_output(out, overwrite=settings.run.overwrite, notify=progress.notify)
@@ -133,6 +119,23 @@ def prune(
     scored.discard_journal()
     found.discard_journal()
     return results
+
+
+def _refuse_streaming(settings: Settings, baseline: Baseline | None, *, remedy: str) -> None:
+    """Refuse what isn't done from file to file."""
+    heal = settings.distill.heal
+    if heal is not None:
+        raise ConfigError(
+            "from file to file nothing is trained",
+            where=f"`heal={heal}`",
+            hint=f"{remedy}, or leave `heal` out and heal on another machine: headprune heal DIR",
+        )
+    if baseline is not None:
+        raise ConfigError(
+            "from file to file nothing is measured that could be compared with a baseline",
+            where="`baseline`",
+            hint=f"{remedy}, or say `baseline=False` and check on another machine: headprune check",
+        )
 
 
 class _Measured(NamedTuple):
@@ -260,7 +263,8 @@ def _cut(session: Session, plan: PruningPlan, parts: RowParts, teacher: Teacher 
     ready = make_ready(session, plan, parts)
     anatomy = ready.anatomy
     sample = batches[-1].take(PROOF_ROWS)
-    masked = _masked_output(model, anatomy, plan, sample)
+    with gated(model, anatomy, gates=anatomy.mask(plan.remove)):
+        masked = run(model, sample.inputs)
     removed = savings(model, anatomy, removed=plan.remove, pad=plan.is_padded).parameters
     anatomy = cut(model, anatomy, remove=plan.remove, pad=plan.is_padded)
     model.config.headprune = {**pruning_record(model.config), "source": _origin(before)}
@@ -309,10 +313,3 @@ def _origin(before: EvalResult) -> dict[str, Any]:
     names = ("name", "revision", "own_code", "fingerprint")
     model = before.model
     return model.get("source") or {name: model[name] for name in names if name in model}
-
-
-def _masked_output(
-    model: PreTrainedModel, anatomy: Anatomy, plan: PruningPlan, sample: Batch
-) -> Tensor:
-    with gated(model, anatomy, gates=anatomy.mask(plan.remove)):
-        return run(model, sample.inputs)

@@ -97,7 +97,7 @@ def separate_rows(
     Raises:
         DataError: Too few rows remain for a purpose.
     """
-    data, notify = session.settings.data, session.progress.notify
+    data = session.settings.data
     used = {*used, *session.used_rows} if purpose.reports else ()
     own_rows = bool(data.eval_data or data.eval_split)
     labelled = purpose.decides or (
@@ -123,12 +123,8 @@ def separate_rows(
         choosing, reporting = hold_out(drawn, count=count, seed=data.seed)
         reporting = reporting if labelled or not purpose.reports else with_labels
     reporting = without_inputs(reporting, [example.input_digest for example in choosing])
-    if purpose.trains and not own_rows and session.settings.distill.heal_data is None:
-        reporting = draw(reporting, -(-len(reporting) // 2), seed=data.seed)
     if not own_rows:
-        notify(
-            f"no separate evaluation rows: {len(choosing):,} rows {purpose.use}, {len(reporting):,} others report"
-        )
+        reporting = _others_report(session, purpose, choosing, reporting)
     left = _without_used(session, reporting, used)
     if not choosing or len(left) < 2:
         raise _too_few(len(choosing), len(left), purpose, data.data)
@@ -145,6 +141,20 @@ def separate_rows(
         taken, tables = (*choosing, *reporting), (table, other, other_columns)
         parts = replace(parts, train=_rows_to_train_on(session, parts, candidates, taken, tables))
     return parts
+
+
+def _others_report(
+    session: Session, purpose: Purpose, choosing: Sequence[Example], others: tuple[Example, ...]
+) -> tuple[Example, ...]:
+    """Return those of the other rows that report: all, or half of them where the rest is trained on; and report both numbers."""
+    halves = purpose.trains and session.settings.distill.heal_data is None
+    count = -(-len(others) // 2) if halves else len(others)
+    reporting = draw(others, count, seed=session.settings.data.seed) if halves else others
+    session.progress.notify(
+        f"no separate evaluation rows: {len(choosing):,} rows {purpose.use}, {count:,} others report"
+        + (f", {len(others) - count:,} are trained on" if halves else "")
+    )
+    return reporting
 
 
 def _too_few(choosing: int, reporting: int, purpose: Purpose, data: str | None) -> DataError:
