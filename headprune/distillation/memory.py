@@ -39,8 +39,12 @@ class Memory:
             "gradients and optimizer": self.training,
             "the weights to go back to": self.start,
         }
-        sizes = [f"{name} {size / 1e9:.2f} GB" for name, size in parts.items() if size]
+        sizes = [f"{name} {_shown(size)}" for name, size in parts.items() if size]
         return f"memory for healing, beside activations: {', '.join(sizes)}"
+
+
+def _shown(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def memory_for(
@@ -89,7 +93,7 @@ def refuse_too_large(memory: Memory, model: PreTrainedModel, *, smaller: str) ->
         return
     if free is not None and needed > free:
         raise MemoryLimitError(
-            f"healing needs {needed / 1e9:.2f} GB beside activations, and {free / 1e9:.2f} GB are free "
+            f"healing needs {_shown(needed)} beside activations, and {_shown(free)} are free "
             f"({count_parameters(model) / 1e6:.0f} M parameters)",
             where=f"heal, on {device}",
             hint=smaller,

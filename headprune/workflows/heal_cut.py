@@ -112,9 +112,9 @@ def _schedule(session: Session, parts: RowParts) -> tuple[Rows, dict[str, Any]]:
     }
 
 
-def _power_of_two(value: float, rounded: Callable[[float], int]) -> int:
+def _power_of_two(value: float | int, rounded: Callable[[float], int]) -> int:
     """Return a power of two near a value: what it comes to can be halved again and again."""
-    exponent = rounded(math.log2(max(1.0, value)))
+    exponent = rounded(math.log2(max(1, value)))
     return int(2**exponent)
 
 

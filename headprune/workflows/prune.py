@@ -183,14 +183,9 @@ def _cut_and_save(
     *,
     out: Path,
 ) -> Results:
-    """Measure, reconstruct and cut in place, heal, measure again, save, and prove each step."""
+    """Make the model smaller, save it, and prove each step."""
     settings, source = session.settings, session.source
-    teacher = None
-    if settings.distill.heal is not None and plan.remove:
-        teacher = copy_of(session, session.anatomy)
-    smaller = _cut(session, plan, parts, teacher)
-    if teacher is not None:
-        smaller = _heal(session, smaller, teacher, parts)
+    smaller = _make_smaller(session, plan, parts)
     if smaller.reconstructed or smaller.heal or (found.journal and settings.plan.protect_role):
         rows = noted_rows(parts.calibrate.examples, earlier=scores.rows)  # they mustn't report
         scores = scores.model_copy(update={"rows": rows})
@@ -246,6 +241,14 @@ def _cut_and_save(
     if smaller.checkpoints is not None:
         smaller.checkpoints.drop()
     return saved
+
+
+def _make_smaller(session: Session, plan: PruningPlan, parts: RowParts) -> _Smaller:
+    """Measure, reconstruct and cut in place, and measure again; then heal, where that is asked for."""
+    heals = session.settings.distill.heal is not None and bool(plan.remove)
+    teacher = copy_of(session, session.anatomy) if heals else None
+    smaller = _cut(session, plan, parts, teacher)
+    return smaller if teacher is None else _heal(session, smaller, teacher, parts)
 
 
 def _cut(session: Session, plan: PruningPlan, parts: RowParts, teacher: Teacher | None) -> _Smaller:
