@@ -122,6 +122,13 @@ def tables(value, scale):
     yield eval_table(after)
     yield prune_table(results, directory=DIRECTORY, verdict=verdict)
     yield prune_table(results.model_copy(update={"heal": heal}), directory=DIRECTORY)
+    stages = {
+        "heal": heal,
+        "cut": after,
+        "cut_difference": -value / 7,
+        "cut_difference_interval": (-value, value),
+    }
+    yield prune_table(results.model_copy(update=stages), directory=DIRECTORY)
     yield prune_table(Results(streamed=True, **common), directory=DIRECTORY)
     yield from (plan_table(plan), sweep_table(sweep), survey_table(survey), score_table(scores[0]))
     yield from (agreement_table(scores), heatmap(scores[0], plan))
