@@ -523,7 +523,7 @@ def test_a_sweep_leaves_every_weight_as_it_was(allow_bias, run_here, tokenizer):
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     config, parts = model.config.to_dict(), separate_rows(session)
     pruning = Pruning.of(session, parts, session.settings.plan)
-    settings = {"keeps": (1.0, 0.5), "constraints": session.settings.plan, "context": SILENT}
+    settings = {"keeps": (1.0, 0.75), "constraints": session.settings.plan, "context": SILENT}
     batches = session.batches(parts.report.examples)
     (curve,) = measure_curves(session, {}, batches=batches, pruning=pruning, **settings)
     masks = session.anatomy.mask(curve.points[1].removed)[None]

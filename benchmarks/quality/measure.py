@@ -26,7 +26,7 @@ from headprune.plans import HeadScores, PruningPlan
 from headprune.runtime.journal import Journal
 from headprune.scoring.catalogue import get_method
 from headprune.surgery import add_zero_biases, cut, remove_biases
-from headprune.surgery.fit import restoring
+from headprune.surgery.projections import restoring
 from headprune.tasks.distill import NO_OBJECTIVE
 from headprune.workflows.reconstruct import reconstruct_if_asked
 from headprune.workflows.session import Session

@@ -1,15 +1,20 @@
 """Fit the output projections of a model that loses heads, attention by attention, in the order in which they run.
 
-Inputs come from the model that has lost its heads and was reconstructed so far, targets from the whole one. Several methods (see
-:mod:`~headprune.surgery.least_squares`) walk through the model side by side: the whole model costs a forward, every method one
-and a third. What is kept of the positions is their state at the block that is being reconstructed.
+Inputs come from the model that has lost its heads and was reconstructed so far, targets from the whole one. ``refit`` aims at the
+whole model's residual stream where an attention's output is added to it (:mod:`~headprune.surgery.residual`): with ``y`` that
+output, ``r`` the stream without it and ``c`` the factors it is added with, at ``c y + r_whole - r_pruned``, every position
+divided by the mean square of ``c y + r_whole``, as the norm that reads it will. So later attentions make up for what earlier
+ones left. The other methods aim at ``y``.
+
+Several methods (see :mod:`~headprune.surgery.least_squares`) walk through the model side by side: the whole model costs a
+forward, every method one and a third. What is kept of the positions is their state at the block that is being reconstructed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -20,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from headprune.anatomy import Anatomy, Site
 from headprune.artefact import FitMethod
 from headprune.batch import Batch
+from headprune.heads import SiteId
 from headprune.masking import gated, places_of, real_positions, row_of_position
 from headprune.passes import Parts
 from headprune.placement import input_device
@@ -34,6 +40,13 @@ from headprune.replay.resume import (
     without_values,
 )
 from headprune.surgery.least_squares import FOLDS, RIDGES, no_sums, solve
+from headprune.surgery.projections import projection_weights, swapped_weights
+from headprune.surgery.residual import ResidualSum, read_with_stream, residual_sums
+
+_ROWS_TO_ASK = 2
+"""Rows on which the model is asked where its residual stream is."""
+_SMALLEST_SQUARE = 1e-6
+"""The smallest mean square that a position is divided by."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +102,9 @@ def _fit(
     methods: Sequence[FitMethod],
     ridges: Sequence[float] | None,
 ) -> list[Reconstructed]:
-    walk = _Walk(model, anatomy, batches, mask)
+    few = batches[0].take(_ROWS_TO_ASK).to(input_device(model))
+    sums = residual_sums(model, anatomy, few) if "refit" in methods else {}
+    walk = _Walk(model, anatomy, batches, mask, sums)
     weights = projection_weights(model, anatomy)
     whole = _Walker(None, (), weights, [()] * len(batches))
     walkers = [_Walker(m, RIDGES[m] if ridges is None else ridges, dict(weights)) for m in methods]
@@ -136,6 +151,7 @@ class _Walk:
     anatomy: Anatomy
     batches: Sequence[Batch]
     mask: Float[Tensor, " heads"]
+    residual: Mapping[SiteId, ResidualSum]
 
     def batch(self, index: int) -> Batch:
         return self.batches[index].to(input_device(self.model))
@@ -181,54 +197,95 @@ class _Walk:
         none = no_sums(len(columns), weight.shape[1], device=weight.device)
         # Folds are for choosing: without a choice there is one.
         folds = [[none] * (FOLDS if len(walker.ridges) > 1 else 1) for walker in walkers]
+        scales = [self._scale(site, walker, weight) for walker in walkers]
         first = 0
         for index, batch in enumerate(self.batches):
-            z, example = self._inputs(site, index, whole)
-            target = z @ weight if bias is None else z @ weight + bias
-            for walker, sums in zip(walkers, folds, strict=True):
-                z, _ = self._inputs(site, index, walker)
+            read, example = self._read(site, index, whole)
+            output = read.z @ weight if bias is None else read.z @ weight + bias
+            for walker, scale, sums in zip(walkers, scales, folds, strict=True):
+                own, _ = self._read(site, index, walker)
+                target, weights = _target(output, scale, read.stream, own.stream)
                 fold_of = (first + example) % len(sums)
                 for fold in fold_of.unique().tolist():
-                    members = fold_of == fold
-                    sums[fold] = sums[fold].plus(z[members][:, columns], target[members])
+                    at = fold_of == fold
+                    some = None if weights is None else weights[at]
+                    sums[fold] = sums[fold].plus(own.z[at][:, columns], target[at], some)
             first += batch.num_examples
-        for walker, sums in zip(walkers, folds, strict=True):
+        for walker, scale, sums in zip(walkers, scales, folds, strict=True):
             if walker.method is None or not any(float(fold.gram[-1, -1]) for fold in sums):
                 continue
             solved = solve(
                 sums,
-                weight[columns],
-                bias,
+                weight[columns] * scale,
+                None if bias is None else bias * scale,
                 method=walker.method,
                 head_dim=site.head_dim,
                 ridges=walker.ridges,
             )
             changed = weight.clone()
-            changed[columns] = solved.weight
+            changed[columns] = _unscaled(solved.weight, scale, weight[columns])
             walker.set(weight_name, changed.T if transposed else changed)
-            if solved.bias is not None:
-                walker.set(bias_name, solved.bias)
+            if solved.bias is not None and bias is not None:
+                walker.set(bias_name, _unscaled(solved.bias, scale, bias))
             if solved.ridge is not None:
                 walker.ridge_of[site.output] = solved.ridge
 
-    def _inputs(
+    def _scale(self, site: Site, walker: _Walker, weight: Tensor) -> Float64[Tensor, " outputs"]:
+        """Return the factors of an attention's output in the stream; ones where the target is that output alone."""
+        total = self.residual.get(site.id) if walker.method == "refit" else None
+        return torch.ones_like(weight[0]) if total is None else total.scale.to(weight)
+
+    def _read(
         self, site: Site, index: int, walker: _Walker
-    ) -> tuple[Float64[Tensor, "positions width"], Int[Tensor, " positions"]]:
-        """Return what a site's output projection reads at all positions that aren't padding, and the example of each."""
+    ) -> tuple["_Read", Int[Tensor, " positions"]]:
+        """Return what there is at all positions that aren't padding, and the example of each."""
         batch, projection = self.batch(index), self.model.get_submodule(site.output)
+        total, stream = self.residual.get(site.id), None
+        follows = total is not None and walker.method in (None, "refit")
         with self._as(walker):
-            z = read_from(self.model, batch, projection, completed=walker.completed[index])
+            if total is not None and follows:
+                z, stream = read_with_stream(
+                    self.model, batch, projection, total, completed=walker.completed[index]
+                )
+            else:
+                z = read_from(self.model, batch, projection, completed=walker.completed[index])
         real = real_positions(site, z.shape[:-1], batch)
         row = row_of_position(site, z.shape[:-1], batch)
-        z = z.flatten(0, -2)
         # Of rows that can't be told apart, all are one example.
-        none = torch.zeros(len(z), dtype=torch.long)
+        none = torch.zeros(z.shape[:-1].numel(), dtype=torch.long)
         example = none if row is None else batch.example_of_row[row]
-        if real is not None:
-            z = z[real.flatten().to(z.device)]
-            example = example[real.flatten().to(example.device)]
-        z = _double(z)
-        return z, example.to(z.device)
+
+        def at_real(values: Tensor) -> Tensor:
+            return values if real is None else values[real.flatten().to(values.device)]
+
+        z = _double(at_real(z.flatten(0, -2)))
+        stream = None if stream is None else _double(at_real(stream.flatten(0, -2)))
+        return _Read(z, stream), at_real(example).to(z.device)
+
+
+class _Read(NamedTuple):
+    """What an output projection reads, and the stream that its output is added to, where that is followed."""
+
+    z: Float64[Tensor, "positions width"]
+    stream: Float64[Tensor, "positions outputs"] | None
+
+
+def _target(
+    output: Float64[Tensor, "positions outputs"],
+    scale: Float64[Tensor, " outputs"],
+    whole: Float64[Tensor, "positions outputs"] | None,
+    pruned: Float64[Tensor, "positions outputs"] | None,
+) -> tuple[Float64[Tensor, "positions outputs"], Float64[Tensor, " positions"] | None]:
+    """Return what a projection should put out, times the factors, and how much each position counts (None: all alike)."""
+    if whole is None or pruned is None:
+        return output, None
+    wanted = output * scale + whole
+    return wanted - pruned, wanted.square().mean(-1).clamp_min(_SMALLEST_SQUARE).reciprocal()
+
+
+def _unscaled(scaled: Tensor, scale: Tensor, before: Tensor) -> Tensor:
+    """Return what was solved in the stream's units in those of the output; what isn't in the stream stays as it was."""
+    return torch.where(scale == 0, before, scaled / scale.where(scale != 0, 1.0))
 
 
 def _double(tensor: Tensor) -> Tensor:
@@ -248,57 +305,3 @@ def _columns(site: Site, kept: Tensor, *, width: int) -> Tensor:
     index = torch.arange(len(site.heads)) if slots is None else torch.tensor(slots)
     starts = index[kept] * site.head_dim
     return (starts[:, None] + torch.arange(site.head_dim)).flatten()
-
-
-def can_fit(model: PreTrainedModel, anatomy: Anatomy) -> bool:
-    """Whether all output projections are there: not where they wait elsewhere until their layer runs (accelerate)."""
-    outputs = (model.get_submodule(site.output) for site in anatomy.sites)
-    return not any(
-        parameter.is_meta for output in outputs for parameter in output.parameters(recurse=False)
-    )
-
-
-def has_bias(model: PreTrainedModel, anatomy: Anatomy) -> bool:
-    """Whether an output projection has a bias."""
-    outputs = (model.get_submodule(site.output) for site in anatomy.sites)
-    return any(getattr(output, "bias", None) is not None for output in outputs)
-
-
-def projection_weights(model: PreTrainedModel, anatomy: Anatomy) -> dict[str, Tensor]:
-    """Return copies of all parameters of output projections, by name."""
-    outputs = dict.fromkeys(site.output for site in anatomy.sites)
-    return {
-        f"{output}.{name}": parameter.detach().clone()
-        for output in outputs
-        for name, parameter in model.get_submodule(output).named_parameters(recurse=False)
-    }
-
-
-@torch.no_grad()
-def write_weights(model: PreTrainedModel, values: Mapping[str, Tensor]) -> None:
-    """Write parameters into the model, in place."""
-    for name, value in values.items():
-        model.get_parameter(name).copy_(value)
-
-
-@contextmanager
-def restoring(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[None]:
-    """Restore, at the end of a block, the output projections as they were."""
-    before = projection_weights(model, anatomy)
-    try:
-        yield
-    finally:
-        write_weights(model, before)
-
-
-@contextmanager
-def swapped_weights(model: PreTrainedModel, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let the model have other parameters for the length of a block."""
-    before: dict[str, Any] = {name: model.get_parameter(name).data for name in values}
-    try:
-        for name, value in values.items():
-            model.get_parameter(name).data = value
-        yield
-    finally:
-        for name, data in before.items():
-            model.get_parameter(name).data = data

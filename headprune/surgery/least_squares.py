@@ -48,10 +48,16 @@ class Sums:
     cross: Float64[Tensor, "inputs_and_1 outputs"]
 
     def plus(
-        self, z: Float64[Tensor, "positions inputs"], target: Float64[Tensor, "positions outputs"]
+        self,
+        z: Float64[Tensor, "positions inputs"],
+        target: Float64[Tensor, "positions outputs"],
+        weights: Float64[Tensor, " positions"] | None = None,
     ) -> "Sums":
-        """Return the sums with some more positions."""
+        """Return the sums with some more positions, each counted as often as ``weights`` say (None: once)."""
         with_one = torch.cat([z, z.new_ones(len(z), 1)], dim=1)
+        if weights is not None:
+            root = weights.sqrt()[:, None]
+            with_one, target = with_one * root, target * root
         return Sums(self.gram + with_one.T @ with_one, self.cross + with_one.T @ target)
 
     def __add__(self, other: "Sums") -> "Sums":

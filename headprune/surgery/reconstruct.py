@@ -20,7 +20,8 @@ from headprune.anatomy.exceptions import BIAS_SWITCHES
 from headprune.artefact import FitMethod, Reconstruct, Tried
 from headprune.batch import Batch
 from headprune.heads import HeadId
-from headprune.surgery.fit import fit, has_bias, swapped_weights, write_weights
+from headprune.surgery.fit import fit
+from headprune.surgery.projections import has_bias, swapped_weights, write_weights
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from headprune.planning import knee, last_within, make_plan, savings
 from headprune.planning.constraints import selected_sites, with_keep
 from headprune.plans import HeadScores
 from headprune.results import Curve, SweepPoint
-from headprune.surgery.fit import can_fit
+from headprune.surgery.projections import can_fit
 from headprune.tasks.catalogue import is_logarithmic
 from headprune.tasks.distill import Objective
 from headprune.workflows.plan import metric_of

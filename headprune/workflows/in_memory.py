@@ -36,7 +36,7 @@ from headprune.planning import (
 from headprune.plans import HeadScores, PruningPlan
 from headprune.scoring.catalogue import get_method
 from headprune.surgery import RECONSTRUCT_METHODS, cut, reconstruct
-from headprune.surgery.fit import can_fit
+from headprune.surgery.projections import can_fit
 from headprune.tasks.distill import NO_OBJECTIVE, Objective
 from headprune.tasks.load_metric import metric_for, objective_for
 from headprune.tasks.task import Task, get_task

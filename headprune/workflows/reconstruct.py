@@ -36,7 +36,7 @@ from headprune.surgery import (
     reconstruct,
     remove_biases,
 )
-from headprune.surgery.fit import can_fit, has_bias, restoring
+from headprune.surgery.projections import can_fit, has_bias, restoring
 from headprune.tasks.distill import Objective
 from headprune.tasks.metrics import Metric, bootstrap
 from headprune.tasks.task import Task

@@ -25,7 +25,8 @@ from headprune.scoring.catalogue import DEFAULT_METHOD, get_method
 from headprune.scoring.request import ScoreRequest
 from headprune.scoring.request import score as score_heads
 from headprune.surgery import RECONSTRUCT_METHODS, named_heads
-from headprune.surgery.fit import can_fit, fit, swapped_weights
+from headprune.surgery.fit import fit
+from headprune.surgery.projections import can_fit, swapped_weights
 from headprune.tasks.distill import Objective
 
 FEWEST_TO_RECONSTRUCT = 8

@@ -18,7 +18,8 @@ from headprune.passes import SILENT, RunContext
 from headprune.planning import make_plan, score_in_steps
 from headprune.plans import HeadScores
 from headprune.runtime.journal import Journal
-from headprune.surgery.fit import can_fit, fit, write_weights
+from headprune.surgery.fit import fit
+from headprune.surgery.projections import can_fit, write_weights
 from headprune.tasks.distill import Objective
 from headprune.workflows.stepwise import (
     FEWEST_TO_RECONSTRUCT,
