@@ -168,7 +168,7 @@ def test_words_stay_whole_and_what_is_copied_is_one_line(width):
         for text in (rendered(table, width) for table in tables(0.5, 1.0))
         if "load it:" in text
     ]
-    assert len(shown) == 3
+    assert len(shown) == 4
     for text in shown:
         assert (
             f'AutoModelForCausalLM.from_pretrained("{DIRECTORY}", trust_remote_code=True)' in text
