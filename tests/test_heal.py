@@ -343,8 +343,10 @@ def test_what_helps_is_kept_and_stands_beside_what_was_cut(there, command_line):
 # Teachers.
 
 
-@pytest.mark.parametrize("family", ["bert", "llama", "t5"])
-def test_a_teacher_is_the_whole_model_whatever_becomes_of_the_student(family, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "lora"), [("bert", None), ("llama", None), ("t5", None), ("bert", 2), ("llama", 2)]
+)
+def test_a_teacher_is_the_whole_model_whatever_becomes_of_the_student(family, lora, tmp_path):
     model = t5() if family == "t5" else build(family)
     inputs = (
         token_inputs()
@@ -385,18 +387,21 @@ def test_a_teacher_is_the_whole_model_whatever_becomes_of_the_student(family, tm
             device="cpu",
         ),
         progress=ConsoleProgress(quiet=True),
-        trained=trained,
+        lora=lora,
+        trained=None if lora else trained,
+        sample=inputs,
     )
     before = {name: value.clone() for name, value in model.named_parameters()}
     train(model, smaller, job)
     with torch.no_grad():
         assert torch.equal(teacher(**inputs).logits, expected)
-    assert all(torch.equal(model.get_parameter(name), value) for name, value in frozen.items())
+    still = all(torch.equal(model.get_parameter(name), value) for name, value in frozen.items())
+    assert still == (lora is None), "adapters are merged into weights that the teacher shared"
     moved = {
         name for name, value in model.named_parameters() if not torch.equal(value, before[name])
     }
     assert moved
-    assert moved <= trained
+    assert lora or moved <= trained
     assert all(value.requires_grad for value in model.parameters())
 
 
