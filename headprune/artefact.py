@@ -238,7 +238,10 @@ class Heal(BaseModel):
         held_out: Examples of the same data that weren't.
         loss: Mean loss of those, before and after.
         steps: Steps of the optimizer.
-        lora: Rank of the adapters that were merged; None where all weights were trained.
+        kept: Whether the loss became less; else the weights are those from before.
+        weights: Which weights were trained.
+        lora: Rank of the adapters on them that were merged; None where they themselves were trained.
+        data: The rows that were trained on: name, split, fingerprint, n.
         settings: Arguments of Trainer, beside its own defaults.
         rows: Hashes of all inputs that this model was ever trained on, or that chose its heads: they don't report.
     """
@@ -251,6 +254,9 @@ class Heal(BaseModel):
     held_out: int
     loss: tuple[float, float]
     steps: int
+    kept: bool = True
+    weights: Literal["all", "attention"] = "all"
     lora: int | None = None
+    data: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     rows: tuple[str, ...] = ()

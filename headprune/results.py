@@ -41,7 +41,10 @@ class Results(Artefact):
         streamed: Whether the weights went from file to file, and the model was never loaded.
         calibration: What the scores were computed on.
         reconstruct: What refitting the output projections did, where that was asked for.
-        heal: What healing did; before and after are then those of the same heads.
+        heal: What healing did; where no head was removed in this run, before and after are those of the same heads.
+        cut: The smaller model before it was healed, on the same rows; None where it wasn't cut and healed.
+        cut_difference: ``cut - before`` of the metric.
+        cut_difference_interval: 95 % bootstrap interval of that paired difference.
     """
 
     written_by = "prune"
@@ -62,6 +65,17 @@ class Results(Artefact):
     calibration: dict[str, Any] = {}
     reconstruct: Reconstruct | None = None
     heal: Heal | None = None
+    cut: EvalResult | None = None
+    cut_difference: float | None = None
+    cut_difference_interval: tuple[float, float] | None = None
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the smaller model is worse by more than noise."""
+        ends, after = self.difference_interval, self.after
+        if ends is None or after is None:
+            return False
+        return ends[1] < 0 if after.higher_is_better else ends[0] > 0
 
     @model_validator(mode="before")
     @classmethod

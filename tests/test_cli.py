@@ -265,7 +265,16 @@ def test_a_pruned_model_heals_and_what_it_learned_from_never_reports(headprune, 
     pruned = json.loads((place / "small" / "results.json").read_text())
 
     # Rows without labels will do.
-    train = ("--learning-rate", "1e-4", "--max-steps", "4", "--lora", "2")
+    train = (
+        "--learning-rate",
+        "1e-4",
+        "--max-steps",
+        "4",
+        "--lora",
+        "2",
+        "--trainer",
+        "save_steps=4",
+    )
     other = ("--data", "texts.csv", "--eval-data", "test.csv", "--run-dir", "run")
     (place / "texts.csv").write_text("text\n" + "\n".join(t for t, _n in rows[:9]) + "\n")
     code, _out, err = headprune("heal", "small", *other, *train)

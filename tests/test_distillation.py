@@ -72,6 +72,13 @@ class Lesson:
         self.tokenizer = toy_tokenizer()
         self.said = []
 
+    def notify(self, text):
+        self.said.append(text)
+
+    def track(self, items, description):
+        del description
+        return items
+
     def batches(self, examples, size=None):
         accepts = {"input_ids", "attention_mask"}.__contains__
         given = InputFormat(self.tokenizer, 16, batch_size=size, accepts=accepts)
@@ -97,7 +104,7 @@ class Lesson:
             arguments=trainer_settings(pairs=pairs, own=own, folder=folder, device="cpu"),
             lora=lora,
             checkpoint=checkpoint,
-            notify=self.said.append,
+            progress=self,
             sample=self.collate(self.examples[200:]),
         )
         return train(self.model, self.anatomy, job)
@@ -434,4 +441,4 @@ def test_weights_that_adapters_froze_learn_again_whatever_ended_the_training(err
         lesson.train(tmp_path, lora=4, max_steps=2)
     assert all(parameter.requires_grad is learns for parameter, learns in before)
     if expected is MemoryLimitError:
-        assert "`batch_size=" in caught.value.hint
+        assert "`heal_weights=attention`" in caught.value.hint

@@ -122,6 +122,13 @@ def tables(value, scale):
     yield eval_table(after)
     yield prune_table(results, directory=DIRECTORY, verdict=verdict)
     yield prune_table(results.model_copy(update={"heal": heal}), directory=DIRECTORY)
+    stages = {
+        "heal": heal,
+        "cut": after,
+        "cut_difference": -value / 7,
+        "cut_difference_interval": (-value, value),
+    }
+    yield prune_table(results.model_copy(update=stages), directory=DIRECTORY)
     yield prune_table(Results(streamed=True, **common), directory=DIRECTORY)
     yield from (plan_table(plan), sweep_table(sweep), survey_table(survey), score_table(scores[0]))
     yield from (agreement_table(scores), heatmap(scores[0], plan))
@@ -161,7 +168,7 @@ def test_words_stay_whole_and_what_is_copied_is_one_line(width):
         for text in (rendered(table, width) for table in tables(0.5, 1.0))
         if "load it:" in text
     ]
-    assert len(shown) == 3
+    assert len(shown) == 4
     for text in shown:
         assert (
             f'AutoModelForCausalLM.from_pretrained("{DIRECTORY}", trust_remote_code=True)' in text

@@ -15,7 +15,8 @@ from headprune.models.load import load_model
 from headprune.models.tokenizer import load_tokenizer
 from headprune.passes import Progress
 from headprune.tasks.rows import Example
-from headprune.workflows.rows import RowParts, Rows, separate_rows
+from headprune.workflows.reading import Rows
+from headprune.workflows.rows import RowParts, separate_rows
 from headprune.workflows.session import Session, open_session
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
-from headprune.cli.options import ACTING, LIMITS, ROWS, TIMES, WORK, Call, as_options
+from headprune.cli.options import ACTING, HEALING, LIMITS, ROWS, TIMES, WORK, Call, as_options
 from headprune.config.checks import check_score, methods_of, num_steps, shows_prune
 from headprune.errors import ConfigError
 
@@ -120,8 +120,8 @@ def refuse_idle(call: Call, command: str) -> None:
 
 def _is_taken_back(call: Call, name: str) -> bool:
     """Whether an option says that nothing is wanted (``--no-x``, ``--x none``)."""
-    own = getattr(call.own, name, None)
-    return call.settings.flat.get(name, own) in (False, "none")
+    own = getattr(call.own, name, "")
+    return call.settings.flat.get(name, own) in (None, False, "none")
 
 
 def is_file_of_results(call: Call) -> bool:
@@ -201,6 +201,27 @@ _RULES = (
         lambda call: call.settings.reconstruct.reconstruct != "none",
         "biases are created for reconstruction",
         "leave it out, or reconstruct: --reconstruct bias",
+    ),
+    _Rule(
+        ("prune", "run"),
+        HEALING,
+        lambda call: call.settings.distill.heal is not None,
+        "nothing is trained",
+        "leave it out, or say --heal auto",
+    ),
+    _Rule(
+        ("prune", "run"),
+        ("heal", *HEALING),
+        lambda call: not call.own.dry_run,
+        "no model is written",
+        "leave it out, or leave out --dry-run",
+    ),
+    _Rule(
+        ("prune", "run"),
+        ("heal", *HEALING),
+        lambda call: not call.own.stream,
+        "from file to file nothing is trained",
+        "leave it out, or leave out --stream",
     ),
     _Rule(
         ("prune", "run"),

@@ -62,14 +62,19 @@ TIMES = ("latency", "latency_length", "latency_batch")
 LIMITS = tuple(GateSpec.model_fields)
 _ROLES = ("protect_role", "roles")
 _PLAN = ("multiple_of", "min_heads", "protect", "uniform", "gqa", "sites")
+HEALING = ("heal_data", "heal_split", "heal_weights", "learning_rate", "lora", "trainer")
 _SCORING = ("objective", "normalize", "num_samples", "compile")
 _PRUNING = (
     *(*BUDGETS, "scores", "out", "overwrite", *_PLAN, *_ROLES, "method", *_SCORING, "steps"),
-    *("recipe", "reconstruct", "allow_bias", "rearrange", "stream", "no_baseline", "dry_run"),
+    *("recipe", "reconstruct", "allow_bias", "rearrange", "heal", *HEALING),
+    *("stream", "no_baseline", "dry_run"),
     *(*ROWS, *WORK, *TIMES),
 )
 _UNJUDGED = ("task", "data", "split", "where", "text", "max_length", "limit", "seed")
-_TRAINING = ("teacher", "epochs", "max_steps", "learning_rate", "lora", "trainer", "run_dir")
+_TRAINING = (
+    *("teacher", "epochs", "max_steps", "learning_rate", "heal_weights", "lora", "trainer"),
+    "run_dir",
+)
 
 ACTING: dict[str, tuple[str, ...]] = {
     "score": (

@@ -1,6 +1,7 @@
 """Settings: fields with their help, one section for each stage, and what wins where a setting is given twice."""
 
 from headprune.config.fields import Drop
+from headprune.config.recovery import DistillSpec, ReconstructSpec
 from headprune.config.sections import (
     BUDGETS,
     MAX_LENGTH,
@@ -8,10 +9,8 @@ from headprune.config.sections import (
     AnalyzeSpec,
     Constraints,
     DataSpec,
-    DistillSpec,
     GateSpec,
     ModelSpec,
-    ReconstructSpec,
     RunSpec,
     ScoreSpec,
 )

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from decimal import Decimal
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -68,6 +68,19 @@ Target: TypeAlias = Annotated[str | None, BeforeValidator(_number_as_text)]
 BatchSize: TypeAlias = Annotated[
     int | None, BeforeValidator(lambda value: None if value == "auto" else value)
 ]
+
+
+def _steps(value: Any) -> Any:
+    """Take a switch for ``auto``, or for none."""
+    if value in (None, "auto", "none") or isinstance(value, bool):
+        return "auto" if value in ("auto", True) else None
+    text = str(value)
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= MOST):
+        raise ValueError("auto or a number of steps, 1 or more, is wanted")
+    return int(text)
+
+
+Steps: TypeAlias = Annotated[int | Literal["auto"] | None, BeforeValidator(_steps)]
 
 
 class Section(BaseModel):

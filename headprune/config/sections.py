@@ -10,7 +10,6 @@ from headprune.config.fields import (
     AllowedDrop,
     BatchSize,
     Names,
-    Pairs,
     Section,
     Shares,
     Sizes,
@@ -233,43 +232,6 @@ class Constraints(Section):
         for name in self.protect_role:
             get_role(name, where="`protect_role`", decided=True)
         return self
-
-
-class ReconstructSpec(Section):
-    """How the kept heads make up for the removed ones."""
-
-    reconstruct: Literal["none", "best", "scale", "bias", "refit"] | None = option(
-        None,
-        "Make the kept heads do what all did, in closed form: scale them, move the bias, refit the output projections; best "
-        "tries bias and refit. Kept where rows that it didn't see say so. (default: refit)",
-    )
-    allow_bias: bool = option(
-        False,
-        "Where output projections have no bias and the family knows one (Llama, Qwen3), reconstruction may create it.",
-    )
-
-
-class DistillSpec(Section):
-    """How a pruned model learns from its source."""
-
-    teacher: str | None = option(
-        None, "Whom it learns from. (default: what it came from)", metavar="MODEL"
-    )
-    epochs: float = option(3, "How often the rows are trained on.", gt=0)
-    max_steps: int | None = option(None, "Steps of the optimizer, whatever the epochs.", ge=1)
-    learning_rate: float | None = option(
-        None, "Of the optimizer. (default: 5e-5; 1e-3 with --lora)", gt=0
-    )
-    lora: int | None = option(
-        None,
-        "Train adapters of this rank, merged at the end. (default: all weights)",
-        metavar="RANK",
-        ge=1,
-        le=MOST,
-    )
-    trainer: Pairs = option(
-        (), "Any other of transformers.TrainingArguments; repeatable.", metavar="KEY=VALUE"
-    )
 
 
 class GateSpec(Section):

@@ -8,16 +8,15 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from headprune.config.recovery import DistillSpec, ReconstructSpec
 from headprune.config.sections import (
     BUDGETS,
     OF_THE_ROWS,
     AnalyzeSpec,
     Constraints,
     DataSpec,
-    DistillSpec,
     GateSpec,
     ModelSpec,
-    ReconstructSpec,
     RunSpec,
     ScoreSpec,
 )
@@ -123,6 +122,7 @@ _BELONGS_TO: dict[str, tuple[str, ...]] = {
     "model": ("revision",),
     "data": ("split",),
     "eval_data": ("eval_split",),
+    "heal_data": ("heal_split",),
     "metric": ("higher_is_better",),
     "epochs": ("max_steps",),
     **dict.fromkeys(("method", "recipe", "objective", "normalize"), ("scores",)),

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -57,7 +57,8 @@ _REASONS = {
 _DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 16,
-    **dict.fromkeys(("warmup_steps", "logging_steps", "save_steps"), 0.1),
+    **dict.fromkeys(("warmup_steps", "logging_steps"), 0.1),
+    "save_strategy": "no",  # but by time
     "save_total_limit": 1,
     "report_to": "none",
     "remove_unused_columns": False,
@@ -96,6 +97,15 @@ def parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
     return arguments
 
 
+def saves_by_time(pairs: Sequence[str]) -> bool:
+    """Whether checkpoints are written by time: where the user doesn't say when."""
+    return not parse_pairs(pairs).keys() & {"save_strategy", "save_steps"}
+
+
+def _with_strategy(given: dict[str, Any]) -> dict[str, Any]:
+    return {"save_strategy": "steps", **given} if "save_steps" in given else given
+
+
 def trainer_settings(
     *, pairs: Sequence[str], own: Mapping[str, Any], folder: Path, device: str
 ) -> TrainingArguments:
@@ -106,7 +116,7 @@ def trainer_settings(
     """
     given = {name: value for name, value in own.items() if value is not None}
     settings = {"dataloader_pin_memory": device == "cuda", **_DEFAULTS, **given}
-    settings |= parse_pairs(pairs)
+    settings |= _with_strategy(parse_pairs(pairs))
     try:
         arguments = TrainingArguments(output_dir=str(folder), use_cpu=device == "cpu", **settings)
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
@@ -151,21 +161,34 @@ def refuse_adapters(anatomy: Anatomy) -> None:
             )
 
 
-def add_adapters(model: PreTrainedModel, *, rank: int) -> Any:
+def linear_layers(
+    model: PreTrainedModel, *, within: Collection[str] | None = None
+) -> dict[str, nn.Linear | Conv1D]:
+    """Return the linear layers below a model's head that have weights, by path; of these, those whose weight ``within`` names."""
+    body = model.base_model
+    prefix = "" if body is model else f"{model.base_model_prefix}."
+    return {
+        f"{prefix}{name}": module
+        for name, module in body.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and module.weight.numel()
+        and (within is None or f"{prefix}{name}.weight" in within)
+    }
+
+
+def add_adapters(
+    model: PreTrainedModel, *, rank: int, within: Collection[str] | None = None
+) -> Any:
     """Return ``model`` with a fresh adapter of ``rank`` on every linear layer below its head; all else is frozen.
+
+    With ``within``, only layers get one whose weight is named there.
 
     ``W + (2 rank / rank) B A`` with B zero at first (Hu et al. 2021), so nothing is changed yet; layers that lost all their
     rows or columns get none. A is drawn from the global random state.
     """
     from peft import LoraConfig, get_peft_model
 
-    body = model.base_model
-    prefix = "" if body is model else f"{model.base_model_prefix}."
-    linears = {
-        f"{prefix}{name}": module
-        for name, module in body.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module.weight.numel()
-    }
+    linears = linear_layers(model, within=within)
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank,

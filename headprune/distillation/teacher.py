@@ -3,18 +3,20 @@
 No label is read, and no row depends on another.
 """
 
+import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments
 
+from headprune.anatomy import Anatomy
 from headprune.batch import Batch, forward
-from headprune.passes import Parts, halves_of_batch
+from headprune.passes import Parts, Progress, halves_of_batch
 from headprune.placement import input_device, not_finite
 from headprune.tasks.distill import Distillation
 from headprune.tasks.rows import Example
@@ -59,6 +61,32 @@ def mean_distance(
     return total / rows
 
 
+def attention_parameters(model: PreTrainedModel, anatomy: Anatomy) -> frozenset[str]:
+    """Return the names of the parameters of all attentions that have heads, their output projections' among them."""
+    cut = {item.parameter for site in anatomy.sites for item in site.slices}
+    inside = tuple(f"{path}." for site in anatomy.sites for path in (site.path, site.output))
+    names = (name for name, _parameter in model.named_parameters())
+    return frozenset(name for name in names if name in cut or name.startswith(inside))
+
+
+def copy_as_teacher(
+    model: PreTrainedModel, *, changed: Collection[str] | None = None
+) -> PreTrainedModel:
+    """Return a copy of a model that stays as it is whatever becomes of the model, and learns nothing.
+
+    Args:
+        model: The model.
+        changed: Names of the parameters whose numbers will change in place; the others lie in memory once. None: all will.
+    """
+    memo: dict[int, Any] = {
+        id(parameter): nn.Parameter(parameter.data, requires_grad=False)
+        for name, parameter in model.named_parameters()
+        if changed is not None and name not in changed
+    }
+    teacher: PreTrainedModel = copy.deepcopy(model, memo)
+    return teacher.requires_grad_(False)
+
+
 @dataclass(frozen=True, eq=False)
 class DistillJob:
     """What is learned from whom, and with which settings.
@@ -70,9 +98,11 @@ class DistillJob:
         collate: ``examples -> inputs``, the model's.
         distance: The loss, row by row.
         arguments: Trainer's.
-        lora: Rank of the adapters; None trains every weight.
+        progress: Where steps are reported.
+        lora: Rank of the adapters; None trains the weights themselves.
+        trained: Names of the parameters that are trained, or get adapters; None stands for all.
         checkpoint: Where to go on from.
-        notify: Reports each logged step to the user.
+        saves_by_time: Whether checkpoints are written by time, rather than as ``arguments`` say.
         sample: Inputs on which merging the adapters is proven.
     """
 
@@ -82,7 +112,9 @@ class DistillJob:
     collate: Callable[[Sequence[Example]], Mapping[str, Tensor]]
     distance: Distance
     arguments: TrainingArguments
+    progress: Progress
     lora: int | None = None
+    trained: Collection[str] | None = None
     checkpoint: Path | None = None
-    notify: Callable[[str], None] = lambda _text: None
+    saves_by_time: bool = False
     sample: Mapping[str, Tensor] = field(default_factory=dict)

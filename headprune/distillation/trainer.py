@@ -3,13 +3,12 @@
 Importing Trainer takes longer than most commands do, so this module is imported where a training begins.
 """
 
-import random
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -29,6 +28,13 @@ from headprune.artefact import Proof
 from headprune.batch import forward
 from headprune.distillation.settings import add_adapters
 from headprune.distillation.teacher import DistillJob
+from headprune.distillation.unchanged import (
+    config_kept,
+    dead_weight_kept,
+    random_states_kept,
+    single_precision,
+    trainable_kept,
+)
 from headprune.errors import (
     CheckpointError,
     ConfigError,
@@ -37,12 +43,13 @@ from headprune.errors import (
     first_line,
     is_out_of_memory,
 )
-from headprune.surgery import dead_indices
 from headprune.verify import merged_equals_adapted, run
 
 _WRITER = "inline_container.cc"
 """What torch.save names in an error when less could be written than it meant to."""
-_REPORTED = ("loss", "eval_loss")
+_REPORTED = {"loss": "loss", "eval_loss": "eval_loss", "learning_rate": "rate"}
+SECONDS_BETWEEN_CHECKPOINTS = 300
+"""A checkpoint is as large as the weights with their optimizer's states: about so often one is written, whatever a step takes."""
 
 
 class Distillation(Trainer):
@@ -55,7 +62,7 @@ class Distillation(Trainer):
             data_collator=job.collate,  # type: ignore[arg-type] # it takes any function of a list of rows
             train_dataset=job.examples,
             eval_dataset=job.held_out or None,
-            callbacks=[_Reporter(job)],
+            callbacks=[_Reporter(job), *([_SavesByTime()] if job.saves_by_time else [])],
         )
         self.remove_callback(PrinterCallback)  # it prints to stdout, where data goes
         self.model_accepts_loss_kwargs = False  # our loss is the mean over a batch
@@ -92,11 +99,57 @@ class Distillation(Trainer):
         return loss.detach(), None, None
 
 
+class _SavesByTime(TrainerCallback):
+    """Asks for a checkpoint after a step, when the last one is long ago."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_others: Any,
+    ) -> None:
+        """Ask for it; after the last step the healed model itself is about to be saved."""
+        del args
+        is_due = time.monotonic() - self._last >= SECONDS_BETWEEN_CHECKPOINTS
+        if is_due and state.global_step < state.max_steps:
+            self._last = time.monotonic()
+            control.should_save = True
+
+
 class _Reporter(TrainerCallback):
-    """Reports what Trainer logs."""
+    """Reports the steps, and what Trainer logs."""
 
     def __init__(self, job: DistillJob) -> None:
-        self._notify = job.notify
+        self._progress = job.progress
+        self._steps: Iterator[int] = iter(())
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_others: Any,
+    ) -> None:
+        """Begin with the step after the checkpoint's last."""
+        del args, control
+        steps = range(state.global_step, state.max_steps)
+        self._steps = iter(self._progress.track(steps, "healing"))
+        next(self._steps, None)
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_others: Any,
+    ) -> None:
+        """Count the step."""
+        del args, state, control
+        next(self._steps, None)
 
     def on_log(
         self,
@@ -106,12 +159,14 @@ class _Reporter(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_others: Any,
     ) -> None:
-        """Report the step, the loss, and the loss of the held-out rows where it was asked for."""
+        """Report the step, the loss, the rate, and the loss of the held-out rows where it was asked for."""
         del args, control
-        logged = {name: value for name, value in (logs or {}).items() if name in _REPORTED}
-        if logged:
-            losses = ", ".join(f"{name} {value:.4g}" for name, value in logged.items())
-            self._notify(f"step {state.global_step}/{state.max_steps}: {losses}")
+        values = {
+            _REPORTED[name]: value for name, value in (logs or {}).items() if name in _REPORTED
+        }
+        if values:
+            text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            self._progress.notify(f"step {state.global_step}/{state.max_steps}: {text}")
 
 
 @dataclass(frozen=True)
@@ -136,16 +191,17 @@ def train(model: PreTrainedModel, anatomy: Anatomy, job: DistillJob) -> Trained:
         ModelError: A weight is infinite or not a number afterwards.
     """
     with ExitStack() as stack:
-        stack.enter_context(_random_states_kept())
-        stack.enter_context(_config_kept(model))
+        stack.enter_context(random_states_kept())
+        stack.enter_context(config_kept(model))
         set_seed(job.arguments.seed)
         student: Any = model
         if job.lora is None:
-            stack.enter_context(_single_precision(model))
-            stack.enter_context(_dead_weight_kept(model, anatomy))
+            stack.enter_context(trainable_kept(model, job.trained))
+            stack.enter_context(single_precision(model))
+            stack.enter_context(dead_weight_kept(model, anatomy))
         else:
-            stack.enter_context(_trainable_kept(model))
-            student = add_adapters(model, rank=job.lora)
+            stack.enter_context(trainable_kept(model))
+            student = add_adapters(model, rank=job.lora, within=job.trained)
         try:
             trainer = Distillation(student, job)
             trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
@@ -157,6 +213,8 @@ def train(model: PreTrainedModel, anatomy: Anatomy, job: DistillJob) -> Trained:
             ) from error
         except (OSError, SafetensorError, RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
+                if job.lora is not None:
+                    student.unload()
                 raise _too_large(job.arguments) from error
             if isinstance(error, RuntimeError) and _WRITER not in str(error):
                 raise
@@ -175,15 +233,12 @@ def train(model: PreTrainedModel, anatomy: Anatomy, job: DistillJob) -> Trained:
 
 
 def _too_large(arguments: TrainingArguments) -> MemoryLimitError:
-    """Return the error for batches that memory doesn't hold with their gradients: steps depend on them, so none is halved."""
-    rows, gathered = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
-    smaller = (
-        f"`batch_size={rows // 2}` and `trainer=gradient_accumulation_steps={2 * gathered}` make the same steps"
-        if rows > 1
-        else "use a smaller `max_length`, `lora=8`, or a `device` with more memory"
-    )
+    """Return the error for batches that memory doesn't hold with their gradients."""
+    rows = arguments.per_device_train_batch_size
     return MemoryLimitError(
-        f"memory ran out while training on batches of {rows} row(s)", where="heal", hint=smaller
+        f"memory ran out while training on batches of {rows} row(s)",
+        where="heal",
+        hint="use a smaller `max_length`, `lora=8`, `heal_weights=attention`, or a `device` with more memory",
     )
 
 
@@ -191,8 +246,11 @@ def _too_large(arguments: TrainingArguments) -> MemoryLimitError:
 def _merge(student: Any, model: PreTrainedModel, sample: Mapping[str, Tensor]) -> Proof:
     """Merge the adapters of ``student`` into ``model``, and compare the two before weights of half precision are rounded."""
     student.eval()
+    for name, parameter in model.named_parameters():
+        if ".base_layer." in name:  # merging writes into it, and the teacher may share it
+            parameter.data = parameter.data.clone()
     rows = len(next(iter(sample.values())))
-    with _single_precision(model):
+    with single_precision(model):
         adapted = run(model, sample)  # the adapters are in it
         student.merge_and_unload()
         return merged_equals_adapted(adapted, run(model, sample), rows=rows)
@@ -206,72 +264,3 @@ def _refuse_diverged(model: PreTrainedModel) -> None:
                 where="heal",
                 hint="use a smaller `learning_rate`; in half precision, `trainer=bf16=true` keeps weights in single",
             )
-
-
-@contextmanager
-def _random_states_kept() -> Iterator[None]:
-    """Trainer seeds Python's, numpy's and torch's global generators; give them back as they were."""
-    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that Trainer seeds
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(arrays)  # noqa: NPY002
-
-
-@contextmanager
-def _config_kept(model: PreTrainedModel) -> Iterator[None]:
-    """Trainer turns the key/value cache off, and its checkpoints note their dtype and class, in the model's own config."""
-    before = dict(vars(model.config))
-    try:
-        yield
-    finally:
-        vars(model.config).clear()
-        vars(model.config).update(before)
-
-
-@contextmanager
-def _trainable_kept(model: PreTrainedModel) -> Iterator[None]:
-    """Adapters freeze what is under them."""
-    # The parameters themselves: while adapters are there, their names are others, and an error leaves them there.
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        yield
-    finally:
-        for parameter, is_trainable in before:
-            parameter.requires_grad_(is_trainable)
-
-
-@contextmanager
-def _single_precision(model: PreTrainedModel) -> Iterator[None]:
-    """Let weights of half precision be single: a step of training is often less than half the distance to their neighbour."""
-    # The parameters themselves: their names change as adapters are merged.
-    half = [(p, p.dtype) for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
-    for parameter, _dtype in half:
-        parameter.data = parameter.data.float()
-    try:
-        yield
-    finally:
-        for parameter, dtype in half:
-            parameter.grad = None
-            parameter.data = parameter.data.to(dtype)
-
-
-@contextmanager
-def _dead_weight_kept(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[None]:
-    """Zero the gradients of padded heads: zero weights with zero gradients stay zero, whatever the optimizer."""
-    hooks = []
-    for site in anatomy.sites:
-        for item, dead in dead_indices(site):
-            indices = torch.tensor(dead)
-
-            def without(gradient: Tensor, dim: int = item.dim, indices: Tensor = indices) -> Tensor:
-                return gradient.index_fill(dim, indices.to(gradient.device), 0)
-
-            hooks.append(model.get_parameter(item.parameter).register_hook(without))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

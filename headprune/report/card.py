@@ -1,11 +1,12 @@
 """The model card (README.md) of a pruned model."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from headprune.artefact import Latency
+from headprune.artefact import EvalResult, Latency
 from headprune.errors import CheckpointError
 from headprune.models.find import ModelSource
 from headprune.plans import PruningPlan
@@ -30,7 +31,8 @@ def model_card(results: Results, plan: PruningPlan, *, source: ModelSource | Non
         data,
         template_path=str(_TEMPLATE),
         results=results,
-        before_and_after=_before_and_after,
+        before_and_after=partial(_before_and_after, with_cut=results.cut is not None),
+        measured=_measured,
         plan=plan,
         base=published_name(source.name) if source else "This model",
         took=_took,
@@ -67,10 +69,19 @@ def _took(latency: Latency) -> str:
     return f"{latency.ms:.4g} ms" + (f" [{low}, {high}]" if latency.repeats else "")
 
 
-def _before_and_after(pair: tuple[int | None, int], *, megabytes: bool = False) -> str:
-    """Return two cells of a table; what was before is left out where it isn't known."""
+def _measured(result: EvalResult) -> str:
+    """Return a metric with its interval."""
+    low, high = result.interval
+    return f"{result.value:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def _before_and_after(
+    pair: tuple[int | None, int], *, with_cut: bool, megabytes: bool = False
+) -> str:
+    """Return two cells of a table, or three: what was before is left out where it isn't known; healing changes no size."""
+    sizes = (*pair, pair[1]) if with_cut else pair
     cells = [
         "" if size is None else f"{size / 1e6:.1f} MB" if megabytes else f"{size:,}"
-        for size in pair
+        for size in sizes
     ]
     return " | ".join(cells)

@@ -31,19 +31,21 @@ def quality(documents: Documents) -> Iterator[Chart | Table]:
     """Yield the metric before and after with its interval, all sizes, and the proofs."""
     for index, results in enumerate(documents.of(Results)):
         if results.before and results.after:
-            yield _quality_chart(
-                results.before,
-                results.after,
-                name=numbered("quality", index),
-                heal=results.heal is not None,
-            )
+            yield _quality_chart(results, results.after, name=numbered("quality", index))
         yield _sizes(results)
         if results.proofs:
             yield _proofs(results)
 
 
-def _quality_chart(before: EvalResult, after: EvalResult, *, name: str, heal: bool) -> Chart:
-    pair = [("before", before), ("after healing" if heal else "after pruning", after)]
+def _quality_chart(results: Results, after: EvalResult, *, name: str) -> Chart:
+    is_healed = results.heal is not None and results.heal.kept
+    named = {
+        "before": results.before,
+        "cut, before healing": results.cut,
+        "after healing" if is_healed else "after pruning": after,
+    }
+    stages = [(label, one) for label, one in named.items() if one is not None]
+    height = 70 * len(stages)
     better = "higher" if after.higher_is_better else "lower"
     rows = [
         _Measured(
@@ -52,11 +54,11 @@ def _quality_chart(before: EvalResult, after: EvalResult, *, name: str, heal: bo
             one.interval,
             f"{label}\n{one.metric} {number(one.value)} {interval(one.interval)}\nn = {one.n:,}",
         )
-        for label, one in pair
+        for label, one in stages
     ]
     cells = tuple(
         (label, one.metric, number(one.value), interval(one.interval), f"{one.n:,}")
-        for label, one in pair
+        for label, one in stages
     )
     titles = ("model", "metric", "value", "95 %", "n")
     return Chart(
@@ -64,7 +66,7 @@ def _quality_chart(before: EvalResult, after: EvalResult, *, name: str, heal: bo
         title=f"{after.metric}, before and after",
         caption=f"{better.capitalize()} is better. Bars are 95 % intervals, on rows that chose no head.",
         draw=lambda drawing: _draw_intervals(drawing, rows, axis=after.metric),
-        heights=(140, 140),
+        heights=(height, height),
         table=Table(titles, cells, right=frozenset({2, 3, 4}), caption="The metric"),
     )
 

@@ -33,8 +33,13 @@ def _outcome(results: Results) -> Tiles:
     before, after = results.heads
     model = published_name(str(source_of(results).get("name") or "the model"))
     heading = f"{before - after} of {before} heads of {model} were removed."
-    if results.heal is not None:
-        heading = f"{model} was healed in {results.heal.steps:,} steps; it has {after} heads."
+    if results.heal is not None and results.heal.kept:
+        steps = f"healed in {results.heal.steps:,} steps"
+        heading = f"{model} was {steps}; it has {after} heads."
+        if results.removed:
+            heading = (
+                f"{before - after} of {before} heads of {model} were removed, and it was {steps}."
+            )
     return Tiles(heading, tuple(_tiles(results)))
 
 
@@ -44,7 +49,8 @@ def _tiles(results: Results) -> Iterator[Tile]:
         change = f"{number(results.difference, sign='+')} {interval(ends, sign='+')}"
         tone = _tone(ends, higher_is_better=after.higher_is_better)
         word = {"good": "surely better", "bad": "surely worse"}.get(tone, "within noise")
-        value = f"{number(before.value)} → {number(after.value)}"
+        stages = [one for one in (before, results.cut, after) if one is not None]
+        value = " → ".join(number(one.value) for one in stages)
         yield Tile(after.metric, value, f"{change}, {word}; n = {after.n:,}", tone)
     else:
         yield Tile("quality", "not measured", "headprune eval measures it")
@@ -131,7 +137,7 @@ def made(documents: Documents) -> Iterator[Table | Code]:
     if versions:
         cells = tuple((name, ", ".join(found)) for name, found in sorted(versions.items()))
         yield Table(("library", "version"), cells, caption="Versions")
-    healed = any(one.heal for one in documents.of(Results))
+    healed = any(one.heal and not one.removed for one in documents.of(Results))
     for source, text in documents.records:
         command = "heal" if healed else "prune"
         yield Code(f"{source}: headprune {command} -c {source} does it again", text)

@@ -9,6 +9,7 @@ from headprune.artefact import DEFAULT_RECONSTRUCT, EvalResult, Latency, Proof
 from headprune.gate import Verdict, spaced
 from headprune.plans import PruningPlan
 from headprune.report.ci import headline
+from headprune.report.healing import how_to_heal, stages_table, training_of
 from headprune.report.numbers import (
     interval,
     milliseconds,
@@ -47,12 +48,9 @@ def prune_table(
     parts: list[RenderableType] = []
     after, heal = results.after, results.heal
     if heal is not None:
-        weights = f"adapters of rank {heal.lora}, merged," if heal.lora else "all weights"
-        training = (
-            f"{weights} trained towards {heal.teacher.get('name')}: {heal.steps:,} steps on {heal.trained_on:,} rows\n"
-            f"{heal.objective} on {heal.held_out:,} other rows: {heal.loss[0]:.4g} before, {heal.loss[1]:.4g} after\n"
-        )
-        parts.append(prose(training, style="dim"))
+        parts.append(prose(training_of(heal), style="dim"))
+    if results.cut is not None:
+        parts += [stages_table(results), Text()]
     parts.append(_before_and_after(results))
     note = "no data was read: quality was not measured"
     if after is not None:
@@ -67,6 +65,7 @@ def prune_table(
         *([_verdict_line(verdict)] if verdict else []),
         Text(),
         *_loading(results, directory),
+        *how_to_heal(results, directory),
     )
 
 
@@ -135,7 +134,7 @@ def _before_and_after(results: Results) -> Sheet:
     if before is None or after is None or results.difference is None or ends is None:
         return _changes(sizes)
     change = number(results.difference, sign="+")
-    rows = [
+    measured = [
         Row((before.metric, number(before.value), number(after.value), change), "bold"),
         Row(
             (
@@ -145,8 +144,8 @@ def _before_and_after(results: Results) -> Sheet:
                 interval(ends, sign="+"),
             )
         ),
-        *sizes,
     ]
+    rows = [*([] if results.cut else measured), *sizes]
     cache = (before.kv_cache_bytes_per_token, after.kv_cache_bytes_per_token)
     if cache[0] is not None and cache[1] is not None:
         rows += _count_rows({_CACHE: (cache[0], cache[1])})

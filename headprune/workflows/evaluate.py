@@ -17,8 +17,9 @@ from headprune.inspection import inspect
 from headprune.passes import Progress
 from headprune.placement import count_parameters, versions
 from headprune.tasks.catalogue import METRICS
+from headprune.workflows.reading import Rows
 from headprune.workflows.record import with_recorded_rows
-from headprune.workflows.rows import Rows, evaluation_rows
+from headprune.workflows.rows import evaluation_rows
 from headprune.workflows.session import Session, model_note, open_session
 
 

@@ -81,6 +81,12 @@ def shrink_model(
 ) -> tuple[Anatomy, ShrinkReport]:
     """Score, plan, reconstruct and cut, in place; return the anatomy of the remaining heads, and a report."""
     spec, seed, notify = settings.reconstruct, settings.data.seed, SILENT.notify
+    if settings.distill.heal is not None:
+        raise ConfigError(
+            "on objects in memory nothing is trained",
+            where=f"`heal={settings.distill.heal}`",
+            hint="leave it out, or use the command line: headprune prune MODEL --heal auto",
+        )
     check_settings(settings)
     if roles is not None:
         refuse_other_roles(roles, fingerprint(model))

@@ -1,51 +1,35 @@
-"""``prune``: score, plan, reconstruct, cut, prove, save; in memory, or from file to file where memory can't hold the model."""
+"""``prune``: score, plan, reconstruct, cut, heal, prove, save; in memory, or from file to file where that is too small."""
 
-import copy
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-from transformers import PreTrainedModel
-
-from headprune.anatomy import Anatomy
-from headprune.anatomy.clone import pruning_record
-from headprune.artefact import EvalResult, Proof, Reconstruct
-from headprune.batch import Batch
 from headprune.config import Settings
 from headprune.errors import ConfigError
-from headprune.evaluation import MetricValue, metric_with_interval
 from headprune.gate import Baseline
-from headprune.masking import gated
 from headprune.models.manifest import refuse_unusable_output
 from headprune.passes import Progress
-from headprune.placement import input_device, refuse_offloaded, weights_bytes
-from headprune.planning import check_constraints, savings
+from headprune.placement import refuse_offloaded, weights_bytes
+from headprune.planning import check_constraints
 from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results
-from headprune.surgery import cut
 from headprune.tasks.rows import noted_rows
-from headprune.verify import masked_equals_pruned, require, run
-from headprune.workflows.evaluate import measure, refuse_lengths, refuse_other_evaluation, times_of
+from headprune.workflows.evaluate import refuse_lengths, refuse_other_evaluation
 from headprune.workflows.finish import (
-    PROOF_ROWS,
     InMemory,
     Written,
     documents_of,
     finish,
     refuse_output,
 )
+from headprune.workflows.healing import check_training, refuse_training
 from headprune.workflows.plan import Show, plan_for
-from headprune.workflows.reconstruct import make_ready
 from headprune.workflows.record import note_where, record_of, with_recorded_rows
 from headprune.workflows.roles import FoundRoles, find_roles
 from headprune.workflows.rows import Purpose, RowParts, separate_rows
 from headprune.workflows.score import scores_by_name
 from headprune.workflows.session import Session, open_session
+from headprune.workflows.smaller import make_smaller
 from headprune.workflows.stepwise import check_settings
 from headprune.workflows.stream import is_too_large, plan_streamed, prune_streamed
-
-_TWIN_BYTES = 2_000_000_000
 
 
 def plan(
@@ -90,26 +74,26 @@ def prune(
     remedy = "leave out `stream`" if stream else "free some memory"
     if stream is None:
         stream = is_too_large(settings, progress=progress)
-    if stream and baseline is not None:
-        raise ConfigError(
-            "from file to file nothing is measured that could be compared with a baseline",
-            where="`baseline`",
-            hint=f"{remedy}, or say `baseline=False` and check on another machine: headprune check",
-        )
     if stream:
+        _refuse_streaming(settings, baseline, remedy=remedy)
         return prune_streamed(settings, progress=progress, show=show)
+    heals = settings.distill.heal is not None
     settings = with_recorded_rows(settings, progress=progress)
     out = Path(settings.run.out or "")
     refuse_unusable_output(out, overwrite=settings.run.overwrite, notify=progress.notify)
     check_settings(settings)
+    if heals:
+        check_training(settings)
     session = open_session(settings, progress=progress)
     refuse_lengths(session)
     refuse_output(settings.run, source=session.source.directory)
     refuse_offloaded(session.model)
     check_constraints(session.anatomy, settings.plan)
+    if heals:
+        refuse_training(session, session.anatomy, has_teacher=False)
     used = scores_by_name(session)[1].rows if settings.run.scores is not None else ()
     decides = settings.plan.max_drop is not None
-    parts = separate_rows(session, Purpose(decides=decides), used=used)
+    parts = separate_rows(session, Purpose(decides=decides, trains=heals), used=used)
     if baseline is not None:
         refuse_other_evaluation(baseline, session, parts.report)
     found = find_roles(session, parts.calibrate, shows=True)
@@ -120,18 +104,21 @@ def prune(
     return results
 
 
-@dataclass(frozen=True, eq=False)
-class _Smaller:
-    """The smaller model in memory, and the facts about it."""
-
-    anatomy: Anatomy
-    sample: Batch
-    same: Proof
-    parameters_removed: int
-    reconstructed: Reconstruct | None
-    before: EvalResult
-    after: EvalResult
-    difference: MetricValue
+def _refuse_streaming(settings: Settings, baseline: Baseline | None, *, remedy: str) -> None:
+    """Refuse what isn't done from file to file."""
+    heal = settings.distill.heal
+    if heal is not None:
+        raise ConfigError(
+            "from file to file nothing is trained",
+            where=f"`heal={heal}`",
+            hint=f"{remedy}, or leave `heal` out and heal on another machine: headprune heal DIR",
+        )
+    if baseline is not None:
+        raise ConfigError(
+            "from file to file nothing is measured that could be compared with a baseline",
+            where="`baseline`",
+            hint=f"{remedy}, or say `baseline=False` and check on another machine: headprune check",
+        )
 
 
 def _cut_and_save(
@@ -143,22 +130,18 @@ def _cut_and_save(
     *,
     out: Path,
 ) -> Results:
-    """Measure, reconstruct and cut in place, measure again, save, and prove each step."""
-    smaller = _cut(session, plan, parts)
-    if smaller.reconstructed is not None or (found.journal and session.settings.plan.protect_role):
+    """Make the model smaller, save it, and prove each step."""
+    settings, source = session.settings, session.source
+    smaller = make_smaller(session, plan, parts)
+    if smaller.reconstructed or smaller.heal or (found.journal and settings.plan.protect_role):
         rows = noted_rows(parts.calibrate.examples, earlier=scores.rows)  # they mustn't report
         scores = scores.model_copy(update={"rows": rows})
-    settings, source = session.settings, session.source
+    before = smaller.before[0]
 
     def results(written: Written, size: int) -> Results:
         return Results(
-            heads=(smaller.before.heads or 0, smaller.after.heads or 0),
-            parameters=(smaller.before.parameters, smaller.after.parameters),
-            before=smaller.before,
-            after=smaller.after,
-            difference=smaller.difference.value,
-            difference_interval=smaller.difference.interval,
-            proofs=(smaller.same, *written.proofs),
+            **smaller.measured,
+            proofs=(*smaller.proofs, *written.proofs),
             weights_bytes=(weights_bytes(source.directory), size),
             removed=tuple(str(head) for head in plan.remove),
             roles=plan.roles,
@@ -166,10 +149,11 @@ def _cut_and_save(
             auto_class=session.task.auto_class,
             calibration={**scores.data, "method": scores.method, "n": scores.n},
             reconstruct=smaller.reconstructed,
+            heal=smaller.heal,
         )
 
     def documents(results: Results) -> dict[str, str]:
-        note_where(settings, results=results, model=smaller.before.model)
+        note_where(settings, results=results, model=before.model)
         record = record_of(settings)
         return documents_of(
             results, plan, scores, source=source, settings=record, roles=found.roles
@@ -182,62 +166,16 @@ def _cut_and_save(
         splitter=session.tokenizer,
         inputs=smaller.sample.inputs,
         auto_class=session.task.auto_class,
-        parameters=(smaller.before.parameters, smaller.parameters_removed),
+        parameters=(before.parameters, smaller.parameters_removed),
     )
     session.progress.notify("saving it, and loading it again in a fresh process")
-    return finish(
+    saved = finish(
         out,
         overwrite=settings.run.overwrite,
         write=in_memory.write,
         results=results,
         documents=documents,
     )
-
-
-def _cut(session: Session, plan: PruningPlan, parts: RowParts) -> _Smaller:
-    model, anatomy, rows = session.model, session.anatomy, parts.report
-    batches = session.batches(rows.examples)
-    # Before and after are timed in turns where both fit in memory with ease; a GPU's clock is as good one after the other.
-    takes_turns = (
-        session.settings.run.latency
-        and input_device(model).type == "cpu"
-        and sum(parameter.nbytes for parameter in model.parameters()) <= _TWIN_BYTES
-    )
-    twin = copy.deepcopy(model) if takes_turns else None
-    timed = twin is None
-    before, old = measure(session, rows, heads=len(anatomy.heads), timed=timed, note=session.note)
-    ready = make_ready(session, plan, parts)
-    anatomy = ready.anatomy
-    sample = batches[-1].take(PROOF_ROWS)
-    masked = _masked_output(model, anatomy, plan, sample)
-    removed = savings(model, anatomy, removed=plan.remove, pad=plan.is_padded).parameters
-    anatomy = cut(model, anatomy, remove=plan.remove, pad=plan.is_padded)
-    model.config.headprune = {**pruning_record(model.config), "source": _origin(before)}
-    same = masked_equals_pruned(masked, run(model, sample.inputs), rows=sample.num_rows)
-    require([same])
-    after, new = measure(session, rows, heads=len(anatomy.heads), timed=timed)
-    if twin is not None:
-        slow, fast = times_of([twin, model], session, batches=batches)
-        before = before.model_copy(update={"latency_ms": slow})
-        after = after.model_copy(update={"latency_ms": fast})
-    difference = metric_with_interval(
-        new, session.metric, seed=session.settings.data.seed, other=old
-    )
-    count = ready.biases.count if ready.biases else 0
-    return _Smaller(
-        anatomy, sample, same, removed - count, ready.outcome, before, after, difference
-    )
-
-
-def _origin(before: EvalResult) -> dict[str, Any]:
-    """Return what the model was before it was ever pruned."""
-    names = ("name", "revision", "own_code", "fingerprint")
-    model = before.model
-    return model.get("source") or {name: model[name] for name in names if name in model}
-
-
-def _masked_output(
-    model: PreTrainedModel, anatomy: Anatomy, plan: PruningPlan, sample: Batch
-) -> Tensor:
-    with gated(model, anatomy, gates=anatomy.mask(plan.remove)):
-        return run(model, sample.inputs)
+    if smaller.checkpoints is not None:
+        smaller.checkpoints.drop()
+    return saved

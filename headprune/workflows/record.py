@@ -16,6 +16,7 @@ _PATHS = (
     "model",
     "data",
     "eval_data",
+    "heal_data",
     "teacher",
     "scores",
     "roles",

@@ -16,7 +16,7 @@ from headprune.runtime.journal import Journal
 from headprune.runtime.local import published_name
 from headprune.tasks.rows import fingerprint as fingerprint_of_rows
 from headprune.workflows.analyze import Seen, measure_roles
-from headprune.workflows.rows import Rows
+from headprune.workflows.reading import Rows
 from headprune.workflows.session import Session
 from headprune.workflows.stepwise import with_protected_heads
 

@@ -2,41 +2,35 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from headprune.errors import DataError
 from headprune.evaluation import doubts_of, predict
-from headprune.runtime.local import count_noted_elsewhere, published_name
-from headprune.tasks.causal_lm import is_chat
-from headprune.tasks.columns import Columns, choose_columns
+from headprune.runtime.local import count_noted_elsewhere
+from headprune.tasks.columns import Columns
 from headprune.tasks.rows import (
     Example,
     draw,
     hold_out,
-    prose_without_rows_of,
-    read_table,
     set_apart,
-    with_targets,
     without_inputs,
     without_noted,
-    without_rows_of,
 )
-from headprune.tasks.rows import fingerprint as fingerprint_of_rows
 from headprune.tasks.tables import Table
-from headprune.workflows.session import Session, tokenizing
+from headprune.workflows.reading import (
+    NO_ROWS,
+    Rows,
+    examples_of,
+    noted,
+    read_rows,
+    with_labels_of,
+    without_evaluation_rows,
+)
+from headprune.workflows.session import Session
 
 TIMES = 5
 """So many times the calibration rows are drawn where some decide how far to go: one part scores, the rest decides."""
 _FEWEST_TO_SCORE = 8
 _FEW = 256  # rows by which labels are checked against what the model says of them
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Examples, and the facts about them that every artefact records."""
-
-    examples: tuple[Example, ...]
-    note: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,6 +43,7 @@ class RowParts:
         held_out: The other calibration rows, which decide whether fitting helped.
         decide: Rows that decide how many heads are removed; empty without ``max_drop``.
         report: Rows that the results are measured on.
+        train: Rows to train on, without labels, those first that nothing was fitted on; empty where nothing is trained.
     """
 
     calibrate: Rows
@@ -56,6 +51,7 @@ class RowParts:
     held_out: tuple[Example, ...]
     decide: Rows
     report: Rows
+    train: Rows = NO_ROWS
 
     @classmethod
     def of(
@@ -64,7 +60,7 @@ class RowParts:
         """Return the parts, the last of the calibration rows held out."""
         fitted = num_fitted(len(calibrate.examples), held_out)
         fit, others = set_apart(calibrate.examples, fitted)
-        return cls(calibrate, fit, others, decide or Rows((), {}), report)
+        return cls(calibrate, fit, others, decide or NO_ROWS, report)
 
 
 @dataclass(frozen=True)
@@ -75,6 +71,7 @@ class Purpose:
         use: What the calibration rows are for, in words.
         labelled: Whether they need labels.
         decides: Whether deciding rows are separated from them.
+        trains: Whether further rows are trained on.
         reports: Whether there are reporting rows.
         held_out: The share of the calibration rows that nothing is fitted on.
     """
@@ -82,6 +79,7 @@ class Purpose:
     use: str = "choose the heads"
     labelled: bool = True
     decides: bool = False
+    trains: bool = False
     reports: bool = True
     held_out: float = 0.25
 
@@ -99,53 +97,101 @@ def separate_rows(
     Raises:
         DataError: Too few rows remain for a purpose.
     """
-    data, notify = session.settings.data, session.progress.notify
+    data = session.settings.data
     used = {*used, *session.used_rows} if purpose.reports else ()
     own_rows = bool(data.eval_data or data.eval_split)
     labelled = purpose.decides or (
         purpose.labelled and session.settings.score.objective != "distill"
     )
     needed = labelled or (purpose.reports and not own_rows)
-    table, columns = _read(session, data.data, data.split, labelled=needed)
+    table, columns = read_rows(session, data.data, data.split, labelled=needed)
     size = min(session.settings.score.num_samples, data.limit or session.settings.score.num_samples)
     count = size * (TIMES if purpose.decides else 1)
     other, other_columns = table, columns
     if own_rows:
-        other, other_columns = _read(session, *data.evaluation_source, labelled=purpose.reports)
+        other, other_columns = read_rows(session, *data.evaluation_source, labelled=purpose.reports)
         if columns.texts == other_columns.texts:
-            table = _without(session, table, other, columns)
-    candidates = _examples(session, table, columns)
-    with_labels = _labelled(session, candidates, columns) if needed else ()
+            table = without_evaluation_rows(session, table, other, columns)
+    candidates = examples_of(session, table, columns)
+    with_labels = with_labels_of(session, candidates, columns) if needed else ()
     drawn = with_labels if labelled else tuple(replace(one, target=None) for one in candidates)
     if own_rows:
         choosing = draw(drawn, count, seed=data.seed)
-        examples = _examples(session, other, other_columns)
-        reporting = _labelled(session, examples, other_columns)
+        examples = examples_of(session, other, other_columns)
+        reporting = with_labels_of(session, examples, other_columns)
     else:
         choosing, reporting = hold_out(drawn, count=count, seed=data.seed)
         reporting = reporting if labelled or not purpose.reports else with_labels
     reporting = without_inputs(reporting, [example.input_digest for example in choosing])
     if not own_rows:
-        notify(
-            f"no separate evaluation rows: {len(choosing):,} rows {purpose.use}, the other {len(reporting):,} report"
-        )
+        reporting = _others_report(session, purpose, choosing, reporting)
     left = _without_used(session, reporting, used)
     if not choosing or len(left) < 2:
-        raise DataError(
-            f"{len(choosing)} rows are left to {purpose.use} and {len(left)} to report on",
-            where=f"`data={data.data}`",
-            hint="give more rows, or `eval_data` with other rows than `data`",
-        )
-    chosen = _doubted(session, _noted(session, choosing, table))
-    report = _noted(session, draw(left, data.limit, seed=data.seed), other)
+        raise _too_few(len(choosing), len(left), purpose, data.data)
+    chosen = _doubted(session, noted(session, choosing, table))
+    report = noted(session, draw(left, data.limit, seed=data.seed), other)
     if purpose.reports and (own_rows or not labelled):
         report = _doubted(session, report)
     else:
         report = replace(report, note={**report.note, "warnings": chosen.note["warnings"]})
-    calibrate, decide = chosen, None
-    if purpose.decides:
-        calibrate, decide = _set_deciding_apart(session, chosen, size, used)
-    return RowParts.of(calibrate, report, decide=decide, held_out=purpose.held_out)
+    apart = _set_deciding_apart(session, chosen, size, used) if purpose.decides else None
+    calibrate, decide = apart or (chosen, None)
+    parts = RowParts.of(calibrate, report, decide=decide, held_out=purpose.held_out)
+    if purpose.trains:
+        taken, tables = (*choosing, *reporting), (table, other, other_columns)
+        parts = replace(parts, train=_rows_to_train_on(session, parts, candidates, taken, tables))
+    return parts
+
+
+def _others_report(
+    session: Session, purpose: Purpose, choosing: Sequence[Example], others: tuple[Example, ...]
+) -> tuple[Example, ...]:
+    """Return those of the other rows that report: all, or half of them where the rest is trained on; and report both numbers."""
+    halves = purpose.trains and session.settings.distill.heal_data is None
+    count = -(-len(others) // 2) if halves else len(others)
+    reporting = draw(others, count, seed=session.settings.data.seed) if halves else others
+    session.progress.notify(
+        f"no separate evaluation rows: {len(choosing):,} rows {purpose.use}, {count:,} others report"
+        + (f", {len(others) - count:,} are trained on" if halves else "")
+    )
+    return reporting
+
+
+def _too_few(choosing: int, reporting: int, purpose: Purpose, data: str | None) -> DataError:
+    return DataError(
+        f"{choosing} rows are left to {purpose.use} and {reporting} to report on",
+        where=f"`data={data}`",
+        hint="give more rows, or `eval_data` with other rows than `data`",
+    )
+
+
+def _rows_to_train_on(
+    session: Session,
+    parts: RowParts,
+    candidates: Sequence[Example],
+    taken: Sequence[Example],
+    tables: tuple[Table, Table, Columns],
+) -> Rows:
+    """Return the rows of ``heal_data``, or those of the data that do nothing else and then those that weights are fitted on.
+
+    Args:
+        session: The model, with its settings.
+        parts: The rows by their other purposes.
+        candidates: All rows of the data.
+        taken: Rows that choose, decide or report.
+        tables: The data, and what reports with its columns.
+    """
+    spec, (table, other, columns) = session.settings.distill, tables
+    fresh, fitted = candidates, parts.fit
+    if spec.heal_data is not None:
+        table, own_columns = read_rows(session, spec.heal_data, spec.heal_split, labelled=False)
+        if own_columns.texts == columns.texts:
+            table = without_evaluation_rows(session, table, other, own_columns, name="heal_data")
+        fresh, fitted = examples_of(session, table, own_columns), ()
+    digests = [example.input_digest for example in taken]
+    fresh = draw(without_inputs(fresh, digests), len(fresh), seed=session.settings.data.seed)
+    unlabelled = (replace(example, target=None) for example in (*fresh, *fitted))
+    return noted(session, tuple(unlabelled), table)
 
 
 def num_fitted(count: int, held_out: float) -> int:
@@ -159,10 +205,7 @@ def _set_deciding_apart(
     """Divide the drawn rows into scoring rows and deciding rows, and report their numbers."""
     count = min(size, max(_FEWEST_TO_SCORE, len(drawn.examples) // 3))
     scoring, others = set_apart(drawn.examples, count)
-    parts = [
-        Rows(part, {**drawn.note, "fingerprint": fingerprint_of_rows(part), "n": len(part)})
-        for part in (scoring, without_noted(others, used))
-    ]
+    parts = [drawn.part(scoring), drawn.part(without_noted(others, used))]
     scores, decides = (len(part.examples) for part in parts)
     if decides < 2:
         raise DataError(
@@ -177,15 +220,15 @@ def _set_deciding_apart(
 def rows_without_labels(session: Session, count: int) -> Rows:
     """Return at most ``count`` rows that are only looked at: no label is read, and none reports."""
     data = session.settings.data
-    table, columns = _read(session, data.data, data.split, labelled=False)
-    return _noted(session, draw(_examples(session, table, columns), count, seed=data.seed), table)
+    table, columns = read_rows(session, data.data, data.split, labelled=False)
+    return noted(session, draw(examples_of(session, table, columns), count, seed=data.seed), table)
 
 
 def evaluation_rows(session: Session) -> Rows:
     """Return the rows of ``eval`` and ``check``: all of the evaluation data, or of the data where there is no other."""
     data = session.settings.data
-    table, columns = _read(session, *data.evaluation_source)
-    labelled = _labelled(session, _examples(session, table, columns), columns)
+    table, columns = read_rows(session, *data.evaluation_source)
+    labelled = with_labels_of(session, examples_of(session, table, columns), columns)
     examples = draw(labelled, data.limit, seed=data.seed)
     _warn_of_unknown(session, session.used_rows)
     seen = len(examples) - len(without_noted(examples, session.used_rows))
@@ -193,7 +236,7 @@ def evaluation_rows(session: Session) -> Rows:
         session.progress.notify(
             f"careful: {seen} of these {len(examples)} rows chose the heads of this model"
         )
-    return _noted(session, examples, table)
+    return noted(session, examples, table)
 
 
 def _without_used(
@@ -207,23 +250,6 @@ def _without_used(
             f"{len(reporting) - len(left)} evaluation rows chose heads before; left out"
         )
     return left
-
-
-def _without(session: Session, table: Table, other: Table, columns: Columns) -> Table:
-    """Return the table without the rows that are in the other table, too, and report how many were left out."""
-    if session.task.row.reads_prose:
-        free, count = prose_without_rows_of(table, other, column=columns.texts[0])
-    else:
-        free, count = without_rows_of(table, other, columns=columns.texts)
-    if count:
-        session.progress.notify(f"{count} calibration rows are evaluation rows too; left out")
-    if count == len(table.rows):
-        raise DataError(
-            "every row of the data is an evaluation row too, and no row is used for both",
-            where=f"`data={table.name}`, evaluation data {other.name}",
-            hint="report on other rows, or leave `eval_data` out: a part of `data` reports then",
-        )
-    return free
 
 
 def _doubted(session: Session, rows: Rows) -> Rows:
@@ -246,69 +272,3 @@ def _warn_of_unknown(session: Session, used: Collection[str]) -> None:
             f"careful: {unknown:,} rows that chose heads before were noted on another machine, or by another version: "
             "whether they report can't be told here"
         )
-
-
-def _read(
-    session: Session, source: str | None, split: str | None, *, labelled: bool = True
-) -> tuple[Table, Columns]:
-    if source is None:
-        raise DataError(
-            "no data is named",
-            where="`data`",
-            hint="name a file (csv, tsv, json, jsonl, parquet, arrow, txt) or a hub id: `data=FILE`",
-        )
-    data, row = session.settings.data, session.task.row
-    table = read_table(source, split=split)
-    table = table if data.where is None else table.only(data.where)
-    columns = choose_columns(
-        table,
-        texts=data.text,
-        label=data.label if labelled else None,
-        num_texts=row.num_texts,
-        needs_label=bool(row.label) and labelled,
-        names=row.columns,
-    )
-    label = f", label {columns.label!r}" if columns.label else ""
-    shown = " ".join(filter(None, [source, table.split, data.where]))
-    read = (*columns.texts, columns.label)
-    others = [name for name in table.columns if name not in read]
-    unread = f"; not read: {', '.join(map(repr, others[:8]))}{' ...' if len(others) > 8 else ''}"
-    chats = row.reads_prose and is_chat(table.rows[0][columns.texts[0]])
-    reason = f"{columns.why}{'; chats, through the chat template' if chats else ''}"
-    session.progress.notify(
-        f"{shown}: {len(table.rows):,} rows, text {', '.join(map(repr, columns.texts))}{label} "
-        f"({reason}{unread if others else ''})"
-    )
-    return table, columns
-
-
-def _examples(session: Session, table: Table, columns: Columns) -> tuple[Example, ...]:
-    """Return all rows as examples, and report how labels are read; examples without a label have no target."""
-    with tokenizing(session.source):
-        return session.task.to_examples(
-            table, columns, session.input_format(notify=session.progress.notify)
-        )
-
-
-def _labelled(
-    session: Session, examples: Sequence[Example], columns: Columns
-) -> tuple[Example, ...]:
-    """Return the examples that have a label, and report how many don't; all examples if no labels are read."""
-    labelled = with_targets(examples, column=columns.label) if columns.label else tuple(examples)
-    if missing := len(examples) - len(labelled):
-        session.progress.notify(
-            f"{missing:,} rows have no label in {columns.label!r} (-1, - or nothing); left out"
-        )
-    return labelled
-
-
-def _noted(session: Session, examples: tuple[Example, ...], table: Table) -> Rows:
-    note = {
-        "name": published_name(table.name),
-        "split": table.split,
-        "task": session.task.name,
-        "max_length": session.max_length,
-        "fingerprint": fingerprint_of_rows(examples),
-        "n": len(examples),
-    }
-    return Rows(examples, note)

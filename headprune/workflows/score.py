@@ -19,9 +19,10 @@ from headprune.runtime.journal import Journal, open_journal
 from headprune.scoring.catalogue import METHODS, get_method
 from headprune.tasks.distill import NO_OBJECTIVE, Objective
 from headprune.tasks.rows import noted_rows
+from headprune.workflows.reading import Rows
 from headprune.workflows.record import with_recorded_rows
 from headprune.workflows.roles import FoundRoles, find_roles, protecting
-from headprune.workflows.rows import Purpose, Rows, separate_rows
+from headprune.workflows.rows import Purpose, separate_rows
 from headprune.workflows.session import Session, open_session
 from headprune.workflows.stepwise import (
     Scoring,

@@ -107,6 +107,8 @@ def _notify_left_aside(settings: Settings, progress: Progress) -> None:
     if aside:
         names = "`, `".join(aside)
         progress.notify(f"left aside, for a sweep has its own points and scores: `{names}`")
+    if settings.distill.heal is not None:
+        progress.notify("left aside, for the models of a sweep aren't trained: `heal`")
     idle = {
         "steps": settings.score.steps not in (None, 1),
         "reconstruct": spec.reconstruct not in (None, "none"),

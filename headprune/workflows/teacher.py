@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record
+from headprune.distillation.teacher import attention_parameters, copy_as_teacher
 from headprune.errors import ConfigError, ModelError
 from headprune.models.find import ModelSource, find
 from headprune.models.load import load_model
@@ -79,6 +81,16 @@ def open_teacher(session: Session) -> Teacher:
     _refuse_other_head(session, model, name=source.name)
     session.progress.notify(f"teacher {source.name}")
     return Teacher(model, task, tokenizer, note)
+
+
+def copy_of(session: Session, anatomy: Anatomy) -> Teacher:
+    """Return the session's own model as a teacher, whatever becomes of that model: what doesn't change lies in memory once."""
+    model, spec = session.model, session.settings.distill
+    is_shared = spec.lora is not None or spec.heal_weights == "attention"
+    changed = attention_parameters(model, anatomy) if is_shared else None
+    names = ("name", "revision", "fingerprint")
+    note = {name: session.note[name] for name in names}
+    return Teacher(copy_as_teacher(model, changed=changed), session.task, session.tokenizer, note)
 
 
 def _find_teacher(session: Session) -> tuple[ModelSource, str | None]:
