@@ -11,8 +11,10 @@ import headprune as hp
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_the_command_line_heals_on_the_device(
-    family, tmp_path, monkeypatch, tokenizer, command_line, device
+    family, tmp_path, monkeypatch, tokenizer, command_line, device, on_gpu
 ):
+    if not on_gpu:
+        pytest.skip("on the CPU tests/test_heal.py does it")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / ".cache"))
     names = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
