@@ -236,9 +236,9 @@ class Heal(BaseModel):
         objective: The loss.
         trained_on: Examples that the weights were trained on.
         held_out: Examples of the same data that weren't.
-        loss: Mean loss of those, before and after.
+        loss: Mean loss of those, before and after; after the training itself where nothing of it was kept.
         steps: Steps of the optimizer.
-        kept: Whether the loss became less; else the weights are those from before.
+        share: How much of the way from the old weights to the trained ones was kept: what made that loss least; 0 is nothing.
         weights: Which weights were trained.
         lora: Rank of the adapters on them that were merged; None where they themselves were trained.
         data: The rows that were trained on: name, split, fingerprint, n.
@@ -254,9 +254,14 @@ class Heal(BaseModel):
     held_out: int
     loss: tuple[float, float]
     steps: int
-    kept: bool = True
+    share: float = 1.0
     weights: Literal["all", "attention"] = "all"
     lora: int | None = None
     data: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     rows: tuple[str, ...] = ()
+
+    @property
+    def kept(self) -> bool:
+        """Whether anything of it was kept."""
+        return self.share > 0

@@ -1,12 +1,15 @@
 """``prune --heal``: who is trained on what, what goes on after a stop, what is kept, and what is said."""
 
 import io
+import itertools
 import json
 from pathlib import Path
 
+import hypothesis.strategies as st
 import pytest
 import torch
 from families import build, sentences, t5, token_inputs, toy_tokenizer
+from hypothesis import given
 from rich.console import Console
 from safetensors.torch import load_file
 from tokenizers import processors
@@ -24,9 +27,11 @@ from headprune.report.terminal import ConsoleProgress
 from headprune.results import Results
 from headprune.surgery import cut
 from headprune.tasks.rows import Example, noted_rows
-from headprune.workflows.heal_cut import FORWARDS, FORWARDS_PER_STEP
+from headprune.workflows.heal_cut import FORWARDS, FORWARDS_PER_STEP, set_apart_of
+from headprune.workflows.healing import keep_nearest
 from headprune.workflows.prune import prune
-from headprune.workflows.rows import Purpose, separate_rows
+from headprune.workflows.reading import Rows
+from headprune.workflows.rows import Purpose, RowParts, separate_rows
 from headprune.workflows.session import open_session
 
 CUT = ("--keep", "0.4", "--steps", "1", "--method", "magnitude", "--roles", "none", "--no-latency")
@@ -467,3 +472,50 @@ def test_a_loss_beyond_noise_ends_with_what_heals(ends, higher, worse, there, co
     last = console.export_text().splitlines()[-1]
     assert last.startswith("heal it: " if worse else "or: ")
     assert ("headprune heal 'my model'" in last) == worse
+
+
+# How much is kept.
+
+
+class _Point(torch.nn.Module):
+    def __init__(self, at):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(at))
+
+
+@pytest.mark.parametrize(
+    ("nearest", "share"), [(3.0, 1.0), (0.8, 0.75), (0.5, 0.5), (0.2, 0.25), (-1.0, 0.0)]
+)
+def test_what_is_kept_of_a_training_is_what_is_nearest_on_held_out_rows(nearest, share):
+    """Weights go from (0, 0) to (1, 1); the teacher is at a point on that line, before its beginning or beyond its end."""
+    model = _Point([1.0, 1.0])
+
+    def away():
+        return float((model.weight - nearest).square().sum())
+
+    start = 2 * nearest**2
+    found, distance = keep_nearest(model, {"weight": torch.zeros(2)}, away, start=start)
+    assert found == share
+    assert torch.equal(model.weight.detach(), torch.full((2,), share))
+    kept_from = share or 1.0  # where nothing is kept, what it would have been is told
+    assert distance == pytest.approx(2 * (kept_from - nearest) ** 2)
+    assert (distance < start) == (share > 0)
+
+
+@given(trained=st.integers(0, 60), fitted=st.integers(0, 12), held_out=st.integers(0, 9))
+def test_rows_to_train_on_are_set_apart_to_decide_and_no_weight_was_fitted_on_them(
+    trained, fitted, held_out
+):
+    examples = tuple(Example((f"text {number}",)) for number in range(trained + fitted + held_out))
+    fresh, fit = examples[:trained], examples[trained : trained + fitted]
+    none = Rows((), {})
+    parts = RowParts(
+        none, fit, examples[trained + fitted :], none, none, Rows((*fresh, *fit), {"n": 1})
+    )
+    pool, apart = set_apart_of(parts)
+    assert sorted((*pool, *apart), key=repr) == sorted(parts.train.examples, key=repr)
+    assert set(apart) <= set(fresh)
+    assert len(apart) == min(held_out, trained // 10)
+    places = [fresh.index(one) for one in apart]
+    steps = [after - before for before, after in itertools.pairwise(places)]
+    assert not steps or max(steps) - min(steps) <= 1, "evenly spread"

@@ -17,7 +17,13 @@ def training_of(heal: Heal) -> str:
         where = ", of the attentions alone" if heal.weights == "attention" else ""
         weights = f"adapters of rank {heal.lora}{where}, merged,"
     ends = f"{heal.loss[0]:.4g} before, {heal.loss[1]:.4g} after"
-    kept = "" if heal.kept else "\nthat didn't help: the weights are those from before the training"
+    kept = (
+        f"\n{heal.share:.0%} of the change was kept, which is nearest to it"
+        if heal.share < 1
+        else ""
+    )
+    if not heal.kept:
+        kept = "\nthat didn't help: the weights are those from before the training"
     return (
         f"{weights} trained towards {heal.teacher.get('name')}: {heal.steps:,} steps on {heal.trained_on:,} rows\n"
         f"{heal.objective} on {heal.held_out:,} other rows: {ends}{kept}\n"

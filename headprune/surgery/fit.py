@@ -69,8 +69,11 @@ def fit(
     mask: Float[Tensor, " heads"],
     methods: Sequence[FitMethod],
     ridges: Sequence[float] | None = None,
+    to_stream: bool = True,
 ) -> list[Reconstructed]:
     """Return for every method the output projections, reconstructed from the first attention on that loses a head.
+
+    ``to_stream=False`` lets ``refit`` aim at the attention's own output, too.
 
     Where memory runs out, all of it is done again with smaller batches: the same sums over the same positions.
 
@@ -81,7 +84,10 @@ def fit(
         MemoryLimitError: Memory ran out with one example a batch.
     """
     parts = Parts[Sequence[Batch]]("reconstruction", _with_halves)
-    run = partial(_fit, model, anatomy, mask=mask, methods=methods, ridges=ridges)
+    sums: Mapping[SiteId, ResidualSum] = {}
+    if to_stream and "refit" in methods:
+        sums = residual_sums(model, anatomy, batches[0].take(1).to(input_device(model)))
+    run = partial(_fit, model, anatomy, sums, mask=mask, methods=methods, ridges=ridges)
     return parts.largest(batches, run)[1]
 
 
@@ -94,14 +100,13 @@ def _with_halves(batches: Sequence[Batch]) -> Sequence[Sequence[Batch]]:
 def _fit(
     model: PreTrainedModel,
     anatomy: Anatomy,
+    sums: Mapping[SiteId, ResidualSum],
     batches: Sequence[Batch],
     *,
     mask: Float[Tensor, " heads"],
     methods: Sequence[FitMethod],
     ridges: Sequence[float] | None,
 ) -> list[Reconstructed]:
-    one = batches[0].take(1).to(input_device(model))
-    sums = residual_sums(model, anatomy, one) if "refit" in methods else {}
     walk = _Walk(model, anatomy, batches, mask, sums)
     weights = projection_weights(model, anatomy)
     whole = _Walker(None, (), weights, [()] * len(batches))

@@ -19,6 +19,7 @@ from headprune.distillation.settings import (
 from headprune.errors import DataError
 from headprune.runs import FOLDER
 from headprune.runtime.targets import exclusive
+from headprune.tasks.rows import Example
 from headprune.workflows.healing import (
     FEWEST_ROWS,
     Lesson,
@@ -60,9 +61,11 @@ def heal_cut(
         MemoryLimitError: Memory ran out on a single row.
     """
     settings = session.settings
-    rows, own = _schedule(session, parts)
-    used = (*parts.calibrate.examples, *parts.decide.examples, *rows.examples)
-    lesson = Lesson(session, teacher, anatomy, rows, parts.held_out, used, sample)
+    pool, apart = set_apart_of(parts)
+    rows, own = _schedule(session, parts, pool)
+    held_out = (*parts.held_out, *apart)
+    used = (*parts.calibrate.examples, *parts.decide.examples, *rows.examples, *apart)
+    lesson = Lesson(session, teacher, anatomy, rows, held_out, used, sample)
     if settings.distill.lora is not None:
         refuse_adapters(anatomy)  # padded heads are there since it was cut
     facts = lesson.facts
@@ -81,9 +84,24 @@ def heal_cut(
     return healed, proofs, checkpoints
 
 
-def _schedule(session: Session, parts: RowParts) -> tuple[Rows, dict[str, Any]]:
-    """Return the rows that are trained on, and how many steps of how many rows that makes, as arguments of Trainer."""
-    settings, spec, pool = session.settings, session.settings.distill, parts.train.examples
+def set_apart_of(parts: RowParts) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Return the rows to train on, and as many others, evenly spread, as calibration rows are held out: a tenth at most.
+
+    Held-out calibration rows may be nearer to those that weights were fitted on than to any other text. Both kinds decide.
+    """
+    rows, fitted = parts.train.examples, {example.input_digest for example in parts.fit}
+    fresh = [i for i, example in enumerate(rows) if example.input_digest not in fitted]
+    count = min(len(parts.held_out), len(fresh) // 10)
+    apart = {fresh[place * len(fresh) // count] for place in range(count)}
+    trained = tuple(example for i, example in enumerate(rows) if i not in apart)
+    return trained, tuple(rows[i] for i in sorted(apart))
+
+
+def _schedule(
+    session: Session, parts: RowParts, pool: tuple[Example, ...]
+) -> tuple[Rows, dict[str, Any]]:
+    """Return the rows of ``pool`` that are trained on, and how many steps of how many that makes, as arguments of Trainer."""
+    settings, spec = session.settings, session.settings.distill
     if len(pool) < FEWEST_ROWS:
         raise DataError(
             f"{len(pool)} rows are too few to train on",
