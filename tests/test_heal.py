@@ -491,7 +491,7 @@ def test_what_is_kept_of_a_training_is_what_is_nearest_on_held_out_rows(nearest,
     model = _Point([1.0, 1.0])
 
     def away():
-        return float((model.weight - nearest).square().sum())
+        return float((model.weight.detach() - nearest).square().sum())
 
     start = 2 * nearest**2
     found, distance = keep_nearest(model, {"weight": torch.zeros(2)}, away, start=start)

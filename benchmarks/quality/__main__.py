@@ -103,7 +103,12 @@ def _read(words: Sequence[str] | None) -> argparse.Namespace:
         choices=SUBJECTS,
         default=[name for name in SUBJECTS if name != "tiny"],
     )
-    parser.add_argument("--recipe", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument(
+        "--recipe",
+        nargs="+",
+        choices=CONTENDERS,
+        default=[name for name, one in CONTENDERS.items() if "heal" not in one.settings],
+    )
     parser.add_argument("--keep", nargs="+", type=float, default=[0.9, 0.8, 0.7, 0.5, 0.3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--data", type=Path, help="folder with clinc150/ and wikitext2-raw/")

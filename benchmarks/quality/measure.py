@@ -28,9 +28,12 @@ from headprune.scoring.catalogue import get_method
 from headprune.surgery import add_zero_biases, cut, remove_biases
 from headprune.surgery.projections import restoring
 from headprune.tasks.distill import NO_OBJECTIVE
+from headprune.workflows.finish import PROOF_ROWS
+from headprune.workflows.heal_cut import heal_cut
 from headprune.workflows.reconstruct import reconstruct_if_asked
 from headprune.workflows.session import Session
 from headprune.workflows.stepwise import Scoring, method_of, score_with_steps
+from headprune.workflows.teacher import Teacher, copy_of
 
 
 class Measured(BaseModel):
@@ -87,14 +90,22 @@ class Bench:
 
     def measure(self, contender: str, settings: Mapping[str, Any], *, keep: float) -> Measured:
         """Prune by a recipe, judge, and leave the model as it was."""
-        asked = self.case.session.settings.replaced(keep=keep, **settings)
+        asked = self.case.session.settings.replaced(
+            keep=keep, run_dir=str(self._folder), **settings
+        )
         session = replace(self.case.session, settings=asked)
         start = time.perf_counter()
         plan = make_plan(self._scores(session), self.anatomy, constraints=asked.plan)
+        teacher = copy_of(session, self.anatomy) if asked.distill.heal else None
         with restoring(session.model, self.anatomy), self._biases_allowed_by(asked):
             reconstructed = reconstruct_if_asked(session, self.anatomy, plan, self.case.parts)
+            student = None if teacher is None else self._healed(session, plan, teacher)
             seconds = time.perf_counter() - start
-            found = self._predict(plan.remove)
+            found = (
+                self._predict(plan.remove)
+                if student is None
+                else predict(student.model, session.task, batches=self.batches)
+            )
         kept = None if reconstructed is None else reconstructed.kept
         return self._judged(
             found,
@@ -105,6 +116,15 @@ class Bench:
             seconds=seconds,
             kv_cache=self._kv_cache(plan),
         )
+
+    def _healed(self, session: Session, plan: PruningPlan, teacher: Teacher) -> Session:
+        """Cut a copy of the model, and heal it as ``prune --heal`` does."""
+        student = replace(session, model=copy.deepcopy(session.model))
+        anatomy = cut(student.model, self.anatomy, remove=plan.remove, pad=plan.is_padded)
+        sample = self.batches[-1].take(PROOF_ROWS)
+        _healed, _proofs, checkpoints = heal_cut(student, teacher, anatomy, self.case.parts, sample)
+        checkpoints.drop()
+        return student
 
     @contextmanager
     def _biases_allowed_by(self, settings: Settings) -> Iterator[None]:

@@ -19,6 +19,8 @@ class Contender(NamedTuple):
 OURS = "headprune"
 CONTENDERS: dict[str, Contender] = {
     OURS: Contender({}, "the default"),
+    "headprune, healed, 22 steps": Contender({"heal": 22}, "then 22 steps of 2,048 tokens"),
+    "headprune, healed, 112 steps": Contender({"heal": 112}, "then 112 steps of 2,048 tokens"),
     "headprune, with a bias": Contender({"allow_bias": True}, "the same, `o_proj` may get one"),
     "michel": Contender({"recipe": "michel"}, "Michel et al. 2019"),
     "michel, no norm": Contender(
@@ -48,3 +50,5 @@ CONTENDERS: dict[str, Contender] = {
         {"method": "random", "steps": 1, "reconstruct": "none"}, "a seeded control"
     ),
 }
+UNTRAINED = [name for name, one in CONTENDERS.items() if "heal" not in one.settings]
+"""What is measured unless others are named."""

@@ -16,7 +16,7 @@ from headprune.models.tokenizer import load_tokenizer
 from headprune.passes import Progress
 from headprune.tasks.rows import Example
 from headprune.workflows.reading import Rows
-from headprune.workflows.rows import RowParts, separate_rows
+from headprune.workflows.rows import Purpose, RowParts, separate_rows
 from headprune.workflows.session import Session, open_session
 
 
@@ -40,7 +40,7 @@ Open = Callable[[int, Progress, Path | None], Case]
 def _minilm(seed: int, progress: Progress, _data: Path | None, **settings: str) -> Case:
     asked = DEMO.replaced(seed=seed, **settings)
     session = open_session(asked, progress=progress)
-    return Case(session, separate_rows(session))
+    return Case(session, separate_rows(session, Purpose(trains=True)))
 
 
 def _minilm_distill(seed: int, progress: Progress, data: Path | None) -> Case:
@@ -48,7 +48,10 @@ def _minilm_distill(seed: int, progress: Progress, data: Path | None) -> Case:
 
 
 def _smollm2(seed: int, progress: Progress, data: Path | None) -> Case:
-    """Perplexity of the first 8,192 tokens in windows of 512; calibration on 24 windows of 256 from token 60,000 on."""
+    """Perplexity of the first 8,192 tokens in windows of 512; calibration on 24 windows of 256 from token 60,000 on.
+
+    What is trained on begins at token 66,200, or after those.
+    """
     asked = Settings.of(
         model="demo:smollm2", task="causal-lm", gqa="pad", seed=seed, max_length=512
     )
@@ -57,7 +60,10 @@ def _smollm2(seed: int, progress: Progress, data: Path | None) -> Case:
     tokens = session.tokenizer(text, verbose=False)["input_ids"]
     start = 60_000 + 24 * 256 * seed
     calibrate = _windows(tokens[start : start + 24 * 256], 256)
-    return Case(session, RowParts.of(calibrate, _windows(tokens[:8192], 512)))
+    parts = RowParts.of(calibrate, _windows(tokens[:8192], 512))
+    return Case(
+        session, replace(parts, train=_windows(tokens[max(66_200, start + 24 * 256) :], 256))
+    )
 
 
 def _smollm2_groups(seed: int, progress: Progress, data: Path | None) -> Case:
