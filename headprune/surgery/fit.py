@@ -73,9 +73,7 @@ def fit(
 ) -> list[Reconstructed]:
     """Return for every method the output projections, reconstructed from the first attention on that loses a head.
 
-    ``to_stream=False`` lets ``refit`` aim at the attention's own output, too.
-
-    Where memory runs out, all of it is done again with smaller batches: the same sums over the same positions.
+    ``to_stream=False`` lets ``refit`` aim at ``y``, too. Where memory runs out, all of it is done again with smaller batches.
 
     Those that aren't linear in ``z`` (a norm or a function stands in between), and those that run more than once a forward, stay
     as they are.
