@@ -32,7 +32,7 @@ from headprune.workflows.rows import RowParts
 from headprune.workflows.session import Session
 from headprune.workflows.teacher import Teacher
 
-LEARNING_RATES = {"all": 5e-4, "attention": 1e-3, "lora": 1e-3}
+LEARNING_RATES = {"all": 3e-4, "attention": 1e-3, "lora": 1e-3}
 """For all weights, those of the attentions, and adapters."""
 TOKENS_PER_STEP = 2_048
 FORWARDS = 30
