@@ -153,6 +153,7 @@ class _Walk:
     batches: Sequence[Batch]
     mask: Float[Tensor, " heads"]
     residual: Mapping[SiteId, ResidualSum]
+    drops: dict[nn.Module, bool] = field(default_factory=dict)
 
     def batch(self, index: int) -> Batch:
         return self.batches[index].to(input_device(self.model))
@@ -171,19 +172,18 @@ class _Walk:
         """Take every batch through a block; drop the outputs of those before it where nothing reads them."""
         model, module = self.model, self.model.get_submodule(next_read.output)
         blocks = list_of(model, through)
-        drop = None
         with self._as(walker):
             for index, before in enumerate(walker.completed):
                 batch = self.batch(index)
                 calls = advance_through(
                     model, self.anatomy, batch, completed=before, through=through
                 )
-                if drop is None:
-                    drop = blocks is not None and reads_last_only(
+                if through not in self.drops:  # it is the model's, whoever walks through it
+                    self.drops[through] = blocks is not None and reads_last_only(
                         model, batch, module, completed=calls, blocks=blocks
                     )
                 walker.completed[index] = (
-                    without_values(calls, blocks) if drop and blocks else calls
+                    without_values(calls, blocks) if self.drops[through] and blocks else calls
                 )
 
     def fit(self, site: Site, whole: _Walker, walkers: Sequence[_Walker]) -> None:
