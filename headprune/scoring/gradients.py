@@ -1,6 +1,6 @@
 """Methods made of derivatives: how much the loss would move with a gate on each head."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Float64
@@ -108,17 +108,32 @@ def _remainders(request: ScoreRequest) -> Mapping[SiteId, tuple[Tensor, Tensor]]
     With ``P`` the inverse of the (ridged) Gram matrix, the coordinates of head ``h`` of ``z`` less their regression on all others
     are ``z P_:h P_hh^-1``.
     """
-    model, anatomy, context = request.model, request.anatomy, request.context
-    sums = {site.id: _zeros(request, site) for site in anatomy.sites}
+    model, anatomy = request.model, request.anatomy
+    unknown = [site for site in anatomy.sites if site.id not in request.grams]
+    request.grams.update(_grams(request, unknown) if unknown else {})
+    has_bias = {
+        site.id: getattr(model.get_submodule(site.output), "bias", None) is not None
+        for site in anatomy.sites
+    }
+    return {
+        site.id: _remainder(request.grams[site.id], site, centred=has_bias[site.id])
+        for site in anatomy.sites
+    }
+
+
+def _grams(request: ScoreRequest, sites: Sequence[Site]) -> dict[SiteId, Tensor]:
+    """Return ``[z, 1]^T [z, 1]`` of some attentions, over the positions of all batches that aren't padding."""
+    model, context = request.model, request.context
+    sums = {site.id: _zeros(request, site) for site in sites}
     # Of every site, whose examples are in its sums: memory that runs out in a batch leaves those of some sites there.
-    counted: dict[SiteId, set[int]] = {site.id: set() for site in anatomy.sites}
+    counted: dict[SiteId, set[int]] = {site.id: set() for site in sites}
     parts = Parts("outputs of heads", halves_of_batch, context.notify)
 
     def add(batch: Batch) -> None:
         moved, examples = batch.to(input_device(model)), set(batch.indices.tolist())
-        with observed(model, anatomy) as seen:
+        with observed(model, request.anatomy) as seen:
             forward(model, moved.inputs)
-        for site in anatomy.sites:
+        for site in sites:
             if not examples <= counted[site.id]:
                 total = sums[site.id]
                 total += sum(_gram(site, z, moved, like=total) for z in seen[site.id])
@@ -126,16 +141,7 @@ def _remainders(request: ScoreRequest) -> Mapping[SiteId, tuple[Tensor, Tensor]]
 
     for _index, batch in context.shared(request.batches, "outputs of heads"):
         parts.run(batch, add)
-    has_bias = {
-        site.id: getattr(model.get_submodule(site.output), "bias", None) is not None
-        for site in anatomy.sites
-    }
-    return {
-        site.id: _remainder(
-            context.world.summed(sums.pop(site.id)), site, centred=has_bias[site.id]
-        )
-        for site in anatomy.sites
-    }
+    return {site.id: context.world.summed(sums.pop(site.id)) for site in sites}
 
 
 def _gram(site: Site, z: Tensor, batch: Batch, *, like: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What a scoring method is given, what it returns, and how one is run by its name."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -32,6 +32,7 @@ class ScoreRequest:
         context: How the work runs: progress, journal, processes.
         seed: For methods that draw random numbers.
         statistic: The metric, where importance is about the metric itself.
+        grams: ``[z, 1]^T [z, 1]`` over all positions, of attentions where it is known; methods that need it add what isn't.
     """
 
     model: PreTrainedModel
@@ -41,6 +42,7 @@ class ScoreRequest:
     context: RunContext = SILENT
     seed: int = 0
     statistic: Metric | None = None
+    grams: dict[SiteId, Float64[Tensor, "width_and_1 width_and_1"]] = field(default_factory=dict)
 
     @property
     def num_examples(self) -> int:

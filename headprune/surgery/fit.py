@@ -26,7 +26,7 @@ from headprune.anatomy import Anatomy, Site
 from headprune.artefact import FitMethod
 from headprune.batch import Batch
 from headprune.heads import SiteId
-from headprune.masking import gated, places_of, real_positions, row_of_position
+from headprune.masking import gated, real_positions, row_of_position
 from headprune.passes import Parts
 from headprune.placement import input_device
 from headprune.replay.resume import (
@@ -39,8 +39,15 @@ from headprune.replay.resume import (
     reads_last_only,
     without_values,
 )
-from headprune.surgery.least_squares import FOLDS, RIDGES, no_sums, solve
-from headprune.surgery.projections import projection_weights, swapped_weights
+from headprune.surgery.least_squares import FOLDS, RIDGES, no_sums, solve, sum_of
+from headprune.surgery.projections import (
+    at_least_single,
+    columns_of,
+    is_linear,
+    of_all_heads,
+    projection_weights,
+    swapped_weights,
+)
 from headprune.surgery.residual import ResidualSum, read_with_stream, residual_sums
 
 _SMALLEST_SQUARE = 1e-6
@@ -54,10 +61,14 @@ class Reconstructed:
     Args:
         weights: The parameters of all output projections, by name.
         ridges: By the name of the projection, how strongly it was held to what was there.
+        unchanged: Attentions that run before any head is lost.
+        grams: Of those that were fitted to their own output, ``[z, 1]^T [z, 1]`` over all positions; lost heads put out zeros.
     """
 
     weights: dict[str, Tensor]
     ridges: dict[str, float]
+    unchanged: frozenset[SiteId]
+    grams: dict[SiteId, Float64[Tensor, "width_and_1 width_and_1"]]
 
 
 @torch.no_grad()
@@ -110,20 +121,24 @@ def _fit(
     whole = _Walker(None, (), weights, [()] * len(batches))
     walkers = [_Walker(m, RIDGES[m] if ridges is None else ridges, dict(weights)) for m in methods]
     order = in_order(model, anatomy, walk.batch(0))
-    is_reached = False
+    is_reached, before = False, set[SiteId]()
     for site, later in zip(order, [*order[1:], None], strict=True):
         if not is_reached and not bool(mask[anatomy.columns[site.id]].all()):
             is_reached = True
             for walker in walkers:
                 walker.completed = list(whole.completed)
-        if is_reached and _is_linear(model, site):
+        if not is_reached:
+            before.add(site.id)
+        elif is_linear(model, site):
             walk.fit(site, whole, walkers)
         if later is not None and block_or_attention(model, later) is not block_or_attention(
             model, site
         ):
             for walker in (whole, *walkers) if is_reached else (whole,):
                 walk.advance(walker, through=block_or_attention(model, site), next_read=later)
-    return [Reconstructed(walker.weights, walker.ridge_of) for walker in walkers]
+    return [
+        Reconstructed(one.weights, one.ridge_of, frozenset(before), one.grams) for one in walkers
+    ]
 
 
 @dataclass(eq=False)
@@ -138,6 +153,7 @@ class _Walker:
     weights: dict[str, Tensor]
     completed: list[CompletedCalls] = field(default_factory=list)
     ridge_of: dict[str, float] = field(default_factory=dict)
+    grams: dict[SiteId, Tensor] = field(default_factory=dict)
 
     def set(self, name: str, value: Tensor) -> None:
         """Let a parameter have another value."""
@@ -194,16 +210,15 @@ class _Walk:
         weight = _double(weight.T if transposed else weight)
         bias = _double(whole.weights[bias_name]) if bias_name in whole.weights else None
         kept = self.mask[self.anatomy.columns[site.id]].bool()
-        columns = _columns(site, kept, width=len(weight)).to(weight.device)
+        columns = columns_of(site, kept, width=len(weight)).to(weight.device)
         none = no_sums(len(columns), weight.shape[1], device=weight.device)
         # Folds are for choosing: without a choice there is one.
         folds = [[none] * (FOLDS if len(walker.ridges) > 1 else 1) for walker in walkers]
         scales = [self._scale(site, walker, weight) for walker in walkers]
-        project = weight.float(), None if bias is None else bias.float()
         first = 0
         for index, batch in enumerate(self.batches):
             read, example = self._read(site, index, whole)
-            output = _projected(read.z, *project)
+            output = read.z @ weight.to(read.z) + (0 if bias is None else bias.to(read.z))
             for walker, scale, sums in zip(walkers, scales, folds, strict=True):
                 own, _ = self._read(site, index, walker)
                 target, weights = _target(output, scale.to(output), read.stream, own.stream)
@@ -216,6 +231,8 @@ class _Walk:
         for walker, scale, sums in zip(walkers, scales, folds, strict=True):
             if walker.method is None or not any(float(fold.gram[-1, -1]) for fold in sums):
                 continue
+            if site.id not in self.residual:
+                walker.grams[site.id] = of_all_heads(sum_of(sums).gram, kept, site.head_dim)
             solved = solve(
                 sums,
                 weight[columns] * scale,
@@ -260,8 +277,8 @@ class _Walk:
         def at_real(values: Tensor) -> Tensor:
             return values if real is None else values[real.flatten().to(values.device)]
 
-        z = _single(at_real(z.flatten(0, -2)))
-        stream = None if stream is None else _single(at_real(stream.flatten(0, -2)))
+        z = at_least_single(at_real(z.flatten(0, -2)))
+        stream = None if stream is None else at_least_single(at_real(stream.flatten(0, -2)))
         return _Read(z, stream), at_real(example).to(z.device)
 
 
@@ -290,31 +307,6 @@ def _unscaled(scaled: Tensor, scale: Tensor, before: Tensor) -> Tensor:
     return torch.where(scale == 0, before, scaled / scale.where(scale != 0, 1.0))
 
 
-def _projected(z: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return what an output projection makes of ``z``."""
-    output = z @ weight.to(z)
-    return output if bias is None else output + bias.to(z)
-
-
-def _single(tensor: Tensor) -> Tensor:
-    """Return it in single precision at least."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def _double(tensor: Tensor) -> Tensor:
     """Return it in double precision: on the CPU where its device has none."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
-
-
-def _is_linear(model: PreTrainedModel, site: Site) -> bool:
-    projection = model.get_submodule(site.output)
-    plain = type(projection) in (nn.Linear, Conv1D) and site.called == "module"
-    return plain and site.gate == site.output and bool(site.heads)
-
-
-def _columns(site: Site, kept: Tensor, *, width: int) -> Tensor:
-    """Return which of the ``width`` inputs of the output projection belong to heads that are kept."""
-    slots = places_of(site, width // site.head_dim)
-    index = torch.arange(len(site.heads)) if slots is None else torch.tensor(slots)
-    starts = index[kept] * site.head_dim
-    return (starts[:, None] + torch.arange(site.head_dim)).flatten()

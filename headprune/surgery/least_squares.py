@@ -96,6 +96,11 @@ def no_sums(inputs: int, outputs: int, *, device: torch.device) -> Sums:
     return Sums(zeros[:, : inputs + 1].clone(), zeros[:, inputs + 1 :].clone())
 
 
+def sum_of(folds: Sequence[Sums]) -> Sums:
+    """Return the sums over the positions of all parts."""
+    return reduce(Sums.__add__, folds)
+
+
 def solve(
     folds: Sequence[Sums],
     weight: Float64[Tensor, "inputs outputs"],
@@ -116,7 +121,7 @@ def solve(
         ridges: Those to choose from, if not :data:`RIDGES`; ``bias`` has none.
     """
     ridges = RIDGES[method] if ridges is None else ridges
-    every = reduce(Sums.__add__, folds)
+    every = sum_of(folds)
     if method == "bias":
         return Solved(weight, None if bias is None else _mean_rest(every, weight))
     solver = _refitted if method == "refit" else partial(_scaled, head_dim=head_dim)

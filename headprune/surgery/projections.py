@@ -1,14 +1,16 @@
-"""The weights of output projections: read, written, swapped for the length of a block."""
+"""Output projections: their weights, read, written, swapped for the length of a block; and which of their inputs are whose."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from headprune.anatomy import Anatomy
+from headprune.anatomy import Anatomy, Site
+from headprune.masking import places_of
 
 
 def can_fit(model: PreTrainedModel, anatomy: Anatomy) -> bool:
@@ -63,3 +65,32 @@ def swapped_weights(model: PreTrainedModel, values: Mapping[str, Tensor]) -> Ite
     finally:
         for name, data in before.items():
             model.get_parameter(name).data = data
+
+
+def is_linear(model: PreTrainedModel, site: Site) -> bool:
+    """Whether an attention puts out a product of what its heads do, and no more."""
+    projection = model.get_submodule(site.output)
+    plain = type(projection) in (nn.Linear, Conv1D) and site.called == "module"
+    return plain and site.gate == site.output and bool(site.heads)
+
+
+def columns_of(site: Site, kept: Tensor, *, width: int) -> Tensor:
+    """Return which of the ``width`` inputs of the output projection belong to heads that are kept."""
+    slots = places_of(site, width // site.head_dim)
+    index = torch.arange(len(site.heads)) if slots is None else torch.tensor(slots)
+    starts = index[kept] * site.head_dim
+    return (starts[:, None] + torch.arange(site.head_dim)).flatten()
+
+
+def of_all_heads(gram: Tensor, kept: Tensor, head_dim: int) -> Tensor:
+    """Return sums over the outputs of kept heads, and 1, as sums over those of all heads: the others put out zeros."""
+    own = torch.cat([kept.repeat_interleave(head_dim), kept.new_ones(1)]).nonzero().flatten()
+    own = own.to(gram.device)
+    whole = gram.new_zeros(len(kept) * head_dim + 1, len(kept) * head_dim + 1)
+    whole[own[:, None], own] = gram
+    return whole
+
+
+def at_least_single(tensor: Tensor) -> Tensor:
+    """Return it in single precision, or in its own where that is wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.analysis.roles import Roles
@@ -13,7 +14,7 @@ from headprune.artefact import DEFAULT_RECONSTRUCT, FitMethod
 from headprune.batch import Batch, num_examples
 from headprune.config import Constraints, ReconstructSpec, ScoreSpec, Settings
 from headprune.config.checks import check_roles, check_score, methods_of, num_steps
-from headprune.heads import HeadId
+from headprune.heads import HeadId, SiteId
 from headprune.masking import gated
 from headprune.passes import RunContext
 from headprune.placement import input_device
@@ -134,6 +135,8 @@ def score_with_steps(
     batches = objective.sampled_batches if method.differentiates else objective.batches
     between = method_between_steps(scoring.reconstruct, num_examples(objective.batches))
 
+    known: dict[SiteId, Tensor] = {}
+
     def rescore(removed: Collection[HeadId]) -> HeadScores:
         journal = context.journal
         if removed:
@@ -145,7 +148,7 @@ def score_with_steps(
             names = ",".join([str(between), *map(str, removed)]).encode()
             journal = journal and journal.within(hashlib.sha256(names).hexdigest()[:16])
         removal = _Removal(removed, objective.batches, between, context.world)
-        with removal.from_model(model, anatomy):
+        with removal.from_model(model, anatomy, known):
             request = ScoreRequest(
                 model,
                 anatomy,
@@ -154,6 +157,7 @@ def score_with_steps(
                 context=replace(context, journal=journal),
                 seed=scoring.seed,
                 statistic=objective.statistic,
+                grams=known,
             )
             scores = score_heads(request, method=method.name, normalize=score.normalize)
         return scores.model_copy(update={"objective": score.objective})
@@ -176,13 +180,19 @@ class _Removal:
     world: World
 
     @contextmanager
-    def from_model(self, model: PreTrainedModel, anatomy: Anatomy) -> Iterator[None]:
-        """Mask the heads for the duration of a ``with`` block, with the same weights in every process."""
+    def from_model(
+        self, model: PreTrainedModel, anatomy: Anatomy, grams: dict[SiteId, Tensor]
+    ) -> Iterator[None]:
+        """Mask the heads for the duration of a ``with`` block, with the same weights in every process.
+
+        ``grams``, those of the heads' outputs before, become those after: fitting has seen these outputs.
+        """
         if not self.removed:
             yield
             return
         mask = anatomy.mask(self.removed)
-        weights = {}
+        weights: dict[str, Tensor] = {}
+        unchanged: dict[SiteId, Tensor] = {}
         if self.method is not None and can_fit(model, anatomy):
             # Towards their own outputs, as `unique` counts on it. Measured: aimed at the stream, they choose worse heads next.
             (fitted,) = fit(
@@ -193,12 +203,16 @@ class _Removal:
                 methods=[self.method],
                 to_stream=False,
             )
+            unchanged = {name: gram for name, gram in grams.items() if name in fitted.unchanged}
+            unchanged |= fitted.grams
             weights = {
                 name: self.world.summed(
                     value if self.world.is_main else value.new_zeros(value.shape)
                 )
                 for name, value in fitted.weights.items()
             }
+        grams.clear()
+        grams.update(unchanged)
         with (
             swapped_weights(model, weights),
             gated(model, anatomy, gates=mask.to(input_device(model))),
