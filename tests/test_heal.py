@@ -172,7 +172,7 @@ def test_what_was_trained_on_never_reports_again(there, command_line):
     code, out, err = command_line(*prune, "--json")
     assert code == 0, err
     heal = json.loads(out)["heal"]
-    assert heal["data"]["n"] == heal["trained_on"] == 50
+    assert heal["data"]["n"] == heal["trained_on"] == 50 - 4, "a few decide"
     session = open_session(
         Settings.of(model="o", data="test.csv", task="classification"),
         progress=ConsoleProgress(quiet=True),
@@ -296,7 +296,7 @@ def test_a_healing_that_does_not_help_leaves_the_weights_as_they_were(more, ther
     assert same(weights("cut"), weights("o"))
     results = results_of("o")
     assert results["cut"] is None
-    assert not results["heal"]["kept"]
+    assert results["heal"]["share"] == 0
     assert results["after"]["value"] == results_of("cut")["after"]["value"]
     assert "were trained" not in Path("o/README.md").read_text()
     words = (
@@ -322,7 +322,7 @@ def test_what_helps_is_kept_and_stands_beside_what_was_cut(there, command_line):
     code, out, err = command_line(*words, "--out", "o")
     assert code == 0, err
     results = results_of("o")
-    assert results["heal"]["kept"]
+    assert results["heal"]["share"] > 0
     assert results["heal"]["loss"][1] < results["heal"]["loss"][0]
     stages = [results[name] for name in ("before", "cut", "after")]
     assert len({one["n"] for one in stages}) == 1

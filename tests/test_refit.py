@@ -9,7 +9,7 @@ import headprune as hp
 from headprune.batch import as_batches
 from headprune.surgery.fit import fit
 from headprune.surgery.projections import write_weights
-from headprune.surgery.residual import residual_sums
+from headprune.surgery.residual import residual_sums, scale_of
 
 
 def gpt_neox(**settings):
@@ -271,3 +271,23 @@ def test_half_precision_finds_the_same_sums(name, dtype):
         for model in (make(), make().to(dtype))
     )
     assert one == other
+
+
+@pytest.mark.parametrize("width", [32, 4096])
+@pytest.mark.parametrize("norm", [torch.nn.LayerNorm, torch.nn.RMSNorm])
+def test_what_is_normed_before_it_is_added_is_no_sum(norm, width):
+    """However wide: random vectors of one size would all be divided by the same number."""
+    probe = torch.randn(6, width, generator=torch.Generator().manual_seed(0))
+    probe *= 1 + torch.arange(6)[:, None] % 3
+    stream = torch.randn(6, width, generator=torch.Generator().manual_seed(1))
+    assert scale_of(stream, stream + norm(width)(probe).detach(), probe) is None
+    assert torch.allclose(scale_of(stream, stream + 0.3 * probe, probe), torch.tensor(0.3))
+
+
+def test_few_short_rows_are_enough_to_ask():
+    model = build("llama")
+    anatomy = inspected(model)
+    (batch,) = as_batches(
+        [{"input_ids": torch.tensor([[5, 9, 7]]), "attention_mask": torch.ones(1, 3).long()}]
+    )
+    assert set(residual_sums(model, anatomy, batch)) == {site.id for site in anatomy.sites}

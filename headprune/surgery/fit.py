@@ -50,6 +50,8 @@ from headprune.surgery.projections import (
 )
 from headprune.surgery.residual import ResidualSum, read_with_stream, residual_sums
 
+_POSITIONS = 64
+"""About so many are enough to ask the model where its stream is."""
 _SMALLEST_SQUARE = 1e-6
 """The smallest mean square that a position is divided by."""
 
@@ -95,7 +97,9 @@ def fit(
     parts = Parts[Sequence[Batch]]("reconstruction", _with_halves)
     sums: Mapping[SiteId, ResidualSum] = {}
     if to_stream and "refit" in methods:
-        sums = residual_sums(model, anatomy, batches[0].take(1).to(input_device(model)))
+        longest = max(batches, key=lambda batch: batch.num_tokens / batch.num_rows)
+        rows = -(-_POSITIONS * longest.num_rows // longest.num_tokens)
+        sums = residual_sums(model, anatomy, longest.take(rows).to(input_device(model)))
     run = partial(_fit, model, anatomy, sums, mask=mask, methods=methods, ridges=ridges)
     return parts.largest(batches, run)[1]
 

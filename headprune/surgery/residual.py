@@ -25,8 +25,8 @@ from headprune.replay.resume import CompletedCalls
 
 _TOLERANCE = 0.02
 """How much of its size a sum may differ from what was put in: half precision rounds large streams."""
-_FEWEST = 8
-"""Positions from which factors are read."""
+_SIZES = 3
+"""So many sizes the positions of a probe have; with fewer positions nothing is known."""
 _SMALLEST = 1e-3
 """The smallest factor that is told from rounding: smaller ones are 0."""
 
@@ -166,20 +166,23 @@ def _sum_after(
         return None
     generator = torch.Generator().manual_seed(0)
     size = max(float(state.value.float().square().mean().sqrt()) for state in without) or 1.0
-    probe = torch.randn(without[0].value.shape, generator=generator) * size
+    probe = torch.randn(without[0].value.shape, generator=generator).flatten(0, -2) * size
+    # Positions of different sizes: a norm would make them alike.
+    probe *= 1 + torch.arange(len(probe))[:, None] % _SIZES
+    probe = probe.reshape(without[0].value.shape)
     with_probe = states(lambda output: probe.to(output))
     seen: set[tuple[nn.Module, bool]] = set()
     for before, after in zip(without, with_probe, strict=False):
         if (before.module, before.is_read) in seen or before.module is not after.module:
             continue
         seen.add((before.module, before.is_read))
-        scale = _scale_of(before.value, after.value, probe)
+        scale = scale_of(before.value, after.value, probe)
         if scale is not None and bool(scale.any()) and bool(before.value.any()):
             return ResidualSum(before.module, before.is_read, scale)
     return None
 
 
-def _scale_of(
+def scale_of(
     before: Float[Tensor, "*positions hidden"],
     after: Float[Tensor, "*positions hidden"],
     probe: Float[Tensor, "*positions hidden"],
@@ -189,7 +192,7 @@ def _scale_of(
     scale = (change * probe).sum(0) / probe.square().sum(0)
     expected = scale * probe
     is_close = float((change - expected).norm()) <= _TOLERANCE * float(expected.norm())
-    if not is_close or len(probe) < _FEWEST:
+    if not is_close or len(probe) < _SIZES:
         return None
     scale = (
         scale.mean().expand_as(scale)
