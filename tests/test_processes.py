@@ -11,6 +11,7 @@ from families import build, inspected, score, sentences, token_inputs, toy_token
 from headprune.analysis.roles import Roles
 from headprune.artefact import read_artefact
 from headprune.batch import as_batches
+from headprune.cli.options import ACTING
 from headprune.errors import CheckpointError
 from headprune.passes import RunContext
 from headprune.plans import HeadScores
@@ -183,7 +184,11 @@ def test_two_processes_see_what_one_sees(data_and_model):
     assert [path.name for path in (data_and_model / "look-two").iterdir()] == ["roles.json"]
 
 
-def test_other_commands_want_one_process(data_and_model):
-    done = launch(data_and_model, "eval", "model", "--data", "data.csv")
-    assert done.returncode
-    assert "eval runs in one process, and a launcher started 2" in done.stderr
+@pytest.mark.parametrize("command", sorted(set(ACTING) - {"score", "analyze"}))
+def test_other_commands_want_one_process(command, monkeypatch, command_line):
+    """What they hint at is an option that they have."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _out, err = command_line(command)
+    assert code == 2
+    assert f"{command} runs in one process, and a launcher started 2" in err
+    assert ("--scores FILE" in err) == ("scores" in ACTING[command])

@@ -100,7 +100,7 @@ def _add_command(name: str, function: Callable[[Call], None]) -> None:
         try:
             check_surroundings()
             if name not in ("score", "analyze"):
-                refuse_several_processes(name)
+                refuse_several_processes(name, takes_scores="scores" in ACTING[name])
             call = prepare(name, options)
             refuse_missing(call, name)
             refuse_idle(call, name)

@@ -87,8 +87,8 @@ def check_surroundings() -> None:
         ) from error
 
 
-def refuse_several_processes(command: str) -> None:
-    """Refuse a launcher's processes where each would do, and write, the same.
+def refuse_several_processes(command: str, *, takes_scores: bool) -> None:
+    """Refuse a launcher's processes where each would do, and write, the same; ``takes_scores``: of a command with ``--scores``.
 
     Raises:
         ConfigError: There are several, or a launcher's variable is no number.
@@ -97,5 +97,7 @@ def refuse_several_processes(command: str) -> None:
         raise ConfigError(
             f"{command} runs in one process, and a launcher started {size}",
             where="torchrun, accelerate launch",
-            hint=f"score on several: torchrun -m headprune -- score ...; then headprune {command} --scores FILE",
+            hint=f"score on several: torchrun -m headprune -- score ...; then headprune {command} --scores FILE"
+            if takes_scores
+            else f"start it without a launcher: headprune {command} ...",
         )
