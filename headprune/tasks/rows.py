@@ -4,6 +4,7 @@ They are drawn by content and seed, never by position; and none is used for both
 """
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,17 +55,36 @@ def read_table(source: str, *, split: str | None = None) -> Table:
 
 def _open(source: str, split: str | None) -> Table:
     path = Path(source)
+    check_source(source, split=split)
     if source.startswith(demo.PREFIX):
         split = split or "train"
         return replace(_read_demo(demo.locate_data(source, split)), split=split)
     if path.suffix.lower() in FORMATS and path.is_file():
+        return FORMATS[path.suffix.lower()](path)
+    name, _, config = source.partition(":")
+    return _load(source, name, config, split or "train")
+
+
+def check_source(source: str, *, split: str | None = None) -> None:
+    """Refuse what can't be read, without reading it.
+
+    Raises:
+        DataError: As :func:`read_table`, for what a name, a path and permissions tell.
+    """
+    path = Path(source)
+    if source.startswith(demo.PREFIX):
+        return
+    if path.suffix.lower() in FORMATS and path.is_file():
+        if not os.access(path, os.R_OK):
+            hint = "check the path and its permissions"
+            raise _error(source, "the data can't be read: Permission denied", hint=hint)
         if split is not None:
             raise _error(
                 source,
                 f"{source} is a file, and a file has no split {split!r}: all of it is read",
                 hint="name the file of that split with `data` or `eval_data`, and leave the split out",
             )
-        return FORMATS[path.suffix.lower()](path)
+        return
     if "://" in source:
         raise _error(
             source,
@@ -80,7 +100,6 @@ def _open(source: str, split: str | None) -> Table:
             f"there is no file {source!r}, and no data set on the hub is called so",
             hint=f"name one file that ends in {', '.join(FORMATS)}, or HUB_ID[:CONFIG]",
         )
-    return _load(source, name, config, split or "train")
 
 
 def _error(source: str, what: str, hint: str) -> DataError:

@@ -36,7 +36,7 @@ from headprune.tasks.load_metric import metric_for, objective_for
 from headprune.tasks.metrics import Metric
 from headprune.tasks.model_inputs import filling, longest_row, refuse_reading_ahead
 from headprune.tasks.plain import plain_task
-from headprune.tasks.rows import Example
+from headprune.tasks.rows import Example, check_source
 from headprune.tasks.task import Task, detect_task, for_outputs, get_task, refuse_other_head
 
 
@@ -175,6 +175,7 @@ def open_session(
 
     Raises:
         ConfigError: No model is named, or its task or metric can't be settled.
+        DataError: A file of rows isn't there, or can't be read.
         ModelError: The model can't be had or loaded.
     """
     world, spec, data = world or World(), settings.model, settings.data
@@ -190,6 +191,11 @@ def open_session(
     if data.metric not in (None, *METRICS):
         better = data.higher_is_better
         metric = metric_for(task, source.config, name=data.metric, higher_is_better=better)
+    trained = settings.distill
+    sources = ((data.data, data.split), data.evaluation_source)
+    for name, split in (*sources, (trained.heal_data, trained.heal_split)):
+        if name is not None:
+            check_source(name, split=split)
     has_own_device = world.size > 1 and spec.device in ("auto", "cuda")
     model = load_model(
         source,

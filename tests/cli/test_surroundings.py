@@ -289,3 +289,38 @@ def test_a_tokenizer_that_fails_on_a_text_is_named_and_isnt_the_gate_s_no(
     code, _out, err = command_line("eval", "m", "--data", "odd.csv", "--no-latency")
     assert is_lawful(code, err), err
     assert "tokenizer" in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("score",),
+        ("analyze",),
+        ("prune", "--keep", "0.5"),
+        ("prune", "--keep", "0.5", "--heal", "auto", "--heal-data"),
+        ("sweep",),
+        ("eval",),
+        ("prune", "--keep", "0.5", "--eval-data"),
+        ("heal", "--teacher", "model"),
+    ],
+    ids=" ".join,
+)
+def test_a_file_that_is_not_there_is_refused_before_the_model_is_loaded(
+    words, run_here, tokenizer, command_line
+):
+    """These weights would be refused, too: they come second."""
+    build("bert", num_labels=2).save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    config = json.loads(Path("model/config.json").read_text())
+    Path("model/config.json").write_text(json.dumps({**config, "intermediate_size": 44}))
+    Path("rows.csv").write_text("text,label\nw1 w2,0\nw3,1\n")
+    command, *options = words
+    data = ("--data", "rows.csv") if options and options[-1].endswith("-data") else ("--data",)
+    named = (*options, "rws.csv", *data) if len(data) == 2 else (*options, *data, "rws.csv")
+    code, _out, err = command_line(command, "model", *named, "--task", "classification")
+    assert code == 2, err
+    assert "there is no file rws.csv" in err
+    assert "did you mean 'rows.csv'" in err
+    code, _out, err = command_line(command, "model", "--data", "rows.csv", *options[:2])
+    assert code == 2
+    assert "intermediate" in err
