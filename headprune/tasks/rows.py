@@ -66,11 +66,7 @@ def _open(source: str, split: str | None) -> Table:
 
 
 def check_source(source: str, *, split: str | None = None) -> None:
-    """Refuse what can't be read, without reading it.
-
-    Raises:
-        DataError: As :func:`read_table`, for what a name, a path and permissions tell.
-    """
+    """Refuse, with a DataError, what can't be read, without reading it."""
     path = Path(source)
     if source.startswith(demo.PREFIX):
         return
