@@ -72,8 +72,7 @@ def check_source(source: str, *, split: str | None = None) -> None:
         return
     if path.suffix.lower() in FORMATS and path.is_file():
         if not os.access(path, os.R_OK):
-            hint = "check the path and its permissions"
-            raise _error(source, "the data can't be read: Permission denied", hint=hint)
+            raise _error(source, "the data can't be read: no permission", "change its permissions")
         if split is not None:
             raise _error(
                 source,
