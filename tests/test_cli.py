@@ -1390,16 +1390,16 @@ def test_ctrl_c_is_130_and_leaves_nothing(headprune, place, monkeypatch):
 
 
 def test_a_proof_that_fails_is_exit_1_and_nothing_is_saved(headprune, place, monkeypatch):
-    from headprune.workflows import prune
+    from headprune.workflows import smaller
 
-    real = prune.cut
+    real = smaller.cut
 
     def wrong(model, anatomy, **options):
         made = real(model, anatomy, **options)
         model.bert.encoder.layer[0].attention.self.query.weight.data.mul_(1.5)
         return made
 
-    monkeypatch.setattr(prune, "cut", wrong)
+    monkeypatch.setattr(smaller, "cut", wrong)
     code, _out, err = headprune(*PRUNE)
     assert code == 1
     assert "'masked == pruned' failed" in err

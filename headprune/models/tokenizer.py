@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +12,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from headprune.anatomy.clone import quiet
-from headprune.errors import ModelError, missing_package, package_error, what_it_says
+from headprune.errors import ModelError, first_line, missing_package, package_error, what_it_says
 from headprune.models.find import ModelSource
 from headprune.untrusted.recognise import own_files_alone
 
@@ -169,3 +169,22 @@ def _unreadable_tokenizer(error: BaseException, source: ModelSource) -> ModelErr
         where=where,
         hint="fetch its files again (tokenizer.json, tokenizer_config.json)",
     )
+
+
+@contextmanager
+def tokenizing(source: ModelSource) -> Iterator[None]:
+    """Name a tokenizer that fails on a text: the tokenizers library raises bare exceptions, and panics, which aren't even that.
+
+    Raises:
+        ModelError: It does.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(
+            f"the tokenizer of {source.name} fails on a text: {first_line(error)}",
+            where=str(source.directory / "tokenizer.json"),
+            hint="repair it, or fetch the model again",
+        ) from error

@@ -95,12 +95,8 @@ def fit(
         MemoryLimitError: Memory ran out with one example a batch.
     """
     parts = Parts[Sequence[Batch]]("reconstruction", _with_halves)
-    sums: Mapping[SiteId, ResidualSum] = {}
-    if to_stream and "refit" in methods:
-        longest = max(batches, key=lambda batch: batch.num_tokens / batch.num_rows)
-        rows = -(-_POSITIONS * longest.num_rows // longest.num_tokens)
-        sums = residual_sums(model, anatomy, longest.take(rows).to(input_device(model)))
-    run = partial(_fit, model, anatomy, sums, mask=mask, methods=methods, ridges=ridges)
+    asks = to_stream and "refit" in methods
+    run = partial(_fit, model, anatomy, mask=mask, methods=methods, ridges=ridges, asks=asks)
     return parts.largest(batches, run)[1]
 
 
@@ -113,13 +109,16 @@ def _with_halves(batches: Sequence[Batch]) -> Sequence[Sequence[Batch]]:
 def _fit(
     model: PreTrainedModel,
     anatomy: Anatomy,
-    sums: Mapping[SiteId, ResidualSum],
     batches: Sequence[Batch],
     *,
     mask: Float[Tensor, " heads"],
     methods: Sequence[FitMethod],
     ridges: Sequence[float] | None,
+    asks: bool,
 ) -> list[Reconstructed]:
+    longest = max(batches, key=lambda batch: batch.num_tokens / batch.num_rows)
+    few = longest.take(-(-_POSITIONS * longest.num_rows // longest.num_tokens))
+    sums = residual_sums(model, anatomy, few.to(input_device(model))) if asks else {}
     walk = _Walk(model, anatomy, batches, mask, sums)
     weights = projection_weights(model, anatomy)
     whole = _Walker(None, (), weights, [()] * len(batches))

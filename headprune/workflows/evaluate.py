@@ -33,7 +33,7 @@ def evaluate(
     """
     if settings.data.eval_data is None:
         settings = with_recorded_rows(settings, progress=progress, measures=True)
-    session = open_session(settings, progress=progress)
+    session = open_session(settings, progress=progress, only_reports=True)
     refuse_lengths(session)
     rows = evaluation_rows(session)
     if baseline is not None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headprune.errors import DataError
+from headprune.models.tokenizer import tokenizing
 from headprune.runtime.local import published_name
 from headprune.tasks.causal_lm import is_chat
 from headprune.tasks.columns import Columns, choose_columns
@@ -17,7 +18,7 @@ from headprune.tasks.rows import (
 )
 from headprune.tasks.rows import fingerprint as fingerprint_of_rows
 from headprune.tasks.tables import Table
-from headprune.workflows.session import Session, tokenizing
+from headprune.workflows.session import Session
 
 
 @dataclass(frozen=True)

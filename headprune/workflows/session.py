@@ -1,8 +1,7 @@
 """A session: a model that was opened once, with its task, its proven anatomy, and how work on it runs."""
 
 import inspect as python_inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,11 +16,11 @@ from headprune.anatomy.exceptions import reads_in_blocks
 from headprune.artefact import read_artefact
 from headprune.batch import Batch
 from headprune.config import MAX_LENGTH, DataSpec, ModelSpec, Settings
-from headprune.errors import ConfigError, ModelError, PlanError, first_line
+from headprune.errors import ConfigError, PlanError
 from headprune.inspection import inspect
 from headprune.models.find import ModelSource, find
 from headprune.models.load import load_model
-from headprune.models.tokenizer import load_tokenizer
+from headprune.models.tokenizer import load_tokenizer, tokenizing
 from headprune.passes import Progress, RunContext
 from headprune.placement import describe, fingerprint
 from headprune.plans import HeadScores
@@ -163,7 +162,12 @@ class Session:
 
 
 def open_session(
-    settings: Settings, *, progress: Progress, world: World | None = None, looks: bool = False
+    settings: Settings,
+    *,
+    progress: Progress,
+    world: World | None = None,
+    looks: bool = False,
+    only_reports: bool = False,
 ) -> Session:
     """Find and load the model and its tokenizer, and settle the task.
 
@@ -172,6 +176,7 @@ def open_session(
         progress: Where progress is reported.
         world: The processes that share the work.
         looks: Whether heads are only looked at, which takes no task: a model that has none here reads texts as they are.
+        only_reports: Whether no rows are read but those that report.
 
     Raises:
         ConfigError: No model is named, or its task or metric can't be settled.
@@ -191,11 +196,8 @@ def open_session(
     if data.metric not in (None, *METRICS):
         better = data.higher_is_better
         metric = metric_for(task, source.config, name=data.metric, higher_is_better=better)
-    trained = settings.distill
-    sources = ((data.data, data.split), data.evaluation_source)
-    for name, split in (*sources, (trained.heal_data, trained.heal_split)):
-        if name is not None:
-            check_source(name, split=split)
+    if not looks:
+        _check_rows(settings, only_reports=only_reports)
     has_own_device = world.size > 1 and spec.device in ("auto", "cuda")
     model = load_model(
         source,
@@ -219,6 +221,17 @@ def open_session(
             f"embeddings: {task.described}; texts are cut at {session.max_length} tokens"
         )
     return session
+
+
+def _check_rows(settings: Settings, *, only_reports: bool) -> None:
+    """Refuse rows that can't be read: loading a model takes longer than looking for a file."""
+    data, healing = settings.data, settings.distill
+    sources = [data.evaluation_source]
+    if not only_reports:
+        sources += [(data.data, data.split), (healing.heal_data, healing.heal_split)]
+    for name, split in sources:
+        if name is not None:
+            check_source(name, split=split)
 
 
 def _task(source: ModelSource, data: DataSpec, tokenizer: Any) -> Task:
@@ -249,25 +262,6 @@ def proven_anatomy(model: PreTrainedModel, *, name: str, progress: Progress) -> 
     if not anatomy.heads:
         raise PlanError("the model has no head that can be pruned", where=name, hint="see above")
     return anatomy
-
-
-@contextmanager
-def tokenizing(source: ModelSource) -> Iterator[None]:
-    """Name a tokenizer that fails on a text: the tokenizers library raises bare exceptions, and panics, which aren't even that.
-
-    Raises:
-        ModelError: It does.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if type(error) is not Exception and type(error).__name__ != "PanicException":
-            raise
-        raise ModelError(
-            f"the tokenizer of {source.name} fails on a text: {first_line(error)}",
-            where=str(source.directory / "tokenizer.json"),
-            hint="repair it, or fetch the model again",
-        ) from error
 
 
 def find_model(spec: ModelSpec, *, weights: bool = True) -> ModelSource:

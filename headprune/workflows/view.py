@@ -18,7 +18,7 @@ from headprune.errors import ConfigError, PlanError, UnsupportedError
 from headprune.heads import HeadId, SiteId
 from headprune.models.find import ModelSource
 from headprune.models.load import load_model
-from headprune.models.tokenizer import load_tokenizer
+from headprune.models.tokenizer import load_tokenizer, tokenizing
 from headprune.passes import Progress
 from headprune.placement import describe, versions
 from headprune.plans import HeadScores
@@ -26,7 +26,7 @@ from headprune.report.html import refuse_unusable_page, write_page
 from headprune.report.view import attention_page
 from headprune.runs import ROLES_FILE, SCORES, make_next_run, next_run, roles_file, scores_file
 from headprune.tasks.model_inputs import longest_row
-from headprune.workflows.session import find_model, model_note, proven_anatomy, tokenizing
+from headprune.workflows.session import find_model, model_note, proven_anatomy
 from headprune.workflows.stepwise import method_of
 
 PAGE = "view.html"

@@ -295,7 +295,6 @@ def test_a_tokenizer_that_fails_on_a_text_is_named_and_isnt_the_gate_s_no(
     "words",
     [
         ("score",),
-        ("analyze",),
         ("prune", "--keep", "0.5"),
         ("prune", "--keep", "0.5", "--heal", "auto", "--heal-data"),
         ("sweep",),
