@@ -77,7 +77,13 @@ def test_every_module_of_the_benchmarks_can_be_imported():
             importlib.import_module(name)
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.nightly] if name in ("memory", "gpu") else [])
+        for name in QUICK
+    ],
+)
 def test_the_smoke_run_writes_all_that_a_run_writes(name, benchmark, tmp_path, capsys):
     sections, headings = QUICK[name]
     out, page = tmp_path / "numbers.json", tmp_path / "page.md"

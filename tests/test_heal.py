@@ -236,9 +236,9 @@ def test_a_step_is_the_same_however_many_rows_fit_at_once(there, command_line, m
     ("family", "more"),
     [
         ("bert", ()),
-        ("bert", ("--lora", "2")),
         ("llama", ("--heal-weights", "attention")),
-        ("t5", ()),
+        pytest.param("bert", ("--lora", "2"), marks=pytest.mark.nightly),
+        pytest.param("t5", (), marks=pytest.mark.nightly),
     ],
 )
 def test_a_run_that_was_stopped_ends_with_the_weights_of_an_undisturbed_one(
