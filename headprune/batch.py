@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -56,10 +56,7 @@ class Batch:
         return self.targets if name == "labels" else self.inputs[name]
 
     def take(self, count: int) -> "Batch":
-        """Return the first ``count`` examples; the whole batch where its inputs don't come row by row.
-
-        Inputs that images were packed into, say, don't tell whose they are.
-        """
+        """Return the first ``count`` examples; the whole batch where its inputs don't come row by row, as of packed images."""
         if not self._comes_by_row:
             return self
         return replace(self._part(0, count), indices=torch.arange(min(count, self.num_examples)))
@@ -76,12 +73,20 @@ class Batch:
         return all(value.shape[:1] == (self.num_rows,) for value in self.inputs.values())
 
     def _part(self, start: int, stop: int) -> "Batch":
-        rows = (self.example_of_row >= start) & (self.example_of_row < stop)
+        places = torch.arange(self.num_examples)
+        return self.only((places >= start) & (places < stop))
+
+    def only(self, wanted: Bool[Tensor, " examples"]) -> "Batch":
+        """Return the examples that are ``wanted``; the whole batch where its inputs don't come row by row."""
+        if not self._comes_by_row:
+            return self
+        rows = wanted.to(self.example_of_row.device)[self.example_of_row]
+        places = (wanted.cumsum(0) - 1).to(self.example_of_row.device)
         return Batch(
             {name: value[rows.to(value.device)] for name, value in self.inputs.items()},
-            self.targets[start:stop],
-            self.example_of_row[rows] - start,
-            self.indices[start:stop],
+            self.targets[wanted.to(self.targets.device)],
+            places[self.example_of_row[rows]],
+            self.indices[wanted],
         )
 
     def start(self, length: int) -> "Batch":

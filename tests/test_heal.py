@@ -173,6 +173,7 @@ def test_what_was_trained_on_never_reports_again(there, command_line):
     assert code == 0, err
     heal = json.loads(out)["heal"]
     assert heal["data"]["n"] == heal["trained_on"] == 50 - 4, "a few decide"
+    assert heal["held_out"] == 4 + 4, "beside as many calibration rows"
     session = open_session(
         Settings.of(model="o", data="test.csv", task="classification"),
         progress=ConsoleProgress(quiet=True),

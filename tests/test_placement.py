@@ -14,7 +14,7 @@ from warm_python import REAL
 
 import headprune as hp
 from headprune.errors import UnprovenError, is_out_of_memory
-from headprune.placement import moved_away, saving_aside, staged
+from headprune.placement import moved_away, saving_aside, staged, value_of
 from headprune.runtime.files import staged_directory
 from headprune.verify import loads_afresh, reload_is_identical
 
@@ -221,3 +221,12 @@ def test_what_a_backward_needs_comes_back_as_it_lay(layout):
     assert torch.equal(seen[0], expected)
     shares_memory = layout.startswith(("repeated", "windows"))
     assert seen[0].is_contiguous() if shares_memory else seen[0].stride() == strides
+
+
+def test_a_weight_that_waits_elsewhere_is_read_from_there():
+    whole, spread = build("bert"), accelerate.cpu_offload(build("bert"), execution_device="cpu")
+    name = "bert.encoder.layer.0.output.dense"
+    module = spread.get_submodule(name)
+    assert module.weight.is_meta
+    assert torch.equal(value_of(module, "weight"), whole.get_submodule(name).weight)
+    assert module.weight.is_meta

@@ -9,7 +9,7 @@ import headprune as hp
 from headprune.batch import as_batches
 from headprune.surgery.fit import fit
 from headprune.surgery.projections import write_weights
-from headprune.surgery.residual import residual_sums, scale_of
+from headprune.surgery.residual import residual_sums, scale_of, sum_after
 
 
 def gpt_neox(**settings):
@@ -282,6 +282,27 @@ def test_what_is_normed_before_it_is_added_is_no_sum(norm, width):
     stream = torch.randn(6, width, generator=torch.Generator().manual_seed(1))
     assert scale_of(stream, stream + norm(width)(probe).detach(), probe) is None
     assert torch.allclose(scale_of(stream, stream + 0.3 * probe, probe), torch.tensor(0.3))
+
+
+class _Block(torch.nn.Module):
+    """Adds a projection of half its input to all of it, normed before or not."""
+
+    def __init__(self, width, norm):
+        super().__init__()
+        self.projection = torch.nn.Linear(width // 2, width, bias=False)
+        self.norm, self.after = norm, torch.nn.Identity()
+
+    def forward(self, x):
+        return self.after(x + self.norm(self.projection(x[..., : x.shape[-1] // 2])))
+
+
+@pytest.mark.parametrize("norm", [torch.nn.LayerNorm, torch.nn.RMSNorm])
+def test_a_wide_block_that_norms_first_has_no_sum(norm):
+    x = torch.randn(1, 9, 2048, generator=torch.Generator().manual_seed(0))
+    plain, normed = _Block(2048, torch.nn.Identity()), _Block(2048, norm(2048))
+    with torch.no_grad():
+        assert sum_after(plain.projection, plain, (x,), {}).module is plain.after
+        assert sum_after(normed.projection, normed, (x,), {}) is None
 
 
 def test_few_short_rows_are_enough_to_ask():

@@ -109,14 +109,21 @@ def _remainders(request: ScoreRequest) -> Mapping[SiteId, tuple[Tensor, Tensor]]
     are ``z P_:h P_hh^-1``.
     """
     model, anatomy = request.model, request.anatomy
-    unknown = [site for site in anatomy.sites if site.id not in request.grams]
-    request.grams.update(_grams(request, unknown) if unknown else {})
+    known = {} if request.grams is None else request.grams
+    unknown = [site for site in anatomy.sites if site.id not in known]
+    found = _grams(request, unknown) if unknown else {}
+    if request.grams is not None:
+        request.grams.update({site: gram.cpu() for site, gram in found.items()})
     has_bias = {
         site.id: getattr(model.get_submodule(site.output), "bias", None) is not None
         for site in anatomy.sites
     }
     return {
-        site.id: _remainder(request.grams[site.id], site, centred=has_bias[site.id])
+        site.id: _remainder(
+            (found.pop(site.id) if site.id in found else known[site.id]).to(_device(request, site)),
+            site,
+            centred=has_bias[site.id],
+        )
         for site in anatomy.sites
     }
 
@@ -154,11 +161,15 @@ def _gram(site: Site, z: Tensor, batch: Batch, *, like: Tensor) -> Tensor:
 
 
 def _zeros(request: ScoreRequest, site: Site) -> Tensor:
-    """Return zeros where sums are kept: on the device, unless it has no double precision."""
-    device = request.model.get_parameter(f"{site.output}.weight").device
+    """Return zeros where sums are kept."""
     width = len(site.heads) * site.head_dim + 1
-    device = torch.device("cpu") if device.type in ("mps", "meta") else device
-    return torch.zeros(width, width, dtype=torch.float64, device=device)
+    return torch.zeros(width, width, dtype=torch.float64, device=_device(request, site))
+
+
+def _device(request: ScoreRequest, site: Site) -> torch.device:
+    """Return where sums are kept: where the weights lie, unless that has no double precision."""
+    device = request.model.get_parameter(f"{site.output}.weight").device
+    return torch.device("cpu") if device.type in ("mps", "meta") else device
 
 
 def _remainder(

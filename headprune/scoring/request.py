@@ -1,7 +1,7 @@
 """What a scoring method is given, what it returns, and how one is run by its name."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -32,7 +32,8 @@ class ScoreRequest:
         context: How the work runs: progress, journal, processes.
         seed: For methods that draw random numbers.
         statistic: The metric, where importance is about the metric itself.
-        grams: ``[z, 1]^T [z, 1]`` over all positions, of attentions where it is known; methods that need it add what isn't.
+        grams: ``[z, 1]^T [z, 1]`` over positions, in CPU memory, where it is known; a method that needs others adds them.
+            None keeps none.
     """
 
     model: PreTrainedModel
@@ -42,7 +43,7 @@ class ScoreRequest:
     context: RunContext = SILENT
     seed: int = 0
     statistic: Metric | None = None
-    grams: dict[SiteId, Float64[Tensor, "width_and_1 width_and_1"]] = field(default_factory=dict)
+    grams: dict[SiteId, Float64[Tensor, "width_and_1 width_and_1"]] | None = None
 
     @property
     def num_examples(self) -> int:

@@ -64,7 +64,7 @@ class Reconstructed:
         weights: The parameters of all output projections, by name.
         ridges: By the name of the projection, how strongly it was held to what was there.
         unchanged: Attentions that run before any head is lost.
-        grams: Of those that were fitted to their own output, ``[z, 1]^T [z, 1]`` over all positions; lost heads put out zeros.
+        grams: Of those that were fitted to their own output alone, ``[z, 1]^T [z, 1]`` over all positions, in CPU memory.
     """
 
     weights: dict[str, Tensor]
@@ -95,8 +95,9 @@ def fit(
         MemoryLimitError: Memory ran out with one example a batch.
     """
     parts = Parts[Sequence[Batch]]("reconstruction", _with_halves)
-    asks = to_stream and "refit" in methods
-    run = partial(_fit, model, anatomy, mask=mask, methods=methods, ridges=ridges, asks=asks)
+    run = partial(
+        _fit, model, anatomy, mask=mask, methods=methods, ridges=ridges, to_stream=to_stream
+    )
     return parts.largest(batches, run)[1]
 
 
@@ -114,12 +115,14 @@ def _fit(
     mask: Float[Tensor, " heads"],
     methods: Sequence[FitMethod],
     ridges: Sequence[float] | None,
-    asks: bool,
+    to_stream: bool,
 ) -> list[Reconstructed]:
-    longest = max(batches, key=lambda batch: batch.num_tokens / batch.num_rows)
-    few = longest.take(-(-_POSITIONS * longest.num_rows // longest.num_tokens))
-    sums = residual_sums(model, anatomy, few.to(input_device(model))) if asks else {}
-    walk = _Walk(model, anatomy, batches, mask, sums)
+    sums: Mapping[SiteId, ResidualSum] = {}
+    if to_stream and "refit" in methods:
+        longest = max(batches, key=lambda batch: batch.num_tokens / batch.num_rows)
+        few = longest.take(-(-_POSITIONS * longest.num_rows // longest.num_tokens))
+        sums = residual_sums(model, anatomy, few.to(input_device(model)))
+    walk = _Walk(model, anatomy, batches, mask, sums, to_stream)
     weights = projection_weights(model, anatomy)
     whole = _Walker(None, (), weights, [()] * len(batches))
     walkers = [_Walker(m, RIDGES[m] if ridges is None else ridges, dict(weights)) for m in methods]
@@ -172,6 +175,7 @@ class _Walk:
     batches: Sequence[Batch]
     mask: Float[Tensor, " heads"]
     residual: Mapping[SiteId, ResidualSum]
+    to_stream: bool
     drops: dict[nn.Module, bool] = field(default_factory=dict)
 
     def batch(self, index: int) -> Batch:
@@ -234,8 +238,8 @@ class _Walk:
         for walker, scale, sums in zip(walkers, scales, folds, strict=True):
             if walker.method is None or not any(float(fold.gram[-1, -1]) for fold in sums):
                 continue
-            if site.id not in self.residual:
-                walker.grams[site.id] = of_all_heads(sum_of(sums).gram, kept, site.head_dim)
+            if not self.to_stream:
+                walker.grams[site.id] = of_all_heads(sum_of(sums).gram.cpu(), kept, site.head_dim)
             solved = solve(
                 sums,
                 weight[columns] * scale,

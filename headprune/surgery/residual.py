@@ -71,7 +71,7 @@ def residual_sums(
         block = block_by_site[site.id]
         if block is not None and block in calls:
             args, kwargs = calls[block]
-            one = _sum_after(model.get_submodule(site.output), block, args, kwargs)
+            one = sum_after(model.get_submodule(site.output), block, args, kwargs)
             if one is not None:
                 found[site.id] = one
     return found
@@ -153,7 +153,7 @@ def _single_calls(
     return {block: call for block, call in calls.items() if times[block] == 1}
 
 
-def _sum_after(
+def sum_after(
     projection: nn.Module, block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> ResidualSum | None:
     """Return the first state of a block that grows by a projection's output, and isn't that output alone."""

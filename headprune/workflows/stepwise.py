@@ -134,7 +134,7 @@ def score_with_steps(
     method = get_method(method_of(score))
     batches = objective.sampled_batches if method.differentiates else objective.batches
     between = method_between_steps(scoring.reconstruct, num_examples(objective.batches))
-
+    plan, steps = scoring.plan, num_steps(score, scoring.plan)
     known: dict[SiteId, Tensor] = {}
 
     def rescore(removed: Collection[HeadId]) -> HeadScores:
@@ -157,12 +157,11 @@ def score_with_steps(
                 context=replace(context, journal=journal),
                 seed=scoring.seed,
                 statistic=objective.statistic,
-                grams=known,
+                grams=known if plan is not None and steps > 1 else None,
             )
             scores = score_heads(request, method=method.name, normalize=score.normalize)
         return scores.model_copy(update={"objective": score.objective})
 
-    plan, steps = scoring.plan, num_steps(score, scoring.plan)
     if plan is None or steps == 1:
         return rescore(())
     scores = score_in_steps(anatomy, rescore=rescore, constraints=plan, steps=steps)
@@ -195,11 +194,11 @@ class _Removal:
         unchanged: dict[SiteId, Tensor] = {}
         if self.method is not None and can_fit(model, anatomy):
             # Towards their own outputs, as `unique` counts on it. Measured: aimed at the stream, they choose worse heads next.
-            # Every second batch is enough to choose by, and half the work.
+            # Every second example is enough to choose by, and half the work.
             (fitted,) = fit(
                 model,
                 anatomy,
-                batches=self.batches[::2],
+                batches=_every_second(self.batches),
                 mask=mask,
                 methods=[self.method],
                 to_stream=False,
@@ -219,3 +218,9 @@ class _Removal:
             gated(model, anatomy, gates=mask.to(input_device(model))),
         ):
             yield
+
+
+def _every_second(batches: Sequence[Batch]) -> tuple[Batch, ...]:
+    """Return the batches with every second example of the data, however these are batched."""
+    halves = (batch.only(batch.indices % 2 == 0) for batch in batches)
+    return tuple(half for half in halves if half.num_examples)

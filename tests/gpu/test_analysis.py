@@ -16,7 +16,7 @@ def _numbers(found):
     }
 
 
-def _same(found, expected):
+def assert_same(found, expected):
     assert found.undefined == expected.undefined
     found, expected = _numbers(found), _numbers(expected)
     assert found.keys() == expected.keys()
@@ -33,14 +33,16 @@ def test_roles_are_those_of_the_cpu(family, apart):
     anatomy = inspected(model)
     expected = hp.analyze(model, batches(), anatomy=anatomy)
     assert len(expected.measures) > 3
-    _same(hp.analyze(model.to(apart), batches(), anatomy=anatomy), expected)
+    assert_same(hp.analyze(model.to(apart), batches(), anatomy=anatomy), expected)
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_roles_of_a_model_that_waits_elsewhere_are_those_of_the_whole(family, device):
     anatomy = inspected(build(family))
     expected = hp.analyze(build(family), batches(), anatomy=anatomy)
-    _same(hp.analyze(partly_waiting(build(family), device), batches(), anatomy=anatomy), expected)
+    assert_same(
+        hp.analyze(partly_waiting(build(family), device), batches(), anatomy=anatomy), expected
+    )
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
