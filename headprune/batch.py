@@ -90,10 +90,7 @@ class Batch:
         )
 
     def start(self, length: int) -> "Batch":
-        """Return the first ``length`` positions of every row; the whole batch where there is padding among them.
-
-        So it is where inputs have other dimensions than rows and positions, too.
-        """
+        """Return the first ``length`` positions of every row; the whole batch where one is padding, or there are other dimensions."""
         sizes = {value.shape[:2] for value in self.inputs.values()}
         real = self.inputs.get("attention_mask")
         if len(sizes) != 1 or (real is not None and not bool(real[:, :length].all())):
