@@ -90,7 +90,7 @@ class Batch:
         )
 
     def start(self, length: int) -> "Batch":
-        """Return the first ``length`` positions of every row; the whole batch where one is padding, or there are other dimensions."""
+        """Return the first ``length`` positions of every row; the whole batch where one is padding, or has other dimensions."""
         sizes = {value.shape[:2] for value in self.inputs.values()}
         real = self.inputs.get("attention_mask")
         if len(sizes) != 1 or (real is not None and not bool(real[:, :length].all())):
