@@ -174,6 +174,8 @@ def test_what_was_trained_on_never_reports_again(there, command_line):
     heal = json.loads(out)["heal"]
     assert heal["data"]["n"] == heal["trained_on"] == 50 - 4, "a few decide"
     assert heal["held_out"] == 4 + 4, "beside as many calibration rows"
+    texts = [Example((line,)) for line in Path("texts.csv").read_text().splitlines()[1:]]
+    assert set(noted_rows(texts)) <= set(heal["rows"]), "those that decide are noted, too"
     session = open_session(
         Settings.of(model="o", data="test.csv", task="classification"),
         progress=ConsoleProgress(quiet=True),

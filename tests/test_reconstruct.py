@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from families import build, inspected, token_inputs
 from test_methods import unpadded
 from test_refit import with_a_skip
 from test_scoring import setting
+from test_sweep import QUIET, subject_on_disk
 
 import headprune as hp
 from headprune.batch import as_batches
-from headprune.evaluation import Predictions
+from headprune.evaluation import Predictions, predict
 from headprune.masking import gated
 from headprune.replay import losses
 from headprune.replay.record import tensors_in
@@ -28,7 +30,9 @@ from headprune.surgery.fit import fit
 from headprune.surgery.least_squares import FOLDS, no_sums, solve
 from headprune.surgery.projections import projection_weights, write_weights
 from headprune.tasks.metrics import spearman
-from headprune.workflows.reconstruct import best_of
+from headprune.workflows.reconstruct import HeldOutRows, best_of
+from headprune.workflows.rows import separate_rows
+from headprune.workflows.session import open_session
 
 
 def refit(model, anatomy, *, batches, mask, ridge):
@@ -361,3 +365,25 @@ def test_a_walk_keeps_no_more_than_the_model_reads(skips):
     }
     assert sizes[0] == 4
     assert sizes[1] >= 4 * 8 * model.config.hidden_size
+
+
+@pytest.mark.parametrize("by_loss", [False, True])
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_held_out_rows_look_at_the_model_without_the_removed_heads(
+    name, by_loss, run_here, tokenizer
+):
+    session = open_session(subject_on_disk(name, tokenizer), progress=QUIET)
+    anatomy, parts = session.anatomy, separate_rows(session)
+    mask = mask_of(anatomy, GONE[name])
+    rows = HeldOutRows(session.model, anatomy, session.objective(parts.held_out))
+    if not by_loss:
+        rows = replace(rows, task=session.task, metric=session.metric)
+    measure = rows.judge().measure
+    found, whole = measure(mask), measure(torch.ones_like(mask))
+    with hp.masked(session.model, GONE[name], anatomy=anatomy):
+        batches = session.batches(parts.held_out)
+        expected = predict(session.model, session.task, batches=batches)
+    assert found.loss == pytest.approx(expected.losses.mean(), rel=1e-5)
+    assert whole.loss != pytest.approx(found.loss, rel=1e-4)
+    value = session.metric.compute(expected.predictions, expected.references)
+    assert found.value == pytest.approx(expected.losses.mean() if by_loss else value, rel=1e-5)
