@@ -207,6 +207,15 @@ def test_a_pruned_model_heals(family, task, cls, tmp_path, capsys):
     assert capsys.readouterr().out == "", "stdout is for data"
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup", "constant"])
+def test_a_single_step_trains_whatever_the_schedule(schedule, tmp_path):
+    lesson = Lesson("bert")
+    before = lesson.away()
+    trained = lesson.train(tmp_path, max_steps=1, pairs=[f"lr_scheduler_type={schedule}"])
+    assert trained.steps == 1
+    assert lesson.away() < before
+
+
 def test_dead_weight_stays_dead(tmp_path):
     lesson = Lesson("llama", gone=["L0.H1", "L1.H2", "L1.H5"], pad=True)
     dead = [(item, places) for site in lesson.anatomy.sites for item, places in dead_indices(site)]

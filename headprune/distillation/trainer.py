@@ -4,14 +4,17 @@ Importing Trainer takes longer than most commands do, so this module is imported
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
@@ -85,6 +88,18 @@ class Distillation(Trainer):
         loss = self._job.distance(outputs, targets, inputs).mean()
         return (loss, outputs) if return_outputs else loss
 
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: Optimizer | None = None
+    ) -> LRScheduler:
+        """Return Trainer's scheduler for one step more, without its first, whose rate is 0 in a warm-up."""
+        if self.lr_scheduler is not None:
+            return self.lr_scheduler
+        scheduler: LRScheduler = super().create_scheduler(num_training_steps + 1, optimizer)
+        if isinstance(scheduler, LambdaLR):
+            rates: list[Any] = [partial(_one_later, rate) for rate in scheduler.lr_lambdas]
+            scheduler = self.lr_scheduler = LambdaLR(scheduler.optimizer, rates)
+        return scheduler
+
     def prediction_step(
         self,
         model: nn.Module,
@@ -97,6 +112,10 @@ class Distillation(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
         return loss.detach(), None, None
+
+
+def _one_later(rate: Callable[[int], float], step: int) -> float:
+    return float(rate(step + 1))
 
 
 class _SavesByTime(TrainerCallback):
