@@ -1024,7 +1024,7 @@ MISTAKES = {
     "steps to a target": (
         (*PRUNE[:-2], "--target-flops", "0.9", "--steps", "3"),
         None,
-        "steps lead to a keep ratio or a number of heads",
+        "steps need to know how many heads are kept",
         "--heads 40",
     ),
     "no such multiple": (
@@ -1233,7 +1233,7 @@ MISTAKES = {
     "the slope of a metric": (
         ("score", "classifier", "--data", "data.csv", "--objective", "metric"),
         None,
-        "the metric itself has no slope",
+        "the metric has no derivative",
         "--method ablation",
     ),
     "sweep by no method": (

@@ -19,7 +19,12 @@ import headprune as hp
 from headprune.config import Settings
 from headprune.distillation import trainer
 from headprune.distillation.settings import trainer_settings
-from headprune.distillation.teacher import DistillJob, attention_parameters, copy_as_teacher
+from headprune.distillation.teacher import (
+    DistillJob,
+    attention_parameters,
+    copy_as_teacher,
+    keep_nearest,
+)
 from headprune.distillation.trainer import train
 from headprune.errors import ConfigError
 from headprune.report.tables import prune_table
@@ -28,7 +33,6 @@ from headprune.results import Results
 from headprune.surgery import cut
 from headprune.tasks.rows import Example, noted_rows
 from headprune.workflows.heal_cut import FORWARDS, FORWARDS_PER_STEP, set_apart_of
-from headprune.workflows.healing import keep_nearest
 from headprune.workflows.prune import prune
 from headprune.workflows.reading import Rows
 from headprune.workflows.rows import Purpose, RowParts, separate_rows

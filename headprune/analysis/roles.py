@@ -138,7 +138,7 @@ def decided(measures: Iterable[Measure]) -> tuple[Measure, ...]:
     """Return the measures with ``passes``, by the rule of their role's row.
 
     A head passes a published threshold (or margin above its baseline) if its value is above it, or ``top`` if it is among that
-    share of all heads. Its whole interval must lie above the baseline, too: on short rows even attention passes some thresholds.
+    share of all heads. Its whole interval must lie above the baseline, too: on short rows uniform attention passes some.
     Where the baseline is the most that can be reached (entropy) and the threshold lies above, heads are undecided.
     """
     return tuple(

@@ -185,7 +185,7 @@ _RULES = (
         ("score", "prune", "run"),
         ("compile",),
         lambda call: bool({"ablation", "only"} & {*_methods(call)}),
-        "only masking one head after the other runs blocks often enough",
+        "compiling takes minutes, which only masking one head after the other makes up for",
         "leave it out, or score by ablation or only",
     ),
     _Rule(

@@ -29,21 +29,21 @@ class OwnOptions(Section):
     resume: bool = option(False, "Go on from the last checkpoint.")
     update_baseline: bool = option(False, "Make this result the baseline.")
     format: Literal["text", "json", "markdown", "github", "junit"] | None = option(
-        None, "Of stdout. (default: text)"
+        None, "Format of what is printed. (default: text)"
     )
     runs: tuple[Path, ...] = option(
         (), "Runs, pruned models, or JSON documents of headprune's.", metavar="RUN_OR_DIR..."
     )
     by: Names = option(
         (),
-        "Once for each value of a column, or for each file; then compared.",
+        "Analyze each value of a column, or each file, by itself; then compare.",
         metavar="COLUMN|NAME=FILE,...",
     )
     pictures: Path | None = option(
         None, "Write every chart there, too, as PNG and SVG.", metavar="DIR"
     )
     gguf: Path | None = option(None, "The file to write, for llama.cpp.", metavar="FILE")
-    tokenizer: bool = option(True, "--no-tokenizer: weights alone, the engine is given token ids.")
+    tokenizer: bool = option(True, "Write the tokenizer; else the engine takes token ids.")
     shown_text: str | None = option(
         None, "What is looked at; of an encoder-decoder what its encoder reads.", metavar="TEXT"
     )

@@ -51,7 +51,7 @@ def check_roles(plan: Constraints, run: RunSpec) -> None:
     """
     if plan.protect_role and run.roles == NO_ROLES:
         raise ConfigError(
-            "who has a role isn't known where no roles are looked at",
+            "roles can't be protected where they aren't measured",
             where=f"`protect_role={','.join(plan.protect_role)}`, `roles={NO_ROLES}`",
             hint="leave one of them out",
         )
@@ -74,16 +74,18 @@ def check_score(score: ScoreSpec, plan: Constraints | None, *, processes: int = 
         )
     if steps > 1 and plan.keep is None and plan.heads is None and plan.max_drop is None:
         raise ConfigError(
-            "steps lead to a keep ratio or a number of heads",
+            "steps need to know how many heads are kept in the end",
             where=f"`steps={steps}`",
             hint="give `keep=0.5` or `heads=40`, for example, and leave out targets",
         )
     if steps > 1 and (not method.rescorable or score.normalize != "none"):
         once = [row.name for row in METHODS.values() if not row.rescorable]
         raise ConfigError(
-            "in steps heads are scored as they are, all that are left in one pass",
+            f"{method.name} can't score again what is left after a step"
+            if not method.rescorable
+            else "normalized scores of different steps can't be compared",
             where=f"`steps={steps}`",
-            hint=f"use another method than {', '.join(once)}, and leave out `normalize`",
+            hint=f"leave out `steps` and `normalize`, or use another method than {', '.join(once)}",
         )
     if plan.rearrange and (steps > 1 or not method.has_products):
         with_products = [row.name for row in METHODS.values() if row.has_products]
@@ -98,7 +100,7 @@ def check_score(score: ScoreSpec, plan: Constraints | None, *, processes: int = 
         "metric" not in method.objectives or steps > 1 or score.normalize != "none"
     ):
         raise ConfigError(
-            "the metric itself has no slope: heads are scored by what it loses without each",
+            "the metric has no derivative: its importance is measured by masking one head after the other",
             where="`objective=metric`",
             hint="give `method=ablation`, and leave out `steps` and `normalize`",
         )

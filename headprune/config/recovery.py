@@ -11,7 +11,7 @@ class ReconstructSpec(Section):
     reconstruct: Literal["none", "best", "scale", "bias", "refit"] | None = option(
         None,
         "Make the kept heads do what all did, in closed form: scale them, move the bias, refit the output projections; best "
-        "tries bias and refit. Kept where rows that it didn't see say so. (default: refit)",
+        "tries bias and refit. Kept only if held-out rows improve. (default: refit)",
     )
     allow_bias: bool = option(
         False,
@@ -24,8 +24,8 @@ class DistillSpec(Section):
 
     heal: Steps = option(
         None,
-        "Then train it to put out what the whole model does, without labels, in so many steps; auto: as many as take three "
-        "times as long as scoring. Kept where rows that it wasn't trained on say so.",
+        "After cutting, train so many steps towards the whole model's outputs, without labels; auto: as many as take three "
+        "times as long as scoring. Kept only if held-out rows improve.",
         metavar="auto|N|none",
     )
     heal_weights: Literal["all", "attention"] = option(
@@ -38,7 +38,7 @@ class DistillSpec(Section):
     )
     heal_split: str | None = option(None, "Split of --heal-data. (default: train)")
     teacher: str | None = option(
-        None, "Whom it learns from. (default: what it came from)", metavar="MODEL"
+        None, "The model it learns from. (default: the one it was pruned from)", metavar="MODEL"
     )
     epochs: float = option(3, "How often the rows are trained on.", gt=0)
     max_steps: int | None = option(None, "Steps of the optimizer, whatever the epochs.", ge=1)

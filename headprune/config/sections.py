@@ -60,10 +60,10 @@ class DataSpec(Section):
     split: str | None = option(None, "Split of a data set. (default: train)")
     eval_data: str | None = option(
         None,
-        "Rows that report. (default: a part of --data that chooses nothing)",
+        "Rows that results are measured on. (default: a part of --data that nothing else uses)",
         metavar="FILE|HUB_ID[:CONFIG]",
     )
-    eval_split: str | None = option(None, "Split that reports.")
+    eval_split: str | None = option(None, "Split that results are measured on.")
     where: str | None = option(
         None, "Only rows that have this value in this column.", metavar="COLUMN=VALUE"
     )
@@ -139,11 +139,14 @@ class AnalyzeSpec(Section):
     role: Names = option(
         (), "Which roles. (default: all that model and data allow)", metavar="NAME[,NAME]"
     )
-    num_sequences: int = option(200, "How many random sequences are said twice.", ge=2, le=100_000)
-    sequence_length: int = option(50, "Their length in tokens, once.", ge=4, le=10_000)
-    num_needles: int = option(55, "How many texts with a code word are tried.", ge=2, le=10_000)
+    num_sequences: int = option(200, "Random sequences, each repeated once.", ge=2, le=100_000)
+    sequence_length: int = option(50, "Tokens per random sequence.", ge=4, le=10_000)
+    num_needles: int = option(55, "Texts that hide a code word.", ge=2, le=10_000)
     needle_length: int = option(
-        512, "The longest of them, in tokens; the shortest has about 32.", ge=64, le=1_000_000
+        512,
+        "Tokens of the longest such text; the shortest has about 32.",
+        ge=64,
+        le=1_000_000,
     )
     similarity: bool = option(False, "Compare heads with each other, too: similarity.json.")
     plan: str | None = option(
@@ -181,7 +184,7 @@ class Constraints(Section):
     )
     max_drop: AllowedDrop = option(
         None,
-        "Remove heads as long as the metric's 95 % interval is no worse than this, on rows that do nothing else: in its own "
+        "Remove heads as long as the metric's 95 % interval is no worse than this, on rows used for nothing else: in its own "
         "units (0.01), or a share (1%).",
         metavar="X",
     )

@@ -23,6 +23,8 @@ from headprune.tasks.rows import Example
 
 Distance: TypeAlias = Callable[[Any, Any, Mapping[str, Tensor]], Tensor]
 """``distance(student outputs, teacher outputs, inputs) -> [rows]``: 0 where both say the same."""
+SHARES = (1.0, 0.75, 0.5, 0.25)
+"""How much of a training may be kept."""
 
 
 def distance_between(student: Distillation, teacher: Distillation) -> Distance:
@@ -59,6 +61,51 @@ def mean_distance(
     if not math.isfinite(total):
         raise not_finite("the distance to the teacher is not finite", teacher, where="`teacher`")
     return total / rows
+
+
+def keep_nearest(
+    model: nn.Module, old: Mapping[str, Tensor], away: Callable[[], float], *, start: float
+) -> tuple[float, float]:
+    """Give the model the weights on the way from old to new that are nearest to the teacher; return the share and the distance.
+
+    Where none is nearer than the old ones (``start``), these come back, and the distance is that of the new ones.
+    """
+    new = {name: model.get_parameter(name).detach().to("cpu", copy=True) for name in old}
+    distances = {}
+    for share in SHARES:
+        _write_between(model, old, new, share)
+        distances[share] = away()
+    best = min(SHARES, key=lambda share: distances[share])
+    if distances[best] >= start:
+        restore_weights(model, old)
+        return 0.0, distances[1.0]
+    _write_between(model, old, new, best)
+    return best, distances[best]
+
+
+@torch.no_grad()
+def _write_between(
+    model: nn.Module, old: Mapping[str, Tensor], new: Mapping[str, Tensor], share: float
+) -> None:
+    for name, value in new.items():
+        mixed = value if share == 1.0 else torch.lerp(old[name].float(), value.float(), share)
+        model.get_parameter(name).copy_(mixed)
+
+
+def copied_weights(model: PreTrainedModel, names: Collection[str] | None) -> dict[str, Tensor]:
+    """Return copies, in CPU memory, of the parameters that are named; None stands for all."""
+    return {
+        name: parameter.detach().to("cpu", copy=True)
+        for name, parameter in model.named_parameters()
+        if names is None or name in names
+    }
+
+
+@torch.no_grad()
+def restore_weights(model: nn.Module, old: Mapping[str, Tensor]) -> None:
+    """Give the model the parameters back that were copied."""
+    for name, value in old.items():
+        model.get_parameter(name).copy_(value)
 
 
 def attention_parameters(model: PreTrainedModel, anatomy: Anatomy) -> frozenset[str]:

@@ -43,7 +43,7 @@ def make_plan(
     removed = choice.heads
     if constraints.keep is not None and constraints.keep < 1 and not removed:
         raise PlanError(
-            f"a share of {constraints.keep} removes no head: the smallest step is larger than that",
+            f"keep={constraints.keep} removes no head: the smallest unit that can be removed is larger than that",
             where="`keep`, `gqa`, `uniform`",
             hint="use a smaller `keep`, or other units (`gqa=even`)",
         )

@@ -20,13 +20,11 @@ class ReportSection:
         name: What links call it.
         title: Its heading.
         function: Where its function is, ``module:function``; imported when it is called.
-        needs: The documents that it is made from, in words.
     """
 
     name: str
     title: str
     function: str
-    needs: str
 
     def load(self) -> Callable[..., Any]:
         """Import the section's function."""
@@ -39,27 +37,17 @@ _FIGURES = "headprune.report.figures"
 _OUTCOME = "headprune.report.outcome"
 
 _ROWS = (
-    ReportSection("summary", "Summary", f"{_SECTIONS}:summary", "any"),
-    ReportSection("heads", "Every head", f"{_FIGURES}:heads", "scores, roles or a plan"),
-    ReportSection("roles", "What the heads do", f"{_FIGURES}:roles", "roles"),
-    ReportSection(
-        "similarity",
-        "Which heads are alike",
-        "headprune.report.similarity:similarity",
-        "how alike heads are",
-    ),
-    ReportSection("layers", "Layer by layer", f"{_FIGURES}:layers", "a plan or scores"),
-    ReportSection("quality", "Before and after", f"{_OUTCOME}:quality", "results"),
-    ReportSection("sweep", "How far pruning can go", "headprune.report.sweeps:sweep", "a sweep"),
-    ReportSection("speed", "Time and memory", f"{_OUTCOME}:speed", "results"),
-    ReportSection(
-        "methods",
-        "Who was right",
-        "headprune.report.agreement:methods",
-        "several scores, or a sweep",
-    ),
-    ReportSection("comparison", "Compared", "headprune.report.compare:comparison", "a comparison"),
-    ReportSection("made", "How it was made", f"{_SECTIONS}:made", "any"),
+    ReportSection("summary", "Summary", f"{_SECTIONS}:summary"),
+    ReportSection("heads", "Every head", f"{_FIGURES}:heads"),
+    ReportSection("roles", "What the heads do", f"{_FIGURES}:roles"),
+    ReportSection("similarity", "Which heads are alike", "headprune.report.similarity:similarity"),
+    ReportSection("layers", "Layer by layer", f"{_FIGURES}:layers"),
+    ReportSection("quality", "Before and after", f"{_OUTCOME}:quality"),
+    ReportSection("sweep", "How far pruning can go", "headprune.report.sweeps:sweep"),
+    ReportSection("speed", "Time and memory", f"{_OUTCOME}:speed"),
+    ReportSection("methods", "Who was right", "headprune.report.agreement:methods"),
+    ReportSection("comparison", "Compared", "headprune.report.compare:comparison"),
+    ReportSection("made", "How it was made", f"{_SECTIONS}:made"),
 )
 
 SECTIONS: dict[str, ReportSection] = {row.name: row for row in _ROWS}

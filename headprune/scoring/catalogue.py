@@ -64,7 +64,6 @@ class Method:
 _GRADIENTS = "headprune.scoring.gradients"
 _ACTIVATIONS = "headprune.scoring.activations"
 _ATTENTION = "headprune.scoring.attention"
-_BASELINES = "headprune.scoring.activations"
 _ONE_PASS = "1 forward, 1 backward"
 _MICHEL = "[Michel et al. 2019](https://arxiv.org/abs/1905.10650)"
 _KWON = "[Kwon et al. 2022](https://arxiv.org/abs/2204.09656)"
@@ -228,7 +227,7 @@ _ROWS = (
     ),
     Method(
         name="magnitude",
-        function=f"{_BASELINES}:magnitude",
+        function=f"{_ACTIVATIONS}:magnitude",
         help="norm of the head's columns of the output projection",
         cost="nothing",
         use="have a baseline without data",
@@ -238,7 +237,7 @@ _ROWS = (
     ),
     Method(
         name="random",
-        function=f"{_BASELINES}:random",
+        function=f"{_ACTIVATIONS}:random",
         help="a seeded number",
         cost="nothing",
         use="know what any method must beat",

@@ -1,4 +1,4 @@
-"""The only place where weights change."""
+"""Cut heads, and reconstruct what is left. Beside training, the only place where weights change."""
 
 from headprune.surgery.cut import cut, dead_indices
 from headprune.surgery.head_settings import head_settings, layer_counts, named_heads

@@ -1,14 +1,13 @@
 """Healing, as ``heal`` and ``prune --heal`` share it: train towards a teacher, and keep what helps on other rows."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
 from headprune.anatomy import Anatomy
@@ -28,8 +27,11 @@ from headprune.distillation.settings import (
 from headprune.distillation.teacher import (
     DistillJob,
     attention_parameters,
+    copied_weights,
     distance_between,
+    keep_nearest,
     mean_distance,
+    restore_weights,
 )
 from headprune.errors import ConfigError, MemoryLimitError, ModelError
 from headprune.placement import choose_device, fingerprint, release_memory, versions
@@ -42,8 +44,6 @@ if TYPE_CHECKING:
     from headprune.distillation.trainer import Trained
 
 FEWEST_ROWS = 8
-SHARES = (1.0, 0.75, 0.5, 0.25)
-"""How much of a training may be kept."""
 _NAMES = ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps")
 
 
@@ -201,7 +201,7 @@ def distil(
         saves_by_time=saves_by_time(spec.trainer),
         sample=lesson.sample.inputs,
     )
-    old, start = _weights(model, job), away()
+    old, start = copied_weights(model, _changed_by(model, job)), away()
     notify(f"healing on {len(lesson.rows.examples):,} rows")
     trained = _train(lesson, job, old)
     share, end = keep_nearest(model, old, away, start=start)
@@ -227,35 +227,6 @@ def distil(
     return healed, trained.proofs if healed.kept else ()
 
 
-def keep_nearest(
-    model: nn.Module, old: Mapping[str, Tensor], away: Callable[[], float], *, start: float
-) -> tuple[float, float]:
-    """Give the model the weights on the way from old to new that are nearest to the teacher; return the share and the distance.
-
-    Where none is nearer than the old ones (``start``), these come back, and the distance is that of the new ones.
-    """
-    new = {name: model.get_parameter(name).detach().to("cpu", copy=True) for name in old}
-    distances = {}
-    for share in SHARES:
-        _write_between(model, old, new, share)
-        distances[share] = away()
-    best = min(SHARES, key=lambda share: distances[share])
-    if distances[best] >= start:
-        _restore(model, old)
-        return 0.0, distances[1.0]
-    _write_between(model, old, new, best)
-    return best, distances[best]
-
-
-@torch.no_grad()
-def _write_between(
-    model: nn.Module, old: Mapping[str, Tensor], new: Mapping[str, Tensor], share: float
-) -> None:
-    for name, value in new.items():
-        mixed = value if share == 1.0 else torch.lerp(old[name].float(), value.float(), share)
-        model.get_parameter(name).copy_(mixed)
-
-
 def _train(lesson: Lesson, job: DistillJob, old: Mapping[str, Tensor]) -> "Trained":
     """Train; where memory runs out, make the same steps of smaller batches, from the last checkpoint or the start."""
     from headprune.distillation.trainer import train  # it imports Trainer, which takes long
@@ -274,27 +245,16 @@ def _train(lesson: Lesson, job: DistillJob, old: Mapping[str, Tensor]) -> "Train
         session.progress.notify(
             f"memory ran out: going on with {rows // parts} rows at a time, for the same steps"
         )
-        _restore(session.model, old)
+        restore_weights(session.model, old)
         release_memory()
         job = replace(job, checkpoint=last_checkpoint(Path(str(arguments.output_dir))))
 
 
-def _weights(model: PreTrainedModel, job: DistillJob) -> dict[str, Tensor]:
-    """Return copies, in CPU memory, of the parameters that a training changes."""
-    names = job.trained
-    if job.lora is not None:
-        names = frozenset(f"{name}.weight" for name in linear_layers(model, within=job.trained))
-    return {
-        name: parameter.detach().to("cpu", copy=True)
-        for name, parameter in model.named_parameters()
-        if names is None or name in names
-    }
-
-
-@torch.no_grad()
-def _restore(model: nn.Module, old: Mapping[str, Tensor]) -> None:
-    for name, value in old.items():
-        model.get_parameter(name).copy_(value)
+def _changed_by(model: PreTrainedModel, job: DistillJob) -> Collection[str] | None:
+    """Return the names of the parameters that a training changes; None stands for all."""
+    if job.lora is None:
+        return job.trained
+    return [f"{name}.weight" for name in linear_layers(model, within=job.trained)]
 
 
 def _noted_settings(spec: DistillSpec, arguments: TrainingArguments) -> dict[str, Any]:

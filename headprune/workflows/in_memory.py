@@ -176,22 +176,13 @@ def _counted(batch: Batch) -> Batch:
 
 
 def _examples(batches: Sequence[Batch], kept: range) -> tuple[Batch, ...]:
-    """Return the batches, keeping only the examples whose position in the data is in a range."""
+    """Return the examples whose places in the data are in a range; a batch that can't be divided goes where its first belongs."""
     parts = []
     for batch in batches:
-        chosen = [place for place, index in enumerate(batch.indices.tolist()) if index in kept]
-        if not chosen:
-            continue
-        number = {place: new for new, place in enumerate(chosen)}
-        owners = batch.example_of_row.tolist()
-        rows = torch.tensor([row for row, owner in enumerate(owners) if owner in number])
-        part = Batch(
-            {name: value[rows.to(value.device)] for name, value in batch.inputs.items()},
-            batch.targets[chosen],
-            torch.tensor([number[owners[row]] for row in rows.tolist()]),
-            batch.indices[chosen] - kept.start,
-        )
-        parts.append(part)
+        wanted = (batch.indices >= kept.start) & (batch.indices < kept.stop)
+        part = batch.only(wanted) if bool(wanted.any()) else None
+        if part is not None and (part is not batch or bool(wanted[0])):
+            parts.append(replace(part, indices=part.indices - kept.start))
     return tuple(parts)
 
 

@@ -43,7 +43,7 @@ def plan(
     settings = with_recorded_rows(settings, progress=progress)
     check_settings(settings)
     session = open_session(settings, progress=progress)
-    _ = session.anatomy
+    _ = session.anatomy  # proven before any row is read
     decides = settings.plan.max_drop is not None
     parts = separate_rows(session, Purpose(decides=decides, reports=decides))
     found = find_roles(session, parts.calibrate, shows=True, keep_parts=False)

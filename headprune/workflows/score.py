@@ -118,7 +118,7 @@ def find_scores(
         notify("careful: the scores don't say which rows they are from; some may report too")
     steps = num_steps(settings.score, plan)
     if scores.steps is None and steps > 1:
-        notify(f"made once; without them heads would be scored again between {steps} steps")
+        notify(f"these scores were made in one step; without `scores`, there would be {steps}")
     return Scored(scores)
 
 

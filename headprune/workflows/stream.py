@@ -208,7 +208,7 @@ def _refuse_what_runs_the_model(settings: Settings) -> None:
         (settings.run.scores is None, "no scores are named", "", score),
         (
             bool(plan.protect_role) and settings.run.roles is None,
-            "who has a role is measured",
+            "`protect_role` needs roles, which are measured",
             ", `protect_role`",
             "headprune analyze MODEL --run-dir RUN where it fits, then prune with `roles=RUN/roles.json`",
         ),

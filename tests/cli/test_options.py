@@ -82,7 +82,7 @@ def test_a_missing_budget_is_told_before_steps_that_lead_nowhere(command_line, r
     assert "it isn't said how many heads to keep" in err
     code, _out, err = command_line("prune", "m", *DATA, "--target-flops", "0.9", "--steps", "3")
     assert code == 2
-    assert "steps lead to a keep ratio" in err
+    assert "steps need to know how many heads" in err
 
 
 @pytest.mark.parametrize(

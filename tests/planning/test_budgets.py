@@ -474,7 +474,7 @@ def test_one_budget_at_a_time(tmp_path):
         hp.plan(scores, Constraints(target_flops="80%"), anatomy=anatomy)
     with pytest.raises(ConfigError, match="2 budgets"):
         Constraints(keep=0.5, heads=3)
-    with pytest.raises(ConfigError, match="steps lead to"):
+    with pytest.raises(ConfigError, match="steps need to know"):
         check_settings(Settings.of(target_flops="80%", steps=2))
     with pytest.raises(PlanError, match="no target"):
         check_settings(Settings.of(target_flops="much"))

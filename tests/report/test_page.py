@@ -339,7 +339,7 @@ def test_what_strangers_write_is_text(hostile_run):
 
 
 def test_a_section_is_one_row_and_one_function(tmp_path, monkeypatch):
-    row = ReportSection("count", "How many", f"{__name__}:count_documents", "any")
+    row = ReportSection("count", "How many", f"{__name__}:count_documents")
     monkeypatch.setitem(SECTIONS, row.name, row)
     text = " ".join(Elements(html_of(made.write(tmp_path / "run"))).text)
     assert "How many" in text
