@@ -133,7 +133,7 @@ def real_outputs(outputs, inputs):
 
 
 def toy_tokenizer():
-    """Return a word-level tokenizer of 96 tokens."""
+    """Return a word-level tokenizer of seven special tokens and ``WORDS``."""
     special = ["[PAD]", "<s>", "</s>", "[UNK]", "[MASK]", "[CLS]", "[SEP]"]
     vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))

@@ -107,7 +107,7 @@ def test_removed_heads_are_marked_and_the_others_keep_their_names(family, viewed
 
 @pytest.mark.parametrize("target", ["w5 w6 w7 w8", None])
 def test_cross_attention_looks_from_the_target_at_the_source(target, viewed, run_here):
-    model = t5(eos_token_id=2)
+    model = t5(eos_token_id=2, vocab_size=len(toy_tokenizer()))  # each of its tokens has a name
     for name, value in NOT_GREEDY.items():
         setattr(model.generation_config, name, value)
     saved(model, run_here / "m")
