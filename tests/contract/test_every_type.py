@@ -30,6 +30,10 @@ EACH_TIME = {*[*COMMON, *VARIANTS][::2]}
     ],
 )
 def test_the_contract_holds(name):
+    model_type, _settings = VARIANTS.get(name, (name, {}))
+    if model_type not in model_types():
+        assert not IS_PINNED
+        pytest.skip(f"transformers {transformers.__version__} has no {model_type}")
     verdict = examine(name)
     assert verdict.found, verdict.reason
     if IS_OF_THIS_VERSION:

@@ -8,7 +8,6 @@ import accelerate
 import pytest
 import torch
 from families import build, inspected, score
-from test_methods import recorded, unpadded
 from test_scoring import setting
 
 import headprune as hp
@@ -127,20 +126,6 @@ def parts_of(batch, size):
     )
 
 
-def grams_of(model, batch):
-    """Return ``[z, 1]^T [z, 1]`` of every attention, a row at a time, without padding."""
-    anatomy = inspected(model)
-    sums = {site.id: 0 for site in anatomy.sites}
-    for row in unpadded(batch):
-        inputs = {name: value for name, value in row.items() if name != "labels"}
-        with recorded(model, anatomy) as seen, torch.no_grad():
-            model(**inputs)
-        for site, z in seen.items():
-            with_one = torch.cat([z[0], torch.ones(len(z[0]), 1)], dim=1).double()
-            sums[site] = sums[site] + with_one.T @ with_one
-    return sums
-
-
 @contextmanager
 def forwards(model):
     """Count what runs."""
@@ -181,15 +166,11 @@ def test_steps_on_a_model_are_those_of_pruning_it_again_and_again(name, method, 
 
 @pytest.mark.parametrize(("name", "asked"), [("bert", None), ("bert", "bias"), ("llama", None)])
 def test_what_is_left_is_reconstructed_before_it_is_scored_again(name, asked):
-    """By hand: fit for those that went, on every second row, towards their own outputs; cut them, score what is left.
-
-    What other heads tell of a head's output is regressed on those rows, too, from the first attention on that lost a head.
-    """
+    """By hand: fit for those that went, towards their own outputs; cut them, score what is left."""
     model, batch, loss = setting(name, rows=12)
     before = copy.deepcopy(model.state_dict())
     anatomy = inspected(model)
     batches = parts_of(batch, 5)
-    even = {key: value[::2] for key, value in batch.items()}
     objective = Objective(batches, batches, loss)
     settings = Settings.of(keep=0.5, steps=3, reconstruct=asked)
     found = scored_for(model, anatomy, objective, settings)
@@ -202,18 +183,11 @@ def test_what_is_left_is_reconstructed_before_it_is_scored_again(name, asked):
         if went:
             mask = anatomy.mask(went)
             aims = {"methods": [how], "to_stream": False}
-            (reconstructed,) = fit(smaller, anatomy, batches=parts_of(even, 6), mask=mask, **aims)
+            (reconstructed,) = fit(smaller, anatomy, batches=batches, mask=mask, **aims)
             write_weights(smaller, reconstructed.weights)
             hp.prune(smaller, went)
-        left, grams = inspected(smaller), None
-        if went:
-            first = min(anatomy.columns[head.site].start for head in went)
-            known, all_rows = (grams_of(smaller, rows) for rows in (even, batch))
-            grams = {
-                site.id: (all_rows if anatomy.columns[site.id].start < first else known)[site.id]
-                for site in left.sites
-            }
-        scores = score(smaller, left, batches=batches, loss=loss, method="unique", grams=grams)
+        left = inspected(smaller)
+        scores = score(smaller, left, batches=batches, loss=loss, method="unique")
         keep = (1 - 0.5 * step / 3) * len(anatomy.heads) / len(left.heads)
         plan = make_plan(scores, left, constraints=Constraints(keep=keep))
         for head in plan.remove:
