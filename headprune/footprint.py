@@ -14,7 +14,7 @@ from scipy.stats import binom
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from headprune.anatomy.trace import takes_cache
+from headprune.anatomy.trace import CACHE_NAMES, takes_cache
 from headprune.artefact import Latency
 from headprune.batch import Batch, forward
 from headprune.errors import ConfigError
@@ -270,10 +270,15 @@ def kv_cache_bytes_per_token(model: PreTrainedModel, *, batch: Batch) -> int | N
             else value
             for name, value in row.items()
         }
-        cache = getattr(model(**start, use_cache=True), "past_key_values", None)
+        outputs = model(**start, use_cache=True)
+        caches = (getattr(outputs, name, None) for name in CACHE_NAMES)
+        cache = next((cache for cache in caches if cache is not None), None)
         layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", None)
-        if layers is None:
+        found = (
+            getattr(layer, name, None) for layer in layers or () for name in ("keys", "values")
+        )
+        held = [part.nbytes for part in found if isinstance(part, Tensor)]
+        if not held:  # nothing, or states alone
             return None
-        held = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
-        sizes.append(sum(tensor.nbytes for tensor in held if isinstance(tensor, Tensor)))
+        sizes.append(sum(held))
     return (sizes[1] - sizes[0]) // (length - length // 2)

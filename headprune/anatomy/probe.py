@@ -15,7 +15,7 @@ from headprune.anatomy.exceptions import REASONS
 from headprune.anatomy.inputs import example_inputs
 from headprune.anatomy.locate import UNSEEN, locate
 from headprune.anatomy.ownership import Pattern, find_patterns, with_row_order
-from headprune.anatomy.trace import AttentionCall, looks_like_attention, record
+from headprune.anatomy.trace import CACHE_NAMES, AttentionCall, looks_like_attention, record
 from headprune.errors import UnsupportedError
 
 
@@ -129,7 +129,8 @@ def _asking_for_a_cache(module: nn.Module) -> dict[str, Any]:
     if asked and isinstance(module, PreTrainedModel) and module.can_generate():
         cache = DynamicCache(config=module.config.get_text_config(decoder=True))
         both = module.config.is_encoder_decoder
-        asked["past_key_values"] = EncoderDecoderCache(cache, DynamicCache()) if both else cache
+        name = next((name for name in CACHE_NAMES if name in parameters), CACHE_NAMES[-1])
+        asked[name] = EncoderDecoderCache(cache, DynamicCache()) if both else cache
     return asked
 
 

@@ -99,6 +99,10 @@ def record(model: nn.Module, inputs: Mapping[str, Any]) -> Recording:
     return recording
 
 
+CACHE_NAMES = ("cache", "past_key_values")
+"""What a forward calls the cache that it takes and returns: from transformers 5.24 on, and before."""
+
+
 def takes_cache(model: nn.Module) -> bool:
     """Whether the model would fill a key/value cache that nobody reads."""
     return bool(getattr(getattr(model, "config", None), "use_cache", False))

@@ -29,7 +29,7 @@ class OwnOptions(Section):
     resume: bool = option(False, "Go on from the last checkpoint.")
     update_baseline: bool = option(False, "Make this result the baseline.")
     format: Literal["text", "json", "markdown", "github", "junit"] | None = option(
-        None, "Format of what is printed. (default: text)"
+        None, "Format of stdout. (default: text)"
     )
     runs: tuple[Path, ...] = option(
         (), "Runs, pruned models, or JSON documents of headprune's.", metavar="RUN_OR_DIR..."

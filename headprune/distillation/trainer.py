@@ -4,10 +4,9 @@ Importing Trainer takes longer than most commands do, so this module is imported
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -96,7 +95,9 @@ class Distillation(Trainer):
             return self.lr_scheduler
         scheduler: LRScheduler = super().create_scheduler(num_training_steps + 1, optimizer)
         if isinstance(scheduler, LambdaLR):
-            rates: list[Any] = [partial(_one_later, rate) for rate in scheduler.lr_lambdas]
+            rates: list[Any] = [
+                lambda step, rate=rate: rate(step + 1) for rate in scheduler.lr_lambdas
+            ]
             scheduler = self.lr_scheduler = LambdaLR(scheduler.optimizer, rates)
         return scheduler
 
@@ -112,10 +113,6 @@ class Distillation(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
         return loss.detach(), None, None
-
-
-def _one_later(rate: Callable[[int], float], step: int) -> float:
-    return float(rate(step + 1))
 
 
 class _SavesByTime(TrainerCallback):

@@ -100,8 +100,8 @@ def make(name, directory):
     """Build, prune and save a case."""
     model_type, auto, settings = CASES[name]
     with quiet():
-        # Unlike the others, these have no fused attention.
-        attention = "eager" if name in ("bloom", "mpnet") else "sdpa"
+        fused = zoo.model_class(model_type, auto)._supports_sdpa
+        attention = "sdpa" if fused else "eager"
         whole = zoo.build(model_type, auto=auto, attention=attention, **settings)
         inputs = zoo.inputs(whole)
     before = hp.inspect(whole)

@@ -61,11 +61,11 @@ def build(name, *, attention="eager", auto="AutoModel", seed=0, **settings):
     """
     model_type, overrides = VARIANTS.get(name, (name, {}))
     with _quiet():
-        model_class = _model_class(model_type, auto)
+        made = model_class(model_type, auto)
         config = tiny_config(model_type, **overrides, **settings)
-        _refuse_if_too_big(model_class, config)
+        _refuse_if_too_big(made, config)
         torch.manual_seed(seed)
-        model = _made(model_class, config, attention=attention)
+        model = _made(made, config, attention=attention)
     _draw_weights(model, seed)
     return model.eval()
 
@@ -199,7 +199,7 @@ def _peculiar(part, settings):
     }
 
 
-def _model_class(model_type, auto):
+def model_class(model_type, auto):
     """Return the class that an auto class (or, without an AutoModel, another one) has for a type."""
     if auto == "AutoModel" and model_type in CLASSES:
         return getattr(transformers, CLASSES[model_type])
@@ -210,10 +210,10 @@ def _model_class(model_type, auto):
         if found is None:
             continue
         found = found if isinstance(found, str) else found[0]
-        model_class = getattr(transformers, found, None)
-        if model_class is None:
-            model_class = mapping._load_attr_from_module(model_type, found)
-        return model_class
+        known = getattr(transformers, found, None)
+        if known is None:
+            known = mapping._load_attr_from_module(model_type, found)
+        return known
     raise NotBuilt(f"no {auto} class")
 
 

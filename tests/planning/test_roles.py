@@ -315,7 +315,7 @@ def test_more_protected_heads_than_the_budget_are_refused_by_role(place, command
     assert "--protect-role sink" in err
     code, _out, err = command_line("prune", *words("bert", *more, "--roles", "none"))
     assert code == 2
-    assert "isn't known where no roles are looked at" in err
+    assert "can't be protected where they aren't measured" in err
     other = all_heads.model_copy(update={"model": {"fingerprint": "of-another", "name": "x"}})
     (place / "other.json").write_text(other.to_json())
     code, _out, err = command_line("prune", *words("bert", *more, "--roles", "other.json"))
