@@ -99,8 +99,7 @@ def record(model: nn.Module, inputs: Mapping[str, Any]) -> Recording:
     return recording
 
 
-CACHE_NAMES = ("cache", "past_key_values")
-"""What a forward calls the cache that it takes and returns: from transformers 5.24 on, and before."""
+CACHE_NAMES = ("cache", "past_key_values")  # of forwards: from transformers 5.24 on, and before
 
 
 def takes_cache(model: nn.Module) -> bool:
