@@ -7,6 +7,7 @@ from families import build, inspected, t5, token_inputs
 
 import headprune as hp
 from headprune.batch import as_batches
+from headprune.replay.record import block_of
 from headprune.surgery.fit import fit
 from headprune.surgery.projections import write_weights
 from headprune.surgery.residual import residual_sums, scale_of, sum_after
@@ -99,8 +100,12 @@ ADDS = {
     "granite": lambda m, s: (block(m, s).post_attention_layernorm, True, 0.3),
     "gpt_neox": lambda m, s: (block(m, s), False, 1),
     "t5": lambda m, s: (block(m, s), False, 1),
-    "vit": lambda m, s: (block(m, s).layernorm_after, True, 1),
-    "dinov2": lambda m, s: (block(m, s).norm2, True, block(m, s).layer_scale1.lambda1.detach()),
+    "vit": lambda m, s: (block_of(m, s).layernorm_after, True, 1),
+    "dinov2": lambda m, s: (
+        block_of(m, s).norm2,
+        True,
+        block_of(m, s).layer_scale1.lambda1.detach(),
+    ),
     "olmo2": None,  # its output is normed before it is added
 }
 MODELS = {

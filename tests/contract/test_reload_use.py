@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from families import written
+from families import torch_compiles, written
 from law import distance, outputs
 from reload_cases import each, identical
 
@@ -59,6 +59,7 @@ def test_attention_can_be_switched(case):
     assert distance(found["sdpa"], outputs(case.model, case.inputs)) <= 1e-5
 
 
+@torch_compiles
 @each("bert", "llama", "llama-stock", "t5", "bloom")
 def test_export(case):
     model = case.load()
@@ -66,6 +67,7 @@ def test_export(case):
     assert distance(outputs(exported, case.inputs), outputs(case.model, case.inputs)) <= 1e-6
 
 
+@torch_compiles
 @pytest.mark.filterwarnings(
     # transformers' GELU of BLOOM, as torch.compile traces it, pruned or not.
     "ignore:.*autograd.function.Function.*should not be instantiated:DeprecationWarning"

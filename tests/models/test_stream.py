@@ -213,7 +213,10 @@ def test_names_that_differ_on_disk_stay_as_they_are(make, tmp_path, progress):
     """ViT's attentions are called otherwise in memory; Mixtral's experts lie there in one tensor."""
     model = make()
     source = saved(model, tmp_path / "source")
-    assert set(tensors(source)) != set(model.state_dict())
+    if make is experts or hasattr(
+        model.vit, "layers"
+    ):  # older transformers have ViT's names of the disk
+        assert set(tensors(source)) != set(model.state_dict())
     scored(model, tmp_path)
     results = stream(source, tmp_path, progress)
     assert results.streamed
