@@ -1,5 +1,7 @@
 """Every model type that transformers ships, held to one contract; the full run is ``./scripts/support``."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,17 @@ def test_the_contract_holds(name):
 def test_the_page_speaks_of_every_type_of_the_installed_transformers():
     assert IS_OF_THIS_VERSION, "docs/support.md is stale: ./scripts/support"
     assert [name for name in model_types() if f"`{name}`" not in PAGE] == []
+
+
+@pytest.mark.nightly
+def test_the_full_run_runs():
+    """One type, as ``./scripts/support bert`` does, which writes nothing."""
+    script = Path(__file__).with_name("every_type.py")
+    ran = subprocess.run(
+        [sys.executable, str(script), "bert"], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "1 types with attention, 1 found and exact, 0 broke a law" in ran.stdout
 
 
 def test_at_least_sixty_types_are_in_the_nightly_run_and_half_of_them_in_each():
