@@ -176,18 +176,21 @@ def _output_slice(candidate: Candidate, path: str) -> Slice:
 
 
 def _with_biases(slices: Sequence[Slice], parameters: Mapping[str, Tensor]) -> list[Slice]:
-    """Give every bias the rows of its weight.
+    """Give every bias the rows of its weight: none where that has none.
 
-    The gradient of a key's bias is zero but for rounding, because a softmax doesn't see a constant added to all its logits;
-    so what autograd says of biases is not to be trusted.
+    The gradient of a key's bias is zero but for rounding, because a softmax doesn't see a constant added to all its logits (nor
+    that of a norm before the key: CvT); so what autograd says of biases is not to be trusted.
     """
     by_name = {item.parameter: item for item in slices}
     for name, parameter in parameters.items():
-        weight = by_name.get(f"{name.removesuffix('bias')}weight")
-        if name.endswith("bias") and weight is not None and parameter.dim() == 1:
-            size = sum(run.length for run in weight.runs)
-            if parameter.shape[0] == size:
-                by_name[name] = Slice(name, 0, weight.runs, weight.side)
+        weight = f"{name.removesuffix('bias')}weight"
+        if not name.endswith("bias") or weight not in parameters or parameter.dim() != 1:
+            continue
+        cut = by_name.get(weight)
+        if cut is None:
+            by_name.pop(name, None)
+        elif parameter.shape[0] == sum(run.length for run in cut.runs):
+            by_name[name] = Slice(name, 0, cut.runs, cut.side)
     return list(by_name.values())
 
 

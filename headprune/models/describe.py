@@ -31,7 +31,7 @@ from headprune.artefact import LoadMethod
 from headprune.errors import CheckpointError
 from headprune.heads import SiteId
 from headprune.models.classes import auto_classes
-from headprune.surgery import layer_counts, modeling_headprune
+from headprune.surgery import layer_counts, modeling_headprune, settings_by_layer
 from headprune.surgery.modeling_headprune import unfolded, width_kept
 
 _Shapes = dict[str, torch.Size]
@@ -163,7 +163,8 @@ def _with_layer_counts(config: PreTrainedConfig, anatomy: Anatomy) -> PreTrained
     counts = layer_counts(config, anatomy.sites)
     if not counts:
         return None
-    settings = {**config.to_dict(), _GLOBAL_COUNTS: True, "per_layer_config": counts}
+    told = settings_by_layer(config, counts)
+    settings = {**config.to_dict(), _GLOBAL_COUNTS: True, "per_layer_config": told}
     try:
         return type(config).from_dict(settings)
     except Exception:  # noqa: BLE001 - config classes refuse as they like
@@ -259,8 +260,9 @@ def _below(prefix: str, path: str) -> str:
 
 def _plain_config(config: PreTrainedConfig, kind: type[PreTrainedModel]) -> PreTrainedConfig:
     """Return a copy of a config as its stock class, without what an earlier save added."""
-    settings = config.to_dict()
-    for name in ("auto_map", "per_layer_config", _GLOBAL_COUNTS):
+    by_layer = settings_by_layer(config, {})
+    settings = {**config.to_dict(), "per_layer_config": by_layer}
+    for name in ("auto_map", _GLOBAL_COUNTS, *([] if by_layer else ["per_layer_config"])):
         settings.pop(name, None)
     assert kind.config_class is not None
     plain = kind.config_class.from_dict(settings)

@@ -1,7 +1,12 @@
 """Cut heads, and reconstruct what is left. Beside training, the only place where weights change."""
 
 from headprune.surgery.cut import cut, dead_indices
-from headprune.surgery.head_settings import head_settings, layer_counts, named_heads
+from headprune.surgery.head_settings import (
+    head_settings,
+    layer_counts,
+    named_heads,
+    settings_by_layer,
+)
 from headprune.surgery.reconstruct import (
     RECONSTRUCT_METHODS,
     AddedBiases,
@@ -25,4 +30,5 @@ __all__ = [
     "named_heads",
     "reconstruct",
     "remove_biases",
+    "settings_by_layer",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from headprune.anatomy import Anatomy, Site
-from headprune.anatomy.clone import original_head_counts
+from headprune.anatomy.clone import config_value, original_head_counts
 from headprune.errors import PlanError
 from headprune.heads import HeadId
 
@@ -80,7 +80,7 @@ def layer_counts(config: PreTrainedConfig, sites: Sequence[Site]) -> dict[int, d
     original = original_head_counts(config)
     stacks = {site.id.stack for site in sites}
     native = all(site.execution_with(site.heads) == "native" for site in sites)
-    named = all(isinstance(getattr(config, name, None), int) for name in ("head_dim", *_COUNTS))
+    named = all(isinstance(config_value(config, name), int) for name in ("head_dim", *_COUNTS))
     if len(stacks) != 1 or not native or not named or not hasattr(config, "is_heterogeneous"):
         return {}
     counts = {
@@ -94,10 +94,23 @@ def layer_counts(config: PreTrainedConfig, sites: Sequence[Site]) -> dict[int, d
     return {layer: of_layer for layer, of_layer in counts.items() if of_layer != original}
 
 
+def settings_by_layer(
+    config: PreTrainedConfig, counts: Mapping[int, Mapping[str, int]]
+) -> dict[int, dict[str, Any]]:
+    """Return what a config says of single layers, with other head counts: Gemma 4's layers differ in other things, too."""
+    settings = {
+        int(layer): {name: value for name, value in of_layer.items() if name not in _COUNTS}
+        for layer, of_layer in (config.to_dict().get("per_layer_config") or {}).items()
+    }
+    for layer, of_layer in counts.items():
+        settings.setdefault(layer, {}).update(of_layer)
+    return {layer: of_layer for layer, of_layer in settings.items() if of_layer}
+
+
 def update_layer_counts(config: Any, sites: Sequence[Site]) -> None:
     """Let a config that tells the counts of single layers tell those that are left."""
     if getattr(config, "is_heterogeneous", False):
-        config.per_layer_config = layer_counts(config, sites)
+        config.per_layer_config = settings_by_layer(config, layer_counts(config, sites))
 
 
 def _settings(model: PreTrainedModel) -> Iterator[Any]:

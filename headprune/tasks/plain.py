@@ -74,11 +74,7 @@ def with_decoder(batch: Batch, said: Sequence[Sequence[int]], padding: int) -> B
 
 
 def _nothing(outputs: Any, batch: Batch) -> Any:
-    """Refuse to predict, or to score.
-
-    Raises:
-        ConfigError: Always.
-    """
+    """Refuse to predict, or to score."""
     del outputs, batch
     raise ConfigError(
         "the model is only looked at: there is no task for it here",

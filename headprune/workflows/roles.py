@@ -99,11 +99,7 @@ def roles_by_name(settings: Settings, *, fingerprint: str | None, progress: Prog
 def _measured(
     session: Session, chosen: list[Role], rows: Rows, *, must: bool, keep_parts: bool
 ) -> tuple[Roles, Journal | None]:
-    """Measure roles on a few rows.
-
-    Raises:
-        UnsupportedError: Rows are long, and the roles not a must.
-    """
+    """Measure roles on a few rows."""
     few = Seen()
     if not {role.reads for role in chosen} <= {"repeats", "weights"}:
         few = _few(session, rows, must=must)
@@ -113,11 +109,7 @@ def _measured(
 
 
 def _few(session: Session, rows: Rows, *, must: bool) -> Seen:
-    """Return the first rows, as many as have few enough attention weights; one of any length, where it is a must.
-
-    Raises:
-        UnsupportedError: A single row has too many, and it isn't.
-    """
+    """Return the first rows, as many as have few enough attention weights; one of any length, where it is a must."""
     count = min(NUM_ROWS, len(rows.examples))
     batches = session.batches(rows.examples[:count])
     while count > 1 and _num_pairs(batches) > _MOST_PAIRS:

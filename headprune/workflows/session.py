@@ -235,11 +235,7 @@ def _check_rows(settings: Settings, *, only_reports: bool) -> None:
 
 
 def _task(source: ModelSource, data: DataSpec, tokenizer: Any) -> Task:
-    """Return what a model is for.
-
-    Raises:
-        ConfigError: It can't be told, or the metric doesn't fit.
-    """
+    """Return what a model is for."""
     name = data.task or detect_task(source.config, model_directory=source.root)
     refuse_other_head(name, source.config, model_directory=source.root)
     name = for_outputs(name, source.config)

@@ -134,11 +134,7 @@ def compared(score: ScoreSpec) -> tuple[ScoreSpec, ...]:
 
 
 def _can_prune(session: Session) -> bool:
-    """Whether there is a curve of what ``prune`` does: by default where all weights are here.
-
-    Raises:
-        UnsupportedError: The methods name it, and some weights aren't here.
-    """
+    """Whether there is a curve of what ``prune`` does: by default where all weights are here."""
     score = session.settings.score
     if not shows_prune(score) or not is_offloaded(session.model):
         return shows_prune(score)

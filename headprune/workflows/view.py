@@ -121,11 +121,7 @@ def _refuse_other_inputs(model: PreTrainedModel, source: ModelSource) -> None:
 
 
 def _chosen(anatomy: Anatomy, layers: Sequence[str]) -> frozenset[SiteId]:
-    """Return the attentions of the layers named.
-
-    Raises:
-        ConfigError: The model has none of a name.
-    """
+    """Return the attentions of the layers named."""
     known = sorted({site.id.layer for site in anatomy.sites})
     numbers: set[int] = set()
     for name in layers:

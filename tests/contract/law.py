@@ -79,7 +79,9 @@ def examine(name):
     try:
         anatomy = hp.inspect(model)
     except UnsupportedError as error:
-        return Verdict(name, "refused", error.what.partition("is not supported: ")[2])
+        return Verdict(
+            name, "refused", error.what.partition(" is not supported")[2].removeprefix(":").strip()
+        )
     try:
         return _examined(name, model, inputs, anatomy)
     except HeadpruneError as error:  # said no later on: loud, and not what was promised
