@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 import support
 import transformers
-from law import examine
+import zoo
+from law import examine, outputs
+from reload_cases import identical
 from zoo import model_types
 from zoo_tables import COMMON
 from zoo_variants import VARIANTS
+
+import headprune as hp
 
 # Types whose mathematics forbids it are refused by name; those that most people use are not among them.
 PAGE = support.PAGE.read_text(encoding="utf-8") if support.PAGE.exists() else ""
@@ -48,6 +52,43 @@ def test_the_contract_holds(name):
 def test_the_page_speaks_of_every_type_of_the_installed_transformers():
     assert IS_OF_THIS_VERSION, "docs/support.md is stale: ./scripts/support"
     assert [name for name in model_types() if f"`{name}`" not in PAGE] == []
+
+
+@pytest.mark.parametrize("name", ["neomme", "gemma4_text"])
+def test_what_layers_differ_in_beside_heads_stays(name, tmp_path):
+    """A layer of Gemma 4 has wider heads, one of NeoMME a window, each told in the config of that layer."""
+
+    def told(model):
+        layers = model.config.to_dict()["per_layer_config"]
+        counts = ("num_attention_heads", "num_key_value_heads")
+        kept = {
+            int(layer): {key: value for key, value in settings.items() if key not in counts}
+            for layer, settings in layers.items()
+        }
+        return {layer: settings for layer, settings in kept.items() if settings}
+
+    model = zoo.build(name)
+    before, inputs = told(model), zoo.inputs(model)
+    assert before
+    anatomy = hp.inspect(model)
+    site = anatomy.sites[0]
+    hp.prune(model, [head for head in anatomy.heads if head.site == site.id][: site.group_size])
+    assert told(model) == before
+    hp.save(model, tmp_path / "small")
+    again = hp.load(tmp_path / "small")
+    assert told(again) == before
+    assert identical(outputs(again, inputs), outputs(model, inputs))
+
+
+def test_a_bias_belongs_to_heads_where_its_weight_does():
+    """A norm before CvT's keys: a softmax doesn't see its bias, whose gradients are rounding alone."""
+    model = zoo.build("cvt")
+    sliced = {item.parameter for site in hp.inspect(model).sites for item in site.slices}
+    parameters = dict(model.named_parameters())
+    biases = {name for name in sliced if name.endswith(".bias")}
+    weights = {name.removesuffix("bias") + "weight" for name in biases}
+    assert biases
+    assert weights & {*parameters} <= sliced
 
 
 @pytest.mark.nightly
