@@ -57,19 +57,20 @@ class Batch:
 
     def take(self, count: int) -> "Batch":
         """Return the first ``count`` examples; the whole batch where its inputs don't come row by row, as of packed images."""
-        if not self._comes_by_row:
+        if not self.comes_by_row:
             return self
         return replace(self._part(0, count), indices=torch.arange(min(count, self.num_examples)))
 
     def halves(self) -> tuple["Batch", ...]:
         """Return two batches that hold half of the examples each; nothing where there is one, or inputs don't come row by row."""
-        if self.num_examples < 2 or not self._comes_by_row:
+        if self.num_examples < 2 or not self.comes_by_row:
             return ()
         middle = self.num_examples // 2
         return self._part(0, middle), self._part(middle, self.num_examples)
 
     @property
-    def _comes_by_row(self) -> bool:
+    def comes_by_row(self) -> bool:
+        """Whether dimension 0 of every input is the rows; not so of packed images. Else a batch can't be divided."""
         return all(value.shape[:1] == (self.num_rows,) for value in self.inputs.values())
 
     def _part(self, start: int, stop: int) -> "Batch":
@@ -78,7 +79,7 @@ class Batch:
 
     def only(self, wanted: Bool[Tensor, " examples"]) -> "Batch":
         """Return the examples that are ``wanted``; the whole batch where its inputs don't come row by row."""
-        if not self._comes_by_row:
+        if not self.comes_by_row:
             return self
         rows = wanted.to(self.example_of_row.device)[self.example_of_row]
         places = (wanted.cumsum(0) - 1).to(self.example_of_row.device)

@@ -78,14 +78,18 @@ def check_score(score: ScoreSpec, plan: Constraints | None, *, processes: int = 
             where=f"`steps={steps}`",
             hint="give `keep=0.5` or `heads=40`, for example, and leave out targets",
         )
-    if steps > 1 and (not method.rescorable or score.normalize != "none"):
+    if steps > 1 and not method.rescorable:
         once = [row.name for row in METHODS.values() if not row.rescorable]
         raise ConfigError(
-            f"{method.name} can't score again what is left after a step"
-            if not method.rescorable
-            else "normalized scores of different steps can't be compared",
+            f"{method.name} can't score again what is left after a step",
             where=f"`steps={steps}`",
-            hint=f"leave out `steps` and `normalize`, or use another method than {', '.join(once)}",
+            hint=f"leave out `steps`, or use another method than {', '.join(once)}",
+        )
+    if steps > 1 and score.normalize != "none":
+        raise ConfigError(
+            "normalized scores of different steps can't be compared",
+            where=f"`steps={steps}`, `normalize={score.normalize}`",
+            hint="leave one of them out",
         )
     if plan.rearrange and (steps > 1 or not method.has_products):
         with_products = [row.name for row in METHODS.values() if row.has_products]
@@ -96,11 +100,12 @@ def check_score(score: ScoreSpec, plan: Constraints | None, *, processes: int = 
             where="`rearrange`",
             hint=f"use `method` {' or '.join(with_products)}, in one step",
         )
-    if score.objective == "metric" and (
-        "metric" not in method.objectives or steps > 1 or score.normalize != "none"
-    ):
+    fits = "metric" in method.objectives
+    if score.objective == "metric" and not (fits and steps == 1 and score.normalize == "none"):
         raise ConfigError(
-            "the metric has no derivative: its importance is measured by masking one head after the other",
+            "what heads are worth to the metric is measured once, and not normalized"
+            if fits
+            else "the metric has no derivative: what a head is worth to it is measured by masking the head",
             where="`objective=metric`",
-            hint="give `method=ablation`, and leave out `steps` and `normalize`",
+            hint=f"{'' if fits else 'give `method=ablation`, and '}leave out `steps` and `normalize`",
         )

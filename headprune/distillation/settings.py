@@ -102,10 +102,6 @@ def saves_by_time(pairs: Sequence[str]) -> bool:
     return not parse_pairs(pairs).keys() & {"save_strategy", "save_steps"}
 
 
-def _with_strategy(given: dict[str, Any]) -> dict[str, Any]:
-    return {"save_strategy": "steps", **given} if "save_steps" in given else given
-
-
 def trainer_settings(
     *, pairs: Sequence[str], own: Mapping[str, Any], folder: Path, device: str
 ) -> TrainingArguments:
@@ -116,7 +112,8 @@ def trainer_settings(
     """
     given = {name: value for name, value in own.items() if value is not None}
     settings = {"dataloader_pin_memory": device == "cuda", **_DEFAULTS, **given}
-    settings |= _with_strategy(parse_pairs(pairs))
+    asked = parse_pairs(pairs)
+    settings |= {"save_strategy": "steps", **asked} if "save_steps" in asked else asked
     try:
         arguments = TrainingArguments(output_dir=str(folder), use_cpu=device == "cpu", **settings)
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:

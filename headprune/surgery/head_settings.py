@@ -110,7 +110,9 @@ def settings_by_layer(
 def update_layer_counts(config: Any, sites: Sequence[Site]) -> None:
     """Let a config that tells the counts of single layers tell those that are left."""
     if getattr(config, "is_heterogeneous", False):
-        config.per_layer_config = settings_by_layer(config, layer_counts(config, sites))
+        counts = layer_counts(config, sites)
+        config.per_layer_config = settings_by_layer(config, counts)
+        config.allow_global_per_layer_attribute_access |= bool(counts)
 
 
 def _settings(model: PreTrainedModel) -> Iterator[Any]:

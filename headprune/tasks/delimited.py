@@ -198,7 +198,7 @@ def _with_header(records: Iterator[Record], separator: str) -> tuple[Record, lis
 
 
 def _other_width(row: Record, width: int, separator: str) -> FormatError:
-    count = "no fields" if row.is_blank else _counted(len(row.cells))
+    count = "no fields" if row.is_blank else f"{len(row.cells)} field{'s'[: len(row.cells) != 1]}"
     return FormatError(
         f"it has {count}, and the header has {width}",
         hint="put texts that hold a comma into quotation marks; repair or remove the line"
@@ -206,10 +206,6 @@ def _other_width(row: Record, width: int, separator: str) -> FormatError:
         else "repair or remove the line: a text may hold a tab only in quotation marks",
         line=row.line,
     )
-
-
-def _counted(fields: int) -> str:
-    return "1 field" if fields == 1 else f"{fields} fields"
 
 
 def _unquoted(text: str, separator: str) -> Iterator[Record]:

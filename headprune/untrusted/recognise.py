@@ -177,7 +177,7 @@ def code_of_the_tokenizer(directory: Path) -> str | None:
 
 
 def own_files_alone(directory: Path) -> dict[str, None]:
-    """Return the settings that keep a tokenizer to its own files: transformers 5.1 follows paths that its config names."""
+    """Return the settings that keep a tokenizer to its own files: transformers may follow paths that its config names."""
     path = directory / _TOKENIZER_CONFIG
     settings = read_json(path, error=ModelError) if path.is_file() else {}
     return {key: None for key, value in settings.items() if key.endswith("_file") and value}

@@ -102,7 +102,12 @@ def shrink_model(
     added = allowed_biases(model, anatomy, plan, spec, notify=notify)
     anatomy = inspect(model) if added else anatomy
     is_on = spec.reconstruct != "none" and bool(plan.remove)
-    if is_on and count >= FEWEST_TO_RECONSTRUCT and can_fit(model, anatomy):
+    if (
+        is_on
+        and all(batch.comes_by_row for batch in batches)
+        and count >= FEWEST_TO_RECONSTRUCT
+        and can_fit(model, anatomy)
+    ):
         fitted = num_fitted(count, Purpose().held_out)
         unseen = replace(objective, batches=_examples(batches, range(fitted, count)))
         held_out = HeldOutRows(model, anatomy, unseen, seed=seed)
@@ -176,14 +181,9 @@ def _counted(batch: Batch) -> Batch:
 
 
 def _examples(batches: Sequence[Batch], kept: range) -> tuple[Batch, ...]:
-    """Return the examples whose places in the data are in a range; a batch that can't be divided goes where its first belongs."""
-    parts = []
-    for batch in batches:
-        wanted = (batch.indices >= kept.start) & (batch.indices < kept.stop)
-        part = batch.only(wanted) if bool(wanted.any()) else None
-        if part is not None and (part is not batch or bool(wanted[0])):
-            parts.append(replace(part, indices=part.indices - kept.start))
-    return tuple(parts)
+    """Return the examples whose places in the data are in a range, numbered from 0."""
+    parts = [b.only((b.indices >= kept.start) & (b.indices < kept.stop)) for b in batches]
+    return tuple(replace(p, indices=p.indices - kept.start) for p in parts if p.num_examples)
 
 
 def noted(model: PreTrainedModel, scores: HeadScores) -> HeadScores:

@@ -194,7 +194,6 @@ class _Removal:
         unchanged: dict[SiteId, Tensor] = {}
         if self.method is not None and can_fit(model, anatomy):
             # Towards their own outputs, as `unique` counts on it. Measured: aimed at the stream, they choose worse heads next.
-            # Of every second example alone it takes half as long, and chooses worse heads, too.
             (fitted,) = fit(
                 model,
                 anatomy,

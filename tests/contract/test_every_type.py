@@ -67,6 +67,9 @@ def test_what_layers_differ_in_beside_heads_stays(name, tmp_path):
         }
         return {layer: settings for layer, settings in kept.items() if settings}
 
+    if name not in model_types() or not hasattr(transformers.PreTrainedConfig, "is_heterogeneous"):
+        assert not IS_PINNED
+        pytest.skip(f"transformers {transformers.__version__} has no {name} whose layers differ")
     model = zoo.build(name)
     before, inputs = told(model), zoo.inputs(model)
     assert before

@@ -92,10 +92,7 @@ def _split_positions(config):
         if isinstance(part := getattr(config, name, None), PreTrainedConfig):
             _split_positions(part)
     rope = getattr(config, "rope_parameters", None) or {}
-    ignored = (
-        getattr(config, "ignore_keys_at_rope_validation", None) or ()
-    )  # not in transformers 5.1
-    if "mrope_section" in ignored and "rope_theta" in rope:
+    if "mrope_section" in config.ignore_keys_at_rope_validation and "rope_theta" in rope:
         head_dim = getattr(config, "head_dim", None) or (
             config.hidden_size // config.num_attention_heads
         )
