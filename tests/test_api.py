@@ -284,6 +284,22 @@ def test_shrinking_reconstructs_whatever_heads_are_scored_by():
     assert report.reconstruct is not None
 
 
+@pytest.mark.parametrize("method", ["magnitude", "unique"])
+def test_batches_that_can_not_be_divided_are_not_reconstructed_on(method):
+    """No row would be held out, to say whether it helped."""
+    whole = batch_of()
+    packed = {**whole, "position_ids": torch.arange(whole["input_ids"].shape[1])[None]}
+    settings = hp.Settings.of(method=method, reconstruct="refit")
+    found = []
+    for batch in (whole, packed):
+        _model, report = hp.shrink(
+            build("bert"), [batch], task="classification", keep=0.5, settings=settings
+        )
+        found.append(report.reconstruct)
+    assert found[0] is not None
+    assert found[1] is None
+
+
 def test_shrinking_creates_biases_where_it_is_allowed_to_and_takes_back_those_that_nothing_moved():
     for method, is_there in (("bias", True), ("scale", False)):
         model = build("llama")
