@@ -249,7 +249,7 @@ def shrink(
     Args:
         model: The model.
         batches: Calibration data as :func:`score` takes it. Three quarters of the examples, in their order, fit the output
-            projections; the others say whether that helped: by the task's metric, or by the loss where there is no task.
+            projections; the others say whether that helped (metric or loss). On packed images nothing is fitted.
         loss: ``loss(outputs, batch) -> [examples]``.
         task: The task whose loss and metric they are, instead.
         keep: The share of the heads to keep, or all that the plan must keep to.
