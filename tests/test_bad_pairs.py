@@ -507,6 +507,7 @@ def test_one_bad_thing_is_named(ground, command_line, monkeypatch):
     assert not found, told(found)
 
 
+@pytest.mark.nightly
 def test_of_two_bad_things_one_is_named(ground, command_line, monkeypatch):
     found = faults(draw_pairs(SEED, PAIRS), ground, command_line, monkeypatch)
     assert not found, told(found)

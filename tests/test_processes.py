@@ -166,6 +166,7 @@ def test_two_processes_score_like_one(data_and_model):
     assert [path.name for path in (data_and_model / "two").iterdir()] == ["scores.json"]
 
 
+@pytest.mark.nightly
 def test_two_processes_see_what_one_sees(data_and_model):
     words = ("analyze", "causal", "--data", "data.csv", "--text", "text", "--batch-size", "4")
     words += ("--num-sequences", "20", "--sequence-length", "12")
