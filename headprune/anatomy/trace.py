@@ -17,6 +17,8 @@ from headprune.anatomy.exceptions import ATTENTION_CLASS, NORM_CLASS
 from headprune.anatomy.sites import Call
 from headprune.errors import warn_missing
 
+CACHE_NAMES = ("cache", "past_key_values")
+"""What a forward calls the cache that it takes and returns: from transformers 5.24 on, and before."""
 _ASKS_FOR_MODE = "has_torch_function"
 
 
@@ -97,9 +99,6 @@ def record(model: nn.Module, inputs: Mapping[str, Any]) -> Recording:
         for handle in handles:
             handle.remove()
     return recording
-
-
-CACHE_NAMES = ("cache", "past_key_values")  # of forwards: from transformers 5.24 on, and before
 
 
 def takes_cache(model: nn.Module) -> bool:

@@ -198,7 +198,8 @@ def _with_header(records: Iterator[Record], separator: str) -> tuple[Record, lis
 
 
 def _other_width(row: Record, width: int, separator: str) -> FormatError:
-    count = "no fields" if row.is_blank else f"{len(row.cells)} field{'s'[: len(row.cells) != 1]}"
+    number = len(row.cells)
+    count = "no fields" if row.is_blank else f"{number} field{'' if number == 1 else 's'}"
     return FormatError(
         f"it has {count}, and the header has {width}",
         hint="put texts that hold a comma into quotation marks; repair or remove the line"

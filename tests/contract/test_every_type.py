@@ -83,6 +83,26 @@ def test_what_layers_differ_in_beside_heads_stays(name, tmp_path):
     assert identical(outputs(again, inputs), outputs(model, inputs))
 
 
+def test_counts_of_an_earlier_cut_stay_at_the_next():
+    """Also where layers differed in something else before: reading the number of heads of all layers would raise."""
+    sizes = {"hidden_size": 32, "head_dim": 8, "num_hidden_layers": 3, "intermediate_size": 40}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = transformers.Qwen3Config(**sizes, **heads, vocab_size=96, initializer_range=0.4)
+    if not hasattr(config, "is_heterogeneous"):
+        assert not IS_PINNED
+        pytest.skip(f"transformers {transformers.__version__} has no layers that differ")
+    config.per_layer_config = {2: {"sliding_window": 7}}
+    model = transformers.Qwen3ForCausalLM(config).eval()
+    for number, gone in enumerate(({"L0": [0, 1]}, {"L1": [2, 3]}, {"L2": [0, 1]}), 1):
+        hp.prune(model, gone)
+        told = model.config.to_dict()["per_layer_config"]
+        counts = {
+            int(layer): of_layer.get("num_attention_heads") for layer, of_layer in told.items()
+        }
+        assert counts == {layer: 2 if layer < number else None for layer in {*range(number), 2}}
+        assert {int(layer): of_layer for layer, of_layer in told.items()}[2]["sliding_window"] == 7
+
+
 def test_a_bias_belongs_to_heads_where_its_weight_does():
     """A norm before CvT's keys: a softmax doesn't see its bias, whose gradients are rounding alone."""
     model = zoo.build("cvt")
