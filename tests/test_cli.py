@@ -1236,6 +1236,15 @@ MISTAKES = {
         "the metric has no derivative",
         "--method ablation",
     ),
+    "a metric's scores, normalized": (
+        (
+            *("score", "classifier", "--data", "data.csv", "--objective", "metric"),
+            *("--method", "ablation", "--normalize", "layer"),
+        ),
+        None,
+        "what heads are worth to the metric isn't normalized",
+        "leave out --normalize",
+    ),
     "sweep by no method": (
         ("sweep", "classifier", "--data", "data.csv", "--methods", "gradiant,random"),
         None,

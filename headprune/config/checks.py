@@ -101,11 +101,11 @@ def check_score(score: ScoreSpec, plan: Constraints | None, *, processes: int = 
             hint=f"use `method` {' or '.join(with_products)}, in one step",
         )
     fits = "metric" in method.objectives
-    if score.objective == "metric" and not (fits and steps == 1 and score.normalize == "none"):
+    if score.objective == "metric" and not (fits and score.normalize == "none"):
         raise ConfigError(
-            "what heads are worth to the metric is measured once, and not normalized"
+            "what heads are worth to the metric isn't normalized"
             if fits
             else "the metric has no derivative: what a head is worth to it is measured by masking the head",
             where="`objective=metric`",
-            hint=f"{'' if fits else 'give `method=ablation`, and '}leave out `steps` and `normalize`",
+            hint=f"leave out `normalize`{'' if fits else ' and `steps`, and give `method=ablation`'}",
         )

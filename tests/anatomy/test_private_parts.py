@@ -6,10 +6,12 @@ import sys
 
 import pytest
 import torch
+import transformers
 from families import build, token_inputs
 from torch import nn
 
 from headprune import errors
+from headprune.anatomy.probe import _asking_for_a_cache
 from headprune.anatomy.trace import AttentionCall, LayerCall, record
 from headprune.models.stream import names_in_memory
 
@@ -19,6 +21,24 @@ def _said_anew():
     errors.warn_missing.cache_clear()
     yield
     errors.warn_missing.cache_clear()
+
+
+def test_a_cache_is_handed_over_by_the_name_that_a_forward_has_for_it():
+    """Until transformers 5.24 that is ``past_key_values``, then ``cache``."""
+    model = build("gpt2")
+
+    class Later(type(model)):
+        def forward(self, input_ids=None, cache=None, use_cache=None):
+            return super().forward(input_ids)
+
+    class Earlier(type(model)):
+        def forward(self, input_ids=None, past_key_values=None, use_cache=None):
+            return super().forward(input_ids)
+
+    for kind, name in ((Later, "cache"), (Earlier, "past_key_values")):
+        asked = _asking_for_a_cache(kind(model.config))
+        assert asked.keys() == {"use_cache", name}
+        assert isinstance(asked[name], transformers.Cache)
 
 
 class _Functional(nn.Module):
