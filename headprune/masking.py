@@ -58,7 +58,9 @@ def gated(
             key = (site.id, z.shape[-2], z.device)
             if key not in slots_on:
                 slots_on[key] = staged(torch.tensor(slots), z.device)
-            by_row = _at_slots(by_row, slots_on[key], z.shape[-2])
+            # Dead ones among the slots of ``z`` are let through.
+            open_gates = by_row.new_ones(*by_row.shape[:-1], z.shape[-2])
+            by_row = open_gates.index_copy(-1, slots_on[key], by_row)
         by_row = by_row.to(z.dtype)
         if gates.dim() == 2:
             by_row = _by_row(site, by_row, z)
@@ -155,7 +157,7 @@ def changed(
             else:
                 by_function[gate] = hook
             attention = model.get_submodule(site.path)
-            add(attention.register_forward_pre_hook(_note(site.path, ran)))
+            add(attention.register_forward_pre_hook(lambda *_, name=site.path: ran.update([name])))
         if by_function:
             hooks.enter_context(LinearInputs(_calls(by_function)))
         yield
@@ -168,10 +170,6 @@ def changed(
             where=f"{type(model).__name__} ({anatomy.model_type})",
             hint="a fused kernel may have replaced the attention; load the model with attn_implementation='sdpa'",
         )
-
-
-def _note(name: str, ran: Counter[str]) -> Any:
-    return lambda _module, _args: ran.update([name])
 
 
 def _calls(hooks: Mapping[nn.Module, Any]) -> Callable[[Tensor, Tensor], Tensor]:
@@ -207,11 +205,6 @@ def places_of(site: Site, width: int) -> list[int] | None:
         return None
     present = site.slots if width == len(site.slots) else tuple(range(site.num_heads))
     return [present.index(head) for head in site.heads]
-
-
-def _at_slots(gates: Tensor, slots: Tensor, width: int) -> Tensor:
-    """Return a gate for each of the ``width`` slots of ``z``: dead ones are let through."""
-    return gates.new_ones(*gates.shape[:-1], width).index_copy(-1, slots, gates)
 
 
 def _by_row(site: Site, gates: Tensor, z: Tensor) -> Tensor:

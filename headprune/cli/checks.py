@@ -129,10 +129,6 @@ def is_file_of_results(call: Call) -> bool:
     return (call.settings.model.model or "").endswith(".json")
 
 
-def _methods(call: Call) -> tuple[str | None, ...]:
-    return call.settings.score.methods or (call.settings.score.method,)
-
-
 def _has_steps(call: Call) -> bool:
     settings = call.settings
     return any(num_steps(score, settings.plan) > 1 for score in methods_of(settings.score))
@@ -184,7 +180,9 @@ _RULES = (
     _Rule(
         ("score", "prune", "run"),
         ("compile",),
-        lambda call: bool({"ablation", "only"} & {*_methods(call)}),
+        lambda call: bool(
+            {"ablation", "only"} & {*call.settings.score.methods, call.settings.score.method}
+        ),
         "compiling takes minutes, which only masking one head after the other makes up for",
         "leave it out, or score by ablation or only",
     ),

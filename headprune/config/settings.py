@@ -162,7 +162,7 @@ def load_settings(
     aside = ""
     default = (folder or Path()) / RECIPE_FILE
     if file is None and default.is_file():
-        if _is_record(default):
+        if any((default.parent / name).exists() for name in ("config.json", "manifest.json")):
             aside = f" ({default} is the record of the model beside it and no settings; -c {default} makes it so)"
         else:
             file = default
@@ -177,11 +177,6 @@ def load_settings(
         origin = f"no MODEL, no {RECIPE_FILE}: the built-in demo (all-MiniLM-L6-v2 on STS-B)"
         return _checked({**DEMO.flat, **given}, given), f"{origin}{aside}"
     return _checked(given, given), f"settings from the command line{aside}"
-
-
-def _is_record(file: Path) -> bool:
-    """Whether a file of settings lies beside a model, as the record of how it was made."""
-    return any((file.parent / name).exists() for name in ("config.json", "manifest.json"))
 
 
 def recorded_rows(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -224,11 +224,12 @@ def _read_config(name: str, directory: Path) -> tuple[PreTrainedConfig, str | No
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         if code is not None:
             raise _own_code_error(name, code, directory, None)
+        alike = get_close_matches(str(model_type), list(CONFIG_MAPPING), n=3, cutoff=0.4)
+        known = alike or ["bert", "gpt2", "llama"]
         raise ModelError(
             f"unknown model type {model_type!r}",
             where=f"{path} (model_type)",
-            hint="pip install --upgrade transformers, or "
-            + did_you_mean(str(model_type), _closest(str(model_type), CONFIG_MAPPING)),
+            hint=f"pip install --upgrade transformers, or {did_you_mean(str(model_type), known)}",
         )
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=False)
@@ -288,7 +289,3 @@ def stock_architecture(config: PreTrainedConfig) -> type[PreTrainedModel] | None
 def _last_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return first_line(ValueError(lines[-1]))
-
-
-def _closest(word: str, known: Any) -> list[str]:
-    return get_close_matches(word, list(known), n=3, cutoff=0.4) or ["bert", "gpt2", "llama"]

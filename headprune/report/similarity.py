@@ -74,16 +74,13 @@ def _draw(drawing: Drawing, group: Compared) -> None:
             alpha=0.85,
             label=f"{number}",
         )
-        drawing.mark(points, [_text(head, number, len(heads)) for head in heads])
+        texts = [f"{head}\ncluster {number}, of {len(heads)} heads" for head in heads]
+        drawing.mark(points, texts)
     axes.set_aspect("equal", adjustable="datalim")
     axes.axhline(0, color=SOFT, linewidth=0.4, zorder=0)
     axes.axvline(0, color=SOFT, linewidth=0.4, zorder=0)
     axes.set_xlabel("the nearer, the more alike (square root of nats)")
     drawing.name_colours(axes, columns=6 if drawing.is_narrow else 12)
-
-
-def _text(head: HeadId, number: int, size: int) -> str:
-    return f"{head}\ncluster {number}, of {size} heads"
 
 
 def _pairs(pairs: tuple[Pair, ...], titles: tuple[str, str], caption: str) -> Table:

@@ -81,12 +81,8 @@ def pooled(features: Features, *, modes: tuple[str, ...], prompt_length: int) ->
     return {**features, SENTENCE: torch.cat(parts, dim=-1)}
 
 
-def _cosine(first: Pooled, second: Pooled) -> Float[Tensor, " rows"]:
-    return (normalize(first, dim=-1) * normalize(second, dim=-1)).sum(-1)
-
-
 SIMILARITIES: dict[str, Callable[[Pooled, Pooled], Float[Tensor, " rows"]]] = {
-    "cosine": _cosine,
+    "cosine": lambda first, second: (normalize(first, dim=-1) * normalize(second, dim=-1)).sum(-1),
     "dot": lambda first, second: (first * second).sum(-1),
     "euclidean": lambda first, second: -(first - second).square().sum(-1).sqrt(),
     "manhattan": lambda first, second: -(first - second).abs().sum(-1),

@@ -304,15 +304,12 @@ def prose_without_rows_of(table: Table, other: Table, *, column: str) -> tuple[T
     rows, count = [], 0
     for index, (row, text) in enumerate(zip(table.rows, texts, strict=True)):
         beside = texts[max(0, index - 1) : index + 2]
-        is_heading = _is_short(text) and (text in often or "" in beside)
+        is_short = len(text.split()) < 8 and len(text) < 48
+        is_heading = is_short and (text in often or "" in beside)
         leaks = text in taken and not is_heading
         count += leaks
         rows.append({**row, column: ""} if leaks else row)
     return replace(table, rows=rows), count
-
-
-def _is_short(text: str) -> bool:
-    return len(text.split()) < 8 and len(text) < 48
 
 
 def _texts(row: Mapping[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
