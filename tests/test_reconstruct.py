@@ -12,6 +12,7 @@ from test_methods import unpadded
 from test_refit import with_a_skip
 from test_scoring import setting
 from test_sweep import QUIET, subject_on_disk
+from torch import nn
 
 import headprune as hp
 from headprune.batch import as_batches
@@ -22,7 +23,7 @@ from headprune.replay.record import tensors_in
 from headprune.replay.resume import (
     advance_through,
     block_or_attention,
-    reads_last_only,
+    read_last_only,
     without_values,
 )
 from headprune.surgery import RECONSTRUCT_METHODS, HeldOut, Measured, reconstruct
@@ -275,27 +276,38 @@ def test_only_what_has_a_bias_is_reconstructed_by_it():
     assert found.kept is None
 
 
-@pytest.mark.parametrize("name", ["bert", "llama"])
-def test_a_walk_runs_every_block_a_few_times_and_not_the_whole_model(name):
-    """Once to find the order, thrice on one row; once through for the whole model and each way, and a read at each attention."""
-    model, batch, _loss = setting(name, rows=8)
+@pytest.mark.parametrize("to_stream", [True, False])
+@pytest.mark.parametrize("name", ["bert", "distilbert", "llama", "qwen3"])
+def test_a_walk_runs_every_attention_once(name, to_stream):
+    """On all rows, for the whole model and for each way; what is asked of the model besides is asked on a few rows."""
+    model, batch, _loss = setting(name, rows=24)
     anatomy = inspected(model)
     ways = ["refit", "scale"]
-    masks = mask_of(anatomy, ["L0.H1", "L0.H0"])
-    real = {"all": 0}
-    attention = [model.get_submodule(site.path) for site in anatomy.sites]
+    rows = []
     handles = [
-        module.register_forward_pre_hook(lambda *_args: real.__setitem__("all", real["all"] + 1))
-        for module in attention
+        next(
+            part for part in model.get_submodule(site.path).modules() if isinstance(part, nn.Linear)
+        ).register_forward_pre_hook(lambda _module, args: rows.append(len(args[0])))
+        for site in anatomy.sites
     ]
-    fit(model, anatomy, batches=as_batches([batch]), mask=masks, methods=ways)
+    masks = mask_of(anatomy, [str(anatomy.heads[0])])
+    fit(model, anatomy, batches=as_batches([batch]), mask=masks, methods=ways, to_stream=to_stream)
     for handle in handles:
         handle.remove()
-    blocks, walkers = len(anatomy.sites), 1 + len(ways)
-    # An order, a read of every attention by every walker, a run through all blocks but the last; two trials of what is read, for
-    # all walkers; and a forward of one row, with two runs of every block, that ask where the residual stream is.
-    asked = 3 * blocks + 2 * (blocks - 1)
-    assert real["all"] <= blocks + asked + walkers * (blocks + (blocks - 1))
+    assert rows.count(24) == len(anatomy.sites) * (1 + len(ways))
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2"])
+def test_an_attention_may_lose_all_its_heads(name):
+    model, batch, _loss = setting(name, rows=12)
+    anatomy = inspected(model)
+    site = anatomy.sites[1]
+    masks = anatomy.mask(anatomy.heads[anatomy.columns[site.id]])
+    (found,) = fit(model, anatomy, batches=as_batches([batch]), mask=masks, methods=["refit"])
+    weight = f"{site.output}.weight"
+    assert torch.equal(found.weights[weight], model.get_parameter(weight))
+    assert all(bool(value.isfinite().all()) for value in found.weights.values())
+    assert found.weights.keys() == projection_weights(model, anatomy).keys()
 
 
 def looked(predictions, references, loss):
@@ -354,8 +366,9 @@ def test_a_walk_keeps_no_more_than_the_model_reads(skips):
     with torch.no_grad():
         anatomy, completed = come_to_the_third(with_a_skip(model) if skips else model, given)
     layers = model.bert.encoder.layer
-    module = model.get_submodule(anatomy.sites[2].output)
-    assert reads_last_only(model, given, module, completed=completed, blocks=layers) is not skips
+    found = read_last_only(model, anatomy, given.take(1), order=anatomy.sites)
+    assert (layers[1] in found) is not skips
+    assert set(found.values()) <= {layers}
     sizes = {
         list(layers).index(call.module): sum(
             tensor.untyped_storage().nbytes() for tensor in tensors_in(call.output)

@@ -7,9 +7,10 @@ from families import build, inspected, t5, token_inputs
 
 import headprune as hp
 from headprune.batch import as_batches
-from headprune.replay.record import block_of
+from headprune.replay.record import block_of, tensors_in
+from headprune.replay.resume import advance_through, in_order
 from headprune.surgery.fit import fit
-from headprune.surgery.projections import write_weights
+from headprune.surgery.projections import read, write_weights
 from headprune.surgery.residual import residual_sums, scale_of, sum_after
 
 
@@ -50,6 +51,21 @@ def olmo2():
     more = {"intermediate_size": 40, "vocab_size": 96, "initializer_range": 0.4}
     torch.manual_seed(0)
     return transformers.Olmo2ForCausalLM(transformers.Olmo2Config(**settings, **more)).eval()
+
+
+def bloom():
+    """Its attention adds the stream itself, after its output projection."""
+    settings = {"hidden_size": 32, "n_head": 4, "n_layer": 3, "vocab_size": 96}
+    torch.manual_seed(0)
+    config = transformers.BloomConfig(**settings, initializer_range=0.4)
+    return transformers.BloomForCausalLM(config).eval()
+
+
+def with_attention_weights():
+    """Its attentions put out their weights, too."""
+    model = build("llama")
+    model.set_attn_implementation("eager")
+    return model
 
 
 def with_a_skip(model):
@@ -317,3 +333,33 @@ def test_few_short_rows_are_enough_to_ask():
         [{"input_ids": torch.tensor([[5, 9, 7]]), "attention_mask": torch.ones(1, 3).long()}]
     )
     assert set(residual_sums(model, anatomy, batch)) == {site.id for site in anatomy.sites}
+
+
+@pytest.mark.parametrize("asks_for_the_stream", [True, False])
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "neox", "t5", "bloom", "weights"])
+@torch.no_grad()
+def test_an_attention_needn_t_run_again_for_other_output_weights(name, asks_for_the_stream):
+    """Where it does more with what its projection puts out, or puts out its weights, it runs again."""
+    kinds = {"neox": gpt_neox, "t5": t5, "bloom": bloom, "weights": with_attention_weights}
+    model = kinds[name]() if name in kinds else build(name)
+    (batch,) = as_batches([(of_two_texts if name == "t5" else of_text)(8)])
+    anatomy = inspected(model)
+    sums = residual_sums(model, anatomy, batch) if asks_for_the_stream else {}
+    first, *others = in_order(model, anatomy, batch)
+    block = block_of(model, first)
+    completed = advance_through(model, anatomy, batch, completed=(), through=block)
+    site = next(one for one in others if block_of(model, one) is not block)
+    block = block_of(model, site)
+    total = sums.get(site.id)
+    found = read(model, batch, site, total=total, completed=completed)
+    assert (found.again is None) == (name in ("bloom", "weights"))
+    assert (found.stream is None) == (total is None)
+    if found.again is not None:
+        model.get_submodule(site.output).weight.add_(0.3)
+        done = (*completed, found.again())
+        ran = (
+            advance_through(model, anatomy, batch, completed=calls, through=block)[-1].output
+            for calls in (completed, done)
+        )
+        some, others = (list(tensors_in(output)) for output in ran)
+        assert all(torch.equal(one, other) for one, other in zip(some, others, strict=True))

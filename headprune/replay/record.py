@@ -186,28 +186,6 @@ def replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]
                 vars(module)["forward"] = own
 
 
-class _CapturedError(Exception):
-    """A module was reached, and needn't run."""
-
-    def __init__(self, read: Tensor) -> None:
-        super().__init__("captured")
-        self.read = read
-
-
-def read_by(module: nn.Module, run: Callable[[], Any]) -> Tensor:
-    """Return what a module reads, what hooks make of it included, when ``run`` runs; nothing after it does."""
-
-    def capture(read: Tensor, *_args: Any, **_kwargs: Any) -> Any:
-        raise _CapturedError(read)
-
-    try:
-        with replaced({module: capture}):
-            run()
-    except _CapturedError as captured:
-        return captured.read
-    raise RuntimeError("the module did not run")
-
-
 @contextmanager
 def returning(calls: Sequence[Call], *, copies: int = 1, rows: int = 1) -> Iterator[None]:
     """Make modules return what they put out in ``calls``, call by call; further calls run as ever.

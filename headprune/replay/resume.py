@@ -4,9 +4,11 @@ Everything that had ended before that attention began returns its recording: blo
 forward does the rest, on all masks stacked on the batch axis. Fitting layer after layer goes on from block to block the same way.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -26,10 +28,10 @@ from headprune.replay.record import (
     block_of,
     map_tensors,
     outermost,
-    read_by,
     repeat,
     replaced,
     returning,
+    tensors_in,
 )
 
 Mode = Literal["block", "stacked", "plain"]
@@ -186,14 +188,6 @@ def in_order(model: PreTrainedModel, anatomy: Anatomy, batch: Batch) -> list[Sit
     return sorted(ran, key=lambda site: calls[site.id].projection.began)
 
 
-def read_from(
-    model: PreTrainedModel, batch: Batch, module: nn.Module, *, completed: CompletedCalls
-) -> Tensor:
-    """Return what ``module`` reads, hooks included; what is completed isn't run."""
-    with returning(completed):
-        return read_by(module, lambda: forward(model, batch.inputs))
-
-
 def advance_through(
     model: PreTrainedModel,
     anatomy: Anatomy,
@@ -233,27 +227,29 @@ def without_values(completed: CompletedCalls, blocks: nn.ModuleList) -> Complete
     return tuple(calls)
 
 
-def list_of(model: PreTrainedModel, block: nn.Module) -> nn.ModuleList | None:
-    """Return the list that a block is an element of."""
-    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
-    return next((blocks for blocks in lists if block in set(blocks)), None)
-
-
 @torch.no_grad()
-def reads_last_only(
-    model: PreTrainedModel,
-    batch: Batch,
-    module: nn.Module,
-    *,
-    completed: CompletedCalls,
-    blocks: nn.ModuleList,
-) -> bool:
-    """Whether ``module`` reads the same, bit by bit, when of all ``blocks`` only the last one's output is there."""
-    last_only = without_values(completed, blocks)
-    return torch.equal(
-        read_from(model, batch, module, completed=completed),
-        read_from(model, batch, module, completed=last_only),
-    )
+def read_last_only(
+    model: PreTrainedModel, anatomy: Anatomy, batch: Batch, *, order: Sequence[Site]
+) -> dict[nn.Module, nn.ModuleList]:
+    """Return the blocks after which the model reads nothing of all blocks in their list but what they put out, and these lists.
+
+    That is so where the next block puts out the same, bit by bit, when nothing else is there. It is asked on a few rows.
+    """
+    blocks = list(dict.fromkeys(block_or_attention(model, site) for site in order))
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    run = partial(advance_through, model, anatomy, batch)
+    found: dict[nn.Module, nn.ModuleList] = {}
+    calls = run(completed=(), through=blocks[0]) if blocks else ()
+    for block, after in pairwise(blocks):
+        further = run(completed=calls, through=after)
+        inside = next((one for one in lists if block in set(one)), None)
+        if inside is not None:
+            same = run(completed=without_values(calls, inside), through=after)[-1]
+            pairs = zip(tensors_in(further[-1].output), tensors_in(same.output), strict=True)
+            if all(torch.equal(one, other) for one, other in pairs):
+                found[block] = inside
+        calls = further
+    return found
 
 
 class _StopForwardError(Exception):

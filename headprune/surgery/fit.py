@@ -7,14 +7,14 @@ divided by the mean square of ``c y + r_whole``, as the norm that reads it will.
 ones left. The other methods aim at ``y``.
 
 Several methods (see :mod:`~headprune.surgery.least_squares`) walk through the model side by side: the whole model costs a
-forward, every method one and a third. What is kept of the positions is their state at the block that is being reconstructed.
+forward, and so does every method. What is kept of the positions is their state at the block that is being reconstructed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -29,26 +29,27 @@ from headprune.heads import SiteId
 from headprune.masking import gated, real_positions, row_of_position
 from headprune.passes import Parts
 from headprune.placement import input_device
+from headprune.replay.record import Call
 from headprune.replay.resume import (
     CompletedCalls,
     advance_through,
     block_or_attention,
     in_order,
-    list_of,
-    read_from,
-    reads_last_only,
+    read_last_only,
     without_values,
 )
 from headprune.surgery.least_squares import FOLDS, RIDGES, no_sums, solve, sum_of
 from headprune.surgery.projections import (
+    Read,
     at_least_single,
     columns_of,
     is_linear,
     of_all_heads,
     projection_weights,
+    read,
     swapped_weights,
 )
-from headprune.surgery.residual import ResidualSum, read_with_stream, residual_sums
+from headprune.surgery.residual import ResidualSum, residual_sums
 
 _POSITIONS = 64
 """About so many are enough to ask the model where its stream is."""
@@ -117,16 +118,16 @@ def _fit(
     ridges: Sequence[float] | None,
     to_stream: bool,
 ) -> list[Reconstructed]:
-    sums: Mapping[SiteId, ResidualSum] = {}
-    if to_stream and "refit" in methods:
-        longest = max(batches, key=lambda batch: batch.num_tokens / batch.num_rows)
-        few = longest.take(-(-_POSITIONS * longest.num_rows // longest.num_tokens))
-        sums = residual_sums(model, anatomy, few.to(input_device(model)))
-    walk = _Walk(model, anatomy, batches, mask, sums, to_stream)
+    longest = max(batches, key=lambda batch: batch.num_tokens / batch.num_rows)
+    few = longest.take(-(-_POSITIONS * longest.num_rows // longest.num_tokens))
+    few = few.to(input_device(model))
+    sums = residual_sums(model, anatomy, few) if to_stream and "refit" in methods else {}
+    order = in_order(model, anatomy, few)
+    last_only = read_last_only(model, anatomy, few, order=order)
+    walk = _Walk(model, anatomy, batches, mask, sums, to_stream, last_only)
     weights = projection_weights(model, anatomy)
     whole = _Walker(None, (), weights, [()] * len(batches))
     walkers = [_Walker(m, RIDGES[m] if ridges is None else ridges, dict(weights)) for m in methods]
-    order = in_order(model, anatomy, walk.batch(0))
     is_reached, before = False, set[SiteId]()
     for site, later in zip(order, [*order[1:], None], strict=True):
         if not is_reached and not bool(mask[anatomy.columns[site.id]].all()):
@@ -137,11 +138,10 @@ def _fit(
             before.add(site.id)
         elif is_linear(model, site):
             walk.fit(site, whole, walkers)
-        if later is not None and block_or_attention(model, later) is not block_or_attention(
-            model, site
-        ):
+        block = block_or_attention(model, site)
+        if later is not None and block_or_attention(model, later) is not block:
             for walker in (whole, *walkers) if is_reached else (whole,):
-                walk.advance(walker, through=block_or_attention(model, site), next_read=later)
+                walk.advance(walker, through=block)
     return [
         Reconstructed(one.weights, one.ridge_of, frozenset(before), one.grams) for one in walkers
     ]
@@ -158,6 +158,7 @@ class _Walker:
     ridges: Sequence[float]
     weights: dict[str, Tensor]
     completed: list[CompletedCalls] = field(default_factory=list)
+    again: dict[int, list[Callable[[], Call]]] = field(default_factory=lambda: defaultdict(list))
     ridge_of: dict[str, float] = field(default_factory=dict)
     grams: dict[SiteId, Tensor] = field(default_factory=dict)
 
@@ -176,7 +177,7 @@ class _Walk:
     mask: Float[Tensor, " heads"]
     residual: Mapping[SiteId, ResidualSum]
     to_stream: bool
-    drops: dict[nn.Module, bool] = field(default_factory=dict)
+    last_only: Mapping[nn.Module, nn.ModuleList]
 
     def batch(self, index: int) -> Batch:
         return self.batches[index].to(input_device(self.model))
@@ -191,23 +192,21 @@ class _Walk:
                 with gated(self.model, self.anatomy, gates=self.mask):
                     yield
 
-    def advance(self, walker: _Walker, *, through: nn.Module, next_read: Site) -> None:
+    def _completed(self, walker: _Walker, index: int) -> CompletedCalls:
+        """Return how far a batch has come, the attentions in the block that it is in included."""
+        return (*walker.completed[index], *(again() for again in walker.again[index]))
+
+    def advance(self, walker: _Walker, *, through: nn.Module) -> None:
         """Take every batch through a block; drop the outputs of those before it where nothing reads them."""
-        model, module = self.model, self.model.get_submodule(next_read.output)
-        blocks = list_of(model, through)
+        blocks = self.last_only.get(through)
         with self._as(walker):
-            for index, before in enumerate(walker.completed):
-                batch = self.batch(index)
-                calls = advance_through(
-                    model, self.anatomy, batch, completed=before, through=through
+            for index in range(len(self.batches)):
+                done, batch = self._completed(walker, index), self.batch(index)
+                done = advance_through(
+                    self.model, self.anatomy, batch, completed=done, through=through
                 )
-                if through not in self.drops:  # it is the model's, whoever walks through it
-                    self.drops[through] = blocks is not None and reads_last_only(
-                        model, batch, module, completed=calls, blocks=blocks
-                    )
-                walker.completed[index] = (
-                    without_values(calls, blocks) if self.drops[through] and blocks else calls
-                )
+                walker.completed[index] = done if blocks is None else without_values(done, blocks)
+        walker.again.clear()
 
     def fit(self, site: Site, whole: _Walker, walkers: Sequence[_Walker]) -> None:
         """Fit an output projection's weights, for every walker."""
@@ -224,11 +223,11 @@ class _Walk:
         scales = [self._scale(site, walker, weight) for walker in walkers]
         first = 0
         for index, batch in enumerate(self.batches):
-            read, example = self._read(site, index, whole)
-            output = read.z @ weight.to(read.z) + (0 if bias is None else bias.to(read.z))
+            there, example = self._read(site, index, whole)
+            output = there.z @ weight.to(there.z) + (0 if bias is None else bias.to(there.z))
             for walker, scale, sums in zip(walkers, scales, folds, strict=True):
                 own, _ = self._read(site, index, walker)
-                target, weights = _target(output, scale.to(output), read.stream, own.stream)
+                target, weights = _target(output, scale.to(output), there.stream, own.stream)
                 fold_of = (first + example) % len(sums)
                 for fold in fold_of.unique().tolist():
                     at = fold_of == fold
@@ -263,18 +262,15 @@ class _Walk:
 
     def _read(
         self, site: Site, index: int, walker: _Walker
-    ) -> tuple["_Read", Int[Tensor, " positions"]]:
+    ) -> tuple[Read, Int[Tensor, " positions"]]:
         """Return what there is at all positions that aren't padding, and the example of each."""
-        batch, projection = self.batch(index), self.model.get_submodule(site.output)
-        total, stream = self.residual.get(site.id), None
-        follows = total is not None and walker.method in (None, "refit")
+        batch = self.batch(index)
+        total = self.residual.get(site.id) if walker.method in (None, "refit") else None
         with self._as(walker):
-            if total is not None and follows:
-                z, stream = read_with_stream(
-                    self.model, batch, projection, total, completed=walker.completed[index]
-                )
-            else:
-                z = read_from(self.model, batch, projection, completed=walker.completed[index])
+            done = self._completed(walker, index)
+            z, stream, again = read(self.model, batch, site, total=total, completed=done)
+        if again is not None:
+            walker.again[index].append(again)
         real = real_positions(site, z.shape[:-1], batch)
         row = row_of_position(site, z.shape[:-1], batch)
         # Of rows that can't be told apart, all are one example.
@@ -286,14 +282,7 @@ class _Walk:
 
         z = at_least_single(at_real(z.flatten(0, -2)))
         stream = None if stream is None else at_least_single(at_real(stream.flatten(0, -2)))
-        return _Read(z, stream), at_real(example).to(z.device)
-
-
-class _Read(NamedTuple):
-    """What an output projection reads, and the stream that its output is added to, where that is followed."""
-
-    z: Float[Tensor, "positions width"]
-    stream: Float[Tensor, "positions outputs"] | None
+        return Read(z, stream, again), at_real(example).to(z.device)
 
 
 def _target(

@@ -128,7 +128,7 @@ def solve(
     parts = [fold for fold in folds if float(fold.gram[-1, -1])]
     ridge = ridges[0]
     if len(ridges) > 1 and len(parts) > 1:
-        some = slice(None, None, max(1, len(weight[0]) // _OUTPUTS) if method == "refit" else 1)
+        some = slice(None, None, max(1, weight.shape[1] // _OUTPUTS) if method == "refit" else 1)
         start = weight[:, some], None if bias is None else bias[some]
         errors = [
             sum(
@@ -149,7 +149,9 @@ _Solution: TypeAlias = tuple[Tensor, Tensor | None]
 
 def _error(sums: Sums, weight: Tensor, bias: Tensor | None) -> float:
     """Return ``|| Z W + b - Y ||^2 - || Y ||^2``."""
-    whole = torch.cat([weight, torch.zeros_like(weight[:1]) if bias is None else bias[None]])
+    whole = torch.cat(
+        [weight, weight.new_zeros(1, weight.shape[1]) if bias is None else bias[None]]
+    )
     return float(((sums.gram @ whole - 2 * sums.cross) * whole).sum())
 
 
@@ -166,7 +168,9 @@ def _ridge(gram: Tensor, cross: Tensor, start: Tensor, *, ridge: float, free: in
     pull = torch.zeros_like(gram.diagonal())
     if held:
         pull[:held] = ridge * gram.diagonal()[:held].mean().clamp_min(1e-12)
-    solved: Tensor = torch.linalg.solve(gram + pull.diag(), cross + pull[:, None] * start)
+    system, wanted = gram + pull.diag(), cross + pull[:, None] * start
+    factor, failed = torch.linalg.cholesky_ex(system)
+    solved: Tensor = torch.linalg.solve(system, wanted) if failed else wanted.cholesky_solve(factor)
     return solved
 
 

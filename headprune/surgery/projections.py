@@ -1,8 +1,8 @@
-"""Output projections: their weights, read, written, swapped for the length of a block; and which of their inputs are whose."""
+"""Output projections: their weights, read, written or swapped for a while; what they read, and whose inputs are whose."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from headprune.anatomy import Anatomy, Site
+from headprune.batch import Batch, forward
 from headprune.masking import places_of
+from headprune.replay.record import Call, map_tensors, replaced, returning, tensors_in
+from headprune.replay.resume import CompletedCalls
+from headprune.surgery.residual import ResidualSum, noting_sum
 
 
 def can_fit(model: PreTrainedModel, anatomy: Anatomy) -> bool:
@@ -94,3 +98,93 @@ def of_all_heads(gram: Tensor, kept: Tensor, head_dim: int) -> Tensor:
 def at_least_single(tensor: Tensor) -> Tensor:
     """Return it in single precision, or in its own where that is wider."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+class Read(NamedTuple):
+    """What there is at an output projection.
+
+    Args:
+        z: What it reads.
+        stream: The residual stream without its output; None where that isn't known.
+        again: Returns the call of its attention with what the projection puts out now, without running the rest of it again;
+            None where that isn't known, or would hold attention weights in memory.
+    """
+
+    z: Tensor
+    stream: Tensor | None
+    again: Callable[[], Call] | None
+
+
+class _ReachedError(Exception):
+    """Nothing more needs to run."""
+
+
+def read(
+    model: PreTrainedModel,
+    batch: Batch,
+    site: Site,
+    *,
+    total: ResidualSum | None,
+    completed: CompletedCalls,
+) -> Read:
+    """Return what there is at a linear output projection; what is completed isn't run.
+
+    Args:
+        model: The model.
+        batch: The rows, on its device.
+        site: The attention, which runs once a forward.
+        total: Where its output is added to the stream, if that is known.
+        completed: What has ended before.
+    """
+    attention, projection = model.get_submodule(site.path), model.get_submodule(site.output)
+    weight: Any = projection.weight
+    outputs = weight.shape[1 if isinstance(projection, Conv1D) else 0]
+    is_inside = projection in set(attention.modules())
+    seen: dict[str, Any] = {}
+
+    def see(*, is_last: bool, **values: Any) -> None:
+        seen.update(values)
+        if is_last:
+            raise _ReachedError
+
+    def no_output(z: Tensor) -> Tensor:
+        zeros = z.new_zeros(*z.shape[:-1], outputs)
+        see(is_last=total is None and not is_inside, z=z, zeros=zeros)
+        return zeros
+
+    def ended(_module: nn.Module, _args: Any, output: Any) -> None:
+        see(is_last=total is None and is_inside, output=output)
+
+    def again() -> Call:
+        output = seen["output"]
+        if is_inside:
+            put_out = projection(seen["z"])
+            output = map_tensors(
+                output, lambda one: put_out.view(one.shape) if _is(one, seen["zeros"]) else one
+            )
+        return Call(attention, None, output, 0, 0)
+
+    with ExitStack() as stack:
+        stack.enter_context(suppress(_ReachedError))
+        stack.enter_context(returning(completed))
+        stack.enter_context(replaced({projection: no_output}))
+        stack.callback(attention.register_forward_hook(ended).remove)
+        if total is not None:
+            stop = noting_sum(projection, total, lambda one: see(is_last=True, stream=one))
+            stack.enter_context(stop)
+        forward(model, batch.inputs)
+    is_known = "output" in seen and _follows(seen["output"], seen["zeros"], is_inside=is_inside)
+    return Read(seen["z"], seen.get("stream"), again if is_known else None)
+
+
+def _follows(output: Any, zeros: Tensor, *, is_inside: bool) -> bool:
+    """Whether an attention put out what its projection did, or before it ran; and no more numbers than two states have."""
+    tensors = list(tensors_in(output))
+    same = [one for one in tensors if _is(one, zeros)]
+    is_plain = len(same) == 1 and same[0].is_contiguous() and not bool(zeros.any())
+    return sum(one.numel() for one in tensors) <= 2 * zeros.numel() and (is_plain or not is_inside)
+
+
+def _is(one: Tensor, other: Tensor) -> bool:
+    is_shared = one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    return is_shared and one.numel() == other.numel()

@@ -20,8 +20,7 @@ from transformers import Cache, PreTrainedModel
 from headprune.anatomy import Anatomy
 from headprune.batch import Batch, forward
 from headprune.heads import SiteId
-from headprune.replay.record import block_of, replaced, returning, tensors_in
-from headprune.replay.resume import CompletedCalls
+from headprune.replay.record import block_of, tensors_in
 
 _TOLERANCE = 0.02
 """How much of its size a sum may differ from what was put in: half precision rounds large streams."""
@@ -77,57 +76,27 @@ def residual_sums(
     return found
 
 
-def read_with_stream(
-    model: PreTrainedModel,
-    batch: Batch,
-    projection: nn.Module,
-    total: ResidualSum,
-    *,
-    completed: CompletedCalls,
-) -> tuple[Tensor, Tensor]:
-    """Return what a projection reads, and the stream that its output would be added to; what is completed isn't run.
+@contextmanager
+def noting_sum(
+    projection: nn.Module, total: ResidualSum, note: Callable[[Tensor], Any]
+) -> Iterator[None]:
+    """Call ``note``, for the length of a block, with what may be the sum: the first such state is it."""
+    shapes: list[torch.Size] = []
 
-    Args:
-        model: The model.
-        batch: The rows, on its device.
-        projection: The output projection.
-        total: Where its output is added.
-        completed: What has ended before.
+    def look(_module: nn.Module, is_read: bool, value: Any) -> None:
+        state = _first_of_shape(value, shapes[0]) if shapes and is_read == total.is_read else None
+        if state is not None:
+            note(state)
 
-    Raises:
-        RuntimeError: The sum isn't reached.
-    """
-    outputs = len(total.scale)
-    seen: list[Tensor] = []
+    def after(_module: nn.Module, _args: Any, output: Tensor) -> None:
+        shapes.append(output.shape)
 
-    def no_output(z: Tensor) -> Tensor:
-        seen.append(z)
-        return z.new_zeros(*z.shape[:-1], outputs)
-
-    def capture(value: Any) -> None:
-        if seen:
-            stream = _first_of_shape(value, torch.Size((*seen[0].shape[:-1], outputs)))
-            if stream is not None:
-                raise _StreamReachedError(stream)
-
-    listening = _listening(
-        total.module,
-        lambda _module, is_read, value: capture(value) if is_read == total.is_read else None,
-    )
+    handle = projection.register_forward_hook(after)
     try:
-        with returning(completed), replaced({projection: no_output}), listening:
-            forward(model, batch.inputs)
-    except _StreamReachedError as reached:
-        return seen[0], reached.stream
-    raise RuntimeError("the sum was not reached")
-
-
-class _StreamReachedError(Exception):
-    """Nothing more needs to run."""
-
-    def __init__(self, stream: Tensor) -> None:
-        super().__init__("the residual stream was read")
-        self.stream = stream
+        with _listening(total.module, look):
+            yield
+    finally:
+        handle.remove()
 
 
 def _single_calls(
