@@ -176,3 +176,15 @@ def test_rows_of_an_example_have_stretches_in_common():
     apart = stretched(model, [both], loss, None)
     assert (apart.values > 0.999 * found.values).all()
     assert (apart.values > 1.1 * found.values).any()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+def test_logits_are_made_only_where_a_loss_reads_them(family, monkeypatch):
+    """The first forward asks for the outputs of heads, the second for derivatives."""
+    model, batch, loss = setting(family, rows=12)
+    made, own = [], model.get_output_embeddings().forward
+    monkeypatch.setattr(
+        model.get_output_embeddings(), "forward", lambda states: made.append(0) or own(states)
+    )
+    hp.score(model, [batch], loss=loss, method="unique")
+    assert len(made) == 1

@@ -1,10 +1,11 @@
 """Methods made of derivatives: how much the loss would move with a gate on each head."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
-from torch import Tensor
+from torch import Tensor, nn
 
 from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch, forward
@@ -12,6 +13,7 @@ from headprune.heads import SiteId
 from headprune.masking import observed, real_positions
 from headprune.passes import Parts, halves_of_batch
 from headprune.placement import input_device
+from headprune.replay.record import replaced
 from headprune.scoring.derivatives import each_derivative, mean_over_stretches
 from headprune.scoring.request import Estimate, ScoreRequest, mean_and_error
 
@@ -135,10 +137,15 @@ def _grams(request: ScoreRequest, sites: Sequence[Site]) -> dict[SiteId, Tensor]
     # Of every site, whose examples are in its sums: memory that runs out in a batch leaves those of some sites there.
     counted: dict[SiteId, set[int]] = {site.id: set() for site in sites}
     parts = Parts("outputs of heads", halves_of_batch, context.notify)
+    head, own = model.get_output_embeddings(), dict[nn.Module, Any]()
+    if (
+        type(head) is nn.Linear
+    ):  # logits aren't read, and are a fifth of a small language model's work
+        own[head] = lambda states: states.new_zeros(*states.shape[:-1], head.out_features)
 
     def add(batch: Batch) -> None:
         moved, examples = batch.to(input_device(model)), set(batch.indices.tolist())
-        with observed(model, request.anatomy) as seen:
+        with observed(model, request.anatomy) as seen, replaced(own):
             forward(model, moved.inputs)
         for site in sites:
             if not examples <= counted[site.id]:
