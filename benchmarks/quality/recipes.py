@@ -20,6 +20,7 @@ OURS = "headprune"
 CONTENDERS: dict[str, Contender] = {
     OURS: Contender({}, "the default"),
     "headprune, healed, 22 steps": Contender({"heal": 22}, "then 22 steps of 2,048 tokens"),
+    "headprune, healed, 80 steps": Contender({"heal": 80}, "then 80 steps of 2,048 tokens"),
     "headprune, healed, 112 steps": Contender({"heal": 112}, "then 112 steps of 2,048 tokens"),
     "headprune, with a bias": Contender({"allow_bias": True}, "the same, `o_proj` may get one"),
     "michel": Contender({"recipe": "michel"}, "Michel et al. 2019"),

@@ -93,13 +93,14 @@ def _classifier(seed: int, progress: Progress, data: Path | None) -> Case:
 def _titles(seed: int, progress: Progress, data: Path | None) -> Case:
     """A T5 with encoder, decoder and cross-attention heads, on titles of requests."""
     source = _needed(data, "clinc150/data_full.json")
-    directory, *parts = titles.titled_requests(source, seed=seed)
+    directory, requests = titles.titled_requests(source, seed=seed)
     found = find(str(directory), revision=None)
     model = load_model(found, auto_class=titles.TASK.auto_class, device="auto")
     asked = Settings.of(model=str(directory), task=titles.TASK.name, seed=seed)
     session = Session(asked, found, model, load_tokenizer(found), titles.TASK, progress)
-    choosing, reporting = (Rows(tuple(part), {"n": len(part)}) for part in parts)
-    return Case(session, RowParts.of(choosing, reporting))
+    rows = {name: Rows(tuple(part), {"n": len(part)}) for name, part in requests.items()}
+    parts = RowParts.of(rows["choose"], rows["report"])
+    return Case(session, replace(parts, train=rows["train"]))
 
 
 def _needed(data: Path | None, name: str) -> Path:

@@ -6,7 +6,7 @@ The titles are the whole model's own, so its perplexity is close to 1 and nothin
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,26 +22,30 @@ from headprune.batch import Batch
 from headprune.demo import cache_directory
 from headprune.runtime.files import write_text
 from headprune.tasks.batches import InputFormat, pack, pad
+from headprune.tasks.distill import divergence
 from headprune.tasks.rows import Example
 from headprune.tasks.task import Task, get_task
 
-_CHOOSING, _REPORTING = 512, 1024
+_CHOOSING, _REPORTING, _TRAINING = 512, 1024, 10_240
 _SIZE = 32
 
 
-def titled_requests(source: Path, *, seed: int) -> tuple[Path, list[Example], list[Example]]:
-    """Return the model's directory, requests that choose, drawn by seed, and those that report; with their titles.
+def titled_requests(source: Path, *, seed: int) -> tuple[Path, dict[str, list[Example]]]:
+    """Return the model's directory, and requests that choose, that are trained on, and that report; with their titles.
 
     Args:
         source: CLINC150, whose requests are used without their intents.
-        seed: Of the rows that choose, from the training part. Those that report are always the same, from the test part.
+        seed: Of the rows from the training part, those that choose and others. Those that report are always the same, from the
+            test part.
     """
     directory = t5.subject().directory
     content = json.loads(source.read_text(encoding="utf-8"))
     train = [text for text, _intent in content["train"]]
     test = random.Random(0).sample([text for text, _intent in content["test"]], _REPORTING)
     chosen = random.Random(seed).sample(sorted(set(train) - set(test)), _CHOOSING)
-    return directory, _titled(directory, chosen), _titled(directory, test)
+    others = random.Random(seed).sample(sorted(set(train) - {*test, *chosen}), _TRAINING)
+    parts = {"choose": chosen, "train": others, "report": test}
+    return directory, {name: _titled(directory, part) for name, part in parts.items()}
 
 
 def _titled(directory: Path, requests: Sequence[str]) -> list[Example]:
@@ -124,6 +128,13 @@ def _predict(outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     return lost.sum(1), (batch.targets != IGNORED).sum(1)
 
 
+def _distance(student: Tensor, teacher: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Return KL(teacher || student) of the next token, the mean over a title."""
+    real = inputs["decoder_attention_mask"].bool()
+    by_token = divergence(student, teacher.softmax(-1)).where(real, 0.0)
+    return by_token.sum(-1) / real.sum(-1)
+
+
 _CAUSAL_LM = get_task("causal-lm")
 TASK = Task(
     row=replace(_CAUSAL_LM.row, name="titles", auto_class="AutoModelForSeq2SeqLM"),
@@ -131,5 +142,5 @@ TASK = Task(
     to_batches=_to_batches,
     loss=token_cross_entropy,
     predict=_predict,
-    distillation=_CAUSAL_LM.distillation,
+    distillation=replace(_CAUSAL_LM.distillation, distance=_distance),
 )
