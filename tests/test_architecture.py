@@ -125,7 +125,7 @@ def test_the_package_grows_no_larger():
     """What is added is paid for by what is taken away, but in the room that shows what heads do."""
     others = [path for path in FILES if room(path) != "analysis"]
     assert len(others) <= 194
-    assert sum(path.read_text(encoding="utf-8").count("\n") for path in others) <= 34_890
+    assert sum(path.read_text(encoding="utf-8").count("\n") for path in others) <= 34_840
 
 
 def test_every_room_has_its_place():

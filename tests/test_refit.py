@@ -68,8 +68,8 @@ def with_attention_weights():
     return model
 
 
-def with_a_skip(model):
-    """Let the third block read what the first put out, beside the second's output, as U-shaped models do."""
+def with_a_skip(model, *, to=2):
+    """Let a later block read what the first put out, beside what the one before it did, as U-shaped models do."""
     layers = model.bert.encoder.layer
     first = []
     layers[0].register_forward_hook(lambda _module, _args, output: first.append(output))
@@ -79,7 +79,7 @@ def with_a_skip(model):
         early = output[0] if isinstance(output, tuple) else output
         return (args[0] + early.flip(-1), *args[1:])
 
-    layers[2].register_forward_pre_hook(add)
+    layers[to].register_forward_pre_hook(add)
     return model
 
 
@@ -111,6 +111,7 @@ def block(model, site):
 ADDS = {
     "bert": lambda m, s: (parent(m, s.output).LayerNorm, True, 1),
     "bert, skipping": lambda m, s: (parent(m, s.output).LayerNorm, True, 1),
+    "bert, skipping far": lambda m, s: (parent(m, s.output).LayerNorm, True, 1),
     "gpt2": lambda m, s: (block(m, s).ln_2, True, 1),
     "llama": lambda m, s: (block(m, s).post_attention_layernorm, True, 1),
     "granite": lambda m, s: (block(m, s).post_attention_layernorm, True, 0.3),
@@ -127,6 +128,7 @@ ADDS = {
 MODELS = {
     "bert": (lambda: build("bert"), of_text),
     "bert, skipping": (lambda: with_a_skip(build("bert")), of_text),
+    "bert, skipping far": (lambda: with_a_skip(build("bert", num_hidden_layers=5), to=4), of_text),
     "gpt2": (lambda: build("gpt2"), of_text),
     "llama": (lambda: build("llama"), of_text),
     "granite": (granite, of_text),

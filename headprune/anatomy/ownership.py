@@ -111,7 +111,8 @@ def _owned_slices(
         if parameter.is_floating_point()
     }
     gradients = _gradients_by_head(candidate, list(parameters.values()))
-    slices = [_output_slice(candidate, output_path)]
+    runs = tuple(Run((head,), candidate.head_dim) for head in range(candidate.num_heads))
+    slices = [Slice(f"{output_path}.weight", input_dimension(candidate.output), runs, "input")]
     for column, (name, parameter) in enumerate(parameters.items()):
         found = _head_dimension([row[column] for row in gradients], parameter)
         if found is not None:
@@ -168,11 +169,6 @@ def _runs(table: Tensor) -> tuple[Run, ...]:
     everyone = tuple(range(table.shape[0]))
     named = [() if owner == everyone else owner for owner in owners]
     return tuple(Run(owner, len(list(same))) for owner, same in groupby(named))
-
-
-def _output_slice(candidate: Candidate, path: str) -> Slice:
-    runs = tuple(Run((head,), candidate.head_dim) for head in range(candidate.num_heads))
-    return Slice(f"{path}.weight", input_dimension(candidate.output), runs, "input")
 
 
 def _with_biases(slices: Sequence[Slice], parameters: Mapping[str, Tensor]) -> list[Slice]:

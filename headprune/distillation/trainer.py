@@ -79,7 +79,6 @@ class Distillation(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the mean distance to the teacher over the rows of a batch."""
-        del num_items_in_batch
         model.eval()  # no dropout: the student learns the outputs of the whole teacher
         outputs = forward(model, inputs)
         with torch.no_grad():
@@ -109,7 +108,6 @@ class Distillation(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return the loss of a batch, for Trainer's own evaluation; there are no labels to predict."""
-        del prediction_loss_only, ignore_keys
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
         return loss.detach(), None, None
@@ -122,14 +120,9 @@ class _SavesByTime(TrainerCallback):
         self._last = time.monotonic()
 
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **_others: Any,
+        self, args: Any, state: TrainerState, control: TrainerControl, **_others: Any
     ) -> None:
         """Ask for it; after the last step the healed model itself is about to be saved."""
-        del args
         is_due = time.monotonic() - self._last >= SECONDS_BETWEEN_CHECKPOINTS
         if is_due and state.global_step < state.max_steps:
             self._last = time.monotonic()
@@ -143,40 +136,25 @@ class _Reporter(TrainerCallback):
         self._progress = job.progress
         self._steps: Iterator[int] = iter(())
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **_others: Any,
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_others: Any) -> None:
         """Begin with the step after the checkpoint's last."""
-        del args, control
         steps = range(state.global_step, state.max_steps)
         self._steps = iter(self._progress.track(steps, "healing"))
         next(self._steps, None)
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **_others: Any,
-    ) -> None:
+    def on_step_end(self, *_states: Any, **_others: Any) -> None:
         """Count the step."""
-        del args, state, control
         next(self._steps, None)
 
     def on_log(
         self,
-        args: TrainingArguments,
+        args: Any,
         state: TrainerState,
-        control: TrainerControl,
+        control: Any,
         logs: dict[str, float] | None = None,
         **_others: Any,
     ) -> None:
         """Report the step, the loss, the rate, and the loss of the held-out rows where it was asked for."""
-        del args, control
         values = {
             _REPORTED[name]: value for name, value in (logs or {}).items() if name in _REPORTED
         }

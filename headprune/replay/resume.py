@@ -231,25 +231,25 @@ def without_values(completed: CompletedCalls, blocks: nn.ModuleList) -> Complete
 def read_last_only(
     model: PreTrainedModel, anatomy: Anatomy, batch: Batch, *, order: Sequence[Site]
 ) -> dict[nn.Module, nn.ModuleList]:
-    """Return the blocks after which the model reads nothing of all blocks in their list but what they put out, and these lists.
+    """Return the blocks that lie in a list of which each reads, of all others, what the one before it put out; and that list.
 
-    That is so where the next block puts out the same, bit by bit, when nothing else is there. It is asked on a few rows.
+    It is asked on a few rows: such a block puts out the same, bit by bit, when nothing else is there.
     """
     blocks = list(dict.fromkeys(block_or_attention(model, site) for site in order))
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    inside = {block: one for one in reversed(lists) for block in blocks if block in set(one)}
     run = partial(advance_through, model, anatomy, batch)
-    found: dict[nn.Module, nn.ModuleList] = {}
     calls = run(completed=(), through=blocks[0]) if blocks else ()
+    kept = set[nn.ModuleList]()
     for block, after in pairwise(blocks):
         further = run(completed=calls, through=after)
-        inside = next((one for one in lists if block in set(one)), None)
-        if inside is not None:
-            same = run(completed=without_values(calls, inside), through=after)[-1]
+        if block in inside:
+            same = run(completed=without_values(calls, inside[block]), through=after)[-1]
             pairs = zip(tensors_in(further[-1].output), tensors_in(same.output), strict=True)
-            if all(torch.equal(one, other) for one, other in pairs):
-                found[block] = inside
+            if not all(torch.equal(one, other) for one, other in pairs):
+                kept.add(inside[block])
         calls = further
-    return found
+    return {block: one for block, one in inside.items() if one not in kept}
 
 
 class _StopForwardError(Exception):

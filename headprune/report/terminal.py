@@ -48,7 +48,6 @@ class Prose:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         """Yield the lines."""
-        del console
         yield from wrapped(self.text, options.max_width)
 
 
@@ -101,7 +100,6 @@ class Sheet:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         """Yield the lines."""
-        del console
         widths = self._widths(options.max_width)
         yield from (self._lines(options) if widths is None else self._columns(widths))
 

@@ -138,9 +138,8 @@ def _grams(request: ScoreRequest, sites: Sequence[Site]) -> dict[SiteId, Tensor]
     counted: dict[SiteId, set[int]] = {site.id: set() for site in sites}
     parts = Parts("outputs of heads", halves_of_batch, context.notify)
     head, own = model.get_output_embeddings(), dict[nn.Module, Any]()
-    if (
-        type(head) is nn.Linear
-    ):  # logits aren't read, and are a fifth of a small language model's work
+    # Logits aren't read, and are a fifth of a small language model's work.
+    if type(head) is nn.Linear:
         own[head] = lambda states: states.new_zeros(*states.shape[:-1], head.out_features)
 
     def add(batch: Batch) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from headprune.batch import Batch, forward
 from headprune.masking import places_of
 from headprune.replay.record import Call, map_tensors, replaced, returning, tensors_in
 from headprune.replay.resume import CompletedCalls
-from headprune.surgery.residual import ResidualSum, noting_sum
+from headprune.surgery.residual import ResidualSum, first_of_shape, listening
 
 
 def can_fit(model: PreTrainedModel, anatomy: Anatomy) -> bool:
@@ -155,14 +156,11 @@ def read(
     def ended(_module: nn.Module, _args: Any, output: Any) -> None:
         see(is_last=total is None and is_inside, output=output)
 
-    def again() -> Call:
-        output = seen["output"]
-        if is_inside:
-            put_out = projection(seen["z"])
-            output = map_tensors(
-                output, lambda one: put_out.view(one.shape) if _is(one, seen["zeros"]) else one
-            )
-        return Call(attention, None, output, 0, 0)
+    def look(_module: nn.Module, is_read: bool, value: Any) -> None:
+        if total is not None and is_read == total.is_read and "zeros" in seen:
+            stream = first_of_shape(value, seen["zeros"].shape)
+            if stream is not None:
+                see(is_last=True, stream=stream)
 
     with ExitStack() as stack:
         stack.enter_context(suppress(_ReachedError))
@@ -170,11 +168,22 @@ def read(
         stack.enter_context(replaced({projection: no_output}))
         stack.callback(attention.register_forward_hook(ended).remove)
         if total is not None:
-            stop = noting_sum(projection, total, lambda one: see(is_last=True, stream=one))
-            stack.enter_context(stop)
+            stack.enter_context(listening(total.module, look))
         forward(model, batch.inputs)
     is_known = "output" in seen and _follows(seen["output"], seen["zeros"], is_inside=is_inside)
+    again = partial(_call_again, attention, projection if is_inside else None, seen)
     return Read(seen["z"], seen.get("stream"), again if is_known else None)
+
+
+def _call_again(
+    attention: nn.Module, projection: nn.Module | None, seen: Mapping[str, Any]
+) -> Call:
+    """Return the call of an attention, with what the projection inside it puts out now in the place of zeros."""
+    output, zeros = seen["output"], seen["zeros"]
+    if projection is not None:
+        new = projection(seen["z"])
+        output = map_tensors(output, lambda one: new.view(one.shape) if _is(one, zeros) else one)
+    return Call(attention, None, output, 0, 0)
 
 
 def _follows(output: Any, zeros: Tensor, *, is_inside: bool) -> bool:

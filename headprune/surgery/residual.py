@@ -76,29 +76,6 @@ def residual_sums(
     return found
 
 
-@contextmanager
-def noting_sum(
-    projection: nn.Module, total: ResidualSum, note: Callable[[Tensor], Any]
-) -> Iterator[None]:
-    """Call ``note``, for the length of a block, with what may be the sum: the first such state is it."""
-    shapes: list[torch.Size] = []
-
-    def look(_module: nn.Module, is_read: bool, value: Any) -> None:
-        state = _first_of_shape(value, shapes[0]) if shapes and is_read == total.is_read else None
-        if state is not None:
-            note(state)
-
-    def after(_module: nn.Module, _args: Any, output: Tensor) -> None:
-        shapes.append(output.shape)
-
-    handle = projection.register_forward_hook(after)
-    try:
-        with _listening(total.module, look):
-            yield
-    finally:
-        handle.remove()
-
-
 def _single_calls(
     model: PreTrainedModel, batch: Batch, blocks: list[nn.Module]
 ) -> dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -187,20 +164,20 @@ def _states_after(
 
     def note(module: nn.Module, is_read: bool, value: Any) -> None:
         if shapes and module is not projection:
-            state = _first_of_shape(value, shapes[0])
+            state = first_of_shape(value, shapes[0])
             if state is not None:
                 states.append(_State(module, is_read, state.clone()))
 
     handle = projection.register_forward_hook(change)
     try:
-        with _listening(block, note, inside=True):
+        with listening(block, note, inside=True):
             run()
     finally:
         handle.remove()
     return states
 
 
-def _first_of_shape(value: Any, shape: torch.Size) -> Tensor | None:
+def first_of_shape(value: Any, shape: torch.Size) -> Tensor | None:
     """Return the first state of a nest, in that shape: some models flatten rows (OPT)."""
     for one in tensors_in(value):
         if (
@@ -213,7 +190,7 @@ def _first_of_shape(value: Any, shape: torch.Size) -> Tensor | None:
 
 
 @contextmanager
-def _listening(
+def listening(
     module: nn.Module, note: Callable[[nn.Module, bool, Any], None], *, inside: bool = False
 ) -> Iterator[None]:
     """Call ``note(module, is_read, value)`` for what a module reads and puts out, and with ``inside`` for all modules in it."""

@@ -34,7 +34,6 @@ def plain_task() -> Task:
 
 
 def _examples(table: Table, columns: Columns, input_format: InputFormat) -> tuple[Example, ...]:
-    del input_format
     return examples_of(table, columns)
 
 
@@ -75,7 +74,6 @@ def with_decoder(batch: Batch, said: Sequence[Sequence[int]], padding: int) -> B
 
 def _nothing(outputs: Any, batch: Batch) -> Any:
     """Refuse to predict, or to score."""
-    del outputs, batch
     raise ConfigError(
         "the model is only looked at: there is no task for it here",
         where="`task`",

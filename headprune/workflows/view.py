@@ -83,7 +83,8 @@ def view(settings: Settings, viewed: Viewed, *, progress: Progress) -> tuple[Att
     tokenizer = load_tokenizer(source)
     anatomy = proven_anatomy(model, name=source.name, progress=progress)
     sites = _chosen(anatomy, viewed.layers)
-    longest = _longest(settings, model, tokenizer)
+    taken = longest_row(model, special=tokenizer.all_special_ids)
+    longest = min(filter(None, (settings.data.max_length or MAX_LENGTH, taken)))
     with tokenizing(source):
         few = encode(model, tokenizer, viewed.text, viewed.pair, longest=min(longest, _FEW))
         longest = min(longest, longest_text(model, anatomy, few.inputs, sites))
@@ -136,12 +137,6 @@ def _chosen(anatomy: Anatomy, layers: Sequence[str]) -> frozenset[SiteId]:
         low, high = sorted(map(int, ends))
         numbers.update(range(low, high + 1))
     return frozenset(site.id for site in anatomy.sites if not layers or site.id.layer in numbers)
-
-
-def _longest(settings: Settings, model: PreTrainedModel, tokenizer: Any) -> int:
-    """Return how many tokens of a text are shown, if a page holds them: as many as the settings say and the model takes."""
-    taken = longest_row(model, special=tokenizer.all_special_ids)
-    return min(filter(None, (settings.data.max_length or MAX_LENGTH, taken)))
 
 
 def _scores(settings: Settings, source: ModelSource, note: Mapping[str, Any]) -> HeadScores | None:
