@@ -283,18 +283,26 @@ def test_a_walk_runs_every_attention_once(name, to_stream):
     model, batch, _loss = setting(name, rows=24)
     anatomy = inspected(model)
     ways = ["refit", "scale"]
-    rows = []
-    handles = [
-        next(
-            part for part in model.get_submodule(site.path).modules() if isinstance(part, nn.Linear)
-        ).register_forward_pre_hook(lambda _module, args: rows.append(len(args[0])))
-        for site in anatomy.sites
-    ]
+    rows, projected = [], []
+    handles = []
+    for site in anatomy.sites:
+        inside = model.get_submodule(site.path).modules()
+        for part, seen in (
+            (next(one for one in inside if isinstance(one, nn.Linear)), rows),
+            (model.get_submodule(site.output), projected),
+        ):
+
+            def note(_module, args, seen=seen):
+                seen.append(len(args[0]))
+
+            handles.append(part.register_forward_pre_hook(note))
     masks = mask_of(anatomy, [str(anatomy.heads[0])])
     fit(model, anatomy, batches=as_batches([batch]), mask=masks, methods=ways, to_stream=to_stream)
     for handle in handles:
         handle.remove()
     assert rows.count(24) == len(anatomy.sites) * (1 + len(ways))
+    # Read once, and run once with its new weights.
+    assert projected.count(24) <= 2 * len(anatomy.sites) * (1 + len(ways))
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "gpt2"])

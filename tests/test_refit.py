@@ -68,6 +68,20 @@ def with_attention_weights():
     return model
 
 
+def adding_in_place():
+    """Its attentions add the stream to what their projections put out, in the same memory."""
+    model = build("llama")
+    for layer in model.model.layers:
+
+        def forward(hidden_states, *args, own=layer.self_attn.forward, **kwargs):
+            output, weights = own(hidden_states, *args, **kwargs)
+            output += hidden_states
+            return output, weights
+
+        layer.self_attn.forward = forward
+    return model
+
+
 def with_a_skip(model, *, to=2):
     """Let a later block read what the first put out, beside what the one before it did, as U-shaped models do."""
     layers = model.bert.encoder.layer
@@ -337,12 +351,15 @@ def test_few_short_rows_are_enough_to_ask():
     assert set(residual_sums(model, anatomy, batch)) == {site.id for site in anatomy.sites}
 
 
+AGAIN = {"bloom": bloom, "in place": adding_in_place, "weights": with_attention_weights}
+
+
 @pytest.mark.parametrize("asks_for_the_stream", [True, False])
-@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "neox", "t5", "bloom", "weights"])
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "neox", "t5", *AGAIN])
 @torch.no_grad()
 def test_an_attention_needn_t_run_again_for_other_output_weights(name, asks_for_the_stream):
     """Where it does more with what its projection puts out, or puts out its weights, it runs again."""
-    kinds = {"neox": gpt_neox, "t5": t5, "bloom": bloom, "weights": with_attention_weights}
+    kinds = {"neox": gpt_neox, "t5": t5, **AGAIN}
     model = kinds[name]() if name in kinds else build(name)
     (batch,) = as_batches([(of_two_texts if name == "t5" else of_text)(8)])
     anatomy = inspected(model)
@@ -354,7 +371,7 @@ def test_an_attention_needn_t_run_again_for_other_output_weights(name, asks_for_
     block = block_of(model, site)
     total = sums.get(site.id)
     found = read(model, batch, site, total=total, completed=completed)
-    assert (found.again is None) == (name in ("bloom", "weights"))
+    assert (found.again is None) == (name in AGAIN)
     assert (found.stream is None) == (total is None)
     if found.again is not None:
         model.get_submodule(site.output).weight.add_(0.3)

@@ -11,11 +11,12 @@ import pytest
 import torch
 import transformers
 from families import build, token_inputs
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import headprune as hp
 from headprune.errors import CheckpointError, HeadpruneError, ModelError
 from headprune.models.find import find
+from headprune.models.fresh import load_afresh
 from headprune.models.manifest import check_manifest
 from headprune.untrusted.weights import read_header
 from headprune.verify import reload_is_identical
@@ -90,6 +91,43 @@ def test_where_weights_lie_in_memory_changes_no_proof(saved, offset):
     )
     assert proof.passed, proof
     assert not any(parameter.data_ptr() % 64 for parameter in model.parameters())
+
+
+WHERE = """
+from torch import nn, tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+class WhereConfig(PreTrainedConfig):
+    model_type = "where"
+class Where(PreTrainedModel):
+    config_class = WhereConfig
+    def __init__(self, config):
+        super().__init__(config)
+        self.one, self.two = nn.Linear(3, 5), nn.Linear(7, 1)
+        self.post_init()
+    def forward(self, numbers):
+        return (tensor([float(one.data_ptr() % 64) for one in [*self.parameters(), numbers]]),)
+"""
+
+
+def test_a_fresh_process_runs_no_weights_where_the_file_has_put_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
+    names = {"AutoConfig": "where.WhereConfig", "AutoModel": "where.Where"}
+    (tmp_path / "where.py").write_text(WHERE)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "where", "auto_map": names}))
+    weights = {"one.weight": torch.ones(5, 3), "two.weight": torch.ones(1, 7)}
+    biases = {"one.bias": torch.ones(5), "two.bias": torch.ones(1)}
+    save_file({**weights, **biases}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    job = {
+        "directory": str(tmp_path),
+        "auto_class": "AutoModel",
+        "trust_remote_code": True,
+        "threads": 1,
+        "device_map": {"": "cpu"},
+        "attn_implementation": None,
+    }
+    complaints, places = load_afresh(job, {"numbers": torch.ones(3)}, ids={})
+    assert not complaints
+    assert places.tolist() == [0.0] * 5
 
 
 def test_the_reload_proof_can_fail(saved, copy):
