@@ -126,15 +126,17 @@ def saving_aside(model: nn.Module) -> AbstractContextManager[None]:
 
 
 def _copy_as_it_lies(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a copy with the strides of ``tensor``, or without gaps where it shares memory with itself, as a window does."""
-    reach, shares = 0, False
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        shares |= size > 1 and stride <= reach
+    """Return a copy with the strides of ``tensor``: what is repeated is copied once, and windows that overlap lie apart."""
+    once, reach, overlaps = tensor.detach(), 0, False
+    for axis, stride in enumerate(tensor.stride()):
+        once = once if stride else once.narrow(axis, 0, min(1, once.shape[axis]))
+    for stride, size in sorted(zip(once.stride(), once.shape, strict=True)):
+        overlaps |= size > 1 and stride <= reach
         reach += stride * (size - 1)
-    if shares:
+    if overlaps:
         return tensor.detach().to(device, copy=True)
-    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-    return empty.copy_(tensor.detach())
+    empty = torch.empty_strided(once.shape, once.stride(), dtype=tensor.dtype, device=device)
+    return empty.copy_(once).expand(tensor.shape)
 
 
 def refuse_offloaded(model: PreTrainedModel) -> None:
