@@ -127,9 +127,8 @@ def saving_aside(model: nn.Module) -> AbstractContextManager[None]:
 
 def _copy_as_it_lies(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a copy with the strides of ``tensor``: what is repeated is copied once, and windows that overlap lie apart."""
-    once, reach, overlaps = tensor.detach(), 0, False
-    for axis, stride in enumerate(tensor.stride()):
-        once = once if stride else once.narrow(axis, 0, min(1, once.shape[axis]))
+    once = tensor.detach()[tuple(slice(None if stride else 1) for stride in tensor.stride())]
+    reach, overlaps = 0, False
     for stride, size in sorted(zip(once.stride(), once.shape, strict=True)):
         overlaps |= size > 1 and stride <= reach
         reach += stride * (size - 1)

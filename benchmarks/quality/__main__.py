@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks import command
 from benchmarks.quality.measure import Bench, Measured
-from benchmarks.quality.recipes import CONTENDERS
+from benchmarks.quality.recipes import CONTENDERS, UNTRAINED
 from benchmarks.quality.report import page
 from benchmarks.quality.subjects import SUBJECTS
 from benchmarks.quality.tolerance import go_within
@@ -48,8 +48,8 @@ def main(words: Sequence[str] | None = None) -> int:
         for seed in asked.seeds:
             wanted = [
                 (contender, keep)
-                for contender in asked.recipe
                 for keep in asked.keep
+                for contender in asked.recipe
                 if (name, contender, keep, seed) not in done
             ]
             if not wanted:
@@ -59,7 +59,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 anatomy = inspect(case.session.model)
                 bench = Bench(name, case, anatomy, progress=Quiet(), folder=Path(folder))
                 for contender, keep in wanted:
-                    found = bench.measure(contender, CONTENDERS[contender].settings, keep=keep)
+                    found = bench.measure(contender, CONTENDERS[contender], keep=keep)
                     _tell(found)
                     rows.append(found)
                     if asked.json is not None:
@@ -77,7 +77,7 @@ def _tell_cost(asked: argparse.Namespace) -> int:
             with tempfile.TemporaryDirectory() as folder:
                 anatomy = inspect(case.session.model)
                 bench = Bench(name, case, anatomy, progress=Quiet(), folder=Path(folder))
-                print(f"{name} keep {keep:g}: {bench.cost({}, keep=keep):.1f} forwards", flush=True)
+                print(f"{name} keep {keep:g}: {bench.cost(keep=keep):.1f} forwards", flush=True)
     return 0
 
 
@@ -107,7 +107,7 @@ def _read(words: Sequence[str] | None) -> argparse.Namespace:
         "--recipe",
         nargs="+",
         choices=CONTENDERS,
-        default=[name for name, one in CONTENDERS.items() if "heal" not in one.settings],
+        default=UNTRAINED,
     )
     parser.add_argument("--keep", nargs="+", type=float, default=[0.9, 0.8, 0.7, 0.5, 0.3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

@@ -9,10 +9,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
 
+from benchmarks.quality.recipes import CONTENDERS, OURS, Choose, Contender
 from benchmarks.quality.subjects import Case
 from headprune.anatomy import Anatomy
 from headprune.config import Settings
@@ -33,7 +39,7 @@ from headprune.workflows.heal_cut import heal_cut
 from headprune.workflows.reconstruct import reconstruct_if_asked
 from headprune.workflows.session import Session
 from headprune.workflows.stepwise import Scoring, method_of, score_with_steps
-from headprune.workflows.teacher import Teacher, copy_of
+from headprune.workflows.teacher import copy_of
 
 
 class Measured(BaseModel):
@@ -76,6 +82,15 @@ class Measured(BaseModel):
     kv_cache: tuple[int, int] | None = None
 
 
+class Pruned(NamedTuple):
+    """A copy of a model that is reconstructed, its heads still there; how, and in how many seconds with scoring and planning."""
+
+    model: PreTrainedModel
+    plan: PruningPlan
+    reconstruct: str | None
+    seconds: float
+
+
 class Bench:
     """A case with what doesn't change from recipe to recipe: the whole model's predictions, and scores that were made once."""
 
@@ -84,47 +99,71 @@ class Bench:
     ) -> None:
         self.name, self.case, self.anatomy, self.progress = name, case, anatomy, progress
         self.batches = case.session.batches(case.parts.report.examples)
-        self.whole = self._predict(())
+        self.whole = self._predict(case.session.model, ())
         self._once: dict[str, HeadScores] = {}
+        self._last: tuple[str, Pruned] | None = None
         self._folder = folder
 
-    def measure(self, contender: str, settings: Mapping[str, Any], *, keep: float) -> Measured:
+    def measure(self, name: str, contender: Contender, *, keep: float) -> Measured:
         """Prune by a recipe, judge, and leave the model as it was."""
         asked = self.case.session.settings.replaced(
-            keep=keep, run_dir=str(self._folder), **settings
+            keep=keep, run_dir=str(self._folder), **contender.settings
         )
-        session = replace(self.case.session, settings=asked)
         start = time.perf_counter()
-        plan = make_plan(self._scores(session), self.anatomy, constraints=asked.plan)
-        teacher = copy_of(session, self.anatomy) if asked.distill.heal else None
-        with restoring(session.model, self.anatomy), self._biases_allowed_by(asked):
-            reconstructed = reconstruct_if_asked(session, self.anatomy, plan, self.case.parts)
-            student = None if teacher is None else self._healed(session, plan, teacher)
-            seconds = time.perf_counter() - start
-            found = (
-                self._predict(plan.remove)
-                if student is None
-                else predict(student.model, session.task, batches=self.batches)
-            )
-        kept = None if reconstructed is None else reconstructed.kept
+        pruned = self._pruned(asked, contender.choose)
+        if asked.distill.heal or contender.train:
+            model = self._trained(asked, pruned, contender)
+            seconds = pruned.seconds + time.perf_counter() - start
+            found = predict(model, self.case.session.task, batches=self.batches)
+        else:
+            seconds, found = pruned.seconds, self._predict(pruned.model, pruned.plan.remove)
         return self._judged(
             found,
-            plan,
-            contender=contender,
+            pruned.plan,
+            contender=name,
             keep=keep,
-            reconstruct=None if kept is None else kept.method,
+            reconstruct=pruned.reconstruct,
             seconds=seconds,
-            kv_cache=self._kv_cache(plan),
+            kv_cache=self._kv_cache(pruned.plan),
         )
 
-    def _healed(self, session: Session, plan: PruningPlan, teacher: Teacher) -> Session:
-        """Cut a copy of the model, and heal it as ``prune --heal`` does."""
-        student = replace(session, model=copy.deepcopy(session.model))
-        anatomy = cut(student.model, self.anatomy, remove=plan.remove, pad=plan.is_padded)
-        sample = self.batches[-1].take(PROOF_ROWS)
-        _healed, _proofs, checkpoints = heal_cut(student, teacher, anatomy, self.case.parts, sample)
-        checkpoints.drop()
-        return student
+    def _pruned(self, asked: Settings, choose: Choose | None) -> "Pruned":
+        """Return a copy that is reconstructed; what differs in its training alone finds the last one again."""
+        key = f"{choose} {asked.model_dump_json(exclude={'distill'})}"
+        if self._last is None or self._last[0] != key:
+            self._last = None  # one copy at a time
+            session = replace(self.case.session, settings=asked)
+            start = time.perf_counter()
+            scores = self._scores(session)
+            plan = make_plan(scores, self.anatomy, constraints=asked.plan)
+            if choose is not None:
+                scores = choose(self.case, self.anatomy, scores, len(plan.remove))
+                plan = make_plan(scores, self.anatomy, constraints=asked.plan)
+            with restoring(session.model, self.anatomy), self._biases_allowed_by(asked):
+                outcome = reconstruct_if_asked(session, self.anatomy, plan, self.case.parts)
+                seconds = time.perf_counter() - start
+                kept = None if outcome is None else outcome.kept
+                method, model = None if kept is None else kept.method, copy.deepcopy(session.model)
+            self._last = key, Pruned(model, plan, method, seconds)
+        return self._last[1]
+
+    def _trained(self, asked: Settings, pruned: "Pruned", contender: Contender) -> PreTrainedModel:
+        """Cut a copy of a reconstructed model, and heal it as ``prune`` does, or train it otherwise; on a GPU in TF32."""
+        session, task = self.case.session, self.case.session.task
+        teacher = copy_of(replace(session, settings=asked), self.anatomy)
+        if contender.from_text:
+            task = replace(task, distillation=replace(task.distillation, distance=text_loss))
+        model = copy.deepcopy(pruned.model)
+        student = replace(session, settings=asked, task=task, model=model)
+        remove, pad = pruned.plan.remove, pruned.plan.is_padded
+        anatomy = cut(model, self.anatomy, remove=remove, pad=pad)
+        with _faster_products(model.device):
+            if contender.train is not None:
+                contender.train(self.case, model, anatomy)
+            else:
+                sample = self.batches[-1].take(PROOF_ROWS)
+                heal_cut(student, teacher, anatomy, self.case.parts, sample)[-1].drop()
+        return model
 
     @contextmanager
     def _biases_allowed_by(self, settings: Settings) -> Iterator[None]:
@@ -148,10 +187,10 @@ class Bench:
         left = kv_cache_bytes_per_token(twin, batch=batch)
         return None if left is None else (left, whole)
 
-    def cost(self, settings: Mapping[str, Any], *, keep: float) -> float:
+    def cost(self, *, keep: float) -> float:
         """Return what a recipe takes, in forwards of the calibration rows: the mean of one before and one after it."""
         before = self._forward_seconds()
-        seconds = self.measure("cost", settings, keep=keep).seconds
+        seconds = self.measure(OURS, CONTENDERS[OURS], keep=keep).seconds
         return seconds / ((before + self._forward_seconds()) / 2)
 
     def _forward_seconds(self) -> float:
@@ -198,8 +237,30 @@ class Bench:
         self._once[key] = found
         return found
 
-    def _predict(self, gone: Any) -> Predictions:
-        model = self.case.session.model
+    def _predict(self, model: PreTrainedModel, gone: Any) -> Predictions:
         gates = self.anatomy.mask(gone)
         with gated(model, self.anatomy, gates=gates.to(model.device)):
             return predict(model, self.case.session.task, batches=self.batches)
+
+
+def text_loss(
+    student: Float[Tensor, "rows positions vocabulary"],
+    _teacher: Tensor,
+    inputs: Mapping[str, Tensor],
+) -> Float[Tensor, " rows"]:
+    """Return the cross-entropy of the next token itself, the mean over the positions of each row: plain fine-tuning."""
+    real = inputs["attention_mask"]
+    counts = real[:, :-1] * real[:, 1:]
+    targets = inputs["input_ids"][:, 1:]
+    by_position = cross_entropy(student[:, :-1].transpose(1, 2), targets, reduction="none")
+    return by_position.where(counts.bool(), 0.0).sum(-1) / counts.sum(-1).clamp(min=1)
+
+
+@contextmanager
+def _faster_products(device: torch.device) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if device.type == "cuda" else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

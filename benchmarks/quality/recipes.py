@@ -1,7 +1,16 @@
 """The recipes that are compared: settings of headprune, each with the work that it reproduces."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+from transformers import PreTrainedModel
+
+from benchmarks.quality import tried
+from benchmarks.quality.subjects import Case
+from headprune.anatomy import Anatomy
+from headprune.plans import HeadScores
+
+Choose: TypeAlias = Callable[[Case, Anatomy, HeadScores, int], HeadScores]
 
 
 class Contender(NamedTuple):
@@ -10,18 +19,45 @@ class Contender(NamedTuple):
     Args:
         settings: What it says; all else is the subject's.
         source: What it reproduces.
+        choose: What chooses the heads instead of headprune's scores: ``choose(case, anatomy, scores, count)``.
+        train: What trains the cut model, in place, instead of healing: ``train(case, model, anatomy)``.
+        from_text: Whether it learns its text itself, token by token, instead of what the whole model says of it.
     """
 
     settings: Mapping[str, Any]
     source: str
+    choose: Choose | None = None
+    train: Callable[[Case, PreTrainedModel, Anatomy], None] | None = None
+    from_text: bool = False
 
 
 OURS = "headprune"
 CONTENDERS: dict[str, Contender] = {
     OURS: Contender({}, "the default"),
-    "headprune, healed, 22 steps": Contender({"heal": 22}, "then 22 steps of 2,048 tokens"),
-    "headprune, healed, 80 steps": Contender({"heal": 80}, "then 80 steps of 2,048 tokens"),
-    "headprune, healed, 112 steps": Contender({"heal": 112}, "then 112 steps of 2,048 tokens"),
+    **{
+        f"headprune, healed, {steps} steps": Contender(
+            {"heal": steps}, f"then {steps} steps of 2,048 tokens"
+        )
+        for steps in (10, 22, 30, 80, 100, 112, 300)
+    },
+    "headprune, fine-tuned, 40 steps": Contender(
+        {"heal": 40}, "then 40 steps on the text itself, without a teacher", from_text=True
+    ),
+    "headprune, LoRA, 40 steps": Contender(
+        {"heal": 40, "lora": 8}, "the same, adapters on all linear layers", from_text=True
+    ),
+    "headprune, sublayer by sublayer": Contender(
+        {},
+        "then each is trained for 30 steps to give the whole model's stream",
+        train=tried.train_sublayers,
+    ),
+    "headprune, gates": Contender(
+        {}, "gates trained for 30 steps on a refitted model choose", choose=tried.budget_gates
+    ),
+    "osscar": Contender(
+        {}, "Meng et al. 2024 choose, without swaps; the default's refit", choose=tried.osscar
+    ),
+    "k-prune": Contender({}, "Park et al. 2024 choose; the default's refit", choose=tried.k_prune),
     "headprune, with a bias": Contender({"allow_bias": True}, "the same, `o_proj` may get one"),
     "michel": Contender({"recipe": "michel"}, "Michel et al. 2019"),
     "michel, no norm": Contender(
@@ -51,5 +87,9 @@ CONTENDERS: dict[str, Contender] = {
         {"method": "random", "steps": 1, "reconstruct": "none"}, "a seeded control"
     ),
 }
-UNTRAINED = [name for name, one in CONTENDERS.items() if "heal" not in one.settings]
+UNTRAINED = [
+    name
+    for name, one in CONTENDERS.items()
+    if not (one.settings.get("heal") or one.choose or one.train)
+]
 """What is measured unless others are named."""

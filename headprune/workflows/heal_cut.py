@@ -132,8 +132,7 @@ def _schedule(
 
 def _power_of_two(value: float | int, rounded: Callable[[float], int]) -> int:
     """Return a power of two near a value: what it comes to can be halved again and again."""
-    exponent = rounded(math.log2(max(1, value)))
-    return int(2**exponent)
+    return int(2 ** rounded(math.log2(max(1, value))))
 
 
 def _num_tokens(batch: Batch) -> int:
