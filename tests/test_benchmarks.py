@@ -8,15 +8,25 @@ import pkgutil
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from families import build, toy_tokenizer
+import torch
+from families import build, inspected, toy_tokenizer
 
 import benchmarks
 from benchmarks.mutants import FAULTS
+from benchmarks.quality.__main__ import Quiet
+from benchmarks.quality.measure import Bench
+from benchmarks.quality.recipes import CONTENDERS
+from benchmarks.quality.subjects import Case
+from benchmarks.quality.tried import removal_order
 from headprune.config import Settings
 from headprune.report.terminal import ConsoleProgress
+from headprune.tasks.rows import Example
+from headprune.workflows.reading import Rows
+from headprune.workflows.rows import RowParts
 from headprune.workflows.session import open_session
 
 ROOT = Path(__file__).parent.parent
@@ -127,6 +137,53 @@ def test_a_recipe_is_measured_as_its_authors_state_it(benchmark, tmp_path):
     assert found[1]["reconstruct"] is None, "michel reconstructs nothing"
     assert benchmark("quality", "--quick", "--json", out, "--recipe", *recipes) == 0
     assert rows(out) == found, "what is measured is not measured again"
+
+
+def test_osscar_removes_what_least_squares_misses_least():
+    """Every step, against exact least squares over each set that could be left."""
+    generator = torch.Generator().manual_seed(0)
+    z, weight = (torch.randn(n, m, generator=generator).double() for n, m in ((60, 12), (12, 5)))
+    z = z @ torch.randn(12, 12, generator=generator).double()
+    columns = {(head,): torch.arange(3 * head, 3 * head + 3) for head in range(4)}
+
+    def missed(left):
+        if not left:
+            return float((z @ weight).square().sum() / 2)
+        at = torch.cat([columns[one] for one in left])
+        fitted = torch.linalg.lstsq(z[:, at], z @ weight).solution
+        return float((z[:, at] @ fitted - z @ weight).square().sum() / 2)
+
+    left, before = list(columns), 0.0
+    for gone, cost in removal_order(z.T @ z, weight, columns):
+        after = {one: missed([other for other in left if other != one]) for one in left}
+        assert gone == min(after, key=after.__getitem__)
+        assert cost == pytest.approx(after[gone] - before)
+        left.remove(gone)
+        before = after[gone]
+
+
+@pytest.mark.parametrize("gqa", ["pad", "group"])
+def test_what_was_tried_runs_on_a_small_llama(gqa, tmp_path):
+    build("llama", initializer_range=0.4).save_pretrained(tmp_path)
+    toy_tokenizer().save_pretrained(tmp_path)
+    asked = Settings.of(model=str(tmp_path), task="causal-lm", gqa=gqa, keep=0.5)
+    session = open_session(asked, progress=Quiet())
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(5, 60, (120, 12), generator=generator).tolist()
+    examples = tuple(Example(tokens=tuple(one)) for one in tokens)
+    rows = [
+        Rows(part, {"n": len(part)}) for part in (examples[:24], examples[24:40], examples[40:])
+    ]
+    parts = replace(RowParts.of(*rows[:2]), train=rows[2])
+    anatomy, case = inspected(session.model), Case(session, parts)
+    bench = Bench("llama", case, anatomy, progress=Quiet(), folder=tmp_path / "run")
+    for name in ("headprune, gates", "k-prune", "osscar"):
+        found = bench.measure(name, CONTENDERS[name], keep=0.5)
+        assert found.heads[0] * 2 == found.heads[1]
+        assert math.isfinite(found.value)
+    names = ("headprune", "headprune, sublayer by sublayer")
+    cut, trained = (bench.measure(name, CONTENDERS[name], keep=0.5) for name in names)
+    assert trained.value != cut.value
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)

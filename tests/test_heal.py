@@ -32,7 +32,7 @@ from headprune.report.terminal import ConsoleProgress
 from headprune.results import Results
 from headprune.surgery import cut
 from headprune.tasks.rows import Example, noted_rows
-from headprune.workflows.heal_cut import FORWARDS, FORWARDS_PER_STEP, set_apart_of
+from headprune.workflows.heal_cut import BETAS, FORWARDS, FORWARDS_PER_STEP, set_apart_of
 from headprune.workflows.prune import prune
 from headprune.workflows.reading import Rows
 from headprune.workflows.rows import Purpose, RowParts, separate_rows
@@ -213,6 +213,12 @@ def test_auto_takes_three_times_as_long_as_scoring(there, command_line):
     step = chosen["per_device_train_batch_size"] * chosen["gradient_accumulation_steps"]
     assert step == 32, "as many as there are: 2,048 tokens would be more"
     assert heal["steps"] == round(FORWARDS * 32 / (FORWARDS_PER_STEP * step))
+    assert BETAS.items() <= chosen.items()
+    given = ("--trainer", "adam_beta1=0.9", "--trainer", "max_grad_norm=0.5")
+    code, out, err = command_line(*words, "--heal", "1", *given, "--out", "p", "--json")
+    assert code == 0, err
+    given_back = {"adam_beta1": 0.9, "adam_beta2": BETAS["adam_beta2"], "max_grad_norm": 0.5}
+    assert given_back.items() <= json.loads(out)["heal"]["settings"].items()
 
 
 def test_a_step_is_the_same_however_many_rows_fit_at_once(there, command_line, monkeypatch):
@@ -325,7 +331,7 @@ def test_a_healing_that_does_not_help_leaves_the_weights_as_they_were(more, ther
 
 
 def test_what_helps_is_kept_and_stands_beside_what_was_cut(there, command_line):
-    words = ("prune", "m", *ROWS, *CUT, "--heal", "30", "--learning-rate", "3e-3")
+    words = ("prune", "m", *ROWS, *CUT, "--heal", "30")
     code, out, err = command_line(*words, "--out", "o")
     assert code == 0, err
     results = results_of("o")

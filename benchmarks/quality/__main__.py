@@ -5,10 +5,13 @@ Every cut is kept as it is measured; the same command goes on from there.
 
 import argparse
 import contextlib
+import itertools
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return _tell_cost(asked)
     if asked.max_drop is not None:
         return _tell_how_far(asked)
+    if asked.processes > 1:
+        _measure_apart(asked)
     rows = [] if asked.json is None else _rows(asked.json)
     done = {(row.subject, row.contender, row.keep, row.seed) for row in rows}
     for name in asked.subject:
@@ -68,6 +73,24 @@ def main(words: Sequence[str] | None = None) -> int:
     if asked.page is not None:
         asked.page.write_text(page(rows), encoding="utf-8")
     return 0
+
+
+def _measure_apart(asked: argparse.Namespace) -> None:
+    """Measure each subject, keep ratio and seed in a process of its own, several at a time; all add to the same file."""
+    data = [] if asked.data is None else ["--data", str(asked.data)]
+    commands = [
+        [
+            *(sys.executable, "-m", "benchmarks.quality", "--json", str(asked.json), *data),
+            *("--subject", name, "--keep", str(keep), "--seeds", str(seed)),
+            *("--recipe", *asked.recipe),
+        ]
+        for seed, keep, name in itertools.product(asked.seeds, asked.keep, asked.subject)
+    ]
+    with ThreadPoolExecutor(asked.processes) as pool:
+        ended = list(pool.map(lambda words: subprocess.run(words, check=False), commands))
+    for words, code in zip(commands, (one.returncode for one in ended), strict=True):
+        if code:
+            print(f"ended with {code}: {' '.join(words[3:])}", file=sys.stderr, flush=True)
 
 
 def _tell_cost(asked: argparse.Namespace) -> int:
@@ -111,6 +134,9 @@ def _read(words: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--keep", nargs="+", type=float, default=[0.9, 0.8, 0.7, 0.5, 0.3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--processes", type=int, default=1, help="cuts at a time, say on a GPU with room for them"
+    )
     parser.add_argument("--data", type=Path, help="folder with clinc150/ and wikitext2-raw/")
     parser.add_argument("--cost", action="store_true", help="what headprune takes, in forwards")
     parser.add_argument("--max-drop", help="how far that goes on MiniLM, for each of --seeds")
@@ -126,7 +152,7 @@ def _read(words: Sequence[str] | None) -> argparse.Namespace:
     )
     asked = command.read(parser, words)
     if asked.quick:
-        asked.subject, asked.keep, asked.seeds = ["tiny"], [0.5], [0]
+        asked.subject, asked.keep, asked.seeds, asked.processes = ["tiny"], [0.5], [0], 1
     elif asked.json is None:
         asked.json = command.DOCS / "quality.jsonl"
     return asked

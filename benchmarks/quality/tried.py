@@ -1,12 +1,12 @@
 """Ideas that were tried and aren't what headprune does: other choices of heads, and training one sublayer at a time.
 
-For Llamas, as they read states by a Llama's names.
+All but ``osscar`` read states by a Llama's names.
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float64
@@ -25,6 +25,7 @@ from headprune.plans import HeadScores
 from headprune.surgery.fit import fit
 from headprune.surgery.projections import write_weights
 
+Unit: TypeAlias = tuple[int, ...]
 _RIDGE = 0.01
 """In shares of the mean diagonal of a Gram matrix."""
 _STEPS = 30
@@ -44,25 +45,31 @@ def osscar(case: Case, anatomy: Anatomy, scores: HeadScores, _count: int) -> Hea
     model, values = case.session.model, dict[HeadId, float]()
     grams = _grams(model, anatomy, _batches(case, model))
     for site in anatomy.sites:
-        weight = _weight(model, site).T.double().cpu()
-        gram = grams[site.id].cpu()
-        inverse = torch.linalg.inv(_ridged(gram))
+        weight, gram = _weight(model, site).T.double().cpu(), grams[site.id].cpu()
+        columns = {unit: _columns(site, unit) for unit in _units(case, site)}
         size = float((weight * (gram @ weight)).sum()) / 2
-        left = {unit: _columns(site, unit) for unit in _units(case, site)}
-        for place in range(len(left)):
-            costs = {unit: _cost(weight, inverse, at) for unit, at in left.items()}
-            unit = min(left, key=costs.__getitem__)
-            at = left.pop(unit)
-            step = torch.linalg.solve(
-                inverse[at][:, at], torch.cat([weight[at], inverse[at]], dim=1)
-            )
-            change = inverse[:, at] @ step
-            weight = weight - change[:, : weight.shape[1]]
-            inverse = inverse - change[:, weight.shape[1] :]
-            values |= {
-                HeadId(site.id, head): place + costs[unit] / (costs[unit] + size) for head in unit
-            }
+        for place, (unit, cost) in enumerate(removal_order(_ridged(gram), weight, columns)):
+            values |= {HeadId(site.id, head): place + cost / (cost + size) for head in unit}
     return _as_scores(scores, values, "osscar")
+
+
+def removal_order(
+    gram: Float64[Tensor, "width width"],
+    weight: Float64[Tensor, "width outputs"],
+    columns: Mapping[Unit, Tensor],
+) -> list[tuple[Unit, float]]:
+    """Return what goes first to last, each with what it adds to ``tr(D^T G D) / 2``, ``D`` the change of ``weight``."""
+    inverse, left, order = torch.linalg.inv(gram), dict(columns), []
+    while left:
+        costs = {unit: _cost(weight, inverse, at) for unit, at in left.items()}
+        unit = min(left, key=costs.__getitem__)
+        at = left.pop(unit)
+        both = torch.cat([weight[at], inverse[at]], dim=1)
+        change = inverse[:, at] @ torch.linalg.solve(inverse[at][:, at], both)
+        weight = weight - change[:, : weight.shape[1]]
+        inverse = inverse - change[:, weight.shape[1] :]
+        order.append((unit, costs[unit]))
+    return order
 
 
 def k_prune(case: Case, anatomy: Anatomy, scores: HeadScores, count: int) -> HeadScores:
@@ -197,7 +204,7 @@ def _distance(case: Case, outputs: Any, whole: PreTrainedModel, batch: Batch) ->
     return found.mean()
 
 
-def _units(case: Case, site: Site) -> list[tuple[int, ...]]:
+def _units(case: Case, site: Site) -> list[Unit]:
     """Return what goes together: a key/value group, or a head."""
     if case.session.settings.plan.gqa == "group":
         return list(site.groups(site.heads).values())
@@ -236,6 +243,7 @@ def _as_scores(scores: HeadScores, values: dict[HeadId, float], method: str) -> 
 def _reading(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[dict[str, Tensor]]:
     """Let forwards note what each output projection reads, by the attention's path, and as ``stream:`` path the sum after it."""
     seen: dict[str, Tensor] = {}
+    modules = dict(model.named_modules())
     with ExitStack() as stack:
         for site in anatomy.sites:
             norm = f"{site.path.rpartition('.')[0]}.post_attention_layernorm"
@@ -245,8 +253,8 @@ def _reading(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[dict[str, Ten
                 def note(_module: Any, args: Any, name: str = name) -> None:
                     seen[name] = args[0].detach()
 
-                hook = model.get_submodule(path).register_forward_pre_hook(note)
-                stack.callback(hook.remove)
+                if path in modules:
+                    stack.callback(modules[path].register_forward_pre_hook(note).remove)
         yield seen
 
 

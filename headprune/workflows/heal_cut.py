@@ -34,6 +34,8 @@ from headprune.workflows.teacher import Teacher
 
 LEARNING_RATES = {"all": 3e-4, "attention": 1e-3, "lora": 1e-3}
 """For all weights, those of the attentions, and adapters."""
+BETAS = {"adam_beta1": 0.8, "adam_beta2": 0.95}
+"""Of Adam's averages: over so few steps longer ones lag behind."""
 TOKENS_PER_STEP = 2_048
 FORWARDS = 30
 """So many forwards of the calibration rows ``auto`` takes: about three times what scoring does."""
@@ -63,9 +65,8 @@ def heal_cut(
     settings = session.settings
     pool, apart = set_apart_of(parts)
     rows, own = _schedule(session, parts, pool)
-    held_out = (*parts.held_out, *apart)
     used = (*parts.calibrate.examples, *parts.decide.examples, *rows.examples, *apart)
-    lesson = Lesson(session, teacher, anatomy, rows, held_out, used, sample)
+    lesson = Lesson(session, teacher, anatomy, rows, (*parts.held_out, *apart), used, sample)
     if settings.distill.lora is not None:
         refuse_adapters(anatomy)  # padded heads are there since it was cut
     facts = lesson.facts
@@ -109,8 +110,7 @@ def _schedule(
             hint=f"give {FEWEST_ROWS} or more: texts of their own (`heal_data`), or more in `data`",
         )
     calibrated = parts.calibrate.examples
-    batches = session.batches(calibrated)
-    tokens = sum(_num_tokens(batch) for batch in batches) / len(calibrated)
+    tokens = sum(map(_num_tokens, session.batches(calibrated))) / len(calibrated)
     step = min(_power_of_two(TOKENS_PER_STEP / tokens, round), _power_of_two(len(pool), int))
     at_once = min(step, _power_of_two(settings.data.batch_size or step, int))
     given = parse_pairs(spec.trainer)
@@ -120,13 +120,13 @@ def _schedule(
     if not isinstance(steps, int):
         steps = max(1, round(FORWARDS * len(calibrated) / (FORWARDS_PER_STEP * step)))
     rows = parts.train.part(pool[: steps * step])
-    some = list(rows.examples)
-    if at_once > 1 and len(session.batches(some, batch_size=len(some))) > 1:
+    if at_once > 1 and len(session.batches(rows.examples, batch_size=len(rows.examples))) > 1:
         at_once = 1  # rows of different length, and the model doesn't support padding
     return rows, {
         "max_steps": steps,
         "per_device_train_batch_size": at_once,
         "gradient_accumulation_steps": step // at_once,
+        **BETAS,
     }
 
 

@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from headprune.distillation.trainer import Trained
 
 FEWEST_ROWS = 8
-_NAMES = ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps")
+_OF_ADAM = ("learning_rate", "adam_beta1", "adam_beta2")
+_NAMES = (*_OF_ADAM, "per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 @dataclass(frozen=True, eq=False)
