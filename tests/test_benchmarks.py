@@ -23,6 +23,7 @@ from benchmarks.quality.recipes import CONTENDERS
 from benchmarks.quality.subjects import Case
 from benchmarks.quality.tried import removal_order
 from headprune.config import Settings
+from headprune.placement import fingerprint
 from headprune.report.terminal import ConsoleProgress
 from headprune.tasks.rows import Example
 from headprune.workflows.reading import Rows
@@ -178,12 +179,31 @@ def test_what_was_tried_runs_on_a_small_llama(gqa, tmp_path):
     anatomy, case = inspected(session.model), Case(session, parts)
     bench = Bench("llama", case, anatomy, progress=Quiet(), folder=tmp_path / "run")
     for name in ("headprune, gates", "k-prune", "osscar"):
-        found = bench.measure(name, CONTENDERS[name], keep=0.5)
+        choose, seen = CONTENDERS[name].choose, []
+
+        def noted(*given, choose=choose, seen=seen):
+            seen.append((choose(*given), given[-1]))
+            return seen[0][0]
+
+        found = bench.measure(name, CONTENDERS[name]._replace(choose=noted), keep=0.5)
         assert found.heads[0] * 2 == found.heads[1]
-        assert math.isfinite(found.value)
-    names = ("headprune", "headprune, sublayer by sublayer")
-    cut, trained = (bench.measure(name, CONTENDERS[name], keep=0.5) for name in names)
-    assert trained.value != cut.value
+        scores, count = seen[0]
+        if name == "k-prune":
+            assert scores.values.count(0) == count, "it chooses all of them itself"
+        else:
+            assert len({*scores.values}) > 2
+    names = ["headprune", "headprune, sublayer by sublayer", "headprune, fine-tuned, 40 steps"]
+    names += ["headprune, LoRA, 60 steps"] if gqa == "group" else []
+    before = fingerprint(session.model)
+    values = set()
+    for name in names:
+        shorter = {key: 2 if key == "heal" else v for key, v in CONTENDERS[name].settings.items()}
+        contender = CONTENDERS[name]._replace(settings={**shorter, "learning_rate": 3e-3})
+        values.add(bench.measure(name, contender, keep=0.5).value)
+    assert len(values) >= 3 if gqa == "group" else len(values) >= 2, (
+        "training changes what is put out"
+    )
+    assert fingerprint(session.model) == before
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)

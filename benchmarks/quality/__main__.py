@@ -46,7 +46,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if asked.max_drop is not None:
         return _tell_how_far(asked)
     if asked.processes > 1:
-        _measure_apart(asked)
+        return _measure_apart(asked)
     rows = [] if asked.json is None else _rows(asked.json)
     done = {(row.subject, row.contender, row.keep, row.seed) for row in rows}
     for name in asked.subject:
@@ -75,7 +75,7 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measure_apart(asked: argparse.Namespace) -> None:
+def _measure_apart(asked: argparse.Namespace) -> int:
     """Measure each subject, keep ratio and seed in a process of its own, several at a time; all add to the same file."""
     data = [] if asked.data is None else ["--data", str(asked.data)]
     commands = [
@@ -88,9 +88,12 @@ def _measure_apart(asked: argparse.Namespace) -> None:
     ]
     with ThreadPoolExecutor(asked.processes) as pool:
         ended = list(pool.map(lambda words: subprocess.run(words, check=False), commands))
-    for words, code in zip(commands, (one.returncode for one in ended), strict=True):
-        if code:
-            print(f"ended with {code}: {' '.join(words[3:])}", file=sys.stderr, flush=True)
+    failed = [one for one in ended if one.returncode]
+    for one in failed:
+        print(f"ended with {one.returncode}: {' '.join(one.args[3:])}", file=sys.stderr, flush=True)
+    if asked.page is not None:
+        asked.page.write_text(page(_rows(asked.json)), encoding="utf-8")
+    return int(bool(failed))
 
 
 def _tell_cost(asked: argparse.Namespace) -> int:
@@ -135,7 +138,7 @@ def _read(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--keep", nargs="+", type=float, default=[0.9, 0.8, 0.7, 0.5, 0.3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument(
-        "--processes", type=int, default=1, help="cuts at a time, say on a GPU with room for them"
+        "--processes", type=int, default=1, help="subjects, keep ratios and seeds at a time"
     )
     parser.add_argument("--data", type=Path, help="folder with clinc150/ and wikitext2-raw/")
     parser.add_argument("--cost", action="store_true", help="what headprune takes, in forwards")

@@ -109,8 +109,8 @@ class Bench:
         asked = self.case.session.settings.replaced(
             keep=keep, run_dir=str(self._folder), **contender.settings
         )
-        start = time.perf_counter()
         pruned = self._pruned(asked, contender.choose)
+        start = time.perf_counter()
         if asked.distill.heal or contender.train:
             model = self._trained(asked, pruned, contender)
             seconds = pruned.seconds + time.perf_counter() - start
@@ -148,9 +148,8 @@ class Bench:
         return self._last[1]
 
     def _trained(self, asked: Settings, pruned: "Pruned", contender: Contender) -> PreTrainedModel:
-        """Cut a copy of a reconstructed model, and heal it as ``prune`` does, or train it otherwise; on a GPU in TF32."""
+        """Cut a copy of a reconstructed model, and heal it as ``prune`` does (on a GPU with ``--trainer tf32=true``) or else."""
         session, task = self.case.session, self.case.session.task
-        teacher = copy_of(replace(session, settings=asked), self.anatomy)
         if contender.from_text:
             task = replace(task, distillation=replace(task.distillation, distance=text_loss))
         model = copy.deepcopy(pruned.model)
@@ -161,6 +160,7 @@ class Bench:
             if contender.train is not None:
                 contender.train(self.case, model, anatomy)
             else:
+                teacher = copy_of(replace(session, settings=asked), self.anatomy)
                 sample = self.batches[-1].take(PROOF_ROWS)
                 heal_cut(student, teacher, anatomy, self.case.parts, sample)[-1].drop()
         return model

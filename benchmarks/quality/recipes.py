@@ -36,29 +36,41 @@ CONTENDERS: dict[str, Contender] = {
     OURS: Contender({}, "the default"),
     **{
         f"headprune, healed, {steps} steps": Contender(
-            {"heal": steps}, f"then {steps} steps of 2,048 tokens"
+            {"heal": steps}, f"the default, then {steps} steps of distillation"
         )
         for steps in (10, 22, 30, 80, 100, 112, 300)
     },
     "headprune, fine-tuned, 40 steps": Contender(
-        {"heal": 40}, "then 40 steps on the text itself, without a teacher", from_text=True
+        {"heal": 40},
+        "the default, then 40 steps on the text itself, as much as 30 with a teacher",
+        from_text=True,
     ),
-    "headprune, LoRA, 40 steps": Contender(
-        {"heal": 40, "lora": 8}, "the same, adapters on all linear layers", from_text=True
+    "headprune, LoRA, 60 steps": Contender(
+        {"heal": 60, "lora": 8},
+        "the same by adapters of rank 8 on all linear layers; not for padded heads",
+        from_text=True,
     ),
     "headprune, sublayer by sublayer": Contender(
         {},
-        "then each is trained for 30 steps to give the whole model's stream",
+        "the default, then each sublayer is trained for 30 steps to give the whole model's stream",
         train=tried.train_sublayers,
     ),
     "headprune, gates": Contender(
-        {}, "gates trained for 30 steps on a refitted model choose", choose=tried.budget_gates
+        {},
+        "heads chosen by gates that are trained for 30 steps; the default's refit",
+        choose=tried.budget_gates,
     ),
     "osscar": Contender(
-        {}, "Meng et al. 2024 choose, without swaps; the default's refit", choose=tried.osscar
+        {},
+        "heads chosen as Meng et al. 2024 do, without swaps; the default's refit",
+        choose=tried.osscar,
     ),
-    "k-prune": Contender({}, "Park et al. 2024 choose; the default's refit", choose=tried.k_prune),
-    "headprune, with a bias": Contender({"allow_bias": True}, "the same, `o_proj` may get one"),
+    "k-prune": Contender(
+        {}, "heads chosen as Park et al. 2024 do; the default's refit", choose=tried.k_prune
+    ),
+    "headprune, with a bias": Contender(
+        {"allow_bias": True}, "the default, and `o_proj` may get a bias"
+    ),
     "michel": Contender({"recipe": "michel"}, "Michel et al. 2019"),
     "michel, no norm": Contender(
         {"method": "gradient", "steps": 1, "reconstruct": "none"}, "the same, layers not normalized"

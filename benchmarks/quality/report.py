@@ -1,15 +1,14 @@
 """From measurements to docs/quality.md."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import log
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from jinja2 import Template
 
 from benchmarks.quality.measure import Measured
-from benchmarks.quality.recipes import CONTENDERS, OURS
+from benchmarks.quality.recipes import CONTENDERS, OURS, Contender
 
 _TITLES = {
     "tiny": "A tiny random BERT (`--quick`): these numbers mean nothing",
@@ -29,7 +28,7 @@ def page(found: Sequence[Measured]) -> str:
     """Return the page."""
     found = sorted(found, key=lambda row: row.seed)
     contenders = [
-        f"| {name} | {contender.source} | {_said(contender.settings)} |"
+        f"| {name} | {contender.source} | {_said(contender)} |"
         for name, contender in CONTENDERS.items()
     ]
     recipes = ["## Recipes", "", "| | what | settings |", "|---|---|---|", *contenders, ""]
@@ -38,10 +37,12 @@ def page(found: Sequence[Measured]) -> str:
     return text
 
 
-def _said(settings: Mapping[str, Any]) -> str:
+def _said(contender: Contender) -> str:
+    if contender.choose or contender.train or contender.from_text:
+        return "not a command"
     words = [
         f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
-        for name, value in settings.items()
+        for name, value in contender.settings.items()
     ]
     return f"`{' '.join(words)}`" if words else "all defaults"
 

@@ -1,6 +1,6 @@
 """Ideas that were tried and aren't what headprune does: other choices of heads, and training one sublayer at a time.
 
-All but ``osscar`` read states by a Llama's names.
+``k_prune`` and ``train_sublayers`` read states by a Llama's names.
 """
 
 import copy
@@ -20,7 +20,7 @@ from headprune.anatomy import Anatomy, Site
 from headprune.batch import Batch, forward
 from headprune.distillation.unchanged import dead_weight_kept
 from headprune.heads import HeadId
-from headprune.masking import gated
+from headprune.masking import gated, real_positions
 from headprune.plans import HeadScores
 from headprune.surgery.fit import fit
 from headprune.surgery.projections import write_weights
@@ -77,7 +77,8 @@ def k_prune(case: Case, anatomy: Anatomy, scores: HeadScores, count: int) -> Hea
 
     From the first attention on: heads of this one and all later ones are scored by what they put out and by the squared
     derivative of the distance to the whole model, half and half; those of this one that are below the budget's threshold go, and
-    its output projection is fitted to the whole model's residual stream (Park et al., ICLR 2024, arXiv:2308.03449).
+    its output projection is fitted to the whole model's residual stream (Park et al., ICLR 2024, arXiv:2308.03449). Where nothing
+    is gone yet, that derivative is 0, and what heads put out decides alone.
     """
     whole, model = case.session.model, copy.deepcopy(case.session.model).requires_grad_(False)
     batches, gone = _batches(case, model), set[HeadId]()
@@ -87,9 +88,8 @@ def k_prune(case: Case, anatomy: Anatomy, scores: HeadScores, count: int) -> Hea
         worth = _knowledge(case, model, whole, anatomy, batches, gone)
         ranked = sorted(later, key=lambda unit: sum(worth[head] for head in unit))
         here = {HeadId(site.id, head) for head in site.heads}
-        for unit in ranked:
-            if len(gone) + sum(len(one) for one in ranked[: ranked.index(unit) + 1]) > count:
-                break
+        below = ranked[: (count - len(gone)) // len(ranked[0])]
+        for unit in below:
             gone |= here & {*unit} if not here <= gone | {*unit} else set()
         if here & gone:
             _fit_to_stream(model, anatomy, site, batches, [one[site.path] for one in wanted], gone)
@@ -266,7 +266,11 @@ def _grams(
         for batch in batches:
             forward(model, batch.inputs)
             for site in anatomy.sites:
-                z = seen[site.path].flatten(0, -2).double()
+                z, real = (
+                    seen[site.path],
+                    real_positions(site, seen[site.path].shape[:-1], batch),
+                )
+                z = (z if real is None else z[real.to(z.device)]).flatten(0, -2).double()
                 found[site.id] = found[site.id] + z.T @ z
     return found
 
@@ -294,7 +298,8 @@ def _knowledge(
         with _reading(model, anatomy) as seen, gated(model, anatomy, gates=gates):
             outputs = forward(model, batch.inputs)
         (_distance(case, outputs, whole, batch) * batch.num_rows).backward()
-        slope += (gates.grad if gates.grad is not None else gates).double().square().sum(0).cpu()
+        assert gates.grad is not None
+        slope += gates.grad.double().square().sum(0).cpu()
         for site in anatomy.sites:
             weight = _weight(model, site).T
             for head, column in zip(
@@ -303,7 +308,7 @@ def _knowledge(
                 at = _columns(site, [head]).to(weight.device)
                 put_out = seen[site.path].flatten(0, -2)[:, at] @ weight[at]
                 said[column] += float(put_out.double().square().sum())
-    worth = said / said.sum() + slope / slope.sum()
+    worth = said / said.sum() + (slope / slope.sum() if gone else 0)
     return dict(zip(anatomy.heads, worth.tolist(), strict=True))
 
 

@@ -69,7 +69,7 @@ def heal_cut(
     lesson = Lesson(session, teacher, anatomy, rows, (*parts.held_out, *apart), used, sample)
     if settings.distill.lora is not None:
         refuse_adapters(anatomy)  # padded heads are there since it was cut
-    facts = lesson.facts
+    facts = lesson.facts | {"schedule": own}
     digest = hashlib.sha256(dump_json(facts).encode()).hexdigest()[:16]
     folder = Path(settings.run.run_dir or FOLDER) / f"heal-{digest}"
     with (
