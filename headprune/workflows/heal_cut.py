@@ -33,7 +33,6 @@ from headprune.workflows.session import Session
 from headprune.workflows.teacher import Teacher
 
 LEARNING_RATES = {"all": 3e-4, "attention": 1e-3, "lora": 1e-3}
-"""For all weights, those of the attentions, and adapters."""
 BETAS = {"adam_beta1": 0.8, "adam_beta2": 0.95}
 """Of Adam's averages: over so few steps longer ones lag behind."""
 TOKENS_PER_STEP = 2_048
@@ -66,7 +65,8 @@ def heal_cut(
     pool, apart = set_apart_of(parts)
     rows, own = _schedule(session, parts, pool)
     used = (*parts.calibrate.examples, *parts.decide.examples, *rows.examples, *apart)
-    lesson = Lesson(session, teacher, anatomy, rows, (*parts.held_out, *apart), used, sample)
+    held_out = apart if len(apart) >= FEWEST_ROWS else (*parts.held_out, *apart)
+    lesson = Lesson(session, teacher, anatomy, rows, held_out, used, sample)
     if settings.distill.lora is not None:
         refuse_adapters(anatomy)  # padded heads are there since it was cut
     facts = lesson.facts | {"schedule": own}
@@ -86,13 +86,13 @@ def heal_cut(
 
 
 def set_apart_of(parts: RowParts) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Return the rows to train on, and as many others, evenly spread, as calibration rows are held out: a tenth at most.
+    """Return the rows to train on, and half as many others as calibrate, evenly spread: a tenth at most.
 
-    Held-out calibration rows may be nearer to those that weights were fitted on than to any other text. Both kinds decide.
+    These decide whether healing helped, where they are enough: calibration rows chose the heads, and find the cut too good.
     """
     rows, fitted = parts.train.examples, {example.input_digest for example in parts.fit}
     fresh = [i for i, example in enumerate(rows) if example.input_digest not in fitted]
-    count = min(len(parts.held_out), len(fresh) // 10)
+    count = min(len(parts.calibrate.examples) // 2, len(fresh) // 10)
     apart = {fresh[place * len(fresh) // count] for place in range(count)}
     trained = tuple(example for i, example in enumerate(rows) if i not in apart)
     return trained, tuple(rows[i] for i in sorted(apart))
