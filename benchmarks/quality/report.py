@@ -30,6 +30,7 @@ def page(found: Sequence[Measured]) -> str:
     contenders = [
         f"| {name} | {contender.source} | {_said(contender)} |"
         for name, contender in CONTENDERS.items()
+        if any(row.contender == name for row in found)
     ]
     recipes = ["## Recipes", "", "| | what | settings |", "|---|---|---|", *contenders, ""]
     template = Template(_PAGE.read_text(encoding="utf-8"))
