@@ -17,7 +17,6 @@ from families import build, inspected, toy_tokenizer
 
 import benchmarks
 from benchmarks.mutants import FAULTS
-from benchmarks.quality.__main__ import Quiet
 from benchmarks.quality.measure import Bench
 from benchmarks.quality.recipes import CONTENDERS
 from benchmarks.quality.subjects import Case
@@ -168,7 +167,7 @@ def test_what_was_tried_runs_on_a_small_llama(gqa, tmp_path):
     build("llama", initializer_range=0.4).save_pretrained(tmp_path)
     toy_tokenizer().save_pretrained(tmp_path)
     asked = Settings.of(model=str(tmp_path), task="causal-lm", gqa=gqa, keep=0.5)
-    session = open_session(asked, progress=Quiet())
+    session = open_session(asked, progress=ConsoleProgress(quiet=True))
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(5, 60, (120, 12), generator=generator).tolist()
     examples = tuple(Example(tokens=tuple(one)) for one in tokens)
@@ -177,7 +176,9 @@ def test_what_was_tried_runs_on_a_small_llama(gqa, tmp_path):
     ]
     parts = replace(RowParts.of(*rows[:2]), train=rows[2])
     anatomy, case = inspected(session.model), Case(session, parts)
-    bench = Bench("llama", case, anatomy, progress=Quiet(), folder=tmp_path / "run")
+    bench = Bench(
+        "llama", case, anatomy, progress=ConsoleProgress(quiet=True), folder=tmp_path / "run"
+    )
     for name in ("headprune, gates", "k-prune", "osscar"):
         choose, seen = CONTENDERS[name].choose, []
 
