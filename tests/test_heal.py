@@ -284,6 +284,21 @@ def test_a_run_that_was_stopped_ends_with_the_weights_of_an_undisturbed_one(
     assert not same(weights("whole"), weights("other"))
 
 
+def test_a_stopped_training_goes_on_with_the_plan_that_it_began_with_or_not_at_all(
+    there, command_line, monkeypatch
+):
+    heal = ("--heal", "4", "--trainer", "save_steps=1")
+    words = ("prune", "m", *ROWS, *CUT, *heal, "--out", "o")
+    with monkeypatch.context() as patch:
+        Stop(patch, 2)
+        assert command_line(*words)[0] == 130
+    with monkeypatch.context() as patch:
+        patch.setitem(BETAS, "adam_beta1", 0.5)  # as an older version may have had it
+        code, _out, err = command_line(*words)
+    assert code == 0, err
+    assert "going on" not in err
+
+
 def test_checkpoints_are_written_by_time(there, command_line, monkeypatch):
     words = ("prune", "m", *ROWS, *CUT, "--heal", "4", "--learning-rate", "1e-4", "--out", "o")
     for seconds, kept in ((1000, []), (0, ["checkpoint-3"])):

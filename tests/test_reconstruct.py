@@ -28,7 +28,7 @@ from headprune.replay.resume import (
 )
 from headprune.surgery import RECONSTRUCT_METHODS, HeldOut, Measured, reconstruct
 from headprune.surgery.fit import fit
-from headprune.surgery.least_squares import FOLDS, no_sums, solve
+from headprune.surgery.least_squares import FOLDS, Sums, no_sums, solve
 from headprune.surgery.projections import projection_weights, write_weights
 from headprune.tasks.metrics import spearman
 from headprune.workflows.reconstruct import HeldOutRows, best_of
@@ -216,6 +216,18 @@ def test_the_ridge_is_the_one_that_cross_validation_by_hand_takes(how, bias, noi
     assert found.ridge == best
     every = solve([none.plus(z, wanted)], weight, start, ridges=[best], **settings)
     assert torch.allclose(found.weight, every.weight)
+
+
+def test_a_choice_that_has_seen_the_rows_it_is_judged_on_is_another(monkeypatch):
+    """The held-out choice, broken on purpose: of mere noise it takes the weakest ridge instead of the strongest."""
+    z, noise = torch.randn(2, 40, 12, generator=torch.Generator().manual_seed(0)).double()
+    none = no_sums(12, 12, device=z.device)
+    folds = [none.plus(z[place::FOLDS], noise[place::FOLDS]) for place in range(FOLDS)]
+    settings = {"method": "refit", "head_dim": 2, "ridges": (0.01, 0.1, 1.0, 10.0)}
+    start = torch.zeros(12, 12).double()
+    assert solve(folds, start, None, **settings).ridge == 10.0
+    monkeypatch.setattr(Sums, "__sub__", lambda every, _part: every)
+    assert solve(folds, start, None, **settings).ridge == 0.01
 
 
 def test_what_overflows_chooses_no_weak_ridge():

@@ -109,10 +109,10 @@ class Bench:
         asked = self.case.session.settings.replaced(
             keep=keep, run_dir=str(self._folder), **contender.settings
         )
-        pruned = self._pruned(asked, contender.choose)
+        pruned = self.pruned(asked, contender.choose)
         start = time.perf_counter()
         if asked.distill.heal or contender.train:
-            model = self._trained(asked, pruned, contender)
+            model = self.trained(asked, pruned, contender)
             seconds = pruned.seconds + time.perf_counter() - start
             found = predict(model, self.case.session.task, batches=self.batches)
         else:
@@ -127,7 +127,7 @@ class Bench:
             kv_cache=self._kv_cache(pruned.plan),
         )
 
-    def _pruned(self, asked: Settings, choose: Choose | None) -> "Pruned":
+    def pruned(self, asked: Settings, choose: Choose | None) -> "Pruned":
         """Return a copy that is reconstructed; what differs in its training alone finds the last one again."""
         key = f"{choose} {asked.model_dump_json(exclude={'distill'})}"
         if self._last is None or self._last[0] != key:
@@ -147,7 +147,7 @@ class Bench:
             self._last = key, Pruned(model, plan, method, seconds)
         return self._last[1]
 
-    def _trained(self, asked: Settings, pruned: "Pruned", contender: Contender) -> PreTrainedModel:
+    def trained(self, asked: Settings, pruned: "Pruned", contender: Contender) -> PreTrainedModel:
         """Cut a copy of a reconstructed model, and heal it as ``prune`` does (on a GPU with ``--trainer tf32=true``) or else."""
         session, task = self.case.session, self.case.session.task
         if contender.from_text:

@@ -1,6 +1,6 @@
 """Ideas that were tried and aren't what headprune does: other choices of heads, and training one sublayer at a time.
 
-``k_prune`` and ``train_sublayers`` read states by a Llama's names.
+``train_sublayers`` finds them by a Llama's names.
 """
 
 import copy
@@ -82,7 +82,6 @@ def k_prune(case: Case, anatomy: Anatomy, scores: HeadScores, count: int) -> Hea
     """
     whole, model = case.session.model, copy.deepcopy(case.session.model).requires_grad_(False)
     batches, gone = _batches(case, model), set[HeadId]()
-    wanted = [_states(whole, anatomy, batch) for batch in batches]
     for index, site in enumerate(anatomy.sites):
         later = [unit for other in anatomy.sites[index:] for unit in _named_units(case, other)]
         worth = _knowledge(case, model, whole, anatomy, batches, gone)
@@ -92,7 +91,10 @@ def k_prune(case: Case, anatomy: Anatomy, scores: HeadScores, count: int) -> Hea
         for unit in below:
             gone |= here & {*unit} if not here <= gone | {*unit} else set()
         if here & gone:
-            _fit_to_stream(model, anatomy, site, batches, [one[site.path] for one in wanted], gone)
+            mask = anatomy.mask(gone)
+            (found,) = fit(whole, anatomy, batches=batches, mask=mask, methods=["refit"])
+            own = f"{site.output}."
+            write_weights(model, {k: v for k, v in found.weights.items() if k.startswith(own)})
     return _as_scores(scores, {head: float(head not in gone) for head in anatomy.heads}, "k-prune")
 
 
@@ -241,20 +243,16 @@ def _as_scores(scores: HeadScores, values: dict[HeadId, float], method: str) -> 
 
 @contextmanager
 def _reading(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[dict[str, Tensor]]:
-    """Let forwards note what each output projection reads, by the attention's path, and as ``stream:`` path the sum after it."""
+    """Let forwards note what each output projection reads, by the attention's path, before any gate."""
     seen: dict[str, Tensor] = {}
-    modules = dict(model.named_modules())
     with ExitStack() as stack:
         for site in anatomy.sites:
-            norm = f"{site.path.rpartition('.')[0]}.post_attention_layernorm"
-            names = ((site.output, site.path), (norm, f"stream:{site.path}"))
-            for path, name in names:
 
-                def note(_module: Any, args: Any, name: str = name) -> None:
-                    seen[name] = args[0].detach()
+            def note(_module: Any, args: Any, name: str = site.path) -> None:
+                seen[name] = args[0].detach()
 
-                if path in modules:
-                    stack.callback(modules[path].register_forward_pre_hook(note).remove)
+            projection = model.get_submodule(site.output)
+            stack.callback(projection.register_forward_pre_hook(note).remove)
         yield seen
 
 
@@ -273,14 +271,6 @@ def _grams(
                 z = (z if real is None else z[real.to(z.device)]).flatten(0, -2).double()
                 found[site.id] = found[site.id] + z.T @ z
     return found
-
-
-@torch.no_grad()
-def _states(model: PreTrainedModel, anatomy: Anatomy, batch: Batch) -> dict[str, Tensor]:
-    """Return the stream after each attention, by its path."""
-    with _reading(model, anatomy) as seen:
-        forward(model, batch.inputs)
-    return {site.path: seen[f"stream:{site.path}"] for site in anatomy.sites}
 
 
 def _knowledge(
@@ -310,29 +300,3 @@ def _knowledge(
                 said[column] += float(put_out.double().square().sum())
     worth = said / said.sum() + (slope / slope.sum() if gone else 0)
     return dict(zip(anatomy.heads, worth.tolist(), strict=True))
-
-
-@torch.no_grad()
-def _fit_to_stream(
-    model: PreTrainedModel,
-    anatomy: Anatomy,
-    site: Site,
-    batches: Sequence[Batch],
-    wanted: Sequence[Tensor],
-    gone: set[HeadId],
-) -> None:
-    weight = _weight(model, site)
-    kept = [head for head in site.heads if HeadId(site.id, head) not in gone]
-    at = _columns(site, kept).to(weight.device)
-    gram: Any = 0.0
-    sums: Any = 0.0
-    for batch, target in zip(batches, wanted, strict=True):
-        with _reading(model, anatomy) as seen, gated(model, anatomy, gates=anatomy.mask(gone)):
-            forward(model, batch.inputs)
-        z = seen[site.path].flatten(0, -2).double()[:, at]
-        own = z @ weight.T[at].double()
-        left = target.flatten(0, -2).double() - seen[f"stream:{site.path}"].flatten(0, -2) + own
-        gram, sums = gram + z.T @ z, sums + z.T @ left
-    pull = _RIDGE * gram.diagonal().mean()
-    solved = torch.linalg.solve(_ridged(gram), sums + pull * weight.T[at].double())
-    weight.T[at] = solved.to(weight.dtype)
