@@ -18,10 +18,12 @@ from families import build, inspected, toy_tokenizer
 import benchmarks
 from benchmarks.mutants import FAULTS
 from benchmarks.quality.measure import Bench, text_loss
+from benchmarks.quality.merged import merge
 from benchmarks.quality.recipes import CONTENDERS
 from benchmarks.quality.subjects import Case
 from benchmarks.quality.tried import removal_order
 from headprune.config import Settings
+from headprune.distillation.teacher import mean_distance
 from headprune.placement import fingerprint
 from headprune.report.terminal import ConsoleProgress
 from headprune.tasks.rows import Example
@@ -204,6 +206,43 @@ def test_others_choose_as_many_heads_as_are_to_go(name, small):
     assert fingerprint(small.case.session.model) == before
 
 
+def test_groups_that_say_the_same_in_other_words_are_merged_without_a_trace():
+    """Keys that differ by a factor for each frequency, values that differ by a matrix."""
+    model, generator = build("llama", initializer_range=0.4), torch.Generator().manual_seed(0)
+    attention, ids = model.model.layers[0].self_attn, torch.arange(5, 53).reshape(4, 12)
+    width, rows = attention.head_dim, (-1, attention.head_dim, model.config.hidden_size)
+    keys, values = (one.weight.data.view(rows) for one in (attention.k_proj, attention.v_proj))
+    for group in range(1, len(keys)):
+        factor = torch.view_as_complex(torch.randn(width // 2, 2, generator=generator))
+        turned = factor[:, None] * torch.complex(*keys[0].chunk(2))
+        keys[group] = torch.cat([turned.real, turned.imag])
+        values[group] = torch.randn(width, width, generator=generator) @ values[0]
+    read = []
+    hook = attention.k_proj.register_forward_pre_hook(lambda _module, given: read.append(given[0]))
+    with torch.no_grad():
+        before = model(ids).logits
+        hook.remove()
+        seen = read[0].flatten(0, 1).double()
+        merge(attention, seen.T @ seen)
+        after = model(ids).logits
+    assert len(attention.k_proj.weight) == len(attention.v_proj.weight) == width
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+
+
+def test_merging_keeps_as_many_groups_as_pruning_and_every_head(small, monkeypatch):
+    before, moved = fingerprint(small.case.session.model), []
+    monkeypatch.setattr(
+        "benchmarks.quality.merged.mean_distance",
+        lambda *given, **more: moved.append(mean_distance(*given, **more)) or moved[-1],
+    )
+    name = "headprune, groups merged"
+    found = small.measure(name, CONTENDERS[name], keep=0.5)
+    assert found.heads[0] == found.heads[1]
+    assert found.kv_cache[0] <= found.kv_cache[1] / 2
+    assert len({*moved}) == len(small.case.session.model.model.layers), "each is merged alone"
+    assert fingerprint(small.case.session.model) == before
+
+
 def test_each_way_of_training_does_what_it_is_for(small, monkeypatch):
     """Sublayers come nearer to the whole model's states, fine-tuning and adapters to the text itself."""
     session, parts = small.case.session, small.case.parts
@@ -213,7 +252,7 @@ def test_each_way_of_training_does_what_it_is_for(small, monkeypatch):
     monkeypatch.setattr(
         "benchmarks.quality.tried._LOCAL_RATE", 3e-3
     )  # ten steps, of random weights
-    pruned = small.pruned(settings, None)
+    pruned = small.pruned(settings, CONTENDERS["headprune"])
 
     def looked_at(name, **more):
         asked = settings.replaced(**{**CONTENDERS[name].settings, **more})

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from benchmarks.quality.recipes import CONTENDERS, OURS, Choose, Contender
+from benchmarks.quality.recipes import CONTENDERS, OURS, Choose, Contender, Merge
 from benchmarks.quality.subjects import Case
 from headprune.anatomy import Anatomy
 from headprune.config import Settings
@@ -28,6 +28,7 @@ from headprune.footprint import kv_cache_bytes_per_token
 from headprune.masking import gated
 from headprune.passes import Progress
 from headprune.planning import make_plan
+from headprune.planning.constraints import with_keep
 from headprune.plans import HeadScores, PruningPlan
 from headprune.runtime.journal import Journal
 from headprune.scoring.catalogue import get_method
@@ -83,7 +84,10 @@ class Measured(BaseModel):
 
 
 class Pruned(NamedTuple):
-    """A copy of a model that is reconstructed, its heads still there; how, and in how many seconds with scoring and planning."""
+    """A copy of a model that is reconstructed, its heads still there; how, and in how many seconds with scoring and planning.
+
+    One whose groups are merged has a plan that removes nothing.
+    """
 
     model: PreTrainedModel
     plan: PruningPlan
@@ -109,7 +113,7 @@ class Bench:
         asked = self.case.session.settings.replaced(
             keep=keep, run_dir=str(self._folder), **contender.settings
         )
-        pruned = self.pruned(asked, contender.choose)
+        pruned = self.pruned(asked, contender)
         start = time.perf_counter()
         if asked.distill.heal or contender.train:
             model = self.trained(asked, pruned, contender)
@@ -124,28 +128,44 @@ class Bench:
             keep=keep,
             reconstruct=pruned.reconstruct,
             seconds=seconds,
-            kv_cache=self._kv_cache(pruned.plan),
+            kv_cache=self._kv_cache(pruned),
         )
 
-    def pruned(self, asked: Settings, choose: Choose | None) -> "Pruned":
-        """Return a copy that is reconstructed; what differs in its training alone finds the last one again."""
-        key = f"{choose} {asked.model_dump_json(exclude={'distill'})}"
+    def pruned(self, asked: Settings, contender: Contender) -> "Pruned":
+        """Return a copy that is reconstructed, or merged; what differs in its training alone finds the last one again."""
+        own = f"{contender.choose} {contender.merge}"
+        key = f"{own} {asked.model_dump_json(exclude={'distill'})}"
         if self._last is None or self._last[0] != key:
             self._last = None  # one copy at a time
             session = replace(self.case.session, settings=asked)
             start = time.perf_counter()
             scores = self._scores(session)
-            plan = make_plan(scores, self.anatomy, constraints=asked.plan)
-            if choose is not None:
-                scores = choose(self.case, self.anatomy, scores, len(plan.remove))
-                plan = make_plan(scores, self.anatomy, constraints=asked.plan)
-            with restoring(session.model, self.anatomy), self._biases_allowed_by(asked):
-                outcome = reconstruct_if_asked(session, self.anatomy, plan, self.case.parts)
-                seconds = time.perf_counter() - start
-                kept = None if outcome is None else outcome.kept
-                method, model = None if kept is None else kept.method, copy.deepcopy(session.model)
-            self._last = key, Pruned(model, plan, method, seconds)
+            if contender.merge is not None:
+                made = self._merged(asked, contender.merge, scores)
+            else:
+                made = self._reconstructed(session, contender.choose, scores)
+            self._last = key, made._replace(seconds=time.perf_counter() - start)
         return self._last[1]
+
+    def _merged(self, asked: Settings, merge: Merge, scores: HeadScores) -> "Pruned":
+        everything = with_keep(asked.plan, 1.0)
+        plan = make_plan(scores, self.anatomy, constraints=everything)
+        assert asked.plan.keep is not None
+        return Pruned(merge(self.case, asked.plan.keep), plan, None, 0.0)
+
+    def _reconstructed(
+        self, session: Session, choose: Choose | None, scores: HeadScores
+    ) -> "Pruned":
+        asked = session.settings
+        plan = make_plan(scores, self.anatomy, constraints=asked.plan)
+        if choose is not None:
+            scores = choose(self.case, self.anatomy, scores, len(plan.remove))
+            plan = make_plan(scores, self.anatomy, constraints=asked.plan)
+        with restoring(session.model, self.anatomy), self._biases_allowed_by(asked):
+            outcome = reconstruct_if_asked(session, self.anatomy, plan, self.case.parts)
+            kept = None if outcome is None else outcome.kept
+            method, model = None if kept is None else kept.method, copy.deepcopy(session.model)
+        return Pruned(model, plan, method, 0.0)
 
     def trained(self, asked: Settings, pruned: "Pruned", contender: Contender) -> PreTrainedModel:
         """Cut a copy of a reconstructed model, and heal it as ``prune`` does (on a GPU with ``--trainer tf32=true``) or else."""
@@ -176,13 +196,13 @@ class Bench:
             if given is not None:
                 remove_biases(model, given)
 
-    def _kv_cache(self, plan: PruningPlan) -> tuple[int, int] | None:
+    def _kv_cache(self, pruned: Pruned) -> tuple[int, int] | None:
         """Cut a copy, and look at what its cache holds."""
-        model, batch = self.case.session.model, self.batches[0]
-        whole = kv_cache_bytes_per_token(model, batch=batch)
+        batch, plan = self.batches[0], pruned.plan
+        whole = kv_cache_bytes_per_token(self.case.session.model, batch=batch)
         if whole is None:
             return None
-        twin = copy.deepcopy(model)
+        twin = copy.deepcopy(pruned.model)
         cut(twin, self.anatomy, remove=plan.remove, pad=plan.is_padded)
         left = kv_cache_bytes_per_token(twin, batch=batch)
         return None if left is None else (left, whole)

@@ -5,12 +5,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 from transformers import PreTrainedModel
 
-from benchmarks.quality import tried
+from benchmarks.quality import merged, tried
 from benchmarks.quality.subjects import Case
 from headprune.anatomy import Anatomy
 from headprune.plans import HeadScores
 
 Choose: TypeAlias = Callable[[Case, Anatomy, HeadScores, int], HeadScores]
+Merge: TypeAlias = Callable[[Case, float], PreTrainedModel]
 
 
 class Contender(NamedTuple):
@@ -20,6 +21,7 @@ class Contender(NamedTuple):
         settings: What it says; all else is the subject's.
         source: What it reproduces.
         choose: What chooses the heads instead of headprune's scores: ``choose(case, anatomy, scores, count)``.
+        merge: What makes the smaller model instead, and removes no head: ``merge(case, keep)``.
         train: What trains the cut model, in place, instead of healing: ``train(case, model, anatomy)``.
         from_text: Whether it learns its text itself, token by token, instead of what the whole model says of it.
     """
@@ -27,6 +29,7 @@ class Contender(NamedTuple):
     settings: Mapping[str, Any]
     source: str
     choose: Choose | None = None
+    merge: Merge | None = None
     train: Callable[[Case, PreTrainedModel, Anatomy], None] | None = None
     from_text: bool = False
 
@@ -60,6 +63,21 @@ CONTENDERS: dict[str, Contender] = {
         "heads chosen by gates that are trained for 30 steps; the default's refit",
         choose=tried.budget_gates,
     ),
+    **{
+        name: Contender(
+            {"method": "random", "steps": 1, "reconstruct": "none", **settings},
+            f"no head goes; in some layers, key/value groups are merged into one{then}",
+            merge=merged.merge_groups,
+        )
+        for name, then, settings in (
+            ("headprune, groups merged", "", {}),
+            (
+                "headprune, groups merged, healed, 22 steps",
+                "; then 22 steps of distillation",
+                {"heal": 22},
+            ),
+        )
+    },
     "osscar": Contender(
         {},
         "heads chosen as Meng et al. 2024 do, without swaps; the default's refit",
@@ -102,6 +120,6 @@ CONTENDERS: dict[str, Contender] = {
 UNTRAINED = [
     name
     for name, one in CONTENDERS.items()
-    if not (one.settings.get("heal") or one.choose or one.train)
+    if not (one.settings.get("heal") or one.choose or one.merge or one.train)
 ]
 """What is measured unless others are named."""

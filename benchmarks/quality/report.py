@@ -39,7 +39,7 @@ def page(found: Sequence[Measured]) -> str:
 
 
 def _said(contender: Contender) -> str:
-    if contender.choose or contender.train or contender.from_text:
+    if contender.choose or contender.merge or contender.train or contender.from_text:
         return "not a command"
     words = [
         f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
