@@ -22,11 +22,12 @@ from headprune.models.manifest import refuse_source
 from headprune.models.save import MAX_SHARD_SIZE, let_it_save_itself
 from headprune.passes import SILENT
 from headprune.placement import input_device, staged
-from headprune.planning import cost_model, make_plan, with_role_heads, with_roles
-from headprune.planning.constraints import require_budget
+from headprune.planning.constraints import require_budget, with_role_heads
+from headprune.planning.costs import cost_model
+from headprune.planning.plan import make_plan, with_roles
 from headprune.plans import HeadScores, PruningPlan
 from headprune.scoring.catalogue import DEFAULT_METHOD, get_method
-from headprune.surgery import cut
+from headprune.surgery.cut import cut
 from headprune.workflows.finish import InMemory, save_described
 from headprune.workflows.in_memory import (
     Batches,

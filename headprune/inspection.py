@@ -16,7 +16,7 @@ from headprune.anatomy.locate import template
 from headprune.anatomy.probe import attentions_with_cache, run_tower, unsupported
 from headprune.heads import HeadId
 from headprune.masking import gated
-from headprune.surgery import cut
+from headprune.surgery.cut import cut
 
 # fp32 rounding of a small model, relative to its largest output (or 1); heads of the clone move them by 0.1 and more.
 _TOLERANCE = 5e-5

@@ -180,9 +180,9 @@ class Curve(BaseModel):
         reconstruct: How what is left was reconstructed, as ``prune --reconstruct`` says it; None on curves of scores alone.
         scored_on: Number of calibration rows that it read.
         points: The cuts.
-        knee: Keep ratio of the knee, see :func:`headprune.planning.knee`; None where the curve has none.
+        knee: Keep ratio of the knee, see :func:`headprune.planning.constraints.knee`; None where the curve has none.
         within_drop: The smallest keep ratio down to which no drop goes beyond the limit, see
-            :func:`headprune.planning.last_within`; None where none was given.
+            :func:`headprune.planning.constraints.last_within`; None where none was given.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import headprune as hp
 from headprune.config import DEMO
 from headprune.errors import ConfigError, PlanError
-from headprune.planning import make_plan
+from headprune.planning.plan import make_plan
 from headprune.report.terminal import ConsoleProgress
 from headprune.runtime.journal import open_journal
 from headprune.workflows.plan import plan_for

@@ -9,7 +9,7 @@ from families import build, real_outputs, sentences, token_inputs
 
 import headprune as hp
 from headprune.config import Settings
-from headprune.surgery import add_zero_biases, remove_biases
+from headprune.surgery.reconstruct import add_zero_biases, remove_biases
 from headprune.workflows.stepwise import check_settings
 
 KNOW_THEM = ("llama", "qwen3")

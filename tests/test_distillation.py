@@ -31,7 +31,7 @@ from headprune.errors import (
     ModelError,
     UnsupportedError,
 )
-from headprune.surgery import cut, dead_indices
+from headprune.surgery.cut import cut, dead_indices
 from headprune.tasks.batches import InputFormat
 from headprune.tasks.distill import class_distance, token_distance
 from headprune.tasks.rows import Example

@@ -30,7 +30,7 @@ from headprune.errors import ConfigError
 from headprune.report.tables import prune_table
 from headprune.report.terminal import ConsoleProgress
 from headprune.results import Results
-from headprune.surgery import cut
+from headprune.surgery.cut import cut
 from headprune.tasks.rows import Example, noted_rows
 from headprune.workflows.heal_cut import BETAS, FORWARDS, FORWARDS_PER_STEP, set_apart_of
 from headprune.workflows.prune import prune

@@ -1,20 +1,27 @@
 """A long pass over the data: stopped and gone on with, or shared by several processes, it ends with the same numbers."""
 
+import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from families import build, inspected, score, sentences, token_inputs, toy_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from headprune.analysis.roles import Roles
 from headprune.artefact import read_artefact
 from headprune.batch import as_batches
 from headprune.cli.options import ACTING
-from headprune.errors import CheckpointError
+from headprune.distillation.settings import trainer_settings
+from headprune.errors import CheckpointError, ConfigError
 from headprune.passes import RunContext
 from headprune.plans import HeadScores
+from headprune.results import Results
 from headprune.runtime.distributed import World
 from headprune.runtime.journal import Journal, open_journal
 
@@ -142,7 +149,8 @@ def data_and_model(tmp_path_factory):
     model = build("bert")
     model.save_pretrained(folder / "model")
     toy_tokenizer().save_pretrained(folder / "model")
-    build("llama", max_position_embeddings=64).save_pretrained(folder / "causal")
+    causal = build("llama", max_position_embeddings=64, initializer_range=0.4)
+    causal.save_pretrained(folder / "causal")
     toy_tokenizer().save_pretrained(folder / "causal")
     rows = "\n".join(f"{text},{place % 2}" for place, text in enumerate(sentences(40)))
     (folder / "data.csv").write_text(f"text,label\n{rows}\n")
@@ -185,7 +193,50 @@ def test_two_processes_see_what_one_sees(data_and_model):
     assert [path.name for path in (data_and_model / "look-two").iterdir()] == ["roles.json"]
 
 
-@pytest.mark.parametrize("command", sorted(set(ACTING) - {"score", "analyze"}))
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "more", [(), ("--trainer", "gradient_accumulation_steps=2"), ("--lora", "4")]
+)
+def test_two_processes_heal_like_one(data_and_model, tmp_path, more):
+    """Within an epoch; also a cut with heads that are padded, whose dead weight stays zero."""
+    gqa = "group" if "--lora" in more else "pad"
+    (tmp_path / "texts.txt").write_text("\n".join(sentences(300)))
+    data = ("--data", "texts.txt", "--max-length", "16")
+    cut = ("prune", str(data_and_model / "causal"), *data, "--keep", "0.5", "--gqa", gqa)
+    assert launch(tmp_path, *cut, "--out", "cut", processes=1).returncode == 0
+    heal = ("heal", "cut", *data, "--batch-size", "4", "--max-steps", "6", *more)
+    for processes in (1, 2):
+        words = (*heal, "--learning-rate", "1e-3", "--out", str(processes))
+        ended = launch(tmp_path, *words, processes=processes)
+        assert ended.returncode == 0, ended.stderr
+    old, one, two = (load_file(tmp_path / run / "model.safetensors") for run in ("cut", "1", "2"))
+    moved = max((one[name] - old[name]).abs().max() for name in old)
+    assert moved > 1e-3
+    assert max((one[name] - two[name]).abs().max() for name in old) < 1e-2 * moved
+    noted = read_artefact(Results, tmp_path / "2" / "results.json").heal.settings
+    assert noted["processes"] == 2
+    assert ended.stderr.count("healing: 6/6") == ended.stdout.count("the model: 2") == 1
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+@given(rows=st.integers(1, 24), times=st.integers(1, 12))
+def test_a_step_of_training_is_divided_among_processes_or_refused(processes, rows, times):
+    pairs = [f"gradient_accumulation_steps={times}"]
+    own = {"per_device_train_batch_size": rows}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("headprune.distillation.settings.launched_size", lambda: processes)
+        try:
+            found = trainer_settings(pairs=pairs, own=own, folder=Path("run"), device="cpu")
+        except ConfigError as refused:
+            assert rows * times % processes or rows % (processes // math.gcd(processes, times))
+            assert "multiple of" in refused.hint
+            return
+    each, parts = found.per_device_train_batch_size, found.gradient_accumulation_steps
+    assert each * parts * processes == rows * times
+    assert rows % each == 0, "rows that were together in one process aren't mixed with others"
+
+
+@pytest.mark.parametrize("command", sorted(set(ACTING) - {"score", "analyze", "heal"}))
 def test_other_commands_want_one_process(command, monkeypatch, command_line):
     """What they hint at is an option that they have."""
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -26,10 +26,10 @@ from headprune.replay.resume import (
     read_last_only,
     without_values,
 )
-from headprune.surgery import RECONSTRUCT_METHODS, HeldOut, Measured, reconstruct
 from headprune.surgery.fit import fit
 from headprune.surgery.least_squares import FOLDS, Sums, no_sums, solve
 from headprune.surgery.projections import projection_weights, write_weights
+from headprune.surgery.reconstruct import RECONSTRUCT_METHODS, HeldOut, Measured, reconstruct
 from headprune.tasks.metrics import spearman
 from headprune.workflows.reconstruct import HeldOutRows, best_of
 from headprune.workflows.rows import separate_rows

@@ -25,7 +25,7 @@ from headprune.errors import ConfigError, ModelError, PlanError, UnsupportedErro
 from headprune.evaluation import metric_with_interval, predict, predict_masked
 from headprune.models.find import ModelSource
 from headprune.passes import SILENT, RunContext
-from headprune.planning import knee, last_within
+from headprune.planning.constraints import knee, last_within
 from headprune.plans import HeadScores
 from headprune.replay import losses
 from headprune.report.sweeps import sweep_picture

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from headprune.config import Constraints, Drop
 from headprune.errors import ConfigError
-from headprune.planning import make_plan
 from headprune.planning.constraints import with_keep
+from headprune.planning.plan import make_plan
 from headprune.plans import HeadScores
 from headprune.tasks.rows import Example, draw, set_apart
 from headprune.workflows.plan import Look, bisect, lawful_keeps

@@ -83,7 +83,7 @@ def test_nothing_that_is_not_a_number_passes(poison):
 
 
 def test_arithmetic_that_does_not_add_up_is_noticed(tmp_path):
-    from headprune.planning import savings
+    from headprune.planning.costs import savings
 
     model = build("bert")
     anatomy = hp.inspect(model)

@@ -27,13 +27,14 @@ from headprune.evaluation import Predictions, metric_with_interval, predict
 from headprune.footprint import kv_cache_bytes_per_token
 from headprune.masking import gated
 from headprune.passes import Progress
-from headprune.planning import make_plan
 from headprune.planning.constraints import with_keep
+from headprune.planning.plan import make_plan
 from headprune.plans import HeadScores, PruningPlan
 from headprune.runtime.journal import Journal
 from headprune.scoring.catalogue import get_method
-from headprune.surgery import add_zero_biases, cut, remove_biases
+from headprune.surgery.cut import cut
 from headprune.surgery.projections import restoring
+from headprune.surgery.reconstruct import add_zero_biases, remove_biases
 from headprune.tasks.distill import NO_OBJECTIVE
 from headprune.workflows.finish import PROOF_ROWS
 from headprune.workflows.heal_cut import heal_cut

@@ -99,7 +99,7 @@ def _add_command(name: str, function: Callable[[Call], None]) -> None:
     def run(**options: Any) -> None:
         try:
             check_surroundings()
-            if name not in ("score", "analyze"):
+            if name not in ("score", "analyze", "heal"):
                 refuse_several_processes(name, takes_scores="scores" in ACTING[name])
             call = prepare(name, options)
             refuse_missing(call, name)

@@ -23,15 +23,14 @@ if TYPE_CHECKING:
 def score(call: Call) -> None:
     """Score every attention head on your data, and show a heatmap."""
     from headprune.report.heads import agreement_table, heatmap, one_head_table, score_table
-    from headprune.runtime.distributed import join_world, leave_world
+    from headprune.runtime.distributed import launched_world
     from headprune.workflows.score import score as score_model
 
     if call.own.by:
         measure_by_group(call, "score")
         return
-    world = join_world(cpu=call.settings.model.device == "cpu")
-    by_method, paths = score_model(call.settings, progress=call.progress, world=world)
-    leave_world(world)
+    with launched_world(cpu=call.settings.model.device == "cpu") as world:
+        by_method, paths = score_model(call.settings, progress=call.progress, world=world)
     if not paths:
         return
     if call.own.as_json:
@@ -120,15 +119,14 @@ def sweep(call: Call) -> None:
 def analyze(call: Call) -> None:
     """Show what every head does: sinks, positions, induction, ... with baselines, intervals and published thresholds."""
     from headprune.report.roles import relations_table, roles_map, roles_table, similarity_table
-    from headprune.runtime.distributed import join_world, leave_world
+    from headprune.runtime.distributed import launched_world
     from headprune.workflows.analyze import analyze as analyze_model
 
     if call.own.by:
         measure_by_group(call, "analyze")
         return
-    world = join_world(cpu=call.settings.model.device == "cpu")
-    roles, similarity, path = analyze_model(call.settings, progress=call.progress, world=world)
-    leave_world(world)
+    with launched_world(cpu=call.settings.model.device == "cpu") as world:
+        roles, similarity, path = analyze_model(call.settings, progress=call.progress, world=world)
     if path is None:
         return
     if call.own.as_json:
@@ -169,15 +167,17 @@ def evaluate(call: Call) -> None:
 def heal(call: Call) -> None:
     """Let a pruned model learn from the one it came from, by distillation; prove it and save it anew."""
     from headprune.report.tables import prune_table
+    from headprune.runtime.distributed import launched_world
     from headprune.workflows.heal import heal as heal_model
 
     out = call.settings.run.out or _beside(call.settings.model.model or "")
-    results = heal_model(
-        call.settings.replaced(out=out), resume=call.own.resume, progress=call.progress
-    )
-    call.write(results.to_json()) if call.own.as_json else call.show(
-        prune_table(results, directory=out)
-    )
+    asked, again = call.settings.replaced(out=out), call.own.resume
+    with launched_world(cpu=asked.model.device == "cpu") as world:
+        results = heal_model(asked, resume=again, progress=call.progress, world=world)
+    if results is not None:
+        call.write(results.to_json()) if call.own.as_json else call.show(
+            prune_table(results, directory=out)
+        )
 
 
 def _beside(model: str) -> str:

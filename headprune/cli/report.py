@@ -53,14 +53,13 @@ def compare(call: Call) -> None:
 
 def measure_by_group(call: Call, command: Literal["score", "analyze"]) -> None:
     """Score or analyze every group of rows, and show what the groups have in common."""
-    from headprune.runtime.distributed import join_world, leave_world
+    from headprune.runtime.distributed import launched_world
     from headprune.workflows.groups import measure_groups
 
-    world = join_world(cpu=call.settings.model.device == "cpu")
-    measured = measure_groups(
-        command, call.settings, call.own.by, progress=call.progress, world=world
-    )
-    leave_world(world)
+    with launched_world(cpu=call.settings.model.device == "cpu") as world:
+        measured = measure_groups(
+            command, call.settings, call.own.by, progress=call.progress, world=world
+        )
     if measured is not None:
         _show_comparison(call, *measured)
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from headprune.anatomy import Anatomy
 from headprune.artefact import dump_json
 from headprune.errors import CheckpointError, ConfigError, UnsupportedError, did_you_mean
 from headprune.runtime.files import write_text
+from headprune.runtime.launcher import launched_size
 from headprune.runtime.targets import refuse_unwritable
 from headprune.untrusted.documents import read_json
 
@@ -45,7 +47,7 @@ _REFUSED = {
     "the student runs without dropout, as its teacher does, and this acts only with it": (
         "gradient_checkpointing activation_checkpointing neftune_noise_alpha"
     ),
-    "training runs in one process, on one device, by the model's own code": (
+    "each process trains the whole model, on one device, by the model's own code": (
         "deepspeed fsdp fsdp_config local_rank parallelism_config accelerator_config use_liger_kernel"
     ),
     "upload the healed directory when it is there": "push_to_hub hub_model_id hub_token",
@@ -54,8 +56,9 @@ _REASONS = {
     **{name: f"set `{field}`" for name, field in _SETTINGS.items()},
     **{name: reason for reason, names in _REFUSED.items() for name in names.split()},
 }
+_ROWS, _TIMES = "per_device_train_batch_size", "gradient_accumulation_steps"
 _DEFAULTS: dict[str, Any] = {
-    "per_device_train_batch_size": 16,
+    _ROWS: 16,
     "per_device_eval_batch_size": 16,
     **dict.fromkeys(("warmup_steps", "logging_steps"), 0.1),
     "save_strategy": "no",  # but by time
@@ -114,6 +117,7 @@ def trainer_settings(
     settings = {"dataloader_pin_memory": device == "cuda", **_DEFAULTS, **given}
     asked = parse_pairs(pairs)
     settings |= {"save_strategy": "steps", **asked} if "save_steps" in asked else asked
+    settings |= _divided(settings, launched_size())
     try:
         arguments = TrainingArguments(output_dir=str(folder), use_cpu=device == "cpu", **settings)
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
@@ -126,6 +130,24 @@ def trainer_settings(
         # Several GPUs would each get a replica (DataParallel), which hooks on cut layers don't survive.
         arguments._n_gpu = 1
     return arguments
+
+
+def _divided(settings: Mapping[str, Any], processes: int) -> dict[str, int]:
+    """Return the rows and the times of each of several processes, which together make the steps that one would make.
+
+    Raises:
+        ConfigError: The rows of a step can't be divided among them.
+    """
+    rows, times = settings[_ROWS], settings.get(_TIMES, 1)
+    shared = gcd(times, processes)
+    each, left_over = divmod(rows, processes // shared)
+    if left_over:
+        raise ConfigError(
+            f"{times} times {rows} rows a step can't be divided among {processes} processes",
+            where="`batch_size`",
+            hint=f"give a multiple of {processes // shared}",
+        )
+    return {_ROWS: each, _TIMES: times // shared}
 
 
 def refuse_adapters(anatomy: Anatomy) -> None:

@@ -18,6 +18,7 @@ from headprune.anatomy import Anatomy
 from headprune.batch import Batch, forward
 from headprune.passes import Parts, Progress, halves_of_batch
 from headprune.placement import input_device, not_finite
+from headprune.runtime.distributed import World
 from headprune.tasks.distill import Distillation
 from headprune.tasks.rows import Example
 
@@ -151,6 +152,7 @@ class DistillJob:
         checkpoint: Where to go on from.
         saves_by_time: Whether checkpoints are written by time, rather than as ``arguments`` say.
         sample: Inputs on which merging the adapters is proven.
+        world: The processes that share each step.
     """
 
     teacher: PreTrainedModel
@@ -165,3 +167,4 @@ class DistillJob:
     checkpoint: Path | None = None
     saves_by_time: bool = False
     sample: Mapping[str, Tensor] = field(default_factory=dict)
+    world: World = field(default_factory=World)

@@ -45,6 +45,7 @@ from headprune.errors import (
     first_line,
     is_out_of_memory,
 )
+from headprune.runtime.distributed import World
 from headprune.verify import merged_equals_adapted, run
 
 _WRITER = "inline_container.cc"
@@ -64,7 +65,7 @@ class Distillation(Trainer):
             data_collator=job.collate,  # type: ignore[arg-type] # it takes any function of a list of rows
             train_dataset=job.examples,
             eval_dataset=job.held_out or None,
-            callbacks=[_Reporter(job), *([_SavesByTime()] if job.saves_by_time else [])],
+            callbacks=[_Reporter(job), *([_SavesByTime(job.world)] if job.saves_by_time else [])],
         )
         self.remove_callback(PrinterCallback)  # it prints to stdout, where data goes
         self.model_accepts_loss_kwargs = False  # our loss is the mean over a batch
@@ -114,16 +115,17 @@ class Distillation(Trainer):
 
 
 class _SavesByTime(TrainerCallback):
-    """Asks for a checkpoint after a step, when the last one is long ago."""
+    """Asks for a checkpoint after a step, when the last one is long ago by the clock of the first process."""
 
-    def __init__(self) -> None:
-        self._last = time.monotonic()
+    def __init__(self, world: World) -> None:
+        self._last, self._world = time.monotonic(), world
 
     def on_step_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **_others: Any
     ) -> None:
         """Ask for it; after the last step the healed model itself is about to be saved."""
         is_due = time.monotonic() - self._last >= SECONDS_BETWEEN_CHECKPOINTS
+        is_due = bool(self._world.summed(torch.tensor(int(is_due and self._world.is_main))))
         if is_due and state.global_step < state.max_steps:
             self._last = time.monotonic()
             control.should_save = True

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.anatomy import Anatomy
-from headprune.surgery import dead_indices
+from headprune.surgery.cut import dead_indices
 
 
 @contextmanager

@@ -31,7 +31,8 @@ from headprune.artefact import LoadMethod
 from headprune.errors import CheckpointError
 from headprune.heads import SiteId
 from headprune.models.classes import auto_classes
-from headprune.surgery import layer_counts, modeling_headprune, settings_by_layer
+from headprune.surgery import modeling_headprune
+from headprune.surgery.head_settings import layer_counts, settings_by_layer
 from headprune.surgery.modeling_headprune import unfolded, width_kept
 
 _Shapes = dict[str, torch.Size]

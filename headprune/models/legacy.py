@@ -20,7 +20,7 @@ from headprune.heads import HeadId
 from headprune.inspection import inspect
 from headprune.models.describe import remote_config
 from headprune.models.stream import write_index
-from headprune.surgery import cut
+from headprune.surgery.cut import cut
 from headprune.untrusted.directories import lies_within
 from headprune.untrusted.weights import indexed_files
 

@@ -26,7 +26,8 @@ from headprune.models.side_files import (
     write_tokenizer,
     writing,
 )
-from headprune.surgery import head_settings, modeling_headprune
+from headprune.surgery import modeling_headprune
+from headprune.surgery.head_settings import head_settings
 from headprune.surgery.modeling_headprune import UNEVEN_CACHE
 
 MAX_SHARD_SIZE = "50GB"

@@ -23,7 +23,7 @@ from headprune.heads import HeadId
 from headprune.placement import count_parameters
 from headprune.planning.constraints import Amount, selected_sites, target_of
 from headprune.planning.units import menu_of
-from headprune.surgery import cut
+from headprune.surgery.cut import cut
 
 # The context at which the arithmetic of attention itself is counted.
 CONTEXT = 512

@@ -58,27 +58,26 @@ class World:
         self.summed(torch.zeros(1))
 
 
-def join_world(*, cpu: bool = False) -> World:
-    """Join the other processes of this run, if a launcher started several.
+@contextmanager
+def launched_world(*, cpu: bool = False) -> Iterator[World]:
+    """Join the other processes of this run for the length of a block, if a launcher started several.
 
-    They meet on the CPU (gloo) whatever they compute on: results are put together once a pass, and are small.
+    They meet on the CPU (gloo) whatever they compute on: results are put together once a pass, and are small. Gradients alone
+    are put together where they are.
 
     Raises:
         WorkerError: The others can't be reached.
     """
     if launched_size() == 1:
-        return World()
-    with _reaching_the_others():
-        torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
+        yield World()
+        return
     on_gpu = torch.cuda.is_available() and not cpu
+    with _reaching_the_others():
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        torch.distributed.init_process_group(backend, timeout=_PATIENCE)
     device = f"cuda:{variable('LOCAL_RANK', default=0, least=0)}" if on_gpu else "cpu"
-    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
-
-
-def leave_world(world: World) -> None:
-    """Say good-bye, so that no other process waits for this one."""
-    if world.size > 1 and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    yield World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+    torch.distributed.destroy_process_group()  # so that no other process waits for this one
 
 
 @contextmanager

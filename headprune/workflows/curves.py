@@ -20,8 +20,9 @@ from headprune.evaluation import MetricValue, Predictions, predict, predict_mask
 from headprune.heads import HeadId
 from headprune.passes import RunContext, resumable
 from headprune.placement import count_parameters
-from headprune.planning import knee, last_within, make_plan, savings
-from headprune.planning.constraints import selected_sites, with_keep
+from headprune.planning.constraints import knee, last_within, selected_sites, with_keep
+from headprune.planning.costs import savings
+from headprune.planning.plan import make_plan
 from headprune.plans import HeadScores
 from headprune.results import Curve, SweepPoint
 from headprune.surgery.projections import can_fit

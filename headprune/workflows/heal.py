@@ -1,5 +1,6 @@
 """``heal``: a pruned model learns from the one it came from; measured before and after, proven, and saved anew."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from headprune.config import Settings
-from headprune.distillation.settings import Checkpoints, open_checkpoints
+from headprune.distillation.settings import Checkpoints, last_checkpoint, open_checkpoints
 from headprune.errors import DataError
 from headprune.evaluation import metric_with_interval
 from headprune.inspection import inspect
@@ -17,6 +18,7 @@ from headprune.placement import weights_bytes
 from headprune.plans import PruningPlan
 from headprune.results import Results
 from headprune.runs import FOLDER
+from headprune.runtime.distributed import World
 from headprune.runtime.targets import exclusive
 from headprune.verify import heads_are_the_same, require
 from headprune.workflows.evaluate import measure
@@ -46,27 +48,36 @@ _TRAINING = Purpose(use="train", labelled=False, held_out=0.1)
 _LEARNING_RATES = {"all": 5e-5, "attention": 1e-4, "lora": 1e-3}
 
 
-def heal(settings: Settings, *, resume: bool, progress: Progress) -> Results:
+def heal(
+    settings: Settings, *, resume: bool, progress: Progress, world: World | None = None
+) -> Results | None:
     """Train a pruned model towards its source (or go on from the last checkpoint of that), measure, prove and save.
+
+    Of several processes, which share the rows of each step, the first one writes; the others return nothing.
 
     Raises:
         ProofError: A proof said no; nothing was saved.
     """
+    world = world or World()
     settings = with_recorded_rows(settings, progress=progress)
     run = settings.run
     out = Path(run.out or "")
     refuse_unusable_output(out, overwrite=run.overwrite, notify=progress.notify)
     folder = Path(run.run_dir) if run.run_dir else FOLDER / f"heal-{out.name}"
     arguments = _arguments(settings, folder)
-    with exclusive(folder, where=f"`run_dir={folder}`"):
-        lesson, parts = _prepare(settings, progress=progress)
+    with exclusive(folder, where=f"`run_dir={folder}`") if world.is_main else nullcontext():
+        lesson, parts = _prepare(settings, progress=progress, world=world)
         if arguments.per_device_train_batch_size > 1:
             lesson.collate(parts.calibrate.examples)  # a refusal comes before the training
-        checkpoints = open_checkpoints(folder, facts=lesson.facts, resume=resume)
+        if world.is_main:
+            checkpoints = open_checkpoints(folder, facts=lesson.facts, resume=resume)
+        world.wait()
+        if not world.is_main:
+            checkpoints = Checkpoints(folder, last_checkpoint(folder) if resume else None)
         if checkpoints.last is not None:
             progress.notify(f"going on from {checkpoints.last}")
         results = _heal(lesson, parts, arguments, checkpoints)
-        if run.run_dir is None:
+        if results is not None and run.run_dir is None:
             checkpoints.drop()
         return results
 
@@ -82,8 +93,8 @@ def _arguments(settings: Settings, folder: Path) -> TrainingArguments:
     return arguments_of(settings, folder, rates=_LEARNING_RATES, own=own)
 
 
-def _prepare(settings: Settings, *, progress: Progress) -> tuple[Lesson, RowParts]:
-    session = open_session(settings, progress=progress)
+def _prepare(settings: Settings, *, progress: Progress, world: World) -> tuple[Lesson, RowParts]:
+    session = open_session(settings, progress=progress, world=world)
     refuse_output(settings.run, source=session.source.directory)
     teacher = open_teacher(session)
     anatomy = inspect(session.model)
@@ -104,13 +115,15 @@ def _prepare(settings: Settings, *, progress: Progress) -> tuple[Lesson, RowPart
 
 def _heal(
     lesson: Lesson, parts: RowParts, arguments: TrainingArguments, checkpoints: Checkpoints
-) -> Results:
+) -> Results | None:
     session = lesson.session
     settings, source = session.settings, session.source
     heads = len(lesson.anatomy.heads)
     before, old = measure(session, parts.report, heads=heads, timed=False, note=session.note)
     with saying_where(checkpoints.folder, remedy="`resume` goes on from the last"):
         healed, proofs = distil(lesson, arguments, checkpoints)
+    if not session.world.is_main:
+        return None
     after, new = measure(session, parts.report, heads=heads, timed=False)
     seed = settings.data.seed
     difference = metric_with_interval(new, session.metric, seed=seed, other=old)

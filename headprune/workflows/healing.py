@@ -181,7 +181,7 @@ def distil(
         What was done, and what was proven of it.
 
     Raises:
-        MemoryLimitError: Memory ran out on a single row.
+        MemoryLimitError: Memory ran out on a single row, or in one of several processes.
     """
     session, teacher = lesson.session, lesson.teacher
     model, spec, notify = session.model, session.settings.distill, session.progress.notify
@@ -200,6 +200,7 @@ def distil(
         trained=trained_parameters(model, lesson.anatomy, spec),
         checkpoint=checkpoints.last,
         saves_by_time=saves_by_time(spec.trainer),
+        world=session.world,
         sample=lesson.sample.inputs,
     )
     old, start = copied_weights(model, _changed_by(model, job)), away()
@@ -238,7 +239,7 @@ def _train(lesson: Lesson, job: DistillJob, old: Mapping[str, Tensor]) -> "Train
             return train(session.model, lesson.anatomy, job)
         except MemoryLimitError:
             rows = arguments.per_device_train_batch_size
-            if rows == 1:
+            if rows == 1 or session.world.size > 1:
                 raise
         parts = rows if rows % 2 else 2
         arguments.per_device_train_batch_size = rows // parts
@@ -263,7 +264,8 @@ def _noted_settings(spec: DistillSpec, arguments: TrainingArguments) -> dict[str
     given = [pair.partition("=")[0].strip().replace("-", "_") for pair in spec.trainer]
     length = "max_steps" if arguments.max_steps > 0 else "num_train_epochs"
     values = arguments.to_dict()
-    return {name: values[name] for name in (length, *_NAMES, *given) if name in values}
+    noted = {name: values[name] for name in (length, *_NAMES, *given) if name in values}
+    return noted if arguments.world_size == 1 else {**noted, "processes": arguments.world_size}
 
 
 @contextmanager

@@ -27,16 +27,14 @@ from headprune.models.side_files import root_of
 from headprune.models.tokenizer import home_of
 from headprune.passes import SILENT
 from headprune.placement import fingerprint, versions
-from headprune.planning import (
-    check_constraints,
-    cost_model,
-    make_plan,
-    with_roles,
-)
+from headprune.planning.costs import cost_model
+from headprune.planning.plan import make_plan, with_roles
+from headprune.planning.problem import check_constraints
 from headprune.plans import HeadScores, PruningPlan
 from headprune.scoring.catalogue import get_method
-from headprune.surgery import RECONSTRUCT_METHODS, cut, reconstruct
+from headprune.surgery.cut import cut
 from headprune.surgery.projections import can_fit
+from headprune.surgery.reconstruct import RECONSTRUCT_METHODS, reconstruct
 from headprune.tasks.distill import NO_OBJECTIVE, Objective
 from headprune.tasks.load_metric import metric_for, objective_for
 from headprune.tasks.task import Task, get_task

@@ -18,11 +18,12 @@ from headprune.models.load import empty_model
 from headprune.models.stream import untie_as_stored
 from headprune.passes import Progress
 from headprune.placement import count_parameters
-from headprune.planning import make_plan, savings
 from headprune.planning.constraints import with_keep
+from headprune.planning.costs import savings
+from headprune.planning.plan import make_plan
 from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Survey, SurveyedSite
-from headprune.surgery import cut
+from headprune.surgery.cut import cut
 from headprune.workflows.session import find_model
 
 KEEP = 0.7

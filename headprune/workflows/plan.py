@@ -13,17 +13,10 @@ from headprune.config import Constraints
 from headprune.errors import PlanError
 from headprune.evaluation import MetricValue, Predictions, metric_with_interval, predict
 from headprune.passes import Progress
-from headprune.planning import (
-    CostModel,
-    check_constraints,
-    cost_model,
-    make_plan,
-    resources_of,
-    savings,
-    target_of,
-    with_roles,
-)
-from headprune.planning.constraints import conflicting_fields, with_keep
+from headprune.planning.constraints import conflicting_fields, target_of, with_keep
+from headprune.planning.costs import CostModel, cost_model, resources_of, savings
+from headprune.planning.plan import make_plan, with_roles
+from headprune.planning.problem import check_constraints
 from headprune.plans import HeadScores, PruningPlan
 from headprune.tasks.rows import noted_rows
 from headprune.workflows.reconstruct import as_pruned

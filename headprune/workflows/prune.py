@@ -8,7 +8,7 @@ from headprune.gate import Baseline
 from headprune.models.manifest import refuse_unusable_output
 from headprune.passes import Progress
 from headprune.placement import refuse_offloaded, weights_bytes
-from headprune.planning import check_constraints
+from headprune.planning.problem import check_constraints
 from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results
 from headprune.tasks.rows import noted_rows

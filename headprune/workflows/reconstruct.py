@@ -24,10 +24,11 @@ from headprune.evaluation import Predictions, predict
 from headprune.inspection import inspect
 from headprune.masking import gated
 from headprune.placement import count_parameters
-from headprune.planning import savings
+from headprune.planning.costs import savings
 from headprune.plans import PruningPlan
 from headprune.replay import losses
-from headprune.surgery import (
+from headprune.surgery.projections import can_fit, has_bias, restoring
+from headprune.surgery.reconstruct import (
     RECONSTRUCT_METHODS,
     AddedBiases,
     HeldOut,
@@ -36,7 +37,6 @@ from headprune.surgery import (
     reconstruct,
     remove_biases,
 )
-from headprune.surgery.projections import can_fit, has_bias, restoring
 from headprune.tasks.distill import Objective
 from headprune.tasks.metrics import Metric, bootstrap
 from headprune.tasks.task import Task

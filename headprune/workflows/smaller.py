@@ -12,9 +12,9 @@ from headprune.distillation.settings import Checkpoints
 from headprune.evaluation import MetricValue, Predictions, metric_with_interval
 from headprune.masking import gated
 from headprune.placement import input_device
-from headprune.planning import savings
+from headprune.planning.costs import savings
 from headprune.plans import PruningPlan
-from headprune.surgery import cut
+from headprune.surgery.cut import cut
 from headprune.verify import masked_equals_pruned, require, run
 from headprune.workflows.evaluate import measure, times_of
 from headprune.workflows.finish import PROOF_ROWS

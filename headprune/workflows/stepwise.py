@@ -18,16 +18,17 @@ from headprune.heads import HeadId, SiteId
 from headprune.masking import gated
 from headprune.passes import RunContext
 from headprune.placement import input_device
-from headprune.planning import score_in_steps, target_of, with_role_heads
-from headprune.planning.constraints import as_dict
+from headprune.planning.constraints import as_dict, target_of, with_role_heads
+from headprune.planning.plan import score_in_steps
 from headprune.plans import HeadScores
 from headprune.runtime.distributed import World
 from headprune.scoring.catalogue import DEFAULT_METHOD, get_method
 from headprune.scoring.request import ScoreRequest
 from headprune.scoring.request import score as score_heads
-from headprune.surgery import RECONSTRUCT_METHODS, named_heads
 from headprune.surgery.fit import fit
+from headprune.surgery.head_settings import named_heads
 from headprune.surgery.projections import can_fit, swapped_weights
+from headprune.surgery.reconstruct import RECONSTRUCT_METHODS
 from headprune.tasks.distill import Objective
 
 FEWEST_TO_RECONSTRUCT = 8

@@ -34,11 +34,13 @@ from headprune.models.stream import (
 from headprune.models.tokenizer import tokenizer_of
 from headprune.passes import Progress
 from headprune.placement import available_memory, count_parameters, fingerprint_of, weights_bytes
-from headprune.planning import check_constraints, cost_model, savings, with_roles
+from headprune.planning.costs import cost_model, savings
+from headprune.planning.plan import with_roles
+from headprune.planning.problem import check_constraints
 from headprune.plans import HeadScores, PruningPlan
 from headprune.results import Results
 from headprune.runs import named_scores, scores_file
-from headprune.surgery import cut
+from headprune.surgery.cut import cut
 from headprune.verify import (
     files_are_exact,
     loads_afresh,

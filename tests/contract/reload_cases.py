@@ -17,7 +17,7 @@ from headprune.anatomy.clone import quiet
 from headprune.heads import select_heads
 from headprune.models.manifest import write_manifest
 from headprune.models.save import write_model
-from headprune.surgery import cut
+from headprune.surgery.cut import cut
 
 # name: (model type, class, settings). Their own forward runs with fewer heads ...
 NATIVE = {

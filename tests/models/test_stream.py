@@ -19,7 +19,7 @@ from headprune.models.load import load_shapes
 from headprune.models.save import write_model
 from headprune.models.stream import differing, find_cuts, shards, stored_tensors
 from headprune.placement import available_memory
-from headprune.surgery import cut
+from headprune.surgery.cut import cut
 from headprune.verify import files_are_exact, numbers_add_up
 from headprune.workflows.stream import prune_streamed
 

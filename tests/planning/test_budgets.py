@@ -28,9 +28,11 @@ from headprune.batch import as_batches
 from headprune.config import Constraints, Settings, load_settings
 from headprune.errors import ConfigError, PlanError
 from headprune.footprint import fastest_ms, kv_cache_bytes_per_token
-from headprune.planning import CostModel, Target, cost_model, make_plan, savings, score_in_steps
+from headprune.planning.constraints import Target
+from headprune.planning.costs import CostModel, cost_model, savings
+from headprune.planning.plan import make_plan, score_in_steps
 from headprune.planning.solve import cheapest_for, combine
-from headprune.surgery import cut
+from headprune.surgery.cut import cut
 from headprune.workflows.stepwise import check_settings
 
 

@@ -10,7 +10,8 @@ from headprune.anatomy import Anatomy, Site
 from headprune.config import Constraints
 from headprune.errors import ConfigError, PlanError
 from headprune.heads import HeadId, SiteId
-from headprune.planning import check_constraints, make_plan
+from headprune.planning.plan import make_plan
+from headprune.planning.problem import check_constraints
 from headprune.plans import HeadScores
 
 

@@ -15,7 +15,7 @@ import headprune as hp
 from headprune.config import PRESETS, Constraints, Settings, load_settings
 from headprune.errors import ConfigError, PlanError
 from headprune.heads import HeadId
-from headprune.planning import make_plan
+from headprune.planning.plan import make_plan
 from headprune.planning.solve import rearranged
 
 

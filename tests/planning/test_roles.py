@@ -19,7 +19,8 @@ from headprune.config import Constraints, Settings
 from headprune.errors import ConfigError, PlanError
 from headprune.fate import RoleFate, RoleFates
 from headprune.heads import HeadId
-from headprune.planning import score_in_steps, with_role_heads
+from headprune.planning.constraints import with_role_heads
+from headprune.planning.plan import score_in_steps
 from headprune.results import Results
 from headprune.workflows.roles import NUM_ROWS, find_roles
 from headprune.workflows.rows import separate_rows

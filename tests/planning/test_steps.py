@@ -15,7 +15,7 @@ from headprune.batch import as_batches
 from headprune.config import Constraints, Settings
 from headprune.errors import ConfigError
 from headprune.passes import SILENT, RunContext
-from headprune.planning import make_plan, score_in_steps
+from headprune.planning.plan import make_plan, score_in_steps
 from headprune.plans import HeadScores
 from headprune.runtime.journal import Journal
 from headprune.surgery.fit import fit
