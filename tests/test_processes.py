@@ -4,7 +4,6 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,13 +16,13 @@ from headprune.analysis.roles import Roles
 from headprune.artefact import read_artefact
 from headprune.batch import as_batches
 from headprune.cli.options import ACTING
-from headprune.distillation.settings import trainer_settings
 from headprune.errors import CheckpointError, ConfigError
 from headprune.passes import RunContext
 from headprune.plans import HeadScores
 from headprune.results import Results
 from headprune.runtime.distributed import World
 from headprune.runtime.journal import Journal, open_journal
+from headprune.runtime.launcher import divided
 
 
 def loss(outputs, batch):
@@ -221,19 +220,16 @@ def test_two_processes_heal_like_one(data_and_model, tmp_path, more):
 @pytest.mark.parametrize("processes", [2, 3, 4])
 @given(rows=st.integers(1, 24), times=st.integers(1, 12))
 def test_a_step_of_training_is_divided_among_processes_or_refused(processes, rows, times):
-    pairs = [f"gradient_accumulation_steps={times}"]
-    own = {"per_device_train_batch_size": rows}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headprune.distillation.settings.launched_size", lambda: processes)
+        patch.setenv("WORLD_SIZE", str(processes))
         try:
-            found = trainer_settings(pairs=pairs, own=own, folder=Path("run"), device="cpu")
+            each, parts = divided(rows, times)
         except ConfigError as refused:
-            assert rows * times % processes or rows % (processes // math.gcd(processes, times))
+            assert rows % (processes // math.gcd(processes, times))
             assert "multiple of" in refused.hint
-            return
-    each, parts = found.per_device_train_batch_size, found.gradient_accumulation_steps
-    assert each * parts * processes == rows * times
-    assert rows % each == 0, "rows that were together in one process aren't mixed with others"
+        else:
+            assert each * parts * processes == rows * times
+            assert rows % each == 0, "rows that were together aren't mixed with others"
 
 
 @pytest.mark.parametrize("command", sorted(set(ACTING) - {"score", "analyze", "heal"}))

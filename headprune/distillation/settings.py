@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
-from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from headprune.anatomy import Anatomy
 from headprune.artefact import dump_json
 from headprune.errors import CheckpointError, ConfigError, UnsupportedError, did_you_mean
 from headprune.runtime.files import write_text
-from headprune.runtime.launcher import launched_size
+from headprune.runtime.launcher import divided
 from headprune.runtime.targets import refuse_unwritable
 from headprune.untrusted.documents import read_json
 
@@ -117,7 +116,7 @@ def trainer_settings(
     settings = {"dataloader_pin_memory": device == "cuda", **_DEFAULTS, **given}
     asked = parse_pairs(pairs)
     settings |= {"save_strategy": "steps", **asked} if "save_steps" in asked else asked
-    settings |= _divided(settings, launched_size())
+    settings[_ROWS], settings[_TIMES] = divided(settings[_ROWS], settings.get(_TIMES, 1))
     try:
         arguments = TrainingArguments(output_dir=str(folder), use_cpu=device == "cpu", **settings)
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
@@ -130,24 +129,6 @@ def trainer_settings(
         # Several GPUs would each get a replica (DataParallel), which hooks on cut layers don't survive.
         arguments._n_gpu = 1
     return arguments
-
-
-def _divided(settings: Mapping[str, Any], processes: int) -> dict[str, int]:
-    """Return the rows and the times of each of several processes, which together make the steps that one would make.
-
-    Raises:
-        ConfigError: The rows of a step can't be divided among them.
-    """
-    rows, times = settings[_ROWS], settings.get(_TIMES, 1)
-    shared = gcd(times, processes)
-    each, left_over = divmod(rows, processes // shared)
-    if left_over:
-        raise ConfigError(
-            f"{times} times {rows} rows a step can't be divided among {processes} processes",
-            where="`batch_size`",
-            hint=f"give a multiple of {processes // shared}",
-        )
-    return {_ROWS: each, _TIMES: times // shared}
 
 
 def refuse_adapters(anatomy: Anatomy) -> None:

@@ -1,6 +1,7 @@
 """What a launcher (``torchrun``, ``accelerate launch``) says of its processes, read without torch."""
 
 import os
+from math import gcd
 
 from headprune.errors import ConfigError
 
@@ -21,6 +22,24 @@ def launched_rank() -> int:
         ConfigError: The launcher's variable is no such number.
     """
     return variable("RANK", default=0, least=0, below=launched_size())
+
+
+def divided(rows: int, times: int) -> tuple[int, int]:
+    """Return what each process does of a step that takes so many rows so many times: together they make that step.
+
+    Raises:
+        ConfigError: It can't be divided among them.
+    """
+    processes = launched_size()
+    shared = gcd(times, processes)
+    each, left_over = divmod(rows, processes // shared)
+    if left_over:
+        raise ConfigError(
+            f"{times} times {rows} rows a step can't be divided among {processes} processes",
+            where="`batch_size`",
+            hint=f"give a multiple of {processes // shared}",
+        )
+    return each, times // shared
 
 
 def variable(name: str, *, default: int, least: int, below: int | None = None) -> int:
