@@ -20,6 +20,7 @@ from headprune.config import Settings
 from headprune.distillation import trainer
 from headprune.distillation.settings import trainer_settings
 from headprune.distillation.teacher import (
+    SHARES,
     DistillJob,
     attention_parameters,
     copy_as_teacher,
@@ -518,7 +519,10 @@ def test_what_is_kept_of_a_training_is_what_is_nearest_on_held_out_rows(nearest,
     """Weights go from (0, 0) to (1, 1); the teacher is at a point on that line, before its beginning or beyond its end."""
     model = _Point([1.0, 1.0])
 
+    asked = []
+
     def away():
+        asked.append(model.weight.detach()[0].item())
         return float((model.weight.detach() - nearest).square().sum())
 
     start = 2 * nearest**2
@@ -528,6 +532,8 @@ def test_what_is_kept_of_a_training_is_what_is_nearest_on_held_out_rows(nearest,
     kept_from = share or 1.0  # where nothing is kept, what it would have been is told
     assert distance == pytest.approx(2 * (kept_from - nearest) ** 2)
     assert (distance < start) == (share > 0)
+    assert asked[:-1] == [one for one in SHARES if one > asked[-1]], "it stops where it gets worse"
+    assert asked[-1] == max(0.25, share - 0.25)
 
 
 def test_rows_that_chose_heads_do_not_decide_where_others_can(there, command_line):

@@ -34,7 +34,9 @@ def page(found: Sequence[Measured]) -> str:
     ]
     recipes = ["## Recipes", "", "| | what | settings |", "|---|---|---|", *contenders, ""]
     template = Template(_PAGE.read_text(encoding="utf-8"))
-    text: str = template.render(tables=tables(found), recipes="\n".join(recipes))
+    text: str = template.render(
+        tables=tables(found), prices=prices(found), recipes="\n".join(recipes)
+    )
     return text
 
 
@@ -54,6 +56,42 @@ def tables(found: Sequence[Measured]) -> str:
     return "\n".join(
         _section(name, [row for row in found if row.subject == name]) for name in subjects
     )
+
+
+_PRICED = {"smollm2": "query heads", "smollm2-groups": "groups"}
+_ALONE = "headprune, scores alone"
+_FORWARDS = {_ALONE: 6.0, OURS: 10.0}
+"""What choosing takes, alone and with the refit, by processor time; `--cost` tells it by the clock."""
+_DECIDING = 3
+_PER_STEP = 4 * 8 / 24
+"""Of one step of healing: four forwards of eight windows, where 24 calibrate."""
+
+
+def prices(found: Sequence[Measured]) -> str:
+    """Return what each cut of a language model comes to, by what was spent on it in forwards of the calibration rows."""
+    rows = [row for row in found if row.subject in _PRICED and row.seed == 0]
+    cuts = sorted({(row.subject, -row.keep) for row in rows if _steps(row.contender)})
+    if not cuts:
+        return ""
+    names = [name for name in CONTENDERS if name in (OURS, _ALONE) or _steps(name)]
+    lines = [
+        "| | forwards | " + " | ".join(f"{_PRICED[one]}, {-keep:g}" for one, keep in cuts) + " |",
+        "|---" * (len(cuts) + 2) + "|",
+    ]
+    for name in sorted(names, key=lambda name: (name != _ALONE, _steps(name))):
+        here = {(row.subject, -row.keep): row for row in rows if row.contender == name}
+        if here:
+            values = [f"{here[cut].value:.2f}" if cut in here else "" for cut in cuts]
+            steps = _steps(name)
+            forwards = _FORWARDS.get(name, _FORWARDS[OURS] + _DECIDING + steps * _PER_STEP)
+            lines.append(f"| {name} | {forwards:.0f} | " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
+def _steps(name: str) -> int:
+    contender = CONTENDERS[name]
+    is_default = not (contender.from_text or contender.merge or contender.settings.get("lora"))
+    return int(contender.settings.get("heal", 0)) if is_default else 0
 
 
 def _section(name: str, rows: Sequence[Measured]) -> str:

@@ -69,14 +69,18 @@ def keep_nearest(
 ) -> tuple[float, float]:
     """Give the model the weights on the way from old to new that are nearest to the teacher; return the share and the distance.
 
-    Where none is nearer than the old ones (``start``), these come back, and the distance is that of the new ones.
+    Less and less is kept until the distance grows: on such a way it falls, and then rises. Where none is nearer than the old
+    ones (``start``), these come back, and the distance is that of the new ones.
     """
     new = {name: model.get_parameter(name).detach().to("cpu", copy=True) for name in old}
-    distances = {}
+    distances: dict[float, float] = {}
+    best = SHARES[0]
     for share in SHARES:
         _write_between(model, old, new, share)
         distances[share] = away()
-    best = min(SHARES, key=lambda share: distances[share])
+        if distances[share] > distances[best]:
+            break
+        best = share
     if distances[best] >= start:
         restore_weights(model, old)
         return 0.0, distances[1.0]
