@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.analysis.roles import Roles
-from headprune.anatomy import Anatomy
+from headprune.anatomy.sites import Anatomy
 from headprune.artefact import LoadMethod
 from headprune.batch import batches_for
 from headprune.config import AnalyzeSpec, Constraints, ScoreSpec, Settings

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from headprune.anatomy import Anatomy
+from headprune.anatomy.sites import Anatomy
 from headprune.batch import Batch, forward, num_examples, per_example
 from headprune.errors import DataError
 from headprune.masking import gated
@@ -29,7 +29,8 @@ from headprune.passes import (
     one_after_another,
 )
 from headprune.placement import input_device, not_finite
-from headprune.replay import example_losses, losses
+from headprune.replay.logits import example_losses
+from headprune.replay.losses import losses
 from headprune.tasks.doubts import doubts_of_classes, doubts_of_numbers
 from headprune.tasks.metrics import RESAMPLES, Metric, interval
 from headprune.tasks.task import Task

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from headprune.anatomy import Anatomy, Execution, Pattern, Probe, Site, locate, probe
 from headprune.anatomy.clone import quiet
 from headprune.anatomy.exceptions import OFTEN_SOMETHING_ELSE
-from headprune.anatomy.locate import template
-from headprune.anatomy.probe import attentions_with_cache, run_tower, unsupported
+from headprune.anatomy.locate import locate, template
+from headprune.anatomy.ownership import Pattern
+from headprune.anatomy.probe import Probe, attentions_with_cache, probe, run_tower, unsupported
+from headprune.anatomy.sites import Anatomy, Execution, Site
 from headprune.heads import HeadId
 from headprune.masking import gated
 from headprune.surgery.cut import cut

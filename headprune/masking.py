@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from headprune.anatomy import Anatomy, Site
+from headprune.anatomy.sites import Anatomy, Site
 from headprune.anatomy.trace import LinearInputs
 from headprune.batch import Batch
 from headprune.errors import ModelError, PlanError, did_you_mean

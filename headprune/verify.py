@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from headprune.anatomy import Anatomy
+from headprune.anatomy.sites import Anatomy
 from headprune.artefact import LoadMethod, Proof
 from headprune.batch import asks_for_padding, forward, main_output
 from headprune.errors import MemoryLimitError, ProofError, UnprovenError, is_out_of_memory

@@ -536,6 +536,17 @@ def test_what_is_kept_of_a_training_is_what_is_nearest_on_held_out_rows(nearest,
     assert asked[-1] == max(0.25, share - 0.25)
 
 
+def test_less_of_a_training_that_overshot_is_tried_on():
+    """Its end, and what is a little before it, are worse than the start; a half is better, and a quarter best."""
+    model = _Point([1.0, 1.0])
+    at = {1.0: 10.0, 0.75: 10.5, 0.5: 1.0, 0.25: 0.8}
+    found = keep_nearest(
+        model, {"weight": torch.zeros(2)}, lambda: at[model.weight[0].item()], start=2.0
+    )
+    assert found == (0.25, 0.8)
+    assert torch.equal(model.weight.detach(), torch.full((2,), 0.25))
+
+
 def test_rows_that_chose_heads_do_not_decide_where_others_can(there, command_line):
     Path("more.csv").write_text("\n".join(["text", *sentences(100, seed=3)]))
     words = ("prune", "m", *ROWS, *CUT, "--heal", "2", "--heal-data", "more.csv", "--out", "o")

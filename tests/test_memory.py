@@ -14,7 +14,7 @@ from headprune.errors import HeadpruneError, MemoryLimitError, UnprovenError
 from headprune.evaluation import predict, predict_masked
 from headprune.footprint import latency_ms, sizes
 from headprune.passes import Parts, RunContext, attempt
-from headprune.replay import losses
+from headprune.replay.losses import losses
 from headprune.scoring.catalogue import METHODS
 from headprune.scoring.gates import gradient as gates_gradient
 from headprune.scoring.request import ScoreRequest

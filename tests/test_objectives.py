@@ -10,7 +10,7 @@ from test_scoring import lm_batch, lm_loss, setting
 import headprune as hp
 from headprune.batch import as_batches
 from headprune.masking import gated
-from headprune.replay import losses
+from headprune.replay.losses import losses
 from headprune.scoring.request import ScoreRequest
 from headprune.scoring.request import score as run_method
 from headprune.tasks.distill import predictions_as_loss, with_teacher_targets

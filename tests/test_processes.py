@@ -1,6 +1,5 @@
 """A long pass over the data: stopped and gone on with, or shared by several processes, it ends with the same numbers."""
 
-import math
 import os
 import subprocess
 import sys
@@ -11,18 +10,23 @@ from families import build, inspected, score, sentences, token_inputs, toy_token
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch.nn.parallel import DistributedDataParallel
 
 from headprune.analysis.roles import Roles
 from headprune.artefact import read_artefact
-from headprune.batch import as_batches
+from headprune.batch import as_batches, forward
 from headprune.cli.options import ACTING
-from headprune.errors import CheckpointError, ConfigError
+from headprune.config import Settings
+from headprune.distillation.memory import memory_for, refuse_too_large
+from headprune.distillation.settings import trainer_settings
+from headprune.errors import CheckpointError, ConfigError, MemoryLimitError
 from headprune.passes import RunContext
 from headprune.plans import HeadScores
 from headprune.results import Results
 from headprune.runtime.distributed import World
 from headprune.runtime.journal import Journal, open_journal
 from headprune.runtime.launcher import divided
+from headprune.workflows.healing import check_training
 
 
 def loss(outputs, batch):
@@ -192,9 +196,59 @@ def test_two_processes_see_what_one_sees(data_and_model):
     assert [path.name for path in (data_and_model / "look-two").iterdir()] == ["roles.json"]
 
 
+@pytest.fixture
+def alone(tmp_path):
+    """A world of one process, as a launcher would start it."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_a_model_that_several_processes_train_runs_like_the_model_itself(alone):
+    """A classifier without a pad token would refuse several rows: the model itself says that none is padded."""
+    model = build("gpt2", cls="GPT2ForSequenceClassification", pad_token_id=None)
+    inputs = token_inputs(rows=3)
+    inputs["attention_mask"][:] = 1
+    together = DistributedDataParallel(model, find_unused_parameters=True)
+    assert torch.equal(forward(together, inputs).logits, forward(model, inputs).logits)
+
+
+def test_training_is_refused_where_trainer_would_not_share_it(monkeypatch, tmp_path):
+    """Trainer counts its processes by other variables than the launcher's, on GPUs, and none on a Mac's."""
+    monkeypatch.setattr("headprune.distillation.settings.launched_size", lambda: 2)
+    with pytest.raises(ConfigError, match="2 processes were started, and Trainer trains in 1"):
+        trainer_settings(pairs=[], own={}, folder=tmp_path, device="cpu")
+
+
+def test_one_gpu_is_not_shared(monkeypatch):
+    asked = Settings.of(model="m", device="cuda:0")
+    check_training(asked)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="'cuda:0'"):
+        check_training(asked)
+
+
+def test_processes_take_the_memory_of_all_of_them(monkeypatch):
+    """Gradients are put together in a copy; on CPUs, processes of one machine share its memory."""
+    model = build("bert")
+    alone = memory_for(model, lora=None, trained=None, copied=None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    together = memory_for(model, lora=None, trained=None, copied=None)
+    assert together.training == alone.training * 16 // 12
+    need = together.single + together.teacher + together.training + together.start
+    monkeypatch.setattr("headprune.distillation.memory.available_memory", lambda: 2 * need)
+    refuse_too_large(together, model, smaller="")
+    monkeypatch.setattr("headprune.distillation.memory.available_memory", lambda: 2 * need - 1)
+    with pytest.raises(MemoryLimitError):
+        refuse_too_large(together, model, smaller="")
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize(
-    "more", [(), ("--trainer", "gradient_accumulation_steps=2"), ("--lora", "4")]
+    "more", [(), ("--trainer", "gradient_accumulation_steps=4"), ("--lora", "4")]
 )
 def test_two_processes_heal_like_one(data_and_model, tmp_path, more):
     """Within an epoch; also a cut with heads that are padded, whose dead weight stays zero."""
@@ -225,11 +279,11 @@ def test_a_step_of_training_is_divided_among_processes_or_refused(processes, row
         try:
             each, parts = divided(rows, times)
         except ConfigError as refused:
-            assert rows % (processes // math.gcd(processes, times))
+            assert rows * times % processes
             assert "multiple of" in refused.hint
         else:
             assert each * parts * processes == rows * times
-            assert rows % each == 0, "rows that were together aren't mixed with others"
+            assert times % parts == 0, "rows that were together aren't mixed with others"
 
 
 @pytest.mark.parametrize("command", sorted(set(ACTING) - {"score", "analyze", "heal"}))

@@ -18,7 +18,7 @@ import headprune as hp
 from headprune.batch import as_batches
 from headprune.evaluation import Predictions, predict
 from headprune.masking import gated
-from headprune.replay import losses
+from headprune.replay.losses import losses
 from headprune.replay.record import tensors_in
 from headprune.replay.resume import (
     advance_through,

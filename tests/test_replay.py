@@ -8,12 +8,12 @@ from families import DECODERS, build, inspected, token_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import headprune as hp
-from headprune import replay
 from headprune.batch import Batch, as_batches
 from headprune.errors import DataError, ModelError
 from headprune.masking import gated
 from headprune.passes import RunContext
-from headprune.replay.losses import in_chunks
+from headprune.replay.logits import example_losses
+from headprune.replay.losses import in_chunks, losses
 from headprune.replay.modes import find_modes
 from headprune.tasks.task import get_task
 
@@ -43,7 +43,7 @@ def test_only_what_a_mask_can_change_is_run(bert):
     mask = torch.ones(1, 18)
     mask[0, 7] = 0
     batches = as_batches([token_inputs(rows=5)])
-    replay.losses(bert, anatomy, batches=batches, loss=loss, masks=mask)
+    losses(bert, anatomy, batches=batches, loss=loss, masks=mask)
     assert queried == [0, 1, 2, 1, 2]
     assert fed == [0, 1, 2, 1, 2]
 
@@ -70,7 +70,7 @@ def test_a_model_that_replay_would_get_wrong_runs_in_full(bert):
     )
     masks = 1 - torch.eye(18)
     batches = as_batches([token_inputs()])
-    found = replay.losses(bert, anatomy, batches=batches, loss=loss, masks=masks)
+    found = losses(bert, anatomy, batches=batches, loss=loss, masks=masks)
     for mask, row in zip(masks, found, strict=True):
         with torch.no_grad(), gated(bert, anatomy, gates=mask):
             assert torch.allclose(loss(bert(**token_inputs()), batches[0]), row, atol=1e-5)
@@ -134,8 +134,8 @@ def test_losses_come_back_in_the_order_of_the_data():
     ]
     masks = torch.ones(1, 18)
     masks[0, 0] = 0
-    one = replay.losses(model, anatomy, batches=[whole], loss=loss, masks=masks)
-    many = replay.losses(model, anatomy, batches=parts, loss=loss, masks=masks)
+    one = losses(model, anatomy, batches=[whole], loss=loss, masks=masks)
+    many = losses(model, anatomy, batches=parts, loss=loss, masks=masks)
     assert torch.allclose(one, many, atol=1e-5)
 
 
@@ -174,7 +174,7 @@ def test_masks_are_resumed_in_a_model_that_is_masked_already(family, seed):
     masks = torch.stack([*masks, base, base.clone().fill_(1)])
     batches = as_batches([token_inputs(rows=3, seed=seed), token_inputs(rows=2, length=7)])
     with gated(model, anatomy, gates=base):
-        found = replay.losses(model, anatomy, batches=batches, loss=loss, masks=masks)
+        found = losses(model, anatomy, batches=batches, loss=loss, masks=masks)
     expected = brute(model, anatomy, batches, masks * base, loss)
     assert torch.allclose(found, expected, rtol=2e-5, atol=2e-5)
 
@@ -195,7 +195,7 @@ def test_few_positions_of_each_row_are_exact_too(family, wanted):
     masks = torch.cat([1 - torch.eye(len(anatomy.heads)), torch.zeros(1, len(anatomy.heads))])
     masks[-1, 0] = 1
     batches = as_batches([token_inputs(rows=3), token_inputs(rows=2, seed=1, length=9)])
-    found = replay.losses(model, anatomy, batches=batches, loss=wanted, masks=masks)
+    found = losses(model, anatomy, batches=batches, loss=wanted, masks=masks)
     expected = brute(model, anatomy, batches, masks, wanted)
     assert torch.allclose(found, expected, rtol=2e-5, atol=2e-5)
 
@@ -212,7 +212,7 @@ def test_losses_and_gradients_don_t_depend_on_how_many_logits_exist_at_once(fami
     head.register_forward_hook(lambda _m, args, _o: widths.append(args[0].shape[:2].numel()))
     # Not a tied embedding: the gradient goes to activations, not to the head's own weight.
     weight = next(p for name, p in model.named_parameters() if ".0." in name and p.dim() == 2)
-    values = replay.example_losses(
+    values = example_losses(
         model, batch, task.loss, run=lambda: model(**batch.inputs), at_once=at_once
     )[0]
     (gradient,) = torch.autograd.grad((values * torch.arange(4.0)).sum(), weight)
@@ -235,7 +235,7 @@ def test_what_a_model_does_with_its_logits_is_done_to_every_piece():
     batches = as_batches([{**inputs, "labels": inputs["attention_mask"].sum(1) - 1}])
     task = get_task("causal-lm")
     masks = 1 - torch.eye(len(anatomy.heads))
-    found = replay.losses(model, anatomy, batches=batches, loss=task.loss, masks=masks)
+    found = losses(model, anatomy, batches=batches, loss=task.loss, masks=masks)
     assert torch.allclose(found, brute(model, anatomy, batches, masks, task.loss), atol=2e-5)
     scores = hp.score(model, batches, loss=task.loss, method="gradient", anatomy=anatomy)
     whole = hp.score(
@@ -254,7 +254,7 @@ def test_a_forward_that_draws_random_numbers_is_run_mask_by_mask(bert):
     batches = as_batches([token_inputs()])
     modes = modes_of(bert, anatomy, batches, masks, loss)
     assert set(modes.values()) == {"plain"}
-    replay.losses(
+    losses(
         bert,
         anatomy,
         batches=batches,
@@ -278,7 +278,7 @@ def test_a_batch_whose_blocks_run_in_another_order_runs_in_full(bert):
     bert.bert.encoder.forward = forward
     masks = (torch.rand(12, 18, generator=torch.Generator().manual_seed(0)) > 0.3).float()
     batches = as_batches([token_inputs(), token_inputs(rows=5, length=7)])
-    found = replay.losses(bert, anatomy, batches=batches, loss=loss, masks=masks)
+    found = losses(bert, anatomy, batches=batches, loss=loss, masks=masks)
     expected = brute(bert, anatomy, batches, masks, loss)
     assert torch.allclose(found, expected, rtol=2e-5, atol=2e-5)
 
@@ -296,7 +296,7 @@ def test_what_has_as_many_rows_as_the_batch_by_chance_is_no_row(bert):
     bert.bert.encoder.register_forward_pre_hook(add, with_kwargs=True)
     masks = 1 - torch.eye(18)
     batches = as_batches([token_inputs(), token_inputs(rows=7, length=7)])
-    found = replay.losses(bert, anatomy, batches=batches, loss=loss, masks=masks)
+    found = losses(bert, anatomy, batches=batches, loss=loss, masks=masks)
     expected = brute(bert, anatomy, batches, masks, loss)
     assert torch.allclose(found, expected, rtol=2e-5, atol=2e-5)
 
@@ -318,7 +318,7 @@ def test_modes_of_a_language_model_are_tried_on_few_positions():
     embedded.remove()
     assert set(modes.values()) == {"block"}
     assert {length for _rows, length in seen} == {16}
-    found = replay.losses(model, anatomy, batches=batches, loss=task.loss, masks=masks)
+    found = losses(model, anatomy, batches=batches, loss=task.loss, masks=masks)
     expected = brute(model, anatomy, batches, masks, task.loss)
     assert torch.allclose(found, expected, rtol=2e-5, atol=2e-5)
 
@@ -337,9 +337,9 @@ def test_the_loop_waits_for_the_device_once_a_batch_not_once_a_head(bert):
     def waits(count):
         masks = (1 - torch.eye(18))[:count]
         settings = {"batches": batches, "loss": loss, "masks": masks}
-        replay.losses(bert, anatomy, **settings)  # nothing is new the second time
+        losses(bert, anatomy, **settings)  # nothing is new the second time
         with Waits() as found:
-            replay.losses(bert, anatomy, **settings)
+            losses(bert, anatomy, **settings)
         return found.count
 
     # Heads of one attention, so that the trial of attentions before the loop is the same.
@@ -370,7 +370,7 @@ def test_few_masks_have_few_losses(bert, count):
     """Of fewer masks than processes, some processes have none."""
     batches = as_batches([token_inputs()])
     masks = (1 - torch.eye(18))[:count]
-    found = replay.losses(bert, inspected(bert), batches=batches, loss=loss, masks=masks)
+    found = losses(bert, inspected(bert), batches=batches, loss=loss, masks=masks)
     assert found.shape == (count, 4)
     assert found.isfinite().all()
 
@@ -413,8 +413,8 @@ def test_compiled_blocks_run_and_give_the_same_losses(family, monkeypatch):
     anatomy = inspected(model)
     masks = 1 - torch.eye(len(anatomy.heads))
     batches = as_batches([token_inputs(), token_inputs(rows=2, length=7)])
-    plain = replay.losses(model, anatomy, batches=batches, loss=loss, masks=masks)
-    found = replay.losses(
+    plain = losses(model, anatomy, batches=batches, loss=loss, masks=masks)
+    found = losses(
         model, anatomy, batches=batches, loss=loss, masks=masks, context=RunContext(compile=True)
     )
     assert torch.allclose(found, plain, rtol=1e-5, atol=1e-5)
@@ -429,10 +429,10 @@ def test_weights_that_wait_elsewhere_are_masked_all_the_same(bert):
     anatomy = inspected(bert)
     masks = 1 - torch.eye(18)
     batches = as_batches([token_inputs()])
-    plain = replay.losses(bert, anatomy, batches=batches, loss=loss, masks=masks)
+    plain = losses(bert, anatomy, batches=batches, loss=loss, masks=masks)
     accelerate.cpu_offload(bert, execution_device=torch.device("cpu"))
     assert set(modes_of(bert, anatomy, batches, masks, loss).values()) == {"block"}
-    found = replay.losses(bert, anatomy, batches=batches, loss=loss, masks=masks)
+    found = losses(bert, anatomy, batches=batches, loss=loss, masks=masks)
     assert torch.allclose(found, plain, rtol=1e-5, atol=1e-5)
 
 
@@ -479,7 +479,7 @@ def test_a_row_without_gradient_is_measured_all_the_same():
     labels[3] = -firsts[3] - 1e-3
     batches = as_batches([{**inputs, "labels": labels}])
     masks = 1 - torch.eye(len(anatomy.heads))
-    found = replay.losses(model, anatomy, batches=batches, loss=hinge_of_last_token, masks=masks)
+    found = losses(model, anatomy, batches=batches, loss=hinge_of_last_token, masks=masks)
     expected = brute(model, anatomy, batches, masks, hinge_of_last_token)
     assert expected[:, 3].max() > 0
     assert torch.allclose(found, expected, rtol=2e-5, atol=2e-5)
@@ -497,5 +497,5 @@ def test_logits_that_are_changed_in_place_are_not_the_head_s_own():
         return outputs
 
     with torch.no_grad():
-        found = replay.example_losses(model, batch, task.loss, run=run)[0]
+        found = example_losses(model, batch, task.loss, run=run)[0]
         assert torch.allclose(found, task.loss(run(), batch), atol=1e-5)

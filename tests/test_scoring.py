@@ -9,7 +9,7 @@ import headprune as hp
 from headprune.batch import as_batches
 from headprune.errors import DataError, ModelError
 from headprune.passes import RunContext
-from headprune.replay import losses
+from headprune.replay.losses import losses
 from headprune.scoring.catalogue import METHODS
 from headprune.tasks.batches import InputFormat
 from headprune.tasks.rows import Example

@@ -27,7 +27,7 @@ from headprune.models.find import ModelSource
 from headprune.passes import SILENT, RunContext
 from headprune.planning.constraints import knee, last_within
 from headprune.plans import HeadScores
-from headprune.replay import losses
+from headprune.replay.losses import losses
 from headprune.report.sweeps import sweep_picture
 from headprune.report.terminal import ConsoleProgress
 from headprune.results import Sweep

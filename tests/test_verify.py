@@ -5,7 +5,7 @@ import torch
 from families import GROUPED, build, token_inputs
 
 import headprune as hp
-from headprune.anatomy import Run, Slice
+from headprune.anatomy.sites import Run, Slice
 from headprune.errors import UnsupportedError
 from headprune.verify import masked_equals_pruned, parameters_add_up, run
 

@@ -18,11 +18,11 @@ from transformers import PreTrainedModel, T5ForConditionalGeneration
 
 from benchmarks.real_models import t5
 from benchmarks.real_models.losses import token_cross_entropy
-from headprune.anatomy import Anatomy
+from headprune.anatomy.sites import Anatomy
 from headprune.batch import Batch, as_batches
 from headprune.heads import HeadId
 from headprune.inspection import inspect
-from headprune.replay import losses
+from headprune.replay.losses import losses
 from headprune.scoring.gates import average_worth, settled, trained_gates
 from headprune.scoring.request import ScoreRequest
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.quality.recipes import CONTENDERS, OURS, Choose, Contender, Merge
 from benchmarks.quality.subjects import Case
-from headprune.anatomy import Anatomy
+from headprune.anatomy.sites import Anatomy
 from headprune.config import Settings
 from headprune.config.checks import num_steps
 from headprune.evaluation import Predictions, metric_with_interval, predict

@@ -25,7 +25,7 @@ _ROWS = 4
 
 @torch.no_grad()
 def merge_groups(case: Case, keep: float) -> PreTrainedModel:
-    """Return a copy with a share ``keep`` of the key/value groups at most: some layers have a single one, the others all.
+    """Return a copy with a share ``keep`` of the key/value groups at most, one a layer at least: some have one, others all.
 
     It is the layers whose merging, each alone, moves the outputs least.
     """

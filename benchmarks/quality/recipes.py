@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.quality import merged, tried
 from benchmarks.quality.subjects import Case
-from headprune.anatomy import Anatomy
+from headprune.anatomy.sites import Anatomy
 from headprune.plans import HeadScores
 
 Choose: TypeAlias = Callable[[Case, Anatomy, HeadScores, int], HeadScores]

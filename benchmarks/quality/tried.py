@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from benchmarks.quality.subjects import Case
-from headprune.anatomy import Anatomy, Site
+from headprune.anatomy.sites import Anatomy, Site
 from headprune.batch import Batch, forward
 from headprune.distillation.unchanged import dead_weight_kept
 from headprune.heads import HeadId

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 import headprune as hp
 from benchmarks.real_models.subject import Law, Report, Round, Sanity, Subject, at_least
-from headprune.anatomy import Anatomy
+from headprune.anatomy.sites import Anatomy
 from headprune.errors import HeadpruneError
 from headprune.verify import reload_is_identical
 

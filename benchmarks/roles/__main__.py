@@ -26,7 +26,7 @@ from headprune.artefact import read_artefact
 from headprune.batch import Batch
 from headprune.config import AnalyzeSpec, Settings
 from headprune.heads import HeadId
-from headprune.replay import losses
+from headprune.replay.losses import losses
 from headprune.report.terminal import ConsoleProgress
 from headprune.tasks.rows import Example
 from headprune.workflows.rows import rows_without_labels

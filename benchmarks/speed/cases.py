@@ -13,7 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 import headprune as hp
 from benchmarks.speed.settings import Sizes
 from benchmarks.tiny import tiny_bert, tiny_llama
-from headprune.anatomy import Anatomy
+from headprune.anatomy.sites import Anatomy
 from headprune.batch import Batch
 from headprune.config import Settings
 from headprune.passes import Item

@@ -12,7 +12,7 @@ from benchmarks.speed.clock import timed, wait
 from headprune.batch import Batch, forward, per_example
 from headprune.masking import gated
 from headprune.passes import SILENT, RunContext
-from headprune.replay import losses
+from headprune.replay.losses import losses
 from headprune.scoring.gradients import gradient
 from headprune.scoring.request import ScoreRequest
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headprune.analysis.trees import Tree
-from headprune.anatomy import Site
+from headprune.anatomy.sites import Site
 from headprune.batch import Batch
 from headprune.masking import padding_mask
 

@@ -14,7 +14,7 @@ from headprune.analysis.repeats import repeated_sequences
 from headprune.analysis.roles import Measure, Roles, decided
 from headprune.analysis.statistics import measure_attention
 from headprune.analysis.trees import SUFFIX
-from headprune.anatomy import Anatomy
+from headprune.anatomy.sites import Anatomy
 from headprune.batch import Batch
 from headprune.config import AnalyzeSpec
 from headprune.errors import DataError, HeadpruneError, UnsupportedError

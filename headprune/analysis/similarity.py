@@ -16,7 +16,7 @@ from headprune.analysis.call import Vocabulary, attention_call
 from headprune.analysis.distances import clustered, scaled
 from headprune.analysis.likeness import SMOOTHING, Compared, Pair
 from headprune.analysis.statistics import ratios
-from headprune.anatomy import Anatomy, Site
+from headprune.anatomy.sites import Anatomy, Site
 from headprune.artefact import Z_95
 from headprune.attention import WeightReader, plain_attention, weight_reader
 from headprune.batch import Batch

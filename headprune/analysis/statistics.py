@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from headprune.analysis.call import AttentionCall, Vocabulary, attention_call
 from headprune.analysis.catalogue import Role
 from headprune.analysis.roles import Measure, Numbers
-from headprune.anatomy import Anatomy, Site
+from headprune.anatomy.sites import Anatomy, Site
 from headprune.artefact import Z_95
 from headprune.attention import WeightReader, plain_attention, weight_reader
 from headprune.batch import Batch

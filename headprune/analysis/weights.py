@@ -16,7 +16,7 @@ from torch import Tensor
 
 from headprune.analysis.request import RoleRequest
 from headprune.analysis.roles import Measure
-from headprune.anatomy import Site
+from headprune.anatomy.sites import Site
 from headprune.artefact import Z_95
 from headprune.batch import forward
 from headprune.errors import UnsupportedError

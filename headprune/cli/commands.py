@@ -172,7 +172,7 @@ def heal(call: Call) -> None:
 
     out = call.settings.run.out or _beside(call.settings.model.model or "")
     asked, again = call.settings.replaced(out=out), call.own.resume
-    with launched_world(cpu=asked.model.device == "cpu") as world:
+    with launched_world(cpu=asked.model.device == "cpu", trains=True) as world:
         results = heal_model(asked, resume=again, progress=call.progress, world=world)
     if results is not None:
         call.write(results.to_json()) if call.own.as_json else call.show(

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from headprune.distillation.settings import linear_layers
 from headprune.errors import MemoryLimitError
 from headprune.placement import available_memory, count_parameters, input_device
+from headprune.runtime.launcher import launched_size, variable
 
 _OF_A_PARAMETER = 12
 """Bytes of its gradient and of AdamW's two states, in single precision."""
@@ -72,7 +73,10 @@ def memory_for(
         numbers, single = sum(lora * sum(layer.weight.shape) for layer in layers), 0
         start = sum(layer.weight.nbytes for layer in layers)
     teacher = sum(bytes_of[name] for name in (named if copied is None else copied))
-    return Memory(single, teacher, _OF_A_PARAMETER * numbers, start)
+    each = _OF_A_PARAMETER + (
+        4 if launched_size() > 1 else 0
+    )  # gradients are put together in a copy
+    return Memory(single, teacher, each * numbers, start)
 
 
 def refuse_too_large(memory: Memory, model: PreTrainedModel, *, smaller: str) -> None:
@@ -88,7 +92,7 @@ def refuse_too_large(memory: Memory, model: PreTrainedModel, *, smaller: str) ->
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free = torch.cuda.mem_get_info(device)[0] + unused
     elif device.type == "cpu":
-        needed += memory.start
+        needed = (needed + memory.start) * variable("LOCAL_WORLD_SIZE", default=1, least=1)
     else:
         return
     if free is not None and needed > free:

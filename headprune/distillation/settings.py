@@ -18,11 +18,11 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
-from headprune.anatomy import Anatomy
+from headprune.anatomy.sites import Anatomy
 from headprune.artefact import dump_json
 from headprune.errors import CheckpointError, ConfigError, UnsupportedError, did_you_mean
 from headprune.runtime.files import write_text
-from headprune.runtime.launcher import divided
+from headprune.runtime.launcher import divided, launched_size
 from headprune.runtime.targets import refuse_unwritable
 from headprune.untrusted.documents import read_json
 
@@ -125,6 +125,12 @@ def trainer_settings(
             where=f"`trainer={', '.join(pairs)}`" if pairs else "the settings of the training",
             hint=_HINT,
         ) from error
+    if arguments.world_size != launched_size():
+        raise ConfigError(
+            f"{launched_size()} processes were started, and Trainer trains in {arguments.world_size}",
+            where="torchrun, accelerate launch",
+            hint="use a launcher that sets LOCAL_RANK, on CPUs or CUDA; or one process",
+        )
     if arguments.n_gpu > 1:
         # Several GPUs would each get a replica (DataParallel), which hooks on cut layers don't survive.
         arguments._n_gpu = 1

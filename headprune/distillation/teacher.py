@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments
 
-from headprune.anatomy import Anatomy
+from headprune.anatomy.sites import Anatomy
 from headprune.batch import Batch, forward
 from headprune.passes import Parts, Progress, halves_of_batch
 from headprune.placement import input_device, not_finite
@@ -69,18 +69,18 @@ def keep_nearest(
 ) -> tuple[float, float]:
     """Give the model the weights on the way from old to new that are nearest to the teacher; return the share and the distance.
 
-    Less and less is kept until the distance grows: on such a way it falls, and then rises. Where none is nearer than the old
-    ones (``start``), these come back, and the distance is that of the new ones.
+    Less and less is tried until something helps and less of it helps less. Where none is nearer than the old ones (``start``),
+    these come back, and the distance is that of the new ones.
     """
     new = {name: model.get_parameter(name).detach().to("cpu", copy=True) for name in old}
-    distances: dict[float, float] = {}
-    best = SHARES[0]
+    distances, best = dict[float, float](), SHARES[0]
     for share in SHARES:
         _write_between(model, old, new, share)
         distances[share] = away()
-        if distances[share] > distances[best]:
+        if distances[share] <= distances[best]:
+            best = share
+        elif distances[best] < start:
             break
-        best = share
     if distances[best] >= start:
         restore_weights(model, old)
         return 0.0, distances[1.0]

@@ -25,7 +25,7 @@ from transformers import (
     set_seed,
 )
 
-from headprune.anatomy import Anatomy
+from headprune.anatomy.sites import Anatomy
 from headprune.artefact import Proof
 from headprune.batch import forward
 from headprune.distillation.settings import add_adapters
@@ -45,7 +45,7 @@ from headprune.errors import (
     first_line,
     is_out_of_memory,
 )
-from headprune.runtime.distributed import World
+from headprune.runtime.distributed import World, reaching_the_others
 from headprune.verify import merged_equals_adapted, run
 
 _WRITER = "inline_container.cc"
@@ -212,6 +212,9 @@ def train(model: PreTrainedModel, anatomy: Anatomy, job: DistillJob) -> Trained:
                 if job.lora is not None:
                     student.unload()
                 raise _too_large(job.arguments) from error
+            if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
+                with reaching_the_others():
+                    raise
             if isinstance(error, RuntimeError) and _WRITER not in str(error):
                 raise
             raise CheckpointError(
@@ -234,7 +237,7 @@ def _too_large(arguments: TrainingArguments) -> MemoryLimitError:
     return MemoryLimitError(
         f"memory ran out while training on batches of {rows} row(s)",
         where="heal",
-        hint="use a smaller `max_length`, `lora=8`, `heal_weights=attention`, or a `device` with more memory",
+        hint="use a smaller `max_length` or `batch_size`, `lora=8`, `heal_weights=attention`, or a `device` with more memory",
     )
 
 

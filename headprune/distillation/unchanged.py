@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from headprune.anatomy import Anatomy
+from headprune.anatomy.sites import Anatomy
 from headprune.surgery.cut import dead_indices
 
 
@@ -18,7 +18,9 @@ def random_states_kept() -> Iterator[None]:
     """Trainer seeds Python's, numpy's and torch's global generators; give them back as they were."""
     python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that Trainer seeds
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(
+            [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        ):
             yield
     finally:
         random.setstate(python)

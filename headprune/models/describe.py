@@ -18,7 +18,6 @@ import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from headprune.anatomy import Anatomy, Site
 from headprune.anatomy.clone import (
     config_value,
     original_head_counts,
@@ -27,6 +26,7 @@ from headprune.anatomy.clone import (
     stock_class,
 )
 from headprune.anatomy.exceptions import SAME_MATHEMATICS
+from headprune.anatomy.sites import Anatomy, Site
 from headprune.artefact import LoadMethod
 from headprune.errors import CheckpointError
 from headprune.heads import SiteId

@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import quiet
+from headprune.anatomy.sites import Anatomy
 from headprune.artefact import LoadMethod
 from headprune.errors import CheckpointError, UnsupportedError
 from headprune.inspection import inspect

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from headprune.anatomy import Anatomy, Site, Slice
+from headprune.anatomy.sites import Anatomy, Site, Slice
 from headprune.errors import ModelError, warn_missing
 from headprune.surgery.cut import cut_tensor
 from headprune.untrusted.weights import INDEX, WHOLE, Stored, read_header, weight_files

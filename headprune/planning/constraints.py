@@ -8,7 +8,7 @@ from math import floor
 from typing import Any, Literal, TypeAlias, get_args
 
 from headprune.analysis.roles import Roles
-from headprune.anatomy import Anatomy
+from headprune.anatomy.sites import Anatomy
 from headprune.config import BUDGETS, Constraints
 from headprune.errors import PlanError
 from headprune.heads import HeadId, SiteId, select_heads

@@ -11,9 +11,9 @@ from scipy.optimize import isotonic_regression
 from torch import nn
 from transformers import PreTrainedModel
 
-from headprune.anatomy import Anatomy, Site
 from headprune.anatomy.clone import config_value
 from headprune.anatomy.exceptions import EXPERT_COUNTS
+from headprune.anatomy.sites import Anatomy, Site
 from headprune.anatomy.trace import takes_cache
 from headprune.batch import Batch
 from headprune.config import Constraints

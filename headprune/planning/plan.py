@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from headprune.analysis.catalogue import ROLES
 from headprune.analysis.roles import Roles
-from headprune.anatomy import Anatomy, Site
+from headprune.anatomy.sites import Anatomy, Site
 from headprune.config import Constraints
 from headprune.errors import PlanError
 from headprune.heads import HeadId

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from headprune.anatomy import Anatomy
+from headprune.anatomy.sites import Anatomy
 from headprune.errors import PlanError
 from headprune.heads import HeadId
 from headprune.planning.constraints import Amount, conflicting_fields

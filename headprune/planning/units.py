@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from headprune.anatomy import Site
+from headprune.anatomy.sites import Site
 from headprune.config import Constraints
 from headprune.errors import PlanError
 from headprune.heads import HeadId

@@ -4,9 +4,3 @@ A head can't change the blocks before it. So each batch runs once and is recorde
 runs only what it can change, many masks stacked in one forward (:mod:`~headprune.replay.resume`), in the mode that is exact for
 the attention that it starts in: tried first (:mod:`~headprune.replay.modes`).
 """
-
-from headprune.replay.logits import example_losses
-from headprune.replay.losses import losses
-from headprune.replay.record import Tape
-
-__all__ = ["Tape", "example_losses", "losses"]

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from headprune.anatomy import Anatomy, Site
+from headprune.anatomy.sites import Anatomy, Site
 from headprune.batch import Batch, forward
 from headprune.heads import SiteId
 

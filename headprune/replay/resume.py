@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from headprune.anatomy import Anatomy, Site
+from headprune.anatomy.sites import Anatomy, Site
 from headprune.batch import Batch, Loss, forward
 from headprune.masking import gated
 from headprune.placement import staged

@@ -44,7 +44,7 @@ class World:
         """
         if self.size == 1:
             return tensor
-        with _reaching_the_others():
+        with reaching_the_others():
             total = tensor.cpu().clone()
             torch.distributed.all_reduce(total)
         return total.to(tensor.device)
@@ -59,11 +59,11 @@ class World:
 
 
 @contextmanager
-def launched_world(*, cpu: bool = False) -> Iterator[World]:
+def launched_world(*, cpu: bool = False, trains: bool = False) -> Iterator[World]:
     """Join the other processes of this run for the length of a block, if a launcher started several.
 
-    They meet on the CPU (gloo) whatever they compute on: results are put together once a pass, and are small. Gradients alone
-    are put together where they are.
+    They meet on the CPU (gloo) whatever they compute on: results are put together once a pass, and are small. What ``trains``
+    puts gradients together where they are.
 
     Raises:
         WorkerError: The others can't be reached.
@@ -72,16 +72,19 @@ def launched_world(*, cpu: bool = False) -> Iterator[World]:
         yield World()
         return
     on_gpu = torch.cuda.is_available() and not cpu
-    with _reaching_the_others():
-        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    with reaching_the_others():
+        backend = "cpu:gloo,cuda:nccl" if on_gpu and trains else "gloo"
         torch.distributed.init_process_group(backend, timeout=_PATIENCE)
     device = f"cuda:{variable('LOCAL_RANK', default=0, least=0)}" if on_gpu else "cpu"
+    if on_gpu:
+        torch.cuda.set_device(device)
     yield World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
     torch.distributed.destroy_process_group()  # so that no other process waits for this one
 
 
 @contextmanager
-def _reaching_the_others() -> Iterator[None]:
+def reaching_the_others() -> Iterator[None]:
+    """Turn what a collective operation raises into an error that says that another process died."""
     try:
         yield
     except (
@@ -91,5 +94,5 @@ def _reaching_the_others() -> Iterator[None]:
         raise WorkerError(
             f"another process of this run died or can't be reached ({str(error).splitlines()[0]})",
             where=f"process {launched_rank()} of {launched_size()}",
-            hint="its own message stands above; the same command goes on where this run stopped",
+            hint="its own message stands above; the same command goes on where this run stopped, heal with `resume`",
         ) from error

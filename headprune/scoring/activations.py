@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from headprune.anatomy import Site
+from headprune.anatomy.sites import Site
 from headprune.batch import Batch, forward
 from headprune.heads import SiteId
 from headprune.masking import observed, places_of, real_positions

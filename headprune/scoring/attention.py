@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from headprune.anatomy import Site
+from headprune.anatomy.sites import Site
 from headprune.attention import plain_attention, weight_reader
 from headprune.batch import Batch
 from headprune.errors import DataError

@@ -8,14 +8,15 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
-from headprune.anatomy import Site
+from headprune.anatomy.sites import Site
 from headprune.batch import Batch, forward
 from headprune.errors import ModelError
 from headprune.heads import SiteId
 from headprune.masking import changed, gated, places_of, real_positions, row_of_position
 from headprune.passes import Work, each_batch, one_after_another, summed
 from headprune.placement import input_device, saving_aside, staged
-from headprune.replay import Tape, example_losses
+from headprune.replay.logits import example_losses
+from headprune.replay.record import Tape
 from headprune.scoring.request import Estimate, ScoreRequest, mean_and_error
 
 Projections: TypeAlias = Mapping[SiteId, tuple[Tensor, Tensor]]

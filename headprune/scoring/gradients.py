@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from headprune.anatomy import Anatomy, Site
+from headprune.anatomy.sites import Anatomy, Site
 from headprune.batch import Batch, forward
 from headprune.heads import SiteId
 from headprune.masking import observed, real_positions

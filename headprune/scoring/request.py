@@ -9,13 +9,13 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from headprune.anatomy import Anatomy
+from headprune.anatomy.sites import Anatomy
 from headprune.batch import Batch, Loss, evaluating, num_examples
 from headprune.heads import OneHead, SiteId
 from headprune.passes import SILENT, RunContext
 from headprune.placement import not_finite
 from headprune.plans import HeadScores
-from headprune.replay import losses
+from headprune.replay.losses import losses
 from headprune.scoring.catalogue import DEFAULT_METHOD, get_method
 from headprune.tasks.metrics import Metric
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from headprune.anatomy import Anatomy, Site, Slice
 from headprune.anatomy.clone import original_head_counts, pruning_record
+from headprune.anatomy.sites import Anatomy, Site, Slice
 from headprune.errors import PlanError
 from headprune.heads import HeadId
 from headprune.placement import refuse_offloaded

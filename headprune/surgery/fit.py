@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from headprune.anatomy import Anatomy, Site
+from headprune.anatomy.sites import Anatomy, Site
 from headprune.artefact import FitMethod
 from headprune.batch import Batch
 from headprune.heads import SiteId

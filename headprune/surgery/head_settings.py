@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from headprune.anatomy import Anatomy, Site
 from headprune.anatomy.clone import config_value, original_head_counts
+from headprune.anatomy.sites import Anatomy, Site
 from headprune.errors import PlanError
 from headprune.heads import HeadId
 

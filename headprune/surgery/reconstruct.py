@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import quiet
 from headprune.anatomy.exceptions import BIAS_SWITCHES
+from headprune.anatomy.sites import Anatomy
 from headprune.artefact import DEFAULT_RECONSTRUCT, FitMethod, Reconstruct, Tried
 from headprune.batch import Batch
 from headprune.heads import HeadId

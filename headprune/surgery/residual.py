@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from headprune.anatomy import Anatomy
+from headprune.anatomy.sites import Anatomy
 from headprune.batch import Batch, forward
 from headprune.heads import SiteId
 from headprune.replay.record import block_of, tensors_in

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from headprune.batch import Batch, Loss, PositionLoss, forward
 from headprune.passes import Parts, halves_of_batch
 from headprune.placement import input_device
-from headprune.replay import example_losses
+from headprune.replay.logits import example_losses
 from headprune.tasks.metrics import Metric
 
 Generators = Sequence[torch.Generator]

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from headprune.anatomy import Anatomy
+from headprune.anatomy.sites import Anatomy
 from headprune.artefact import DEFAULT_RECONSTRUCT
 from headprune.batch import Batch
 from headprune.config import Constraints

@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.analysis.roles import Roles
-from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import quiet, stock_class
 from headprune.anatomy.inputs import example_inputs
+from headprune.anatomy.sites import Anatomy
 from headprune.artefact import LoadMethod, Proof
 from headprune.batch import evaluating, forward, main_output
 from headprune.config import RunSpec

@@ -5,11 +5,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from transformers import TrainingArguments
 
 from headprune.config import Settings
 from headprune.distillation.settings import Checkpoints, last_checkpoint, open_checkpoints
-from headprune.errors import DataError
+from headprune.errors import CheckpointError, DataError
 from headprune.evaluation import metric_with_interval
 from headprune.inspection import inspect
 from headprune.models.manifest import refuse_unusable_output
@@ -62,18 +63,15 @@ def heal(
     settings = with_recorded_rows(settings, progress=progress)
     run = settings.run
     out = Path(run.out or "")
-    refuse_unusable_output(out, overwrite=run.overwrite, notify=progress.notify)
+    if world.is_main:
+        refuse_unusable_output(out, overwrite=run.overwrite, notify=progress.notify)
     folder = Path(run.run_dir) if run.run_dir else FOLDER / f"heal-{out.name}"
     arguments = _arguments(settings, folder)
     with exclusive(folder, where=f"`run_dir={folder}`") if world.is_main else nullcontext():
         lesson, parts = _prepare(settings, progress=progress, world=world)
         if arguments.per_device_train_batch_size > 1:
             lesson.collate(parts.calibrate.examples)  # a refusal comes before the training
-        if world.is_main:
-            checkpoints = open_checkpoints(folder, facts=lesson.facts, resume=resume)
-        world.wait()
-        if not world.is_main:
-            checkpoints = Checkpoints(folder, last_checkpoint(folder) if resume else None)
+        checkpoints = _checkpoints(lesson, folder, resume=resume)
         if checkpoints.last is not None:
             progress.notify(f"going on from {checkpoints.last}")
         results = _heal(lesson, parts, arguments, checkpoints)
@@ -95,7 +93,8 @@ def _arguments(settings: Settings, folder: Path) -> TrainingArguments:
 
 def _prepare(settings: Settings, *, progress: Progress, world: World) -> tuple[Lesson, RowParts]:
     session = open_session(settings, progress=progress, world=world)
-    refuse_output(settings.run, source=session.source.directory)
+    if world.is_main:
+        refuse_output(settings.run, source=session.source.directory)
     teacher = open_teacher(session)
     anatomy = inspect(session.model)
     refuse_training(session, anatomy, has_teacher=True)
@@ -111,6 +110,23 @@ def _prepare(settings: Settings, *, progress: Progress, world: World) -> tuple[L
     rows = replace(parts.calibrate, examples=parts.fit)
     sample = session.batches(parts.report.examples)[-1].take(PROOF_ROWS)
     return Lesson(session, teacher, anatomy, rows, parts.held_out, examples, sample), parts
+
+
+def _checkpoints(lesson: Lesson, folder: Path, *, resume: bool) -> Checkpoints:
+    """Return where the first process goes on from, who keeps the folder; the others must see the same there."""
+    world = lesson.session.world
+    if world.is_main:
+        found = open_checkpoints(folder, facts=lesson.facts, resume=resume)
+    else:
+        found = Checkpoints(folder, last_checkpoint(folder) if resume else None)
+    step = int(found.last.name.rpartition("-")[2]) if found.last else 0
+    if int(world.summed(torch.tensor(step if world.is_main else 0))) != step:
+        raise CheckpointError(
+            "this process doesn't see the checkpoint that the first one goes on from",
+            where=f"`run_dir={folder}`",
+            hint="choose a `run_dir` that all machines share",
+        )
+    return found
 
 
 def _heal(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from headprune.anatomy import Anatomy
+from headprune.anatomy.sites import Anatomy
 from headprune.artefact import Heal, Proof, dump_json
 from headprune.batch import Batch
 from headprune.distillation.settings import (

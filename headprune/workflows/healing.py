@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
-from headprune.anatomy import Anatomy
+from headprune.anatomy.sites import Anatomy
 from headprune.artefact import Heal, Proof
 from headprune.batch import Batch
 from headprune.config import DistillSpec, Settings
@@ -35,6 +35,7 @@ from headprune.distillation.teacher import (
 )
 from headprune.errors import ConfigError, MemoryLimitError, ModelError
 from headprune.placement import choose_device, fingerprint, release_memory, versions
+from headprune.runtime.launcher import launched_size
 from headprune.tasks.rows import Example, noted_rows
 from headprune.workflows.reading import Rows
 from headprune.workflows.session import Session
@@ -110,7 +111,7 @@ def check_training(settings: Settings) -> None:
         ConfigError: Trainer can't train on such a device, or an argument is none of its.
     """
     device = settings.model.device
-    if device not in ("auto", "cpu", "cuda", "cuda:0", "mps"):
+    if device not in ("auto", "cpu", "cuda", "mps", *(["cuda:0"] if launched_size() == 1 else [])):
         raise ConfigError(
             f"heal can't train on {device!r}: Trainer takes the first device of a kind",
             where="`device`",

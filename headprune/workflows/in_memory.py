@@ -13,8 +13,8 @@ from headprune.analysis.call import Vocabulary
 from headprune.analysis.catalogue import ROLES, get_role
 from headprune.analysis.request import RoleRequest, measure
 from headprune.analysis.roles import Roles
-from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import stock_class
+from headprune.anatomy.sites import Anatomy
 from headprune.artefact import DEFAULT_RECONSTRUCT, Reconstruct
 from headprune.batch import Batch, batches_for, evaluating, num_examples
 from headprune.config import AnalyzeSpec, ScoreSpec, Settings

@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from headprune.anatomy import Anatomy, Site
 from headprune.anatomy.clone import pruning_record
+from headprune.anatomy.sites import Anatomy, Site
 from headprune.artefact import LoadMethod
 from headprune.config import Constraints, Settings
 from headprune.errors import PlanError

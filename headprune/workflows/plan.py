@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from headprune.analysis.roles import Roles
-from headprune.anatomy import Anatomy
+from headprune.anatomy.sites import Anatomy
 from headprune.config import Constraints
 from headprune.errors import PlanError
 from headprune.evaluation import MetricValue, Predictions, metric_with_interval, predict

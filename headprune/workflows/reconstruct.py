@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from headprune.anatomy import Anatomy
+from headprune.anatomy.sites import Anatomy
 from headprune.artefact import DEFAULT_RECONSTRUCT, Reconstruct
 from headprune.config import ReconstructSpec
 from headprune.errors import DataError
@@ -26,7 +26,7 @@ from headprune.masking import gated
 from headprune.placement import count_parameters
 from headprune.planning.costs import savings
 from headprune.plans import PruningPlan
-from headprune.replay import losses
+from headprune.replay.losses import losses
 from headprune.surgery.projections import can_fit, has_bias, restoring
 from headprune.surgery.reconstruct import (
     RECONSTRUCT_METHODS,

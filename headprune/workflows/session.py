@@ -10,9 +10,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from headprune import demo
-from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import config_value, pruning_record
 from headprune.anatomy.exceptions import reads_in_blocks
+from headprune.anatomy.sites import Anatomy
 from headprune.artefact import read_artefact
 from headprune.batch import Batch
 from headprune.config import MAX_LENGTH, DataSpec, ModelSpec, Settings

@@ -4,8 +4,8 @@ import copy
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record
+from headprune.anatomy.sites import Anatomy
 from headprune.artefact import EvalResult, Heal, Proof, Reconstruct
 from headprune.batch import Batch
 from headprune.distillation.settings import Checkpoints

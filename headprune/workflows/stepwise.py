@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.analysis.roles import Roles
-from headprune.anatomy import Anatomy
+from headprune.anatomy.sites import Anatomy
 from headprune.artefact import DEFAULT_RECONSTRUCT, FitMethod
 from headprune.batch import Batch, num_examples
 from headprune.config import Constraints, ReconstructSpec, ScoreSpec, Settings

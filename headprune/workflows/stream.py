@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headprune.analysis.roles import Roles
-from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record, stock_class
+from headprune.anatomy.sites import Anatomy
 from headprune.artefact import LoadMethod, Proof, read_artefact
 from headprune.config import Settings
 from headprune.config.checks import NO_ROLES, check_roles

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from headprune.analysis.roles import Roles
-from headprune.anatomy import Anatomy
+from headprune.anatomy.sites import Anatomy
 from headprune.batch import Batch, fingerprint_of_batches
 from headprune.config import Constraints, ScoreSpec, Settings
 from headprune.config.checks import PRUNE, check_roles, check_score, methods_of, shows_prune

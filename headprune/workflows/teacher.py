@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import pruning_record
+from headprune.anatomy.sites import Anatomy
 from headprune.distillation.teacher import attention_parameters, copy_as_teacher
 from headprune.errors import ConfigError, ModelError
 from headprune.models.find import ModelSource, find
@@ -55,7 +55,7 @@ def open_teacher(session: Session) -> Teacher:
         model = load_model(
             source,
             auto_class=task.auto_class,
-            device=settings.model.device,
+            device=str(session.model.device),
             dtype=settings.model.dtype,
             notify=session.progress.notify,
         )

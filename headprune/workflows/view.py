@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from headprune.analysis.maps import AttentionView, ViewedHead, attention_maps, longest_text
 from headprune.analysis.roles import Roles
 from headprune.analysis.text import encode
-from headprune.anatomy import Anatomy
+from headprune.anatomy.sites import Anatomy
 from headprune.artefact import read_artefact
 from headprune.config import MAX_LENGTH, Settings
 from headprune.config.checks import NO_ROLES

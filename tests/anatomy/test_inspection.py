@@ -11,8 +11,8 @@ from transformers import (
 )
 
 from headprune import inspection
-from headprune.anatomy import probe
 from headprune.anatomy.clone import quiet
+from headprune.anatomy.probe import probe
 
 SIZES = {"vocab_size": 96, "d_model": 16, "d_kv": 4, "d_ff": 16, "num_heads": 3}
 BERT = {"vocab_size": 96, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 4}

@@ -4,9 +4,9 @@ import pytest
 from families import build
 
 import headprune as hp
-from headprune.anatomy import locate, probe
 from headprune.anatomy.clone import quiet
-from headprune.anatomy.locate import UNSEEN, name_sites, template
+from headprune.anatomy.locate import UNSEEN, locate, name_sites, template
+from headprune.anatomy.probe import probe
 
 NAMES = {
     "one stack": ({"bert.encoder.layer.0.attention.self": "L0", "bert.encoder.layer.11.attention.self": "L11"}),

@@ -12,8 +12,8 @@ import zoo
 from transformers import PreTrainedModel
 
 import headprune as hp
-from headprune.anatomy import Anatomy
 from headprune.anatomy.clone import quiet
+from headprune.anatomy.sites import Anatomy
 from headprune.heads import select_heads
 from headprune.models.manifest import write_manifest
 from headprune.models.save import write_model

@@ -14,7 +14,7 @@ from headprune.anatomy.ownership import row_order
 from headprune.anatomy.trace import LinearInputs
 from headprune.batch import Batch
 from headprune.models.load import load
-from headprune.replay import losses
+from headprune.replay.losses import losses
 
 # WavLM's own: a mask of booleans beside a bias of floats.
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched:UserWarning")

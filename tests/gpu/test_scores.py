@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 import headprune as hp
 from gpu.subjects import batches, loss, naive_losses, plain, with_unequal_heads
 from headprune.passes import RunContext
-from headprune.replay import losses
+from headprune.replay.losses import losses
 from headprune.replay.modes import find_modes
 from headprune.replay.resume import record, run_masks
 from headprune.scoring.catalogue import METHODS

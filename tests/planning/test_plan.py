@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headprune.anatomy import Anatomy, Site
+from headprune.anatomy.sites import Anatomy, Site
 from headprune.config import Constraints
 from headprune.errors import ConfigError, PlanError
 from headprune.heads import HeadId, SiteId

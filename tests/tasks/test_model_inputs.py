@@ -14,7 +14,7 @@ from headprune.batch import forward
 from headprune.config import Settings
 from headprune.errors import DataError, ModelError
 from headprune.models.find import ModelSource
-from headprune.replay import losses
+from headprune.replay.losses import losses
 from headprune.report.terminal import ConsoleProgress
 from headprune.tasks.batches import InputFormat
 from headprune.tasks.columns import Columns
