@@ -217,6 +217,7 @@ def test_groups_that_say_the_same_in_other_words_are_merged_without_a_trace():
         turned = factor[:, None] * torch.complex(*keys[0].chunk(2))
         keys[group] = torch.cat([turned.real, turned.imag])
         values[group] = torch.randn(width, width, generator=generator) @ values[0]
+    usual = keys.norm(dim=-1).mean(), values.norm(dim=-1).mean()
     read = []
     hook = attention.k_proj.register_forward_pre_hook(lambda _module, given: read.append(given[0]))
     with torch.no_grad():
@@ -227,6 +228,9 @@ def test_groups_that_say_the_same_in_other_words_are_merged_without_a_trace():
         after = model(ids).logits
     assert len(attention.k_proj.weight) == len(attention.v_proj.weight) == width
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+    for one, expected in zip((attention.k_proj, attention.v_proj), usual, strict=True):
+        size = one.weight.norm(dim=1).mean()
+        assert 0.5 < size / expected < 2, "as large as before: it is trained at the same rate"
 
 
 def test_merging_keeps_as_many_groups_as_pruning_and_every_head(small, monkeypatch):

@@ -2,7 +2,7 @@
 
 Ainslie et al. 2023 (GQA, arXiv:2305.13245) take the mean of keys and of values. Here groups are brought in line first, as far as
 rotary positions allow it: keys by a complex factor for each frequency, which the queries take over; values by any matrix, which
-the output projection takes over.
+the output projection takes over. What replaces them has weights as large as theirs, so that it can be trained at the same rate.
 """
 
 import copy
@@ -96,12 +96,14 @@ def _one_key(
     gram: Float64[Tensor, "width width"],
 ) -> tuple[Complex128[Tensor, "groups frequencies"], Complex128[Tensor, "frequencies width"]]:
     """Return what all groups' keys are near to, and the factor by which each is, weighted by what its queries make of it."""
-    gram = gram.to(keys)
+    gram, usual = gram.to(keys), keys.norm(dim=-1).mean(0)
     size = torch.einsum("ghfw,wx,ghfx->gf", queries, gram, queries.conj()).real.clamp_min(1e-12)
     keys = keys * size.sqrt()[..., None]
     among = torch.einsum("gfw,wx,hfx->fgh", keys, gram, keys.conj())
     first = torch.linalg.eigh(among).eigenvectors[..., -1].T  # of the largest eigenvalue
-    return first / size.sqrt(), torch.einsum("gf,gfw->fw", first.conj(), keys)
+    one = torch.einsum("gf,gfw->fw", first.conj(), keys)
+    larger = one.norm(dim=-1) / usual
+    return first / size.sqrt() * larger, one / larger[:, None]
 
 
 def _one_value(
@@ -118,8 +120,11 @@ def _one_value(
     roots = torch.linalg.cholesky(square + ridge)
     seen = torch.einsum("gij,giw->gjw", roots, values).flatten(0, 1)
     most = torch.linalg.eigh(seen @ gram @ seen.T).eigenvectors[:, -values.shape[1] :]
-    per_group = most.unflatten(0, (len(values), -1)).transpose(1, 2)
-    return torch.linalg.solve_triangular(roots, per_group, upper=False, left=False), most.T @ seen
+    one = most.T @ seen
+    larger = one.norm(dim=1) / values.norm(dim=-1).mean()
+    per_group = most.unflatten(0, (len(values), -1)).transpose(1, 2) * larger[:, None]
+    maps = torch.linalg.solve_triangular(roots, per_group, upper=False, left=False)
+    return maps, one / larger[:, None]
 
 
 def _grams(model: Any, batches: Sequence[Batch]) -> list[Float64[Tensor, "width width"]]:
