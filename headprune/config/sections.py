@@ -106,7 +106,9 @@ class ScoreSpec(Section):
     """How heads are scored."""
 
     method: MethodName | None = option(
-        None, f"How heads are scored: {', '.join(METHODS)}. (default: unique)", metavar="NAME"
+        None,
+        f"How heads are scored: {', '.join(METHODS)}. (default: unique; gradient with --reconstruct none)",
+        metavar="NAME",
     )
     methods: Names = option((), "Several ways of scoring, side by side.", metavar="NAME[,NAME]")
     recipe: Literal["michel", "kwon", "flap", "minitron"] | None = option(

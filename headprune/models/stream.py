@@ -144,9 +144,8 @@ def names_in_memory(model: PreTrainedModel, names: Iterable[str]) -> dict[str, s
             WeightRenaming,
             rename_source_key,
         )
-    except (
-        ImportError
-    ) as error:  # all versions that headprune takes have them: a newer one moved them
+    # All versions that headprune takes have them: a newer one moved them.
+    except ImportError as error:
         warn_missing(str(error.name), consequence="no tensor is renamed when it is streamed")
         known = set(model.state_dict())
         return {name: name for name in names if name in known}

@@ -87,10 +87,8 @@ def reaching_the_others() -> Iterator[None]:
     """Turn what a collective operation raises into an error that says that another process died."""
     try:
         yield
-    except (
-        RuntimeError,
-        ValueError,
-    ) as error:  # a variable that the launcher should have set is a ValueError
+    # A variable that the launcher should have set is a ValueError.
+    except (RuntimeError, ValueError) as error:
         raise WorkerError(
             f"another process of this run died or can't be reached ({str(error).splitlines()[0]})",
             where=f"process {launched_rank()} of {launched_size()}",

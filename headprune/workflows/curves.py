@@ -70,7 +70,7 @@ class Pruning:
         """Score all heads once."""
         score, rows = session.settings.score, parts.calibrate
         objective = session.objective(rows.examples)
-        session.progress.notify(f"{PRUNE}, by {method_of(score)}:")
+        session.progress.notify(f"{PRUNE}, by {method_of(score, session.settings.reconstruct)}:")
         first = compute_scores(session, score, rows, plan=None, is_first=False, objective=objective)
         return cls(session, parts, constraints, objective, first)
 

@@ -35,9 +35,10 @@ FEWEST_TO_RECONSTRUCT = 8
 """Fewest calibration rows to reconstruct: some fit, the others decide."""
 
 
-def method_of(score: ScoreSpec) -> str:
-    """Return how heads are scored."""
-    return score.method or DEFAULT_METHOD
+def method_of(score: ScoreSpec, reconstruct: ReconstructSpec | None = None) -> str:
+    """Return how heads are scored: as set, else by what counts on reconstruction, unless there is none."""
+    counts_on_it = reconstruct is None or reconstruct.reconstruct != "none"
+    return score.method or (DEFAULT_METHOD if counts_on_it else "gradient")
 
 
 def method_between_steps(reconstruct: ReconstructSpec, examples: int) -> FitMethod | None:
@@ -132,7 +133,7 @@ def score_with_steps(
     The remaining heads are scored as they will be saved: reconstructed, if the settings say so.
     """
     score = scoring.score
-    method = get_method(method_of(score))
+    method = get_method(method_of(score, scoring.reconstruct))
     batches = objective.sampled_batches if method.differentiates else objective.batches
     between = method_between_steps(scoring.reconstruct, num_examples(objective.batches))
     plan, steps = scoring.plan, num_steps(score, scoring.plan)

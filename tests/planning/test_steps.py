@@ -256,6 +256,20 @@ def test_weights_that_wait_elsewhere_are_scored_in_steps_without_reconstruction(
     assert found.values == pytest.approx(bare.values, rel=1e-5)
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_heads_are_scored_by_what_counts_on_reconstruction_only_where_there_is_some(steps):
+    model, batch, loss = setting("bert", rows=12)
+    objective = Objective(as_batches([batch]), as_batches([batch]), loss)
+
+    def method(**more):
+        settings = Settings.of(keep=0.5, steps=steps, **more)
+        return scored_for(model, inspected(model), objective, settings).method
+
+    assert method() == method(reconstruct="refit") == "unique"
+    assert method(reconstruct="none") == "gradient"
+    assert method(reconstruct="none", method="unique") == "unique"
+
+
 def test_too_few_rows_reconstruct_nothing_between_steps():
     model, batch, loss = setting("bert", rows=FEWEST_TO_RECONSTRUCT - 1)
     anatomy = inspected(model)
