@@ -17,9 +17,10 @@ from families import build, inspected, toy_tokenizer
 
 import benchmarks
 from benchmarks.mutants import FAULTS
-from benchmarks.quality.measure import Bench, text_loss
+from benchmarks.quality.measure import Bench, Measured, text_loss
 from benchmarks.quality.merged import merge
 from benchmarks.quality.recipes import CONTENDERS
+from benchmarks.quality.report import prices
 from benchmarks.quality.subjects import Case
 from benchmarks.quality.tried import removal_order
 from headprune.config import Settings
@@ -139,6 +140,34 @@ def test_a_recipe_is_measured_as_its_authors_state_it(benchmark, tmp_path):
     assert found[1]["reconstruct"] is None, "michel reconstructs nothing"
     assert benchmark("quality", "--quick", "--json", out, "--recipe", *recipes) == 0
     assert rows(out) == found, "what is measured is not measured again"
+
+
+def test_prices_are_in_forwards_and_a_cell_that_was_not_measured_is_empty():
+    """22 steps of four forwards of a third of the rows, 10 to choose, 3 to decide."""
+    row = {
+        **{"metric": "perplexity", "interval": (1, 2), "base": 36.0, "difference": 1.0, "n": 16},
+        **{"difference_interval": (1, 2), "heads": (1, 2), "reconstruct": None, "seconds": 1.0},
+    }
+    found = [
+        Measured(subject=subject, contender=name, keep=keep, seed=seed, value=value, **row)
+        for subject, name, keep, seed, value in (
+            ("smollm2", "headprune", 0.5, 0, 60.0),
+            ("smollm2", "headprune", 0.7, 0, 45.0),
+            ("smollm2", "headprune", 0.7, 1, 99.0),
+            ("smollm2-groups", "headprune", 0.5, 0, 100.0),
+            ("smollm2", "headprune, healed, 22 steps", 0.5, 0, 44.0),
+            ("smollm2", "headprune, LoRA, 60 steps", 0.5, 0, 33.0),
+            ("smollm2", "michel, no norm", 0.5, 0, 133.0),
+        )
+    ]
+    lines = [line.strip("| ").split(" | ") for line in prices(found).splitlines()]
+    assert lines[0][-3:] == ["query heads, 0.7", "query heads, 0.5", "groups, 0.5"]
+    assert [line[1:] for line in lines[2:]] == [
+        ["3", "", "133.00"],
+        ["10", "45.00", "60.00", "100.00"],
+        ["42", "", "44.00"],
+    ]
+    assert prices([]) == ""
 
 
 def test_osscar_removes_what_least_squares_misses_least():

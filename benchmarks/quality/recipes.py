@@ -37,9 +37,6 @@ class Contender(NamedTuple):
 OURS = "headprune"
 CONTENDERS: dict[str, Contender] = {
     OURS: Contender({}, "the default"),
-    "headprune, scores alone": Contender(
-        {"reconstruct": "none"}, "the default without any refit, in between and at the end"
-    ),
     **{
         f"headprune, healed, {steps} steps": Contender(
             {"heal": steps}, f"the default, then {steps} steps of distillation"
