@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from headprune.anatomy.trace import takes_cache
@@ -215,12 +214,11 @@ def main_output(outputs: Any) -> Tensor:
 
 def forward(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
     """Run the model on a batch's inputs, without filling a key/value cache."""
-    plain: Any = model.module if isinstance(model, DistributedDataParallel) else model
+    plain: Any = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     options = {"use_cache": False} if takes_cache(plain) else {}
     if not asks_for_padding(plain, inputs):
         return model(**inputs, **options)
-    config: Any = plain.config
-    config = config.get_text_config()
+    config: Any = plain.config.get_text_config()
     config.pad_token_id = _NO_TOKEN
     try:
         return model(**inputs, **options)
