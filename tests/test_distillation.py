@@ -31,6 +31,7 @@ from headprune.errors import (
     ModelError,
     UnsupportedError,
 )
+from headprune.runtime.distributed import WorkerError
 from headprune.surgery.cut import cut, dead_indices
 from headprune.tasks.batches import InputFormat
 from headprune.tasks.distill import class_distance, token_distance
@@ -430,6 +431,25 @@ def test_checkpoints_are_whole_or_not_gone_on_from_wherever_their_removal_stops(
     left = {path.name for path in (tmp_path / "checkpoint-1").glob("*")}
     assert len(left) == len(names) - removed
     assert last_checkpoint(tmp_path) is None or left == names
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[x/gloo/transport/tcp/pair.cc:534] Connection closed by peer"),
+        torch.distributed.DistBackendError("NCCL error"),
+    ],
+)
+def test_a_process_that_was_lost_in_training_is_no_fault_of_ours(tmp_path, error):
+    lesson = Lesson("bert")
+
+    def fail(*_args):
+        raise error
+
+    lesson.model.register_forward_pre_hook(fail)
+    with pytest.raises(WorkerError, match="another process of this run died") as caught:
+        lesson.train(tmp_path, max_steps=2)
+    assert "`resume`" in caught.value.hint
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, torch.OutOfMemoryError])

@@ -17,6 +17,7 @@ from headprune.artefact import read_artefact
 from headprune.batch import as_batches, forward
 from headprune.cli.options import ACTING
 from headprune.config import Settings
+from headprune.distillation import trainer
 from headprune.distillation.memory import memory_for, refuse_too_large
 from headprune.distillation.settings import trainer_settings
 from headprune.errors import CheckpointError, ConfigError, MemoryLimitError
@@ -26,6 +27,7 @@ from headprune.results import Results
 from headprune.runtime.distributed import World
 from headprune.runtime.journal import Journal, open_journal
 from headprune.runtime.launcher import divided
+from headprune.workflows.heal import _shared_checkpoints
 from headprune.workflows.healing import check_training
 
 
@@ -244,6 +246,43 @@ def test_processes_take_the_memory_of_all_of_them(monkeypatch):
     monkeypatch.setattr("headprune.distillation.memory.available_memory", lambda: 2 * need - 1)
     with pytest.raises(MemoryLimitError):
         refuse_too_large(together, model, smaller="")
+
+
+class Told(World):
+    """A second process, which hears from the first one what ``said`` is."""
+
+    said = 0
+
+    def summed(self, tensor):
+        return torch.full_like(tensor, type(self).said)
+
+
+def test_a_process_goes_on_from_the_checkpoint_of_the_first_one_or_not_at_all(tmp_path):
+    """It reads the folder, which the first one keeps, and writes nothing there."""
+    other, asked = Told(1, 2), {"facts": {"seed": 1}, "resume": True}
+    assert _shared_checkpoints(other, tmp_path, **asked).last is None
+    (tmp_path / "checkpoint-4").mkdir()
+    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="doesn't see"):
+        _shared_checkpoints(other, tmp_path, **asked)
+    Told.said = 4
+    try:
+        assert _shared_checkpoints(other, tmp_path, **asked).last.name == "checkpoint-4"
+        with pytest.raises(CheckpointError, match="doesn't see"):
+            _shared_checkpoints(other, tmp_path / "elsewhere", **asked)
+    finally:
+        Told.said = 0
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_all_processes_write_a_checkpoint_when_the_first_one_finds_it_time(first, monkeypatch):
+    monkeypatch.setattr(Told, "said", first)
+    monkeypatch.setattr(trainer, "SECONDS_BETWEEN_CHECKPOINTS", 1e9 if first else 0)
+    control = trainer.TrainerControl()
+    state = trainer.TrainerState(global_step=1, max_steps=3)
+    trainer._SavesByTime(Told(1, 2)).on_step_end(None, state, control)
+    assert control.should_save == bool(first), "whatever its own clock says"
 
 
 @pytest.mark.nightly

@@ -73,9 +73,8 @@ def memory_for(
         numbers, single = sum(lora * sum(layer.weight.shape) for layer in layers), 0
         start = sum(layer.weight.nbytes for layer in layers)
     teacher = sum(bytes_of[name] for name in (named if copied is None else copied))
-    each = _OF_A_PARAMETER + (
-        4 if launched_size() > 1 else 0
-    )  # gradients are put together in a copy
+    # Of several processes, each puts gradients together in a copy.
+    each = _OF_A_PARAMETER + 4 * (launched_size() > 1)
     return Memory(single, teacher, each * numbers, start)
 
 

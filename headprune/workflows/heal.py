@@ -1,9 +1,11 @@
 """``heal``: a pruned model learns from the one it came from; measured before and after, proven, and saved anew."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -71,7 +73,7 @@ def heal(
         lesson, parts = _prepare(settings, progress=progress, world=world)
         if arguments.per_device_train_batch_size > 1:
             lesson.collate(parts.calibrate.examples)  # a refusal comes before the training
-        checkpoints = _checkpoints(lesson, folder, resume=resume)
+        checkpoints = _shared_checkpoints(world, folder, facts=lesson.facts, resume=resume)
         if checkpoints.last is not None:
             progress.notify(f"going on from {checkpoints.last}")
         results = _heal(lesson, parts, arguments, checkpoints)
@@ -112,11 +114,12 @@ def _prepare(settings: Settings, *, progress: Progress, world: World) -> tuple[L
     return Lesson(session, teacher, anatomy, rows, parts.held_out, examples, sample), parts
 
 
-def _checkpoints(lesson: Lesson, folder: Path, *, resume: bool) -> Checkpoints:
+def _shared_checkpoints(
+    world: World, folder: Path, *, facts: Mapping[str, Any], resume: bool
+) -> Checkpoints:
     """Return where the first process goes on from, who keeps the folder; the others must see the same there."""
-    world = lesson.session.world
     if world.is_main:
-        found = open_checkpoints(folder, facts=lesson.facts, resume=resume)
+        found = open_checkpoints(folder, facts=facts, resume=resume)
     else:
         found = Checkpoints(folder, last_checkpoint(folder) if resume else None)
     step = int(found.last.name.rpartition("-")[2]) if found.last else 0
