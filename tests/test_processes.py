@@ -224,6 +224,15 @@ def test_training_is_refused_where_trainer_would_not_share_it(monkeypatch, tmp_p
         trainer_settings(pairs=[], own={}, folder=tmp_path, device="cpu")
 
 
+def test_the_steps_of_a_training_are_those_that_are_divided(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        "headprune.distillation.settings.divided", lambda rows, times: (rows // 2, times // 3)
+    )
+    own, pairs = {"per_device_train_batch_size": 8}, ["gradient_accumulation_steps=6"]
+    found = trainer_settings(pairs=pairs, own=own, folder=tmp_path, device="cpu")
+    assert (found.per_device_train_batch_size, found.gradient_accumulation_steps) == (4, 2)
+
+
 def test_one_gpu_is_not_shared(monkeypatch):
     asked = Settings.of(model="m", device="cuda:0")
     check_training(asked)
@@ -254,6 +263,7 @@ class Told(World):
     said = 0
 
     def summed(self, tensor):
+        assert not tensor.any(), "it has no say of its own"
         return torch.full_like(tensor, type(self).said)
 
 
